@@ -1,0 +1,38 @@
+"""The demo's recipe: a few thousand drawn faces, small models, minutes on two CPU cores.
+
+    make demo
+
+Expected: the shape of the paper's Table 2, see docs/results.md.
+"""
+
+from lae_jax.configs import common
+from ml_collections import ConfigDict
+
+
+def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentation: str) -> ConfigDict:
+    c = common.get_config()
+    c.stage = name
+    c.seed = shared.get_ref("seed")
+    c.model.name = "efficientnet_v2_nano"
+    c.data.path = shared.get_ref("faces")
+    c.data.image_size, c.data.resize = 32, 36
+    c.data.augment = common.augmentation(augmentation)
+    c.batch_size, c.eval_batch_size = 64, 400
+    c.optim.base_rate = rate * 256 / c.batch_size
+    c.optim.clip_norm = 5.0
+    c.epochs = epochs
+    c.eval_epochs = epochs / 4
+    return c
+
+
+def get_config():
+    c = ConfigDict({"workdir": "runs/demo", "order": ("baseline", "pretrain", "represent", "classify"), "stages": {}})
+    c.faces = "data/drawn"  # prepared data set of all stages
+    c.seed = 0  # of all stages
+    c.stages.baseline = _stage(c, "represent", 8.0, 0.02, "flip")
+    c.stages.pretrain = _stage(c, "pretrain", 4.0, 0.02, "flip")
+    c.stages.pretrain.init_from = "scratch"
+    c.stages.pretrain.model.embedding_size = 64
+    c.stages.represent = _stage(c, "represent", 8.0, 0.02, "crop")
+    c.stages.classify = _stage(c, "classify", 4.0, 0.002, "crop")
+    return c

@@ -1,0 +1,18 @@
+"""Stage 1: faces with identities -> a backbone that tells people apart (AM-softmax).
+
+    python -m lae_jax.main --config configs/pretrain.py
+
+Reads data/people (prepared with identities), writes runs/pretrain. The paper used MS-Celeb-1M, 18 epochs; not run by us.
+"""
+
+from lae_jax.configs import common
+
+
+def get_config():
+    c = common.get_config()
+    c.stage, c.workdir = "pretrain", "runs/pretrain"
+    c.data.path = "data/people"
+    c.data.augment = common.augmentation("flip")  # ours
+    c.optim.base_rate, c.optim.schedule = 0.1, "multi_step"  # rate as in the contest's system
+    c.epochs = 18.0
+    return c

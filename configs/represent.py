@@ -1,0 +1,13 @@
+"""Stage 2, representation: L_ld + L_er on all images, everything trained, 24 epochs of OneCycle.
+
+    python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pretrain
+
+Reads data/faces, writes runs/represent. Without init_from it starts from scratch, which the paper did not.
+The paper reports on MIVIA: MAE 1.71, sigma 1.11, AAR (2021) 7.18; not run by us.
+"""
+
+from lae_jax.configs import common
+
+
+def get_config():
+    return common.get_config()

@@ -1,0 +1,45 @@
+"""A small machine: ResNet-18 at 64 px, a recipe that two CPU cores finish in under an hour on 6,000 faces.
+
+    python -m lae_jax.main --config configs/small.py                       stages 1, 2, 3 (data/people and data/faces)
+    python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 as PAPER.md's yardstick
+    python -m lae_jax.main --config configs/small.py:paper_augmentation    the same with the paper's augmentation
+
+Reads data/faces (and data/people, prepared with identities; --config.faces and --config.people name others), writes
+runs/<variant>/pretrain, represent and classify. What to expect is in docs/results.md.
+"""
+
+from lae_jax.configs import common
+from ml_collections import ConfigDict
+
+VARIANTS = ("small", "yardstick", "paper_augmentation")
+
+
+def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentation: str) -> ConfigDict:
+    c = common.get_config()
+    c.stage = name
+    c.seed = shared.get_ref("seed")
+    c.data.path = shared.get_ref("people" if name == "pretrain" else "faces")
+    c.model.name = "resnet18"
+    c.batch_size, c.eval_batch_size = 64, 128
+    c.optim.base_rate = rate * 256 / c.batch_size
+    c.optim.cycle_momentum, c.optim.clip_norm = False, 5.0
+    c.data.image_size, c.data.resize = 64, 72
+    c.data.augment = common.augmentation(augmentation)
+    c.epochs = epochs
+    return c
+
+
+def get_config(variant: str = "small"):
+    if variant not in VARIANTS:
+        raise ValueError(f"small.py:{variant}: the variants are {', '.join(VARIANTS)}")
+    augmentation = "full" if variant == "paper_augmentation" else "crop"
+    c = ConfigDict({"workdir": f"runs/{variant}", "order": ("represent", "classify"), "stages": {}})
+    c.faces, c.people = "data/faces", "data/people"  # prepared data sets: of stages 2 and 3, and of stage 1
+    c.seed = 0  # of all stages
+    c.stages.represent = _stage(c, "represent", 12.0, 0.02, augmentation)
+    c.stages.classify = _stage(c, "classify", 4.0, 0.002, augmentation)
+    if variant == "small":
+        c.order = ("pretrain", *c.order)
+        c.stages.pretrain = _stage(c, "pretrain", 20.0, 0.02, "crop")
+        c.stages.pretrain.model.embedding_size = 128
+    return c

@@ -1,0 +1,1 @@
+"""From photographs to batches: readers, records, splits, orders, augmentation, tf.data."""

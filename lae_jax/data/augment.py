@@ -1,0 +1,419 @@
+"""Images in training and in evaluation: decode, patch, resize, flip, colour jitter, RandAugment. All TensorFlow.
+
+Every function is pure: what is random is a function of `seed`, an int32 (2,) tensor, and of nothing else, so images do
+not depend on the number of threads, on what came before, or on where a run was resumed. All work in eager mode, in
+tf.function and in tf.data. Images are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from lae_jax.data.pillow_ops import OPS, clip, mean_grey, on_image, pixel_blocks, size_of
+
+_TRIES = 10
+# torchvision's grey of a tensor; convert('L') of Pillow has more digits.
+_GREY = np.array([0.2989, 0.587, 0.114], np.float32)
+_RESIZE_METHODS = ("bilinear", "bicubic")
+_PATCHES = ("area", "crop", "none")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_range(name: str, value: Sequence[float], high: float) -> None:
+    good = len(value) == 2 and 0 < value[0] <= value[1] <= high
+    _require(good, f"{name} is {value!r}, it must be (low, high) with 0 < low <= high <= {high}")
+
+
+def _require_between(name: str, value: float, low: float, high: float) -> None:
+    _require(low <= value <= high, f"{name} is {value!r}, it must be in {low}..{high}")
+
+
+def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """Round float32 levels in 0..255; half a level goes up."""
+    return tf.cast(image + 0.5, tf.uint8)
+
+
+# From bytes to an image of the right size
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """JPEG or PNG bytes, () string -> uint8 (H, W, 3), the pixels that Pillow's convert('RGB') gives.
+
+    Grey becomes three equal channels, alpha is dropped. Bytes that are no image raise tf.errors.InvalidArgumentError.
+    """
+    # This op decodes PNG as well. Its default transform differs from Pillow's by up to 5 levels.
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+@on_image
+def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, filtered as Pillow's resize does.
+
+    method: 'bilinear' (within 1 level of Pillow) or 'bicubic' (within 3: Pillow rounds between its two passes).
+    """
+    _require(method in _RESIZE_METHODS, f"resize: method is {method!r}, it must be one of {_RESIZE_METHODS}")
+    if image.shape[:2].as_list() == [size, size]:
+        return image
+    resized = tf.image.resize(image, [size, size], method=method, antialias=True)
+    return _to_uint8(clip(resized, 0.0, 255.0))
+
+
+def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
+    return tf.ensure_shape(tf.slice(image, [top, left, 0], [size, size, 3]), [size, size, 3])
+
+
+def _room(image: tf.Tensor, size: int, what: str) -> tuple:
+    """(H - size, W - size); raises where a static side is too small (a dynamic one makes tf.slice raise)."""
+    for side in image.shape[:2]:
+        _require(side is None or side >= size, f"{what}: no {size} x {size} patch in an image of shape {image.shape}")
+    height, width = size_of(image)
+    return height - size, width - size
+
+
+@on_image
+def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch whose place is uniform. ValueError if H or W is below size."""
+    room = tf.cast(tf.stack(_room(image, size, "random_crop")), tf.float32)
+    corner = tf.cast(tf.random.stateless_uniform([2], seed) * (room + 1.0), tf.int32)
+    return _crop(image, corner[0], corner[1], size)
+
+
+@on_image
+def centre_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): the middle; ValueError if H or W is below size."""
+    rows, columns = _room(image, size, "centre_crop")
+    return _crop(image, rows // 2, columns // 2, size)
+
+
+def draw_patch(
+    height, width, seed: tf.Tensor, area: Sequence[float] = (0.5, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)
+) -> tf.Tensor:
+    """int32 (4,): top, left, height, width of a patch, drawn as torchvision's RandomResizedCrop does.
+
+    height, width: of the image, in pixels. area: range of the patch's share of the image, uniform. aspect: range of
+    width / height, log-uniform. The first of ten tries that fits is taken; else the largest centred patch whose aspect
+    is in the range.
+    """
+    draws = tf.random.stateless_uniform([2 * _TRIES + 2], seed)
+    image_sides = tf.cast(tf.stack([height, width]), tf.float32)
+    share = area[0] + (area[1] - area[0]) * draws[:_TRIES]
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    half_log = 0.5 * (log_low + (log_high - log_low) * draws[_TRIES : 2 * _TRIES])
+    side = tf.sqrt(share * (image_sides[0] * image_sides[1]))
+    tries = tf.round(tf.stack([side * tf.exp(-half_log), side * tf.exp(half_log)], axis=1))
+    fits = tf.reduce_all((tries >= 1.0) & (tries <= image_sides), axis=1)
+    largest = tf.round(tf.minimum(image_sides, image_sides[::-1] * tf.constant([1 / aspect[0], aspect[1]], tf.float32)))
+    # The fallback stands behind the tries and always fits: the first that fits is the one.
+    chosen = tf.argmax(tf.concat([fits, [True]], 0), output_type=tf.int32)
+    sides = tf.gather(tf.concat([tries, largest[None]], 0), chosen)
+    room = image_sides - sides
+    corner = tf.where(chosen < _TRIES, tf.floor(draws[2 * _TRIES :] * (room + 1.0)), tf.floor(room / 2.0))
+    return tf.cast(tf.concat([corner, sides], 0), tf.int32)
+
+
+@on_image
+def random_patch(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: int,
+    area: Sequence[float] = (0.5, 1.0),
+    aspect: Sequence[float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch as `draw_patch` draws it, resized bilinearly.
+
+    Filtered against aliasing where the patch is larger than the output, as Pillow does it.
+    """
+    _require_range("area", area, 1.0)
+    _require_range("aspect", aspect, math.inf)
+    box = draw_patch(*size_of(image), seed, area, aspect)
+    patch = tf.slice(image, tf.pad(box[:2], [[0, 1]]), tf.concat([box[2:], [3]], 0))
+
+    def bilinear(antialias: bool) -> tf.Tensor:
+        return tf.image.resize(patch, [size, size], method="bilinear", antialias=antialias)
+
+    # Without the filter it is three times quicker, and the same wherever the patch is not larger.
+    larger = tf.reduce_max(box[2:]) > size
+    resized = tf.cond(larger, lambda: bilinear(True), lambda: bilinear(False))
+    return tf.ensure_shape(_to_uint8(resized), [size, size, 3])
+
+
+@on_image
+def random_flip(image: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
+    """The mirror image (left and right exchanged) with `probability`, else the image."""
+    flip = tf.random.stateless_uniform([], seed) < probability
+    return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image), image.shape)
+
+
+# Colour jitter: each step on float32 (H, W, 3) of grey levels, clipped to 0..255
+
+
+def _brightness_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    return clip(image * factor, 0.0, 255.0)
+
+
+def _contrast_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    height, width = size_of(image)
+    grey = mean_grey(tf.reshape(image, [height, 3 * width]), _GREY, height, width)
+    return clip(image * factor + (1.0 - factor) * grey, 0.0, 255.0)
+
+
+def _saturation_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    values, matrix = pixel_blocks(image, _GREY)
+    blend = factor * np.eye(len(matrix), dtype=np.float32) + (1.0 - factor) * matrix
+    return tf.reshape(clip(tf.matmul(values, blend), 0.0, 255.0), tf.shape(image))
+
+
+def _hue_step(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.AdjustHue(images=image, delta=shift)
+
+
+def _offset_step(image: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
+    return clip(image + levels, 0.0, 255.0)
+
+
+def _on_uint8(step: Callable, image: tf.Tensor, value) -> tf.Tensor:
+    result = _to_uint8(step(tf.cast(image, tf.float32), tf.cast(value, tf.float32)))
+    return tf.ensure_shape(result, image.shape)
+
+
+@on_image
+def adjust_brightness(image: tf.Tensor, factor) -> tf.Tensor:
+    """uint8 (H, W, 3): factor >= 0 times the image, clipped; as torchvision does it on a float tensor."""
+    return _on_uint8(_brightness_step, image, factor)
+
+
+@on_image
+def adjust_contrast(image: tf.Tensor, factor) -> tf.Tensor:
+    """uint8 (H, W, 3): factor * image + (1 - factor) * mean grey, clipped; as torchvision does it on a float tensor."""
+    return _on_uint8(_contrast_step, image, factor)
+
+
+@on_image
+def adjust_saturation(image: tf.Tensor, factor) -> tf.Tensor:
+    """uint8 (H, W, 3): factor * image + (1 - factor) * grey, clipped; as torchvision does it on a float tensor."""
+    return _on_uint8(_saturation_step, image, factor)
+
+
+@on_image
+def adjust_hue(image: tf.Tensor, shift) -> tf.Tensor:
+    """uint8 (H, W, 3): hue of HSV moved by `shift` turns (-0.5..0.5); as torchvision does it on a float tensor."""
+    return _on_uint8(_hue_step, image, shift)
+
+
+@on_image
+def adjust_offset(image: tf.Tensor, levels) -> tf.Tensor:
+    """uint8 (H, W, 3): `levels` grey levels added, clipped."""
+    return _on_uint8(_offset_step, image, levels)
+
+
+_STEPS = {
+    "brightness": _brightness_step,
+    "contrast": _contrast_step,
+    "saturation": _saturation_step,
+    "hue": _hue_step,
+    "offset": _offset_step,
+}
+
+
+def _check_jitter(strengths: dict[str, float]) -> None:
+    for name, strength in strengths.items():
+        _require_between(name, strength, 0.0, {"hue": 0.5, "offset": 255.0}.get(name, math.inf))
+
+
+@on_image
+def color_jitter(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    brightness: float = 0.125,
+    contrast: float = 0.125,
+    saturation: float = 0.125,
+    hue: float = 0.05,
+    offset: float = 0.0,
+) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (H, W, 3): torchvision's ColorJitter, the steps in random order.
+
+    brightness, contrast, saturation: the factor is uniform in [max(0, 1 - x), 1 + x]. hue: the shift, in turns, is in
+    [-hue, hue], hue <= 0.5. offset: grey levels from [-offset, offset] are added. A strength of 0 leaves its step out.
+    ValueError if one is negative or too large. Levels are rounded once, after the last step.
+    """
+    strengths = {
+        "brightness": brightness,
+        "contrast": contrast,
+        "saturation": saturation,
+        "hue": hue,
+        "offset": offset,
+    }
+    _check_jitter(strengths)
+    names = [name for name, strength in strengths.items() if strength > 0]
+    if not names:
+        return image
+    low = [-strengths[n] if n in ("hue", "offset") else max(0.0, 1.0 - strengths[n]) for n in names]
+    high = [strengths[n] if n in ("hue", "offset") else 1.0 + strengths[n] for n in names]
+    draws = tf.random.stateless_uniform([len(names) + 1], seed)
+    factors = tf.constant(low) + (tf.constant(high) - tf.constant(low)) * draws[:-1]
+    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
+    order = tf.gather(orders, tf.cast(draws[-1] * len(orders), tf.int32))
+
+    values = tf.cast(image, tf.float32)
+    for place in range(len(names)):
+        # switch_case visits the nodes of all branches, which is less than a call of StatelessCase while they are few.
+        steps = [functools.partial(_STEPS[name], values, factors[i]) for i, name in enumerate(names)]
+        values = tf.switch_case(order[place], steps) if len(steps) > 1 else steps[0]()
+    return tf.ensure_shape(_to_uint8(values), image.shape)
+
+
+# RandAugment
+
+_SIGNED = ("rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
+_ENHANCE = ("color", "contrast", "brightness", "sharpness")
+
+
+def _check_rand_augment(num_ops: int, magnitude: int, num_levels: int) -> None:
+    _require(num_ops >= 0, f"num_ops is {num_ops}, it must be 0 or more")
+    _require(num_levels >= 2, f"num_levels is {num_levels}, it must be 2 or more")
+    _require_between("magnitude", magnitude, 0, num_levels - 1)
+
+
+def op_strengths(magnitude: int = 9, num_levels: int = 31) -> dict[str, float]:
+    """How far each operation goes at a level, as in torchvision.transforms.RandAugment.
+
+    Degrees for rotate, shear, bits for posterize, a threshold for solarize, the distance of the factor from 1 for the
+    enhancements; 0 for those without a strength. translate_* depends on the image: `translate_pixels`.
+    """
+    share = magnitude / (num_levels - 1)
+    strengths = dict.fromkeys(OPS, 0.0)
+    strengths |= dict.fromkeys(_ENHANCE, 0.9 * share)
+    strengths |= {"shear_x": 0.3 * share, "shear_y": 0.3 * share, "rotate": 30.0 * share}
+    strengths |= {"solarize": 255.0 * (1.0 - share), "posterize": 8.0 - round(magnitude / ((num_levels - 1) / 4))}
+    return strengths
+
+
+def translate_pixels(side, magnitude: int = 9, num_levels: int = 31):
+    """int(150 / 331 * side * magnitude / (num_levels - 1)), without rounding: side is an int or an int32 tensor."""
+    return 150 * side * magnitude // (331 * (num_levels - 1))
+
+
+def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The operations, int32 (num_ops,) places in OPS, uniform with replacement, and signs -1 or 1, float32 (num_ops,)."""
+    draws = tf.random.stateless_uniform([2, num_ops], seed)
+    return tf.cast(draws[0] * len(OPS), tf.int32), tf.where(draws[1] < 0.5, -1.0, 1.0)
+
+
+@functools.lru_cache(maxsize=16)
+def _op_branches(height: int | None, width: int | None) -> list[tf.types.experimental.ConcreteFunction]:
+    """The operations traced for images of this shape: once, whatever graph or loop asks for them."""
+    signature = (tf.TensorSpec([height, width, 3], tf.uint8), tf.TensorSpec([], tf.float32))
+    with tf.init_scope():
+        functions = [tf.function(op, input_signature=signature, autograph=False) for op in OPS.values()]
+        return [function.get_concrete_function() for function in functions]
+
+
+@on_image
+def rand_augment(
+    image: tf.Tensor, seed: tf.Tensor, num_ops: int = 2, magnitude: int = 9, num_levels: int = 31
+) -> tf.Tensor:
+    """RandAugment (Cubuk et al. 2020): uint8 (H, W, 3) -> uint8 (H, W, 3).
+
+    num_ops of the 14 operations one after the other, each uniform, at level `magnitude` of `num_levels` (counted from
+    0), with a random sign where there is one. ValueError if num_ops is negative or the magnitude is no level.
+    """
+    _check_rand_augment(num_ops, magnitude, num_levels)
+    if num_ops == 0:
+        return image
+    height, width = size_of(image)
+    strengths: dict = op_strengths(magnitude, num_levels)
+    strengths["translate_x"] = tf.cast(translate_pixels(width, magnitude, num_levels), tf.float32)
+    strengths["translate_y"] = tf.cast(translate_pixels(height, magnitude, num_levels), tf.float32)
+    base = tf.constant([float(name in _ENHANCE) for name in OPS])
+    signed = tf.constant([name in _SIGNED for name in OPS])
+    chosen, signs = draw_ops(seed, num_ops)
+    strength = tf.gather(tf.stack(list(strengths.values())), chosen)
+    values = tf.gather(base, chosen) + strength * tf.where(tf.gather(signed, chosen), signs, 1.0)
+    branches = _op_branches(*image.shape[:2])
+    for i in range(num_ops):
+        # Runs the chosen branch alone. tf.switch_case would be lowered to a graph that visits the nodes of all 14.
+        (result,) = tf.raw_ops.StatelessCase(
+            branch_index=chosen[i],
+            input=[image, values[i]],
+            Tout=[tf.uint8],
+            branches=branches,
+            output_shapes=[image.shape],
+        )
+        image = tf.ensure_shape(result, image.shape)
+    return image
+
+
+# The whole of it
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a stored image in training and in evaluation.
+
+    ValueError at construction names the field that is wrong and what it may be.
+    """
+
+    image_size: int = 224  # side of what comes out, pixels
+    patch: str = "area"  # 'area': random patch, resized; 'crop': resize, random crop; 'none': resize, centre crop
+    resize: int = 0  # side the whole image is resized to for 'crop', 'none' and evaluation; 0: image_size
+    area: tuple[float, float] = (0.5, 1.0)  # of a random patch, as a share of the image
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of a random patch, width / height
+    flip: float = 0.5  # probability
+    brightness: float = 0.125  # factor 1 +- this
+    contrast: float = 0.125  # factor 1 +- this
+    saturation: float = 0.125  # factor 1 +- this
+    hue: float = 0.05  # turns, +- this
+    offset: float = 0.0  # grey levels added, +- this
+    num_ops: int = 2  # of RandAugment; 0: none
+    magnitude: int = 9  # of RandAugment, 0..num_levels - 1
+    num_levels: int = 31  # of RandAugment
+    resize_method: str = "bicubic"  # of the whole image; a random patch is resized bilinearly
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, f"image_size is {self.image_size}, it must be 1 or more")
+        _require(self.patch in _PATCHES, f"patch is {self.patch!r}, it must be one of {_PATCHES}")
+        good = self.resize == 0 or self.resize >= self.image_size
+        _require(good, f"resize is {self.resize}, it must be 0 or at least image_size ({self.image_size})")
+        _require_range("area", self.area, 1.0)
+        _require_range("aspect", self.aspect, math.inf)
+        _require_between("flip", self.flip, 0.0, 1.0)
+        _check_jitter(self._jitter())
+        _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
+        good = self.resize_method in _RESIZE_METHODS
+        _require(good, f"resize_method is {self.resize_method!r}, it must be one of {_RESIZE_METHODS}")
+
+    def _jitter(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _STEPS}
+
+    def train(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """JPEG or PNG bytes, () string, and an int32 (2,) seed -> uint8 (image_size, image_size, 3)."""
+        patch_seed, flip_seed, jitter_seed, ops_seed = tf.unstack(tf.random.split(seed, 4))
+        if self.patch == "area":
+            image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect)
+        elif self.patch == "crop":
+            image = random_crop(self._whole(encoded), patch_seed, self.image_size)
+        else:
+            image = centre_crop(self._whole(encoded), self.image_size)
+        if self.flip > 0:
+            image = random_flip(image, flip_seed, self.flip)
+        image = color_jitter(image, jitter_seed, **self._jitter())
+        return rand_augment(image, ops_seed, self.num_ops, self.magnitude, self.num_levels)
+
+    def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:
+        """JPEG or PNG bytes, () string -> uint8 (image_size, image_size, 3): resized, its centre. Nothing is random."""
+        return centre_crop(self._whole(encoded), self.image_size)
+
+    def _whole(self, encoded: tf.Tensor) -> tf.Tensor:
+        return resize(decode(encoded), self.resize or self.image_size, self.resize_method)

@@ -1,0 +1,142 @@
+"""The tf.data pipeline: order -> raw records -> decode and augment in parallel -> uint8 batches.
+
+Nothing here has state: the batch of a step is a pure function of (seed, step), so a run resumes by starting at a step.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from lae_jax.data import augment, records, sampling
+from lae_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """The places of a global batch that one host reads: `first` up to `first + count` of `batch_size`."""
+
+    batch_size: int
+    first: int
+    count: int
+
+
+def _records(dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places):
+    """step -> (positions in `rows`, encoded images) of this host's places."""
+    rows_of = tf.constant(rows, tf.int64)
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        return np.array(dataset.read(numbers), object)
+
+    def load(step):
+        position = order(step)[places.first : places.first + places.count]
+        raw = tf.numpy_function(read, [tf.gather(rows_of, position)], tf.string, stateful=False)
+        raw = tf.ensure_shape(raw, [places.count])
+        example = tf.io.parse_example(raw, {"image": tf.io.FixedLenFeature([], tf.string)})
+        return position, example["image"]
+
+    return load
+
+
+def _options(threads: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    return options
+
+
+def _hide_accelerators() -> None:
+    # TensorFlow would otherwise take the memory that JAX needs.
+    tf.config.set_visible_devices([], "GPU")
+
+
+def train_batches(
+    dataset: records.Dataset,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    order: sampling.Order,
+    augmentation: augment.Augmentation,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    places: Places,
+    threads: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This host's part of the batches of steps `start` up to `stop`.
+
+    Args: rows: (N,) of the split; targets: (N,) of those rows; order: step -> positions among them.
+    Yields: image (count, H, W, 3) uint8, target (count,), row (count,) int64.
+    Raises: the pipeline's error with the record named if one does not decode.
+    """
+    _hide_accelerators()
+    load = _records(dataset, rows, order, places)
+    target_of = tf.constant(targets)
+    words = sampling.seed_words(seed, "augment")
+
+    def batch(step):
+        position, encoded = load(step)
+        # One draw a batch for the seeds of all its places; a host cuts its own out of the global batch's.
+        seeds = tf.random.stateless_uniform(
+            [places.batch_size, 2], sampling.step_key(words, step), minval=None, maxval=None, dtype=tf.int32
+        )
+        return position, encoded, seeds[places.first : places.first + places.count]
+
+    def example(position, encoded, key):
+        return {
+            "image": augmentation.train(encoded, key),
+            "target": tf.gather(target_of, position),
+            "row": tf.gather(tf.constant(rows, tf.int64), position),
+        }
+
+    data = tf.data.Dataset.range(start, stop).map(batch, num_parallel_calls=2).unbatch()
+    data = data.map(example, num_parallel_calls=threads).batch(places.count, drop_remainder=True).prefetch(2)
+    return _iterate(data.with_options(_options(threads)), dataset)
+
+
+def eval_batches(
+    dataset: records.Dataset, rows: np.ndarray, augmentation: augment.Augmentation, *, places: Places, threads: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This host's part of all `rows` in their order; the last batch is filled by repeating the last row.
+
+    Yields: image (count, H, W, 3) uint8, position (count,) int64: the place in the padded order, so a position of
+    len(rows) or more is padding.
+    """
+    _hide_accelerators()
+    steps = -(-len(rows) // places.batch_size)
+    load = _records(dataset, rows, sampling.sequential(len(rows), places.batch_size), places)
+
+    def batch(step):
+        place = step * places.batch_size + places.first + tf.range(places.count, dtype=tf.int64)
+        return place, load(step)[1]
+
+    data = tf.data.Dataset.range(steps).map(batch, num_parallel_calls=2).unbatch()
+    data = data.map(
+        lambda place, encoded: {"image": augmentation.evaluate(encoded), "position": place}, num_parallel_calls=threads
+    )
+    data = data.batch(places.count, drop_remainder=True).prefetch(2)
+    return _iterate(data.with_options(_options(threads)), dataset)
+
+
+def _iterate(data: tf.data.Dataset, dataset: records.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        # Without this generator around it, an iterator that raised would go on with the next batch.
+        yield from data.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise InputError(f"{dataset.path}: reading failed: {_reason(error, dataset)}") from error
+
+
+def _reason(error: tf.errors.OpError, dataset: records.Dataset) -> str:
+    """The first record that does not decode; TensorFlow's message names none."""
+    for row in range(len(dataset)):
+        try:
+            example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
+            Image.open(io.BytesIO(example.features.feature["image"].bytes_list.value[0])).load()
+        except Exception as reason:
+            return f"row {row} ({dataset.column('name')[row]}) does not decode ({reason})"
+    return str(error).splitlines()[0]

@@ -1,0 +1,106 @@
+"""Orders: which row stands at place r of batch b is a pure function of (seed, b, r).
+
+An order is a function step -> (batch_size,) int64 positions. It consists of TensorFlow's stateless ops, so it runs
+inside tf.data (where the step is a tensor) and can be called eagerly with a Python int.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+_WORD = 2**31
+
+Order = Callable[[int | tf.Tensor], tf.Tensor]
+
+
+def _check(num_examples: int, batch_size: int) -> None:
+    if num_examples < 1:
+        raise ValueError("an order needs at least one example")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} is below 1")
+
+
+def seed_words(seed: int, purpose: str) -> tuple[int, int]:
+    """A seed as two 31-bit words, as TensorFlow's stateless ops take pairs; other words for each purpose."""
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(2) >> 1
+    return int(words[0]), int(words[1])
+
+
+def step_key(words: tuple[int, int], step: tf.Tensor) -> tf.Tensor:
+    """The key (2,) int64 of a step's draws: one to one for all steps, as 2**62 pairs of words hold them."""
+    step = tf.cast(step, tf.int64)
+    return tf.stack([(words[0] + step // _WORD) % _WORD, (words[1] + step) % _WORD])
+
+
+def shuffled(num_examples: int, batch_size: int, seed: int) -> Order:
+    """Each example once in every `num_examples` draws: one seeded permutation after the other.
+
+    The places of all batches form one stream; its stretch number e of `num_examples` places is the permutation of epoch
+    e, so the last batch of an epoch is filled from the next epoch's order.
+    """
+    _check(num_examples, batch_size)
+    words = seed_words(seed, "shuffled")
+    epochs_in_batch = -(-batch_size // num_examples) + 1
+
+    def order(step):
+        place = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
+        epoch = place // num_examples
+        # RandomIndexShuffle is a cipher of few rounds: keys that differ by a counter give far too few permutations (the
+        # places of an example fail a chi-square test), so each epoch draws its own key.
+        keys = tf.stack([_full_range(3, step_key(words, epoch[0] + i)) for i in range(epochs_in_batch)])
+        return tf.raw_ops.RandomIndexShuffle(
+            index=place % num_examples,
+            seed=tf.gather(keys, epoch - epoch[0]),
+            max_index=tf.constant(num_examples - 1, tf.int64),
+            rounds=4,
+        )
+
+    return order
+
+
+def _full_range(count: int, key: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int32)
+
+
+def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float = 0.0) -> Order:
+    """A class first, then one of its examples uniformly, with replacement.
+
+    Args: labels: (N,) integer classes; power: a class with n examples is drawn with probability in proportion to
+    n**power, so 0 makes classes equally likely and 1 makes them as frequent as they are. Classes without an example do
+    not occur. Source: two-stage sampling of Shen et al., Relay backpropagation, ECCV 2016 (power 0).
+    """
+    labels = np.asarray(labels)
+    _check(len(labels), batch_size)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integer classes, not {labels.dtype}")
+    if not 0 <= power <= 1:
+        raise ValueError(f"power {power} is outside 0 to 1")
+    words = seed_words(seed, "class_balanced")
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = tf.constant(np.argsort(inverse, kind="stable"), tf.int64)
+    first = tf.constant(np.cumsum(counts) - counts, tf.int64)
+    weight = counts.astype(np.float64) ** power
+    edges = tf.constant((np.cumsum(weight) / weight.sum())[:-1], tf.float64)
+    counts = tf.constant(counts, tf.int64)
+
+    def order(step):
+        uniform = tf.random.stateless_uniform([2, batch_size], step_key(words, step), dtype=tf.float64)
+        drawn = tf.searchsorted(edges, uniform[0], side="right", out_type=tf.int64)
+        among = tf.gather(counts, drawn)
+        # A float64 below 1 times a count can round up to the count.
+        within = tf.minimum(tf.cast(uniform[1] * tf.cast(among, tf.float64), tf.int64), among - 1)
+        return tf.gather(by_class, tf.gather(first, drawn) + within)
+
+    return order
+
+
+def sequential(num_examples: int, batch_size: int) -> Order:
+    """Positions in their order; places beyond the last example repeat it (the caller drops them by position)."""
+    _check(num_examples, batch_size)
+
+    def order(step):
+        place = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
+        return tf.minimum(place, num_examples - 1)
+
+    return order

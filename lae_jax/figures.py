@@ -1,0 +1,99 @@
+"""The pictures of an evaluation. Each is a pure function of ages and predictions; colours are safe for colour-blind eyes."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
+from lae_jax import metrics
+
+matplotlib.use("Agg")
+_BARS, _LINE, _ACCENT = "#b9c6d3", "#b2182b", "#2166ac"
+
+
+def _counts_and_errors(training_ages: np.ndarray, ages: np.ndarray, predictions: np.ndarray):
+    """By whole age: training images, and the mean absolute error of the evaluated ones (NaN where there are none)."""
+    classes = metrics.age_class(ages)
+    top = max(81, classes.max(), metrics.age_class(training_ages).max())
+    count = np.bincount(metrics.age_class(training_ages), minlength=top + 1)
+    evaluated = np.bincount(classes, minlength=top + 1)
+    total = np.bincount(classes, np.abs(predictions - ages), minlength=top + 1)
+    with np.errstate(invalid="ignore"):
+        return count, np.where(evaluated > 0, total / evaluated, np.nan)
+
+
+def _finish(figure, path: pathlib.Path) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plain_axes(width: float = 9, height: float = 4.2, columns: int = 1):
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for axis in np.atleast_1d(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def histogram(path: pathlib.Path, training_ages, ages, predictions, title: str, histogram_of: str) -> None:
+    """Fig. 1 with the error over it: by age, and sorted from head to tail classes.
+
+    Args: training_ages: (M,) years, whose histogram is drawn; ages, predictions: (N,) years, whose error is drawn.
+    """
+    count, error = _counts_and_errors(training_ages, ages, predictions)
+    figure, (left, right) = _plain_axes(13, 4.4, columns=2)
+    order = np.argsort(-count, kind="stable")
+    order = order[count[order] > 0]
+    present = np.flatnonzero((count > 0) | np.isfinite(error))
+    for axis, places, which in [(left, np.arange(len(count)), slice(0, None)), (right, np.arange(len(order)), order)]:
+        axis.bar(places, count[which], width=1.0, color=_BARS, edgecolor="white", linewidth=0.3)
+        axis.set_ylabel(f"images in {histogram_of} (bars)", color="#5b6b7a")
+        over = axis.twinx()
+        over.spines[["top"]].set_visible(False)
+        over.plot(places, error[which], ".-", color=_LINE, markersize=4, linewidth=1)
+        over.set_ylim(bottom=0)
+        over.set_ylabel("mean absolute error, years (line)", color=_LINE)
+    left.set_xlim(present.min() - 1, present.max() + 1)
+    left.set_xlabel("age, years")
+    right.set_xlabel("age classes, from head (most images) to tail")
+    ticks = np.linspace(0, len(order) - 1, min(12, len(order))).astype(int)
+    right.set_xticks(ticks, [str(order[i]) for i in ticks])
+    right.set_xlabel("age in years, sorted from head (most images) to tail")
+    figure.suptitle(title)
+    _finish(figure, path)
+
+
+def group_errors(path: pathlib.Path, report: metrics.AgeReport, title: str) -> None:
+    """The eight MAE^j as bars with their numbers of images, the overall MAE as a line, sigma in the legend."""
+    figure, axis = _plain_axes()
+    bars = axis.bar(metrics.GROUPS, report.group_mae, color=_ACCENT, width=0.7)
+    for bar, value, count in zip(bars, report.group_mae, report.group_count, strict=True):
+        text = f"{value:.2f}\n{count} image{'s' * (count != 1)}" if count else "no image"
+        height = value if count else 0
+        axis.annotate(text, (bar.get_x() + bar.get_width() / 2, height), (0, 3), textcoords="offset points",
+                      ha="center", fontsize=8)
+    sigma = f"sigma {report.sigma:.2f}" if np.isfinite(report.sigma) else "sigma undefined: a group has no image"
+    axis.axhline(report.mae, color=_LINE, linewidth=1, label=f"MAE {report.mae:.2f}; {sigma}")
+    axis.set_xlabel("true age, years")
+    axis.set_ylabel("mean absolute error, years")
+    axis.margins(y=0.2)
+    axis.legend(frameon=False, loc="upper center")
+    axis.set_title(title)
+    _finish(figure, path)
+
+
+def scatter(path: pathlib.Path, ages, predictions, title: str) -> None:
+    """Predicted against true age as a density, with the diagonal and the mean prediction of each age."""
+    figure, axis = _plain_axes(6.4, 5.6)
+    top = float(max(82, ages.max(), predictions.max()) + 1)
+    cells = axis.hexbin(ages, predictions, gridsize=48, extent=(0, top, 0, top), mincnt=1, cmap="Blues", bins="log")
+    classes = metrics.age_class(ages)
+    present = np.unique(classes)
+    means = [predictions[classes == age].mean() for age in present]
+    axis.plot(present, means, ".", color=_LINE, markersize=4, label="mean prediction of each age")
+    axis.plot([0, top], [0, top], color="black", linewidth=0.8, label="right")
+    figure.colorbar(cells, ax=axis, label="images", shrink=0.8)
+    axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", xlabel="true age, years", ylabel="predicted age, years")
+    axis.legend(frameon=False, loc="upper left", fontsize=8)
+    axis.set_title(title)
+    _finish(figure, path)

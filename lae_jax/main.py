@@ -1,0 +1,121 @@
+"""Trains: runs a config's stage, or its stages one after the other.
+
+    python -m lae_jax.main --config configs/classify.py
+    python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
+    python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
+"""
+
+import logging
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lae_jax import console
+from lae_jax.errors import InputError, unknown
+
+logger = logging.getLogger("lae_jax")
+
+EXIT_DIVERGED = 3
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config's file, or the name of one that the package ships.")
+DEVICES = flags.DEFINE_integer("devices", 0, "Simulated devices on a CPU (0: what the platform has).", lower_bound=0)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for several processes without a cluster.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.", lower_bound=0)
+CLUSTER = flags.DEFINE_bool("cluster", False, "Several processes, found from the cluster (Slurm, GKE, TPU pods).")
+
+
+def set_up_devices() -> None:
+    """Simulated devices, and the other processes; before anything asks JAX for its devices."""
+    import jax
+
+    if DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif CLUSTER.value:
+        jax.distributed.initialize()
+    logger.info(
+        "%d host%s, %d device%s (%s)", jax.process_count(), "s" * (jax.process_count() > 1), jax.device_count(),
+        "s" * (jax.device_count() > 1), jax.devices()[0].device_kind,
+    )
+
+
+def run(config: ConfigDict) -> None:
+    """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and, unless its `init_from`
+    says otherwise, started from the one before."""
+    from lae_jax import train
+
+    if "stages" not in config:
+        _report(train.train(config), config.workdir)
+        return
+    before = ""
+    for name in config.order:
+        if name not in config.stages:
+            raise InputError("config.order: " + unknown("stage", name, config.stages))
+        stage = config.stages[name].copy_and_resolve_references()
+        stage.workdir = str(pathlib.Path(config.workdir) / name)
+        stage.init_from = stage.init_from or before
+        logger.info("stage %s -> %s", name, stage.workdir)
+        _report(train.train(stage), stage.workdir)
+        before = stage.workdir
+
+
+def _report(summary: dict, workdir: str) -> None:
+    scores = {k: v for k, v in (summary["scores"] or {}).items() if isinstance(v, float)}
+    told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation split"
+    logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
+    if CONFIG.value is None:
+        raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
+    set_up_devices()
+    from lae_jax.train import Diverged
+
+    try:
+        run(CONFIG.value)
+    except Diverged as error:
+        logger.error("diverged: %s", error)
+        sys.exit(EXIT_DIVERGED)
+
+
+def find_shipped_config(argv: list[str]) -> list[str]:
+    """`--config represent` and `--config configs/represent.py`, away from a checkout, mean the package's own file."""
+    argv, shipped = list(argv), pathlib.Path(__file__).parent / "configs"
+    for i, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        place = i if value else i + 1
+        value = value or (argv[place] if place < len(argv) else "")
+        file, colon, row = value.partition(":")
+        if value and not os.path.exists(file):
+            found = shipped / (pathlib.Path(file).name.removesuffix(".py") + ".py")
+            if not found.exists():
+                known = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in ("common", "__init__"))
+                raise InputError(f"--config {file}: no such file, and no config of the package ({', '.join(known)})")
+            argv[place] = f"{flag}={found}{colon}{row}" if place == i else f"{found}{colon}{row}"
+    return argv
+
+
+def cli() -> None:
+    """The program, with errors in the flags as one line. Without absl's app, which turns every library's log on."""
+    argv = find_shipped_config(sys.argv)
+    if {"--help", "-h", "-help"} & {*argv}:
+        print(__doc__, flags.FLAGS.module_help("lae_jax.main"), sep="\n")
+        return
+    try:
+        words = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise InputError(str(error).strip("'\"").splitlines()[0]) from error
+    main(words)
+
+
+if __name__ == "__main__":
+    console.door(cli)

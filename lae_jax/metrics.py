@@ -1,0 +1,226 @@
+"""The scores of section 3.2 and of the contests, computed once, on the host, in float64.
+
+Ages and predictions are years. The eight age groups of Table 1 go by the true age, after `floor(age + 0.5)`.
+What cannot be computed is NaN (None in `to_dict`), never 0.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lae_jax.errors import InputError
+
+GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
+MAX_CS = 10  # years: the cumulative score is given for 0..MAX_CS
+
+
+@dataclass(frozen=True, eq=False)
+class AgeReport:
+    """The scores of one list of predictions. Arrays of 8 go by `GROUPS`, NaN where a group has no image.
+
+    Without all eight groups `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` says why.
+    """
+
+    n: int  # images, those of ages outside 1-81 included
+    mae: float  # equation 5, years, over all n
+    group_mae: np.ndarray  # (8,) years
+    group_count: np.ndarray  # (8,) images
+    bias: np.ndarray  # (8,) years, mean of prediction - age: positive where people are made older
+    sigma: float  # equation 7, years: about `mae`, not about the mean of `group_mae`
+    mmae: float  # years: the mean of `group_mae`
+    mean_group_mae: float  # years: the same over the groups that are there, so it is defined without all eight
+    aar_2021: float  # equation 6, 0 to 10
+    aar_2022: float  # 0 to 10
+    cs: np.ndarray  # (11,) fraction of images with |error| <= k years, k = 0..10
+    missing_groups: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """The same names with plain numbers, strings and lists; what is undefined is None, so that JSON can hold it."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
+    """Equations 5, 6 and 7 and the other scores: true and predicted ages, each (n,) years -> AgeReport.
+
+    Ages outside 1-81 count in `mae` and `cs`, and in no group. Raises InputError, a ValueError, for no ages, for
+    unequal lengths, and for values that are not finite, with their number and the first place.
+    """
+    ages, predictions = _finite("ages", ages), _finite("predictions", predictions)
+    if ages.size != predictions.size:
+        raise InputError(f"{ages.size} ages but {predictions.size} predictions: one prediction an age is needed")
+    if not ages.size:
+        raise InputError("there are no ages to score")
+    differences = predictions - ages
+    errors = np.abs(differences)
+    mae = float(errors.mean())
+
+    group = age_group(ages)
+    inside = group >= 0
+    count = np.bincount(group[inside], minlength=len(GROUPS))
+    there = count > 0
+    totals = (np.bincount(group[inside], weights=d[inside], minlength=len(GROUPS)) for d in (errors, differences))
+    group_mae, bias = (np.divide(t, count, out=np.full(len(GROUPS), np.nan), where=there) for t in totals)
+
+    sigma = group_deviation(group_mae, mae)
+    mmae = float(group_mae.mean())
+    return AgeReport(
+        n=ages.size,
+        mae=mae,
+        group_mae=group_mae,
+        group_count=count,
+        bias=bias,
+        sigma=sigma,
+        mmae=mmae,
+        mean_group_mae=float(group_mae[there].mean()) if there.any() else math.nan,
+        aar_2021=aar_2021(mae, sigma),
+        aar_2022=aar_2022(mmae, sigma),
+        cs=(errors[:, None] <= np.arange(MAX_CS + 1)).mean(axis=0),
+        missing_groups=tuple(name for name, here in zip(GROUPS, there, strict=True) if not here),
+    )
+
+
+def age_class(ages: np.ndarray) -> np.ndarray:
+    """The whole age, `floor(age + 0.5)`: years of any shape -> int64. Raises InputError for NaN or Inf."""
+    ages = np.asarray(ages, np.float64)
+    _check_finite("ages", ages.ravel())
+    return np.floor(ages + 0.5).astype(np.int64)
+
+
+def age_group(ages: np.ndarray) -> np.ndarray:
+    """The place in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64."""
+    whole = age_class(ages)
+    last = len(GROUPS) - 1
+    return np.where((whole >= 1) & (whole <= 81), np.minimum((whole - 1) // 10, last), -1)
+
+
+def group_deviation(group_mae: np.ndarray, mae: float) -> float:
+    """Equation 7, `sigma = sqrt(sum_j (MAE^j - MAE)^2 / 8)`, about the overall MAE: (8,) years -> years.
+
+    NaN where a group is NaN.
+    """
+    return float(np.sqrt(np.mean((np.asarray(group_mae, np.float64) - mae) ** 2)))
+
+
+def aar_2021(mae: float, sigma: float) -> float:
+    """Equation 6, the index of Guess The Age 2021: `max(0, 7 - MAE) + max(0, 3 - sigma)`; NaN in, NaN out."""
+    # np.maximum and not max: max(0, nan) is 0, and an undefined score would pass for a bad one.
+    return float(np.maximum(0.0, 7.0 - mae) + np.maximum(0.0, 3.0 - sigma))
+
+
+def aar_2022(mmae: float, sigma: float) -> float:
+    """The index of the 2022 contest: `max(0, 5 - mMAE) + max(0, 5 - sigma)`, the same sigma; NaN in, NaN out."""
+    return float(np.maximum(0.0, 5.0 - mmae) + np.maximum(0.0, 5.0 - sigma))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How well embeddings tell people apart; rates are fractions of the genuine or of the impostor pairs."""
+
+    equal_error_rate: float  # where as many impostors are accepted as genuine pairs are refused
+    true_accept_rate: float  # at `false_accept_rate`; NaN with too few impostor pairs to resolve it
+    false_accept_rate: float
+    pairs: int  # genuine and impostor pairs together
+    genuine_pairs: int
+
+    def to_dict(self) -> dict:
+        """The same names; what is undefined is None, so that JSON can hold it."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Verification:
+    """Verification on seeded pairs, by cosine similarity: (n, D) and (n,) of anything that sorts -> Verification.
+
+    Half of the pairs show one person twice, half two people; each half is drawn uniformly from all such pairs, none
+    twice, and a data set that has fewer gives all it has: a repeated pair would feign precision. The equal error rate
+    is interpolated linearly between thresholds; the true accept rate is the best at a false accept rate of at most
+    1e-3, undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
+    Raises InputError, a ValueError, for fewer than two people, for people with one image each, for shapes that do not
+    belong together and for embeddings that are not finite.
+    """
+    embeddings, identities = np.asarray(embeddings), np.asarray(identities)
+    if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:
+        raise InputError(f"needed: embeddings (n, D) and identities (n,), not {embeddings.shape}, {identities.shape}")
+    if num_pairs < 2:
+        raise InputError(f"num_pairs should be 2 or more, not {num_pairs}")
+    _check_finite("embeddings", embeddings)
+    people, person, images = np.unique(identities, return_inverse=True, return_counts=True)
+    if len(people) < 2:
+        raise InputError(f"verification needs at least two people, not {len(people)}")
+    if images.max() < 2:
+        raise InputError(f"verification needs a person with two images, but each of the {len(people)} people has one")
+
+    # Sorted by person, image p pairs with the rest of its own block (genuine) or with all after the block (impostor),
+    # so every unordered pair has one number and is drawn without listing them all.
+    order = np.argsort(person, kind="stable")
+    place = np.arange(len(order))
+    block_end = np.cumsum(images)[person[order]]
+    rng = np.random.default_rng(seed)
+    genuine = _draw_pairs(rng, num_pairs // 2, first_partner=place + 1, partners=block_end - place - 1)
+    impostor = _draw_pairs(rng, num_pairs - num_pairs // 2, first_partner=block_end, partners=len(order) - block_end)
+    genuine, impostor = (_cosine(embeddings[order[a]], embeddings[order[b]]) for a, b in (genuine, impostor))
+
+    false_accept_rate = 1e-3
+    accepted, false_accepted = _roc(genuine, impostor)
+    resolved = len(impostor) >= 1000
+    return Verification(
+        equal_error_rate=_equal_error_rate(accepted, false_accepted),
+        true_accept_rate=float(accepted[false_accepted <= false_accept_rate].max()) if resolved else math.nan,
+        false_accept_rate=false_accept_rate,
+        pairs=len(genuine) + len(impostor),
+        genuine_pairs=len(genuine),
+    )
+
+
+def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
+    """`size` distinct pairs of places (all, if there are fewer); place p has `partners[p]`, from `first_partner[p]`."""
+    ends = np.cumsum(partners)
+    total = int(ends[-1])
+    number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
+    a = np.searchsorted(ends, number, side="right")
+    return a, first_partner[a] + number - (ends[a] - partners[a])
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1.0)
+
+
+def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions accepted of both kinds at every threshold, from one above all scores down to the lowest score."""
+    thresholds = np.append(np.inf, np.unique(np.concatenate([genuine, impostor]))[::-1])
+    # Counted before it is divided: 1 - 4995 / 5000 would be a little more than 1e-3.
+    accepted, false_accepted = (
+        (len(scores) - np.searchsorted(np.sort(scores), thresholds)) / len(scores) for scores in (genuine, impostor)
+    )
+    return accepted, false_accepted
+
+
+def _equal_error_rate(accepted: np.ndarray, false_accepted: np.ndarray) -> float:
+    excess = false_accepted - (1 - accepted)  # -1 at the first threshold, 1 at the last, never falling
+    after = int(np.argmax(excess >= 0))
+    share = -excess[after - 1] / (excess[after] - excess[after - 1])
+    return float(false_accepted[after - 1] + share * (false_accepted[after] - false_accepted[after - 1]))
+
+
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1:
+        raise InputError(f"{name} should be one list of numbers, shape (n,), not {values.shape}")
+    _check_finite(name, values)
+    return values
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)) if values.size else []
+    if len(bad):
+        raise InputError(f"{len(bad)} of {len(values)} {name} are not finite, the first at index {bad[0]}")
+
+
+def _plain(value):
+    if isinstance(value, np.ndarray | tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,120 @@
+"""Models by name. `create` gives a linen module, `initialise` its first variables.
+
+    module = models.create('efficientnet_v2_m', 101)
+    variables = models.initialise(module, image_size=224, seed=0)
+    logits = module.apply(variables, images)
+
+Variables have two top keys in 'params' and in 'batch_stats', 'backbone' and 'head'; a head without statistics has none.
+"""
+
+import difflib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lae_jax.models import efficientnet_v2, resnet
+from lae_jax.models.efficientnet_v2 import EfficientNetV2
+from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
+from lae_jax.models.initial_values import initialise
+from lae_jax.models.layers import Compute
+from lae_jax.models.resnet import ResNet
+
+__all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
+
+BACKBONES = {
+    **{f"efficientnet_v2_{size}": (EfficientNetV2, widths) for size, widths in efficientnet_v2.ARCHITECTURES.items()},
+    **{f"resnet{depth}": (ResNet, blocks) for depth, blocks in resnet.ARCHITECTURES.items()},
+}
+HEADS = ("age", "identity")
+CONVOLUTIONS = ("auto", "xla", "cpu")
+
+
+class Model(nn.Module):
+    """A backbone and a head, the two top keys of its parameters."""
+
+    backbone: nn.Module
+    head: nn.Module
+
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        rows: jax.Array | None = None,
+        train_backbone: bool = True,
+    ) -> Any:
+        """Images (B, H, W, 3), normalised floats -> what the head gives: logits (B, K), or embeddings (B, D).
+
+        Args:
+          train: BatchNorm takes the statistics of the batch and moves its own (mutable=['batch_stats']); dropout and
+            stochastic depth act (rngs={'dropout': key}, the same key on all devices).
+          rows: (B,) integers, the place of each image in the global batch; random masks depend on it. None: 0 to B - 1.
+          train_backbone: False (stage 3): the backbone is in inference mode and gets no gradient; the head obeys train.
+        """
+        features = self.backbone(images, train, rows, train_backbone)
+        return self.head(features, train, rows)
+
+
+def _choose(what: str, name: str, choices) -> None:
+    if name not in choices:
+        near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0)
+        raise ValueError(f"there is no {what} {name!r}; did you mean {near[0]!r}? There are: {', '.join(choices)}")
+
+
+def create(
+    name: str,
+    num_outputs: int,
+    dtype: Any = jnp.float32,
+    *,
+    head: str = "age",
+    embedding_size: int = 512,
+    dropout: float | None = None,
+    stochastic_depth: float | None = None,
+    axis_name: str | None = None,
+    remat: bool = False,
+    convolutions: str = "auto",
+) -> nn.Module:
+    """A model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
+
+    Args:
+      name: a key of `BACKBONES`.
+      num_outputs: ages, or identities; 0: the backbone alone, which gives the pooled features (B, F).
+      dtype: of the backbone's activations. Parameters, statistics, features and the head are float32, or float64 with
+        a dtype of float64 (which needs 64-bit mode in JAX).
+      head: 'age' (logits) or 'identity' (embeddings; `IdentityOutputs` while training).
+      embedding_size: of the identity head.
+      dropout: before the age head's layer, and None: as published for the model. The identity head has none.
+      stochastic_depth: rate that the deepest blocks approach, and None: as published for the model.
+      axis_name: the mapped axis over which BatchNorm is synchronised in training; None: it is not.
+      remat: recompute the blocks' activations in the backward pass: less memory, about a third more time.
+      convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or
+        'auto': the first where JAX's default backend is a CPU.
+
+    Raises:
+      ValueError: an unknown name, head or form of convolution, a rate outside [0, 1), a dtype that is not floating, or
+        a negative number of outputs.
+    """
+    _choose("model", name, BACKBONES)
+    _choose("head", head, HEADS)
+    _choose("form of convolution", convolutions, CONVOLUTIONS)
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"a model computes in a floating dtype, not in {dtype}")
+    if num_outputs < 0:
+        raise ValueError(f"num_outputs must be 0 (the backbone alone) or more, got {num_outputs}")
+    if convolutions == "auto":
+        convolutions = "cpu" if jax.default_backend() == "cpu" else "xla"
+    backbone_class, architecture = BACKBONES[name]
+    dropout = architecture.dropout if dropout is None else dropout
+    stochastic_depth = architecture.stochastic_depth if stochastic_depth is None else stochastic_depth
+    for label, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"{label} must be at least 0 and below 1, got {rate}")
+    compute = Compute(dtype, axis_name, convolutions)
+    backbone = backbone_class(compute, architecture, stochastic_depth, remat)
+    if num_outputs == 0:
+        return backbone
+    if head == "identity":
+        return Model(backbone, IdentityHead(compute, num_outputs, embedding_size))
+    return Model(backbone, AgeHead(compute, num_outputs, dropout))

@@ -1,0 +1,176 @@
+"""EfficientNetV2 (Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", arXiv:2104.00298).
+
+S, M and L as published, with TensorFlow's 'same' padding; `tiny` and `nano` are relatives for CPUs.
+Block j of stage i, counted from 1 and 0, is `block{i}_{j}`: Keras' block{i}{letter j}, timm's blocks.{i-1}.{j}.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from lae_jax.models.layers import Compute, Conv, StochasticDepth, batch_norm, pool, prepare
+
+EPSILON = 1e-3
+
+
+class Stage(NamedTuple):
+    """Equal blocks in a row; the first one has the stride."""
+
+    fused: bool
+    blocks: int
+    stride: int
+    expand: int
+    features: int
+
+
+class Architecture(NamedTuple):
+    """The widths of a member of the family, and the dropout before its classifier."""
+
+    stem: int
+    stages: tuple[Stage, ...]
+    top: int
+    dropout: float
+    stochastic_depth: float = 0.2
+
+
+ARCHITECTURES = {
+    # 5 thousand parameters, divides by 8: for tests. Its last block is residual, so that stochastic depth acts.
+    "nano": Architecture(8, (Stage(True, 1, 2, 2, 12), Stage(False, 2, 2, 2, 16)), 32, 0.2),
+    # 0.6 million parameters, divides by 16: for CPUs at 32 to 96 pixels.
+    "tiny": Architecture(
+        16,
+        (
+            Stage(True, 1, 1, 1, 16),
+            Stage(True, 2, 2, 4, 32),
+            Stage(True, 2, 2, 4, 48),
+            Stage(False, 3, 2, 4, 80),
+            Stage(False, 2, 1, 4, 96),
+        ),
+        640,
+        0.2,
+    ),
+    "s": Architecture(
+        24,
+        (
+            Stage(True, 2, 1, 1, 24),
+            Stage(True, 4, 2, 4, 48),
+            Stage(True, 4, 2, 4, 64),
+            Stage(False, 6, 2, 4, 128),
+            Stage(False, 9, 1, 6, 160),
+            Stage(False, 15, 2, 6, 256),
+        ),
+        1280,
+        0.2,
+    ),
+    "m": Architecture(
+        24,
+        (
+            Stage(True, 3, 1, 1, 24),
+            Stage(True, 5, 2, 4, 48),
+            Stage(True, 5, 2, 4, 80),
+            Stage(False, 7, 2, 4, 160),
+            Stage(False, 14, 1, 6, 176),
+            Stage(False, 18, 2, 6, 304),
+            Stage(False, 5, 1, 6, 512),
+        ),
+        1280,
+        0.3,
+    ),
+    "l": Architecture(
+        32,
+        (
+            Stage(True, 4, 1, 1, 32),
+            Stage(True, 7, 2, 4, 64),
+            Stage(True, 7, 2, 4, 96),
+            Stage(False, 10, 2, 4, 192),
+            Stage(False, 19, 1, 6, 224),
+            Stage(False, 25, 2, 6, 384),
+            Stage(False, 7, 1, 6, 640),
+        ),
+        1280,
+        0.4,
+    ),
+}
+
+
+class Block(nn.Module):
+    """An MBConv block, or a fused one: (B, H, W, C) -> (B, H / stride, W / stride, features).
+
+    MBConv: 1x1 expansion, 3x3 depthwise, squeeze-excite, 1x1 projection. Fused: a dense 3x3 expansion in place of the
+    first three, and a single 3x3 convolution if nothing is expanded. Swish between them, none after a projection.
+    """
+
+    compute: Compute
+    stage: Stage
+    stride: int
+    drop_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rows: jax.Array | None, train: bool) -> jax.Array:
+        def conv(features, size, stride, name, **options):
+            return Conv(self.compute, features, size, stride, name=name, **options)
+
+        def norm(name):
+            return batch_norm(self.compute, train, EPSILON, name)
+
+        shortcut, channels, features = x, x.shape[-1], self.stage.features
+        expanded = channels * self.stage.expand
+        if self.stage.fused and self.stage.expand == 1:
+            x = nn.swish(norm("project_bn")(conv(features, 3, self.stride, "project_conv")(x)))
+        else:
+            if self.stage.fused:
+                x = nn.swish(norm("expand_bn")(conv(expanded, 3, self.stride, "expand_conv")(x)))
+            else:
+                x = nn.swish(norm("expand_bn")(conv(expanded, 1, 1, "expand_conv")(x)))
+                x = conv(expanded, 3, self.stride, "depthwise_conv", depthwise=True)(x)
+                x = nn.swish(norm("depthwise_bn")(x))
+                # Squeeze-excite; its width is a quarter of the block's input, not of the expanded features.
+                gate = conv(max(1, channels // 4), 1, 1, "se_reduce", use_bias=True)(x.mean((1, 2), keepdims=True))
+                x = x * nn.sigmoid(conv(expanded, 1, 1, "se_expand", use_bias=True)(nn.swish(gate)))
+            x = norm("project_bn")(conv(features, 1, 1, "project_conv")(x))
+        if self.stride == 1 and channels == features:
+            x = shortcut + StochasticDepth(self.drop_rate, name="stochastic_depth")(x, rows, train)
+        return x
+
+
+class EfficientNetV2(nn.Module):
+    """The backbone: images (B, H, W, 3) -> pooled features (B, F), float32 or wider.
+
+    Attributes:
+      stochastic_depth: of the last block, were it one more; it grows linearly from 0, as published: block b of n drops
+        its branch with probability stochastic_depth * b / n, where it has a shortcut.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    compute: Compute
+    architecture: Architecture
+    stochastic_depth: float = 0.2
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        rows: jax.Array | None = None,
+        train_backbone: bool = True,
+    ) -> jax.Array:
+        train = train and train_backbone
+        # `train` is the third argument after self and decides what is traced; remat must not make an array of it.
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        x = prepare(images, self.compute)
+        x = Conv(self.compute, self.architecture.stem, 3, 2, name="stem_conv")(x)
+        x = nn.swish(batch_norm(self.compute, train, EPSILON, "stem_bn")(x))
+        total = sum(stage.blocks for stage in self.architecture.stages)
+        index = 0
+        for i, stage in enumerate(self.architecture.stages, start=1):
+            for j in range(stage.blocks):
+                rate = self.stochastic_depth * index / total
+                stride = stage.stride if j == 0 else 1
+                x = block(self.compute, stage, stride, rate, name=f"block{i}_{j}")(x, rows, train)
+                index += 1
+        x = Conv(self.compute, self.architecture.top, name="top_conv")(x)
+        x = nn.swish(batch_norm(self.compute, train, EPSILON, "top_bn")(x))
+        features = pool(x)
+        return features if train_backbone else jax.lax.stop_gradient(features)

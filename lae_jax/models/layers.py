@@ -1,0 +1,227 @@
+"""Layers that both families of backbones are built from.
+
+Shapes: B = batch, H and W = pixels or feature rows and columns, C = channels, always in the order (B, H, W, C).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Pixels of output up to which `gathered` was as fast as XLA's convolution or faster on a CPU, forward and backward.
+SMALL_MAP = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model computes, as opposed to what: equal settings compare equal, so that modules stay cheap jit keys.
+
+    Attributes:
+      dtype: of activations. Parameters and statistics are float32, or wider if this is.
+      axis_name: the mapped axis over which BatchNorm is synchronised while training; None: each device for itself.
+      convolutions: 'xla' (XLA's convolution for all) or 'cpu' (depthwise and 1x1 in the forms that are fast there).
+    """
+
+    dtype: Any = jnp.dtype("float32")
+    axis_name: str | None = None
+    convolutions: str = "xla"
+
+    @property
+    def param_dtype(self) -> Any:
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's 'same' padding of one axis: (before, after), an odd pixel at the end; leaves ceil(size / stride)."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def output_pixels(x: jax.Array, kernel: int, stride: int, padding) -> int:
+    """H' W' of the convolution of x (B, H, W, C) with a (kernel, kernel) window."""
+    sizes = [n + sum(pads) for n, pads in zip(x.shape[1:3], padding, strict=True)]
+    return math.prod((n - kernel) // stride + 1 for n in sizes)
+
+
+def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    """(B, H, W, C), (kh, kw, C / groups, C') -> (B, H', W', C'); the number of groups follows from the shapes."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def _windows(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
+    """The padded x (B, H, W, C) as each of the size^2 taps of a convolution sees it: (B, H', W', C), row by row."""
+    batch, height, width, channels = x.shape
+    rows = (height - size) // stride * stride + 1
+    cols = (width - size) // stride * stride + 1
+    return [
+        jax.lax.slice(x, (0, i, j, 0), (batch, i + rows, j + cols, channels), (1, stride, stride, 1))
+        for i in range(size)
+        for j in range(size)
+    ]
+
+
+def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    """A depthwise convolution as one multiply-add a tap: (B, H, W, C), (k, k, 1, C) -> (B, H', W', C).
+
+    On a CPU 20 to 100 times faster than XLA's convolution in C groups, forward and backward.
+    """
+    size = kernel.shape[0]
+    windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), size, stride)
+    # A convolution accumulates in float32 whatever its inputs are; a chain of bfloat16 sums would round at every tap.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    taps = kernel.astype(wide).reshape(size * size, 1, 1, 1, -1)
+    out = windows[0].astype(wide) * taps[0]
+    for window, tap in zip(windows[1:], taps[1:], strict=True):
+        out = out + window.astype(wide) * tap
+    return out.astype(x.dtype)
+
+
+def gathered(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    """A dense convolution as one matrix product with the windows of x: (B, H, W, C), (k, k, C, C') -> (B, H', W', C').
+
+    For small feature maps on a CPU: where the kernel is larger than the map (3x3 on 2x2, which is ResNet's last layer
+    on 64 px), XLA swaps the two and falls into a form 20 to 40 times slower.
+    """
+    windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0], stride)
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    return jax.lax.dot_general(jnp.concatenate(windows, -1), matrix, (((3,), (0,)), ((), ())))
+
+
+def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A 1x1 convolution as a matrix product, about twice as fast on a CPU: (B, H, W, C), (1, 1, C, C') -> (..., C')."""
+    if stride > 1:
+        x = x[:, ::stride, ::stride]
+    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+class Conv(nn.Module):
+    """A convolution: (B, H, W, C) -> (B, H', W', features). Parameters `kernel` (HWIO) and, if asked for, `bias`.
+
+    Attributes:
+      padding: 'same' as TensorFlow pads, or the number of pixels added on every side, as torch pads.
+      depthwise: one filter a channel; the kernel is (k, k, 1, C) and features must be C.
+    """
+
+    compute: Compute
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    padding: str | int = "same"
+    depthwise: bool = False
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, channels = self.kernel_size, x.shape[-1]
+        if self.depthwise and self.features != channels:
+            raise ValueError(f"a depthwise convolution keeps its {channels} channels, asked for {self.features}")
+        shape = (size, size, 1 if self.depthwise else channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.compute.param_dtype)
+        kernel = jnp.asarray(kernel, self.compute.dtype)
+        x = jnp.asarray(x, self.compute.dtype)
+        if self.padding == "same":
+            padding = tuple(same_padding(n, size, self.stride) for n in x.shape[1:3])
+        else:
+            padding = ((self.padding, self.padding),) * 2
+        fast = self.compute.convolutions == "cpu"
+        if fast and self.depthwise:
+            x = shifted_depthwise(x, kernel, self.stride, padding)
+        elif fast and size == 1 and padding == ((0, 0), (0, 0)):
+            x = pointwise(x, kernel, self.stride)
+        elif fast and not self.depthwise and output_pixels(x, size, self.stride, padding) <= SMALL_MAP:
+            x = gathered(x, kernel, self.stride, padding)
+        else:
+            x = xla_convolution(x, kernel, self.stride, padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.compute.param_dtype)
+            x = x + jnp.asarray(bias, self.compute.dtype).reshape(1, 1, 1, -1)
+        return x
+
+
+def batch_norm(compute: Compute, train: bool, epsilon: float, name: str) -> nn.BatchNorm:
+    """Flax's BatchNorm, momentum 0.9 (torch's 0.1). In inference mode it neither moves its statistics nor communicates.
+
+    Statistics follow `param_dtype`: Flax keeps them in float32 unless `force_float32_reductions` is off, and a float64
+    run would then change the dtype of its state at the first step.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        axis_name=compute.axis_name,
+        force_float32_reductions=compute.param_dtype == jnp.float32,
+        name=name,
+    )
+
+
+def drop(x: jax.Array, key: jax.Array, rows: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """Zeroes parts of x (B, ...) with probability `rate`, scales the rest by 1 / (1 - rate).
+
+    Row r draws a mask of `shape` (broadcast against a row of x) from (key, r) alone, so a batch that is split over
+    devices draws what it would draw whole. rows: (B,) integers, the rows' places in the global batch; None: 0 to B - 1.
+    """
+    if rows is None:
+        rows = jnp.arange(x.shape[0])
+    if rows.shape != x.shape[:1]:
+        raise ValueError(f"rows must hold one number for each of the {x.shape[0]} images, its shape is {rows.shape}")
+    # The probability's dtype decides which bits are drawn: fixed, so that 64-bit mode draws the same masks.
+    keep = jnp.float32(1 - rate)
+    mask = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), keep, shape))(rows)
+    return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Dropout(nn.Module):
+    """Dropout by element (Srivastava et al., JMLR 2014), its masks drawn by row: see `drop`. Random stream: 'dropout'.
+
+    `flax.linen.Dropout` draws one mask for the array it sees, which differs with the number of devices.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rows: jax.Array | None = None, train: bool = False) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        return drop(x, self.make_rng("dropout"), rows, self.rate, x.shape[1:])
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole images (Huang et al., arXiv:1603.09382), drawn by row: see `drop`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rows: jax.Array | None = None, train: bool = False) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        return drop(x, self.make_rng("dropout"), rows, self.rate, (1,) * (x.ndim - 1))
+
+
+def prepare(images: jax.Array, compute: Compute) -> jax.Array:
+    """Checks a backbone's input, (B, H, W, 3) normalised floats, and casts it.
+
+    Raises:
+      ValueError: another shape, or integers: pixels that nobody normalised.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be (B, H, W, 3), got {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be normalised floats, got {images.dtype}: cast and normalise them first")
+    return jnp.asarray(images, compute.dtype)
+
+
+def pool(x: jax.Array) -> jax.Array:
+    """Mean over the image, in float32 or wider: (B, H, W, C) -> (B, C)."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))

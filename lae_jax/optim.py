@@ -1,0 +1,186 @@
+"""Schedules and SGD, equal to torch's: OneCycleLR, MultiStepLR, SGD, and which part of the parameters trains.
+
+A schedule is a function of the step (a python int or a traced one, counted from 0; an array gives an array). Its value
+is float32, or float64 where jax runs with 64 bits. Steps beyond the end hold the last value.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lae_jax.errors import InputError
+
+PARTS = ("backbone", "head")  # the two top keys of every model's parameters
+
+Schedule = Callable[[int | jax.Array], jax.Array]
+
+
+def one_cycle(
+    peak: float, total_steps: int, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+) -> Schedule:
+    """The rate of torch's OneCycleLR (cosine; Smith and Topin, reference 16) at a step: `peak` and result per step.
+
+    It starts at `peak / div_factor`, stands at `peak` at step `pct_start * total_steps - 1` and ends, at step
+    `total_steps - 1`, at `peak / div_factor / final_div_factor`. As in torch, a run too short to rise (`pct_start *
+    total_steps < 1`) starts on the way down, and a run of one step has the last value alone. Where torch divides by
+    zero (`pct_start * total_steps` exactly 1) step 0 stands at the peak.
+    Raises InputError, a ValueError, for a value that makes no schedule.
+    """
+    _check("peak", peak, low=0)
+    _check("div_factor", div_factor, above=0)
+    _check("final_div_factor", final_div_factor, above=0)
+    start = peak / div_factor
+    return _up_and_down(start, peak, start / final_div_factor, total_steps, pct_start)
+
+
+def one_cycle_momentum(
+    total_steps: int, pct_start: float = 0.3, base_momentum: float = 0.85, max_momentum: float = 0.95
+) -> Schedule:
+    """The momentum that torch's OneCycleLR sets beside the rate: `max_momentum` -> `base_momentum` -> `max_momentum`.
+
+    It is lowest where the rate is highest. Raises InputError, a ValueError, for a value that makes no schedule.
+    """
+    _check("base_momentum", base_momentum, low=0, below=1)
+    _check("max_momentum", max_momentum, low=0, below=1)
+    return _up_and_down(max_momentum, base_momentum, max_momentum, total_steps, pct_start)
+
+
+def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Schedule:
+    """torch's MultiStepLR: `base`, multiplied by `gamma` at each boundary (a step), from that very step on.
+
+    A boundary that stands twice counts twice. Raises InputError, a ValueError, for boundaries that are negative, not
+    whole or not in order, and for a `base` or `gamma` that makes no schedule.
+    """
+    _check("base", base, low=0)
+    _check("gamma", gamma, above=0)
+    steps = [_whole("a boundary", boundary, low=0) for boundary in boundaries]
+    if steps != sorted(steps):
+        raise InputError(f"boundaries should not fall: {steps}")
+    # A table, since powers of gamma would lose digits in float32.
+    rates = [base * gamma**drops for drops in range(len(steps) + 1)]
+
+    def schedule(step: int | jax.Array) -> jax.Array:
+        drops = jnp.searchsorted(jnp.asarray(steps, jnp.int32), jnp.asarray(step), side="right", method="compare_all")
+        return jnp.asarray(rates, jnp.result_type(float))[drops]
+
+    return schedule
+
+
+class SgdState(NamedTuple):
+    """What SGD remembers: the steps taken, () int32, and the momentum buffer, shaped as the parameters."""
+
+    count: jax.Array
+    trace: optax.Updates
+
+
+def sgd(
+    learning_rate: float | Schedule,
+    momentum: float | Schedule = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = True,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """torch.optim.SGD: buffer = mu buffer + g, update = -rate (g + mu buffer), or -rate buffer without Nesterov.
+
+    `weight_decay` is coupled: g takes it before the momentum does. `learning_rate` and `momentum` are numbers or
+    schedules, both read at the number of steps taken so far, as torch's OneCycleLR sets both for the coming step.
+    `clip_norm` > 0 first scales the gradients to at most that global norm, as `clip_grad_norm_` before `step()` does;
+    the norm is that of the leaves given here, so leaves that are sharded over devices need their own. Buffer and
+    updates are float32 or wider, whatever the parameters are.
+    Raises InputError, a ValueError, for a bad number, and ValueError for an update with decay but without parameters.
+    """
+    if not callable(learning_rate):
+        _check("learning_rate", learning_rate, low=0)
+    if not callable(momentum):
+        _check("momentum", momentum, low=0, below=1)
+    _check("weight_decay", weight_decay, low=0)
+    _check("clip_norm", clip_norm, low=0)
+
+    def init(params: optax.Params) -> SgdState:
+        trace = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        return SgdState(count=jnp.zeros((), jnp.int32), trace=trace)
+
+    def update(grads: optax.Updates, state: SgdState, params: optax.Params | None = None):
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        mu = momentum(state.count) if callable(momentum) else momentum
+
+        def times(factor, x):  # in the dtype of x: a float64 rate must not widen a float32 state
+            return jnp.asarray(factor, x.dtype) * x
+
+        grads = jax.tree.map(lambda g, b: g.astype(b.dtype), grads, state.trace)
+        if clip_norm:
+            norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+            factor = jnp.minimum(1.0, clip_norm / (norm + 1e-6))  # torch's epsilon
+            grads = jax.tree.map(lambda g: times(factor, g), grads)
+        if weight_decay:
+            if params is None:
+                raise ValueError("weight decay needs the parameters: call update(grads, state, params)")
+            grads = jax.tree.map(lambda g, p: g + times(weight_decay, p.astype(g.dtype)), grads, params)
+        trace = jax.tree.map(lambda g, b: times(mu, b) + g, grads, state.trace)
+        direction = jax.tree.map(lambda g, b: g + times(mu, b), grads, trace) if nesterov else trace
+        updates = jax.tree.map(lambda d: -times(rate, d), direction)
+        return updates, SgdState(count=state.count + 1, trace=trace)
+
+    return optax.GradientTransformation(init, update)
+
+
+def trainable(
+    tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """`tx` for the parts of `params` that `trains` names; the others stand still, without state, decay or a norm.
+
+    `params` (arrays or shapes) has the top keys 'backbone' and 'head', or one of them; gradients have the same
+    structure. Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
+    """
+    if isinstance(trains, str) or not trains:
+        raise ValueError(f"trains names the parts that train, such as ('backbone', 'head'), not {trains!r}")
+    if not isinstance(params, Mapping) or not set(params) <= set(PARTS):
+        found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(f"the parameters should have the top keys {' and '.join(PARTS)}, not {found}")
+    if missing := [name for name in trains if name not in params]:
+        raise ValueError(f"trains names {missing}, but the parameters have {sorted(params)}")
+    labels = {
+        key: jax.tree.map(lambda _, label="train" if key in trains else "frozen": label, part)
+        for key, part in params.items()
+    }
+    return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:
+    """torch's two cosine phases, start -> middle -> end, the turn possibly between two steps."""
+    last = _whole("total_steps", total_steps, low=1) - 1
+    _check("pct_start", pct_start, low=0, high=1)
+    turn = pct_start * total_steps - 1
+
+    def schedule(step: int | jax.Array) -> jax.Array:
+        dtype = jnp.result_type(float)
+        step = jnp.clip(jnp.asarray(step), 0, last)
+        # (1 + cos(pi p)) / 2 is the same, but cancels near the end and misses torch by up to 3e-3 in float32.
+        up = jnp.sin(math.pi / 2 / turn * step.astype(dtype)) ** 2 if turn > 0 else 1.0
+        down = jnp.sin(math.pi / 2 / (last - turn) * (last - step).astype(dtype)) ** 2 if turn < last else 1.0
+        return jnp.where(step <= turn, start + (middle - start) * up, end + (middle - end) * down).astype(dtype)
+
+    return schedule
+
+
+def _whole(name: str, value: int, low: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} should be a whole number, not {value!r}") from None
+    if isinstance(value, bool) or not low <= number < 2**31:
+        raise InputError(f"{name} should be a whole number of {low} or more (and fit 32 bits), not {value!r}")
+    return number
+
+
+def _check(name, value, *, low=-math.inf, above=-math.inf, high=math.inf, below=math.inf) -> None:
+    if math.isfinite(value) and low <= value <= high and above < value < below:
+        return
+    limits = {"at least": low, "more than": above, "at most": high, "less than": below}
+    wanted = " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
+    raise InputError(f"{name} should be a number of {wanted}, not {value!r}")

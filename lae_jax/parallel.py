@@ -1,0 +1,93 @@
+"""Data parallelism over all local devices and all hosts; the only file that knows pmap.
+
+The state keeps its natural shapes, a copy on each device; batches are split along a new leading axis. That is
+`jit(shard_map(..., check_vma=False))` with the specs P() and P('batch'), should pmap ever go.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lae_jax.errors import InputError
+
+AXIS = "batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """The local devices to use; by default all. A part of them is possible on a single host only."""
+
+    devices: tuple = dataclasses.field(default_factory=lambda: tuple(jax.local_devices()))
+
+    @property
+    def device_count(self) -> int:
+        """Devices over all hosts."""
+        return len(self.devices) * jax.process_count()
+
+    def per_device(self, batch_size: int) -> int:
+        """Examples a device takes of a global batch. Raises InputError with both numbers if they do not divide."""
+        if batch_size % self.device_count:
+            raise InputError(
+                f"batch_size {batch_size} cannot be divided over {self.device_count} devices:"
+                f" take {batch_size // self.device_count * self.device_count or self.device_count}"
+                f" or {-(-batch_size // self.device_count) * self.device_count}"
+            )
+        return batch_size // self.device_count
+
+    def local_places(self, batch_size: int) -> tuple[int, int]:
+        """(first, count) of the places of a global batch that this host reads."""
+        count = self.per_device(batch_size) * len(self.devices)
+        return jax.process_index() * count, count
+
+    def place(self, state):
+        """Copies a tree of arrays onto every local device, in natural shapes; the source stays alive under donation."""
+        mesh = Mesh(np.array(self.devices), (AXIS,))
+        # A copy on the device: device_put alone may alias its source, which would die at the first donating step.
+        copy = jax.jit(lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree),
+                       out_shardings=NamedSharding(mesh, PartitionSpec()))
+        return copy(jax.tree.map(np.asarray, state))
+
+    def shard(self, batch):
+        """This host's part of a batch, (n, ...) arrays -> (local devices, n / local devices, ...)."""
+        return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), batch)
+
+    def _pmap(self, function, **axes) -> Callable:
+        # With several processes pmap wants the devices of all of them, which is its default.
+        devices = self.devices if jax.process_count() == 1 else None
+        return jax.pmap(function, axis_name=AXIS, devices=devices, **axes)
+
+    def map_train(self, step: Callable) -> Callable:
+        """(state, batch) -> (state, metrics) over the devices; the state is donated."""
+        mapped = self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+        return lambda state, batch: mapped(state, self.shard(batch))
+
+    def map_forward(self, function: Callable) -> Callable:
+        """(variables, images of this host) -> the outputs' shards; `collect` makes one array of them."""
+        mapped = self._pmap(function, in_axes=(None, 0), out_axes=0)
+        return lambda variables, batch: mapped(variables, self.shard(batch))
+
+    def collect(self, outputs) -> np.ndarray:
+        """The outputs of `map_forward` as one host array (n, ...) for this host's n examples."""
+        outputs = np.asarray(outputs)
+        return outputs.reshape(-1, *outputs.shape[2:])
+
+
+def gather_hosts(array: np.ndarray) -> np.ndarray:
+    """Arrays (n, ...) of every host, one after the other."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def is_first_host() -> bool:
+    return jax.process_index() == 0
+
+
+def wait_for_hosts(what: str) -> None:
+    """Returns once every host is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -1,0 +1,106 @@
+"""Makes a prepared data set from photographs.
+
+    python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces
+    python -m lae_jax.prepare --reader csv --source train=train.csv --source test=test.csv --images photos --out data/faces
+    python -m lae_jax.prepare --reader folders --source people/ --out data/people
+    python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --source test=400 --out data/drawn
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+
+from lae_jax import console
+from lae_jax.data import readers, records, splits
+from lae_jax.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lae_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--reader", required=True, choices=sorted(readers.READERS), help="what the source is")
+    add("--source", action="append", required=True, help="CSV, folder, or SPLIT=CSV (again for each split)")
+    add("--images", help="folder that the CSV's paths start from (default: the CSV's own)")
+    add("--out", required=True, help="folder of the prepared data set")
+    add("--split", default="4:1", help="train:validation[:test], where the source names no splits (default 4:1)")
+    add("--folds", type=int, help="K-fold splits fold0-train, fold0-validation, ... instead of --split")
+    add("--by", choices=("identity", "image"), help="what stays on one side (default: identity where it is known)")
+    add("--seed", type=int, default=0, help="of the split and of drawn faces (default 0)")
+    add("--size", type=int, default=256, help="longest allowed shorter side of a stored image, pixels (default 256)")
+    add("--quality", type=int, default=95, help="JPEG quality of images that must be encoded (default 95)")
+    add("--shards", type=int, default=0, help=f"number of shards (default: one for {records.IMAGES_PER_SHARD} images)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    args = parser.parse_args(argv)
+    if not 16 <= args.size <= 4096:
+        raise InputError(f"--size {args.size}: 16 to 4096 pixels")
+    if not 1 <= args.quality <= 100:
+        raise InputError(f"--quality {args.quality}: 1 to 100")
+    if args.workers < 1 or args.shards < 0:
+        raise InputError("--workers must be at least 1 and --shards at least 0")
+    return args
+
+
+def splitter(args: argparse.Namespace, columns: pa.Table) -> tuple[str, dict[str, np.ndarray], np.ndarray]:
+    """Columns -> (protocol, rows of each split, rows that were taken out of train)."""
+    nothing = np.zeros(0, np.int64)
+    content = columns["sha256"].to_numpy(zero_copy_only=False)
+    names = columns["split"].to_numpy(zero_copy_only=False)
+    if args.folds is None and any(names):
+        return "column", *splits.by_column(names, content)
+    identity = columns["identity"].to_numpy(zero_copy_only=False)
+    known = any(v is not None for v in identity)
+    if args.by == "identity" and not known:
+        raise InputError("--by identity, but the source has no identities: add an `identity` column or use --by image")
+    by = args.by or ("identity" if known else "image")
+    group = splits.groups(content, identity) if by == "identity" else splits.groups(content)
+    if args.folds is not None:
+        return by, splits.by_fold(group, args.folds, args.seed), nothing
+    return by, splits.by_ratio(group, splits.parse_ratio(args.split), args.seed), nothing
+
+
+def prepare(args: argparse.Namespace) -> dict:
+    """Reads, checks, shards, splits; returns the manifest."""
+    options = readers.Options(args.images, args.size, args.quality, args.seed)
+    source = readers.READERS[args.reader](args.source, options)
+    out = pathlib.Path(args.out)
+    tasks = records.plan(
+        source, out, {"reader": args.reader}, size=args.size, quality=args.quality, shards=args.shards
+    )
+    missing = [task for task in tasks if not task.path.exists()]
+    if len(missing) < len(tasks):
+        logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
+    with console.progress(total=sum(t.table.num_rows for t in missing), what="prepare", unit="image") as line:
+        for done in _run(missing, args.workers):
+            line.update(done)
+    return records.finish(tasks, source.rejected, lambda columns: splitter(args, columns), records.UNKNOWN_CROP)
+
+
+def _run(tasks: list[records.ShardTask], workers: int):
+    if workers == 1 or len(tasks) <= 1:
+        yield from map(records.write_shard, tasks)
+        return
+    # Not fork: the parent may hold threads.
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
+        yield from pool.imap_unordered(records.write_shard, tasks)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    manifest = prepare(args)
+    rows = [(name, count) for name, count in manifest["splits"].items()]
+    print(console.table(["split", "images"], rows))
+    print(f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
+          f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}")
+
+
+if __name__ == "__main__":
+    console.door(main)

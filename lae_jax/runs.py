@@ -1,0 +1,206 @@
+"""A run: its folder, its config, and what is built from them. Training and evaluating build the same things here."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lae_jax import checkpoints, inference, models, optim, parallel, stages, steps
+from lae_jax.data import pipeline, records
+from lae_jax.data.augment import Augmentation
+from lae_jax.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+NUM_AGES = 101
+# Fields that may differ when a run is gone on with: they name places, logging, evaluating and saving.
+FREE_FIELDS = ("workdir", "data.path", "data.threads", "eval_batch_size", "save_steps", "log_steps", "max_bad_steps")
+_PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-datasets", "numpy")
+
+
+def split_name(config: ConfigDict, name: str) -> str:
+    """The data set's name of a split: with `data.fold`, `train` and `validation` are that fold's."""
+    fold = config.data.fold
+    return name if fold is None or name == "all" else f"fold{fold}-{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The rows of a split that have a target, and that target."""
+
+    rows: np.ndarray  # (N,) int64
+    targets: np.ndarray  # (N,) float32 ages or int32 classes (training), or the column's own values (validation)
+
+
+def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examples:
+    """A split's rows that have the stage's target. Raises InputError if there is none."""
+    rows = dataset.rows(split)
+    targets = dataset.column(stage.target)[rows]
+    known = ~np.isnan(targets) if targets.dtype == np.float64 else np.array([v is not None for v in targets])
+    if not known.any():
+        raise InputError(f"{dataset.path}: no image of split {split!r} has an {stage.target}")
+    if not known.all():
+        logger.info("split %s: %d of %d images have no %s and are left out", split, (~known).sum(), len(rows), stage.target)
+    return Examples(rows[known], targets[known])
+
+
+def augmentation(config: ConfigDict) -> Augmentation:
+    fields = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.data.augment.items()}
+    try:
+        return Augmentation(image_size=config.data.image_size, resize=config.data.resize, **fields)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.data: {error}") from error
+
+
+def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
+    """The linen module of a config. Raises InputError for an unknown name or a bad rate."""
+    c = config.model
+    if c.dtype not in ("float32", "bfloat16", "float64"):
+        raise InputError(f"config.model.dtype {c.dtype!r}: 'float32' or 'bfloat16'")
+    try:
+        return models.create(
+            c.name, num_outputs, jnp.dtype(c.dtype), head=stage.head, embedding_size=c.embedding_size, dropout=c.dropout,
+            stochastic_depth=c.stochastic_depth, axis_name=parallel.AXIS if c.sync_batch_norm else None, remat=c.remat,
+        )
+    except ValueError as error:
+        raise InputError(f"config.model: {error}") from error
+
+
+def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Parallel, flip: bool = False):
+    """The mapped inference step (variables, uint8 images) -> what the stage gathers."""
+    step = functools.partial(
+        steps.forward_step, model=module, output=stage.output, dtype=jnp.dtype(config.model.dtype),
+        mean=tuple(config.data.mean), std=tuple(config.data.std), flip=flip,
+    )
+    return par.map_forward(step)
+
+
+def outputs_of(
+    config: ConfigDict, dataset: records.Dataset, rows: np.ndarray, mapped_forward, variables: Mapping,
+    par: parallel.Parallel, batch_size: int,
+) -> np.ndarray:
+    """The gathered outputs (len(rows), ...) of a data set's rows, in their order."""
+    # A small split does not fill a batch of the usual size: the least multiple of the devices will do.
+    batch_size = min(batch_size, -(-len(rows) // par.device_count) * par.device_count)
+    places = pipeline.Places(batch_size, *par.local_places(batch_size))
+    batches = pipeline.eval_batches(dataset, rows, augmentation(config), places=places, threads=threads(config))
+    return inference.over_batches(
+        mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size)
+    )
+
+
+def threads(config: ConfigDict) -> int:
+    return config.data.threads or len(os.sched_getaffinity(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """Rate and momentum by the number of optimiser steps."""
+
+    rate: optim.Schedule
+    momentum: optim.Schedule | float
+
+
+def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Schedules:
+    """Rate = base x batch / 256 on the schedule that the config names."""
+    c, peak = config.optim, config.optim.base_rate * config.batch_size / 256
+    if c.schedule == "one_cycle":
+        rate = optim.one_cycle(peak, total_steps, c.pct_start, c.div_factor, c.final_div_factor)
+        momentum = optim.one_cycle_momentum(total_steps, c.pct_start) if c.cycle_momentum else c.momentum
+        return Schedules(rate, momentum)
+    if c.schedule == "multi_step":
+        return Schedules(optim.multi_step(peak, [round(m * steps_per_epoch) for m in c.milestones], c.gamma), c.momentum)
+    if c.schedule == "constant":
+        return Schedules(optim.multi_step(peak, []), c.momentum)
+    raise InputError(f"config.optim.schedule {c.schedule!r}: 'one_cycle', 'multi_step' or 'constant'")
+
+
+def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...]):
+    c = config.optim
+    sgd = optim.sgd(schedule.rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
+    return optim.trainable(sgd, params, trains)
+
+
+def as_json(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def from_json(content: dict) -> ConfigDict:
+    """The config of a checkpoint or of `config.json`."""
+    return ConfigDict(content)
+
+
+def flat(config: Mapping, prefix: str = "") -> dict:
+    """Nested dict -> {'data.path': ...}."""
+    result = {}
+    for key, value in config.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return result
+
+
+def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the folder and writes `config.json`; in a folder of an earlier start, refuses a config that differs."""
+    path = workdir / "config.json"
+    now = as_json(config)
+    if path.exists():
+        before, after = flat(json.loads(path.read_text())), flat(now)
+        differing = [
+            f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+            for key in sorted({*before, *after})
+            if key not in FREE_FIELDS and before.get(key) != after.get(key)
+        ]
+        if differing:
+            raise InputError(
+                f"{workdir} holds a run with another config ({'; '.join(differing)}):"
+                f" go on with that one, or choose another --config.workdir"
+            )
+    elif parallel.is_first_host():
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(path, now)
+    parallel.wait_for_hosts("config")
+
+
+def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
+    """What is needed to say where a number came from."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "hosts": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "protocol": dataset.manifest["protocol"],
+        "crop": dataset.crop,
+        "seed": config.seed,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with '+' if files were changed; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    try:
+        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout
+        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

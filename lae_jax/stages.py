@@ -1,0 +1,100 @@
+"""What tells the stages apart, as data: one frozen record a stage. The loop and the step read these and never branch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from lae_jax import losses, metrics
+from lae_jax.errors import InputError, unknown
+
+# A score is a dict of floats; None stands for an undefined one.
+Scores = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    name: str
+    head: str  # of models.create: 'age' | 'identity'
+    target: str  # column of the data set that is learned
+    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), handed) -> (B,)
+    trains: tuple[str, ...]  # top keys of the parameters
+    order: str  # 'shuffled' | 'class_balanced'
+    loads: tuple[str, ...]  # what init_from gives: 'backbone', 'head'; with the head, init_from must be given
+    follows: tuple[str, ...]  # stages whose runs init_from may name
+    needs: tuple[str, ...]  # validation scores of stage 2 that the loss is handed
+    output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
+    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
+    select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
+
+
+def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
+    report = metrics.age_report(columns["age"], outputs)
+    return {**report.to_dict(), "mae_plus_sigma": None if report.missing_groups else report.mae + report.sigma}
+
+
+def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
+    return metrics.verification(outputs, columns["identity"]).to_dict()
+
+
+def _balanced_choice(ages: np.ndarray) -> str:
+    """MAE + sigma orders as AAR does; where a group has no image both are undefined."""
+    all_there = len(np.unique(metrics.age_group(ages)[metrics.age_group(ages) >= 0])) == len(metrics.GROUPS)
+    return "mae_plus_sigma" if all_there else "mean_group_mae"
+
+
+PRETRAIN = Stage(
+    name="pretrain",
+    head="identity",
+    target="identity",
+    loss=lambda outputs, target, handed: losses.am_softmax_loss(
+        outputs.embeddings, outputs.class_weights, target, handed["scale"], handed["margin"]
+    ),
+    trains=("backbone", "head"),
+    order="shuffled",
+    loads=("backbone",),
+    follows=("pretrain", "represent"),
+    needs=(),
+    output=lambda embeddings: embeddings,
+    score=_identity_score,
+    select=lambda targets: None,
+)
+
+REPRESENT = Stage(
+    name="represent",
+    head="age",
+    target="age",
+    loss=lambda outputs, target, handed: losses.representation_loss(outputs, target, handed["er_weight"]),
+    trains=("backbone", "head"),
+    order="shuffled",
+    loads=("backbone",),
+    follows=("pretrain", "represent"),
+    needs=(),
+    output=losses.expected_age,
+    score=_age_score,
+    select=lambda targets: "mae",
+)
+
+CLASSIFY = Stage(
+    name="classify",
+    head="age",
+    target="age",
+    loss=lambda outputs, target, handed: losses.classification_loss(outputs, target, handed["mae"]),
+    trains=("head",),
+    order="class_balanced",
+    loads=("backbone", "head"),
+    follows=("represent",),
+    needs=("mae",),
+    output=losses.expected_age,
+    score=_age_score,
+    select=_balanced_choice,
+)
+
+STAGES = {stage.name: stage for stage in (PRETRAIN, REPRESENT, CLASSIFY)}
+
+
+def get(name: str) -> Stage:
+    if name not in STAGES:
+        raise InputError(unknown("stage", name, STAGES))
+    return STAGES[name]

@@ -1,0 +1,239 @@
+"""The prepared data set: resumable, checked, open to TFDS, with the splits that were asked for."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from lae_jax import prepare
+from lae_jax.data import images, records
+from lae_jax.errors import InputError
+
+
+def make_source(folder, rows, header="path,age,identity"):
+    """Writes pictures and a CSV of (name, age, identity); every picture differs, unless names are (name, same as)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [header]
+    for i, (name, age, identity) in enumerate(rows):
+        if not (folder / name).exists():
+            pixels = np.random.default_rng(i).integers(0, 255, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+        lines.append(f"{name},{age},{identity}")
+    (folder / "faces.csv").write_text("\n".join(lines) + "\n")
+    return folder / "faces.csv"
+
+
+def run(out, *args):
+    words = [str(word) for word in ("--out", out, "--workers", 1, *args)]
+    if "--reader" not in words:
+        words += ["--reader", "csv"]
+    return prepare.prepare(prepare.parse_args(words))
+
+
+def rejected(out):
+    with open(out / "rejected.csv") as file:
+        return {row["name"]: row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_source(tmp_path / "src", [(f"{i}.jpg", 20 + i, f"p{i // 3}") for i in range(30)])
+
+
+def test_columns_images_and_splits(source, tmp_path):
+    manifest = run(tmp_path / "out", "--source", source, "--shards", 3)
+    dataset = records.open_dataset(tmp_path / "out")
+    assert len(dataset) == manifest["count"] == 30
+    np.testing.assert_array_equal(dataset.column("age"), 20.0 + np.arange(30))
+    train, validation = dataset.rows("train"), dataset.rows("validation")
+    assert sorted([*train, *validation]) == list(range(30)) and len(validation) == 6
+    people = dataset.column("identity")
+    assert not {*people[train]} & {*people[validation]}
+    assert manifest["protocol"] == "identity"
+
+
+def test_jpeg_that_needs_no_change_keeps_its_bytes(source, tmp_path):
+    run(tmp_path / "out", "--source", source, "--shards", 2)
+    data = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source("images", decoders={"image": tfds.decode.SkipDecoding()})
+    assert len(data) == 30
+    for i in (0, 17, 29):
+        assert data[i]["image"] == (source.parent / f"{i}.jpg").read_bytes() and data[i]["row"] == i
+
+
+def test_larger_and_foreign_images_are_brought_into_form(tmp_path):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    Image.new("RGB", (300, 400), (200, 30, 30)).save(folder / "large.jpg")
+    Image.new("RGBA", (40, 30), (0, 250, 0, 128)).save(folder / "alpha.png")
+    Image.new("CMYK", (40, 30)).save(folder / "cmyk.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(folder / "turned.jpg", exif=turned)
+    deep = np.linspace(0, 65535, 600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(deep).save(folder / "deep.png")
+    names = ["large.jpg", "alpha.png", "cmyk.jpg", "turned.jpg", "deep.png"]
+    csv_path = make_source(folder, [(name, 30, "") for name in names])
+    run(tmp_path / "out", "--source", csv_path, "--size", 64, "--split", "1:1")
+    data = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source("images")
+    shapes = [example["image"].shape for example in data]
+    assert shapes == [(85, 64, 3), (30, 40, 3), (30, 40, 3), (40, 20, 3), (20, 30, 3)]
+    assert abs(data[4]["image"].astype(int)[..., 0] - deep // 256).max() <= 3
+
+
+def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
+    run(tmp_path / "whole", "--source", source, "--shards", 5)
+    out = tmp_path / "out"
+    written = []
+
+    def killed(task, original=records.write_shard):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(task.index)
+        return original(task)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records, "write_shard", killed)
+        run(out, "--source", source, "--shards", 5)
+    (out / "faces-images.array_record-00003-of-00005.incomplete").write_bytes(b"half")
+    with pytest.raises(InputError, match="not finished"):
+        records.open_dataset(out)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.array_record-*-of-00005")}
+    assert len(kept) == 3
+    manifest = run(out, "--source", source, "--shards", 5)
+    assert manifest == json.loads((tmp_path / "whole" / "dataset.json").read_text())
+    assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
+
+
+def test_several_processes_write_the_same_bytes(source, tmp_path):
+    one = run(tmp_path / "one", "--source", source, "--shards", 3)
+    two = run(tmp_path / "two", "--source", source, "--shards", 3, "--workers", 2)
+    assert one == two
+
+
+def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
+    run(tmp_path / "out", "--source", source)
+    with pytest.raises(InputError, match="size: 256 there, 64 now"):
+        run(tmp_path / "out", "--source", source, "--size", 64)
+
+
+def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "whole.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:3000])
+    Image.new("L", (5000, 4000)).save(folder / "bomb.png")
+    rows = [("good.jpg", 5, ""), ("text.jpg", 5, ""), ("empty.jpg", 5, ""), ("cut.jpg", 5, ""), ("bomb.png", 5, ""),
+            ("old.jpg", 101, ""), ("young.jpg", -1, ""), ("word.jpg", "five", ""), ("nan.jpg", "nan", ""), ("none.jpg", "", "")]
+    path = make_source(folder, rows)
+    path.write_text(path.read_text() + "missing.jpg,5,\n../outside.jpg,5,\n/etc/hostname,5,\n")
+    manifest = run(tmp_path / "out", "--source", path, "--split", "1:1")
+    reasons = rejected(tmp_path / "out")
+    assert manifest["count"] == 1 and manifest["rejected"] == len(reasons) == 12
+    for name, reason in [("text.jpg", "not an image"), ("empty.jpg", "empty file"), ("cut.jpg", "does not decode"),
+                         ("bomb.png", "5000x4000"), ("old.jpg", "outside 0 to 100"), ("young.jpg", "outside 0 to 100"),
+                         ("word.jpg", "no number"), ("nan.jpg", "outside"), ("none.jpg", "no number"),
+                         ("missing.jpg", "not found"), ("../outside.jpg", "leads out"), ("/etc/hostname", "leads out")]:
+        assert reason in reasons[name], (name, reasons[name])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "is empty"), ("path,age\n", "no line below"), ("path,years\na.jpg,3\n", "no column `age`"),
+    ("age,identity\n3,p\n", "names no column"), ("path,age,age\na.jpg,3,4\n", "stands twice"), ("a.jpg,x\n", "names no column"),
+])  # fmt: skip
+def test_a_csv_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "faces.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "out", "--source", tmp_path / "faces.csv")
+
+
+def test_csv_without_header_and_further_columns(source, tmp_path):
+    bare = source.parent / "bare.csv"
+    bare.write_text("".join(f"{i}.jpg,{i + 0.5}\n" for i in range(10)))
+    run(tmp_path / "bare", "--source", bare)
+    np.testing.assert_array_equal(records.open_dataset(tmp_path / "bare").column("age"), np.arange(10) + 0.5)
+    further = source.parent / "further.csv"
+    further.write_text("Camera,File,Age\n" + "".join(f"c{i},{i}.jpg,{i}\n" for i in range(10)))
+    run(tmp_path / "further", "--source", further)
+    assert records.open_dataset(tmp_path / "further").column("camera").tolist() == [f"c{i}" for i in range(10)]
+
+
+def test_splits_of_several_csvs_keep_a_doubled_file_on_one_side(source, tmp_path):
+    folder = source.parent
+    (folder / "copy.jpg").write_bytes((folder / "3.jpg").read_bytes())
+    (folder / "train.csv").write_text("path,age\n" + "".join(f"{i}.jpg,{i}\n" for i in range(20)))
+    (folder / "val.csv").write_text("path,age\ncopy.jpg,3\n" + "".join(f"{i}.jpg,{i}\n" for i in range(20, 25)))
+    manifest = run(tmp_path / "out", "--source", f"train={folder}/train.csv", "--source", f"validation={folder}/val.csv")
+    assert manifest["splits"] == {"train": 19, "validation": 6} and manifest["protocol"] == "column"
+    assert "same file" in rejected(tmp_path / "out")["3.jpg"]
+
+
+def test_a_folder_a_person(tmp_path):
+    for person in ("anna", "ben", "cleo"):
+        (tmp_path / "people" / person).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng([i, ord(person[0])]).integers(0, 255, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "people" / person / f"{i}.png")
+    run(tmp_path / "out", "--reader", "folders", "--source", tmp_path / "people", "--split", "2:1")
+    dataset = records.open_dataset(tmp_path / "out")
+    assert dataset.column("identity").tolist() == ["anna"] * 3 + ["ben"] * 3 + ["cleo"] * 3
+    assert len(dataset.rows("validation")) == 3 and np.isnan(dataset.column("age")).all()
+
+
+def test_drawn_faces_come_with_landmarks(drawn):
+    dataset = records.open_dataset(drawn)
+    assert dataset.manifest["splits"] == {"train": 96, "validation": 64, "test": 16}
+    landmarks = np.stack(dataset.column("landmarks"))
+    assert landmarks.shape == (176, 10) and (landmarks[:, 0] < landmarks[:, 2]).mean() > 0.99
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "columns", "split", "manifest"])
+def test_damage_is_found_when_the_data_set_is_opened(source, tmp_path, damage):
+    out = tmp_path / "out"
+    run(out, "--source", source, "--shards", 2)
+    records.open_dataset(out)
+    shard = next(out.glob("*.array_record-00001*"))
+    target = {"columns": out / "columns.parquet", "split": out / "splits" / "train.npz", "manifest": out / "dataset.json"}.get(damage, shard)
+    content = bytearray(target.read_bytes())
+    if damage == "delete":
+        target.unlink()
+    elif damage == "cut":
+        target.write_bytes(content[:-1])
+    elif damage == "manifest":
+        target.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 3] ^= 1
+        target.write_bytes(content)
+    with pytest.raises(InputError, match=target.name):
+        records.open_dataset(out)
+
+
+def test_checksums_are_not_computed_again_where_nothing_changed(source, tmp_path, monkeypatch):
+    run(tmp_path / "out", "--source", source)
+    records.open_dataset(tmp_path / "out")
+
+    def computed(path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(records, "sha256_of", computed)
+    records.open_dataset(tmp_path / "out")
+
+
+def test_unknown_names_say_what_there_is(drawn, tmp_path):
+    dataset = records.open_dataset(drawn)
+    with pytest.raises(InputError, match="did you mean 'validation'"):
+        dataset.rows("validaton")
+    with pytest.raises(InputError, match="no prepared data set"):
+        records.open_dataset(tmp_path)
+    with pytest.raises(InputError, match="mount"):
+        records.open_dataset("gs://bucket/faces")
+
+
+def test_store_form_gives_the_size_of_the_source():
+    encoded = images.encode(Image.new("RGB", (30, 50)), 90)
+    assert images.store_form(encoded, 64, 90) == (encoded, 30, 50)
