@@ -10,7 +10,9 @@ from ml_collections.config_dict import placeholder
 def augmentation(kind: str) -> ConfigDict:
     """'full': the paper's; 'flip': the standard baseline's, resize and flip; 'crop': resize, random crop, flip, light."""
     c = ConfigDict()
-    c.patch = "none"  # 'area': random patch, resized; 'crop': crop of data.image_size from data.resize; 'none': whole image
+    c.patch = (
+        "none"  # 'area': random patch, resized; 'crop': crop of data.image_size from data.resize; 'none': whole image
+    )
     c.area = (0.5, 1.0)  # of the patch, share of the image (ours)
     c.aspect = (3 / 4, 4 / 3)  # of the patch, width / height (ours)
     c.flip = 0.5  # probability
@@ -38,7 +40,9 @@ def get_config() -> ConfigDict:
     c.stage = "represent"  # 'pretrain' | 'represent' | 'classify'
     c.workdir = "runs/represent"
     c.seed = 0
-    c.init_from = ""  # run whose backbone (stage 3: model) is taken; '' or 'scratch': none; in a recipe '': the stage before
+    c.init_from = (
+        ""  # run whose backbone (stage 3: model) is taken; '' or 'scratch': none; in a recipe '': the stage before
+    )
     c.init_step = placeholder(int)  # of that run (default: its best checkpoint)
     c.mae_from = ""  # stage 3: run whose validation MAE enters the loss (default: init_from)
     c.reinit_head = False  # stage 3: a new FC instead of stage 2's

@@ -29,7 +29,9 @@ class Checkpoints:
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics["selected"], reverse=True, n=1,
+                get_metric_fn=lambda metrics: metrics["selected"],
+                reverse=True,
+                n=1,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
@@ -37,8 +39,11 @@ class Checkpoints:
             self._directory.absolute(),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["selected"], best_mode="min", read_only=read_only,
-                create=not read_only, preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                best_fn=lambda metrics: metrics["selected"],
+                best_mode="min",
+                read_only=read_only,
+                create=not read_only,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             ),
         )
 
@@ -75,19 +80,20 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)["state"]
         _compare(_shapes(saved), _shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        ).state
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
-    def variables(self, step: int) -> dict:
-        """Parameters and BatchNorm statistics alone, as numpy arrays."""
+    def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
+        """Parts of a state (all of the model's variables by default) as numpy arrays, on any number of devices."""
         saved = self._manager.item_metadata(step)["state"]
-        wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in ("params", "batch_stats")}
+        wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
                 (self._directory / str(step) / "state").absolute(),
-                args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True,
-                                            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), wanted)),
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    partial_restore=True,
+                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
+                ),
             )
 
     def close(self) -> None:
@@ -134,7 +140,7 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, how_to_make: 
         step = checkpoints.best() if step is None else step
         if step is None:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")
-        return Handed(workdir, step, checkpoints.variables(step), checkpoints.meta(step))
+        return Handed(workdir, step, checkpoints.arrays(step), checkpoints.meta(step))
     finally:
         checkpoints.close()
 
@@ -161,7 +167,10 @@ def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:
         else:
             new.append(part)
     logger.info(
-        "from %s step %d: loaded %s; made new %s", handed.workdir, handed.step, ", ".join(loaded) or "nothing",
+        "from %s step %d: loaded %s; made new %s",
+        handed.workdir,
+        handed.step,
+        ", ".join(loaded) or "nothing",
         ", ".join(new) or "nothing",
     )
     return result

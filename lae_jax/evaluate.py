@@ -64,8 +64,15 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, pathlib.Path]:
     folder = handed.workdir / "evaluation" / f"{dataset.path.resolve().name}-{split}{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     report = {
-        **scores, "run": str(handed.workdir), "step": handed.step, "stage": stage.name, "model": handed.meta["model"],
-        "data": str(dataset.path), "data_hash": dataset.hash, "split": split, "flip": args.flip,
+        **scores,
+        "run": str(handed.workdir),
+        "step": handed.step,
+        "stage": stage.name,
+        "model": handed.meta["model"],
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "split": split,
+        "flip": args.flip,
         "protocol": dataset.manifest["protocol"],
     }
     checkpoints.write_json(folder / "report.json", report)
@@ -92,8 +99,9 @@ def _draw(folder: pathlib.Path, handed: checkpoints.Handed, dataset, split: str,
     histogram_ages = dataset.column("age")[dataset.rows(histogram_of)]
     title = f"{handed.workdir} on {dataset.path.name}, {split}"
     predictions = predictions.astype(np.float64)
-    figures.histogram(folder / "histogram.png", histogram_ages[~np.isnan(histogram_ages)], ages, predictions, title,
-                      histogram_of)
+    figures.histogram(
+        folder / "histogram.png", histogram_ages[~np.isnan(histogram_ages)], ages, predictions, title, histogram_of
+    )
     figures.group_errors(folder / "groups.png", metrics.age_report(ages, predictions), title)
     figures.scatter(folder / "scatter.png", ages, predictions, title)
 

@@ -70,8 +70,14 @@ def group_errors(path: pathlib.Path, report: metrics.AgeReport, title: str) -> N
     for bar, value, count in zip(bars, report.group_mae, report.group_count, strict=True):
         text = f"{value:.2f}\n{count} image{'s' * (count != 1)}" if count else "no image"
         height = value if count else 0
-        axis.annotate(text, (bar.get_x() + bar.get_width() / 2, height), (0, 3), textcoords="offset points",
-                      ha="center", fontsize=8)
+        axis.annotate(
+            text,
+            (bar.get_x() + bar.get_width() / 2, height),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
     sigma = f"sigma {report.sigma:.2f}" if np.isfinite(report.sigma) else "sigma undefined: a group has no image"
     axis.axhline(report.mae, color=_LINE, linewidth=1, label=f"MAE {report.mae:.2f}; {sigma}")
     axis.set_xlabel("true age, years")

@@ -8,8 +8,14 @@ from lae_jax import console, parallel
 
 
 def over_batches(
-    forward: Callable, variables: Mapping, batches: Iterator[dict[str, np.ndarray]], count: int, *,
-    par: parallel.Parallel, total: int | None = None, what: str = "evaluate",
+    forward: Callable,
+    variables: Mapping,
+    batches: Iterator[dict[str, np.ndarray]],
+    count: int,
+    *,
+    par: parallel.Parallel,
+    total: int | None = None,
+    what: str = "evaluate",
 ) -> np.ndarray:
     """Outputs (count, ...) of the first `count` positions.
 

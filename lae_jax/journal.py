@@ -76,8 +76,10 @@ class Journal:
         self._write(step, "train", row)
         self._reset()
         loss_text = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
-        return (f"loss {loss_text}, rate {row['rate']:.2e}, {row['images_per_second']:.0f} images/s,"
-                f" {row['waiting']:.0%} waiting for data")
+        return (
+            f"loss {loss_text}, rate {row['rate']:.2e}, {row['images_per_second']:.0f} images/s,"
+            f" {row['waiting']:.0%} waiting for data"
+        )
 
     def evaluated(self, step: int, scores: Mapping | None, steps_per_epoch: int) -> None:
         """Writes an evaluation's scores; its time does not count as training."""

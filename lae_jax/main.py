@@ -1,8 +1,8 @@
 """Trains: runs a config's stage, or its stages one after the other.
 
-    python -m lae_jax.main --config configs/classify.py
-    python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
-    python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
+python -m lae_jax.main --config configs/classify.py
+python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
+python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
 """
 
 import logging
@@ -20,7 +20,9 @@ logger = logging.getLogger("lae_jax")
 
 EXIT_DIVERGED = 3
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config's file, or the name of one that the package ships.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config's file, or the name of one that the package ships."
+)
 DEVICES = flags.DEFINE_integer("devices", 0, "Simulated devices on a CPU (0: what the platform has).", lower_bound=0)
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for several processes without a cluster.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.", lower_bound=1)
@@ -39,8 +41,12 @@ def set_up_devices() -> None:
     elif CLUSTER.value:
         jax.distributed.initialize()
     logger.info(
-        "%d host%s, %d device%s (%s)", jax.process_count(), "s" * (jax.process_count() > 1), jax.device_count(),
-        "s" * (jax.device_count() > 1), jax.devices()[0].device_kind,
+        "%d host%s, %d device%s (%s)",
+        jax.process_count(),
+        "s" * (jax.process_count() > 1),
+        jax.device_count(),
+        "s" * (jax.device_count() > 1),
+        jax.devices()[0].device_kind,
     )
 
 

@@ -47,8 +47,10 @@ class Parallel:
         """Copies a tree of arrays onto every local device, in natural shapes; the source stays alive under donation."""
         mesh = Mesh(np.array(self.devices), (AXIS,))
         # A copy on the device: device_put alone may alias its source, which would die at the first donating step.
-        copy = jax.jit(lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree),
-                       out_shardings=NamedSharding(mesh, PartitionSpec()))
+        copy = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
         return copy(jax.tree.map(np.asarray, state))
 
     def shard(self, batch):

@@ -1,9 +1,9 @@
 """Makes a prepared data set from photographs.
 
-    python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces
-    python -m lae_jax.prepare --reader csv --source train=train.csv --source test=test.csv --images photos --out data/faces
-    python -m lae_jax.prepare --reader folders --source people/ --out data/people
-    python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --source test=400 --out data/drawn
+python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces
+python -m lae_jax.prepare --reader csv --source train=train.csv --source test=test.csv --images photos --out data/faces
+python -m lae_jax.prepare --reader folders --source people/ --out data/people
+python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --source test=400 --out data/drawn
 """
 
 import argparse
@@ -72,9 +72,7 @@ def prepare(args: argparse.Namespace) -> dict:
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
     out = pathlib.Path(args.out)
-    tasks = records.plan(
-        source, out, {"reader": args.reader}, size=args.size, quality=args.quality, shards=args.shards
-    )
+    tasks = records.plan(source, out, {"reader": args.reader}, size=args.size, quality=args.quality, shards=args.shards)
     missing = [task for task in tasks if not task.path.exists()]
     if len(missing) < len(tasks):
         logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
@@ -98,8 +96,10 @@ def main(argv: list[str] | None = None) -> None:
     manifest = prepare(args)
     rows = [(name, count) for name, count in manifest["splits"].items()]
     print(console.table(["split", "images"], rows))
-    print(f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
-          f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}")
+    print(
+        f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
+        f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
+    )
 
 
 if __name__ == "__main__":

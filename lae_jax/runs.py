@@ -26,7 +26,17 @@ logger = logging.getLogger("lae_jax")
 NUM_AGES = 101
 # Fields that may differ when a run is gone on with: they name places, logging, evaluating and saving.
 FREE_FIELDS = ("workdir", "data.path", "data.threads", "eval_batch_size", "save_steps", "log_steps", "max_bad_steps")
-_PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-datasets", "numpy")
+_PACKAGES = (
+    "lae-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "tensorflow-datasets",
+    "numpy",
+)
 
 
 def split_name(config: ConfigDict, name: str) -> str:
@@ -51,7 +61,9 @@ def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examp
     if not known.any():
         raise InputError(f"{dataset.path}: no image of split {split!r} has an {stage.target}")
     if not known.all():
-        logger.info("split %s: %d of %d images have no %s and are left out", split, (~known).sum(), len(rows), stage.target)
+        logger.info(
+            "split %s: %d of %d images have no %s and are left out", split, (~known).sum(), len(rows), stage.target
+        )
     return Examples(rows[known], targets[known])
 
 
@@ -70,8 +82,15 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
         raise InputError(f"config.model.dtype {c.dtype!r}: 'float32' or 'bfloat16'")
     try:
         return models.create(
-            c.name, num_outputs, jnp.dtype(c.dtype), head=stage.head, embedding_size=c.embedding_size, dropout=c.dropout,
-            stochastic_depth=c.stochastic_depth, axis_name=parallel.AXIS if c.sync_batch_norm else None, remat=c.remat,
+            c.name,
+            num_outputs,
+            jnp.dtype(c.dtype),
+            head=stage.head,
+            embedding_size=c.embedding_size,
+            dropout=c.dropout,
+            stochastic_depth=c.stochastic_depth,
+            axis_name=parallel.AXIS if c.sync_batch_norm else None,
+            remat=c.remat,
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
@@ -80,15 +99,25 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
 def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Parallel, flip: bool = False):
     """The mapped inference step (variables, uint8 images) -> what the stage gathers."""
     step = functools.partial(
-        steps.forward_step, model=module, output=stage.output, dtype=jnp.dtype(config.model.dtype),
-        mean=tuple(config.data.mean), std=tuple(config.data.std), flip=flip,
+        steps.forward_step,
+        model=module,
+        output=stage.output,
+        dtype=jnp.dtype(config.model.dtype),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        flip=flip,
     )
     return par.map_forward(step)
 
 
 def outputs_of(
-    config: ConfigDict, dataset: records.Dataset, rows: np.ndarray, mapped_forward, variables: Mapping,
-    par: parallel.Parallel, batch_size: int,
+    config: ConfigDict,
+    dataset: records.Dataset,
+    rows: np.ndarray,
+    mapped_forward,
+    variables: Mapping,
+    par: parallel.Parallel,
+    batch_size: int,
 ) -> np.ndarray:
     """The gathered outputs (len(rows), ...) of a data set's rows, in their order."""
     # A small split does not fill a batch of the usual size: the least multiple of the devices will do.
@@ -120,7 +149,9 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
         momentum = optim.one_cycle_momentum(total_steps, c.pct_start) if c.cycle_momentum else c.momentum
         return Schedules(rate, momentum)
     if c.schedule == "multi_step":
-        return Schedules(optim.multi_step(peak, [round(m * steps_per_epoch) for m in c.milestones], c.gamma), c.momentum)
+        return Schedules(
+            optim.multi_step(peak, [round(m * steps_per_epoch) for m in c.milestones], c.gamma), c.momentum
+        )
     if c.schedule == "constant":
         return Schedules(optim.multi_step(peak, []), c.momentum)
     raise InputError(f"config.optim.schedule {c.schedule!r}: 'one_cycle', 'multi_step' or 'constant'")

@@ -82,7 +82,9 @@ def train_step(
 
     def add_part(carry, part):
         batch_stats, grads, total = carry
-        (_, (loss_sum, batch_stats)), part_grads = jax.value_and_grad(mean_loss, has_aux=True)(trained, batch_stats, *part)
+        (_, (loss_sum, batch_stats)), part_grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            trained, batch_stats, *part
+        )
         return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), None
 
     trained = {name: state.params[name] for name in trains}
@@ -122,7 +124,9 @@ def train_step(
     return new_state, metrics
 
 
-def forward_step(variables: Mapping, images: jax.Array, *, model, output: Callable, dtype, mean, std, flip: bool) -> jax.Array:
+def forward_step(
+    variables: Mapping, images: jax.Array, *, model, output: Callable, dtype, mean, std, flip: bool
+) -> jax.Array:
     """uint8 (B, H, W, 3) -> output(model's outputs), (B, ...), in inference mode.
 
     Args: flip: average with the outputs of the mirror images.

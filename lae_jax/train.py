@@ -22,8 +22,11 @@ from lae_jax.journal import Journal
 logger = logging.getLogger("lae_jax")
 
 
+_WHAT_TO_DO = "Lower config.optim.base_rate, or set config.optim.clip_norm"
+
+
 class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradients that were not finite."""
+    """Too many steps in a row had a loss or gradients that were not finite, or the outputs of an evaluation are not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +75,20 @@ def make_plan(config: ConfigDict) -> Plan:
         training, num_outputs = runs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
     steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
     return Plan(
-        config=config, stage=stage, workdir=pathlib.Path(config.workdir), par=par, dataset=dataset, training=training,
-        validation=validation, num_outputs=num_outputs, steps_per_epoch=steps_per_epoch,
+        config=config,
+        stage=stage,
+        workdir=pathlib.Path(config.workdir),
+        par=par,
+        dataset=dataset,
+        training=training,
+        validation=validation,
+        num_outputs=num_outputs,
+        steps_per_epoch=steps_per_epoch,
         total_steps=max(1, round(config.epochs * steps_per_epoch)),
         eval_steps=max(1, round(config.eval_epochs * steps_per_epoch)),
-        selected_by=selected_by, handed={**config.loss, **handed}, init=init,
+        selected_by=selected_by,
+        handed={**config.loss, **handed},
+        init=init,
     )
 
 
@@ -176,18 +188,35 @@ class _Loop:
     def __init__(self, plan: Plan, module, tx, schedule: runs.Schedules, saved: Checkpoints):
         self.plan, self.schedule, self.saved = plan, schedule, saved
         config = plan.config
-        self.step = plan.par.map_train(functools.partial(
-            steps.train_step, model=module, loss=plan.stage.loss, handed=plan.handed, tx=tx, trains=plan.stage.trains,
-            seed=config.seed, dtype=jnp.dtype(config.model.dtype), mean=tuple(config.data.mean),
-            std=tuple(config.data.std), accumulate=config.accumulate,
-        ))
+        self.step = plan.par.map_train(
+            functools.partial(
+                steps.train_step,
+                model=module,
+                loss=plan.stage.loss,
+                handed=plan.handed,
+                tx=tx,
+                trains=plan.stage.trains,
+                seed=config.seed,
+                dtype=jnp.dtype(config.model.dtype),
+                mean=tuple(config.data.mean),
+                std=tuple(config.data.std),
+                accumulate=config.accumulate,
+            )
+        )
         self.forward = runs.forward(config, plan.stage, module, plan.par)
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         plan, config = self.plan, self.plan.config
         return pipeline.train_batches(
-            plan.dataset, plan.training.rows, plan.training.targets, make_order(plan), runs.augmentation(config),
-            seed=config.seed, start=start, stop=plan.total_steps, threads=runs.threads(config),
+            plan.dataset,
+            plan.training.rows,
+            plan.training.targets,
+            make_order(plan),
+            runs.augmentation(config),
+            seed=config.seed,
+            start=start,
+            stop=plan.total_steps,
+            threads=runs.threads(config),
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
 
@@ -227,8 +256,7 @@ class _Loop:
         if int(metrics_["bad_steps"]) >= self.plan.config.max_bad_steps:
             raise Diverged(
                 f"step {number}: the loss or the gradients were not finite in {int(metrics_['bad_steps'])} steps in a row;"
-                f" the last good checkpoint of {self.plan.workdir} is step {self.saved.latest()}. Lower"
-                " config.optim.base_rate, or set config.optim.clip_norm"
+                f" the last checkpoint of {self.plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
             )
 
     def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
@@ -238,34 +266,52 @@ class _Loop:
             return None
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         outputs = runs.outputs_of(
-            plan.config, plan.dataset, plan.validation.rows, self.forward, variables, plan.par,
+            plan.config,
+            plan.dataset,
+            plan.validation.rows,
+            self.forward,
+            variables,
+            plan.par,
             plan.config.eval_batch_size,
         )
+        if not np.isfinite(outputs).all():
+            raise Diverged(
+                f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last checkpoint of"
+                f" {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
+            )
         return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
 
     def save(self, state: steps.TrainState, number: int, scores: stages.Scores | None) -> None:
         plan = self.plan
-        self.saved.save(state, {
-            "step": number,
-            "epoch": number / plan.steps_per_epoch,
-            "stage": plan.stage.name,
-            "model": plan.config.model.name,
-            "num_outputs": plan.num_outputs,
-            "scores": scores,
-            "selected_by": plan.selected_by,
-            "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
-            "handed": {name: plan.handed[name] for name in plan.stage.needs},
-            "config": runs.as_json(plan.config),
-            "crop": plan.dataset.crop,
-            "data_hash": plan.dataset.hash,
-        })
+        self.saved.save(
+            state,
+            {
+                "step": number,
+                "epoch": number / plan.steps_per_epoch,
+                "stage": plan.stage.name,
+                "model": plan.config.model.name,
+                "num_outputs": plan.num_outputs,
+                "scores": scores,
+                "selected_by": plan.selected_by,
+                "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
+                "handed": {name: plan.handed[name] for name in plan.stage.needs},
+                "config": runs.as_json(plan.config),
+                "crop": plan.dataset.crop,
+                "data_hash": plan.dataset.hash,
+            },
+        )
 
     def _summary(self, journal: Journal) -> dict:
         best = self.saved.best()
         meta = self.saved.meta(best)
         summary = {
-            "stage": self.plan.stage.name, "step": best, "last_step": self.saved.latest(), "scores": meta["scores"],
-            "selected_by": self.plan.selected_by, "handed": meta["handed"], "bad_steps": journal.bad_steps,
+            "stage": self.plan.stage.name,
+            "step": best,
+            "last_step": self.saved.latest(),
+            "scores": meta["scores"],
+            "selected_by": self.plan.selected_by,
+            "handed": meta["handed"],
+            "bad_steps": journal.bad_steps,
             "seconds": round(journal.seconds, 1),
         }
         if parallel.is_first_host():

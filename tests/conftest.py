@@ -1,9 +1,13 @@
-"""Eight simulated devices, a compile cache shared by all tests, and a small prepared data set of drawn faces."""
+"""Eight simulated devices, quick compilation, a compile cache shared by all tests, and a small prepared data set."""
 
 import os
 import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Models here are tiny: the time goes into compiling, not into running.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import pytest
@@ -28,3 +32,24 @@ def drawn(tmp_path_factory) -> pathlib.Path:
     args = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1", "--out", str(out)]
     prepare.prepare(prepare.parse_args(args))
     return out
+
+
+@pytest.fixture
+def small_config(drawn, tmp_path):
+    """stage name -> a config that trains the smallest model on 24 px for an epoch of 3 steps of 32."""
+    from lae_jax.configs import classify, pretrain, represent
+
+    modules = {"pretrain": pretrain, "represent": represent, "classify": classify}
+
+    def make(stage: str):
+        c = modules[stage].get_config()
+        c.workdir = str(tmp_path / stage)
+        c.data.path, c.data.image_size, c.data.threads = str(drawn), 24, 2
+        c.model.name, c.model.embedding_size = "efficientnet_v2_pico", 16
+        c.batch_size, c.eval_batch_size, c.epochs, c.log_steps = 32, 32, 1.0, 1
+        c.optim.milestones = (1,)
+        if stage == "classify":
+            c.init_from = str(tmp_path / "represent")
+        return c
+
+    return make

@@ -106,7 +106,7 @@ def test_the_14_operations_of_the_paper():
 def test_an_operation_equals_pillow(name, size):
     rng = np.random.default_rng(len(name))
     operation = compiled(name, *size)
-    for seed in range(3):
+    for seed in range(2):
         image = photograph(*size, seed)
         for value in values_of(name, size[0], rng):
             worst, equal = compare(operation, name, image, value)
@@ -268,15 +268,18 @@ def test_what_is_no_image_is_refused():
         augment.decode(b"no image")
 
 
-@pytest.mark.parametrize("method, levels", [("bilinear", 1), ("bicubic", 3)])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("source, size", [((200, 200), 64), ((200, 200), 224), ((97, 150), 112), ((40, 60), 50)])
-def test_resize_equals_pillow(source, size, method, levels):
+def test_resize_equals_pillow(source, size, method):
     for seed in range(3):
         image = photograph(*source, seed)
+        # Hard edges between black and white, where a bicubic filter overshoots.
+        image[: 10 * seed, :30] = 0
+        image[-10 * seed :, -30:] = 255
         filtered = Image.fromarray(image).resize((size, size), getattr(Image.Resampling, method.upper()))
         got = augment.resize(image, size, method)
         assert got.shape == (size, size, 3) and got.dtype == tf.uint8
-        assert np.abs(np.asarray(got, int) - np.asarray(filtered, int)).max() <= levels
+        assert np.abs(np.asarray(got, int) - np.asarray(filtered, int)).max() <= 1
 
 
 def test_random_patch_is_drawn_as_torchvision_draws_it():
@@ -334,7 +337,7 @@ def test_crops_and_flip():
     image = photograph(20, 30, 2)
     np.testing.assert_array_equal(augment.centre_crop(image, 10), image[5:15, 10:20])
     places = set()
-    for seed in range(200):
+    for seed in range(400):
         got = augment.random_crop(image, [seed, 0], 18).numpy()
         places |= {(y, x) for y in range(3) for x in range(13) if (got == image[y : y + 18, x : x + 18]).all()}
     assert len(places) == 39
@@ -352,8 +355,8 @@ def test_crops_and_flip():
 
 def test_operations_are_drawn_uniformly_and_signs_evenly():
     n = 3000
-    draws = tf.data.Dataset.range(n).map(lambda i: augment.draw_ops(tf.stack([tf.cast(i, tf.int32), 3]), 2))
-    chosen, signs = (np.array(x) for x in zip(*draws.as_numpy_iterator(), strict=True))
+    draws = tf.data.Dataset.range(n).map(lambda i: augment.draw_ops(tf.stack([tf.cast(i, tf.int32), 3]), 2)).batch(n)
+    chosen, signs = next(draws.as_numpy_iterator())
     counts = np.bincount(chosen.ravel(), minlength=14)
     # The 99.9 % quantile of chi-square with 13 degrees of freedom.
     assert counts.size == 14 and ((counts - n / 7) ** 2 / (n / 7)).sum() < 34.5
@@ -403,7 +406,7 @@ def test_rand_augment_is_a_function_of_the_seed():
     again = [augment.rand_augment(image, [seed, 0]).numpy() for seed in range(40)]
     np.testing.assert_array_equal(results, again)
     assert len({result.tobytes() for result in results}) > 30
-    assert augment.rand_augment(image, [0, 0], num_ops=0) is image
+    assert (augment.rand_augment(image, [0, 0], num_ops=0).numpy() == image).all()
 
 
 @pytest.mark.parametrize(
@@ -435,18 +438,20 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_images_do_not_depend_on_threads_or_on_how_they_are_run(recipe):
     sizes = [(60, 60), (70, 52), (40, 44), (60, 61)]
-    encoded = [encode(photograph(*sizes[i % 4], i), quality=90) for i in range(24)]
-    seeds = np.stack([np.arange(24), np.full(24, 7)], 1).astype(np.int32)
-    eager = [recipe.train(e, s).numpy() for e, s in zip(encoded, seeds, strict=True)]
+    n = 12
+    encoded = [encode(photograph(*sizes[i % 4], i), quality=90) for i in range(n)]
+    seeds = np.stack([np.arange(n), np.full(n, 7)], 1).astype(np.int32)
+    pairs = [(tf.constant(e), tf.constant(s)) for e, s in zip(encoded, seeds, strict=True)]
+    eager = [recipe.train(*pair).numpy() for pair in pairs]
     function = tf.function(recipe.train, autograph=False)
-    results = {"function": [function(tf.constant(e), tf.constant(s)).numpy() for e, s in zip(encoded, seeds, strict=True)]}
+    results = {"function": [function(*pair).numpy() for pair in pairs]}
     for threads in (1, 4):
         data = tf.data.Dataset.from_tensor_slices((encoded, seeds)).map(recipe.train, threads, deterministic=True)
         assert data.element_spec == tf.TensorSpec([48, 48, 3], tf.uint8)
         results[f"{threads} threads"] = list(data.as_numpy_iterator())
     for name, result in results.items():
         np.testing.assert_array_equal(result, eager, err_msg=name)
-    assert len({image.tobytes() for image in eager}) > 20
+    assert len({image.tobytes() for image in eager}) == n
 
 
 def test_evaluation_is_the_centre_of_the_resized_image():
@@ -454,7 +459,7 @@ def test_evaluation_is_the_centre_of_the_resized_image():
     recipe = Augmentation(image_size=48, resize=56)
     got = recipe.evaluate(encode(image, "PNG")).numpy()
     expected = np.asarray(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC), int)[4:52, 4:52]
-    assert got.shape == (48, 48, 3) and np.abs(got - expected).max() <= 3
+    assert got.shape == (48, 48, 3) and np.abs(got - expected).max() <= 1
 
 
 def test_steps_share_no_draws(monkeypatch):

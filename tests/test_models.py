@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lae_jax import models
 from lae_jax.models import layers
 from lae_jax.models.layers import Compute, Conv, StochasticDepth
 
-NANO = "efficientnet_v2_nano"
+PICO = "efficientnet_v2_pico"
 BATCH, SIZE, AGES = 8, 16, 5
 # Half the time to compile, where it is numbers that are tested.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -48,8 +49,8 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def nano_variables():
-    return models.initialise(models.create(NANO, AGES), SIZE, seed=0)
+def pico_variables():
+    return models.initialise(models.create(PICO, AGES), SIZE, seed=0)
 
 
 def gradient_step(module, train_backbone=True, compiler_options=QUICK):
@@ -70,18 +71,21 @@ def gradient_step(module, train_backbone=True, compiler_options=QUICK):
 
 
 @pytest.fixture(scope="module")
-def nano_step(nano_variables, images):
-    """Gradients, new statistics, and the processor seconds that the first step took."""
-    step = gradient_step(models.create(NANO, AGES), compiler_options=None)
+def pico_step(pico_variables, images):
+    """Gradients, new statistics, and the processor seconds that the first step took, without the compile cache."""
+    cache = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    step = gradient_step(models.create(PICO, AGES), compiler_options=None)
     # Processor time, since others may share the machine.
     start = time.process_time()
     gradients, stats = jax.block_until_ready(
-        step(nano_variables["params"], nano_variables["batch_stats"], images, jax.random.key(3))
+        step(pico_variables["params"], pico_variables["batch_stats"], images, jax.random.key(3))
     )
-    return gradients, stats, time.process_time() - start
-
-
-# Sizes and structure
+    seconds = time.process_time() - start
+    jax.config.update("jax_compilation_cache_dir", cache)
+    compilation_cache.reset_cache()
+    return gradients, stats, seconds
 
 
 @pytest.mark.parametrize(
@@ -103,9 +107,8 @@ def test_backbones_have_the_published_numbers_of_parameters(name, params, statis
 
 def test_small_models_are_small_and_divide_as_they_say():
     assert count(shapes_of(models.create("efficientnet_v2_tiny", 0))["params"]) < 1_000_000
-    assert count(shapes_of(models.create(NANO, 0))["params"]) < 10_000
-    for size, last in ((32, 2), (96, 6)):
-        assert intermediate_shapes("efficientnet_v2_tiny", size)["top_conv"] == (1, last, last, 640)
+    assert count(shapes_of(models.create(PICO, 0))["params"]) < 10_000
+    assert intermediate_shapes("efficientnet_v2_tiny", 96)["top_conv"] == (1, 6, 6, 640)
 
 
 def intermediate_shapes(name, size):
@@ -132,18 +135,18 @@ def test_resnet_shapes_follow_the_formula_of_torch(size):
 
 
 def test_variables_have_a_backbone_and_a_head():
-    age = shapes_of(models.create(NANO, AGES))
+    age = shapes_of(models.create(PICO, AGES))
     assert set(age["params"]) == {"backbone", "head"} and set(age["batch_stats"]) == {"backbone"}
-    identity = shapes_of(models.create(NANO, 7, head="identity", embedding_size=4))
+    identity = shapes_of(models.create(PICO, 7, head="identity", embedding_size=4))
     assert set(identity["params"]) == set(identity["batch_stats"]) == {"backbone", "head"}
     assert identity["params"]["head"]["class_weights"].shape == (7, 4)
-    alone = shapes_of(models.create(NANO, 0))
+    alone = shapes_of(models.create(PICO, 0))
     for kind in ("params", "batch_stats"):
         assert alone[kind] == age[kind]["backbone"] == identity[kind]["backbone"]
 
 
 def test_identity_head_gives_class_weights_in_training_alone():
-    module = models.create(NANO, 7, head="identity", embedding_size=4)
+    module = models.create(PICO, 7, head="identity", embedding_size=4)
     variables = shapes_of(module)
     assert jax.eval_shape(module.apply, variables, images_of(SIZE, 3)).shape == (3, 4)
     train = partial(module.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
@@ -191,18 +194,15 @@ def test_stochastic_depth_grows_linearly_on_residual_blocks_alone():
 )
 def test_wrong_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        models.create(**({"name": NANO, "num_outputs": 1} | arguments))
+        models.create(**({"name": PICO, "num_outputs": 1} | arguments))
 
 
-def test_images_must_be_normalised_floats(nano_variables):
-    module = models.create(NANO, AGES)
+def test_images_must_be_normalised_floats(pico_variables):
+    apply = partial(models.create(PICO, AGES).apply, pico_variables)
     with pytest.raises(ValueError, match="uint8"):
-        module.apply(nano_variables, np.zeros((1, SIZE, SIZE, 3), np.uint8))
+        apply(np.zeros((1, SIZE, SIZE, 3), np.uint8))
     with pytest.raises(ValueError, match=r"\(B, H, W, 3\)"):
-        module.apply(nano_variables, np.zeros((SIZE, SIZE, 3), np.float32))
-
-
-# Convolutions
+        apply(np.zeros((SIZE, SIZE, 3), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,8 @@ def test_images_must_be_normalised_floats(nano_variables):
         ("shifted_depthwise", (3, 3, 1, 4), 7, 2, "same"),
         ("shifted_depthwise", (3, 3, 1, 4), 8, 2, "same"),
         ("shifted_depthwise", (3, 3, 1, 4), 8, 1, 1),
-        ("pointwise", (1, 1, 4, 6), 7, 1, 0),
+        ("pointwise", (1, 1, 4, 6), 8, 1, 0),
         ("pointwise", (1, 1, 4, 6), 7, 2, 0),
-        ("pointwise", (1, 1, 4, 6), 8, 2, 0),
         ("gathered", (3, 3, 4, 6), 2, 1, "same"),
         ("gathered", (3, 3, 4, 6), 5, 2, 1),
         ("gathered", (3, 3, 4, 6), 4, 2, "same"),
@@ -259,10 +258,7 @@ def test_same_padding_is_that_of_tensorflow(size):
 
 
 def test_the_form_of_convolutions_is_chosen_when_the_model_is_made():
-    assert models.create(NANO, 0).compute.convolutions == ("cpu" if jax.default_backend() == "cpu" else "xla")
-
-
-# Masks by row
+    assert models.create(PICO, 0).compute.convolutions == ("cpu" if jax.default_backend() == "cpu" else "xla")
 
 
 def test_masks_depend_on_the_key_and_the_row_alone():
@@ -284,7 +280,7 @@ def test_masks_depend_on_the_key_and_the_row_alone():
 
 def test_a_split_batch_draws_the_masks_of_the_whole_one(images):
     with jax.enable_x64(True):
-        module = models.create(NANO, AGES, jnp.float64, dropout=0.5, stochastic_depth=0.9, axis_name="batch")
+        module = models.create(PICO, AGES, jnp.float64, dropout=0.5, stochastic_depth=0.9, axis_name="batch")
         variables = models.initialise(module, SIZE, seed=0)
 
         # vmap with an axis name synchronises BatchNorm as pmap does.
@@ -304,25 +300,22 @@ def test_a_split_batch_draws_the_masks_of_the_whole_one(images):
         assert np.abs(other - whole).max() > 1e-3
 
 
-# Training and freezing
-
-
-def test_nano_compiles_quickly(nano_step):
+def test_pico_compiles_quickly(pico_step):
     # Under 5 on two quiet cores.
-    assert nano_step[2] < 15
+    assert pico_step[2] < 15
 
 
-def test_training_moves_all_statistics_and_reaches_all_parameters(nano_variables, nano_step):
-    gradients, stats, _ = nano_step
-    assert jax.tree.structure(stats) == jax.tree.structure(nano_variables["batch_stats"])
-    for old, new in zip(jax.tree.leaves(nano_variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
+def test_training_moves_all_statistics_and_reaches_all_parameters(pico_variables, pico_step):
+    gradients, stats, _ = pico_step
+    assert jax.tree.structure(stats) == jax.tree.structure(pico_variables["batch_stats"])
+    for old, new in zip(jax.tree.leaves(pico_variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
         assert not np.array_equal(old, new)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
-def test_a_frozen_backbone_keeps_its_statistics_and_gets_no_gradient(nano_variables, images):
-    step = gradient_step(models.create(NANO, AGES, dropout=0.5), train_backbone=False)
-    params, stats = nano_variables["params"], nano_variables["batch_stats"]
+def test_a_frozen_backbone_keeps_its_statistics_and_gets_no_gradient(pico_variables, images):
+    step = gradient_step(models.create(PICO, AGES, dropout=0.5), train_backbone=False)
+    params, stats = pico_variables["params"], pico_variables["batch_stats"]
     gradients, new = step(params, stats, images, jax.random.key(0))
     assert equal(new, stats)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients["backbone"]))
@@ -332,27 +325,24 @@ def test_a_frozen_backbone_keeps_its_statistics_and_gets_no_gradient(nano_variab
     assert not np.array_equal(gradients["head"]["fc"]["kernel"], again["head"]["fc"]["kernel"])
 
 
-def test_remat_gives_the_same_gradients(nano_variables, nano_step, images):
-    module = models.create(NANO, AGES, remat=True)
-    assert shapes_of(module) == shapes_of(models.create(NANO, AGES))
+def test_remat_gives_the_same_gradients(pico_variables, pico_step, images):
+    module = models.create(PICO, AGES, remat=True)
+    assert shapes_of(module) == shapes_of(models.create(PICO, AGES))
     gradients, stats = gradient_step(module)(
-        nano_variables["params"], nano_variables["batch_stats"], images, jax.random.key(3)
+        pico_variables["params"], pico_variables["batch_stats"], images, jax.random.key(3)
     )
     # The same masks too: stochastic depth acts inside a block.
-    assert_close(gradients, nano_step[0], rtol=1e-4, atol=1e-6)
-    assert_close(stats, nano_step[1], rtol=1e-5, atol=1e-6)
+    assert_close(gradients, pico_step[0], rtol=1e-4, atol=1e-6)
+    assert_close(stats, pico_step[1], rtol=1e-5, atol=1e-6)
 
 
 def test_inference_does_not_communicate():
     # There is no such axis here, so a collective would raise.
-    module = models.create(NANO, AGES, axis_name="batch")
+    module = models.create(PICO, AGES, axis_name="batch")
     assert jax.eval_shape(module.apply, shapes_of(module), images_of(SIZE)).shape == (1, AGES)
 
 
-# Dtypes
-
-
-@pytest.mark.parametrize("name", [NANO, "resnet18"])
+@pytest.mark.parametrize("name", [PICO, "resnet18"])
 @pytest.mark.parametrize("head", ["age", "identity"])
 @pytest.mark.parametrize(("dtype", "wide"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
 def test_parameters_statistics_and_outputs_are_float32_or_wider(name, head, dtype, wide):
@@ -371,12 +361,9 @@ def test_parameters_statistics_and_outputs_are_float32_or_wider(name, head, dtyp
         assert {leaf.dtype for leaf in jax.tree.leaves(state["intermediates"])} == {jnp.dtype(dtype)}
 
 
-# Initial values
-
-
 @pytest.mark.parametrize("head", ["age", "identity"])
 def test_initial_values_have_the_form_of_init_and_depend_on_the_seed(head):
-    module = models.create(NANO, 7, head=head, embedding_size=4)
+    module = models.create(PICO, 7, head=head, embedding_size=4)
     first = models.initialise(module, SIZE, seed=1)
     shapes = shapes_of(module)
     assert jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first) == shapes
@@ -386,8 +373,8 @@ def test_initial_values_have_the_form_of_init_and_depend_on_the_seed(head):
 
 
 def test_initial_backbone_does_not_depend_on_the_head():
-    alone = models.initialise(models.create(NANO, 0), SIZE, seed=4)
-    for module in (models.create(NANO, 101), models.create(NANO, 9, head="identity")):
+    alone = models.initialise(models.create(PICO, 0), SIZE, seed=4)
+    for module in (models.create(PICO, 101), models.create(PICO, 9, head="identity")):
         whole = models.initialise(module, SIZE, seed=4)
         assert all(equal(alone[kind], whole[kind]["backbone"]) for kind in ("params", "batch_stats"))
 

@@ -57,7 +57,9 @@ def test_columns_images_and_splits(source, tmp_path):
 
 def test_jpeg_that_needs_no_change_keeps_its_bytes(source, tmp_path):
     run(tmp_path / "out", "--source", source, "--shards", 2)
-    data = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source("images", decoders={"image": tfds.decode.SkipDecoding()})
+    data = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source(
+        "images", decoders={"image": tfds.decode.SkipDecoding()}
+    )
     assert len(data) == 30
     for i in (0, 17, 29):
         assert data[i]["image"] == (source.parent / f"{i}.jpg").read_bytes() and data[i]["row"] == i
@@ -128,17 +130,37 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
     Image.fromarray(pixels).save(folder / "whole.jpg")
     (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:3000])
     Image.new("L", (5000, 4000)).save(folder / "bomb.png")
-    rows = [("good.jpg", 5, ""), ("text.jpg", 5, ""), ("empty.jpg", 5, ""), ("cut.jpg", 5, ""), ("bomb.png", 5, ""),
-            ("old.jpg", 101, ""), ("young.jpg", -1, ""), ("word.jpg", "five", ""), ("nan.jpg", "nan", ""), ("none.jpg", "", "")]
+    rows = [
+        ("good.jpg", 5, ""),
+        ("text.jpg", 5, ""),
+        ("empty.jpg", 5, ""),
+        ("cut.jpg", 5, ""),
+        ("bomb.png", 5, ""),
+        ("old.jpg", 101, ""),
+        ("young.jpg", -1, ""),
+        ("word.jpg", "five", ""),
+        ("nan.jpg", "nan", ""),
+        ("none.jpg", "", ""),
+    ]
     path = make_source(folder, rows)
     path.write_text(path.read_text() + "missing.jpg,5,\n../outside.jpg,5,\n/etc/hostname,5,\n")
     manifest = run(tmp_path / "out", "--source", path, "--split", "1:1")
     reasons = rejected(tmp_path / "out")
     assert manifest["count"] == 1 and manifest["rejected"] == len(reasons) == 12
-    for name, reason in [("text.jpg", "not an image"), ("empty.jpg", "empty file"), ("cut.jpg", "does not decode"),
-                         ("bomb.png", "5000x4000"), ("old.jpg", "outside 0 to 100"), ("young.jpg", "outside 0 to 100"),
-                         ("word.jpg", "no number"), ("nan.jpg", "outside"), ("none.jpg", "no number"),
-                         ("missing.jpg", "not found"), ("../outside.jpg", "leads out"), ("/etc/hostname", "leads out")]:
+    for name, reason in [
+        ("text.jpg", "not an image"),
+        ("empty.jpg", "empty file"),
+        ("cut.jpg", "does not decode"),
+        ("bomb.png", "5000x4000"),
+        ("old.jpg", "outside 0 to 100"),
+        ("young.jpg", "outside 0 to 100"),
+        ("word.jpg", "no number"),
+        ("nan.jpg", "outside"),
+        ("none.jpg", "no number"),
+        ("missing.jpg", "not found"),
+        ("../outside.jpg", "leads out"),
+        ("/etc/hostname", "leads out"),
+    ]:
         assert reason in reasons[name], (name, reasons[name])
 
 
@@ -168,7 +190,9 @@ def test_splits_of_several_csvs_keep_a_doubled_file_on_one_side(source, tmp_path
     (folder / "copy.jpg").write_bytes((folder / "3.jpg").read_bytes())
     (folder / "train.csv").write_text("path,age\n" + "".join(f"{i}.jpg,{i}\n" for i in range(20)))
     (folder / "val.csv").write_text("path,age\ncopy.jpg,3\n" + "".join(f"{i}.jpg,{i}\n" for i in range(20, 25)))
-    manifest = run(tmp_path / "out", "--source", f"train={folder}/train.csv", "--source", f"validation={folder}/val.csv")
+    manifest = run(
+        tmp_path / "out", "--source", f"train={folder}/train.csv", "--source", f"validation={folder}/val.csv"
+    )
     assert manifest["splits"] == {"train": 19, "validation": 6} and manifest["protocol"] == "column"
     assert "same file" in rejected(tmp_path / "out")["3.jpg"]
 
@@ -198,7 +222,11 @@ def test_damage_is_found_when_the_data_set_is_opened(source, tmp_path, damage):
     run(out, "--source", source, "--shards", 2)
     records.open_dataset(out)
     shard = next(out.glob("*.array_record-00001*"))
-    target = {"columns": out / "columns.parquet", "split": out / "splits" / "train.npz", "manifest": out / "dataset.json"}.get(damage, shard)
+    target = {
+        "columns": out / "columns.parquet",
+        "split": out / "splits" / "train.npz",
+        "manifest": out / "dataset.json",
+    }.get(damage, shard)
     content = bytearray(target.read_bytes())
     if damage == "delete":
         target.unlink()

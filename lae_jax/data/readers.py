@@ -178,8 +178,10 @@ def read_csv(sources: list[str], options: Options) -> Source:
     if not records and not rejected:
         raise InputError(f"{', '.join(sources)}: a header and no line below it")
     names = dict.fromkeys(key for record in records for key in record)
-    columns = {key: [record.get(key) or None if key != "age" else record.get(key) for record in records]
-               for key in dict.fromkeys(["name", *names])}
+    columns = {
+        key: [record.get(key) or None if key != "age" else record.get(key) for record in records]
+        for key in dict.fromkeys(["name", *names])
+    }
     return Source(_table(columns), _FileReader(options.images or folders.pop()), rejected)
 
 

@@ -156,8 +156,15 @@ def plan(
         digest.update(repr([batch.schema.to_string(), batch.num_rows]).encode())
         for row in _rows(pa.table(batch)):
             digest.update(json.dumps(row, sort_keys=True).encode())
-    recipe = {**recipe, "format": FORMAT, "size": size, "quality": quality, "shards": shards,
-              "source_rows": count, "source_sha256": digest.hexdigest()}
+    recipe = {
+        **recipe,
+        "format": FORMAT,
+        "size": size,
+        "quality": quality,
+        "shards": shards,
+        "source_rows": count,
+        "source_sha256": digest.hexdigest(),
+    }
     (out / "parts").mkdir(parents=True, exist_ok=True)
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
@@ -165,13 +172,23 @@ def plan(
         differing = sorted(key for key in {*before, *recipe} if before.get(key) != recipe.get(key))
         if differing:
             listed = ", ".join(f"{key}: {before.get(key)!r} there, {recipe.get(key)!r} now" for key in differing)
-            raise InputError(f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder")
+            raise InputError(
+                f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
+            )
     else:
         _write_json(recipe_path, recipe)
     borders = [i * count // shards for i in range(shards + 1)]
     return [
-        ShardTask(out, i, shards, borders[i], source.table.slice(borders[i], borders[i + 1] - borders[i]),
-                  source.read, size, quality)
+        ShardTask(
+            out,
+            i,
+            shards,
+            borders[i],
+            source.table.slice(borders[i], borders[i + 1] - borders[i]),
+            source.read,
+            size,
+            quality,
+        )
         for i in range(shards)
     ]
 
@@ -206,8 +223,12 @@ def finish(
     for name, rows in splits.items():
         np.savez(out / "splits" / f"{name}.npz", rows=np.asarray(rows, np.int64))
     shards = [
-        {"file": task.path.name, "count": part.num_rows, "bytes": task.path.stat().st_size,
-         "sha256": sha256_of(task.path)}
+        {
+            "file": task.path.name,
+            "count": part.num_rows,
+            "bytes": task.path.stat().st_size,
+            "sha256": sha256_of(task.path),
+        }
         for task, part in zip(tasks, parts, strict=True)
     ]
     _write_tfds_metadata(out, shards, crop)
@@ -234,8 +255,12 @@ def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> N
         filename_template=_template(out),
     )
     tfds.folder_dataset.write_metadata(
-        data_dir=str(out), features=tfds.features.FeaturesDict(_FEATURES), split_infos=[info], check_data=False,
-        version="1.0.0", description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
+        data_dir=str(out),
+        features=tfds.features.FeaturesDict(_FEATURES),
+        split_infos=[info],
+        check_data=False,
+        version="1.0.0",
+        description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
         metadata=tfds.core.MetadataDict({"crop": crop}),
     )
 
@@ -298,7 +323,9 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
     again = "prepare it again (python -m lae_jax.prepare ...)"
     if not (path / "dataset.json").exists():
         if (path / "recipe.json").exists():
-            raise InputError(f"{path} was not finished: run the same prepare command again, it goes on where it stopped")
+            raise InputError(
+                f"{path} was not finished: run the same prepare command again, it goes on where it stopped"
+            )
         raise InputError(
             f"{path} is no prepared data set: make it with python -m lae_jax.prepare --reader csv --source faces.csv --out {path}"
         )

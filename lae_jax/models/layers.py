@@ -4,6 +4,7 @@ Shapes: B = batch, H and W = pixels or feature rows and columns, C = channels, a
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -90,7 +91,7 @@ def gathered(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array
     """A dense convolution as one matrix product with the windows of x: (B, H, W, C), (k, k, C, C') -> (B, H', W', C').
 
     For small feature maps on a CPU: where the kernel is larger than the map (3x3 on 2x2, which is ResNet's last layer
-    on 64 px), XLA swaps the two and falls into a form 20 to 40 times slower.
+    on 64 px), XLA's convolution was measured 20 to 60 times slower.
     """
     windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0], stride)
     matrix = kernel.reshape(-1, kernel.shape[3])
@@ -102,6 +103,18 @@ def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if stride > 1:
         x = x[:, ::stride, ::stride]
     return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def max_pool(x: jax.Array, compute: Compute) -> jax.Array:
+    """torchvision's 3x3 max-pool of stride 2, padded with -inf by 1: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C).
+
+    On a CPU as a maximum over windows, whose backward pass is 6 times faster than XLA's select-and-scatter; where two
+    pixels tie it halves the gradient between them.
+    """
+    if compute.convolutions != "cpu":
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return functools.reduce(jnp.maximum, _windows(padded, 3, 2))
 
 
 class Conv(nn.Module):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from lae_jax.models.layers import Compute, Conv, StochasticDepth, batch_norm, pool, prepare
+from lae_jax.models.layers import Compute, Conv, StochasticDepth, batch_norm, max_pool, pool, prepare
 
 EPSILON = 1e-5
 
@@ -86,7 +86,7 @@ class ResNet(nn.Module):
         x = prepare(images, self.compute)
         x = Conv(self.compute, 64, 7, 2, padding=3, name="conv1")(x)
         x = nn.relu(batch_norm(self.compute, train, EPSILON, "bn1")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, self.compute)
         total = sum(self.architecture.layers)
         index = 0
         for i, blocks in enumerate(self.architecture.layers, start=1):

@@ -1,0 +1,118 @@
+"""Every config builds, resolves and passes shapes through its step; the settings are the paper's."""
+
+import functools
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+from lae_jax import main, models, optim, parallel, runs, stages, steps
+from lae_jax.configs import common, table2
+from lae_jax.errors import InputError
+
+NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
+NAMES += [f"table2:{row}" for row in table2.ROWS] + [
+    f"small:{name}" for name in ("small", "yardstick", "paper_augmentation")
+]
+
+
+def build(name):
+    module, _, argument = name.partition(":")
+    return importlib.import_module(f"lae_jax.configs.{module}").get_config(*([argument] if argument else []))
+
+
+def stages_of(name):
+    config = build(name)
+    return (
+        [config.stages[key].copy_and_resolve_references() for key in config.order] if "stages" in config else [config]
+    )
+
+
+@functools.cache
+def check_step(stage_name: str, model: str, image_size: int):
+    """Traces the step of a stage and a model (the config's part, JSON) without compiling it: shapes and dtypes."""
+    config, stage = ConfigDict({"model": json.loads(model)}), stages.get(stage_name)
+    module = runs.model(config, stage, 101 if stage.head == "age" else 1000)
+    image = jnp.zeros((2, image_size, image_size, 3))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
+    tx = optim.trainable(optim.sgd(lambda count: 0.1 / (count + 1)), variables["params"], stage.trains)
+    state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
+    step = functools.partial(
+        steps.train_step, model=module, loss=stage.loss, handed={**common.get_config().loss, "mae": 1.9}, tx=tx,
+        trains=stage.trains, seed=0, dtype=jnp.dtype(config.model.dtype), mean=(0.5,) * 3, std=(0.25,) * 3,
+    )  # fmt: skip
+    target = jax.ShapeDtypeStruct((1, 2), jnp.float32 if stage.head == "age" else jnp.int32)
+    batch = {"image": jax.ShapeDtypeStruct((1, 2, *image.shape[1:]), jnp.uint8), "target": target}
+    new, metrics = jax.eval_shape(
+        jax.vmap(step, axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=None), state, batch
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["loss"][0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds_and_its_step_has_the_right_shapes(name):
+    for config in stages_of(name):
+        assert runs.augmentation(config).image_size == config.data.image_size
+        schedule = runs.schedules(config, 100, 1000)
+        assert np.isfinite(float(schedule.rate(999)))
+        optimiser = runs.optimiser(config, schedule, {"backbone": jnp.ones(1), "head": jnp.ones(1)}, ("head",))
+        assert jax.tree.leaves(optimiser.init({"backbone": jnp.ones(1), "head": jnp.ones(1)}))
+        check_step(config.stage, json.dumps(runs.as_json(config.model), sort_keys=True), config.data.image_size)
+
+
+def test_the_settings_are_the_papers():
+    pretrain, represent, classify, baseline = (build(name) for name in NAMES[:4])
+    rate = {c.stage: runs.schedules(c, 10, 240).rate for c in (represent, classify)}
+    assert float(rate["represent"](71)) == pytest.approx(0.005) and float(rate["classify"](71)) == pytest.approx(0.001)
+    assert float(rate["represent"](0)) == pytest.approx(0.005 / 25)
+    assert (represent.epochs, classify.epochs, pretrain.epochs, baseline.epochs) == (24, 8, 18, 75)
+    steps_ = runs.schedules(pretrain, 10, 180).rate
+    assert [round(float(steps_(s)), 6) for s in (69, 70, 139, 140, 160)] == [0.1, 0.01, 0.01, 0.001, 0.0001]
+    assert all(c.optim.weight_decay == 5e-4 and c.batch_size == 256 for c in (pretrain, represent, classify, baseline))
+    assert baseline.model.name == "resnet18" and represent.model.name == "efficientnet_v2_m"
+    assert represent.data.augment.num_ops == 2 and represent.data.augment.magnitude == 9
+    represent.batch_size = 1024
+    assert float(runs.schedules(represent, 10, 240).rate(71)) == pytest.approx(0.02)
+
+
+def test_the_trained_part_of_stage_3_is_the_head():
+    tx = optim.trainable(optim.sgd(0.1), {"backbone": jnp.ones(2), "head": jnp.ones(2)}, stages.CLASSIFY.trains)
+    params = {"backbone": jnp.ones(2), "head": jnp.ones(2)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert np.all(updates["backbone"] == 0) and np.all(updates["head"] != 0)
+    assert models.create("resnet18", 101).head is not None
+
+
+def command(*words):
+    result = subprocess.run(
+        [sys.executable, "-m", "lae_jax.main", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    return result.returncode, [line for line in result.stderr.splitlines() if line.startswith("error:")], result.stderr
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--config", "configs/classify.py", "--config.init_from=runs/nothing"], "runs/nothing holds no run: make it with"),
+    (["--config", "configs/represent.py", "--config.optim.base_rat=1"], "base_rat"),
+    (["--config", "configs/represent.py", "--config.epochs=many"], "epochs"),
+    (["--config", "configs/nothing.py"], "no such file, and no config of the package (baseline, classify"),
+    ([], "name a config"),
+])  # fmt: skip
+def test_a_wrong_call_is_one_line_without_a_traceback(words, message):
+    status, errors, stderr = command(*words)
+    assert status == 2 and len(errors) == 1 and message in errors[0], stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_shipped_config_is_found_by_its_name():
+    found = main.find_shipped_config(["main", "--config", "represent", "--config=table2.py:baseline"])
+    assert found[2].endswith("configs/represent.py") and found[3].endswith("configs/table2.py:baseline")
+    with pytest.raises(InputError, match="no config of the package"):
+        main.find_shipped_config(["main", "--config=nothing"])

@@ -1,0 +1,100 @@
+"""Evaluating: the same predictions for any batch size and number of devices, and files that agree with each other."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lae_jax import checkpoints, evaluate, inference, metrics, parallel, runs, stages, train
+from lae_jax.data import records
+from lae_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    from lae_jax.configs import represent
+
+    c = represent.get_config()
+    c.workdir = str(tmp_path_factory.mktemp("runs") / "represent")
+    c.data.path, c.data.image_size, c.data.threads = str(drawn), 24, 2
+    c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 32, 32, 1.0
+    train.train(c)
+    return c
+
+
+def arguments(run, *more):
+    return evaluate.parse_args(["--run", run.workdir, *more])
+
+
+def test_report_predictions_and_pictures_agree(run, capsys):
+    evaluate.main(["--run", run.workdir, "--split", "test", "--batch-size", "8"])
+    told = capsys.readouterr().out
+    folder = next((checkpoints.pathlib.Path(run.workdir) / "evaluation").glob("drawn-test"))
+    report = json.loads((folder / "report.json").read_text())
+    with open(folder / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == report["n"] == 16
+    ages, predictions = ([float(row[name]) for row in rows] for name in ("age", "prediction"))
+    again = metrics.age_report(np.array(ages), np.array(predictions)).to_dict()
+    for name, value in again.items():
+        assert report[name] == pytest.approx(value, abs=1e-5), name
+    assert f"MAE {report['mae']:.2f}" in told and "AAR (2021)" in told and "AAR (2022)" in told
+    for name in ("histogram.png", "groups.png", "scatter.png"):
+        pixels = np.asarray(Image.open(folder / name).convert("L"))
+        assert pixels.shape[0] > 300 and pixels.std() > 10
+
+
+def test_default_split_is_the_runs_validation_and_scores_are_the_checkpoints(run):
+    report, folder = evaluate.evaluate(arguments(run))
+    assert folder.name == "drawn-validation"
+    assert report["mae"] == pytest.approx(checkpoints.load_run(run.workdir).meta["scores"]["mae"], abs=1e-4)
+
+
+def test_predictions_do_not_depend_on_batch_size_or_devices(run):
+    handed, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
+    rows, stage = dataset.rows("validation"), stages.REPRESENT
+    module = runs.model(run, stage, 101)
+    results = []
+    for devices, batch_size in [(8, 64), (8, 24), (1, 13), (2, 64)]:
+        par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
+        forward = runs.forward(run, stage, module, par)
+        results.append(runs.outputs_of(run, dataset, rows, forward, par.place(handed.variables), par, batch_size))
+    assert all(result.shape == rows.shape for result in results)
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-4)
+
+
+def test_padding_is_dropped_by_its_number_wherever_it_stands():
+    par = parallel.Parallel(tuple(jax.local_devices()[:1]))
+    batches = [
+        {"image": np.array([3.0, 9.0]), "position": np.array([1, 7])},
+        {"image": np.array([1.0, 2.0]), "position": np.array([2, 0])},
+    ]
+    got = inference.over_batches(lambda _, images: images[None], {}, iter(batches), 3, par=par)
+    assert got.tolist() == [2.0, 3.0, 1.0]
+
+
+def test_flip_averages_with_the_mirror_image(run):
+    plain, _ = evaluate.evaluate(arguments(run, "--split", "test"))
+    flipped, folder = evaluate.evaluate(arguments(run, "--split", "test", "--flip"))
+    assert folder.name == "drawn-test-flip" and flipped["flip"] and flipped["mae"] != plain["mae"]
+
+
+def test_undefined_scores_are_told_with_the_missing_group():
+    scores = stages.REPRESENT.score({"age": np.array([5.0, 25.0])}, np.array([6.0, 20.0]))
+    assert scores["sigma"] is None
+    assert "no image of age 11-20, 31-40" in evaluate.tell(scores)
+
+
+def test_wrong_calls_say_what_there_is(run, tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        evaluate.evaluate(evaluate.parse_args(["--run", str(tmp_path)]))
+    with pytest.raises(InputError, match="known: all, test, train, validation"):
+        evaluate.evaluate(arguments(run, "--split", "nothing"))
+    with pytest.raises(InputError, match=r"no checkpoint of step 77, only \[3\]"):
+        evaluate.evaluate(arguments(run, "--step", "77"))
+    with pytest.raises(InputError, match="no prepared data set"):
+        evaluate.evaluate(arguments(run, "--data", str(tmp_path)))

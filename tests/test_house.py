@@ -1,0 +1,80 @@
+"""The rules of the house: imports go one way, doors are not imported, and TensorFlow stays in its rooms."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "lae_jax"
+DOORS = {"main", "prepare", "evaluate", "demo"}
+LEVELS = [
+    {"errors"},
+    {"losses", "metrics", "optim", "models", "console"},
+    {"stages", "steps", "parallel", "checkpoints", "data", "journal", "figures"},
+    {"inference", "runs"},
+    {"train"},
+    DOORS,
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "configs" not in path.parts:
+            yield path, path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def imported(path):
+    """Full names of everything that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def room(parts):
+    return parts[0]
+
+
+def test_imports_go_one_way():
+    for path, parts in modules():
+        if parts == ("__init__",):
+            continue
+        for name in imported(path):
+            words = name.split(".")
+            if words[0] != "lae_jax" or len(words) < 2 or words[1] == "configs":
+                continue
+            there = words[1]
+            assert there not in DOORS, f"{path} imports the door {there}"
+            if there != room(parts):
+                assert LEVEL[there] <= LEVEL[room(parts)], f"{path} (level {LEVEL[room(parts)]}) imports {name}"
+
+
+def test_tensorflow_stays_in_data():
+    for path, parts in modules():
+        if parts[0] != "data":
+            assert not any(name.split(".")[0].startswith("tensorflow") for name in imported(path)), path
+
+
+def test_only_one_file_names_pmap():
+    uses = {
+        path.name: {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        for path, _ in modules()
+    }
+    named = [name for name, attributes in uses.items() if "pmap" in attributes]
+    assert named == ["parallel.py"]
+
+
+def test_models_steps_and_losses_run_without_tensorflow():
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inference
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -1,0 +1,79 @@
+"""The pipeline: batches are functions of the step, each host reads its places, and damage names its record."""
+
+import numpy as np
+import pytest
+
+from lae_jax.data import pipeline, records, sampling
+from lae_jax.data.augment import Augmentation
+from lae_jax.errors import InputError
+
+AUGMENT = Augmentation(image_size=24, patch="area", brightness=0.125, num_ops=2)
+
+
+def train(dataset, start=0, stop=4, first=0, count=16, seed=0, threads=2):
+    rows = dataset.rows("train")
+    return list(
+        pipeline.train_batches(
+            dataset, rows, dataset.column("age")[rows].astype(np.float32), sampling.shuffled(len(rows), 16, seed), AUGMENT,
+            seed=seed, start=start, stop=stop, places=pipeline.Places(16, first, count), threads=threads,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(drawn):
+    return records.open_dataset(drawn)
+
+
+def test_batches_hold_augmented_uint8_images_with_their_own_targets(dataset):
+    batches = train(dataset, stop=6)
+    assert len(batches) == 6
+    for batch in batches:
+        assert batch["image"].shape == (16, 24, 24, 3) and batch["image"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["target"], dataset.column("age")[batch["row"]].astype(np.float32))
+    rows = np.concatenate([batch["row"] for batch in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.sort(dataset.rows("train")))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(dataset):
+    whole = train(dataset, threads=1)
+    late = train(dataset, start=2, threads=4)
+    for one, two in zip(whole[2:], late, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert not np.array_equal(train(dataset, stop=1, seed=1)[0]["row"], whole[0]["row"])
+    assert not np.array_equal(whole[0]["image"], whole[1]["image"])
+
+
+def test_four_hosts_read_the_places_of_one(dataset):
+    whole = train(dataset, stop=2)
+    parts = [train(dataset, stop=2, first=4 * host, count=4) for host in range(4)]
+    for step in range(2):
+        for name in whole[0]:
+            np.testing.assert_array_equal(whole[step][name], np.concatenate([part[step][name] for part in parts]))
+
+
+def test_evaluation_sees_each_row_once_in_order_with_numbered_padding(dataset):
+    rows = dataset.rows("test")[:13]
+    batches = list(pipeline.eval_batches(dataset, rows, AUGMENT, places=pipeline.Places(8, 0, 8), threads=2))
+    assert np.concatenate([batch["position"] for batch in batches]).tolist() == list(range(16))
+    np.testing.assert_array_equal(batches[1]["image"][4], batches[1]["image"][7])
+    halves = [
+        list(pipeline.eval_batches(dataset, rows, AUGMENT, places=pipeline.Places(8, 4 * h, 4), threads=2))
+        for h in (0, 1)
+    ]
+    np.testing.assert_array_equal(batches[0]["image"], np.concatenate([halves[0][0]["image"], halves[1][0]["image"]]))
+
+
+def test_a_record_that_does_not_decode_is_named(dataset, monkeypatch):
+    row = int(dataset.rows("train")[5])
+
+    def damaged(rows, original=dataset.read):
+        return [
+            raw.replace(b"\xff\xd8\xff", b"\xff\x00\xff") if r == row else raw
+            for r, raw in zip(rows.tolist(), original(rows), strict=True)
+        ]
+
+    monkeypatch.setattr(dataset, "read", damaged)
+    with pytest.raises(InputError, match=f"row {row} .*{dataset.column('name')[row]}.* does not decode"):
+        train(dataset, stop=6)

@@ -1,0 +1,226 @@
+"""The loop: stages hand over, runs resume bit for bit, and what is wrong is said before work begins."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lae_jax import checkpoints, parallel, runs, steps, train
+from lae_jax.data import records
+from lae_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def leaves(workdir, step):
+    saved = checkpoints.Checkpoints(pathlib.Path(workdir), read_only=True)
+    try:
+        state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
+        return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_flatten_with_path(state)[0]}
+    finally:
+        saved.close()
+
+
+def lines(workdir, kind):
+    rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows]
+
+
+@pytest.fixture
+def trace_count(monkeypatch):
+    """Counts the traces of the training step."""
+    counted = []
+
+    def step(*args, original=steps.train_step, **kwargs):
+        counted.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(steps, "train_step", step)
+    return counted
+
+
+def test_the_three_stages_hand_over(small_config, trace_count):
+    first = small_config("pretrain")
+    summary = train.train(first)
+    assert summary["selected_by"] is None and 0 <= summary["scores"]["equal_error_rate"] <= 1
+    assert len(trace_count) == 1
+
+    second = small_config("represent")
+    second.init_from, second.epochs = first.workdir, 2.0
+    summary = train.train(second)
+    assert summary["selected_by"] == "mae" and summary["last_step"] == 6
+    scored = lines(second.workdir, "validation")
+    assert len(scored) == 2 and summary["scores"]["mae"] == min(row["mae"] for row in scored)
+    meta = checkpoints.load_run(second.workdir).meta
+    dataset = records.open_dataset(second.data.path)
+    assert meta["data_hash"] == dataset.hash and meta["crop"] == dataset.crop and meta["stage"] == "represent"
+
+    third = small_config("classify")
+    summary = train.train(third)
+    handed = checkpoints.load_run(second.workdir)
+    assert summary["handed"] == {"mae": handed.meta["scores"]["mae"]}
+    before, after = leaves(second.workdir, handed.step), leaves(third.workdir, summary["last_step"])
+    backbone = [name for name in before if "backbone" in name and "opt_state" not in name]
+    assert backbone and all(before[name].tobytes() == after[name].tobytes() for name in backbone)
+    assert any(before[name].tobytes() != after[name].tobytes() for name in before if "['params']['head']" in name)
+    assert not any("backbone" in name for name in after if "opt_state" in name)
+    for name in ("config.json", "provenance.json", "summary.json", "metrics.jsonl"):
+        assert (pathlib.Path(third.workdir) / name).exists()
+    assert list((pathlib.Path(third.workdir) / "tensorboard").iterdir())
+    assert train.train(third) == summary
+
+
+def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, monkeypatch):
+    config = small_config("represent")
+    config.epochs, config.save_steps = 2.0, 2
+    whole = config.copy_and_resolve_references()
+    whole.workdir += "_whole"
+    train.train(whole)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self, state, number, scores, original=train._Loop.save):
+        original(self, state, number, scores)
+        self.saved.wait()
+        if number == 4:
+            raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train._Loop, "save", stop)
+        train.train(config)
+    train.train(config)
+    one, two = leaves(whole.workdir, 6), leaves(config.workdir, 6)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].tobytes() == two[name].tobytes(), name
+    for kind in ("train", "validation"):
+        assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+def test_going_on_with_another_config_is_refused_with_the_difference(small_config):
+    config = small_config("represent")
+    plan = train.make_plan(config)
+    runs.claim_folder(plan.workdir, config)
+    config.log_steps = 7
+    runs.claim_folder(plan.workdir, config)
+    config.optim.base_rate = 0.5
+    with pytest.raises(InputError, match=r"optim.base_rate: 0.005 there, 0.5 now"):
+        runs.claim_folder(plan.workdir, config)
+
+
+def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
+    config = small_config("represent")
+    config.epochs, config.max_bad_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0
+    config.optim.base_rate, config.optim.schedule = 1e30, "constant"
+    with pytest.raises(train.Diverged, match="4 steps in a row.*base_rate"):
+        train.train(config)
+    saved = checkpoints.Checkpoints(pathlib.Path(config.workdir), read_only=True)
+    assert saved.latest() == 4
+    saved.close()
+    config.workdir += "_scored"
+    config.eval_epochs = 1.0
+    with pytest.raises(train.Diverged, match="outputs on the validation split are not finite"):
+        train.train(config)
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tmp_path):
+    config = small_config("classify")
+    with pytest.raises(
+        InputError, match="represent holds no run: make it with python -m lae_jax.main --config configs/represent.py"
+    ):
+        train.train(config)
+    config.init_from = ""
+    with pytest.raises(InputError, match="--config.init_from"):
+        train.train(config)
+    config = small_config("represent")
+    config.data.path = str(tmp_path / "nothing")
+    with pytest.raises(InputError, match="python -m lae_jax.prepare"):
+        train.train(config)
+    config = small_config("represent")
+    config.data.train = "trian"
+    with pytest.raises(InputError, match="did you mean 'train'"):
+        train.train(config)
+    config = small_config("represent")
+    config.batch_size = 30
+    with pytest.raises(InputError, match="30 cannot be divided over 8"):
+        train.train(config)
+
+
+def test_foreign_runs_are_refused_by_name(small_config):
+    first = small_config("pretrain")
+    first.epochs, first.data.split = 0.3, ""
+    train.train(first)
+    third = small_config("classify")
+    third.init_from = first.workdir
+    with pytest.raises(InputError, match="a run of stage pretrain; stage classify starts from one of represent"):
+        train.train(third)
+    second = small_config("represent")
+    second.init_from, second.model.name = first.workdir, "resnet18"
+    with pytest.raises(InputError, match="holds a efficientnet_v2_pico, the config wants resnet18"):
+        train.train(second)
+    second = small_config("represent")
+    second.init_from, second.data.split, second.epochs = first.workdir, "", 0.3
+    train.train(second)
+    third.init_from = second.workdir
+    with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
+        train.train(third)
+
+
+def test_the_selecting_score_is_settled_by_the_groups_that_are_there():
+    from lae_jax import stages
+
+    ages = np.array([5.0, 15, 25, 35, 45, 55, 65, 75])
+    assert stages.CLASSIFY.select(ages) == "mae_plus_sigma"
+    assert stages.CLASSIFY.select(ages[1:]) == "mean_group_mae"
+    assert stages.REPRESENT.select(ages) == "mae" and stages.PRETRAIN.select(ages) is None
+
+
+_WORKER = """
+import sys, jax
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_compilation_cache_dir', sys.argv[3])
+from lae_jax import runs, train
+jax.distributed.initialize('localhost:' + sys.argv[1], 2, int(sys.argv[2]))
+import json
+train.train(runs.from_json(json.load(open(sys.argv[4]))))
+"""
+
+
+def test_two_processes_of_four_devices_train_like_one_of_eight(small_config, tmp_path):
+    import socket
+
+    config = small_config("represent")
+    config.optim.base_rate = 0.05
+    one = config.copy_and_resolve_references()
+    one.workdir += "_one"
+    train.train(one)
+    (tmp_path / "config.json").write_text(json.dumps(runs.as_json(config)))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, port, str(i), str(ROOT / "build" / "test-cache"), str(tmp_path / "config.json")],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    a, b = leaves(one.workdir, 3), leaves(config.workdir, 3)
+    for name in a:
+        if "params" in name or "batch_stats" in name:
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
+    mae = [lines(c.workdir, "validation")[0]["mae"] for c in (one, config)]
+    np.testing.assert_allclose(*mae, rtol=1e-4)
+    assert parallel.is_first_host()
