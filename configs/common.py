@@ -8,7 +8,7 @@ from ml_collections.config_dict import placeholder
 
 
 def augmentation(kind: str) -> ConfigDict:
-    """'full': the paper's; 'flip': the standard baseline's, resize and flip; 'crop': resize, random crop, flip, light."""
+    """'full': the paper's; 'flip': the standard baseline's, resize and flip; 'crop': random crop, flip, light."""
     c = ConfigDict()
     c.patch = (
         "none"  # 'area': random patch, resized; 'crop': crop of data.image_size from data.resize; 'none': whole image

@@ -5,8 +5,9 @@
 Expected: the shape of the paper's Table 2, see docs/results.md.
 """
 
-from lae_jax.configs import common
 from ml_collections import ConfigDict
+
+from lae_jax.configs import common
 
 
 def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentation: str) -> ConfigDict:

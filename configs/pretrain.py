@@ -2,7 +2,7 @@
 
     python -m lae_jax.main --config configs/pretrain.py
 
-Reads data/people (prepared with identities), writes runs/pretrain. The paper used MS-Celeb-1M, 18 epochs; not run by us.
+Reads data/people (prepared with identities), writes runs/pretrain. The paper used MS-Celeb-1M; not run by us.
 """
 
 from lae_jax.configs import common

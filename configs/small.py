@@ -8,8 +8,9 @@ Reads data/faces (and data/people, prepared with identities; --config.faces and 
 runs/<variant>/pretrain, represent and classify. What to expect is in docs/results.md.
 """
 
-from lae_jax.configs import common
 from ml_collections import ConfigDict
+
+from lae_jax.configs import common
 
 VARIANTS = ("small", "yardstick", "paper_augmentation")
 

@@ -3,12 +3,13 @@
     python -m lae_jax.main --config configs/submission.py --config.stages.represent.init_from=runs/pretrain
 
 Reads data/faces, runs/pretrain and, for `mae`, runs/represent: the 4:1 run of stage 2. Writes runs/submission/represent
-and runs/submission/classify. The paper reports on the hidden test set: MAE 1.86, sigma 0.20, AAR (2021) 7.94; not run by
-us.
+and runs/submission/classify. The paper reports on the hidden test set: MAE 1.86, sigma 0.20, AAR (2021) 7.94;
+not run by us.
 """
 
-from lae_jax.configs import classify, represent
 from ml_collections import ConfigDict
+
+from lae_jax.configs import classify, represent
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation. Each is a pure function of ages and predictions; colours are safe for colour-blind eyes."""
+"""The pictures of an evaluation. Each is a function of ages and predictions; colours are safe for colour-blind eyes."""
 
 import pathlib
 
@@ -68,7 +68,7 @@ def group_errors(path: pathlib.Path, report: metrics.AgeReport, title: str) -> N
     figure, axis = _plain_axes()
     bars = axis.bar(metrics.GROUPS, report.group_mae, color=_ACCENT, width=0.7)
     for bar, value, count in zip(bars, report.group_mae, report.group_count, strict=True):
-        text = f"{value:.2f}\n{count} image{'s' * (count != 1)}" if count else "no image"
+        text = f"{value:.2f}\n{count} image{'' if count == 1 else 's'}" if count else "no image"
         height = value if count else 0
         axis.annotate(
             text,

@@ -19,8 +19,8 @@ def over_batches(
 ) -> np.ndarray:
     """Outputs (count, ...) of the first `count` positions.
 
-    Args: forward: `par.map_forward` of a step; batches: of image and position, this host's part; total: batches, for the
-    progress line. The device works on a batch while the one before is fetched.
+    Args: forward: `par.map_forward` of a step; batches: of image and position, this host's part; total: batches, for
+    the progress line. The device works on a batch while the one before is fetched.
     """
     positions, outputs, pending = [], [], None
     for batch in console.progress(batches, total=total, what=what, unit="batch", leave=False):

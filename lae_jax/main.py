@@ -51,8 +51,8 @@ def set_up_devices() -> None:
 
 
 def run(config: ConfigDict) -> None:
-    """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and, unless its `init_from`
-    says otherwise, started from the one before."""
+    """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
+    before, unless its `init_from` says otherwise."""
     from lae_jax import train
 
     if "stages" not in config:

@@ -3,7 +3,7 @@
 python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces
 python -m lae_jax.prepare --reader csv --source train=train.csv --source test=test.csv --images photos --out data/faces
 python -m lae_jax.prepare --reader folders --source people/ --out data/people
-python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --source test=400 --out data/drawn
+python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --out data/drawn
 """
 
 import argparse

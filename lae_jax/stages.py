@@ -1,4 +1,4 @@
-"""What tells the stages apart, as data: one frozen record a stage. The loop and the step read these and never branch."""
+"""What tells the stages apart, as data: one frozen record a stage. Loop and step read these and never branch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,8 +127,8 @@ def _load_handed(config: ConfigDict, stage: stages.Stage, init: checkpoints.Hand
     missing = [name for name in stage.needs if scores.get(name) is None]
     if missing:
         raise InputError(
-            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without a"
-            " validation split: name a run of stage represent that has one with --config.mae_from"
+            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without"
+            " a validation split: name a run of stage represent that has one with --config.mae_from"
         )
     return {name: scores[name] for name in stage.needs}
 
@@ -255,8 +255,8 @@ class _Loop:
             line.set_postfix_str(text, refresh=False)
         if int(metrics_["bad_steps"]) >= self.plan.config.max_bad_steps:
             raise Diverged(
-                f"step {number}: the loss or the gradients were not finite in {int(metrics_['bad_steps'])} steps in a row;"
-                f" the last checkpoint of {self.plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
+                f"step {number}: the loss or the gradients were not finite in {int(metrics_['bad_steps'])} steps in a"
+                f" row; the last checkpoint of {self.plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
             )
 
     def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
@@ -276,8 +276,8 @@ class _Loop:
         )
         if not np.isfinite(outputs).all():
             raise Diverged(
-                f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last checkpoint of"
-                f" {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
+                f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last"
+                f" checkpoint of {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
             )
         return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
 

@@ -14,8 +14,8 @@ def train(dataset, start=0, stop=4, first=0, count=16, seed=0, threads=2):
     rows = dataset.rows("train")
     return list(
         pipeline.train_batches(
-            dataset, rows, dataset.column("age")[rows].astype(np.float32), sampling.shuffled(len(rows), 16, seed), AUGMENT,
-            seed=seed, start=start, stop=stop, places=pipeline.Places(16, first, count), threads=threads,
+            dataset, rows, dataset.column("age")[rows].astype(np.float32), sampling.shuffled(len(rows), 16, seed),
+            AUGMENT, seed=seed, start=start, stop=stop, places=pipeline.Places(16, first, count), threads=threads,
         )
     )  # fmt: skip
 

@@ -166,7 +166,8 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "is empty"), ("path,age\n", "no line below"), ("path,years\na.jpg,3\n", "no column `age`"),
-    ("age,identity\n3,p\n", "names no column"), ("path,age,age\na.jpg,3,4\n", "stands twice"), ("a.jpg,x\n", "names no column"),
+    ("age,identity\n3,p\n", "names no column"), ("path,age,age\na.jpg,3,4\n", "stands twice"),
+    ("a.jpg,x\n", "names no column"),
 ])  # fmt: skip
 def test_a_csv_that_cannot_be_used(tmp_path, text, message):
     (tmp_path / "faces.csv").write_text(text)

@@ -8,12 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import CACHE, ROOT
 
 from lae_jax import checkpoints, parallel, runs, steps, train
 from lae_jax.data import records
 from lae_jax.errors import InputError
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def leaves(workdir, step):
@@ -210,7 +209,7 @@ def test_two_processes_of_four_devices_train_like_one_of_eight(small_config, tmp
         port = str(free.getsockname()[1])
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, port, str(i), str(ROOT / "build" / "test-cache"), str(tmp_path / "config.json")],
+            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), str(tmp_path / "config.json")],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)

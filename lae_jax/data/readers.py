@@ -1,4 +1,4 @@
-"""Raw sources. A reader turns what a user has into a `Source`: a table with one row an image, and how to get its bytes."""
+"""Raw sources. A reader turns what a user has into a `Source`: a table, one row an image, and how to get the bytes."""
 
 import csv
 import dataclasses
@@ -46,7 +46,7 @@ class Options:
 
 
 class Picture(NamedTuple):
-    """Encoded bytes of a photograph, and its five landmarks as x, y, x, y ... in its pixels where the reader knows them."""
+    """Encoded bytes of a photograph, and its five landmarks as x, y, x, y ... in pixels where the reader knows them."""
 
     encoded: bytes
     landmarks: list[float] | None = None

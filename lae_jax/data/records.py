@@ -327,7 +327,8 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
                 f"{path} was not finished: run the same prepare command again, it goes on where it stopped"
             )
         raise InputError(
-            f"{path} is no prepared data set: make it with python -m lae_jax.prepare --reader csv --source faces.csv --out {path}"
+            f"{path} is no prepared data set: make it with"
+            f" python -m lae_jax.prepare --reader csv --source faces.csv --out {path}"
         )
     try:
         manifest = json.loads((path / "dataset.json").read_text())
