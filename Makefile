@@ -13,3 +13,20 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+demo: $(STAMP)
+	$(VENV)/bin/python -m lae_jax.demo --out build/demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "not long"
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# What needs more minutes than CI has: three seeds of the demo and the tests marked `long`.
+check-long: $(STAMP)
+	$(VENV)/bin/python -m pytest -m long
+	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
+
+clean:
+	rm -rf build $(VENV)

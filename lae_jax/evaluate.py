@@ -97,7 +97,7 @@ def _draw(folder: pathlib.Path, handed: checkpoints.Handed, dataset, split: str,
     same = handed.meta["data_hash"] == dataset.hash
     histogram_of = trained_on if same else split
     histogram_ages = dataset.column("age")[dataset.rows(histogram_of)]
-    title = f"{handed.workdir} on {dataset.path.name}, {split}"
+    title = f"{handed.workdir.name} on {dataset.path.name}, {split}"
     predictions = predictions.astype(np.float64)
     figures.histogram(
         folder / "histogram.png", histogram_ages[~np.isnan(histogram_ages)], ages, predictions, title, histogram_of

@@ -5,6 +5,8 @@ import pathlib
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
 
 from lae_jax import metrics
 
@@ -55,7 +57,6 @@ def histogram(path: pathlib.Path, training_ages, ages, predictions, title: str, 
         over.set_ylabel("mean absolute error, years (line)", color=_LINE)
     left.set_xlim(present.min() - 1, present.max() + 1)
     left.set_xlabel("age, years")
-    right.set_xlabel("age classes, from head (most images) to tail")
     ticks = np.linspace(0, len(order) - 1, min(12, len(order))).astype(int)
     right.set_xticks(ticks, [str(order[i]) for i in ticks])
     right.set_xlabel("age in years, sorted from head (most images) to tail")
@@ -92,13 +93,15 @@ def scatter(path: pathlib.Path, ages, predictions, title: str) -> None:
     """Predicted against true age as a density, with the diagonal and the mean prediction of each age."""
     figure, axis = _plain_axes(6.4, 5.6)
     top = float(max(82, ages.max(), predictions.max()) + 1)
-    cells = axis.hexbin(ages, predictions, gridsize=48, extent=(0, top, 0, top), mincnt=1, cmap="Blues", bins="log")
+    # The pale end of the colours would hide cells of one image.
+    colours = LinearSegmentedColormap.from_list("density", plt.get_cmap("Blues")(np.linspace(0.25, 1, 64)))
+    cells = axis.hexbin(ages, predictions, gridsize=48, extent=(0, top, 0, top), mincnt=1, cmap=colours)
     classes = metrics.age_class(ages)
     present = np.unique(classes)
     means = [predictions[classes == age].mean() for age in present]
     axis.plot(present, means, ".", color=_LINE, markersize=4, label="mean prediction of each age")
     axis.plot([0, top], [0, top], color="black", linewidth=0.8, label="right")
-    figure.colorbar(cells, ax=axis, label="images", shrink=0.8)
+    figure.colorbar(cells, ax=axis, label="images", shrink=0.8, ticks=MaxNLocator(integer=True))
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", xlabel="true age, years", ylabel="predicted age, years")
     axis.legend(frameon=False, loc="upper left", fontsize=8)
     axis.set_title(title)

@@ -59,9 +59,8 @@ def train_step(
       accumulate: the shard is taken in so many parts, one after the other, and their gradients are averaged; BatchNorm
         then normalises over a part (of all devices).
 
-    Returns: the new state and {'loss': (sum, weight), 'grad_norm', 'bad', 'bad_steps'}, the same on every device.
-      A step
-    whose loss or gradients are not finite leaves parameters, statistics and optimiser as they were and is counted.
+    Returns: the new state and {'loss': (sum, weight), 'grad_norm', 'bad', 'bad_steps'}, the same on every device. After
+    a loss or gradients that are not finite, parameters, statistics and optimiser are as they were, and it is counted.
     """
     count = len(batch["target"])
     key = jax.random.fold_in(jax.random.key(seed), state.step)
