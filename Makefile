@@ -17,15 +17,14 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -m "not long"
+	$(VENV)/bin/python -m pytest
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What needs more minutes than CI has: three seeds of the demo and the tests marked `long`.
+# What needs more minutes than CI has: the demo's effect in three of three seeds.
 check-long: $(STAMP)
-	$(VENV)/bin/python -m pytest -m long
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:

@@ -1,7 +1,6 @@
 """Checkpoints of a run (orbax), and what is handed from one stage to the next."""
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -174,10 +173,3 @@ def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:
         ", ".join(new) or "nothing",
     )
     return result
-
-
-def write_json(path: pathlib.Path, content: Mapping) -> None:
-    """Writes JSON whole or not at all."""
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(path)

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from lae_jax import checkpoints, console
+from lae_jax import checkpoints, console, files
 from lae_jax.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, pathlib.Path]:
         "flip": args.flip,
         "protocol": dataset.manifest["protocol"],
     }
-    checkpoints.write_json(folder / "report.json", report)
+    files.write_json(folder / "report.json", report)
     if stage.target == "age":
         _write_predictions(folder / "predictions.csv", dataset.column("name")[examples.rows], examples.targets, outputs)
         _draw(folder, handed, dataset, split, examples.targets, outputs)

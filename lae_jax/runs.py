@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, inference, models, optim, parallel, stages, steps
+from lae_jax import files, inference, models, optim, parallel, stages, steps
 from lae_jax.data import pipeline, records
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
@@ -198,7 +198,7 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
             )
     elif parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(path, now)
+        files.write_json(path, now)
     parallel.wait_for_hosts("config")
 
 

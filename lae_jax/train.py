@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, metrics, models, parallel, runs, stages, steps
+from lae_jax import checkpoints, console, files, metrics, models, parallel, runs, stages, steps
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import InputError
@@ -176,7 +176,7 @@ def train(config: ConfigDict) -> dict:
         elif plan.init is None and plan.stage.name == "represent":
             logger.info("starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain)")
         if parallel.is_first_host():
-            checkpoints.write_json(workdir / "provenance.json", runs.provenance(config, plan.dataset))
+            files.write_json(workdir / "provenance.json", runs.provenance(config, plan.dataset))
         return _Loop(plan, module, tx, schedule, saved).run(plan.par.place(state))
     finally:
         saved.close()
@@ -315,6 +315,6 @@ class _Loop:
             "seconds": round(journal.seconds, 1),
         }
         if parallel.is_first_host():
-            checkpoints.write_json(self.plan.workdir / "summary.json", summary)
+            files.write_json(self.plan.workdir / "summary.json", summary)
         parallel.wait_for_hosts("summary")
         return summary

@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "lae_jax"
 DOORS = {"main", "prepare", "evaluate", "demo"}
 LEVELS = [
-    {"errors"},
+    {"errors", "files"},
     {"losses", "metrics", "optim", "models", "console"},
     {"stages", "steps", "parallel", "checkpoints", "data", "journal", "figures"},
     {"inference", "runs"},

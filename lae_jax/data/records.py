@@ -34,6 +34,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from lae_jax.data import images
 from lae_jax.data.readers import Picture, Source
 from lae_jax.errors import InputError, unknown
+from lae_jax.files import write_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -47,12 +48,6 @@ _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format
 def sha256_of(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
 
 
 def _template(out: pathlib.Path) -> naming.ShardedFileTemplate:
@@ -176,7 +171,7 @@ def plan(
                 f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
             )
     else:
-        _write_json(recipe_path, recipe)
+        write_json(recipe_path, recipe)
     borders = [i * count // shards for i in range(shards + 1)]
     return [
         ShardTask(
@@ -243,7 +238,7 @@ def finish(
         "protocol": protocol,
         "crop": crop,
     }
-    _write_json(out / "dataset.json", manifest)
+    write_json(out / "dataset.json", manifest)
     return manifest
 
 
@@ -364,6 +359,6 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], again: str) -> None:
             raise InputError(f"{path / name} was changed (its SHA-256 is not the manifest's): restore it, or {again}")
     if verified != seen:
         try:
-            _write_json(path / "verified.json", seen)
+            write_json(path / "verified.json", seen)
         except OSError:
             logger.debug("%s is read-only: the checksums are computed at every start", path)
