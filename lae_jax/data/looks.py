@@ -50,8 +50,8 @@ def look_of(identity: int, age: float, seed: int, index: int) -> Look:
 
 
 def _ages_shown(age: float, pace: float, own: list[float], here: list[float]) -> dict[str, float]:
-    """The age that each cue shows: wrong by half a year in the cradle and by six at seventy, partly for life."""
-    spread = 0.5 + 0.08 * age
+    """The age that each cue shows: wrong by half a year in the cradle and by three at seventy, partly for life."""
+    spread = 0.4 + 0.045 * age
     real = age * (1 + 0.05 * pace)
     return {cue: max(0.0, real + spread * (0.75 * a + 0.5 * b)) for cue, a, b in zip(_CUES, own, here, strict=True)}
 

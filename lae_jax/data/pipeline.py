@@ -5,7 +5,7 @@ Nothing here has state: the batch of a step is a pure function of (seed, step), 
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -94,9 +94,7 @@ def train_batches(
             "row": tf.gather(tf.constant(rows, tf.int64), position),
         }
 
-    data = tf.data.Dataset.range(start, stop).map(batch, num_parallel_calls=2).unbatch()
-    data = data.map(example, num_parallel_calls=threads).batch(places.count, drop_remainder=True).prefetch(2)
-    return _iterate(data.with_options(_options(threads)), dataset)
+    return _iterate(dataset, tf.data.Dataset.range(start, stop), batch, example, places, threads)
 
 
 def eval_batches(
@@ -115,15 +113,25 @@ def eval_batches(
         place = step * places.batch_size + places.first + tf.range(places.count, dtype=tf.int64)
         return place, load(step)[1]
 
-    data = tf.data.Dataset.range(steps).map(batch, num_parallel_calls=2).unbatch()
-    data = data.map(
-        lambda place, encoded: {"image": augmentation.evaluate(encoded), "position": place}, num_parallel_calls=threads
-    )
-    data = data.batch(places.count, drop_remainder=True).prefetch(2)
-    return _iterate(data.with_options(_options(threads)), dataset)
+    def example(place, encoded):
+        return {"image": augmentation.evaluate(encoded), "position": place}
+
+    return _iterate(dataset, tf.data.Dataset.range(steps), batch, example, places, threads)
 
 
-def _iterate(data: tf.data.Dataset, dataset: records.Dataset) -> Iterator[dict[str, np.ndarray]]:
+def _iterate(
+    dataset: records.Dataset,
+    steps: tf.data.Dataset,
+    batch: Callable,
+    example: Callable,
+    places: Places,
+    threads: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `steps`: `batch` reads the records of a step, `example` makes each of them ready in parallel."""
+    # AutoGraph has nothing to convert here and would take seconds to find that out.
+    batch, example = (tf.autograph.experimental.do_not_convert(function) for function in (batch, example))
+    data = steps.map(batch, num_parallel_calls=2).unbatch().map(example, num_parallel_calls=threads)
+    data = data.batch(places.count, drop_remainder=True).prefetch(2).with_options(_options(threads))
     try:
         # Without this generator around it, an iterator that raised would go on with the next batch.
         yield from data.as_numpy_iterator()
