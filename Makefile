@@ -14,6 +14,7 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 	touch $@
 
 demo: $(STAMP)
+	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)

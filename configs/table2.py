@@ -51,6 +51,12 @@ def _classification():
     return c
 
 
+def _submission():
+    c = submission.get_config()
+    c.stages.classify.mae_from = "runs/table2/representation"
+    return c
+
+
 ROWS = {
     "baseline": baseline.get_config,
     "architecture": _architecture,
@@ -58,7 +64,7 @@ ROWS = {
     "augmentation": _augmentation,
     "representation": _representation,
     "classification": _classification,
-    "submission": submission.get_config,
+    "submission": _submission,
 }
 
 

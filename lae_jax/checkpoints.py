@@ -19,8 +19,8 @@ logger = logging.getLogger("lae_jax")
 class Checkpoints:
     """The checkpoints of one run. A checkpoint is a state and its `meta`, a dict of JSON:
 
-    step, epoch, stage, model, scores, selected_by, selected (the score that the best checkpoint minimises, or null),
-    config, crop, data_hash, classes.
+    step, epoch, stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises,
+    or null), handed (what the loss was given of an earlier run), config, crop, data, data_hash.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
@@ -127,11 +127,29 @@ class Handed:
     meta: dict
 
 
+def newest_meta(workdir: pathlib.Path) -> dict | None:
+    """Meta of a run's newest checkpoint; None if it has none."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    saved = Checkpoints(workdir, read_only=True)
+    try:
+        return None if saved.latest() is None else saved.meta(saved.latest())
+    finally:
+        saved.close()
+
+
+def require_run(workdir: str | pathlib.Path, how_to_make: str = "") -> None:
+    """Raises InputError, with the command that makes it, if a folder holds no run."""
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no run{how_to_make and f': make it with {how_to_make}'}")
+
+
 def load_run(workdir: str | pathlib.Path, step: int | None = None, how_to_make: str = "") -> Handed:
     """The best checkpoint of a run (or that of `step`). Raises InputError if there is none."""
     workdir = pathlib.Path(workdir)
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no run{how_to_make and f': make it with {how_to_make}'}")
+    require_run(workdir, how_to_make)
+    if not (workdir / "summary.json").exists():
+        logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         if step is not None and step not in checkpoints.steps():
@@ -145,7 +163,7 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, how_to_make: 
 
 
 def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:
-    """`fresh` variables with the `parts` ('backbone', 'head') of a checkpoint; logs what was loaded, dropped, made new.
+    """`fresh` variables with the `parts` ('backbone', 'head') of a checkpoint; logs what was loaded and what made new.
 
     Lenient about heads: one of another shape is made new. Raises InputError if a backbone leaf does not fit.
     """

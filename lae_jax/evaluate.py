@@ -44,6 +44,10 @@ def predict_split(handed: checkpoints.Handed, data: str | None, split: str | Non
         if not config.data.split:
             raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
         split = runs.split_name(config, config.data.split)
+    if handed.meta["crop"] != dataset.crop:
+        raise InputError(f"{handed.workdir} was trained on crops {handed.meta['crop']}, {data} holds {dataset.crop}")
+    if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
+        logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = runs.examples(dataset, split, stage)
     module = runs.model(config, stage, handed.meta["num_outputs"])
     forward = runs.forward(config, stage, module, par, flip=flip)
@@ -71,6 +75,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, pathlib.Path]:
         "model": handed.meta["model"],
         "data": str(dataset.path),
         "data_hash": dataset.hash,
+        "same_data_as_training": handed.meta["data_hash"] == dataset.hash,
         "split": split,
         "flip": args.flip,
         "protocol": dataset.manifest["protocol"],
@@ -137,9 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.batch_size < 1 or args.devices < 0:
         raise InputError("--batch-size must be at least 1 and --devices at least 0")
     if args.devices:
-        import jax
+        from lae_jax import parallel
 
-        jax.config.update("jax_num_cpu_devices", args.devices)
+        parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))
     print(f"{folder}/: " + ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -21,15 +21,16 @@ class Journal:
 
     def __init__(self, workdir: pathlib.Path, start: int, schedule, config: ConfigDict, *, active: bool):
         self._path, self._schedule, self._config, self._active = workdir / "metrics.jsonl", schedule, config, active
-        self.bad_steps, self._begun = 0, time.perf_counter()
+        kept = []
+        if self._path.exists():
+            rows = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
+            kept = [row for row in rows if row["step"] <= start]
+        last = next((row for row in reversed(kept) if row["kind"] == "train"), {"bad_steps": 0, "seconds": 0.0})
+        self.bad_steps, self._seconds_before = last["bad_steps"], last["seconds"]
         self._started = time.perf_counter()
         self._reset()
         if active:
-            kept = []
-            if self._path.exists():
-                lines = self._path.read_text().splitlines()
-                kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._file = open(self._path, "a", encoding="utf-8")
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
@@ -43,7 +44,8 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._started
+        """Of all starts of the run."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def _reset(self) -> None:
         self._loss, self._weight, self._steps, self._waiting = 0.0, 0.0, 0, 0.0
@@ -67,11 +69,13 @@ class Journal:
         seconds = max(time.perf_counter() - self._begun, 1e-9)
         row = {
             "loss": self._loss / self._weight if self._weight else None,
-            "rate": float(self._schedule.rate(step - 1)),
+            # The optimiser does not count bad steps.
+            "rate": float(self._schedule.rate(step - 1 - self.bad_steps)),
             "grad_norm": _plain(metrics["grad_norm"]),
             "images_per_second": self._steps * self._config.batch_size / seconds,
             "waiting": self._waiting / seconds,
             "bad_steps": self.bad_steps,
+            "seconds": self.seconds,
         }
         self._write(step, "train", row)
         self._reset()

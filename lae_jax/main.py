@@ -34,8 +34,12 @@ def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
+    from lae_jax import parallel
+
+    if PROCESSES.value > 1 and not COORDINATOR.value:
+        raise InputError("--processes needs --coordinator host:port, or use --cluster")
     if DEVICES.value:
-        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+        parallel.simulate_devices(DEVICES.value)
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     elif CLUSTER.value:
@@ -58,16 +62,27 @@ def run(config: ConfigDict) -> None:
     if "stages" not in config:
         _report(train.train(config), config.workdir)
         return
+    _check_recipe(config)
     before = ""
     for name in config.order:
-        if name not in config.stages:
-            raise InputError("config.order: " + unknown("stage", name, config.stages))
         stage = config.stages[name].copy_and_resolve_references()
         stage.workdir = str(pathlib.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
         _report(train.train(stage), stage.workdir)
         before = stage.workdir
+
+
+def _check_recipe(config: ConfigDict) -> None:
+    """Runs that a recipe takes from elsewhere are missed now, not after hours."""
+    from lae_jax import checkpoints
+
+    made = {""} | {str(pathlib.Path(config.workdir) / name) for name in config.order}
+    for name in config.order:
+        if name not in config.stages:
+            raise InputError("config.order: " + unknown("stage", name, config.stages))
+        for source in {config.stages[name].init_from, config.stages[name].mae_from} - made - {"scratch"}:
+            checkpoints.require_run(source)
 
 
 def _report(summary: dict, workdir: str) -> None:
@@ -119,7 +134,10 @@ def cli() -> None:
     try:
         words = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise InputError(str(error).strip("'\"").splitlines()[0]) from error
+        # The flags' own errors begin with the reason; an error of the config's file comes as a traceback that ends with it.
+        lines = str(error).strip("'\"\n ").splitlines()
+        reason = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
+        raise InputError(reason) from error
     main(words)
 
 

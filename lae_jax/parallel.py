@@ -17,6 +17,12 @@ from lae_jax.errors import InputError
 AXIS = "batch"
 
 
+def simulate_devices(count: int) -> None:
+    """Makes JAX see `count` devices of the CPU and no other; before anything asks it for its devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
 @dataclasses.dataclass(frozen=True)
 class Parallel:
     """The local devices to use; by default all. A part of them is possible on a single host only."""

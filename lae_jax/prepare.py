@@ -44,6 +44,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--size {args.size}: 16 to 4096 pixels")
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality {args.quality}: 1 to 100")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed} is negative")
+    if args.folds is not None and args.folds < 2:
+        raise InputError(f"--folds {args.folds}: at least 2 are needed")
+    splits.parse_ratio(args.split)
+    if os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out} is a file: name a folder")
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
     return args
@@ -72,7 +79,9 @@ def prepare(args: argparse.Namespace) -> dict:
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
     out = pathlib.Path(args.out)
-    tasks = records.plan(source, out, {"reader": args.reader}, size=args.size, quality=args.quality, shards=args.shards)
+    tasks = records.plan(
+        source, out, {"reader": args.reader, **source.recipe}, size=args.size, quality=args.quality, shards=args.shards
+    )
     missing = [task for task in tasks if not task.path.exists()]
     if len(missing) < len(tasks):
         logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))

@@ -129,8 +129,13 @@ def outputs_of(
     )
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def threads(config: ConfigDict) -> int:
-    return config.data.threads or len(os.sched_getaffinity(0))
+    return config.data.threads or cores()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +222,7 @@ def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "data": str(dataset.path),
         "data_hash": dataset.hash,
         "protocol": dataset.manifest["protocol"],
@@ -227,10 +232,12 @@ def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, with '+' if files were changed; None outside a checkout."""
-    here = pathlib.Path(__file__).parent
+    """The commit of the source tree that runs, with '+' if files were changed; None outside a checkout of it."""
+    here = pathlib.Path(__file__).resolve().parent
     try:
         run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        if pathlib.Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != here.parent:
+            return None
         changed = run(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout
         return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,10 +1,8 @@
 """The one loop that all stages share."""
 
-import dataclasses
 import functools
 import json
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -13,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, metrics, models, parallel, runs, stages, steps
+from lae_jax import checkpoints, console, files, models, parallel, runs, stages, steps
 from lae_jax.checkpoints import Checkpoints
-from lae_jax.data import pipeline, records, sampling
-from lae_jax.errors import InputError
+from lae_jax.data import pipeline
 from lae_jax.journal import Journal
+from lae_jax.plan import Plan, make_plan
 
 logger = logging.getLogger("lae_jax")
 
@@ -29,155 +27,38 @@ class Diverged(RuntimeError):
     """Too many steps in a row had a loss or gradients that were not finite, or the outputs of an evaluation are not."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All of a run that is settled before its first step."""
-
-    config: ConfigDict
-    stage: stages.Stage
-    workdir: pathlib.Path
-    par: parallel.Parallel
-    dataset: records.Dataset
-    training: runs.Examples
-    validation: runs.Examples | None
-    num_outputs: int
-    steps_per_epoch: int
-    total_steps: int
-    eval_steps: int
-    selected_by: str | None  # score that the kept checkpoint minimises; None: the newest is kept
-    handed: dict
-    init: checkpoints.Handed | None
-
-
-def make_plan(config: ConfigDict) -> Plan:
-    """Checks everything that can be checked before work begins. Raises InputError that says what to do."""
-    stage = stages.get(config.stage)
-    par = parallel.Parallel()
-    if config.batch_size < 1 or config.epochs <= 0 or config.accumulate < 1 or config.eval_epochs <= 0:
-        raise InputError("batch_size, accumulate, epochs and eval_epochs must be positive")
-    if par.per_device(config.batch_size) % config.accumulate:
-        raise InputError(
-            f"accumulate {config.accumulate} does not divide the {par.per_device(config.batch_size)} images of a device"
-        )
-    par.per_device(config.eval_batch_size)
-    init = _load_init(config, stage)
-    handed = _load_handed(config, stage, init)
-    dataset = records.open_dataset(config.data.path)
-    training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
-    validation, selected_by = None, None
-    if config.data.split:
-        validation = runs.examples(dataset, runs.split_name(config, config.data.split), stage)
-        selected_by = stage.select(validation.targets)
-    if stage.target == "identity":
-        classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
-        training, num_outputs = runs.Examples(training.rows, codes.astype(np.int32)), len(classes)
-    else:
-        training, num_outputs = runs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
-    steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
-    return Plan(
-        config=config,
-        stage=stage,
-        workdir=pathlib.Path(config.workdir),
-        par=par,
-        dataset=dataset,
-        training=training,
-        validation=validation,
-        num_outputs=num_outputs,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=max(1, round(config.epochs * steps_per_epoch)),
-        eval_steps=max(1, round(config.eval_epochs * steps_per_epoch)),
-        selected_by=selected_by,
-        handed={**config.loss, **handed},
-        init=init,
-    )
-
-
-def _load_init(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed | None:
-    name = config.init_from
-    command = "python -m lae_jax.main --config configs/{}.py"
-    if name in ("", "scratch"):
-        if "head" in stage.loads:
-            raise InputError(
-                f"stage {stage.name} starts from a run of stage 2: set --config.init_from (made by"
-                f" {command.format('represent')})"
-            )
-        return None
-    init = checkpoints.load_run(name, config.init_step, command.format(stage.follows[-1]))
-    if init.meta["stage"] not in stage.follows:
-        raise InputError(
-            f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
-            f" {' or '.join(stage.follows)}"
-        )
-    if init.meta["model"] != config.model.name:
-        raise InputError(
-            f"{name} holds a {init.meta['model']}, the config wants {config.model.name}:"
-            f" add --config.model.name={init.meta['model']} or name another init_from"
-        )
-    return init
-
-
-def _load_handed(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed | None) -> dict:
-    """The validation scores that the loss is handed: of `mae_from`, else of the run that is started from."""
-    if not stage.needs:
-        return {}
-    source = checkpoints.load_run(config.mae_from) if config.mae_from else init
-    if source.meta["stage"] != "represent":
-        raise InputError(f"{source.workdir} is a run of stage {source.meta['stage']}; mae comes from stage represent")
-    scores = source.meta["scores"] or {}
-    missing = [name for name in stage.needs if scores.get(name) is None]
-    if missing:
-        raise InputError(
-            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without"
-            " a validation split: name a run of stage represent that has one with --config.mae_from"
-        )
-    return {name: scores[name] for name in stage.needs}
-
-
-def make_order(plan: Plan) -> sampling.Order:
-    """The stage's order of the training rows."""
-    config, n = plan.config, len(plan.training.rows)
-    if plan.stage.order == "shuffled":
-        return sampling.shuffled(n, config.batch_size, config.seed)
-    classes = metrics.age_class(plan.training.targets)
-    absent = sorted({*range(1, 82)} - {*classes.tolist()})
-    if absent:
-        logger.info("ages without an image, which the class-balanced order leaves out: %s", absent)
-    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power)
-
-
 def train(config: ConfigDict) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
 
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row.
     """
     workdir = pathlib.Path(config.workdir)
-    if (workdir / "summary.json").exists():
+    begun = (workdir / "config.json").exists()
+    if begun:
         runs.claim_folder(workdir, config)
+    if (workdir / "summary.json").exists():
         logger.info("%s is done", workdir)
         return json.loads((workdir / "summary.json").read_text())
-    plan = make_plan(config)
-    runs.claim_folder(workdir, config)
+    resumed = checkpoints.newest_meta(workdir)
+    plan = make_plan(config, resumed)
     module = runs.model(config, plan.stage, plan.num_outputs)
     variables = models.initialise(module, config.data.image_size, config.seed)
     if plan.init is not None:
         parts = ("backbone",) if config.reinit_head else plan.stage.loads
         variables = checkpoints.take_over(variables, plan.init, parts)
-    schedule = runs.schedules(config, plan.steps_per_epoch, plan.total_steps)
-    tx = runs.optimiser(config, schedule, variables["params"], plan.stage.trains)
+    tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
     state = steps.create_state(variables, tx)
+    if not begun:
+        # Only now: a folder must not be claimed by a config that cannot run.
+        runs.claim_folder(workdir, config)
     saved = Checkpoints(workdir)
     try:
-        if saved.latest() is not None:
-            meta = saved.meta(saved.latest())
-            if meta["data_hash"] != plan.dataset.hash:
-                raise InputError(f"{plan.dataset.path} is not the data set that {workdir} was begun with")
-            state = saved.restore(saved.latest(), state)
-            logger.info("%s goes on after step %d", workdir, saved.latest())
-        elif plan.init is None and plan.stage.name == "represent":
-            logger.info("starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain)")
-        if parallel.is_first_host():
+        if resumed is not None:
+            state = saved.restore(resumed["step"], state)
+            logger.info("%s goes on after step %d", workdir, resumed["step"])
+        elif parallel.is_first_host():
             files.write_json(workdir / "provenance.json", runs.provenance(config, plan.dataset))
-        return _Loop(plan, module, tx, schedule, saved).run(plan.par.place(state))
+        return _Loop(plan, module, tx, saved).run(plan.par.place(state))
     finally:
         saved.close()
 
@@ -185,8 +66,8 @@ def train(config: ConfigDict) -> dict:
 class _Loop:
     """Steps, scores and checkpoints of one run, from the state's step to the last."""
 
-    def __init__(self, plan: Plan, module, tx, schedule: runs.Schedules, saved: Checkpoints):
-        self.plan, self.schedule, self.saved = plan, schedule, saved
+    def __init__(self, plan: Plan, module, tx, saved: Checkpoints):
+        self.plan, self.saved = plan, saved
         config = plan.config
         self.step = plan.par.map_train(
             functools.partial(
@@ -211,8 +92,8 @@ class _Loop:
             plan.dataset,
             plan.training.rows,
             plan.training.targets,
-            make_order(plan),
-            runs.augmentation(config),
+            plan.order,
+            plan.augmentation,
             seed=config.seed,
             start=start,
             stop=plan.total_steps,
@@ -223,7 +104,7 @@ class _Loop:
     def run(self, state: steps.TrainState) -> dict:
         plan, config = self.plan, self.plan.config
         start = int(state.step)
-        journal = Journal(plan.workdir, start, self.schedule, config, active=parallel.is_first_host())
+        journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
         line = console.progress(total=plan.total_steps, initial=start, what=plan.stage.name, unit="step")
         pending, scores = None, None
         with journal, line:
@@ -297,6 +178,7 @@ class _Loop:
                 "handed": {name: plan.handed[name] for name in plan.stage.needs},
                 "config": runs.as_json(plan.config),
                 "crop": plan.dataset.crop,
+                "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
             },
         )

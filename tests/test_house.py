@@ -13,7 +13,7 @@ LEVELS = [
     {"losses", "metrics", "optim", "models", "console"},
     {"stages", "steps", "parallel", "checkpoints", "data", "journal", "figures"},
     {"inference", "runs"},
-    {"train"},
+    {"train", "plan"},
     DOORS,
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -119,6 +119,19 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
     run(tmp_path / "out", "--source", source)
     with pytest.raises(InputError, match="size: 256 there, 64 now"):
         run(tmp_path / "out", "--source", source, "--size", 64)
+    with pytest.raises(InputError, match="images:"):
+        run(tmp_path / "out", "--source", source, "--images", tmp_path)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--seed", "-1"], "negative"), (["--split", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
+    (["--quality", "0"], "1 to 100"), (["--by", "identity"], "no identities"),
+    (["--split", "1000:1"], "would be empty"),
+])  # fmt: skip
+def test_wrong_flags(tmp_path, words, message):
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "out", "--source", source, *words)
 
 
 def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
@@ -132,6 +145,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
     Image.new("L", (5000, 4000)).save(folder / "bomb.png")
     rows = [
         ("good.jpg", 5, ""),
+        ("fine.jpg", 6, ""),
         ("text.jpg", 5, ""),
         ("empty.jpg", 5, ""),
         ("cut.jpg", 5, ""),
@@ -146,7 +160,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
     path.write_text(path.read_text() + "missing.jpg,5,\n../outside.jpg,5,\n/etc/hostname,5,\n")
     manifest = run(tmp_path / "out", "--source", path, "--split", "1:1")
     reasons = rejected(tmp_path / "out")
-    assert manifest["count"] == 1 and manifest["rejected"] == len(reasons) == 12
+    assert manifest["count"] == 2 and manifest["rejected"] == len(reasons) == 12
     for name, reason in [
         ("text.jpg", "not an image"),
         ("empty.jpg", "empty file"),
@@ -181,9 +195,15 @@ def test_csv_without_header_and_further_columns(source, tmp_path):
     run(tmp_path / "bare", "--source", bare)
     np.testing.assert_array_equal(records.open_dataset(tmp_path / "bare").column("age"), np.arange(10) + 0.5)
     further = source.parent / "further.csv"
-    further.write_text("Camera,File,Age\n" + "".join(f"c{i},{i}.jpg,{i}\n" for i in range(10)))
+    points = "1 2 3 4 5 6 7 8 9 10.5"
+    text = "".join(f"c{i},{i}.jpg,{i},n{i},9,{points}\n" for i in range(10))
+    further.write_text("Camera,File,Age,Name,Width,Landmarks\n" + text + "c,1.jpg,1,n,9,1 2 x\n")
     run(tmp_path / "further", "--source", further)
-    assert records.open_dataset(tmp_path / "further").column("camera").tolist() == [f"c{i}" for i in range(10)]
+    dataset = records.open_dataset(tmp_path / "further")
+    assert dataset.column("camera").tolist() == [f"c{i}" for i in range(10)]
+    assert dataset.column("name")[3] == "3.jpg" and dataset.column("source_name")[3] == "n3"
+    assert dataset.column("width")[0] == 24 and dataset.column("landmarks")[0][9] == 10.5
+    assert "not ten numbers" in rejected(tmp_path / "further")["1.jpg"]
 
 
 def test_splits_of_several_csvs_keep_a_doubled_file_on_one_side(source, tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import CACHE, ROOT
 
-from lae_jax import checkpoints, parallel, runs, steps, train
+from lae_jax import checkpoints, runs, steps, train
 from lae_jax.data import records
 from lae_jax.errors import InputError
+from lae_jax.plan import make_plan
 
 
 def leaves(workdir, step):
@@ -30,7 +31,7 @@ def lines(workdir, kind):
 
 
 def without_times(rows):
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting", "seconds")} for row in rows]
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, m
 
 def test_going_on_with_another_config_is_refused_with_the_difference(small_config):
     config = small_config("represent")
-    plan = train.make_plan(config)
+    plan = make_plan(config)
     runs.claim_folder(plan.workdir, config)
     config.log_steps = 7
     runs.claim_folder(plan.workdir, config)
@@ -149,9 +150,43 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tm
     with pytest.raises(InputError, match="did you mean 'train'"):
         train.train(config)
     config = small_config("represent")
-    config.batch_size = 30
-    with pytest.raises(InputError, match="30 cannot be divided over 8"):
+    config.init_from = str(tmp_path / "pretrain")
+    with pytest.raises(InputError, match="--config configs/pretrain.py"):
         train.train(config)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("batch_size", 30, "30 cannot be divided over 8"), ("log_steps", 0, "log_steps is 0: it must be at least 1"),
+    ("epochs", 0.0, "above 0"), ("seed", -1, "seed"), ("model.name", "resnet19", "did you mean 'resnet18'"),
+    ("optim.schedule", "cosine", "one_cycle"), ("data.resize", 5, "resize"), ("accumulate", 3, "does not divide"),
+    ("model.dtype", "int8", "dtype"),
+])  # fmt: skip
+def test_a_config_that_cannot_run_does_not_claim_the_folder(small_config, field, value, message):
+    config = small_config("represent")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=message):
+        train.train(config)
+    assert not pathlib.Path(config.workdir).exists()
+
+
+def test_stage_1_without_pairs_of_a_person_is_an_error_before_it_trains(small_config, monkeypatch):
+    config = small_config("pretrain")
+    config.data.split = "test"
+    alone = lambda self, name, original=records.Dataset.column: (  # noqa: E731
+        np.arange(len(self)).astype(str).astype(object) if name == "identity" else original(self, name)
+    )
+    monkeypatch.setattr(records.Dataset, "column", alone)
+    with pytest.raises(InputError, match="pair"):
+        train.train(config)
+
+
+def test_data_prepared_again_is_refused_by_stage_3(small_config, monkeypatch):
+    second = small_config("represent")
+    second.epochs = 0.3
+    train.train(second)
+    monkeypatch.setattr(records.Dataset, "hash", "another")
+    with pytest.raises(InputError, match="prepared again"):
+        train.train(small_config("classify"))
 
 
 def test_foreign_runs_are_refused_by_name(small_config):
@@ -222,4 +257,3 @@ def test_two_processes_of_four_devices_train_like_one_of_eight(small_config, tmp
             np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
     mae = [lines(c.workdir, "validation")[0]["mae"] for c in (one, config)]
     np.testing.assert_allclose(*mae, rtol=1e-4)
-    assert parallel.is_first_host()

@@ -3,8 +3,10 @@
 Nothing here has state: the batch of a step is a pure function of (seed, step), so a run resumes by starting at a step.
 """
 
+import collections
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -24,11 +26,18 @@ class Places:
     count: int
 
 
-def _records(dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places):
-    """step -> (positions in `rows`, encoded images) of this host's places."""
+# Batches that may be on their way through the pipeline when an error comes out of it.
+_IN_FLIGHT = 16
+
+
+def _records(
+    dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places, recent: collections.deque
+):
+    """step -> (positions in `rows`, encoded images) of this host's places; `recent` gets the rows that are read."""
     rows_of = tf.constant(rows, tf.int64)
 
     def read(numbers: np.ndarray) -> np.ndarray:
+        recent.append(numbers)
         return np.array(dataset.read(numbers), object)
 
     def load(step):
@@ -50,11 +59,6 @@ def _options(threads: int) -> tf.data.Options:
     return options
 
 
-def _hide_accelerators() -> None:
-    # TensorFlow would otherwise take the memory that JAX needs.
-    tf.config.set_visible_devices([], "GPU")
-
-
 def train_batches(
     dataset: records.Dataset,
     rows: np.ndarray,
@@ -74,8 +78,8 @@ def train_batches(
     Yields: image (count, H, W, 3) uint8, target (count,), row (count,) int64.
     Raises: the pipeline's error with the record named if one does not decode.
     """
-    _hide_accelerators()
-    load = _records(dataset, rows, order, places)
+    recent = collections.deque(maxlen=_IN_FLIGHT)
+    load = _records(dataset, rows, order, places, recent)
     target_of = tf.constant(targets)
     words = sampling.seed_words(seed, "augment")
 
@@ -94,7 +98,7 @@ def train_batches(
             "row": tf.gather(tf.constant(rows, tf.int64), position),
         }
 
-    return _iterate(dataset, tf.data.Dataset.range(start, stop), batch, example, places, threads)
+    return _iterate(dataset, tf.data.Dataset.range(start, stop), batch, example, places, threads, recent)
 
 
 def eval_batches(
@@ -105,9 +109,9 @@ def eval_batches(
     Yields: image (count, H, W, 3) uint8, position (count,) int64: the place in the padded order, so a position of
     len(rows) or more is padding.
     """
-    _hide_accelerators()
     steps = -(-len(rows) // places.batch_size)
-    load = _records(dataset, rows, sampling.sequential(len(rows), places.batch_size), places)
+    recent = collections.deque(maxlen=_IN_FLIGHT)
+    load = _records(dataset, rows, sampling.sequential(len(rows), places.batch_size), places, recent)
 
     def batch(step):
         place = step * places.batch_size + places.first + tf.range(places.count, dtype=tf.int64)
@@ -116,7 +120,7 @@ def eval_batches(
     def example(place, encoded):
         return {"image": augmentation.evaluate(encoded), "position": place}
 
-    return _iterate(dataset, tf.data.Dataset.range(steps), batch, example, places, threads)
+    return _iterate(dataset, tf.data.Dataset.range(steps), batch, example, places, threads, recent)
 
 
 def _iterate(
@@ -126,6 +130,7 @@ def _iterate(
     example: Callable,
     places: Places,
     threads: int,
+    recent: collections.deque,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of `steps`: `batch` reads the records of a step, `example` makes each of them ready in parallel."""
     # AutoGraph has nothing to convert here and would take seconds to find that out.
@@ -136,12 +141,12 @@ def _iterate(
         # Without this generator around it, an iterator that raised would go on with the next batch.
         yield from data.as_numpy_iterator()
     except tf.errors.OpError as error:
-        raise InputError(f"{dataset.path}: reading failed: {_reason(error, dataset)}") from error
+        raise InputError(f"{dataset.path}: reading failed: {_reason(error, dataset, recent)}") from error
 
 
-def _reason(error: tf.errors.OpError, dataset: records.Dataset) -> str:
-    """The first record that does not decode; TensorFlow's message names none."""
-    for row in range(len(dataset)):
+def _reason(error: tf.errors.OpError, dataset: records.Dataset, recent: collections.deque) -> str:
+    """The first of the recent records that does not decode; TensorFlow's message names none."""
+    for row in itertools.chain.from_iterable(batch.tolist() for batch in recent):
         try:
             example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
             Image.open(io.BytesIO(example.features.feature["image"].bytes_list.value[0])).load()

@@ -15,9 +15,11 @@ from PIL import Image
 from lae_jax.data import images, synthetic
 from lae_jax.errors import InputError
 
-PATH_NAMES = ("path", "name", "file", "filename", "image")
+PATH_NAMES = ("path", "file", "filename", "image", "name")  # of several the first one is the path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 MAX_FILE_BYTES = 64_000_000
+# Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
+_RESERVED = ("name", "source_row", "sha256", "width", "height")
 _KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
 
 
@@ -26,12 +28,14 @@ class Source:
     """`table`: name, and age, identity, split, landmarks (null where unknown), and every further column as text.
 
     `read` maps one row (a dict) to its picture and can be sent to another process; it raises `images.BadImage`.
-    `rejected`: (name, reason) of what was refused before any image was read.
+    `rejected`: (name, reason) of what was refused before any image was read. `recipe`: what the images depend on beside
+    the table.
     """
 
     table: pa.Table
     read: Callable[[dict], "Picture"]
     rejected: list[tuple[str, str]]
+    recipe: dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,8 @@ class _FileReader:
     root: str
 
     def __call__(self, row: dict) -> Picture:
+        if "\0" in row["name"]:
+            raise images.BadImage("path holds a zero byte")
         root = os.path.realpath(self.root)
         path = os.path.realpath(os.path.join(root, row["name"]))
         if os.path.isabs(row["name"]) or os.path.commonpath([root, path]) != root:
@@ -80,6 +86,17 @@ def parse_age(text: str) -> float:
     if not math.isfinite(age) or not 0 <= age <= 100:
         raise images.BadImage(f"age {text[:40]!r} is outside 0 to 100")
     return age
+
+
+def parse_landmarks(text: str) -> list[float]:
+    """Ten numbers with spaces between: x and y of the five landmarks in pixels. Raises BadImage with the reason."""
+    try:
+        numbers = [float(word) for word in text.split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 10 or not all(map(math.isfinite, numbers)):
+        raise images.BadImage(f"landmarks {text[:40]!r} are not ten numbers (x y of five points)")
+    return numbers
 
 
 def _table(columns: dict[str, list]) -> pa.Table:
@@ -166,8 +183,11 @@ def read_csv(sources: list[str], options: Options) -> Source:
             try:
                 if not name:
                     raise images.BadImage("no image path")
-                record = {"name": name, **{key: value.strip() for key, value in row.items()}}
+                record = {"source_" * (key in _RESERVED) + key: value.strip() for key, value in row.items()}
+                record["name"] = name
                 age = record.pop("age", "")
+                if "landmarks" in record:
+                    record["landmarks"] = parse_landmarks(record["landmarks"]) if record["landmarks"] else None
                 if age or not record.get("identity"):
                     record["age"] = parse_age(age)
                 if split is not None:
@@ -182,7 +202,8 @@ def read_csv(sources: list[str], options: Options) -> Source:
         key: [record.get(key) or None if key != "age" else record.get(key) for record in records]
         for key in dict.fromkeys(["name", *names])
     }
-    return Source(_table(columns), _FileReader(options.images or folders.pop()), rejected)
+    root = options.images or folders.pop()
+    return Source(_table(columns), _FileReader(root), rejected, {"images": os.path.realpath(root)})
 
 
 def read_folders(sources: list[str], options: Options) -> Source:
@@ -198,7 +219,7 @@ def read_folders(sources: list[str], options: Options) -> Source:
                 columns["identity"].append(person.name)
     if not columns["name"]:
         raise InputError(f"{top} holds no folder with images ({', '.join(IMAGE_SUFFIXES)})")
-    return Source(_table(columns), _FileReader(str(top)), [])
+    return Source(_table(columns), _FileReader(str(top)), [], {"images": os.path.realpath(top)})
 
 
 def read_synthetic(sources: list[str], options: Options) -> Source:
@@ -216,7 +237,8 @@ def read_synthetic(sources: list[str], options: Options) -> Source:
         "identity": [f"{number:05d}" for number in faces.identity],
         "split": faces.split.tolist(),
     }
-    return Source(_table(columns), _Drawer(options), [])
+    recipe = {"seed": options.seed, "drawing": synthetic.VERSION}
+    return Source(_table(columns), _Drawer(options), [], recipe)
 
 
 @dataclasses.dataclass(frozen=True)

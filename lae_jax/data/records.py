@@ -197,7 +197,7 @@ def finish(
     """Joins the parts of complete shards, makes the splits, writes the manifest last and returns it.
 
     Args: rejected: (name, reason) refused by the reader; make_splits: columns -> (protocol: 'image' | 'identity' |
-    'column', rows of each split, rows that were taken out of `train` since the same file stands in another split).
+    'column', rows of each split, rows that were taken out of theirs since the same file stands in another).
     """
     out = tasks[0].out
     parts = [pq.read_table(task.columns_path) for task in tasks]
@@ -207,11 +207,18 @@ def finish(
         raise InputError(f"none of {sum(t.table.num_rows for t in tasks)} images can be used, for instance {first}")
     protocol, splits, doubled = make_splits(columns)
     rejected = list(rejected) + [tuple(row) for task in tasks for row in json.loads(task.rejected_path.read_text())]
-    names = columns["name"].to_pylist() if len(doubled) else []
-    rejected += [(names[row], "not in split train: the same file stands in another split") for row in doubled]
+    for name, rows in splits.items():
+        if not len(rows):
+            raise InputError(
+                f"{out}: split {name!r} would be empty; take another --split, or give more images or people"
+            )
+    listed = list(rejected)
+    if len(doubled):
+        names, own = columns["name"].to_pylist(), columns["split"].to_pylist()
+        listed += [(names[i], f"left out of split {own[i]}: the same file stands in another split") for i in doubled]
     pq.write_table(columns, out / "columns.parquet")
     with open(out / "rejected.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("name", "reason"), *rejected])
+        csv.writer(file).writerows([("name", "reason"), *listed])
     (out / "splits").mkdir(exist_ok=True)
     for old in (out / "splits").iterdir():
         old.unlink()
@@ -232,6 +239,7 @@ def finish(
         "format": FORMAT,
         "count": columns.num_rows,
         "rejected": len(rejected),
+        "left_out_of_split": len(doubled),
         "shards": shards,
         "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},
         "splits": {name: len(rows) for name, rows in splits.items()},
@@ -329,7 +337,9 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
         manifest = json.loads((path / "dataset.json").read_text())
         expected = {**{s["file"]: s for s in manifest["shards"]}, **manifest["files"]}
         total = sum(shard["count"] for shard in manifest["shards"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        if missing := {"count", "splits", "crop", "protocol"} - {*manifest}:
+            raise KeyError(*sorted(missing))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}/dataset.json is damaged ({error!r}): {again}") from error
     _verify(path, expected, again)
     columns = pq.read_table(path / "columns.parquet")

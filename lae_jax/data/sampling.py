@@ -9,6 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+# TensorFlow would otherwise take the accelerators' memory from JAX; later is too late, once an op has run.
+tf.config.set_visible_devices([], "GPU")
+
 _WORD = 2**31
 
 Order = Callable[[int | tf.Tensor], tf.Tensor]

@@ -56,8 +56,6 @@ def by_ratio(group: np.ndarray, ratio: tuple[int, ...], seed: int) -> dict[str, 
 
 def by_fold(group: np.ndarray, folds: int, seed: int) -> dict[str, np.ndarray]:
     """K-fold: `fold<k>-train` and `fold<k>-validation`; each row is validated on once."""
-    if folds < 2:
-        raise InputError(f"--folds {folds}: at least 2 are needed")
     place, sizes = _shuffled_groups(group, seed)
     middle = (np.cumsum(sizes) - sizes / 2)[place] / len(group)
     fold = np.minimum((middle * folds).astype(int), folds - 1)
@@ -68,10 +66,10 @@ def by_fold(group: np.ndarray, folds: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def by_column(split: np.ndarray, content: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The splits that the source names, less the copies in `train` of files that stand in another split too.
+    """The splits that the source names; a file that stands in several stays in one: test, then others, then train.
 
     Args: split (N,) names, '' for rows in none; content (N,) content hashes.
-    Returns: the splits, and the rows (in `train`) that were left out.
+    Returns: the splits, and the rows that were left out of theirs.
     """
     split = np.asarray(["" if s is None else str(s) for s in split])
     names = [name for name in np.unique(split) if name]

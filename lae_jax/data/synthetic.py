@@ -7,6 +7,8 @@ import numpy as np
 from lae_jax import metrics
 from lae_jax.data import drawing, looks
 
+VERSION = 1  # of the drawings: another number where the same arguments give another picture
+
 # Images of each age 1..81 in the MIVIA age data set, as the contest published them: 575,073 in all.
 MIVIA_AGE_COUNTS = (
     *(21, 47, 47, 117, 402, 424, 352, 256, 183, 159),

@@ -7,13 +7,13 @@
 Variables have two top keys in 'params' and in 'batch_stats', 'backbone' and 'head'; a head without statistics has none.
 """
 
-import difflib
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lae_jax.errors import InputError, unknown
 from lae_jax.models import efficientnet_v2, resnet
 from lae_jax.models.efficientnet_v2 import EfficientNetV2
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
@@ -58,8 +58,7 @@ class Model(nn.Module):
 
 def _choose(what: str, name: str, choices) -> None:
     if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0)
-        raise ValueError(f"there is no {what} {name!r}; did you mean {near[0]!r}? There are: {', '.join(choices)}")
+        raise InputError(unknown(what, str(name), choices))
 
 
 def create(

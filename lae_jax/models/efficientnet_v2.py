@@ -14,7 +14,7 @@ from lae_jax.models.layers import Compute, Conv, StochasticDepth, batch_norm, po
 EPSILON = 1e-3
 
 
-class Stage(NamedTuple):
+class BlockGroup(NamedTuple):
     """Equal blocks in a row; the first one has the stride."""
 
     fused: bool
@@ -28,7 +28,7 @@ class Architecture(NamedTuple):
     """The widths of a member of the family, and the dropout before its classifier."""
 
     stem: int
-    stages: tuple[Stage, ...]
+    stages: tuple[BlockGroup, ...]
     top: int
     dropout: float
     stochastic_depth: float = 0.2
@@ -36,18 +36,18 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     # A few thousand parameters, divides by 4: for tests. Its last block is residual, so that stochastic depth acts.
-    "pico": Architecture(8, (Stage(True, 1, 2, 2, 12), Stage(False, 1, 1, 2, 12)), 32, 0.2),
+    "pico": Architecture(8, (BlockGroup(True, 1, 2, 2, 12), BlockGroup(False, 1, 1, 2, 12)), 32, 0.2),
     # 0.05 million parameters, divides by 8: for the demo, at 32 to 48 pixels in minutes.
-    "nano": Architecture(16, (Stage(True, 1, 2, 2, 24), Stage(False, 2, 2, 4, 48)), 128, 0.2),
+    "nano": Architecture(16, (BlockGroup(True, 1, 2, 2, 24), BlockGroup(False, 2, 2, 4, 48)), 128, 0.2),
     # 0.6 million parameters, divides by 16: for CPUs at 32 to 96 pixels.
     "tiny": Architecture(
         16,
         (
-            Stage(True, 1, 1, 1, 16),
-            Stage(True, 2, 2, 4, 32),
-            Stage(True, 2, 2, 4, 48),
-            Stage(False, 3, 2, 4, 80),
-            Stage(False, 2, 1, 4, 96),
+            BlockGroup(True, 1, 1, 1, 16),
+            BlockGroup(True, 2, 2, 4, 32),
+            BlockGroup(True, 2, 2, 4, 48),
+            BlockGroup(False, 3, 2, 4, 80),
+            BlockGroup(False, 2, 1, 4, 96),
         ),
         640,
         0.2,
@@ -55,12 +55,12 @@ ARCHITECTURES = {
     "s": Architecture(
         24,
         (
-            Stage(True, 2, 1, 1, 24),
-            Stage(True, 4, 2, 4, 48),
-            Stage(True, 4, 2, 4, 64),
-            Stage(False, 6, 2, 4, 128),
-            Stage(False, 9, 1, 6, 160),
-            Stage(False, 15, 2, 6, 256),
+            BlockGroup(True, 2, 1, 1, 24),
+            BlockGroup(True, 4, 2, 4, 48),
+            BlockGroup(True, 4, 2, 4, 64),
+            BlockGroup(False, 6, 2, 4, 128),
+            BlockGroup(False, 9, 1, 6, 160),
+            BlockGroup(False, 15, 2, 6, 256),
         ),
         1280,
         0.2,
@@ -68,13 +68,13 @@ ARCHITECTURES = {
     "m": Architecture(
         24,
         (
-            Stage(True, 3, 1, 1, 24),
-            Stage(True, 5, 2, 4, 48),
-            Stage(True, 5, 2, 4, 80),
-            Stage(False, 7, 2, 4, 160),
-            Stage(False, 14, 1, 6, 176),
-            Stage(False, 18, 2, 6, 304),
-            Stage(False, 5, 1, 6, 512),
+            BlockGroup(True, 3, 1, 1, 24),
+            BlockGroup(True, 5, 2, 4, 48),
+            BlockGroup(True, 5, 2, 4, 80),
+            BlockGroup(False, 7, 2, 4, 160),
+            BlockGroup(False, 14, 1, 6, 176),
+            BlockGroup(False, 18, 2, 6, 304),
+            BlockGroup(False, 5, 1, 6, 512),
         ),
         1280,
         0.3,
@@ -82,13 +82,13 @@ ARCHITECTURES = {
     "l": Architecture(
         32,
         (
-            Stage(True, 4, 1, 1, 32),
-            Stage(True, 7, 2, 4, 64),
-            Stage(True, 7, 2, 4, 96),
-            Stage(False, 10, 2, 4, 192),
-            Stage(False, 19, 1, 6, 224),
-            Stage(False, 25, 2, 6, 384),
-            Stage(False, 7, 1, 6, 640),
+            BlockGroup(True, 4, 1, 1, 32),
+            BlockGroup(True, 7, 2, 4, 64),
+            BlockGroup(True, 7, 2, 4, 96),
+            BlockGroup(False, 10, 2, 4, 192),
+            BlockGroup(False, 19, 1, 6, 224),
+            BlockGroup(False, 25, 2, 6, 384),
+            BlockGroup(False, 7, 1, 6, 640),
         ),
         1280,
         0.4,
@@ -104,7 +104,7 @@ class Block(nn.Module):
     """
 
     compute: Compute
-    stage: Stage
+    stage: BlockGroup
     stride: int
     drop_rate: float
 

@@ -1,0 +1,184 @@
+"""What a run will do, checked and settled before its first step."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lae_jax import checkpoints, metrics, parallel, runs, stages
+from lae_jax.data import records, sampling
+from lae_jax.data.augment import Augmentation
+from lae_jax.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All of a run that is settled before its first step."""
+
+    config: ConfigDict
+    stage: stages.Stage
+    workdir: pathlib.Path
+    par: parallel.Parallel
+    dataset: records.Dataset
+    training: runs.Examples
+    validation: runs.Examples | None
+    num_outputs: int
+    steps_per_epoch: int
+    total_steps: int
+    eval_steps: int
+    selected_by: str | None  # score that the kept checkpoint minimises; None: the newest is kept
+    schedule: runs.Schedules
+    order: sampling.Order  # of positions in `training`
+    augmentation: Augmentation
+    handed: dict  # what the loss is given beside outputs and targets
+    init: checkpoints.Handed | None  # what a fresh run starts from; None when an earlier start is gone on with
+
+
+_COMMAND = "python -m lae_jax.main --config configs/{}.py"
+# Fields and their lower bounds; True: the bound itself is allowed.
+_BOUNDS = {
+    "epochs": (0, False),
+    "eval_epochs": (0, False),
+    "batch_size": (1, True),
+    "eval_batch_size": (1, True),
+    "accumulate": (1, True),
+    "log_steps": (1, True),
+    "save_steps": (1, True),
+    "max_bad_steps": (1, True),
+    "seed": (0, True),
+}
+
+
+def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
+    """Checks everything that can be checked before work begins. Raises InputError that says what to do.
+
+    Args: resumed: meta of the run's own newest checkpoint, where there is one; it then needs no other run.
+    """
+    stage = stages.get(config.stage)
+    par = parallel.Parallel()
+    _check_numbers(config, par)
+    init = None if resumed else _load_init(config, stage)
+    handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
+    dataset = records.open_dataset(config.data.path)
+    _check_data(config, dataset, stage, init, resumed)
+    training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
+    validation, selected_by = None, None
+    if config.data.split:
+        validation = runs.examples(dataset, runs.split_name(config, config.data.split), stage)
+        selected_by = stage.select(validation.targets)
+    if stage.target == "identity":
+        classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
+        training, num_outputs = runs.Examples(training.rows, codes.astype(np.int32)), len(classes)
+    else:
+        training, num_outputs = runs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
+    steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
+    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    if stage.name == "represent" and not (init or resumed):
+        logger.info("starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain)")
+    return Plan(
+        config=config,
+        stage=stage,
+        workdir=pathlib.Path(config.workdir),
+        par=par,
+        dataset=dataset,
+        training=training,
+        validation=validation,
+        num_outputs=num_outputs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        eval_steps=max(1, round(config.eval_epochs * steps_per_epoch)),
+        selected_by=selected_by,
+        schedule=runs.schedules(config, steps_per_epoch, total_steps),
+        order=_order(config, stage, training.targets),
+        augmentation=runs.augmentation(config),
+        handed={**config.loss, **handed},
+        init=init,
+    )
+
+
+def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
+    for name, (bound, allowed) in _BOUNDS.items():
+        if config[name] < bound or (config[name] == bound and not allowed):
+            raise InputError(
+                f"config.{name} is {config[name]}: it must be {'at least' if allowed else 'above'} {bound}"
+            )
+    if par.per_device(config.batch_size) % config.accumulate:
+        raise InputError(
+            f"accumulate {config.accumulate} does not divide the {par.per_device(config.batch_size)} images of a device"
+        )
+    par.per_device(config.eval_batch_size)
+
+
+def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage, init, resumed) -> None:
+    """The data must be what the run was begun with; and for a stage that goes on with a whole model, what that saw."""
+    if resumed and resumed["data_hash"] != dataset.hash:
+        raise InputError(f"{dataset.path} is not the data set that {config.workdir} was begun with")
+    if init is None or "head" not in stage.loads:
+        return
+    if init.meta["crop"] != dataset.crop:
+        raise InputError(
+            f"{init.workdir} was trained on crops {init.meta['crop']}, {dataset.path} holds {dataset.crop}"
+        )
+    if init.meta["data"] == str(dataset.path) and init.meta["data_hash"] != dataset.hash:
+        raise InputError(
+            f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold what"
+            " that run trained on: train that run again, or restore the data set"
+        )
+
+
+def _load_init(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed | None:
+    name = config.init_from
+    if name in ("", "scratch"):
+        if "head" in stage.loads:
+            raise InputError(
+                f"stage {stage.name} starts from a run of stage 2: set --config.init_from (made by"
+                f" {_COMMAND.format('represent')})"
+            )
+        return None
+    init = checkpoints.load_run(name, config.init_step, _COMMAND.format(stage.follows[0]))
+    if init.meta["stage"] not in stage.follows:
+        raise InputError(
+            f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
+            f" {' or '.join(stage.follows)}"
+        )
+    if init.meta["model"] != config.model.name:
+        raise InputError(
+            f"{name} holds a {init.meta['model']}, the config wants {config.model.name}:"
+            f" add --config.model.name={init.meta['model']} or name another init_from"
+        )
+    return init
+
+
+def _load_handed(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed | None) -> dict:
+    """The validation scores that the loss is handed: of `mae_from`, else of the run that is started from."""
+    if not stage.needs:
+        return {}
+    source = checkpoints.load_run(config.mae_from, None, _COMMAND.format("represent")) if config.mae_from else init
+    if source.meta["stage"] != "represent":
+        raise InputError(f"{source.workdir} is a run of stage {source.meta['stage']}; mae comes from stage represent")
+    scores = source.meta["scores"] or {}
+    missing = [name for name in stage.needs if scores.get(name) is None]
+    if missing:
+        raise InputError(
+            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without"
+            " a validation split: name a run of stage represent that has one with --config.mae_from"
+        )
+    return {name: scores[name] for name in stage.needs}
+
+
+def _order(config: ConfigDict, stage: stages.Stage, targets: np.ndarray) -> sampling.Order:
+    """The stage's order of the training examples."""
+    if stage.order == "shuffled":
+        return sampling.shuffled(len(targets), config.batch_size, config.seed)
+    classes = metrics.age_class(targets)
+    absent = sorted({*range(1, 82)} - {*classes.tolist()})
+    if absent:
+        logger.info("ages without an image, which the class-balanced order leaves out: %s", absent)
+    if not 0 <= config.data.power <= 1:
+        raise InputError(f"config.data.power is {config.data.power}: it must be from 0 to 1")
+    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power)
