@@ -134,7 +134,7 @@ def cli() -> None:
     try:
         words = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        # The flags' own errors begin with the reason; an error of the config's file comes as a traceback that ends with it.
+        # A flag's error begins with the reason; that of a config's file is a traceback that ends with it.
         lines = str(error).strip("'\"\n ").splitlines()
         reason = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
         raise InputError(reason) from error

@@ -66,8 +66,8 @@ def plan(num_train: int, num_validation: int, num_test: int, images_per_identity
 
     Training and validation follow MIVIA's ages by largest remainder; groups that then have fewer than MIN_IN_GROUP
     images are topped up to that from the largest groups, if the split has at least 16 x MIN_IN_GROUP images. The test
-    set has equally many of each group of `metrics.GROUPS` (the first ones get one more where 8 does not divide it), all
-    ages of a group alike. A person is in one split, with about `images_per_identity` pictures that span some years.
+    set has equally many of each group of `metrics.GROUPS` (the first ones get one more where 8 does not divide it), the
+    ages of a group as frequent as in MIVIA. A person is in one split, with about `images_per_identity` pictures that span some years.
 
     Raises:
       ValueError: a negative count or seed, fewer than one image an identity.
@@ -128,7 +128,7 @@ def _long_tailed_counts(count: int) -> np.ndarray:
 
 
 def _balanced_counts(count: int) -> np.ndarray:
-    """(81,) images of each age with all groups alike."""
-    shares = _apportion(count, np.ones(len(_GROUPS)))
-    parts = [_apportion(int(n), np.ones(len(group))) for n, group in zip(shares, _GROUPS, strict=True)]
+    """(81,) images of each age: all groups alike, within a group as frequent as in MIVIA."""
+    weights, shares = np.array(MIVIA_AGE_COUNTS), _apportion(count, np.ones(len(_GROUPS)))
+    parts = [_apportion(int(n), weights[group]) for n, group in zip(shares, _GROUPS, strict=True)]
     return np.concatenate(parts)
