@@ -67,7 +67,8 @@ def plan(num_train: int, num_validation: int, num_test: int, images_per_identity
     Training and validation follow MIVIA's ages by largest remainder; groups that then have fewer than MIN_IN_GROUP
     images are topped up to that from the largest groups, if the split has at least 16 x MIN_IN_GROUP images. The test
     set has equally many of each group of `metrics.GROUPS` (the first ones get one more where 8 does not divide it), the
-    ages of a group as frequent as in MIVIA. A person is in one split, with about `images_per_identity` pictures that span some years.
+    ages of a group as frequent as in MIVIA. A person is in one split, with about `images_per_identity` pictures that
+    span some years.
 
     Raises:
       ValueError: a negative count or seed, fewer than one image an identity.
