@@ -185,7 +185,7 @@ def test_stochastic_depth_grows_linearly_on_residual_blocks_alone():
     [
         ({"name": "efficientnet_v2_xs"}, r"efficientnet_v2_xs.*did you mean 'efficientnet_v2_.*resnet50"),
         ({"head": "agee"}, "did you mean 'age'"),
-        ({"convolutions": "gpu"}, "auto, xla, cpu"),
+        ({"convolutions": "gpu"}, "known: auto, cpu, xla"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"stochastic_depth": -0.1}, "stochastic_depth must be"),
         ({"dtype": jnp.int32}, "int32"),
