@@ -35,6 +35,7 @@ def get_config():
     c.stages.pretrain = _stage(c, "pretrain", epochs=3.0, rate=0.02)
     c.stages.pretrain.init_from = "scratch"
     c.stages.pretrain.model.embedding_size = 64
+    c.stages.pretrain.eval_epochs = 3.0
     c.stages.represent = _stage(c, "represent", epochs=12.0, rate=0.03)
     # Features of so small a model are few: the head takes a high rate and the paper's 8 epochs to settle.
     c.stages.classify = _stage(c, "classify", epochs=8.0, rate=0.1)
