@@ -110,7 +110,10 @@ def train_step(
     whole = {**jax.tree.map(jnp.zeros_like, fixed), **grads}
     updates, opt_state = tx.update(whole, state.opt_state, state.params)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
     new_trained = optax.apply_updates(trained, {name: updates[name] for name in trains})
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
     new_state = TrainState(
