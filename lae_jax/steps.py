@@ -62,17 +62,16 @@ def train_step(
     Returns: the new state and {'loss': (sum, weight), 'grad_norm', 'bad', 'bad_steps'}, the same on every device. After
     a loss or gradients that are not finite, parameters, statistics and optimiser are as they were, and it is counted.
     """
-    count = len(batch["target"])
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     fixed = {name: value for name, value in state.params.items() if name not in trains}
-    first_row = jax.lax.axis_index(AXIS) * count
+    trained = {name: state.params[name] for name in trains}
 
-    def mean_loss(trained, batch_stats, part, part_rows):
+    def part_loss(trained, batch_stats, part, rows):
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
             normalise(part["image"], mean, std, dtype),
             train=True,
-            rows=part_rows,
+            rows=rows,
             train_backbone="backbone" in trains,
             rngs={"dropout": key},
             mutable=["batch_stats"],
@@ -80,51 +79,68 @@ def train_step(
         losses = loss(outputs, part["target"], handed)
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 
-    def add_part(carry, part):
-        batch_stats, grads, total = carry
-        (_, (loss_sum, batch_stats)), part_grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            trained, batch_stats, *part
-        )
-        return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), None
-
-    trained = {name: state.params[name] for name in trains}
-    rows = first_row + jnp.arange(count)
-    if accumulate == 1:
-        (_, (loss_sum, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            trained, state.batch_stats, batch, rows
-        )
-    else:
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (dict(batch), rows))
-        wide = jnp.promote_types(dtype, jnp.float32)
-        start = (state.batch_stats, jax.tree.map(jnp.zeros_like, trained), jnp.zeros((), wide))
-        (batch_stats, grads, loss_sum), _ = jax.lax.scan(add_part, start, parts)
-        grads = jax.tree.map(lambda g: g / accumulate, grads)
+    count = len(batch["target"])
+    rows = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
+    grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, (dict(batch), rows), accumulate)
     grads = jax.lax.pmean(grads, AXIS)
     # Without synchronised BatchNorm each device has its own statistics. What is frozen is passed on untouched.
     moved = {name: value for name, value in batch_stats.items() if name in trains}
     batch_stats = {**state.batch_stats, **jax.lax.pmean(moved, AXIS)}
     loss_sum, weight = jax.lax.psum((loss_sum, jnp.asarray(count, loss_sum.dtype)), AXIS)
     grad_norm = optax.tree.norm(grads)
-
-    # The partition wants the whole tree; set_to_zero ignores the zeros of what is frozen.
-    whole = {**jax.tree.map(jnp.zeros_like, fixed), **grads}
-    updates, opt_state = tx.update(whole, state.opt_state, state.params)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+
+    new_state = _update(state, grads, batch_stats, tx, good)
+    metrics = {"loss": (loss_sum, weight), "grad_norm": grad_norm, "bad": ~good, "bad_steps": new_state.bad_steps}
+    return new_state, metrics
+
+
+def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):
+    """Gradients of the mean loss, the statistics after it, and the sum of the losses, of one device's examples.
+
+    Args: part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats); examples: (batch, rows).
+    """
+    gradient = jax.value_and_grad(part_loss, has_aux=True)
+    if accumulate == 1:
+        (_, (loss_sum, batch_stats)), grads = gradient(trained, batch_stats, *examples)
+        return grads, batch_stats, loss_sum
+
+    def add_part(carry, part):
+        batch_stats, grads, total = carry
+        (_, (loss_sum, batch_stats)), part_grads = gradient(trained, batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), None
+
+    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples)
+    # Losses are as wide as parameters.
+    no_loss = jnp.zeros((), jnp.result_type(*jax.tree.leaves(trained)))
+    start = (batch_stats, jax.tree.map(jnp.zeros_like, trained), no_loss)
+    (batch_stats, grads, loss_sum), _ = jax.lax.scan(add_part, start, parts)
+    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, loss_sum
+
+
+def _update(
+    state: TrainState, grads: dict, batch_stats: dict, tx: optax.GradientTransformation, good: jax.Array
+) -> TrainState:
+    """The next state: of the step if it was good, else the old one with a bad step more.
+
+    Args: grads: of the parts that train, each a top key of the parameters.
+    """
+    trained = {name: state.params[name] for name in grads}
+    # The partition wants the whole tree; set_to_zero ignores the zeros of what is frozen.
+    whole = {**jax.tree.map(jnp.zeros_like, state.params), **grads}
+    updates, opt_state = tx.update(whole, state.opt_state, state.params)
+    new_trained = optax.apply_updates(trained, {name: updates[name] for name in trained})
 
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-    new_trained = optax.apply_updates(trained, {name: updates[name] for name in trains})
-    bad_steps = jnp.where(good, 0, state.bad_steps + 1)
-    new_state = TrainState(
+    return TrainState(
         step=state.step + 1,
-        bad_steps=bad_steps,
-        params={**fixed, **keep(new_trained, trained)},
+        bad_steps=jnp.where(good, 0, state.bad_steps + 1),
+        params={**state.params, **keep(new_trained, trained)},
         batch_stats=keep(batch_stats, state.batch_stats),
         opt_state=keep(opt_state, state.opt_state),
     )
-    metrics = {"loss": (loss_sum, weight), "grad_norm": grad_norm, "bad": ~good, "bad_steps": bad_steps}
-    return new_state, metrics
 
 
 def forward_step(

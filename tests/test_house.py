@@ -77,4 +77,5 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inference
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

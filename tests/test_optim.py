@@ -297,8 +297,14 @@ def test_decay_does_not_reach_a_frozen_part_and_both_parts_train_as_plain_sgd():
 
 def test_trainable_takes_shapes_and_a_head_alone():
     shapes = jax.eval_shape(lambda: PARAMS)
-    optim.trainable(optim.sgd(0.1), shapes, ("backbone",)).init(PARAMS)
-    optim.trainable(optim.sgd(0.1), {"head": PARAMS["head"]}, ("head",)).init({"head": PARAMS["head"]})
+    state = optim.trainable(optim.sgd(0.1), shapes, ("backbone",)).init(PARAMS)
+    assert jax.tree.map(jnp.shape, state.inner_states["train"].inner_state.trace["backbone"]) == jax.tree.map(
+        jnp.shape, PARAMS["backbone"]
+    )
+    head = {"head": PARAMS["head"]}
+    tx = optim.trainable(optim.sgd(0.1), head, ("head",))
+    updates, _ = tx.update(head, tx.init(head), head)
+    assert updates.keys() == {"head"} and (updates["head"]["kernel"] < 0).all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -262,15 +263,21 @@ def test_damage_is_found_when_the_data_set_is_opened(source, tmp_path, damage):
         records.open_dataset(out)
 
 
-def test_checksums_are_not_computed_again_where_nothing_changed(source, tmp_path, monkeypatch):
-    run(tmp_path / "out", "--source", source)
-    records.open_dataset(tmp_path / "out")
-
-    def computed(path):
-        raise AssertionError(f"{path} was read again")
-
-    monkeypatch.setattr(records, "sha256_of", computed)
-    records.open_dataset(tmp_path / "out")
+def test_checksums_are_computed_once_for_each_state_of_a_file(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(out, "--source", source)
+    computed = []
+    monkeypatch.setattr(
+        records, "sha256_of", lambda path, original=records.sha256_of: computed.append(path.name) or original(path)
+    )
+    records.open_dataset(out)
+    assert sorted(computed) == sorted({*computed}) and {"columns.parquet", "train.npz"} < {*computed}
+    before = len(computed)
+    records.open_dataset(out)
+    assert len(computed) == before
+    os.utime(out / "columns.parquet", (0, 0))
+    records.open_dataset(out)
+    assert computed[before:] == ["columns.parquet"]
 
 
 def test_unknown_names_say_what_there_is(drawn, tmp_path):

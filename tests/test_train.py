@@ -172,10 +172,11 @@ def test_a_config_that_cannot_run_does_not_claim_the_folder(small_config, field,
 def test_stage_1_without_pairs_of_a_person_is_an_error_before_it_trains(small_config, monkeypatch):
     config = small_config("pretrain")
     config.data.split = "test"
-    alone = lambda self, name, original=records.Dataset.column: (  # noqa: E731
-        np.arange(len(self)).astype(str).astype(object) if name == "identity" else original(self, name)
-    )
-    monkeypatch.setattr(records.Dataset, "column", alone)
+
+    def column(self, name, original=records.Dataset.column):
+        return np.arange(len(self)).astype(str).astype(object) if name == "identity" else original(self, name)
+
+    monkeypatch.setattr(records.Dataset, "column", column)
     with pytest.raises(InputError, match="two images"):
         train.train(config)
 

@@ -96,6 +96,15 @@ ARCHITECTURES = {
 }
 
 
+def squeeze_excite(compute: Compute, x: jax.Array, width: int) -> jax.Array:
+    """x (B, H, W, C) times a gate for each image and channel, found from the channels' means by two 1x1 convolutions.
+
+    Called inside a compact module; `width` (of the first one) is a quarter of the block's input, not of x.
+    """
+    gate = Conv(compute, width, use_bias=True, name="se_reduce")(x.mean((1, 2), keepdims=True))
+    return x * nn.sigmoid(Conv(compute, x.shape[-1], use_bias=True, name="se_expand")(nn.swish(gate)))
+
+
 class Block(nn.Module):
     """An MBConv block, or a fused one: (B, H, W, C) -> (B, H / stride, W / stride, features).
 
@@ -110,27 +119,22 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array | None, train: bool) -> jax.Array:
-        def conv(features, size, stride, name, **options):
-            return Conv(self.compute, features, size, stride, name=name, **options)
-
-        def norm(name):
-            return batch_norm(self.compute, train, EPSILON, name)
+        def step(x, features, size, stride, name, depthwise=False):
+            x = Conv(self.compute, features, size, stride, depthwise=depthwise, name=f"{name}_conv")(x)
+            return batch_norm(self.compute, train, EPSILON, f"{name}_bn")(x)
 
         shortcut, channels, features = x, x.shape[-1], self.stage.features
         expanded = channels * self.stage.expand
         if self.stage.fused and self.stage.expand == 1:
-            x = nn.swish(norm("project_bn")(conv(features, 3, self.stride, "project_conv")(x)))
+            x = nn.swish(step(x, features, 3, self.stride, "project"))
         else:
             if self.stage.fused:
-                x = nn.swish(norm("expand_bn")(conv(expanded, 3, self.stride, "expand_conv")(x)))
+                x = nn.swish(step(x, expanded, 3, self.stride, "expand"))
             else:
-                x = nn.swish(norm("expand_bn")(conv(expanded, 1, 1, "expand_conv")(x)))
-                x = conv(expanded, 3, self.stride, "depthwise_conv", depthwise=True)(x)
-                x = nn.swish(norm("depthwise_bn")(x))
-                # Squeeze-excite; its width is a quarter of the block's input, not of the expanded features.
-                gate = conv(max(1, channels // 4), 1, 1, "se_reduce", use_bias=True)(x.mean((1, 2), keepdims=True))
-                x = x * nn.sigmoid(conv(expanded, 1, 1, "se_expand", use_bias=True)(nn.swish(gate)))
-            x = norm("project_bn")(conv(features, 1, 1, "project_conv")(x))
+                x = nn.swish(step(x, expanded, 1, 1, "expand"))
+                x = nn.swish(step(x, expanded, 3, self.stride, "depthwise", depthwise=True))
+                x = squeeze_excite(self.compute, x, max(1, channels // 4))
+            x = step(x, features, 1, 1, "project")
         if self.stride == 1 and channels == features:
             x = shortcut + StochasticDepth(self.drop_rate, name="stochastic_depth")(x, rows, train)
         return x
