@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     c.data.mean = (0.485, 0.456, 0.406)  # of images in [0, 1]
     c.data.std = (0.229, 0.224, 0.225)
     c.data.power = 0.0  # class-balanced order: 0 ages equally likely (the paper), 1 as frequent as they are
+    c.data.verify = "auto"  # | 'full': SHA-256 of every file when opened, 'quick': sizes; auto: full below 10 GB
     c.data.threads = placeholder(int)  # of the input pipeline (default: all cores)
     c.data.augment = augmentation("full")
 
@@ -96,5 +97,7 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
     c.save_steps = 1000  # between two checkpoints inside an epoch; the end of each evaluation saves too
+    c.async_save = True  # checkpoints are written while training goes on
+    c.stall_minutes = 10.0  # without a step until the watchdog ends the run; compiling does not count
     c.log_steps = 10
     return c

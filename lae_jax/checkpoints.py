@@ -1,19 +1,23 @@
-"""Checkpoints of a run (orbax), and what is handed from one stage to the next."""
+"""Checkpoints of a run (orbax), sealed with checksums, and what is handed from one stage to the next."""
 
 import dataclasses
 import logging
-import pathlib
+import os
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lae_jax.errors import InputError
+from lae_jax import files, parallel, seals
+from lae_jax.errors import InputError, SaveFailed
 from lae_jax.steps import TrainState
 
 logger = logging.getLogger("lae_jax")
+
+FOLDER, DAMAGED = "checkpoints", "damaged"
 
 
 class Checkpoints:
@@ -21,10 +25,15 @@ class Checkpoints:
 
     step, epoch, stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises,
     or null), handed (what the loss was given of an earlier run), config, crop, data, data_hash.
+
+    It counts once it is sealed (seals.py): committed by orbax, its files hashed, "saved" logged. The newest two and the
+    best one are kept.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
-        self._directory = workdir / "checkpoints"
+    def __init__(self, workdir: os.PathLike | str, *, read_only: bool = False, asynchronous: bool = True):
+        self._directory = epath.Path(workdir) / FOLDER
+        self._saving: int | None = None  # the step that other hosts may not have sealed yet
+        self._sealed = True
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -35,22 +44,36 @@ class Checkpoints:
             ),
         ]
         self._manager = ocp.CheckpointManager(
-            self._directory.absolute(),
+            _absolute(self._directory),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics["selected"],
                 best_mode="min",
                 read_only=read_only,
                 create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=asynchronous and not read_only,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             ),
         )
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self._manager.close()
+        except Exception:
+            # A failed save is raised again here; what already ends the run says it better.
+            if kind is None:
+                raise
+
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        """Of the sealed checkpoints, rising."""
+        return [step for step in sorted(self._manager.all_steps()) if seals.is_sealed(self._directory / str(step))]
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """The step with the lowest selecting score, the newest of equals; the newest of all if none has one."""
@@ -62,17 +85,51 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def save(self, state: TrainState, meta: Mapping) -> None:
-        """Starts to save; `wait` returns once it is committed."""
+        """Saves, or starts to and returns; `poll` and `wait` say when it counts. Raises SaveFailed."""
+        self.wait()
         if jax.process_count() > 1:
             state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
-        self._manager.save(
-            int(meta["step"]),
+        self._saving = int(meta["step"])
+        self._guarded(
+            self._manager.save,
+            self._saving,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))),
             metrics=None if meta["selected"] is None else {"selected": meta["selected"]},
         )
+        self._sealed = False
+        self.poll()
+
+    def poll(self) -> None:
+        """Seals a checkpoint that was committed meanwhile. Raises SaveFailed if it could not be."""
+        if self._saving is not None and not self._sealed and not self._manager.is_saving_in_progress():
+            self._seal()
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        """Returns once what was saved is sealed, on all hosts at once. Raises SaveFailed if it could not be."""
+        if self._saving is None:
+            return
+        if not self._sealed:
+            self._seal()
+        parallel.wait_for_hosts(f"sealed {self._saving}")
+        self._saving = None
+
+    def _seal(self) -> None:
+        self._guarded(self._manager.wait_until_finished)
+        if parallel.is_first_host():
+            self._guarded(seals.seal, self._directory / str(self._saving))
+            logger.info("saved step %d", self._saving)
+        self._sealed = True
+
+    def _guarded(self, call, *args, **kwargs) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            failed, self._saving = self._saving, None
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise SaveFailed(
+                f"the checkpoint of step {failed} could not be saved in {self._directory} ({reason[0]}); the newest"
+                f" whole one is of step {self.latest()}. Mend it and start the same command again"
+            ) from error
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The whole state as numpy arrays, for going on. Raises InputError that names the first leaf that differs."""
@@ -87,7 +144,7 @@ class Checkpoints:
         wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
-                (self._directory / str(step) / "state").absolute(),
+                _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
                     item=wanted,
                     partial_restore=True,
@@ -95,8 +152,10 @@ class Checkpoints:
                 ),
             )
 
-    def close(self) -> None:
-        self._manager.close()
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """Orbax takes no relative paths; one in a bucket is absolute."""
+    return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
 
 
 def _numpy_target(leaf) -> np.ndarray:
@@ -121,45 +180,85 @@ def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> N
 class Handed:
     """A finished (or running) run's checkpoint as another stage takes it."""
 
-    workdir: pathlib.Path
+    workdir: epath.Path
     step: int
     variables: dict
     meta: dict
 
 
-def newest_meta(workdir: pathlib.Path) -> dict | None:
-    """Meta of a run's newest checkpoint; None if it has none."""
-    if not (workdir / "checkpoints").is_dir():
-        return None
-    saved = Checkpoints(workdir, read_only=True)
-    try:
-        return None if saved.latest() is None else saved.meta(saved.latest())
-    finally:
-        saved.close()
+def recover(workdir: os.PathLike | str) -> int | None:
+    """The newest step that can be gone on from, the same on all hosts; None where nothing was saved yet.
+
+    What a kill left behind is removed. A checkpoint whose files are not as they were sealed is reported, set aside in
+    `damaged/`, and the one before it is taken. Raises InputError if all of them are damaged.
+    """
+    step = _recover(epath.Path(workdir)) if parallel.is_first_host() else 0
+    step = parallel.from_first_host(step)
+    return None if step == _NOTHING else step
 
 
-def require_run(workdir: str | pathlib.Path, how_to_make: str = "") -> None:
+_NOTHING = -1
+
+
+def _recover(workdir: epath.Path) -> int:
+    folder, aside = workdir / FOLDER, []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+        if not seals.is_sealed(folder / str(step)):
+            logger.info("%s: step %d was never acknowledged, the start before was ended in it: removed", workdir, step)
+            (folder / str(step)).rmtree()
+            continue
+        reason = seals.damage(folder / str(step))
+        if reason is None:
+            return step
+        place = workdir / DAMAGED / str(step)
+        number = 1
+        while place.exists():
+            number += 1
+            place = workdir / DAMAGED / f"{step}-{number}"
+        place.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(place)
+        aside.append(str(place))
+        logger.error("%s: the checkpoint of step %d is damaged (%s): set aside as %s", workdir, step, reason, place)
+    if aside:
+        raise InputError(
+            f"no checkpoint of {workdir} is whole; the damaged ones are {', '.join(aside)}. Started again, the run"
+            " begins from its first step"
+        )
+    return _NOTHING
+
+
+def read_meta(workdir: os.PathLike | str, step: int) -> dict:
+    """Meta of a run's checkpoint."""
+    with Checkpoints(workdir, read_only=True) as saved:
+        return saved.meta(step)
+
+
+def require_run(workdir: os.PathLike | str, how_to_make: str = "") -> None:
     """Raises InputError, with the command that makes it, if a folder holds no run."""
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    if not (epath.Path(workdir) / FOLDER).is_dir():
         raise InputError(f"{workdir} holds no run{how_to_make and f': make it with {how_to_make}'}")
 
 
-def load_run(workdir: str | pathlib.Path, step: int | None = None, how_to_make: str = "") -> Handed:
-    """The best checkpoint of a run (or that of `step`). Raises InputError if there is none."""
-    workdir = pathlib.Path(workdir)
+def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Handed:
+    """The best checkpoint of a run (or that of `step`), verified. Raises InputError if there is none, or damage."""
+    workdir = epath.Path(workdir)
     require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        if step is not None and step not in checkpoints.steps():
-            raise InputError(f"{workdir} has no checkpoint of step {step}, only {checkpoints.steps()}")
-        step = checkpoints.best() if step is None else step
+    with Checkpoints(workdir, read_only=True) as saved:
+        if step is not None and step not in saved.steps():
+            raise InputError(f"{workdir} has no checkpoint of step {step}, only {saved.steps()}")
+        step = saved.best() if step is None else step
         if step is None:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")
-        return Handed(workdir, step, checkpoints.arrays(step), checkpoints.meta(step))
-    finally:
-        checkpoints.close()
+        if reason := seals.damage(workdir / FOLDER / str(step)):
+            others = [other for other in saved.steps() if other != step]
+            raise InputError(
+                f"{workdir}: the checkpoint of step {step} is damaged ({reason}); restore it, or take another one with"
+                f" --step (or --config.init_step) {others}"
+            )
+        return Handed(workdir, step, saved.arrays(step), saved.meta(step))
 
 
 def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:

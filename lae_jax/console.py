@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lae_jax.errors import InputError
+from lae_jax.errors import Ended
 
 logger = logging.getLogger("lae_jax")
 
@@ -42,15 +43,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def door(main: Callable[[], None]) -> None:
-    """Runs a program's main: log lines on, an InputError as one line on standard error and exit status 2."""
+def door(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
+    """Runs a program's main: log lines on; an end with a status of its own is one line on standard error.
+
+    Args: leave: ends the process with a status other than 0.
+    """
     setup_logging()
     try:
         with logging_redirect_tqdm(loggers=[logger]):
             main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return
+    except Ended as end:
+        print(f"{end.label}: {end}", file=sys.stderr)
+        status = end.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    leave(status)

@@ -1,10 +1,53 @@
-"""The error that a user can mend: it says what is wrong, where, and what to do. Doors print it without a traceback."""
+"""Ends of a program that have an exit status of their own. Doors print them in one line, without a traceback.
+
+The statuses are a table in docs/scaling.md, which launch scripts act on; 1 is Python's own, for what nobody foresaw.
+"""
 
 import difflib
 
+STALLED = 4  # the watchdog ends the process itself; nothing is raised
 
-class InputError(ValueError):
-    """Something that came from outside (a flag, a config, a file, a data set) cannot be used as it is."""
+
+class Ended(Exception):
+    """The program ends with `status`, for a reason that its message tells."""
+
+    status: int
+    label = "error"
+
+
+class InputError(Ended, ValueError):
+    """Something that came from outside (a flag, a config, a file, a data set) cannot be used as it is.
+
+    The message says what is wrong, where, and what to do.
+    """
+
+    status = 2
+
+
+class Diverged(Ended):
+    """Too many steps in a row had a loss or gradients that were not finite, or the outputs of an evaluation are not."""
+
+    status = 3
+    label = "diverged"
+
+
+class SaveFailed(Ended):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+    status = 5
+
+
+class FolderInUse(Ended):
+    """Another live process writes to the folder."""
+
+    status = 6
+
+
+class Preempted(Ended):
+    """A signal asked the run to stop: it saved and can be started again."""
+
+    status = 75
+    label = "stopped"
 
 
 def unknown(kind: str, name: str, known) -> str:

@@ -7,10 +7,11 @@ Writes RUN/evaluation/<data set>-<split>/: report.json, predictions.csv, histogr
 
 import argparse
 import csv
+import io
 import logging
-import pathlib
 
 import numpy as np
+from etils import epath
 
 from lae_jax import checkpoints, console, files
 from lae_jax.errors import InputError
@@ -39,7 +40,7 @@ def predict_split(handed: checkpoints.Handed, data: str | None, split: str | Non
     from lae_jax.data import records
 
     config, stage, par = runs.from_json(handed.meta["config"]), stages.get(handed.meta["stage"]), parallel.Parallel()
-    dataset = records.open_dataset(data or config.data.path)
+    dataset = records.open_dataset(data or config.data.path, config.data.verify)
     if not split:
         if not config.data.split:
             raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
@@ -57,7 +58,7 @@ def predict_split(handed: checkpoints.Handed, data: str | None, split: str | Non
     return stage, dataset, examples, outputs, split
 
 
-def evaluate(args: argparse.Namespace) -> tuple[dict, pathlib.Path]:
+def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
     handed = checkpoints.load_run(args.run, args.step)
     stage, dataset, examples, outputs, split = predict_split(
@@ -87,14 +88,15 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, pathlib.Path]:
     return report, folder
 
 
-def _write_predictions(path: pathlib.Path, names, ages, predictions) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "age", "prediction"])
-        writer.writerows((n, repr(float(a)), f"{p:.6f}") for n, a, p in zip(names, ages, predictions, strict=True))
+def _write_predictions(path: epath.Path, names, ages, predictions) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["name", "age", "prediction"])
+    writer.writerows((n, repr(float(a)), f"{p:.6f}") for n, a, p in zip(names, ages, predictions, strict=True))
+    path.write_bytes(text.getvalue().encode())
 
 
-def _draw(folder: pathlib.Path, handed: checkpoints.Handed, dataset, split: str, ages, predictions) -> None:
+def _draw(folder: epath.Path, handed: checkpoints.Handed, dataset, split: str, ages, predictions) -> None:
     from lae_jax import figures, metrics, runs
 
     config = runs.from_json(handed.meta["config"])

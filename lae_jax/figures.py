@@ -1,9 +1,10 @@
 """The pictures of an evaluation. Each is a function of ages and predictions; colours are safe for colour-blind eyes."""
 
-import pathlib
+import io
 
 import matplotlib
 import numpy as np
+from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
@@ -25,8 +26,11 @@ def _counts_and_errors(training_ages: np.ndarray, ages: np.ndarray, predictions:
         return count, np.where(evaluated > 0, total / evaluated, np.nan)
 
 
-def _finish(figure, path: pathlib.Path) -> None:
-    figure.savefig(path, dpi=110)
+def _finish(figure, path: epath.Path) -> None:
+    # Through memory, since a run may lie in a bucket.
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=110)
+    path.write_bytes(encoded.getvalue())
     plt.close(figure)
 
 
@@ -37,7 +41,7 @@ def _plain_axes(width: float = 9, height: float = 4.2, columns: int = 1):
     return figure, axes
 
 
-def histogram(path: pathlib.Path, training_ages, ages, predictions, title: str, histogram_of: str) -> None:
+def histogram(path: epath.Path, training_ages, ages, predictions, title: str, histogram_of: str) -> None:
     """Fig. 1 with the error over it: by age, and sorted from head to tail classes.
 
     Args: training_ages: (M,) years, whose histogram is drawn; ages, predictions: (N,) years, whose error is drawn.
@@ -64,7 +68,7 @@ def histogram(path: pathlib.Path, training_ages, ages, predictions, title: str, 
     _finish(figure, path)
 
 
-def group_errors(path: pathlib.Path, report: metrics.AgeReport, title: str) -> None:
+def group_errors(path: epath.Path, report: metrics.AgeReport, title: str) -> None:
     """The eight MAE^j as bars with their numbers of images, the overall MAE as a line, sigma in the legend."""
     figure, axis = _plain_axes()
     bars = axis.bar(metrics.GROUPS, report.group_mae, color=_ACCENT, width=0.7)
@@ -89,7 +93,7 @@ def group_errors(path: pathlib.Path, report: metrics.AgeReport, title: str) -> N
     _finish(figure, path)
 
 
-def scatter(path: pathlib.Path, ages, predictions, title: str) -> None:
+def scatter(path: epath.Path, ages, predictions, title: str) -> None:
     """Predicted against true age as a density, with the diagonal and the mean prediction of each age."""
     figure, axis = _plain_axes(6.4, 5.6)
     top = float(max(82, ages.max(), predictions.max()) + 1)

@@ -16,17 +16,20 @@ def over_batches(
     par: parallel.Parallel,
     total: int | None = None,
     what: str = "evaluate",
+    beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Outputs (count, ...) of the first `count` positions.
 
     Args: forward: `par.map_forward` of a step; batches: of image and position, this host's part; total: batches, for
-    the progress line. The device works on a batch while the one before is fetched.
+    the progress line; beat: called whenever outputs have come. The device works on a batch while the one before is
+    fetched.
     """
     positions, outputs, pending = [], [], None
     for batch in console.progress(batches, total=total, what=what, unit="batch", leave=False):
         dispatched = forward(variables, batch["image"])
         if pending is not None:
             outputs.append(par.collect(pending))
+            beat()
         pending = dispatched
         positions.append(batch["position"])
     outputs.append(par.collect(pending))

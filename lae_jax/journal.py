@@ -1,45 +1,88 @@
-"""What a run writes down while it goes: `metrics.jsonl`, TensorBoard events, and the text of the progress line."""
+"""What a run writes down while it goes: `metrics.jsonl`, `divergence.jsonl`, TensorBoard events, the progress text."""
 
 import json
 import logging
+import os
 import pathlib
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from lae_jax import files
+
 logger = logging.getLogger("lae_jax")
+
+
+class Lines:
+    """A file of JSON lines that goes on after step `start`: lines of later steps, of a try that was not saved, are cut.
+
+    Nothing can be appended to a file in a bucket: there the lines are kept and written whole by `publish`.
+    """
+
+    def __init__(self, path: epath.Path, start: int):
+        self._path = path
+        # A line that a kill cut short has no end.
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
+        self._lines = [json.dumps(row) + "\n" for row in self.rows]
+        self._file = None
+        if lines or not files.is_remote(path):
+            path.write_text("".join(self._lines))
+        if not files.is_remote(path):
+            self._file = open(path, "a", encoding="utf-8")
+
+    def append(self, row: Mapping) -> None:
+        line = json.dumps(row) + "\n"
+        if self._file is None:
+            self._lines.append(line)
+            return
+        self._file.write(line)
+        self._file.flush()
+
+    def publish(self) -> None:
+        if self._file is None:
+            self._path.write_text("".join(self._lines))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class Journal:
     """Averages over `log_steps` steps: loss as (sum, weight), rate, images/s, share of the time spent waiting for data.
 
-    Lines of steps after `start` are of an earlier try that was not saved and are cut off.
+    On the first host alone (`active`) anything is written. Lines of steps after `start` are cut off.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, schedule, config: ConfigDict, *, active: bool):
-        self._path, self._schedule, self._config, self._active = workdir / "metrics.jsonl", schedule, config, active
-        kept = []
-        if self._path.exists():
-            rows = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
-            kept = [row for row in rows if row["step"] <= start]
-        last = next((row for row in reversed(kept) if row["kind"] == "train"), {"bad_steps": 0, "seconds": 0.0})
-        self.bad_steps, self._seconds_before = last["bad_steps"], last["seconds"]
+    def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
+        self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
+        self.bad_steps, self._seconds_before = 0, 0.0
         self._started = time.perf_counter()
         self._reset()
-        if active:
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            self._file = open(self._path, "a", encoding="utf-8")
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        if not active:
+            return
+        self._metrics = Lines(workdir / "metrics.jsonl", start)
+        self._divergence = Lines(workdir / "divergence.jsonl", start)
+        rows = [row for row in self._metrics.rows if row["kind"] == "train"]
+        if rows:
+            self.bad_steps, self._seconds_before = rows[-1]["bad_steps"], rows[-1]["seconds"]
+        remote = files.is_remote(workdir)
+        self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
+        self._events = SummaryWriter(str(self._events_folder), purge_step=start + 1)
 
-    def __enter__(self):
+    def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         if self._active:
-            self._file.close()
+            self.publish()
+            self._metrics.close()
+            self._divergence.close()
             self._events.close()
 
     @property
@@ -55,13 +98,14 @@ class Journal:
         """Counts time in which the device had no batch."""
         self._waiting += seconds
 
+    def rate(self, step: int) -> float:
+        """The rate that step number `step` (from 1) was taken with; the optimiser does not count bad steps."""
+        return float(self._schedule.rate(step - 1 - self.bad_steps))
+
     def stepped(self, step: int, metrics: Mapping) -> str:
-        """Takes a step's metrics (fetching them); returns the text for the progress line when there is a new one."""
+        """Takes a good step's metrics, or a bad one's after `bad_step`; text for the progress line if there is new."""
         loss, weight = (float(value) for value in metrics["loss"])
-        if bool(metrics["bad"]):
-            self.bad_steps += 1
-            logger.warning("step %d: loss or gradients were not finite; nothing was changed", step)
-        else:
+        if not metrics["bad"]:
             self._loss, self._weight = self._loss + loss, self._weight + weight
         self._steps += 1
         if step % self._config.log_steps and self._steps < self._config.log_steps:
@@ -69,8 +113,7 @@ class Journal:
         seconds = max(time.perf_counter() - self._begun, 1e-9)
         row = {
             "loss": self._loss / self._weight if self._weight else None,
-            # The optimiser does not count bad steps.
-            "rate": float(self._schedule.rate(step - 1 - self.bad_steps)),
+            "rate": self.rate(step),
             "grad_norm": _plain(metrics["grad_norm"]),
             "images_per_second": self._steps * self._config.batch_size / seconds,
             "waiting": self._waiting / seconds,
@@ -85,6 +128,22 @@ class Journal:
             f" {row['waiting']:.0%} waiting for data"
         )
 
+    def bad_step(self, step: int, metrics: Mapping, names: Sequence[str]) -> None:
+        """Writes down a step whose loss or gradients were not finite, with the names of its global batch's rows."""
+        loss, weight = (float(value) for value in metrics["loss"])
+        row = {
+            "step": step,
+            "rate": self.rate(step),
+            "loss": _plain(loss / weight),
+            "grad_norm": _plain(metrics["grad_norm"]),
+            "in_a_row": int(metrics["bad_steps"]),
+            "rows": list(names),
+        }
+        self.bad_steps += 1
+        logger.warning("step %d: loss or gradients were not finite; nothing was changed (divergence.jsonl)", step)
+        if self._active:
+            self._divergence.append(row)
+
     def evaluated(self, step: int, scores: Mapping | None, steps_per_epoch: int) -> None:
         """Writes an evaluation's scores; its time does not count as training."""
         if scores is not None:
@@ -93,11 +152,22 @@ class Journal:
             logger.info("epoch %.4g, step %d: %s", step / steps_per_epoch, step, ", ".join(told[:6]))
         self._reset()
 
+    def publish(self) -> None:
+        """Brings what is kept here for a run in a bucket there."""
+        if not self._active or not files.is_remote(self._workdir):
+            return
+        self._metrics.publish()
+        self._divergence.publish()
+        self._events.flush()
+        folder = self._workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self._events_folder.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
     def _write(self, step: int, kind: str, row: dict) -> None:
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
-        self._file.flush()
+        self._metrics.append({"step": step, "kind": kind, **row})
         for name, value in row.items():
             if isinstance(value, (int, float)):
                 self._events.add_scalar(f"{kind}/{name}", value, step)

@@ -9,8 +9,10 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from lae_jax import console
@@ -18,7 +20,8 @@ from lae_jax.errors import InputError, unknown
 
 logger = logging.getLogger("lae_jax")
 
-EXIT_DIVERGED = 3
+# How long a process that ends with an error waits for the others to end as well.
+LEAVE_SECONDS = 20
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config's file, or the name of one that the package ships."
@@ -28,6 +31,14 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, fo
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.", lower_bound=0)
 CLUSTER = flags.DEFINE_bool("cluster", False, "Several processes, found from the cluster (Slurm, GKE, TPU pods).")
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "Time after which the others end when a process died.", lower_bound=1
+)
+EXPECT_HOSTS = flags.DEFINE_integer("expect_hosts", 0, "Stop unless there are so many (0: any).", lower_bound=0)
+EXPECT_DEVICES = flags.DEFINE_integer(
+    "expect_devices", 0, "Stop unless there are so many in all (0: any).", lower_bound=0
+)
+DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
 
 
 def set_up_devices() -> None:
@@ -38,20 +49,49 @@ def set_up_devices() -> None:
 
     if PROCESSES.value > 1 and not COORDINATOR.value:
         raise InputError("--processes needs --coordinator host:port, or use --cluster")
+    if DETERMINISTIC.value:
+        parallel.be_deterministic()
     if DEVICES.value:
         parallel.simulate_devices(DEVICES.value)
     if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        jax.distributed.initialize(
+            COORDINATOR.value, PROCESSES.value, PROCESS.value, heartbeat_timeout_seconds=HEARTBEAT.value
+        )
     elif CLUSTER.value:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT.value)
+    found = {"hosts": jax.process_count(), "devices": jax.device_count()}
+    for what, expected in (("hosts", EXPECT_HOSTS.value), ("devices", EXPECT_DEVICES.value)):
+        if expected and found[what] != expected:
+            raise InputError(
+                f"{found[what]} {what} found ({jax.devices()[0].device_kind}), --expect_{what}={expected}: see that all"
+                " processes started and see all their devices"
+            )
     logger.info(
         "%d host%s, %d device%s (%s)",
-        jax.process_count(),
-        "s" * (jax.process_count() > 1),
-        jax.device_count(),
-        "s" * (jax.device_count() > 1),
+        found["hosts"],
+        "s" * (found["hosts"] > 1),
+        found["devices"],
+        "s" * (found["devices"] > 1),
         jax.devices()[0].device_kind,
     )
+
+
+def leave(status: int) -> None:
+    """Ends this process with its own status. Of several processes, together with the others if they end as well.
+
+    JAX would have one that ends alone wait for minutes and then abort; so it leaves after a while, and JAX aborts the
+    others.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    together.start()
+    together.join(LEAVE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run(config: ConfigDict) -> None:
@@ -66,7 +106,7 @@ def run(config: ConfigDict) -> None:
     before = ""
     for name in config.order:
         stage = config.stages[name].copy_and_resolve_references()
-        stage.workdir = str(pathlib.Path(config.workdir) / name)
+        stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
         _report(train.train(stage), stage.workdir)
@@ -77,7 +117,7 @@ def _check_recipe(config: ConfigDict) -> None:
     """Runs that a recipe takes from elsewhere are missed now, not after hours."""
     from lae_jax import checkpoints
 
-    made = {""} | {str(pathlib.Path(config.workdir) / name) for name in config.order}
+    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in config.order}
     for name in config.order:
         if name not in config.stages:
             raise InputError("config.order: " + unknown("stage", name, config.stages))
@@ -97,13 +137,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
     set_up_devices()
-    from lae_jax.train import Diverged
-
-    try:
-        run(CONFIG.value)
-    except Diverged as error:
-        logger.error("diverged: %s", error)
-        sys.exit(EXIT_DIVERGED)
+    run(CONFIG.value)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:
@@ -142,4 +176,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    console.door(cli)
+    console.door(cli, leave)

@@ -4,7 +4,9 @@ The state keeps its natural shapes, a copy on each device; batches are split alo
 `jit(shard_map(..., check_vma=False))` with the specs P() and P('batch'), should pmap ever go.
 """
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -21,6 +23,22 @@ def simulate_devices(count: int) -> None:
     """Makes JAX see `count` devices of the CPU and no other; before anything asks it for its devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
+
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def be_deterministic() -> None:
+    """Makes XLA take kernels that repeat bit for bit, which on GPUs costs time; before anything asks for devices.
+
+    On CPUs and TPUs it changes nothing: they repeat as they are.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
+
+
+def is_deterministic() -> bool:
+    """Whether `be_deterministic` was called, or need not be."""
+    return jax.default_backend() != "gpu" or _DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +96,16 @@ class Parallel:
         mapped = self._pmap(function, in_axes=(None, 0), out_axes=0)
         return lambda variables, batch: mapped(variables, self.shard(batch))
 
+    def map_any(self) -> Callable[[bool], jax.Array | bool]:
+        """A flag of this host -> whether any host has it set, the same on all; every host must call it equally often.
+
+        Over several hosts it is an array that is fetched like a step's metrics, so asking holds nobody up.
+        """
+        if jax.process_count() == 1:
+            return bool
+        mapped = self._pmap(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
+        return lambda flag: mapped(np.full(len(self.devices), flag, np.int32))
+
     def collect(self, outputs) -> np.ndarray:
         """The outputs of `map_forward` as one host array (n, ...) for this host's n examples."""
         outputs = np.asarray(outputs)
@@ -93,6 +121,18 @@ def gather_hosts(array: np.ndarray) -> np.ndarray:
 
 def is_first_host() -> bool:
     return jax.process_index() == 0
+
+
+def from_first_host(number: int) -> int:
+    """The first host's number, on every host."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def on_first_host(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:
+    """The context on the first host, and nothing on the others."""
+    return context if is_first_host() else contextlib.nullcontext()
 
 
 def wait_for_hosts(what: str) -> None:

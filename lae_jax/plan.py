@@ -3,9 +3,9 @@
 import dataclasses
 import logging
 import math
-import pathlib
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax import checkpoints, metrics, parallel, runs, stages
@@ -22,7 +22,7 @@ class Plan:
 
     config: ConfigDict
     stage: stages.Stage
-    workdir: pathlib.Path
+    workdir: epath.Path
     par: parallel.Parallel
     dataset: records.Dataset
     training: runs.Examples
@@ -51,6 +51,7 @@ _BOUNDS = {
     "save_steps": (1, True),
     "max_bad_steps": (1, True),
     "seed": (0, True),
+    "stall_minutes": (0, False),
 }
 
 
@@ -64,7 +65,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     _check_numbers(config, par)
     init = None if resumed else _load_init(config, stage)
     handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
-    dataset = records.open_dataset(config.data.path)
+    dataset = records.open_dataset(config.data.path, config.data.verify)
     _check_data(config, dataset, stage, init, resumed)
     training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
     validation, selected_by = None, None
@@ -76,6 +77,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         training, num_outputs = runs.Examples(training.rows, codes.astype(np.int32)), len(classes)
     else:
         training, num_outputs = runs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
+    if resumed and resumed["num_outputs"] != num_outputs:
+        raise InputError(
+            f"{config.workdir} was begun with {resumed['num_outputs']} outputs, {dataset.path} asks for {num_outputs}"
+        )
     steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     if stage.name == "represent" and not (init or resumed):
@@ -83,7 +88,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     return Plan(
         config=config,
         stage=stage,
-        workdir=pathlib.Path(config.workdir),
+        workdir=epath.Path(config.workdir),
         par=par,
         dataset=dataset,
         training=training,
@@ -116,8 +121,13 @@ def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
 
 def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage, init, resumed) -> None:
     """The data must be what the run was begun with; and for a stage that goes on with a whole model, what that saw."""
+    if resumed and (differing := runs.differences(resumed["config"], runs.as_json(config))):
+        raise InputError(f"the checkpoint in {config.workdir} is of another config: {'; '.join(differing)}")
     if resumed and resumed["data_hash"] != dataset.hash:
-        raise InputError(f"{dataset.path} is not the data set that {config.workdir} was begun with")
+        raise InputError(
+            f"{dataset.path} is not the data set that {config.workdir} was begun with: its hash is {dataset.hash[:12]},"
+            f" that of the checkpoint {resumed['data_hash'][:12]}; restore it, or choose another --config.workdir"
+        )
     if init is None or "head" not in stage.loads:
         return
     if init.meta["crop"] != dataset.crop:

@@ -9,11 +9,12 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax import files, inference, models, optim, parallel, stages, steps
@@ -25,7 +26,18 @@ logger = logging.getLogger("lae_jax")
 
 NUM_AGES = 101
 # Fields that may differ when a run is gone on with: they name places, logging, evaluating and saving.
-FREE_FIELDS = ("workdir", "data.path", "data.threads", "eval_batch_size", "save_steps", "log_steps", "max_bad_steps")
+FREE_FIELDS = (
+    "workdir",
+    "data.path",
+    "data.threads",
+    "data.verify",
+    "eval_batch_size",
+    "save_steps",
+    "async_save",
+    "log_steps",
+    "max_bad_steps",
+    "stall_minutes",
+)
 _PACKAGES = (
     "lae-jax",
     "jax",
@@ -118,14 +130,15 @@ def outputs_of(
     variables: Mapping,
     par: parallel.Parallel,
     batch_size: int,
+    beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """The gathered outputs (len(rows), ...) of a data set's rows, in their order."""
+    """The gathered outputs (len(rows), ...) of a data set's rows, in their order; `beat` is called batch by batch."""
     # A small split does not fill a batch of the usual size: the least multiple of the devices will do.
     batch_size = min(batch_size, -(-len(rows) // par.device_count) * par.device_count)
     places = pipeline.Places(batch_size, *par.local_places(batch_size))
     batches = pipeline.eval_batches(dataset, rows, augmentation(config), places=places, threads=threads(config))
     return inference.over_batches(
-        mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size)
+        mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size), beat=beat
     )
 
 
@@ -185,18 +198,22 @@ def flat(config: Mapping, prefix: str = "") -> dict:
     return result
 
 
-def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """The fields, free ones apart, in which two configs (nested dicts of JSON) differ, with both values."""
+    before, now = flat(before), flat(now)
+    return [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*before, *now})
+        if key not in FREE_FIELDS and before.get(key) != now.get(key)
+    ]
+
+
+def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes the folder and writes `config.json`; in a folder of an earlier start, refuses a config that differs."""
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        before, after = flat(json.loads(path.read_text())), flat(now)
-        differing = [
-            f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
-            for key in sorted({*before, *after})
-            if key not in FREE_FIELDS and before.get(key) != after.get(key)
-        ]
-        if differing:
+        if differing := differences(json.loads(path.read_text()), now):
             raise InputError(
                 f"{workdir} holds a run with another config ({'; '.join(differing)}):"
                 f" go on with that one, or choose another --config.workdir"
@@ -205,6 +222,21 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(path, now)
     parallel.wait_for_hosts("config")
+
+
+def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
+    """Says where a run that goes on is no longer the same bit for bit, given its provenance now."""
+    path = workdir / "provenance.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    names = ("devices", "hosts", "cores", "deterministic", "versions")
+    changed = [name for name in names if name in before and before[name] != now[name]]
+    if changed:
+        logger.warning(
+            "%s was begun with other %s (provenance.json): the order of the examples is the same, the numbers are up to"
+            " rounding",
+            workdir,
+            ", ".join(changed),
+        )
 
 
 def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
@@ -223,6 +255,7 @@ def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
         "cores": cores(),
+        "deterministic": parallel.is_deterministic(),
         "data": str(dataset.path),
         "data_hash": dataset.hash,
         "protocol": dataset.manifest["protocol"],

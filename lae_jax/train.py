@@ -3,17 +3,18 @@
 import functools
 import json
 import logging
-import pathlib
 import time
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, models, parallel, runs, stages, steps
+from lae_jax import checkpoints, console, files, lock, models, parallel, runs, stages, steps, watch
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
+from lae_jax.errors import Diverged, Preempted
 from lae_jax.journal import Journal
 from lae_jax.plan import Plan, make_plan
 
@@ -23,51 +24,52 @@ logger = logging.getLogger("lae_jax")
 _WHAT_TO_DO = "Lower config.optim.base_rate, or set config.optim.clip_norm"
 
 
-class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradients that were not finite, or the outputs of an evaluation are not."""
-
-
 def train(config: ConfigDict) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
 
-    Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row.
+    Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
+    SIGTERM or SIGINT (it saved), SaveFailed, and FolderInUse.
     """
-    workdir = pathlib.Path(config.workdir)
-    begun = (workdir / "config.json").exists()
-    if begun:
-        runs.claim_folder(workdir, config)
-    if (workdir / "summary.json").exists():
-        logger.info("%s is done", workdir)
-        return json.loads((workdir / "summary.json").read_text())
-    resumed = checkpoints.newest_meta(workdir)
-    plan = make_plan(config, resumed)
-    module = runs.model(config, plan.stage, plan.num_outputs)
-    variables = models.initialise(module, config.data.image_size, config.seed)
-    if plan.init is not None:
-        parts = ("backbone",) if config.reinit_head else plan.stage.loads
-        variables = checkpoints.take_over(variables, plan.init, parts)
-    tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
-    state = steps.create_state(variables, tx)
-    if not begun:
-        # Only now: a folder must not be claimed by a config that cannot run.
-        runs.claim_folder(workdir, config)
-    saved = Checkpoints(workdir)
-    try:
-        if resumed is not None:
-            state = saved.restore(resumed["step"], state)
-            logger.info("%s goes on after step %d", workdir, resumed["step"])
-        elif parallel.is_first_host():
-            files.write_json(workdir / "provenance.json", runs.provenance(config, plan.dataset))
-        return _Loop(plan, module, tx, saved).run(plan.par.place(state))
-    finally:
-        saved.close()
+    workdir = epath.Path(config.workdir)
+    with parallel.on_first_host(lock.hold(workdir)), watch.Signals().caught() as signals:
+        # All hosts must go the same way, whatever the first has written by the time they look.
+        begun = parallel.from_first_host((workdir / "config.json").exists())
+        done = parallel.from_first_host((workdir / "summary.json").exists())
+        if begun:
+            runs.claim_folder(workdir, config)
+        if done:
+            logger.info("%s is done", workdir)
+            return json.loads((workdir / "summary.json").read_text())
+        newest = checkpoints.recover(workdir)
+        resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
+        plan = make_plan(config, resumed)
+        module = runs.model(config, plan.stage, plan.num_outputs)
+        variables = models.initialise(module, config.data.image_size, config.seed)
+        if plan.init is not None:
+            parts = ("backbone",) if config.reinit_head else plan.stage.loads
+            variables = checkpoints.take_over(variables, plan.init, parts)
+        tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+        state = steps.create_state(variables, tx)
+        if not begun:
+            # Only now: a folder must not be claimed by a config that cannot run.
+            runs.claim_folder(workdir, config)
+        with Checkpoints(workdir, asynchronous=config.async_save) as saved:
+            provenance = runs.provenance(config, plan.dataset)
+            if resumed is not None:
+                runs.warn_of_another_machine(workdir, provenance)
+                state = saved.restore(newest, state)
+                logger.info("%s goes on after step %d", workdir, newest)
+            elif parallel.is_first_host():
+                files.write_json(workdir / "provenance.json", provenance)
+            return _Loop(plan, module, tx, saved, signals).run(plan.par.place(state))
 
 
 class _Loop:
     """Steps, scores and checkpoints of one run, from the state's step to the last."""
 
-    def __init__(self, plan: Plan, module, tx, saved: Checkpoints):
-        self.plan, self.saved = plan, saved
+    def __init__(self, plan: Plan, module, tx, saved: Checkpoints, signals: watch.Signals):
+        self.plan, self.saved, self.signals = plan, saved, signals
+        self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config = plan.config
         self.step = plan.par.map_train(
             functools.partial(
@@ -85,6 +87,7 @@ class _Loop:
             )
         )
         self.forward = runs.forward(config, plan.stage, module, plan.par)
+        self.any_host = plan.par.map_any()
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         plan, config = self.plan, self.plan.config
@@ -106,8 +109,8 @@ class _Loop:
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
         line = console.progress(total=plan.total_steps, initial=start, what=plan.stage.name, unit="step")
-        pending, scores = None, None
-        with journal, line:
+        pending, stop = None, False
+        with journal, line, self.watchdog:
             batches = self.batches(start)
             for number in range(start + 1, plan.total_steps + 1):
                 waiting = time.perf_counter()
@@ -115,34 +118,54 @@ class _Loop:
                 journal.waited(time.perf_counter() - waiting)
                 # The scores of the step before are fetched after this one was dispatched: the device never waits.
                 state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                dispatched["stop"] = self.any_host(self.signals.asked)
                 if pending is not None:
-                    self._account(journal, line, number - 1, pending)
+                    stop = self._account(journal, line, number - 1, pending)
                 pending = dispatched
+                self.saved.poll()
                 ends = number == plan.total_steps or number % plan.eval_steps == 0
-                if ends or number % config.save_steps == 0:
-                    self._account(journal, line, number, pending)
+                if ends or stop or number % config.save_steps == 0:
+                    stop = self._account(journal, line, number, pending) or stop
                     pending = None
+                    scores = None
                     if ends:
                         scores = self.evaluate(state)
                         journal.evaluated(number, scores, plan.steps_per_epoch)
-                    self.save(state, number, scores if ends else None)
-        self.saved.wait()
-        return self._summary(journal)
+                    self.save(state, number, scores)
+                    journal.publish()
+                if stop and number < plan.total_steps:
+                    self.saved.wait()
+                    parallel.wait_for_hosts("stopped")
+                    raise Preempted(f"{plan.workdir} is saved at step {number} of {plan.total_steps}; start it again")
+            self.watchdog.rest()
+            self.saved.wait()
+            return self._summary(journal)
 
-    def _account(self, journal: Journal, line, number: int, metrics_) -> None:
-        text = journal.stepped(number, metrics_)
+    def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
+        """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
+        metrics = {name: np.asarray(value) for name, value in dispatched.items()}
+        self.watchdog.beat()
+        if metrics["bad"]:
+            rows = self.plan.training.rows[self.plan.order(number - 1).numpy()]
+            journal.bad_step(number, metrics, self.plan.dataset.column("name")[rows])
+        text = journal.stepped(number, metrics)
         line.update(number - line.n)
         if text:
             line.set_postfix_str(text, refresh=False)
-        if int(metrics_["bad_steps"]) >= self.plan.config.max_bad_steps:
+        if metrics["bad_steps"] >= self.plan.config.max_bad_steps:
+            self.saved.wait()
             raise Diverged(
-                f"step {number}: the loss or the gradients were not finite in {int(metrics_['bad_steps'])} steps in a"
-                f" row; the last checkpoint of {self.plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
+                f"step {number}: the loss or the gradients were not finite in {metrics['bad_steps']} steps in a"
+                f" row (see divergence.jsonl); the last checkpoint of {self.plan.workdir} is step"
+                f" {self.saved.latest()}. {_WHAT_TO_DO}"
             )
+        return bool(metrics["stop"])
 
     def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
         """Scores of the validation split; None without one."""
         plan = self.plan
+        # The first batch compiles; the batches that follow are watched again.
+        self.watchdog.rest()
         if plan.validation is None:
             return None
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -154,7 +177,9 @@ class _Loop:
             variables,
             plan.par,
             plan.config.eval_batch_size,
+            self.watchdog.beat,
         )
+        self.watchdog.rest()
         if not np.isfinite(outputs).all():
             raise Diverged(
                 f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last"

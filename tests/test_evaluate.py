@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def arguments(run, *more):
 def test_report_predictions_and_pictures_agree(run, capsys):
     evaluate.main(["--run", run.workdir, "--split", "test", "--batch-size", "8"])
     told = capsys.readouterr().out
-    folder = next((checkpoints.pathlib.Path(run.workdir) / "evaluation").glob("drawn-test"))
+    folder = pathlib.Path(run.workdir) / "evaluation" / "drawn-test"
     report = json.loads((folder / "report.json").read_text())
     with open(folder / "predictions.csv") as file:
         rows = list(csv.DictReader(file))

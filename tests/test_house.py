@@ -10,8 +10,8 @@ PACKAGE = ROOT / "lae_jax"
 DOORS = {"main", "prepare", "evaluate", "demo"}
 LEVELS = [
     {"errors", "files"},
-    {"losses", "metrics", "optim", "models", "console"},
-    {"stages", "steps", "parallel", "checkpoints", "data", "journal", "figures"},
+    {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch"},
+    {"stages", "steps", "checkpoints", "data", "journal", "figures"},
     {"inference", "runs"},
     {"train", "plan"},
     DOORS,

@@ -12,17 +12,14 @@ from conftest import CACHE, ROOT
 
 from lae_jax import checkpoints, runs, steps, train
 from lae_jax.data import records
-from lae_jax.errors import InputError
+from lae_jax.errors import Diverged, InputError
 from lae_jax.plan import make_plan
 
 
 def leaves(workdir, step):
-    saved = checkpoints.Checkpoints(pathlib.Path(workdir), read_only=True)
-    try:
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
         state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
-        return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_flatten_with_path(state)[0]}
-    finally:
-        saved.close()
+    return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
 def lines(workdir, kind):
@@ -121,14 +118,13 @@ def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
     config = small_config("represent")
     config.epochs, config.max_bad_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0
     config.optim.base_rate, config.optim.schedule = 1e30, "constant"
-    with pytest.raises(train.Diverged, match="4 steps in a row.*base_rate"):
+    with pytest.raises(Diverged, match="4 steps in a row.*base_rate"):
         train.train(config)
-    saved = checkpoints.Checkpoints(pathlib.Path(config.workdir), read_only=True)
-    assert saved.latest() == 4
-    saved.close()
+    with checkpoints.Checkpoints(config.workdir, read_only=True) as saved:
+        assert saved.latest() == 4
     config.workdir += "_scored"
     config.eval_epochs = 1.0
-    with pytest.raises(train.Diverged, match="outputs on the validation split are not finite"):
+    with pytest.raises(Diverged, match="outputs on the validation split are not finite"):
         train.train(config)
 
 

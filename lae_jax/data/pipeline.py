@@ -141,15 +141,20 @@ def _iterate(
         # Without this generator around it, an iterator that raised would go on with the next batch.
         yield from data.as_numpy_iterator()
     except tf.errors.OpError as error:
-        raise InputError(f"{dataset.path}: reading failed: {_reason(error, dataset, recent)}") from error
+        if damage := _damaged(dataset, recent):
+            raise InputError(damage) from error
+        raise
 
 
-def _reason(error: tf.errors.OpError, dataset: records.Dataset, recent: collections.deque) -> str:
-    """The first of the recent records that does not decode; TensorFlow's message names none."""
+def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
+    """Names the first of the recent records that does not decode (TensorFlow's message names none); None if all do."""
     for row in itertools.chain.from_iterable(batch.tolist() for batch in recent):
         try:
             example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
             Image.open(io.BytesIO(example.features.feature["image"].bytes_list.value[0])).load()
         except Exception as reason:
-            return f"row {row} ({dataset.column('name')[row]}) does not decode ({reason})"
-    return str(error).splitlines()[0]
+            return (
+                f"{dataset.path / dataset.shard_of(row)}: row {row} ({dataset.column('name')[row]}) does not decode"
+                f" ({reason}), and it did when it was prepared: the shard is damaged. Restore it, or prepare it again"
+            )
+    return None

@@ -34,20 +34,16 @@ from tensorflow_datasets.proto import tf_example_pb2
 from lae_jax.data import images
 from lae_jax.data.readers import Picture, Source
 from lae_jax.errors import InputError, unknown
-from lae_jax.files import write_json
+from lae_jax.files import is_remote, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
 FORMAT = 1
 IMAGES_PER_SHARD = 4096
+FULL_BELOW_BYTES = 10e9  # of all shards: up to here their checksums are computed when a data set is opened
 UNKNOWN_CROP = {"align": "none", "detector": "unknown"}
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
-
-
-def sha256_of(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _template(out: pathlib.Path) -> naming.ShardedFileTemplate:
@@ -274,6 +270,9 @@ class Dataset:
     def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table):
         self.path, self.manifest, self._columns = path, manifest, columns
         builder = tfds.builder_from_directory(str(path))
+        lengths = [shard["count"] for shard in manifest["shards"]]
+        if builder.info.splits["images"].shard_lengths != lengths:
+            raise InputError(f"{path}: dataset_info.json and dataset.json count differently: prepare it again")
         self._source = builder.as_data_source("images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def __len__(self) -> int:
@@ -308,20 +307,33 @@ class Dataset:
             raise InputError(f"{self.path}: split {split!r} is empty")
         return rows
 
+    def shard_of(self, row: int) -> str:
+        """The file that holds a row."""
+        ends = np.cumsum([shard["count"] for shard in self.manifest["shards"]])
+        return self.manifest["shards"][int(np.searchsorted(ends, row, side="right"))]["file"]
+
     def read(self, rows: np.ndarray) -> list[bytes]:
         """Serialised tf.Examples (image, row) of the rows, in their order."""
         # One by one: the source's own batch access starts a thread pool at each call and is slower.
         return [self._source[row] for row in rows.tolist()]
 
 
-def open_dataset(path: str | os.PathLike) -> Dataset:
-    """Opens a prepared data set and checks it: files there, sizes, SHA-256, counts.
+def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
+    """Opens a prepared data set and checks it: files there, sizes, counts, and their SHA-256.
 
     A SHA-256 is computed once for each state (size, time of change) of a file and then remembered in `verified.json`.
-    Raises InputError that names the file and what to do.
+
+    Args: verify: 'full'; 'quick' (shards are not hashed); 'auto': full below 10 GB. Raises InputError that names the
+    file and what to do.
     """
-    if "://" in str(path):
-        raise InputError(f"{path}: prepared data is read from a local disk or a mount; copy it, or mount the bucket")
+    if verify not in ("auto", "full", "quick"):
+        raise InputError(f"config.data.verify is {verify!r}: it must be 'auto', 'full' or 'quick'")
+    if is_remote(path):
+        raise InputError(
+            f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
+            " mount the bucket (gcsfuse BUCKET DIR), and name it with --config.data.path=DIR (in a recipe"
+            " --config.faces=DIR)"
+        )
     path = pathlib.Path(path)
     again = "prepare it again (python -m lae_jax.prepare ...)"
     if not (path / "dataset.json").exists():
@@ -341,7 +353,12 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
             raise KeyError(*sorted(missing))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}/dataset.json is damaged ({error!r}): {again}") from error
-    _verify(path, expected, again)
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    hashed = {*expected}
+    if verify == "quick" or (verify == "auto" and size >= FULL_BELOW_BYTES):
+        hashed = {*manifest["files"]}
+        logger.info("%s: checksums of its %d shards are not computed (data.verify)", path, len(manifest["shards"]))
+    _verify(path, expected, hashed, again)
     columns = pq.read_table(path / "columns.parquet")
     if not total == columns.num_rows == manifest["count"]:
         raise InputError(
@@ -351,7 +368,7 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
     return Dataset(path, manifest, columns)
 
 
-def _verify(path: pathlib.Path, expected: dict[str, dict], again: str) -> None:
+def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> None:
     try:
         verified = json.loads((path / "verified.json").read_text())
     except (OSError, json.JSONDecodeError):
@@ -364,11 +381,17 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], again: str) -> None:
             raise InputError(f"{path / name} is missing: restore it, or {again}") from None
         if status.st_size != entry["bytes"]:
             raise InputError(f"{path / name} has {status.st_size} bytes, not {entry['bytes']}: restore it, or {again}")
-        seen[name] = [status.st_size, status.st_mtime_ns, entry["sha256"]]
+        if name not in hashed:
+            continue
+        seen[name] = [status.st_size, status.st_mtime_ns, entry["sha256"], entry.get("count")]
         if verified.get(name) != seen[name] and sha256_of(path / name) != entry["sha256"]:
             raise InputError(f"{path / name} was changed (its SHA-256 is not the manifest's): restore it, or {again}")
-    if verified != seen:
+        if "count" in entry and verified.get(name) != seen[name]:
+            held = array_record_module.ArrayRecordReader(str(path / name)).num_records()
+            if held != entry["count"]:
+                raise InputError(f"{path / name} holds {held} images, dataset.json says {entry['count']}: {again}")
+    if {**verified, **seen} != verified:
         try:
-            write_json(path / "verified.json", seen)
+            write_json(path / "verified.json", {**verified, **seen})
         except OSError:
             logger.debug("%s is read-only: the checksums are computed at every start", path)

@@ -1,0 +1,507 @@
+"""What a run survives: real kills, signals, full disks, damaged files, numbers that are not finite, other devices.
+
+    python -m benchmarks.survival                       # all rounds of the table in docs/results.md, about half an hour
+    python -m benchmarks.survival --rounds 2 --only killed,stopped
+
+Prints a line a fault and ends with status 1 if one did not hold. Faults that end a process are done to real processes
+of `python -m lae_jax.main`, the others in this one; the smallest model on drawn faces, stochastic depth on.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from lae_jax import checkpoints, prepare, seals, train
+from lae_jax.configs import represent
+from lae_jax.data import pipeline, records
+from lae_jax.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS, SAVE_STEPS = 60, 3
+# Models here are tiny: the time goes into compiling, not into running.
+QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+TIMEOUT = 300
+
+
+class Broken(AssertionError):
+    """A fault did what it must not do."""
+
+
+def hold(condition: bool, what: str) -> None:
+    if not condition:
+        raise Broken(what)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A folder with a prepared data set, and what starts runs on it."""
+
+    folder: pathlib.Path
+
+    @property
+    def data(self) -> pathlib.Path:
+        return self.folder / "drawn"
+
+    def prepare(self) -> None:
+        """96 + 64 + 16 drawn faces of 32 px in two shards."""
+        sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
+        words = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1"]
+        prepare.prepare(prepare.parse_args([*words, "--out", str(self.data)]))
+
+    def fields(self, workdir: pathlib.Path, **more) -> dict:
+        return {
+            "workdir": str(workdir),
+            "data.path": str(self.data),
+            "data.image_size": 24,
+            "data.threads": 2,
+            "model.name": "efficientnet_v2_pico",
+            "model.stochastic_depth": 0.5,
+            "batch_size": 32,
+            "eval_batch_size": 32,
+            "epochs": STEPS / 3,
+            "eval_epochs": 4.0,
+            "save_steps": SAVE_STEPS,
+            "log_steps": 1,
+            **more,
+        }
+
+    def config(self, workdir: pathlib.Path, **more):
+        """For a run in this process."""
+        config = represent.get_config()
+        config.update_from_flattened_dict(self.fields(workdir, **more))
+        return config
+
+    @contextlib.contextmanager
+    def start(self, workdir: pathlib.Path, processes: int = 1, devices: int = 8, flags=(), **more):
+        """A run in one or more processes of `devices` devices in all; whatever is left of them ends with the block."""
+        words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
+        words += [f"--devices={devices // processes}", *flags]
+        if processes > 1:
+            words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}", "--heartbeat_seconds=10"]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": QUICK_COMPILE,
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        started = []
+        try:
+            for i in range(processes):
+                log = workdir.parent / f"{workdir.name}.log{i}"
+                command = [sys.executable, "-m", "lae_jax.main", "--config", "represent", *words]
+                with open(log, "wb") as file:
+                    process = subprocess.Popen(
+                        [*command, *([f"--process={i}"] if processes > 1 else [])],
+                        cwd=ROOT, env=environment, stdout=file, stderr=file,
+                    )  # fmt: skip
+                started.append(Started(process, workdir, log))
+            yield started
+        finally:
+            for one in started:
+                one.process.kill()
+                one.process.wait()
+
+    def run(self, workdir: pathlib.Path, **more) -> None:
+        """Runs to the end, with status 0."""
+        with self.start(workdir, **more) as started:
+            for one in started:
+                hold(one.ends() == 0, f"status {one.process.returncode}: {one.text()[-2000:]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    process: subprocess.Popen
+    workdir: pathlib.Path
+    log: pathlib.Path
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ends(self) -> int:
+        return self.process.wait(TIMEOUT)
+
+    def acknowledged(self) -> int:
+        """The last step that it said was saved; 0 if none."""
+        return max((int(step) for step in re.findall(r"saved step (\d+)", self.text())), default=0)
+
+    def reaches(self, step: int) -> bool:
+        """Waits until a step stands in metrics.jsonl; False if the process ended before."""
+        return self._wait_for(lambda: logged_steps(self.workdir) >= step)
+
+    def begins_to_save(self) -> bool:
+        return self._wait_for(lambda: saving(self.workdir))
+
+    def acknowledges(self, step: int) -> bool:
+        return self._wait_for(lambda: self.acknowledged() >= step)
+
+    def _wait_for(self, happened: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + TIMEOUT
+        while self.process.poll() is None:
+            if happened():
+                return True
+            hold(time.monotonic() < deadline, f"nothing happened: {self.text()[-2000:]}")
+            time.sleep(0.002)
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def logged_steps(workdir: pathlib.Path) -> int:
+    """The last step in metrics.jsonl; 0 if there is none."""
+    path = workdir / "metrics.jsonl"
+    numbers = re.findall(r'"step": (\d+), "kind": "train"', path.read_text()) if path.exists() else []
+    return int(numbers[-1]) if numbers else 0
+
+
+def saving(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written just now."""
+    folder = workdir / checkpoints.FOLDER
+    with contextlib.suppress(FileNotFoundError):
+        return any(not path.name.isdigit() or not (path / seals.NAME).exists() for path in folder.iterdir())
+    return False
+
+
+def leaves(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """All of a checkpoint's state by name."""
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+        state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def validation_scores(workdir: pathlib.Path) -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "validation"]
+
+
+def hold_equal(one: pathlib.Path, two: pathlib.Path, step: int = STEPS) -> None:
+    """The states of two runs are equal bit for bit, and so are all their scores."""
+    a, b = leaves(one, step), leaves(two, step)
+    differing = [name for name in a if a[name].tobytes() != b[name].tobytes()]
+    hold(a.keys() == b.keys() and not differing, f"{two} differs from {one} in {differing[:3]}")
+    hold(validation_scores(one) == validation_scores(two), f"the scores of {two} differ from those of {one}")
+
+
+def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray], part: str) -> float:
+    """Relative norm of the difference over the leaves whose name has `part` in it."""
+    names = [name for name in one if part in name]
+    difference = sum(float(np.sum((one[name] - two[name]) ** 2)) for name in names)
+    return (difference / sum(float(np.sum(one[name] ** 2)) for name in names)) ** 0.5
+
+
+# One function a fault: (bench, rounds, generator) -> a remark; Broken if it does not hold.
+
+
+def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """SIGKILL at random moments, a third of them during a save."""
+    whole, number, done, during = bench.folder / "killed_whole", 0, 0, 0
+    bench.run(whole)
+    while done < rounds:
+        workdir, acknowledged = bench.folder / f"killed{number}", 0
+        number += 1
+        while not (workdir / "summary.json").exists():
+            with bench.start(workdir) as (one,):
+                until, in_save = logged_steps(workdir) + rng.integers(0, 25), rng.random() < 1 / 3
+                if done < rounds and one.reaches(until):
+                    if in_save and one.begins_to_save():
+                        during += 1
+                    time.sleep(rng.uniform(0, 0.03))
+                    one.process.kill()
+                    done += 1
+                status = one.ends()
+                hold(status in (0, -signal.SIGKILL), f"status {status}: {one.text()[-2000:]}")
+                acknowledged = max(acknowledged, one.acknowledged())
+            if status:
+                found = checkpoints.recover(workdir) or 0
+                hold(found >= acknowledged, f"step {acknowledged} was acknowledged, {found} is there")
+        hold_equal(whole, workdir)
+    return f"{number} runs ended bitwise equal; {during} kills during a save"
+
+
+def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """SIGTERM to one of two processes."""
+    whole, at = bench.folder / "stopped_whole", []
+    bench.run(whole, processes=2)
+    for number in range(rounds):
+        workdir = bench.folder / f"stopped{number}"
+        with bench.start(workdir, processes=2) as pair:
+            until = int(rng.integers(1, 40))
+            hold(pair[0].reaches(until), pair[0].text()[-2000:])
+            pair[rng.integers(2)].process.send_signal(signal.SIGTERM)
+            statuses = [one.ends() for one in pair]
+            told = [re.findall(r"is saved at step (\d+)", one.text()) for one in pair]
+        hold(statuses == [Preempted.status] * 2, f"statuses {statuses}: {pair[0].text()[-2000:]}")
+        hold(told[0] == told[1] and len(told[0]) == 1, f"saved at {told}")
+        hold(checkpoints.recover(workdir) == int(told[0][0]), "the step that was told is not the newest")
+        bench.run(workdir, processes=2)
+        hold_equal(whole, workdir)
+        at.append(told[0][0])
+    return f"saved at steps {', '.join(at)}"
+
+
+def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """SIGKILL of one of two processes."""
+    whole, waited = bench.folder / "bereft_whole", []
+    bench.run(whole, processes=2)
+    for number in range(rounds):
+        workdir = bench.folder / f"bereft{number}"
+        with bench.start(workdir, processes=2) as pair:
+            until, victim = int(rng.integers(4, 40)), int(rng.integers(2))
+            hold(pair[0].reaches(until), pair[0].text()[-2000:])
+            pair[victim].process.kill()
+            begun = time.monotonic()
+            status = pair[1 - victim].ends()
+            waited.append(time.monotonic() - begun)
+        hold(status not in (0, Preempted.status) and waited[-1] < 60, f"status {status} after {waited[-1]:.0f} s")
+        bench.run(workdir, processes=2)
+        hold_equal(whole, workdir)
+    return f"the other one ended after at most {max(waited):.0f} s (heartbeat 10 s)"
+
+
+def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """SIGSTOP of one of two processes."""
+    for number in range(rounds):
+        workdir = bench.folder / f"frozen{number}"
+        with bench.start(
+            workdir, processes=2, stall_minutes=0.1, flags=["--heartbeat_seconds=100"], epochs=1000.0
+        ) as pair:
+            until = int(rng.integers(2, 20))
+            hold(pair[0].reaches(until), pair[0].text()[-2000:])
+            pair[1].process.send_signal(signal.SIGSTOP)
+            status = pair[0].ends()
+        text = pair[0].text()
+        hold(status == STALLED, f"status {status}: {text[-2000:]}")
+        hold("no step ended" in text and "train.py" in text, f"no stacks: {text[-2000:]}")
+    return "the watchdog of the other one ended it"
+
+
+def full_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """No room for a checkpoint (RLIMIT_FSIZE), synchronous and not."""
+    for number in range(rounds):
+        workdir = bench.folder / f"full{number}"
+        with bench.start(workdir, async_save=bool(number % 2), log_steps=1000) as (one,):
+            until = SAVE_STEPS * int(rng.integers(1, 10))
+            hold(one.acknowledges(until), one.text()[-2000:])
+            resource.prlimit(one.process.pid, resource.RLIMIT_FSIZE, (8000, 8000))
+            status = one.ends()
+        hold(status == SaveFailed.status, f"status {status}: {one.text()[-2000:]}")
+        hold("could not be saved" in one.text(), one.text()[-2000:])
+        found = checkpoints.recover(workdir)
+        hold(found == one.acknowledged(), f"step {one.acknowledged()} was acknowledged, {found} is there")
+        hold(len(leaves(workdir, found)) > 10, "the last checkpoint does not restore")
+    return "half of the rounds asynchronous; status 5"
+
+
+def damage_file(path: pathlib.Path, kind: str, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "deleted":
+        path.unlink()
+        return
+    if kind == "flipped" and content:
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    elif kind == "cut":
+        del content[int(rng.integers(len(content))) :]
+    else:
+        content.clear()
+    path.write_bytes(content)
+
+
+def damaged(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """One bit flipped, a file cut, emptied, deleted in the newest checkpoint."""
+    whole, workdir = bench.folder / "damaged_whole", bench.folder / "damaged"
+    train.train(bench.config(whole, epochs=3.0, eval_epochs=3.0))
+    older, newest = sorted(int(path.name) for path in (whole / checkpoints.FOLDER).iterdir())[-2:]
+    for number in range(rounds):
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(whole / checkpoints.FOLDER, workdir / checkpoints.FOLDER)
+        files = sorted(
+            p for p in (workdir / checkpoints.FOLDER / str(newest)).rglob("*") if p.is_file() and p.stat().st_size
+        )
+        target, kind = files[rng.integers(len(files))], ("flipped", "cut", "emptied", "deleted")[number % 4]
+        damage_file(target, kind, rng)
+        found = checkpoints.recover(workdir)
+        hold(found == older, f"{target} {kind}: step {found} was taken")
+        aside = (workdir / checkpoints.DAMAGED / str(newest)).is_dir()
+        # Without its seal a checkpoint was never acknowledged, and nothing is worth setting aside.
+        hold(aside or (target.name == seals.NAME and kind == "deleted"), f"{target} {kind}: not set aside")
+    return "every one detected, the one before taken"
+
+
+def damaged_shard(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """One bit flipped, cut at a boundary, cut in a header, emptied, count wrong."""
+    for number in range(rounds):
+        copy = bench.folder / "damaged_data"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(bench.data, copy)
+        (copy / "verified.json").unlink(missing_ok=True)
+        shards = sorted(copy.glob("*array_record*"))
+        shard = shards[rng.integers(len(shards))]
+        kind = ("flipped", "cut at a boundary", "cut in a header", "emptied", "count wrong")[number % 5]
+        if kind in ("flipped", "emptied"):
+            damage_file(shard, kind, rng)
+        elif kind == "count wrong":
+            manifest = json.loads((copy / "dataset.json").read_text())
+            # The sum stays: only the shards themselves can tell.
+            moved = int(rng.integers(1, 9))
+            manifest["shards"][0]["count"] += moved
+            manifest["shards"][1]["count"] -= moved
+            (copy / "dataset.json").write_text(json.dumps(manifest))
+        else:
+            block = 65536  # riegeli's blocks, each with a header
+            size = shard.stat().st_size
+            blocks = range(block, size, block)
+            end = int(rng.choice(blocks)) + (7 if kind == "cut in a header" else 0)
+            os.truncate(shard, min(end, size - 1))
+        try:
+            records.open_dataset(copy, "full")
+        except InputError as error:
+            named = shard.name if kind != "count wrong" else "dataset.json"
+            hold(named in str(error), f"{kind}: {error}")
+        else:
+            raise Broken(f"{shard} {kind}: opened")
+    return "every one detected when opened"
+
+
+@contextlib.contextmanager
+def poisoned(poison: Callable[[int], bool]) -> Iterator[None]:
+    """Runs of this process get a NaN as a target in each batch whose step (from 1) is poisoned."""
+    original = pipeline.train_batches
+
+    def train_batches(*args, start: int, **kwargs):
+        for number, batch in enumerate(original(*args, start=start, **kwargs), start + 1):
+            if poison(number):
+                batch = {**batch, "target": batch["target"].copy()}
+                batch["target"][3] = np.nan
+            yield batch
+
+    pipeline.train_batches = train_batches
+    try:
+        yield
+    finally:
+        pipeline.train_batches = original
+
+
+def one_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """NaN in one batch."""
+    for number in range(rounds):
+        workdir, bad = bench.folder / f"nan{number}", int(rng.integers(2, 9))
+        config = bench.config(workdir, epochs=3.0, save_steps=1, seed=number)
+        with poisoned(lambda step, bad=bad: step == bad):
+            summary = train.train(config)
+        hold(summary["bad_steps"] == 1 and summary["last_step"] == 9, f"{summary}")
+        (row,) = [json.loads(line) for line in (workdir / "divergence.jsonl").read_text().splitlines()]
+        names = records.open_dataset(bench.data).column("name")
+        hold(row["step"] == bad and len(row["rows"]) == 32 and {*row["rows"]} <= {*names}, f"{row}")
+        hold(row["rate"] > 0 and row["loss"] is None, f"{row}")
+    return "named, nothing changed, the run went on"
+
+
+def all_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """NaN in all batches from some step on, also after a restart."""
+    for number in range(rounds):
+        workdir, first = bench.folder / f"nans{number}", int(rng.integers(2, 12))
+        config = bench.config(workdir, save_steps=2, seed=number)
+        for _ in range(2):
+            try:
+                with poisoned(lambda step, first=first: step >= first):
+                    train.train(config)
+            except Diverged as error:
+                hold("10 steps in a row" in str(error), str(error))
+            else:
+                raise Broken(f"{workdir} did not end")
+            newest = checkpoints.recover(workdir)
+            values = leaves(workdir, newest)
+            hold(all(np.isfinite(leaf).all() for leaf in values.values()), "the last checkpoint is not finite")
+    return "status 3, again after a restart; the last checkpoint finite"
+
+
+def other_devices(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """8 -> 4 -> 8 devices, and 1 x 8 -> 2 x 4, after 20 steps."""
+    worst = 0.0
+    for number in range(rounds):
+        fields = {"epochs": 20 / 3, "eval_epochs": 20 / 3, "seed": number, "optim.base_rate": 0.08, "save_steps": 1000}
+        fields["optim.schedule"] = "constant"  # the rate is 0.01
+        whole = bench.folder / f"devices_whole{number}"
+        bench.run(whole, **fields)
+        places = [(8, 1), (4, 1), (8, 1)] if number % 2 == 0 else [(8, 1), (8, 2)]
+        workdir = bench.folder / f"devices{number}"
+        for part, (devices, processes) in enumerate(places):
+            with bench.start(workdir, processes=processes, devices=devices, **fields) as started:
+                if part < len(places) - 1:
+                    hold(started[0].reaches(6 * (part + 1)), started[0].text())
+                    started[0].process.send_signal(signal.SIGTERM)
+                statuses = [one.ends() for one in started]
+            hold(set(statuses) <= {0, Preempted.status}, f"statuses {statuses}: {started[0].text()[-2000:]}")
+        one, two = leaves(whole, 20), leaves(workdir, 20)
+        for part in ("params", "batch_stats"):
+            worst = max(worst, distance(one, two, part))
+        hold(worst < 1e-4, f"relative distance {worst:.1e}")
+    return f"largest relative distance {worst:.0e} (float32, rate 0.01)"
+
+
+# With the rounds of the table.
+FAULTS: dict[str, tuple[Callable, int]] = {
+    "killed": (killed, 50),
+    "stopped": (stopped, 10),
+    "bereft": (bereft, 5),
+    "frozen": (frozen, 3),
+    "full_disk": (full_disk, 10),
+    "damaged": (damaged, 100),
+    "damaged_shard": (damaged_shard, 50),
+    "one_nan": (one_nan, 5),
+    "all_nan": (all_nan, 5),
+    "other_devices": (other_devices, 5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help="of every fault (default: those of the table)")
+    parser.add_argument("--only", default=",".join(FAULTS), help="names with commas between (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    os.environ["XLA_FLAGS"] = QUICK_COMPILE
+    logging.getLogger("lae_jax").setLevel(logging.CRITICAL)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    broken = False
+    with tempfile.TemporaryDirectory(prefix="survival") as folder:
+        bench = Bench(pathlib.Path(folder))
+        jax.config.update("jax_compilation_cache_dir", str(bench.folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        bench.prepare()
+        print("| fault | rounds | held | seconds | |\n|---|---|---|---|---|", flush=True)
+        for name in args.only.split(","):
+            fault, rounds = FAULTS[name]
+            rounds, begun = args.rounds or rounds, time.monotonic()
+            try:
+                remark, held = fault(bench, rounds, np.random.default_rng(args.seed)), "yes"
+            except (Broken, subprocess.TimeoutExpired) as error:
+                remark, held, broken = f"{name}: {error}", "NO", True
+            seconds = time.monotonic() - begun
+            print(f"| {fault.__doc__.rstrip('.')} | {rounds} | {held} | {seconds:.0f} | {remark} |", flush=True)
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

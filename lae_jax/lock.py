@@ -1,0 +1,93 @@
+"""One writer for a folder: a lock that ends with its process."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from lae_jax import files
+from lae_jax.errors import FolderInUse
+
+NAME = "lock"
+# In a bucket nothing is released when a process dies: the owner writes a new stamp this often, and who finds a stamp
+# that stands still for several periods takes the folder over.
+STAMP_SECONDS = 20.0
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _in_use(folder: epath.Path, owner: str) -> FolderInUse:
+    return FolderInUse(f"{folder} is in use by {owner}: wait for it, end it, or choose another --config.workdir")
+
+
+@contextlib.contextmanager
+def hold(folder: epath.Path) -> Iterator[None]:
+    """Makes the folder and holds its lock; a folder that stays empty is removed again. Raises FolderInUse."""
+    folder = epath.Path(folder)
+    with _stamped(folder) if files.is_remote(folder) else _locked(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path) -> Iterator[None]:
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = os.fspath(folder / NAME)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise _in_use(folder, owner) from None
+        # Its last owner may have removed the file between the two calls; then the lock is on a file without a name.
+        if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+            break
+        os.close(handle)
+    os.truncate(handle, 0)
+    os.write(handle, _owner().encode())
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(handle)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+@contextlib.contextmanager
+def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    if path.exists():
+        before = path.read_text()
+        time.sleep(3 * seconds)
+        if path.exists() and path.read_text() != before:
+            raise _in_use(folder, before.partition(",")[0])
+    ended = threading.Event()
+
+    def stamp() -> None:
+        count = 0
+        while True:
+            path.write_text(f"{_owner()}, stamp {count}")
+            count += 1
+            if ended.wait(seconds):
+                return
+
+    writer = threading.Thread(target=stamp, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+        path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""A seal on a folder: the size and SHA-256 of each file in it, written when the folder is complete.
+
+A flipped bit in a checkpoint restores wrong values without a word, so a checkpoint counts only with its seal.
+"""
+
+import json
+
+from etils import epath
+
+from lae_jax import files
+
+NAME = "sha256.json"
+
+
+def _contents(folder: epath.Path, below: str = "") -> list[str]:
+    """Names of the files in a folder and its folders; a pattern `**` is not for buckets."""
+    names = []
+    for path in sorted(folder.iterdir()):
+        name = below + path.name
+        if path.is_dir():
+            names += _contents(path, name + "/")
+        elif name != NAME:
+            names.append(name)
+    return names
+
+
+def seal(folder: epath.Path) -> None:
+    """Writes the seal over the files that are there."""
+    entries = {
+        name: {"bytes": (folder / name).stat().length, "sha256": files.sha256_of(folder / name)}
+        for name in _contents(folder)
+    }
+    files.write_json(folder / NAME, entries)
+
+
+def is_sealed(folder: epath.Path) -> bool:
+    return (folder / NAME).exists()
+
+
+def damage(folder: epath.Path) -> str | None:
+    """What is wrong with a sealed folder, naming the file; None if every file is as it was sealed."""
+    try:
+        sealed = json.loads((folder / NAME).read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{NAME} cannot be read"
+    found = _contents(folder)
+    for name in sorted({*expected, *found}):
+        if name not in expected:
+            return f"{name} does not belong there"
+        if name not in found:
+            return f"{name} is missing"
+        size = (folder / name).stat().length
+        if size != expected[name][0]:
+            return f"{name} has {size} bytes, not {expected[name][0]}"
+        if files.sha256_of(folder / name) != expected[name][1]:
+            return f"{name} was changed: its SHA-256 is another"
+    return None
