@@ -34,7 +34,8 @@ from lae_jax.data import pipeline, records
 from lae_jax.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS, SAVE_STEPS = 60, 3
+STEPS, SAVE_STEPS = 30, 3
+PAIR = {"processes": 2, "devices": 4}
 # Models here are tiny: the time goes into compiling, not into running.
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TIMEOUT = 300
@@ -106,17 +107,27 @@ class Bench:
             for i in range(processes):
                 log = workdir.parent / f"{workdir.name}.log{i}"
                 command = [sys.executable, "-m", "lae_jax.main", "--config", "represent", *words]
+                # Through another process: a limit on this one's files must not cut its words short.
                 with open(log, "wb") as file:
-                    process = subprocess.Popen(
-                        [*command, *([f"--process={i}"] if processes > 1 else [])],
-                        cwd=ROOT, env=environment, stdout=file, stderr=file,
-                    )  # fmt: skip
-                started.append(Started(process, workdir, log))
+                    writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+                process = subprocess.Popen(
+                    [*command, *([f"--process={i}"] if processes > 1 else [])],
+                    cwd=ROOT, env=environment, stdout=writer.stdin, stderr=writer.stdin,
+                )  # fmt: skip
+                writer.stdin.close()
+                started.append(Started(process, writer, workdir, log))
             yield started
         finally:
             for one in started:
                 one.process.kill()
-                one.process.wait()
+                one.ends()
+
+    def whole(self, processes: int, devices: int) -> pathlib.Path:
+        """The run that nothing happened to, made at the first call."""
+        workdir = self.folder / f"whole{processes}x{devices}"
+        if not workdir.exists():
+            self.run(workdir, processes=processes, devices=devices)
+        return workdir
 
     def run(self, workdir: pathlib.Path, **more) -> None:
         """Runs to the end, with status 0."""
@@ -128,6 +139,7 @@ class Bench:
 @dataclasses.dataclass(frozen=True)
 class Started:
     process: subprocess.Popen
+    writer: subprocess.Popen  # of its log
     workdir: pathlib.Path
     log: pathlib.Path
 
@@ -135,7 +147,9 @@ class Started:
         return self.log.read_text(errors="replace")
 
     def ends(self) -> int:
-        return self.process.wait(TIMEOUT)
+        status = self.process.wait(TIMEOUT)
+        self.writer.wait(TIMEOUT)
+        return status
 
     def acknowledged(self) -> int:
         """The last step that it said was saved; 0 if none."""
@@ -214,14 +228,13 @@ def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray], part: str) 
 
 def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGKILL at random moments, a third of them during a save."""
-    whole, number, done, during = bench.folder / "killed_whole", 0, 0, 0
-    bench.run(whole)
+    whole, number, done, during = bench.whole(1, 8), 0, 0, 0
     while done < rounds:
         workdir, acknowledged = bench.folder / f"killed{number}", 0
         number += 1
         while not (workdir / "summary.json").exists():
             with bench.start(workdir) as (one,):
-                until, in_save = logged_steps(workdir) + rng.integers(0, 25), rng.random() < 1 / 3
+                until, in_save = logged_steps(workdir) + rng.integers(0, 13), rng.random() < 1 / 3
                 if done < rounds and one.reaches(until):
                     if in_save and one.begins_to_save():
                         during += 1
@@ -240,12 +253,11 @@ def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 
 def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGTERM to one of two processes."""
-    whole, at = bench.folder / "stopped_whole", []
-    bench.run(whole, processes=2)
+    whole, at = bench.whole(**PAIR), []
     for number in range(rounds):
         workdir = bench.folder / f"stopped{number}"
-        with bench.start(workdir, processes=2) as pair:
-            until = int(rng.integers(1, 40))
+        with bench.start(workdir, **PAIR) as pair:
+            until = int(rng.integers(1, 24))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[rng.integers(2)].process.send_signal(signal.SIGTERM)
             statuses = [one.ends() for one in pair]
@@ -253,7 +265,7 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         hold(statuses == [Preempted.status] * 2, f"statuses {statuses}: {pair[0].text()[-2000:]}")
         hold(told[0] == told[1] and len(told[0]) == 1, f"saved at {told}")
         hold(checkpoints.recover(workdir) == int(told[0][0]), "the step that was told is not the newest")
-        bench.run(workdir, processes=2)
+        bench.run(workdir, **PAIR)
         hold_equal(whole, workdir)
         at.append(told[0][0])
     return f"saved at steps {', '.join(at)}"
@@ -261,19 +273,18 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 
 def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGKILL of one of two processes."""
-    whole, waited = bench.folder / "bereft_whole", []
-    bench.run(whole, processes=2)
+    whole, waited = bench.whole(**PAIR), []
     for number in range(rounds):
         workdir = bench.folder / f"bereft{number}"
-        with bench.start(workdir, processes=2) as pair:
-            until, victim = int(rng.integers(4, 40)), int(rng.integers(2))
+        with bench.start(workdir, **PAIR) as pair:
+            until, victim = int(rng.integers(4, 24)), int(rng.integers(2))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[victim].process.kill()
             begun = time.monotonic()
             status = pair[1 - victim].ends()
             waited.append(time.monotonic() - begun)
         hold(status not in (0, Preempted.status) and waited[-1] < 60, f"status {status} after {waited[-1]:.0f} s")
-        bench.run(workdir, processes=2)
+        bench.run(workdir, **PAIR)
         hold_equal(whole, workdir)
     return f"the other one ended after at most {max(waited):.0f} s (heartbeat 10 s)"
 
@@ -282,9 +293,7 @@ def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGSTOP of one of two processes."""
     for number in range(rounds):
         workdir = bench.folder / f"frozen{number}"
-        with bench.start(
-            workdir, processes=2, stall_minutes=0.1, flags=["--heartbeat_seconds=100"], epochs=1000.0
-        ) as pair:
+        with bench.start(workdir, **PAIR, stall_minutes=0.1, flags=["--heartbeat_seconds=100"], epochs=1000.0) as pair:
             until = int(rng.integers(2, 20))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[1].process.send_signal(signal.SIGSTOP)

@@ -23,8 +23,10 @@ def setup_logging() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    for chatty in ("absl", "jax", "orbax"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    # Orbax logs the traceback of whatever it raises as well.
+    for chatty in ("absl", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, what: str = "", unit: str = "it", **kwargs):

@@ -75,15 +75,17 @@ def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[Non
             raise _in_use(folder, before.partition(",")[0])
     ended = threading.Event()
 
-    def stamp() -> None:
-        count = 0
-        while True:
-            path.write_text(f"{_owner()}, stamp {count}")
-            count += 1
-            if ended.wait(seconds):
-                return
+    def stamp(count: int) -> None:
+        path.write_text(f"{_owner()}, stamp {count}")
 
-    writer = threading.Thread(target=stamp, daemon=True)
+    def go_on() -> None:
+        count = 0
+        while not ended.wait(seconds):
+            count += 1
+            stamp(count)
+
+    stamp(0)
+    writer = threading.Thread(target=go_on, daemon=True)
     writer.start()
     try:
         yield

@@ -15,7 +15,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax import console
+from lae_jax import console, watch
 from lae_jax.errors import InputError, unknown
 
 logger = logging.getLogger("lae_jax")
@@ -53,6 +53,8 @@ def set_up_devices() -> None:
         parallel.be_deterministic()
     if DEVICES.value:
         parallel.simulate_devices(DEVICES.value)
+    # JAX would take SIGTERM for itself; watch.Signals has it.
+    jax.config.update("jax_enable_preemption_service", False)
     if COORDINATOR.value:
         jax.distributed.initialize(
             COORDINATOR.value, PROCESSES.value, PROCESS.value, heartbeat_timeout_seconds=HEARTBEAT.value
@@ -94,13 +96,13 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def run(config: ConfigDict) -> None:
+def run(config: ConfigDict, signals: watch.Signals) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
     before, unless its `init_from` says otherwise."""
     from lae_jax import train
 
     if "stages" not in config:
-        _report(train.train(config), config.workdir)
+        _report(train.train(config, signals), config.workdir)
         return
     _check_recipe(config)
     before = ""
@@ -109,7 +111,7 @@ def run(config: ConfigDict) -> None:
         stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
-        _report(train.train(stage), stage.workdir)
+        _report(train.train(stage, signals), stage.workdir)
         before = stage.workdir
 
 
@@ -131,13 +133,13 @@ def _report(summary: dict, workdir: str) -> None:
     logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], signals: watch.Signals) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
     set_up_devices()
-    run(CONFIG.value)
+    run(CONFIG.value, signals)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:
@@ -172,7 +174,8 @@ def cli() -> None:
         lines = str(error).strip("'\"\n ").splitlines()
         reason = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
         raise InputError(reason) from error
-    main(words)
+    with watch.Signals().caught() as signals:
+        main(words, signals)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def from_first_host(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def on_any_host(flag: bool) -> bool:
+    """Whether a host has the flag set, the same on all. It waits for them; in a loop take `Parallel.map_any`."""
+    return bool(gather_hosts(np.array([flag])).any())
+
+
 def on_first_host(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:
     """The context on the first host, and nothing on the others."""
     return context if is_first_host() else contextlib.nullcontext()

@@ -24,14 +24,19 @@ logger = logging.getLogger("lae_jax")
 _WHAT_TO_DO = "Lower config.optim.base_rate, or set config.optim.clip_norm"
 
 
-def train(config: ConfigDict) -> dict:
+def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
+
+    Args: signals: that ask it to stop; without them nothing does.
 
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
     SIGTERM or SIGINT (it saved), SaveFailed, and FolderInUse.
     """
     workdir = epath.Path(config.workdir)
-    with parallel.on_first_host(lock.hold(workdir)), watch.Signals().caught() as signals:
+    signals = signals or watch.Signals()
+    with parallel.on_first_host(lock.hold(workdir)):
+        if parallel.on_any_host(signals.asked):
+            raise Preempted(f"{workdir} was not begun or gone on with; start it again")
         # All hosts must go the same way, whatever the first has written by the time they look.
         begun = parallel.from_first_host((workdir / "config.json").exists())
         done = parallel.from_first_host((workdir / "summary.json").exists())

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.data.augment import Augmentation
@@ -75,5 +76,23 @@ def test_a_record_that_does_not_decode_is_named(dataset, monkeypatch):
         ]
 
     monkeypatch.setattr(dataset, "read", damaged)
-    with pytest.raises(InputError, match=f"row {row} .*{dataset.column('name')[row]}.* does not decode"):
+    named = f"{dataset.shard_of(row)}: row {row} .*{dataset.column('name')[row]}.* does not decode"
+    with pytest.raises(InputError, match=named):
         train(dataset, stop=6)
+
+
+def test_a_row_knows_its_shard(dataset):
+    counts = [shard["count"] for shard in dataset.manifest["shards"]]
+    shards = [dataset.shard_of(row) for row in range(len(dataset))]
+    assert [shards.count(shard["file"]) for shard in dataset.manifest["shards"]] == counts
+    assert shards == sorted(shards)
+
+
+def test_a_loader_that_dies_of_something_else_ends_with_its_own_error(dataset, monkeypatch):
+    def broken(self, encoded, seed):
+        with tf.control_dependencies([tf.debugging.Assert(seed[0] == 0, ["the augmentation broke"])]):
+            return tf.identity(tf.zeros([24, 24, 3], tf.uint8))
+
+    monkeypatch.setattr(Augmentation, "train", broken)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the augmentation broke"):
+        train(dataset)

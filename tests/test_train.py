@@ -1,6 +1,7 @@
 """The loop: stages hand over, runs resume bit for bit, and what is wrong is said before work begins."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import CACHE, ROOT
 
-from lae_jax import checkpoints, runs, steps, train
+from lae_jax import checkpoints, lock, runs, steps, train, watch
 from lae_jax.data import records
-from lae_jax.errors import Diverged, InputError
+from lae_jax.errors import Diverged, FolderInUse, InputError, Preempted
 from lae_jax.plan import make_plan
 
 
@@ -75,25 +76,27 @@ def test_the_three_stages_hand_over(small_config, trace_count):
     assert train.train(third) == summary
 
 
-def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, monkeypatch):
-    config = small_config("represent")
+@pytest.mark.parametrize("stage", ["represent", "classify"])
+def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, monkeypatch, stage):
+    if stage == "classify":
+        before = small_config("represent")
+        before.epochs = 0.3
+        train.train(before)
+    config = small_config(stage)
     config.epochs, config.save_steps = 2.0, 2
     whole = config.copy_and_resolve_references()
     whole.workdir += "_whole"
     train.train(whole)
 
-    class Stopped(Exception):
-        pass
+    signals = watch.Signals()
 
-    def stop(self, state, number, scores, original=train._Loop.save):
+    def save(self, state, number, scores, original=train._Loop.save):
         original(self, state, number, scores)
-        self.saved.wait()
-        if number == 4:
-            raise Stopped
+        signals.asked = number == 3
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train._Loop, "save", stop)
-        train.train(config)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 4 of 6"):
+        patch.setattr(train._Loop, "save", save)
+        train.train(config, signals)
     train.train(config)
     one, two = leaves(whole.workdir, 6), leaves(config.workdir, 6)
     assert one.keys() == two.keys()
@@ -101,6 +104,54 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, m
         assert one[name].tobytes() == two[name].tobytes(), name
     for kind in ("train", "validation"):
         assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+def test_a_signal_before_the_first_step_ends_the_run_before_it_begins(small_config):
+    signals = watch.Signals()
+    signals.asked = True
+    config = small_config("represent")
+    with pytest.raises(Preempted, match="not begun"):
+        train.train(config, signals)
+    assert not pathlib.Path(config.workdir).exists()
+
+
+def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, monkeypatch):
+    config = small_config("represent")
+    config.epochs, config.save_steps = 2.0, 2
+    signals = watch.Signals()
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(
+            train._Loop, "save", lambda *_, original=train._Loop.save: setattr(signals, "asked", True) or original(*_)
+        )
+        train.train(config, signals)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="not the data set that .* its hash is another"),
+    ):
+        patch.setattr(records.Dataset, "hash", "another")
+        train.train(config)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="101 outputs, .* asks for 90"):
+        patch.setattr(runs, "NUM_AGES", 90)
+        train.train(config)
+    (pathlib.Path(config.workdir) / "config.json").unlink()
+    other = config.copy_and_resolve_references()
+    other.optim.clip_norm = 1.0
+    with pytest.raises(InputError, match="the checkpoint .* another config: optim.clip_norm: 0.0 there, 1.0 now"):
+        train.train(other)
+    plan = make_plan(config, checkpoints.read_meta(config.workdir, 3))
+    wrong = steps.TrainState(np.int32(0), np.int32(0), {"head": np.zeros(3)}, {}, {})
+    with (
+        checkpoints.Checkpoints(plan.workdir, read_only=True) as saved,
+        pytest.raises(InputError, match="batch_stats/"),
+    ):
+        saved.restore(3, wrong)
+
+
+def test_two_runs_in_one_folder(small_config):
+    config = small_config("represent")
+    with lock.hold(config.workdir), pytest.raises(FolderInUse, match=f"in use by process {os.getpid()}"):
+        train.train(config)
+    assert not pathlib.Path(config.workdir).exists()
 
 
 def test_going_on_with_another_config_is_refused_with_the_difference(small_config):
@@ -223,11 +274,12 @@ jax.config.update('jax_compilation_cache_dir', sys.argv[3])
 from lae_jax import runs, train
 jax.distributed.initialize('localhost:' + sys.argv[1], 2, int(sys.argv[2]))
 import json
-train.train(runs.from_json(json.load(open(sys.argv[4]))))
+for path in sys.argv[4:]:
+    train.train(runs.from_json(json.load(open(path))))
 """
 
 
-def test_two_processes_of_four_devices_train_like_one_of_eight(small_config, tmp_path):
+def test_two_processes_of_four_devices_train_and_hand_over_like_one_of_eight(small_config, tmp_path):
     import socket
 
     config = small_config("represent")
@@ -235,22 +287,29 @@ def test_two_processes_of_four_devices_train_like_one_of_eight(small_config, tmp
     one = config.copy_and_resolve_references()
     one.workdir += "_one"
     train.train(one)
-    (tmp_path / "config.json").write_text(json.dumps(runs.as_json(config)))
+    third = small_config("classify")
+    one_third = third.copy_and_resolve_references()
+    one_third.workdir, one_third.init_from = third.workdir + "_one", one.workdir
+    train.train(one_third)
+    paths = [tmp_path / f"{c.stage}.json" for c in (config, third)]
+    for path, c in zip(paths, (config, third), strict=True):
+        path.write_text(json.dumps(runs.as_json(c)))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), str(tmp_path / "config.json")],
+            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), *map(str, paths)],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
     errors = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    a, b = leaves(one.workdir, 3), leaves(config.workdir, 3)
-    for name in a:
-        if "params" in name or "batch_stats" in name:
-            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
-    mae = [lines(c.workdir, "validation")[0]["mae"] for c in (one, config)]
-    np.testing.assert_allclose(*mae, rtol=1e-4)
+    for alone, together in ((one, config), (one_third, third)):
+        a, b = leaves(alone.workdir, 3), leaves(together.workdir, 3)
+        for name in a:
+            if "params" in name or "batch_stats" in name:
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
+        mae = [lines(c.workdir, "validation")[0]["mae"] for c in (alone, together)]
+        np.testing.assert_allclose(*mae, rtol=1e-4)

@@ -76,7 +76,7 @@ def train_batches(
 
     Args: rows: (N,) of the split; targets: (N,) of those rows; order: step -> positions among them.
     Yields: image (count, H, W, 3) uint8, target (count,), row (count,) int64.
-    Raises: the pipeline's error with the record named if one does not decode.
+    Raises: InputError that names shard and record if one does not decode; else whatever ended the pipeline.
     """
     recent = collections.deque(maxlen=_IN_FLIGHT)
     load = _records(dataset, rows, order, places, recent)
@@ -147,14 +147,16 @@ def _iterate(
 
 
 def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
-    """Names the first of the recent records that does not decode (TensorFlow's message names none); None if all do."""
-    for row in itertools.chain.from_iterable(batch.tolist() for batch in recent):
+    """Names the first of the recent records that is damaged (TensorFlow's message names none); None if none is."""
+    # A copy, since other batches are still being read.
+    for row in itertools.chain.from_iterable(batch.tolist() for batch in recent.copy()):
         try:
             example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
             Image.open(io.BytesIO(example.features.feature["image"].bytes_list.value[0])).load()
         except Exception as reason:
             return (
-                f"{dataset.path / dataset.shard_of(row)}: row {row} ({dataset.column('name')[row]}) does not decode"
-                f" ({reason}), and it did when it was prepared: the shard is damaged. Restore it, or prepare it again"
+                f"{dataset.path / dataset.shard_of(row)}: row {row} ({dataset.column('name')[row]}) cannot be read or"
+                f" does not decode ({reason}). When it was prepared it did, so the file is damaged, or the disk is:"
+                " restore it, or prepare it again"
             )
     return None

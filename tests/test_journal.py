@@ -1,0 +1,67 @@
+"""What a run writes down: lines that go on after a step, also where nothing can be appended to a file."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from lae_jax import files, runs
+from lae_jax.errors import InputError
+from lae_jax.journal import Journal, Lines
+
+
+def metrics(loss, bad=False, in_a_row=0):
+    return {"loss": np.array([loss, 4.0]), "grad_norm": np.array(1.0), "bad": bad, "bad_steps": in_a_row}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(params=[False, True], ids=["disk", "bucket"])
+def remote(request, monkeypatch):
+    monkeypatch.setattr(files, "is_remote", lambda path: request.param)
+    return request.param
+
+
+def test_lines_after_the_step_are_cut_and_so_is_half_a_line(tmp_path, remote):
+    path = epath.Path(tmp_path) / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    lines = Lines(path, 2)
+    assert lines.rows == [{"step": 1}, {"step": 2}]
+    lines.append({"step": 3, "again": True})
+    assert len(rows(path)) == (2 if remote else 3)
+    lines.publish()
+    lines.close()
+    assert rows(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
+    config = ConfigDict({"log_steps": 2, "batch_size": 4})
+    schedule = runs.Schedules(lambda step: 0.1 / (1 + step), 0.9)
+    with Journal(epath.Path(tmp_path), 0, schedule, config, active=True) as journal:
+        assert journal.stepped(1, metrics(8.0)) == ""
+        journal.bad_step(2, metrics(float("nan"), True, 1), ["a.jpg", "b.jpg"])
+        assert "loss 2.0000" in journal.stepped(2, metrics(float("nan"), True, 1))
+        journal.evaluated(2, {"mae": 3.0}, 2)
+        journal.publish()
+        train, validation = rows(tmp_path / "metrics.jsonl")
+        assert train["loss"] == 2.0 and train["bad_steps"] == 1 and validation["mae"] == 3.0
+        # The optimiser did not count the bad step.
+        assert train["rate"] == pytest.approx(0.1)
+    (bad,) = rows(tmp_path / "divergence.jsonl")
+    assert bad["rows"] == ["a.jpg", "b.jpg"] and bad["loss"] is None and bad["rate"] == pytest.approx(0.05)
+    assert list((tmp_path / "tensorboard").iterdir())
+    with Journal(epath.Path(tmp_path), 1, schedule, config, active=True) as journal:
+        assert journal.bad_steps == 0
+    assert rows(tmp_path / "metrics.jsonl") == rows(tmp_path / "divergence.jsonl") == []
+
+
+def test_prepared_data_in_a_bucket_says_how_to_copy_or_mount_it():
+    from lae_jax.data import records
+
+    with pytest.raises(InputError, match="gcloud storage cp -r gs://bucket/faces DIR.*gcsfuse"):
+        records.open_dataset("gs://bucket/faces")
+    assert files.is_remote("gs://bucket/run") and not files.is_remote("runs/represent")

@@ -1,0 +1,92 @@
+"""Signals and the watchdog, in processes of their own."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+
+from lae_jax.errors import STALLED
+
+WAITING = """
+import time
+from lae_jax import watch
+with watch.Signals().caught() as signals:
+    print("ready", flush=True)
+    while not signals.asked:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    {then}
+"""
+
+
+def start(code):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_first_signal_asks():
+    process = start(WAITING.format(then="pass"))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "asked\n") and "SIGTERM: finishing the step" in err
+
+
+def test_a_second_signal_leaves_at_once_even_where_python_does_not_come_back():
+    # A lock that nobody releases: Python's own handlers would never run.
+    process = start(WAITING.format(then="import _thread; l = _thread.allocate_lock(); l.acquire(); l.acquire()"))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + signal.SIGINT and "left at once" in err
+
+
+def test_what_was_there_before_is_there_again():
+    code = """
+import signal
+from lae_jax import watch
+before = [signal.getsignal(number) for number in watch.ASKING]
+with watch.Signals().caught():
+    assert [signal.getsignal(number) for number in watch.ASKING] != before
+assert [signal.getsignal(number) for number in watch.ASKING] == before and signal.set_wakeup_fd(-1) == -1
+"""
+    process = start(code)
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+
+
+WATCHED = """
+import time
+from lae_jax import watch
+def stuck():
+    {body}
+with watch.Watchdog(0.01) as dog:
+    stuck()
+"""
+
+
+def test_the_watchdog_ends_what_hangs_with_its_stacks():
+    begun = time.monotonic()
+    process = start(WATCHED.format(body="dog.beat(); time.sleep(60)"))
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == STALLED and "in stuck" in err and "stall_minutes" in err
+    assert time.monotonic() - begun < 20
+
+
+def test_the_watchdog_leaves_alone_what_goes_on_or_compiles():
+    going_on = "[(dog.beat(), time.sleep(0.1)) for _ in range(15)]"
+    process = start(WATCHED.format(body=f"time.sleep(1.5); {going_on}; dog.rest(); time.sleep(1.5)"))
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+
+
+def test_a_process_that_slept_is_not_ended_when_it_wakes_up():
+    process = start(WATCHED.format(body="dog.beat(); print('ready', flush=True); time.sleep(0.2)"))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
