@@ -24,8 +24,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What needs more minutes than CI has: the demo's effect in three of three seeds.
+# What needs more minutes than CI has: every fault in all its rounds, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
+	$(VENV)/bin/python -m benchmarks.survival
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Models here are tiny: the time goes into compiling, not into running.
@@ -15,6 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 CACHE = ROOT / "build" / "test-cache"
+TOOLS = "awk bash cat cmp cp dirname env grep gzip head mkdir mktemp rm sed seq sleep tail tar timeout touch"
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -53,3 +55,12 @@ def small_config(drawn, tmp_path):
         return c
 
     return make
+
+
+@pytest.fixture
+def place(tmp_path) -> pathlib.Path:
+    """A folder `bin` with the usual tools and nothing else, to put stand-ins for programs into."""
+    (tmp_path / "bin").mkdir()
+    for tool in TOOLS.split():
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    return tmp_path
