@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from lae_jax.data.pillow_ops import OPS, clip, mean_grey, on_image, pixel_blocks, size_of
+from lae_jax.data.tensorflow import tf
 
 _TRIES = 10
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
+
+from lae_jax.data.tensorflow import tf
 
 # Above this many pixels a 3 x 65536 table that maps two bytes at once pays for being built.
 _PAIR_TABLE_PIXELS = 96 * 96

@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from lae_jax.data import augment, records, sampling
+from lae_jax.data.tensorflow import tf
 from lae_jax.errors import InputError
 
 

@@ -7,10 +7,8 @@ inside tf.data (where the step is a tensor) and can be called eagerly with a Pyt
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
-# TensorFlow would otherwise take the accelerators' memory from JAX; later is too late, once an op has run.
-tf.config.set_visible_devices([], "GPU")
+from lae_jax.data.tensorflow import tf
 
 _WORD = 2**31
 
