@@ -66,6 +66,14 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
                 logger.info("%s goes on after step %d", workdir, newest)
             elif parallel.is_first_host():
                 files.write_json(workdir / "provenance.json", provenance)
+            logger.info(
+                "batches of %d, %d on each of %d devices; %d steps an epoch, %d in all",
+                config.batch_size,
+                plan.par.per_device(config.batch_size),
+                plan.par.device_count,
+                plan.steps_per_epoch,
+                plan.total_steps,
+            )
             return _Loop(plan, module, tx, saved, signals).run(plan.par.place(state))
 
 
