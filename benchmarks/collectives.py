@@ -33,7 +33,7 @@ ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 # fifth of its peak, and what a core decodes and augments when loaded and when quiet (measured, docs/results.md).
 H100_RATES = (2000, 3500)
 V5E_RATES = (400, 700)
-CORE_RATES = (474, 700)
+CORE_RATES = (474, 620)
 DEVICE_COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
