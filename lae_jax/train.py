@@ -194,6 +194,7 @@ class _Loop:
         )
         self.watchdog.rest()
         if not np.isfinite(outputs).all():
+            self.saved.wait()
             raise Diverged(
                 f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last"
                 f" checkpoint of {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
