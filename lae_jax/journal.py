@@ -30,22 +30,21 @@ class Lines:
         lines = path.read_text().splitlines() if path.exists() else []
         self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
-        self._file = None
-        if lines or not files.is_remote(path):
+        self._file = None  # opened for the first line
+        if lines:
             path.write_text("".join(self._lines))
-        if not files.is_remote(path):
-            self._file = open(path, "a", encoding="utf-8")
 
     def append(self, row: Mapping) -> None:
         line = json.dumps(row) + "\n"
-        if self._file is None:
+        if files.is_remote(self._path):
             self._lines.append(line)
             return
+        self._file = self._file or open(self._path, "a", encoding="utf-8")
         self._file.write(line)
         self._file.flush()
 
     def publish(self) -> None:
-        if self._file is None:
+        if self._lines and files.is_remote(self._path):
             self._path.write_text("".join(self._lines))
 
     def close(self) -> None:

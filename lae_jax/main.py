@@ -161,6 +161,19 @@ def find_shipped_config(argv: list[str]) -> list[str]:
     return argv
 
 
+def flag_error(error: Exception) -> str:
+    """The reason that absl or ml_collections gives for a wrong flag, as one sentence."""
+    if error.args and isinstance(error.args[0], KeyError):
+        # A field that the config lacks; its text is 'name', a line's end, and a hint.
+        return "unknown config field " + "; ".join(str(error.args[0].args[0]).splitlines())
+    lines = str(error).strip().splitlines()
+    if "Traceback" in str(error):  # of the config's file; it ends with the reason
+        return lines[-1].partition(": ")[2]
+    if isinstance(error, flags.Error):
+        return lines[0]
+    return f"an override --config.... names a field inside a value ({lines[0]})"
+
+
 def cli() -> None:
     """The program, with errors in the flags as one line. Without absl's app, which turns every library's log on."""
     argv = find_shipped_config(sys.argv)
@@ -170,10 +183,7 @@ def cli() -> None:
     try:
         words = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        # A flag's error begins with the reason; that of a config's file is a traceback that ends with it.
-        lines = str(error).strip("'\"\n ").splitlines()
-        reason = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
-        raise InputError(reason) from error
+        raise InputError(flag_error(error)) from error
     with watch.Signals().caught() as signals:
         main(words, signals)
 

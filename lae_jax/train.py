@@ -67,10 +67,9 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
             elif parallel.is_first_host():
                 files.write_json(workdir / "provenance.json", provenance)
             logger.info(
-                "batches of %d, %d on each of %d devices; %d steps an epoch, %d in all",
+                "batches of %d images, %d a device; %d steps an epoch, %d in all",
                 config.batch_size,
                 plan.par.per_device(config.batch_size),
-                plan.par.device_count,
                 plan.steps_per_epoch,
                 plan.total_steps,
             )

@@ -99,12 +99,16 @@ def command(*words):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--config", "configs/classify.py", "--config.init_from=runs/nothing"], "runs/nothing holds no run: make it with"),
-    (["--config", "configs/represent.py", "--config.optim.base_rat=1"], "base_rat"),
+    (
+        ["--config", "configs/represent.py", "--config.optim.base_rat=1"],
+        "unknown config field 'base_rat'; Did you mean \"base_rate\" instead of \"base_rat\"?",
+    ),
+    (["--config", "configs/represent.py", "--confg.epochs=1"], "Unknown command line flag 'confg.epochs'"),
     (["--config", "configs/represent.py", "--config.epochs=many"], "epochs"),
     (["--config", "configs/table2.py:foo"], "the rows are baseline, architecture"),
     (["--config", "configs/submission.py"], "runs/pretrain holds no run"),
     (["--config", "configs/nothing.py"], "no such file, and no config of the package (baseline, classify"),
-    (["--config", "configs/represent.py", "--devices=2", "--expect_devices=4"], "2 devices found (cpu), --expect_devices"),
+    (["--config", "configs/represent.py", "--devices=2", "--expect_devices=4"], "2 devices found (cpu), --expect_"),
     (["--config", "configs/represent.py", "--processes=2"], "--processes needs --coordinator"),
     ([], "name a config"),
 ])  # fmt: skip

@@ -33,6 +33,8 @@ def test_lines_after_the_step_are_cut_and_so_is_half_a_line(tmp_path, remote):
     assert lines.rows == [{"step": 1}, {"step": 2}]
     lines.append({"step": 3, "again": True})
     assert len(rows(path)) == (2 if remote else 3)
+    assert not Lines(epath.Path(tmp_path) / "divergence.jsonl", 0).rows
+    assert not (tmp_path / "divergence.jsonl").exists()
     lines.publish()
     lines.close()
     assert rows(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
