@@ -14,13 +14,11 @@ from conftest import ROOT
 from ml_collections import ConfigDict
 
 from lae_jax import main, optim, parallel, runs, stages, steps
-from lae_jax.configs import common, table2
+from lae_jax.configs import common, small, table2
 from lae_jax.errors import InputError
 
 NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
-NAMES += [f"table2:{row}" for row in table2.ROWS] + [
-    f"small:{name}" for name in ("small", "yardstick", "paper_augmentation")
-]
+NAMES += [f"table2:{row}" for row in table2.ROWS] + [f"small:{name}" for name in small.VARIANTS]
 
 
 def build(name):
