@@ -189,8 +189,8 @@ class Handed:
 def recover(workdir: os.PathLike | str) -> int | None:
     """The newest step that can be gone on from, the same on all hosts; None where nothing was saved yet.
 
-    What a kill left behind is removed. A checkpoint whose files are not as they were sealed is reported, set aside in
-    `damaged/`, and the one before it is taken. Raises InputError if all of them are damaged.
+    What a kill left behind is removed. Checkpoints whose files are not as they were sealed are reported and set aside
+    in `damaged/`, and the newest of the others is taken. Raises InputError if all of them are damaged.
     """
     step = _recover(epath.Path(workdir)) if parallel.is_first_host() else 0
     step = parallel.from_first_host(step)
@@ -201,16 +201,19 @@ _NOTHING = -1
 
 
 def _recover(workdir: epath.Path) -> int:
-    folder, aside = workdir / FOLDER, []
+    folder, whole, aside = workdir / FOLDER, [], []
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
-        if not seals.is_sealed(folder / str(step)):
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    unsealed = [step for step in steps if not seals.is_sealed(folder / str(step))]
+    for step in steps:
+        if unsealed == [step] == steps[:1]:
             logger.info("%s: step %d was never acknowledged, the start before was ended in it: removed", workdir, step)
             (folder / str(step)).rmtree()
             continue
         reason = seals.damage(folder / str(step))
         if reason is None:
-            return step
+            whole.append(step)
+            continue
         place = workdir / DAMAGED / str(step)
         number = 1
         while place.exists():
@@ -220,12 +223,12 @@ def _recover(workdir: epath.Path) -> int:
         (folder / str(step)).rename(place)
         aside.append(str(place))
         logger.error("%s: the checkpoint of step %d is damaged (%s): set aside as %s", workdir, step, reason, place)
-    if aside:
+    if aside and not whole:
         raise InputError(
             f"no checkpoint of {workdir} is whole; the damaged ones are {', '.join(aside)}. Started again, the run"
             " begins from its first step"
         )
-    return _NOTHING
+    return whole[0] if whole else _NOTHING
 
 
 def read_meta(workdir: os.PathLike | str, step: int) -> dict:
@@ -246,18 +249,20 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
     require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
+    for path in sorted((workdir / FOLDER).iterdir()):
+        if seals.is_sealed(path) and (reason := seals.damage(path)):
+            raise InputError(
+                f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"
+                " sets it aside and goes on from the one before"
+            )
     with Checkpoints(workdir, read_only=True) as saved:
         if step is not None and step not in saved.steps():
             raise InputError(f"{workdir} has no checkpoint of step {step}, only {saved.steps()}")
         step = saved.best() if step is None else step
-        if step is None:
+        # A run that still goes on may have a better one by the time another host looks.
+        step = parallel.from_first_host(_NOTHING if step is None else step)
+        if step == _NOTHING:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")
-        if reason := seals.damage(workdir / FOLDER / str(step)):
-            others = [other for other in saved.steps() if other != step]
-            raise InputError(
-                f"{workdir}: the checkpoint of step {step} is damaged ({reason}); restore it, or take another one with"
-                f" --step (or --config.init_step) {others}"
-            )
         return Handed(workdir, step, saved.arrays(step), saved.meta(step))
 
 

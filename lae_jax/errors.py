@@ -44,7 +44,7 @@ class FolderInUse(Ended):
 
 
 class Preempted(Ended):
-    """A signal asked the run to stop: it saved and can be started again."""
+    """A signal asked the run to stop: what it had done is saved, and it can be started again."""
 
     status = 75
     label = "stopped"

@@ -13,14 +13,30 @@ def is_remote(path: os.PathLike | str) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_json(path: os.PathLike, content: Mapping) -> None:
-    """Writes strict JSON (no NaN), sorted by key, under a temporary name first."""
+def write_text(path: os.PathLike, text: str) -> None:
+    """Replaces a file by a new one, whole; on a disk under a temporary name first."""
     path = epath.Path(path)
+    if is_remote(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        # What is told afterwards must outlive a power cut.
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
+def write_json(path: os.PathLike, content: Mapping) -> None:
+    """Writes strict JSON (no NaN), sorted by key."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
 def sha256_of(path: os.PathLike) -> str:
+    digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        # A bucket's files lack what hashlib.file_digest asks for.
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from lae_jax import files
+from lae_jax.errors import SaveFailed
 
 logger = logging.getLogger("lae_jax")
 
@@ -31,17 +32,21 @@ class Lines:
         self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
-        if lines:
-            path.write_text("".join(self._lines))
+        if len(lines) > len(self._lines):
+            files.write_text(path, "".join(self._lines))
 
     def append(self, row: Mapping) -> None:
+        """Raises SaveFailed, since what has no room here has none in a checkpoint."""
         line = json.dumps(row) + "\n"
         if files.is_remote(self._path):
             self._lines.append(line)
             return
-        self._file = self._file or open(self._path, "a", encoding="utf-8")
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file = self._file or open(self._path, "a", encoding="utf-8")
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise SaveFailed(f"{self._path} could not be written ({error}): make room and start again") from error
 
     def publish(self) -> None:
         if self._lines and files.is_remote(self._path):
@@ -60,16 +65,17 @@ class Journal:
 
     def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
         self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
-        self.bad_steps, self._seconds_before = 0, 0.0
+        self.bad_steps = 0
+        self._seconds_before = 0.0
         self._started = time.perf_counter()
         self._reset()
         if not active:
             return
         self._metrics = Lines(workdir / "metrics.jsonl", start)
         self._divergence = Lines(workdir / "divergence.jsonl", start)
+        self.bad_steps = len(self._divergence.rows)
         rows = [row for row in self._metrics.rows if row["kind"] == "train"]
-        if rows:
-            self.bad_steps, self._seconds_before = rows[-1]["bad_steps"], rows[-1]["seconds"]
+        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
         self._events = SummaryWriter(str(self._events_folder), purge_step=start + 1)

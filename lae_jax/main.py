@@ -8,6 +8,7 @@ python -m lae_jax.main --config configs/small.py --devices 2         (2 simulate
 import logging
 import os
 import pathlib
+import signal
 import sys
 import threading
 
@@ -47,8 +48,10 @@ def set_up_devices() -> None:
 
     from lae_jax import parallel
 
-    if PROCESSES.value > 1 and not COORDINATOR.value:
-        raise InputError("--processes needs --coordinator host:port, or use --cluster")
+    if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
+        raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
+    if COORDINATOR.value and CLUSTER.value:
+        raise InputError("--coordinator and --cluster exclude each other")
     if DETERMINISTIC.value:
         parallel.be_deterministic()
     if DEVICES.value:
@@ -88,6 +91,9 @@ def leave(status: int) -> None:
 
     if not jax.distributed.is_initialized():
         sys.exit(status)
+    # The status is settled: another signal must not change it.
+    for number in watch.ASKING:
+        signal.signal(number, signal.SIG_IGN)
     together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     together.start()
     together.join(LEAVE_SECONDS)

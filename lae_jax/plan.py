@@ -66,6 +66,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     init = None if resumed else _load_init(config, stage)
     handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
     dataset = records.open_dataset(config.data.path, config.data.verify)
+    if not parallel.hosts_agree(dataset.hash):
+        raise InputError(
+            f"the hosts have different data sets in {dataset.path} (here {dataset.hash[:12]}): copy it to all of them"
+        )
     _check_data(config, dataset, stage, init, resumed)
     training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
     validation, selected_by = None, None

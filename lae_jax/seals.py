@@ -13,13 +13,13 @@ NAME = "sha256.json"
 
 
 def _contents(folder: epath.Path, below: str = "") -> list[str]:
-    """Names of the files in a folder and its folders; a pattern `**` is not for buckets."""
+    """Names of the files in a folder and its folders but hidden ones, which file systems make by themselves."""
     names = []
     for path in sorted(folder.iterdir()):
         name = below + path.name
         if path.is_dir():
             names += _contents(path, name + "/")
-        elif name != NAME:
+        elif name != NAME and not path.name.startswith("."):
             names.append(name)
     return names
 

@@ -30,7 +30,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
     Args: signals: that ask it to stop; without them nothing does.
 
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
-    SIGTERM or SIGINT (it saved), SaveFailed, and FolderInUse.
+    SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
     """
     workdir = epath.Path(config.workdir)
     signals = signals or watch.Signals()
@@ -100,6 +100,7 @@ class _Loop:
         )
         self.forward = runs.forward(config, plan.stage, module, plan.par)
         self.any_host = plan.par.map_any()
+        self.has_evaluated = False
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         plan, config = self.plan, self.plan.config
@@ -124,10 +125,13 @@ class _Loop:
         pending, stop = None, False
         with journal, line, self.watchdog:
             batches = self.batches(start)
+            self.watchdog.beat()
             for number in range(start + 1, plan.total_steps + 1):
                 waiting = time.perf_counter()
                 batch = next(batches)
                 journal.waited(time.perf_counter() - waiting)
+                if number == start + 1:
+                    self.watchdog.rest()  # the first step compiles
                 # The scores of the step before are fetched after this one was dispatched: the device never waits.
                 state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
                 dispatched["stop"] = self.any_host(self.signals.asked)
@@ -143,13 +147,12 @@ class _Loop:
                     if ends:
                         scores = self.evaluate(state)
                         journal.evaluated(number, scores, plan.steps_per_epoch)
-                    self.save(state, number, scores)
                     journal.publish()
+                    self.save(state, number, scores)
                 if stop and number < plan.total_steps:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
                     raise Preempted(f"{plan.workdir} is saved at step {number} of {plan.total_steps}; start it again")
-            self.watchdog.rest()
             self.saved.wait()
             return self._summary(journal)
 
@@ -176,10 +179,11 @@ class _Loop:
     def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
         """Scores of the validation split; None without one."""
         plan = self.plan
-        # The first batch compiles; the batches that follow are watched again.
-        self.watchdog.rest()
         if plan.validation is None:
             return None
+        if not self.has_evaluated:
+            self.watchdog.rest()  # the first batch compiles
+            self.has_evaluated = True
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         outputs = runs.outputs_of(
             plan.config,
@@ -191,7 +195,7 @@ class _Loop:
             plan.config.eval_batch_size,
             self.watchdog.beat,
         )
-        self.watchdog.rest()
+        self.watchdog.beat()
         if not np.isfinite(outputs).all():
             self.saved.wait()
             raise Diverged(

@@ -107,7 +107,7 @@ def command(*words):
     (["--config", "configs/submission.py"], "runs/pretrain holds no run"),
     (["--config", "configs/nothing.py"], "no such file, and no config of the package (baseline, classify"),
     (["--config", "configs/represent.py", "--devices=2", "--expect_devices=4"], "2 devices found (cpu), --expect_"),
-    (["--config", "configs/represent.py", "--processes=2"], "--processes needs --coordinator"),
+    (["--config", "configs/represent.py", "--processes=2"], "need --coordinator"),
     ([], "name a config"),
 ])  # fmt: skip
 def test_a_wrong_call_is_one_line_without_a_traceback(words, message):

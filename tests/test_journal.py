@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from etils import epath
+from etils.epath import backend, gpath
 from ml_collections import ConfigDict
 
 from lae_jax import files, runs
@@ -23,6 +24,8 @@ def rows(path):
 @pytest.fixture(params=[False, True], ids=["disk", "bucket"])
 def remote(request, monkeypatch):
     monkeypatch.setattr(files, "is_remote", lambda path: request.param)
+    if request.param:
+        monkeypatch.setattr(gpath._GPath, "_backend", property(lambda self: backend.tf_backend))
     return request.param
 
 

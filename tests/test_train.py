@@ -126,9 +126,9 @@ def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, m
         train.train(config, signals)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match="not the data set that .* its hash is another"),
+        pytest.raises(InputError, match="not the data set that .* its hash is aaaa"),
     ):
-        patch.setattr(records.Dataset, "hash", "another")
+        patch.setattr(records.Dataset, "hash", "a" * 64)
         train.train(config)
     with monkeypatch.context() as patch, pytest.raises(InputError, match="101 outputs, .* asks for 90"):
         patch.setattr(runs, "NUM_AGES", 90)
@@ -232,7 +232,7 @@ def test_data_prepared_again_is_refused_by_stage_3(small_config, monkeypatch):
     second = small_config("represent")
     second.epochs = 0.3
     train.train(second)
-    monkeypatch.setattr(records.Dataset, "hash", "another")
+    monkeypatch.setattr(records.Dataset, "hash", "a" * 64)
     with pytest.raises(InputError, match="prepared again"):
         train.train(small_config("classify"))
 

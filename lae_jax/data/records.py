@@ -381,15 +381,18 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], aga
             raise InputError(f"{path / name} is missing: restore it, or {again}") from None
         if status.st_size != entry["bytes"]:
             raise InputError(f"{path / name} has {status.st_size} bytes, not {entry['bytes']}: restore it, or {again}")
-        if name not in hashed:
-            continue
-        seen[name] = [status.st_size, status.st_mtime_ns, entry["sha256"], entry.get("count")]
-        if verified.get(name) != seen[name] and sha256_of(path / name) != entry["sha256"]:
-            raise InputError(f"{path / name} was changed (its SHA-256 is not the manifest's): restore it, or {again}")
-        if "count" in entry and verified.get(name) != seen[name]:
-            held = array_record_module.ArrayRecordReader(str(path / name)).num_records()
+        if "count" in entry:
+            try:
+                held = array_record_module.ArrayRecordReader(str(path / name)).num_records()
+            except RuntimeError as error:
+                raise InputError(f"{path / name} is damaged ({error}): restore it, or {again}") from error
             if held != entry["count"]:
                 raise InputError(f"{path / name} holds {held} images, dataset.json says {entry['count']}: {again}")
+        if name not in hashed:
+            continue
+        seen[name] = [status.st_size, status.st_mtime_ns, entry["sha256"]]
+        if verified.get(name) != seen[name] and sha256_of(path / name) != entry["sha256"]:
+            raise InputError(f"{path / name} was changed (its SHA-256 is not the manifest's): restore it, or {again}")
     if {**verified, **seen} != verified:
         try:
             write_json(path / "verified.json", {**verified, **seen})

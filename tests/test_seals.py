@@ -1,0 +1,92 @@
+"""Seals: every change of a file is noticed; through Python's files, and through TensorFlow's as in a bucket."""
+
+import os
+
+import pytest
+from etils import epath
+from etils.epath import backend, gpath
+
+from lae_jax import checkpoints, files, seals
+from lae_jax.errors import InputError
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path, monkeypatch):
+    """A sealed folder of three files."""
+    if request.param == "bucket":
+        monkeypatch.setattr(gpath._GPath, "_backend", property(lambda self: backend.tf_backend))
+        monkeypatch.setattr(files, "is_remote", lambda path: True)
+    folder = epath.Path(tmp_path) / "checkpoints" / "7"
+    (folder / "state").mkdir(parents=True)
+    (folder / "meta").write_text("{}")
+    (folder / "state" / "a").write_bytes(bytes(range(256)) * 8)
+    (folder / "state" / "b").write_bytes(b"b" * 100)
+    seals.seal(folder)
+    return folder
+
+
+def test_a_folder_as_it_was_sealed_is_whole(folder):
+    assert seals.is_sealed(folder) and seals.damage(folder) is None
+    (folder / ".nfs0001").write_text("a file system's own")
+    assert seals.damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda f: (f / "state" / "a").write_bytes(bytes(range(255)) * 8 + bytes(8)), "state/a was changed"),
+        (lambda f: (f / "state" / "b").write_bytes(b"b" * 99), "state/b has 99 bytes, not 100"),
+        (lambda f: (f / "meta").unlink(), "meta is missing"),
+        (lambda f: (f / "state" / "c").write_text("c"), "state/c does not belong there"),
+        (lambda f: (f / seals.NAME).write_text("{"), "sha256.json cannot be read"),
+        (lambda f: (f / seals.NAME).write_text("[]"), "sha256.json cannot be read"),
+    ],
+)
+def test_a_change_is_named(folder, change, named):
+    change(folder)
+    assert named in seals.damage(folder)
+
+
+def sealed(workdir, *steps):
+    for step in steps:
+        (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+        (workdir / "checkpoints" / str(step) / "meta").write_text("{}")
+        seals.seal(workdir / "checkpoints" / str(step))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_recovering_checks_all_sets_the_damaged_aside_and_removes_what_a_kill_left(folder):
+    workdir = folder.parent.parent
+    sealed(workdir, 3, 9)
+    (workdir / "checkpoints" / "11").mkdir()
+    (workdir / "checkpoints" / "11" / "half").write_text("")
+    (workdir / "checkpoints" / "3" / "meta").write_text("")
+    assert checkpoints.recover(workdir) == 9
+    assert names(workdir / "checkpoints") == ["7", "9"] and names(workdir / "damaged") == ["3"]
+    # One without a seal that is not the newest was acknowledged once: it is not thrown away.
+    (folder / seals.NAME).unlink()
+    assert checkpoints.recover(workdir) == 9
+    assert names(workdir / "damaged") == ["3", "7"]
+
+
+def test_where_all_are_damaged_the_run_stops_before_it_begins_anew(folder):
+    workdir = folder.parent.parent
+    (folder / "meta").write_text("")
+    with pytest.raises(InputError, match="no checkpoint of .* is whole; the damaged ones are .*damaged/7"):
+        checkpoints.recover(workdir)
+    assert checkpoints.recover(workdir) is None
+
+
+def test_a_run_with_a_damaged_checkpoint_is_not_handed_on(folder):
+    (folder / "state" / "b").write_text("")
+    with pytest.raises(InputError, match="7 is damaged .*state/b has 0 bytes.*sets it aside"):
+        checkpoints.load_run(folder.parent.parent)
+
+
+def test_text_is_replaced_whole(tmp_path):
+    files.write_text(tmp_path / "a", "one")
+    files.write_json(tmp_path / "a", {"b": 1})
+    assert (tmp_path / "a").read_text() == '{\n "b": 1\n}\n' and os.listdir(tmp_path) == ["a"]
