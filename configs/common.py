@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
     c.save_steps = 1000  # between two checkpoints inside an epoch; the end of each evaluation saves too
-    c.async_save = True  # checkpoints are written while training goes on
+    c.async_save = True  # checkpoints are written while training goes on (on a single host)
     c.stall_minutes = 10.0  # without a step until the watchdog ends the run; compiling does not count
     c.log_steps = 10
     return c

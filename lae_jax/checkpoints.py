@@ -52,7 +52,8 @@ class Checkpoints:
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=asynchronous and not read_only,
+                # With several hosts a save that fails on one would leave the others in orbax's barrier for 20 minutes.
+                enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             ),
         )
@@ -91,13 +92,16 @@ class Checkpoints:
             state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
         self._saving = int(meta["step"])
         self._guarded(
-            self._manager.save,
-            self._saving,
+            self._begin,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))),
             metrics=None if meta["selected"] is None else {"selected": meta["selected"]},
         )
         self._sealed = False
         self.poll()
+
+    def _begin(self, **kwargs) -> None:
+        if not self._manager.save(self._saving, **kwargs):
+            raise RuntimeError(f"orbax saves nothing after step {self._manager.latest_step()}, which is there already")
 
     def poll(self) -> None:
         """Seals a checkpoint that was committed meanwhile. Raises SaveFailed if it could not be."""

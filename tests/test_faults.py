@@ -10,7 +10,7 @@ ROUNDS = {
     "stopped": 1,
     "bereft": 1,
     "frozen": 1,
-    "full_disk": 2,
+    "full_disk": 3,
     "damaged": 16,
     "damaged_shard": 20,
     "one_nan": 1,
