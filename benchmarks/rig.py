@@ -1,0 +1,217 @@
+"""The rig of `benchmarks.survival`: runs in processes of their own, and what is read of them from outside."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+
+from lae_jax import checkpoints, prepare, seals
+from lae_jax.configs import represent
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS, SAVE_STEPS = 30, 3
+PAIR = {"processes": 2, "devices": 4}
+# Models here are tiny: the time goes into compiling, not into running.
+QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+TIMEOUT = 300
+
+
+class Broken(AssertionError):
+    """A fault did what it must not do."""
+
+
+def hold(condition: bool, what: str) -> None:
+    if not condition:
+        raise Broken(what)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A folder with a prepared data set, and what starts runs on it."""
+
+    folder: pathlib.Path
+
+    @property
+    def data(self) -> pathlib.Path:
+        return self.folder / "drawn"
+
+    def prepare(self) -> None:
+        """96 + 64 + 16 drawn faces of 32 px in two shards."""
+        sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
+        words = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1"]
+        prepare.prepare(prepare.parse_args([*words, "--out", str(self.data)]))
+
+    def fields(self, workdir: pathlib.Path, **more) -> dict:
+        return {
+            "workdir": str(workdir),
+            "data.path": str(self.data),
+            "data.image_size": 24,
+            "data.threads": 2,
+            "model.name": "efficientnet_v2_pico",
+            "model.stochastic_depth": 0.5,
+            "batch_size": 32,
+            "eval_batch_size": 32,
+            "epochs": STEPS / 3,
+            "eval_epochs": 4.0,
+            "save_steps": SAVE_STEPS,
+            "log_steps": 1,
+            **more,
+        }
+
+    def config(self, workdir: pathlib.Path, **more):
+        """For a run in this process."""
+        config = represent.get_config()
+        config.update_from_flattened_dict(self.fields(workdir, **more))
+        return config
+
+    @contextlib.contextmanager
+    def start(self, workdir: pathlib.Path, processes: int = 1, devices: int = 8, flags=(), **more):
+        """A run in one or more processes of `devices` devices in all; whatever is left of them ends with the block."""
+        words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
+        words += [f"--devices={devices // processes}", *flags]
+        if processes > 1:
+            words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}", "--heartbeat_seconds=10"]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": QUICK_COMPILE,
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_ENABLE_X64": str(more.get("model.dtype") == "float64").lower(),
+        }
+        started = []
+        try:
+            for i in range(processes):
+                log = workdir.parent / f"{workdir.name}.log{i}"
+                command = [sys.executable, "-m", "lae_jax.main", "--config", "represent", *words]
+                # Through another process: a limit on this one's files must not cut its words short.
+                with open(log, "wb") as file:
+                    writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+                process = subprocess.Popen(
+                    [*command, *([f"--process={i}"] if processes > 1 else [])],
+                    cwd=ROOT, env=environment, stdout=writer.stdin, stderr=writer.stdin,
+                )  # fmt: skip
+                writer.stdin.close()
+                started.append(Started(process, writer, workdir, log))
+            yield started
+        finally:
+            for one in started:
+                one.process.kill()
+                one.ends()
+
+    def whole(self, processes: int, devices: int) -> pathlib.Path:
+        """The run that nothing happened to, made at the first call."""
+        workdir = self.folder / f"whole{processes}x{devices}"
+        if not workdir.exists():
+            self.run(workdir, processes=processes, devices=devices)
+        return workdir
+
+    def run(self, workdir: pathlib.Path, **more) -> None:
+        """Runs to the end, with status 0."""
+        with self.start(workdir, **more) as started:
+            for one in started:
+                hold(one.ends() == 0, f"status {one.process.returncode}: {one.text()[-2000:]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    process: subprocess.Popen
+    writer: subprocess.Popen  # of its log
+    workdir: pathlib.Path
+    log: pathlib.Path
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ends(self) -> int:
+        status = self.process.wait(TIMEOUT)
+        self.writer.wait(TIMEOUT)
+        return status
+
+    def acknowledged(self) -> int:
+        """The last step that it said was saved; 0 if none."""
+        return max((int(step) for step in re.findall(r"saved step (\d+)", self.text())), default=0)
+
+    def reaches(self, step: int) -> bool:
+        """Waits until a step stands in metrics.jsonl; False if the process ended before."""
+        return self._wait_for(lambda: logged_steps(self.workdir) >= step)
+
+    def begins_to_save(self) -> bool:
+        return self._wait_for(lambda: saving(self.workdir))
+
+    def acknowledges(self, step: int) -> bool:
+        return self._wait_for(lambda: self.acknowledged() >= step)
+
+    def _wait_for(self, happened: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + TIMEOUT
+        while self.process.poll() is None:
+            if happened():
+                return True
+            hold(time.monotonic() < deadline, f"nothing happened: {self.text()[-2000:]}")
+            time.sleep(0.002)
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def logged_steps(workdir: pathlib.Path) -> int:
+    """The last step in metrics.jsonl; 0 if there is none."""
+    path = workdir / "metrics.jsonl"
+    numbers = re.findall(r'"step": (\d+), "kind": "train"', path.read_text()) if path.exists() else []
+    return int(numbers[-1]) if numbers else 0
+
+
+def saving(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written just now."""
+    folder = workdir / checkpoints.FOLDER
+    with contextlib.suppress(FileNotFoundError):
+        return any(not path.name.isdigit() or not (path / seals.NAME).exists() for path in folder.iterdir())
+    return False
+
+
+def newest_whole(workdir: pathlib.Path) -> int:
+    """The newest checkpoint that is as it was sealed, without changing anything; 0 if there is none."""
+    folders = [path for path in (workdir / checkpoints.FOLDER).glob("*") if path.name.isdigit()]
+    whole = [path for path in map(epath.Path, folders) if seals.is_sealed(path) and seals.damage(path) is None]
+    return max((int(path.name) for path in whole), default=0)
+
+
+def leaves(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """All of a checkpoint's state by name."""
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+        state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def validation_scores(workdir: pathlib.Path) -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "validation"]
+
+
+def hold_equal(one: pathlib.Path, two: pathlib.Path, step: int = STEPS) -> None:
+    """The states of two runs are equal bit for bit, and so are all their scores."""
+    a, b = leaves(one, step), leaves(two, step)
+    differing = [name for name in a if a[name].tobytes() != b[name].tobytes()]
+    hold(a.keys() == b.keys() and not differing, f"{two} differs from {one} in {differing[:3]}")
+    hold(validation_scores(one) == validation_scores(two), f"the scores of {two} differ from those of {one}")
+
+
+def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray], part: str) -> float:
+    """Relative norm of the difference over the leaves whose name has `part` in it."""
+    names = [name for name in one if part in name]
+    difference = sum(float(np.sum((one[name] - two[name]) ** 2)) for name in names)
+    return (difference / sum(float(np.sum(one[name] ** 2)) for name in names)) ** 0.5
