@@ -14,8 +14,8 @@ from lae_jax import files
 from lae_jax.errors import FolderInUse
 
 NAME = "lock"
-# In a bucket nothing is released when a process dies: the owner writes a new stamp this often, and who finds a stamp
-# that stands still for several periods takes the folder over.
+# In a bucket, or where there are no locks, nothing is released when a process dies: the owner writes a new stamp this
+# often, and who finds a stamp that stands still for several periods takes the folder over.
 STAMP_SECONDS = 20.0
 
 
@@ -31,14 +31,20 @@ def _in_use(folder: epath.Path, owner: str) -> FolderInUse:
 def hold(folder: epath.Path) -> Iterator[None]:
     """Makes the folder and holds its lock; a folder that stays empty is removed again. Raises FolderInUse."""
     folder = epath.Path(folder)
-    with _stamped(folder) if files.is_remote(folder) else _locked(folder):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(folder: epath.Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = None if files.is_remote(folder) else _lock(folder)
+        with _stamped(folder) if handle is None else _locked(folder, handle):
+            yield
+    finally:
+        if made and not files.is_remote(folder):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _lock(folder: epath.Path) -> int | None:
+    """The handle of the locked file; None where the file system knows no locks (Lustre without `-o flock`)."""
     path = os.fspath(folder / NAME)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -48,25 +54,30 @@ def _locked(folder: epath.Path) -> Iterator[None]:
             owner = os.read(handle, 200).decode(errors="replace") or "another process"
             os.close(handle)
             raise _in_use(folder, owner) from None
+        except OSError:
+            os.close(handle)
+            if not os.path.getsize(path):
+                os.unlink(path)
+            return None
         # Its last owner may have removed the file between the two calls; then the lock is on a file without a name.
         if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
-            break
+            return handle
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path, handle: int) -> Iterator[None]:
     os.truncate(handle, 0)
     os.write(handle, _owner().encode())
     try:
         yield
     finally:
-        os.unlink(path)
+        os.unlink(folder / NAME)
         os.close(handle)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
 
 
 @contextlib.contextmanager
 def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     if path.exists():
         before = path.read_text()

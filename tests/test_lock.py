@@ -1,5 +1,6 @@
 """One writer for a folder, and none after its death."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -40,6 +41,16 @@ def test_a_folder_that_stays_empty_is_removed_and_another_is_not(tmp_path):
     with lock.hold(tmp_path / "old"):
         pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "old", "used"]
+
+
+def test_where_the_file_system_knows_no_locks_there_are_stamps(tmp_path, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with lock.hold(tmp_path / "run"):
+        assert "stamp 0" in (tmp_path / "run" / lock.NAME).read_text()
+    assert not (tmp_path / "run").exists()
 
 
 def test_stamps_in_a_bucket(tmp_path):
