@@ -24,6 +24,8 @@ logger = logging.getLogger("lae_jax")
 # How long a process that ends with an error waits for the others to end as well.
 LEAVE_SECONDS = 20
 
+# absl files flags under the module that defines them, and that has another name under `python -m`.
+CONFIG_MODULE = sys.argv[0] if __name__ == "__main__" else __name__
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config's file, or the name of one that the package ships."
 )
@@ -184,7 +186,7 @@ def cli() -> None:
     """The program, with errors in the flags as one line. Without absl's app, which turns every library's log on."""
     argv = find_shipped_config(sys.argv)
     if {"--help", "-h", "-help"} & {*argv}:
-        print(__doc__, flags.FLAGS.module_help("lae_jax.main"), sep="\n")
+        print(__doc__, flags.FLAGS.module_help(CONFIG_MODULE), sep="\n")
         return
     try:
         words = flags.FLAGS(argv)

@@ -21,7 +21,7 @@ from lae_jax.plan import Plan, make_plan
 logger = logging.getLogger("lae_jax")
 
 
-_WHAT_TO_DO = "Lower config.optim.base_rate, or set config.optim.clip_norm"
+_WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
 
 
 def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:

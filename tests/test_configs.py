@@ -116,6 +116,12 @@ def test_a_wrong_call_is_one_line_without_a_traceback(words, message):
     assert "Traceback" not in stderr
 
 
+def test_help_lists_the_flags():
+    words = [sys.executable, "-m", "lae_jax.main", "--help"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    assert "--config:" in told and "--expect_hosts:" in told
+
+
 def test_a_shipped_config_is_found_by_its_name():
     found = main.find_shipped_config(["main", "--config", "represent", "--config=table2.py:baseline"])
     assert found[2].endswith("configs/represent.py") and found[3].endswith("configs/table2.py:baseline")
