@@ -193,8 +193,8 @@ class Handed:
 def recover(workdir: os.PathLike | str) -> int | None:
     """The newest step that can be gone on from, the same on all hosts; None where nothing was saved yet.
 
-    What a kill left behind is removed. Checkpoints whose files are not as they were sealed are reported and set aside
-    in `damaged/`, and the newest of the others is taken. Raises InputError if all of them are damaged.
+    Checkpoints whose files are not as they were sealed, or that a kill kept from being sealed, are reported and set
+    aside in `damaged/`, and the newest of the others is taken. Raises InputError if none is left.
     """
     step = _recover(epath.Path(workdir)) if parallel.is_first_host() else 0
     step = parallel.from_first_host(step)
@@ -208,13 +208,8 @@ def _recover(workdir: epath.Path) -> int:
     folder, whole, aside = workdir / FOLDER, [], []
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    unsealed = [step for step in steps if not seals.is_sealed(folder / str(step))]
     for step in steps:
-        if unsealed == [step] == steps[:1]:
-            logger.info("%s: step %d was never acknowledged, the start before was ended in it: removed", workdir, step)
-            (folder / str(step)).rmtree()
-            continue
-        reason = seals.damage(folder / str(step))
+        sealed, reason = seals.is_sealed(folder / str(step)), seals.damage(folder / str(step))
         if reason is None:
             whole.append(step)
             continue
@@ -225,7 +220,9 @@ def _recover(workdir: epath.Path) -> int:
             place = workdir / DAMAGED / f"{step}-{number}"
         place.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(place)
-        aside.append(str(place))
+        # The newest one may have been ended in its first save: nothing was lost.
+        if sealed or step != max(steps):
+            aside.append(str(place))
         logger.error("%s: the checkpoint of step %d is damaged (%s): set aside as %s", workdir, step, reason, place)
     if aside and not whole:
         raise InputError(

@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import logging
+import signal
 
 import numpy as np
 from etils import epath
@@ -153,4 +154,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # A Ctrl-C ends it at once, also where the exception would come up inside a callback of JAX and be lost.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     console.door(main)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from lae_jax import files
-from lae_jax.errors import FolderInUse
+from lae_jax.errors import FolderInUse, InputError
 
 NAME = "lock"
 # In a bucket, or where there are no locks, nothing is released when a process dies: the owner writes a new stamp this
@@ -32,7 +32,10 @@ def hold(folder: epath.Path) -> Iterator[None]:
     """Makes the folder and holds its lock; a folder that stays empty is removed again. Raises FolderInUse."""
     folder = epath.Path(folder)
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from error
     try:
         handle = None if files.is_remote(folder) else _lock(folder)
         with _stamped(folder) if handle is None else _locked(folder, handle):

@@ -39,6 +39,7 @@ class Plan:
     init: checkpoints.Handed | None  # what a fresh run starts from; None when an earlier start is gone on with
 
 
+_SAME_FEATURES = ("data.image_size", "data.resize", "data.mean", "data.std")
 _COMMAND = "python -m lae_jax.main --config configs/{}.py"
 # Fields and their lower bounds; True: the bound itself is allowed.
 _BOUNDS = {
@@ -160,11 +161,14 @@ def _load_init(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed | 
             f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
             f" {' or '.join(stage.follows)}"
         )
-    if init.meta["model"] != config.model.name:
-        raise InputError(
-            f"{name} holds a {init.meta['model']}, the config wants {config.model.name}:"
-            f" add --config.model.name={init.meta['model']} or name another init_from"
-        )
+    # A head is only right for the features that it was trained on.
+    fields = ("model.name",) + _SAME_FEATURES * ("head" in stage.loads)
+    before, now = runs.flat(init.meta["config"]), runs.flat(runs.as_json(config))
+    differing = [field for field in fields if before[field] != now[field]]
+    if differing:
+        told = ", ".join(f"{field} {before[field]!r} and not {now[field]!r}" for field in differing)
+        add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
+        raise InputError(f"{name} was trained with {told}: add {add}, or name another init_from")
     return init
 
 

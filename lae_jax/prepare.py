@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lae_jax import console
-from lae_jax.data import readers, records, splits
+from lae_jax.data import readers, shards, splits
 from lae_jax.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the split and of drawn faces (default 0)")
     add("--size", type=int, default=256, help="longest allowed shorter side of a stored image, pixels (default 256)")
     add("--quality", type=int, default=95, help="JPEG quality of images that must be encoded (default 95)")
-    add("--shards", type=int, default=0, help=f"number of shards (default: one for {records.IMAGES_PER_SHARD} images)")
+    add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     args = parser.parse_args(argv)
     if not 16 <= args.size <= 4096:
@@ -51,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     splits.parse_ratio(args.split)
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is a file: name a folder")
+    if os.path.exists(os.path.join(args.out, "config.json")):
+        raise InputError(f"--out {args.out} holds a run: name another folder")
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
     return args
@@ -79,25 +81,28 @@ def prepare(args: argparse.Namespace) -> dict:
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
     out = pathlib.Path(args.out)
-    tasks = records.plan(
+    tasks = shards.plan(
         source, out, {"reader": args.reader, **source.recipe}, size=args.size, quality=args.quality, shards=args.shards
     )
-    missing = [task for task in tasks if not task.path.exists()]
+    missing = [task for task in tasks if not task.is_complete()]
+    for task in missing:
+        if task.path.exists():
+            logger.warning("%s was damaged since it was written: it is made again", task.path)
     if len(missing) < len(tasks):
         logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
     with console.progress(total=sum(t.table.num_rows for t in missing), what="prepare", unit="image") as line:
         for done in _run(missing, args.workers):
             line.update(done)
-    return records.finish(tasks, source.rejected, lambda columns: splitter(args, columns), records.UNKNOWN_CROP)
+    return shards.finish(tasks, source.rejected, lambda columns: splitter(args, columns), shards.UNKNOWN_CROP)
 
 
-def _run(tasks: list[records.ShardTask], workers: int):
+def _run(tasks: list[shards.ShardTask], workers: int):
     if workers == 1 or len(tasks) <= 1:
-        yield from map(records.write_shard, tasks)
+        yield from map(shards.write_shard, tasks)
         return
     # Not fork: the parent may hold threads.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
-        yield from pool.imap_unordered(records.write_shard, tasks)
+        yield from pool.imap_unordered(shards.write_shard, tasks)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -39,6 +39,8 @@ def is_sealed(folder: epath.Path) -> bool:
 
 def damage(folder: epath.Path) -> str | None:
     """What is wrong with a sealed folder, naming the file; None if every file is as it was sealed."""
+    if not is_sealed(folder):
+        return f"it has no {NAME}: it was not acknowledged yet, or the file was lost"
     try:
         sealed = json.loads((folder / NAME).read_text())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}

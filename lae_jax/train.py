@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from lae_jax import checkpoints, console, files, lock, models, parallel, runs, stages, steps, watch
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
-from lae_jax.errors import Diverged, Preempted
+from lae_jax.errors import Diverged, InputError, Preempted
 from lae_jax.journal import Journal
 from lae_jax.plan import Plan, make_plan
 
@@ -34,6 +34,8 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
     """
     workdir = epath.Path(config.workdir)
     signals = signals or watch.Signals()
+    if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
+        raise InputError(f"config.workdir is {config.workdir!r}: name a folder for the run, of its own")
     with parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
             raise Preempted(f"{workdir} was not begun or gone on with; start it again")
@@ -42,10 +44,13 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
         done = parallel.from_first_host((workdir / "summary.json").exists())
         if begun:
             runs.claim_folder(workdir, config)
-        if done:
-            logger.info("%s is done", workdir)
-            return json.loads((workdir / "summary.json").read_text())
         newest = checkpoints.recover(workdir)
+        if done:
+            summary = json.loads((workdir / "summary.json").read_text())
+            if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
+                logger.info("%s is done", workdir)
+                return summary
+            logger.warning("%s was done, but the checkpoint that it kept is lost: it goes on from the rest", workdir)
         resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
         plan = make_plan(config, resumed)
         module = runs.model(config, plan.stage, plan.num_outputs)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import images, records
+from lae_jax.data import images, records, shards
 from lae_jax.errors import InputError
 
 
@@ -91,14 +91,14 @@ def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
     out = tmp_path / "out"
     written = []
 
-    def killed(task, original=records.write_shard):
+    def killed(task, original=shards.write_shard):
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(task.index)
         return original(task)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records, "write_shard", killed)
+        patch.setattr(shards, "write_shard", killed)
         run(out, "--source", source, "--shards", 5)
     (out / "faces-images.array_record-00003-of-00005.incomplete").write_bytes(b"half")
     with pytest.raises(InputError, match="not finished"):
@@ -108,6 +108,39 @@ def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
     manifest = run(out, "--source", source, "--shards", 5)
     assert manifest == json.loads((tmp_path / "whole" / "dataset.json").read_text())
     assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut", "emptied"])
+def test_a_shard_that_was_damaged_is_made_again(source, tmp_path, damage, caplog):
+    run(tmp_path / "out", "--source", source)
+    (shard,) = (tmp_path / "out").glob("*array_record*")
+    whole, manifest = shard.read_bytes(), (tmp_path / "out" / "dataset.json").read_text()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    shard.write_bytes({"a byte": bytes(changed), "cut": whole[:-9], "emptied": b""}[damage])
+    run(tmp_path / "out", "--source", source)
+    assert shard.read_bytes() == whole and (tmp_path / "out" / "dataset.json").read_text() == manifest
+    records.open_dataset(tmp_path / "out")
+
+
+def test_a_command_that_found_nothing_leaves_nothing_in_the_way(source, tmp_path):
+    with pytest.raises(InputError, match="none of .* images can be used .*file not found.*--images"):
+        run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+    run(tmp_path / "out", "--source", source)
+
+
+def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
+    rows = [(f"{i}.png", 20 + i, f"p{i}") for i in range(6)]
+    path = make_source(tmp_path / "source", rows)
+    path.write_text(
+        "path,age\n" + "".join(f"{tmp_path}/source/{i}.png,{20 + i}\n" for i in range(6)) + "/etc/hosts,3\n"
+    )
+    run(tmp_path / "out", "--source", str(path))
+    assert len(records.open_dataset(tmp_path / "out")) == 6
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "/etc/hosts" in rejected and "leads out" in rejected
+    run(tmp_path / "root", "--source", str(path), "--images", "/")
 
 
 def test_several_processes_write_the_same_bytes(source, tmp_path):

@@ -58,18 +58,17 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_recovering_checks_all_sets_the_damaged_aside_and_removes_what_a_kill_left(folder):
+def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_was_not_sealed(folder):
     workdir = folder.parent.parent
     sealed(workdir, 3, 9)
     (workdir / "checkpoints" / "11").mkdir()
     (workdir / "checkpoints" / "11" / "half").write_text("")
     (workdir / "checkpoints" / "3" / "meta").write_text("")
     assert checkpoints.recover(workdir) == 9
-    assert names(workdir / "checkpoints") == ["7", "9"] and names(workdir / "damaged") == ["3"]
-    # One without a seal that is not the newest was acknowledged once: it is not thrown away.
+    assert names(workdir / "checkpoints") == ["7", "9"] and names(workdir / "damaged") == ["11", "3"]
     (folder / seals.NAME).unlink()
     assert checkpoints.recover(workdir) == 9
-    assert names(workdir / "damaged") == ["3", "7"]
+    assert names(workdir / "damaged") == ["11", "3", "7"]
 
 
 def test_where_all_are_damaged_the_run_stops_before_it_begins_anew(folder):

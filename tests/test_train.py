@@ -147,6 +147,36 @@ def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, m
         saved.restore(3, wrong)
 
 
+def test_a_done_run_that_lost_its_checkpoint_goes_on_from_the_rest(small_config):
+    config = small_config("represent")
+    config.save_steps = 2
+    summary = train.train(config)
+    assert train.train(config) == summary
+    (pathlib.Path(config.workdir) / "checkpoints" / "3" / "meta" / "metadata").write_text("")
+    again = train.train(config)
+    assert (pathlib.Path(config.workdir) / "damaged" / "3").is_dir()
+    assert again["step"] == 3 and again["scores"] == summary["scores"]
+
+
+def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config):
+    second = small_config("represent")
+    second.epochs = 0.3
+    train.train(second)
+    third = small_config("classify")
+    third.data.image_size = 32
+    with pytest.raises(InputError, match="data.image_size 24 and not 32: add --config.data.image_size=24, or"):
+        train.train(third)
+
+
+@pytest.mark.parametrize("place", ["", "file", "data", "/proc/run"])
+def test_a_folder_that_can_be_no_runs_is_refused(small_config, tmp_path, drawn, place):
+    config = small_config("represent")
+    (tmp_path / "file").write_text("")
+    config.workdir = {"file": str(tmp_path / "file"), "data": str(drawn)}.get(place, place)
+    with pytest.raises(InputError, match="name a folder for the run, of its own|cannot be made"):
+        train.train(config)
+
+
 def test_two_runs_in_one_folder(small_config):
     config = small_config("represent")
     with lock.hold(config.workdir), pytest.raises(FolderInUse, match=f"in use by process {os.getpid()}"):
@@ -247,7 +277,10 @@ def test_foreign_runs_are_refused_by_name(small_config):
         train.train(third)
     second = small_config("represent")
     second.init_from, second.model.name = first.workdir, "resnet18"
-    with pytest.raises(InputError, match="holds a efficientnet_v2_pico, the config wants resnet18"):
+    with pytest.raises(
+        InputError,
+        match="trained with model.name 'efficientnet_v2_pico' and not 'resnet18': add --config.model.name=eff",
+    ):
         train.train(second)
     second = small_config("represent")
     second.init_from, second.data.split, second.epochs = first.workdir, "", 0.3

@@ -65,8 +65,8 @@ class _FileReader:
             raise images.BadImage("path holds a zero byte")
         root = os.path.realpath(self.root)
         path = os.path.realpath(os.path.join(root, row["name"]))
-        if os.path.isabs(row["name"]) or os.path.commonpath([root, path]) != root:
-            raise images.BadImage(f"path leads out of the image folder {self.root}")
+        if os.path.commonpath([root, path]) != root:
+            raise images.BadImage(f"path leads out of the image folder {self.root} (--images names another)")
         try:
             if os.path.getsize(path) > MAX_FILE_BYTES:
                 raise images.BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes")
