@@ -1,4 +1,5 @@
-"""All fields of a run, with the method's settings (PAPER.md's table); the other configs change a few of them.
+"""All fields of a run, with the paper's settings; the other configs change a few of them. What the paper leaves open
+and was chosen here says "ours".
 
 A field that may be absent is a placeholder, so that it can be set on the command line.
 """

@@ -12,6 +12,7 @@ runs/<variant>/pretrain, represent and classify. What to expect is in docs/resul
 from ml_collections import ConfigDict
 
 from lae_jax.configs import common
+from lae_jax.errors import unknown
 
 VARIANTS = ("small", "tuned", "yardstick", "paper_augmentation")
 
@@ -33,7 +34,7 @@ def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentati
 
 def get_config(variant: str = "small"):
     if variant not in VARIANTS:
-        raise ValueError(f"small.py:{variant}: the variants are {', '.join(VARIANTS)}")
+        raise ValueError(unknown("variant of configs/small.py:<variant>", variant, VARIANTS))
     augmentation = "full" if variant == "paper_augmentation" else "crop"
     c = ConfigDict({"workdir": f"runs/{variant}", "order": ("represent", "classify"), "stages": {}})
     c.faces, c.people = "data/faces", "data/people"  # prepared data sets: of stages 2 and 3, and of stage 1

@@ -19,6 +19,7 @@ and schedules are one override of the row `representation`: --config.batch_size=
 """
 
 from lae_jax.configs import baseline, classify, common, represent, submission
+from lae_jax.errors import unknown
 
 
 def _architecture():
@@ -68,9 +69,9 @@ ROWS = {
 }
 
 
-def get_config(row: str):
+def get_config(row: str = ""):
     if row not in ROWS:
-        raise ValueError(f"table2.py:{row}: the rows are {', '.join(ROWS)}")
+        raise ValueError(unknown("row of configs/table2.py:<row>", row, ROWS))
     c = ROWS[row]()
     c.workdir = f"runs/table2/{row}"
     return c

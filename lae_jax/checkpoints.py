@@ -240,8 +240,12 @@ def read_meta(workdir: os.PathLike | str, step: int) -> dict:
 
 def require_run(workdir: os.PathLike | str, how_to_make: str = "") -> None:
     """Raises InputError, with the command that makes it, if a folder holds no run."""
-    if not (epath.Path(workdir) / FOLDER).is_dir():
-        raise InputError(f"{workdir} holds no run{how_to_make and f': make it with {how_to_make}'}")
+    workdir = epath.Path(workdir)
+    if not (workdir / FOLDER).is_dir():
+        hint = how_to_make and f": make it with {how_to_make}"
+        if workdir.is_dir() and (inside := sorted(p.name for p in workdir.iterdir() if (p / FOLDER).is_dir())):
+            hint = f": name one of those in it ({', '.join(inside)})"
+        raise InputError(f"{workdir} holds no run{hint}")
 
 
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Handed:

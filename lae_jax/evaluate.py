@@ -105,7 +105,9 @@ def _draw(folder: epath.Path, handed: checkpoints.Handed, dataset, split: str, a
     same = handed.meta["data_hash"] == dataset.hash
     histogram_of = trained_on if same else split
     histogram_ages = dataset.column("age")[dataset.rows(histogram_of)]
-    title = f"{handed.workdir.name} on {dataset.path.name}, {split}"
+    title = (
+        f"{handed.workdir.name} step {handed.step} ({handed.meta['model']}) on {dataset.path.resolve().name}, {split}"
+    )
     predictions = predictions.astype(np.float64)
     figures.histogram(
         folder / "histogram.png", histogram_ages[~np.isnan(histogram_ages)], ages, predictions, title, histogram_of
@@ -135,6 +137,8 @@ def tell(report: dict) -> str:
         f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
         f"   n {report['n']}"
     )
+    if outside := report["n"] - sum(report["group_count"]):
+        lines.append(f"{outside} of them older than 81 or younger than 1: they count in MAE, not in a group")
     if report["missing_groups"]:
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def histogram(path: epath.Path, training_ages, ages, predictions, title: str, hi
         over = axis.twinx()
         over.spines[["top"]].set_visible(False)
         over.plot(places, error[which], ".-", color=_LINE, markersize=4, linewidth=1)
-        over.set_ylim(bottom=0)
+        over.set_ylim(0, 1.05 * max(np.nanmax(error), 1e-3))
         over.set_ylabel("mean absolute error, years (line)", color=_LINE)
     left.set_xlim(present.min() - 1, present.max() + 1)
     left.set_xlabel("age, years")
@@ -69,20 +69,24 @@ def histogram(path: epath.Path, training_ages, ages, predictions, title: str, hi
 
 
 def group_errors(path: epath.Path, report: metrics.AgeReport, title: str) -> None:
-    """The eight MAE^j as bars with their numbers of images, the overall MAE as a line, sigma in the legend."""
+    """The eight MAE^j as bars over their numbers of images, the overall MAE as a line, sigma in the legend."""
     figure, axis = _plain_axes()
-    bars = axis.bar(metrics.GROUPS, report.group_mae, color=_ACCENT, width=0.7)
-    for bar, value, count in zip(bars, report.group_mae, report.group_count, strict=True):
-        text = f"{value:.2f}\n{count} image{'' if count == 1 else 's'}" if count else "no image"
-        height = value if count else 0
-        axis.annotate(
-            text,
-            (bar.get_x() + bar.get_width() / 2, height),
+    places = np.arange(len(metrics.GROUPS))
+    axis.bar(places, report.group_mae, color=_ACCENT, width=0.7)
+    for place, value, count in zip(places, report.group_mae, report.group_count, strict=True):
+        text = axis.annotate(
+            f"{value:.2f}" if count else "no image",
+            (place, value if count else 0),
             (0, 3),
             textcoords="offset points",
             ha="center",
-            fontsize=8,
+            fontsize=9,
         )
+        # The line of the overall error must not strike a number through.
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    counts = [f"{count} image{'' if count == 1 else 's'}" for count in report.group_count]
+    axis.set_xticks(places, [f"{group}\n{count}" for group, count in zip(metrics.GROUPS, counts, strict=True)])
+    axis.set_xlim(places[0] - 0.6, places[-1] + 0.6)
     sigma = f"sigma {report.sigma:.2f}" if np.isfinite(report.sigma) else "sigma undefined: a group has no image"
     axis.axhline(report.mae, color=_LINE, linewidth=1, label=f"MAE {report.mae:.2f}; {sigma}")
     axis.set_xlabel("true age, years")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from lae_jax.errors import InputError
+
 
 def is_remote(path: os.PathLike | str) -> bool:
     """Whether a path lies in a bucket, where files can be replaced but neither appended to nor locked."""
@@ -31,6 +33,14 @@ def write_text(path: os.PathLike, text: str) -> None:
 def write_json(path: os.PathLike, content: Mapping) -> None:
     """Writes strict JSON (no NaN), sorted by key."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: os.PathLike) -> dict:
+    """Raises InputError, naming the file, where it is no JSON."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}): restore it, or choose another folder") from error
 
 
 def sha256_of(path: os.PathLike) -> str:

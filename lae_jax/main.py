@@ -160,7 +160,7 @@ def find_shipped_config(argv: list[str]) -> list[str]:
         place = i if value else i + 1
         value = value or (argv[place] if place < len(argv) else "")
         file, colon, row = value.partition(":")
-        if value and not os.path.exists(file):
+        if value and not os.path.isfile(file):
             found = shipped / (pathlib.Path(file).name.removesuffix(".py") + ".py")
             if not found.exists():
                 known = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in ("common", "__init__"))
@@ -171,9 +171,12 @@ def find_shipped_config(argv: list[str]) -> list[str]:
 
 def flag_error(error: Exception) -> str:
     """The reason that absl or ml_collections gives for a wrong flag, as one sentence."""
-    if error.args and isinstance(error.args[0], KeyError):
-        # A field that the config lacks; its text is 'name', a line's end, and a hint.
-        return "unknown config field " + "; ".join(str(error.args[0].args[0]).splitlines())
+    reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    if isinstance(reason, KeyError) and "does not support indexing" not in str(reason):
+        # A field that the config lacks; its text is the name, in quotes or not, a line's end, and a hint.
+        name, *hint = str(reason.args[0]).splitlines()
+        told = "; ".join([repr(name.strip("'\"")), *hint])
+        return f"unknown config field {told} (in a recipe, fields are set by stage: --config.stages.<name>.<field>=...)"
     lines = str(error).strip().splitlines()
     if "Traceback" in str(error):  # of the config's file; it ends with the reason
         return lines[-1].partition(": ")[2]

@@ -118,8 +118,7 @@ class Verification:
     """How well embeddings tell people apart; rates are fractions of the genuine or of the impostor pairs."""
 
     equal_error_rate: float  # where as many impostors are accepted as genuine pairs are refused
-    true_accept_rate: float  # at `false_accept_rate`; NaN with too few impostor pairs to resolve it
-    false_accept_rate: float
+    true_accept_rate: float  # where 1 impostor in 1,000 is accepted; NaN with too few impostor pairs to resolve it
     pairs: int  # genuine and impostor pairs together
     genuine_pairs: int
 
@@ -160,13 +159,11 @@ def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int 
     impostor = _draw_pairs(rng, num_pairs - num_pairs // 2, first_partner=block_end, partners=len(order) - block_end)
     genuine, impostor = (_cosine(embeddings[order[a]], embeddings[order[b]]) for a, b in (genuine, impostor))
 
-    false_accept_rate = 1e-3
     accepted, false_accepted = _roc(genuine, impostor)
     resolved = len(impostor) >= 1000
     return Verification(
         equal_error_rate=_equal_error_rate(accepted, false_accepted),
-        true_accept_rate=float(accepted[false_accepted <= false_accept_rate].max()) if resolved else math.nan,
-        false_accept_rate=false_accept_rate,
+        true_accept_rate=float(accepted[false_accepted <= 1e-3].max()) if resolved else math.nan,
         pairs=len(genuine) + len(impostor),
         genuine_pairs=len(genuine),
     )

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +102,9 @@ def _run(tasks: list[shards.ShardTask], workers: int):
         yield from map(shards.write_shard, tasks)
         return
     # Not fork: the parent may hold threads.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
+    # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), signal.signal, ignore) as pool:
         yield from pool.imap_unordered(shards.write_shard, tasks)
 
 
@@ -110,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     manifest = prepare(args)
     rows = [(name, count) for name, count in manifest["splits"].items()]
     print(console.table(["split", "images"], rows))
+    if not any(name.endswith("train") for name in manifest["splits"]):
+        logger.warning("no split is called train: name the one to train on with --config.data.train")
     print(
         f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
         f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"

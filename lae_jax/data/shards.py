@@ -25,7 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from lae_jax.data import images
 from lae_jax.data.readers import Picture, Source
 from lae_jax.errors import InputError
-from lae_jax.files import sha256_of, write_json
+from lae_jax.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -77,7 +77,7 @@ class ShardTask:
         """Whether the shard is there as it was written."""
         if not self.path.exists():
             return False
-        part = json.loads(self.part_path.read_text())
+        part = read_json(self.part_path)
         return self.path.stat().st_size == part["bytes"] and sha256_of(self.path) == part["sha256"]
 
 
@@ -157,10 +157,13 @@ def plan(
         "source_rows": count,
         "source_sha256": digest.hexdigest(),
     }
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}): name another --out") from error
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
-        before = json.loads(recipe_path.read_text())
+        before = read_json(recipe_path)
         differing = sorted(key for key in {*before, *recipe} if before.get(key) != recipe.get(key))
         if differing:
             listed = ", ".join(f"{key}: {before.get(key)!r} there, {recipe.get(key)!r} now" for key in differing)
@@ -198,7 +201,7 @@ def finish(
     """
     out = tasks[0].out
     tables = [pq.read_table(task.columns_path) for task in tasks]
-    parts = [json.loads(task.part_path.read_text()) for task in tasks]
+    parts = [read_json(task.part_path) for task in tasks]
     columns = pa.concat_tables(tables)
     rejected = list(rejected) + [tuple(row) for part in parts for row in part["rejected"]]
     if not columns.num_rows:
