@@ -3,8 +3,8 @@
     python -m lae_jax.demo --out build/demo --seed 0
 
 Runs the programs that a user runs, prints each command, ends with a table like the paper's Table 2 on a balanced test
-set, and fails if the table does not show what the paper's does. Stopped and started again it goes on (`make demo` starts
-afresh).
+set, and fails if the table does not show what the paper's does. A demo that was
+stopped goes on when started again (`make demo` starts afresh).
 """
 
 import argparse

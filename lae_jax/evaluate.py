@@ -30,12 +30,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", help="name of the split, 'all' for every row (default: the run's validation split)")
     add("--step", type=int, help="checkpoint (default: the best)")
     add("--flip", action="store_true", help="average with the mirror image")
+    add("--allow-other-crop", action="store_true", help="score on faces that were cut otherwise; the report says so")
     add("--batch-size", type=int, default=256, help="images at a time over all devices (default 256)")
     add("--devices", type=int, default=0, help="simulated devices on a CPU (default: what the platform has)")
     return parser.parse_args(argv)
 
 
-def predict_split(handed: checkpoints.Handed, data: str | None, split: str | None, *, flip: bool, batch_size: int):
+def predict_split(
+    handed: checkpoints.Handed,
+    data: str | None,
+    split: str | None,
+    *,
+    flip: bool,
+    batch_size: int,
+    allow_other_crop: bool = False,
+):
     """Outputs of a run's checkpoint on a split -> (stage, data set, rows with a target, targets, outputs, name)."""
     from lae_jax import parallel, runs, stages
     from lae_jax.data import records
@@ -47,7 +56,10 @@ def predict_split(handed: checkpoints.Handed, data: str | None, split: str | Non
             raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
         split = runs.split_name(config, config.data.split)
     if handed.meta["crop"] != dataset.crop:
-        raise InputError(f"{handed.workdir} was trained on crops {handed.meta['crop']}, {data} holds {dataset.crop}")
+        told = f"{handed.workdir} was trained on crops {handed.meta['crop']}, {dataset.path} holds {dataset.crop}"
+        if not allow_other_crop:
+            raise InputError(f"{told}: prepare the data alike, or say --allow-other-crop (the errors may be large)")
+        logger.warning("%s: the errors may be large", told)
     if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = runs.examples(dataset, split, stage)
@@ -63,7 +75,12 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
     handed = checkpoints.load_run(args.run, args.step)
     stage, dataset, examples, outputs, split = predict_split(
-        handed, args.data, args.split, flip=args.flip, batch_size=args.batch_size
+        handed,
+        args.data,
+        args.split,
+        flip=args.flip,
+        batch_size=args.batch_size,
+        allow_other_crop=args.allow_other_crop,
     )
     scores = stage.score({stage.target: examples.targets}, outputs)
     suffix = f"-step{args.step}" * (args.step is not None) + "-flip" * args.flip
@@ -81,6 +98,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         "split": split,
         "flip": args.flip,
         "protocol": dataset.manifest["protocol"],
+        "crop": dataset.crop,
+        "other_crop_than_training": handed.meta["crop"] != dataset.crop,
     }
     files.write_json(folder / "report.json", report)
     if stage.target == "age":
@@ -139,6 +158,8 @@ def tell(report: dict) -> str:
     )
     if outside := report["n"] - sum(report["group_count"]):
         lines.append(f"{outside} of them older than 81 or younger than 1: they count in MAE, not in a group")
+    if report.get("other_crop_than_training"):
+        lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
     if report["missing_groups"]:
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
     return "\n".join(lines)

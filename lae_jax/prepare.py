@@ -1,6 +1,7 @@
 """Makes a prepared data set from photographs.
 
-python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces
+python -m lae_jax.prepare --reader csv --source faces.csv --out data/faces                   (photographs)
+python -m lae_jax.prepare --reader csv --source crops.csv --align none --out data/faces      (face crops)
 python -m lae_jax.prepare --reader csv --source train=train.csv --source test=test.csv --images photos --out data/faces
 python -m lae_jax.prepare --reader folders --source people/ --out data/people
 python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --out data/drawn
@@ -19,6 +20,7 @@ import pyarrow as pa
 from lae_jax import console
 from lae_jax.data import readers, shards, splits
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 
 logger = logging.getLogger("lae_jax")
 
@@ -36,15 +38,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--folds", type=int, help="K-fold splits fold0-train, fold0-validation, ... instead of --split")
     add("--by", choices=("identity", "image"), help="what stays on one side (default: identity where it is known)")
     add("--seed", type=int, default=0, help="of the split and of drawn faces (default 0)")
-    add("--size", type=int, default=256, help="longest allowed shorter side of a stored image, pixels (default 256)")
-    add("--quality", type=int, default=95, help="JPEG quality of images that must be encoded (default 95)")
+    add("--align", choices=crops.ALIGN, help="by landmarks, of the source or found by mtcnn (default), or"
+        " none: the images are crops (default for synthetic and recordio)")  # fmt: skip
+    add("--size", type=int, default=256, help="side of the crops in pixels; with --align none the longest allowed"
+        " shorter side (default 256)")  # fmt: skip
+    add("--margin", type=float, default=0.125, help="around the 112x112 template, share of its side (default 0.125)")
+    add("--faces", choices=crops.FACES, default="largest", help="which of several in a photograph (default largest)")
+    add("--undetected", choices=crops.UNDETECTED, default="reject", help="images without a face: into rejected.csv"
+        " (default), or a centre crop")  # fmt: skip
+    add("--quality", type=int, default=95, help="JPEG quality of images that are encoded (default 95)")
     add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     args = parser.parse_args(argv)
-    if not 16 <= args.size <= 4096:
-        raise InputError(f"--size {args.size}: 16 to 4096 pixels")
-    if not 1 <= args.quality <= 100:
-        raise InputError(f"--quality {args.quality}: 1 to 100")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative")
     if args.folds is not None and args.folds < 2:
@@ -57,6 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
     return args
+
+
+def recipe_of(args: argparse.Namespace) -> crops.Recipe:
+    """How the faces are cut."""
+    align = args.align or ("none" if args.reader in ("synthetic", "recordio") else "landmarks")
+    return crops.Recipe(align, args.size, args.margin, args.quality, args.faces, args.undetected)
 
 
 def splitter(args: argparse.Namespace, columns: pa.Table) -> tuple[str, dict[str, np.ndarray], np.ndarray]:
@@ -79,12 +90,11 @@ def splitter(args: argparse.Namespace, columns: pa.Table) -> tuple[str, dict[str
 
 def prepare(args: argparse.Namespace) -> dict:
     """Reads, checks, shards, splits; returns the manifest."""
+    recipe = recipe_of(args)
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
     out = pathlib.Path(args.out)
-    tasks = shards.plan(
-        source, out, {"reader": args.reader, **source.recipe}, size=args.size, quality=args.quality, shards=args.shards
-    )
+    tasks = shards.plan(source, out, args.reader, recipe, args.shards)
     missing = [task for task in tasks if not task.is_complete()]
     for task in missing:
         if task.path.exists():
@@ -94,7 +104,7 @@ def prepare(args: argparse.Namespace) -> dict:
     with console.progress(total=sum(t.table.num_rows for t in missing), what="prepare", unit="image") as line:
         for done in _run(missing, args.workers):
             line.update(done)
-    return shards.finish(tasks, source.rejected, lambda columns: splitter(args, columns), shards.UNKNOWN_CROP)
+    return shards.finish(tasks, source.rejected, lambda columns: splitter(args, columns))
 
 
 def _run(tasks: list[shards.ShardTask], workers: int):
@@ -102,10 +112,15 @@ def _run(tasks: list[shards.ShardTask], workers: int):
         yield from map(shards.write_shard, tasks)
         return
     # Not fork: the parent may hold threads.
-    # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), signal.signal, ignore) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), _start_worker) as pool:
         yield from pool.imap_unordered(shards.write_shard, tasks)
+
+
+def _start_worker() -> None:
+    # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker has one core, also in what its libraries do.
+    os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -99,3 +100,18 @@ def test_wrong_calls_say_what_there_is(run, tmp_path):
         evaluate.evaluate(arguments(run, "--step", "77"))
     with pytest.raises(InputError, match="no prepared data set"):
         evaluate.evaluate(arguments(run, "--data", str(tmp_path)))
+
+
+def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run.data.path, other)
+    manifest = json.loads((other / "dataset.json").read_text())
+    manifest["crop"] = {"align": "eyes", "detector": "by hand"}
+    (other / "dataset.json").write_text(json.dumps(manifest))
+    words = ["--run", run.workdir, "--data", str(other), "--split", "test"]
+    with pytest.raises(InputError, match=r"crops \{'align': 'none', .* holds \{'align': 'eyes', .*--allow-other-crop"):
+        evaluate.main(words)
+    evaluate.main([*words, "--allow-other-crop"])
+    assert "cut otherwise" in capsys.readouterr().out
+    report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
+    assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]

@@ -28,7 +28,7 @@ def make_source(folder, rows, header="path,age,identity"):
 
 
 def run(out, *args):
-    words = [str(word) for word in ("--out", out, "--workers", 1, *args)]
+    words = [str(word) for word in ("--out", out, "--workers", 1, "--align", "none", *args)]
     if "--reader" not in words:
         words += ["--reader", "csv"]
     return prepare.prepare(prepare.parse_args(words))

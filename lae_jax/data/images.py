@@ -59,18 +59,18 @@ def encode(image: Image.Image, quality: int) -> bytes:
 def store_form(encoded: bytes, size: int, quality: int) -> tuple[bytes, int, int]:
     """The form in which a ready crop is stored: upright RGB JPEG whose shorter side is at most `size`.
 
-    A JPEG that is all this already keeps its bytes. Returns (JPEG bytes, width and height of the source in pixels).
+    A JPEG that is all this already keeps its bytes. Returns (JPEG bytes, width and height of the upright source).
     Every image is decoded whole here, so that a record that does not decode later means a damaged shard.
     """
     source = _open(encoded)
-    width, height = source.size
     keeps = (
         source.format == "JPEG"
         and source.mode in ("RGB", "L")
         and source.getexif().get(_EXIF_ORIENTATION, 1) == 1
-        and min(width, height) <= size
+        and min(source.size) <= size
     )
     image = load(encoded)
+    width, height = image.size
     if keeps:
         return encoded, width, height
     if min(image.size) > size:

@@ -22,17 +22,17 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lae_jax.data import images
+from lae_jax.data import images, stored
 from lae_jax.data.readers import Picture, Source
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 from lae_jax.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
 
-FORMAT = 1
+FORMAT = 2
 IMAGES_PER_SHARD = 4096
-UNKNOWN_CROP = {"align": "none", "detector": "unknown"}
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
 
@@ -57,8 +57,7 @@ class ShardTask:
     first_row: int
     table: pa.Table
     read: Callable[[dict], Picture]
-    size: int
-    quality: int
+    recipe: crops.Recipe
 
     @property
     def path(self) -> pathlib.Path:
@@ -91,33 +90,24 @@ def write_shard(task: ShardTask) -> int:
         return task.table.num_rows
     temporary = task.path.with_name(task.path.name + ".incomplete")
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    kept, extra, rejected = [], [], []
-    for offset, row in enumerate(_rows(task.table)):
-        try:
-            picture = task.read(row)
-            stored, width, height = images.store_form(picture.encoded, task.size, task.quality)
-        except images.BadImage as reason:
-            rejected.append([row["name"], str(reason)])
+    made, rejected = [], []
+    for number, name, result in stored.stored(_rows(task.table), task.first_row, task.read, task.recipe):
+        if isinstance(result, images.BadImage):
+            rejected.append([name, str(result)])
             continue
         example = tf_example_pb2.Example()
-        example.features.feature["image"].bytes_list.value.append(stored)
-        example.features.feature["row"].int64_list.value.append(task.first_row + offset)
+        example.features.feature["image"].bytes_list.value.append(result.encoded)
+        example.features.feature["row"].int64_list.value.append(number)
         writer.write(example.SerializeToString(deterministic=True))
-        kept.append(offset)
-        content = hashlib.sha256(picture.encoded).hexdigest()
-        extra.append((task.first_row + offset, content, width, height, picture.landmarks or row["landmarks"]))
+        made.append(result.columns)
     writer.close()
-    source, content, widths, heights, landmarks = zip(*extra, strict=True) if extra else ([],) * 5
-    columns = task.table.take(pa.array(kept, pa.int64()))
-    at = columns.column_names.index("landmarks")
-    columns = columns.set_column(at, "landmarks", pa.array(list(landmarks), task.table.schema.field(at).type))
-    for name, values, kind in [
-        ("source_row", source, pa.int64()),
-        ("sha256", content, pa.string()),
-        ("width", widths, pa.int32()),
-        ("height", heights, pa.int32()),
-    ]:
-        columns = columns.append_column(name, pa.array(list(values), kind))
+    columns = task.table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
+    for name, kind in stored.COLUMNS.items():
+        values = pa.array([row[name] for row in made], kind)
+        if name in columns.column_names:
+            columns = columns.set_column(columns.column_names.index(name), name, values)
+        else:
+            columns = columns.append_column(name, values)
     pq.write_table(columns, task.columns_path)
     part = {"rejected": rejected, "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
     write_json(task.part_path, part)
@@ -131,10 +121,10 @@ def _rows(table: pa.Table):
         yield from batch.to_pylist()
 
 
-def plan(
-    source: Source, out: pathlib.Path, recipe: dict, *, size: int, quality: int, shards: int = 0
-) -> list[ShardTask]:
+def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, shards: int = 0) -> list[ShardTask]:
     """Opens (or goes on with) the folder `out` and returns the tasks whose shards are its images.
+
+    Args: reader: its name; recipe: how faces are cut; shards: their number (0: by the number of images).
 
     Raises InputError if `out` was begun with another source or recipe, or if the source has no row.
     """
@@ -148,11 +138,12 @@ def plan(
         digest.update(repr([batch.schema.to_string(), batch.num_rows]).encode())
         for row in _rows(pa.table(batch)):
             digest.update(json.dumps(row, sort_keys=True).encode())
-    recipe = {
-        **recipe,
+    written = {
+        "reader": reader,
+        **source.recipe,
+        **dataclasses.asdict(recipe),
+        "crop": recipe.contract(),
         "format": FORMAT,
-        "size": size,
-        "quality": quality,
         "shards": shards,
         "source_rows": count,
         "source_sha256": digest.hexdigest(),
@@ -164,14 +155,14 @@ def plan(
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
         before = read_json(recipe_path)
-        differing = sorted(key for key in {*before, *recipe} if before.get(key) != recipe.get(key))
+        differing = sorted(key for key in {*before, *written} if before.get(key) != written.get(key))
         if differing:
-            listed = ", ".join(f"{key}: {before.get(key)!r} there, {recipe.get(key)!r} now" for key in differing)
+            listed = ", ".join(f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing)
             raise InputError(
                 f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
             )
     else:
-        write_json(recipe_path, recipe)
+        write_json(recipe_path, written)
     borders = [i * count // shards for i in range(shards + 1)]
     return [
         ShardTask(
@@ -181,8 +172,7 @@ def plan(
             borders[i],
             source.table.slice(borders[i], borders[i + 1] - borders[i]),
             source.read,
-            size,
-            quality,
+            recipe,
         )
         for i in range(shards)
     ]
@@ -192,14 +182,13 @@ def finish(
     tasks: Sequence[ShardTask],
     rejected: Sequence[tuple[str, str]],
     make_splits: Callable[[pa.Table], tuple[str, dict[str, np.ndarray], np.ndarray]],
-    crop: dict,
 ) -> dict:
     """Joins the parts of complete shards, makes the splits, writes the manifest last and returns it.
 
     Args: rejected: (name, reason) refused by the reader; make_splits: columns -> (protocol: 'image' | 'identity' |
     'column', rows of each split, rows that were taken out of theirs since the same file stands in another).
     """
-    out = tasks[0].out
+    out, crop = tasks[0].out, tasks[0].recipe.contract()
     tables = [pq.read_table(task.columns_path) for task in tasks]
     parts = [read_json(task.part_path) for task in tasks]
     columns = pa.concat_tables(tables)
@@ -208,8 +197,9 @@ def finish(
         _remove(tasks)
         told = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
         raise InputError(
-            f"none of {len(rejected)} images can be used ({told}). Nothing was kept: mend it, or name the folder that"
-            " the paths start from with --images, and give the command again"
+            f"none of {len(rejected)} images can be used ({told}). Nothing was kept: mend it, name the folder that the"
+            " paths start from with --images, or say that they are face crops already with --align none, and give the"
+            " command again"
         )
     protocol, splits, doubled = make_splits(columns)
     for name, rows in splits.items():

@@ -1,0 +1,118 @@
+"""From rows of a source to what a data set stores of them: read, decoded, cut, encoded."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lae_jax.data import images
+from lae_jax.data.readers import Picture
+from lae_jax.faces import crops
+
+# The columns that are made here, beside the source's own.
+COLUMNS = {
+    "name": pa.string(),
+    "source_row": pa.int64(),
+    "sha256": pa.string(),  # of the source file
+    "width": pa.int32(),  # of the source image, pixels
+    "height": pa.int32(),
+    "landmarks": pa.list_(pa.float32()),  # x, y, x, y ... in pixels of the upright source image; null: unknown
+    "box": pa.list_(pa.float32()),  # left, top, right, bottom of the face that was found, likewise
+    "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
+    "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
+}
+# Decoded photographs in memory at a time; a 16-megapixel one has 48 MB.
+_PHOTOGRAPHS = 4
+
+
+class Stored(NamedTuple):
+    """A record: the encoded image, and its values of `COLUMNS`."""
+
+    encoded: bytes
+    columns: dict
+
+
+def stored(
+    rows: Iterable[dict], first_row: int, read: Callable[[dict], Picture], recipe: crops.Recipe
+) -> Iterator[tuple[int, str, Stored | images.BadImage]]:
+    """For each face its row's number (from `first_row`) and name, and what is stored of it or why there is none.
+
+    A row of several faces (`recipe.faces` 'all') gives several records; the second is called NAME#2.
+    """
+    make = _ready if recipe.align == "none" else _cut
+    numbered = enumerate(rows, first_row)
+    while some := list(itertools.islice(numbered, _PHOTOGRAPHS)):
+        pictures = [_read(row, read) for _, row in some]
+        for (number, row), results in zip(some, make([row for _, row in some], pictures, recipe), strict=True):
+            for count, result in enumerate(results, 1):
+                name = row["name"] if count == 1 else f"{row['name']}#{count}"
+                if isinstance(result, Stored):
+                    result.columns.update(name=name, source_row=number)
+                yield number, name, result
+
+
+def _read(row: dict, read: Callable[[dict], Picture]) -> Picture | images.BadImage:
+    try:
+        return read(row)
+    except images.BadImage as reason:
+        return reason
+
+
+def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
+    """Of images that are crops already."""
+    for row, picture in zip(rows, pictures, strict=True):
+        if isinstance(picture, images.BadImage):
+            yield [picture]
+            continue
+        try:
+            encoded, width, height = images.store_form(picture.encoded, recipe.size, recipe.quality)
+        except images.BadImage as reason:
+            yield [reason]
+            continue
+        columns = _of_file(picture, width, height)
+        scale = max(1.0, min(width, height) / recipe.size)
+        landmarks = picture.landmarks or row["landmarks"]
+        yield [Stored(encoded, {**columns, "landmarks": landmarks, "box": None, "cut_by": None, "scale": scale})]
+
+
+def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
+    """Of photographs: aligned crops."""
+    loaded: dict[int, crops.Photograph] = {}
+    for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+        if isinstance(picture, images.BadImage):
+            continue
+        known = picture.landmarks or row["landmarks"]
+        try:
+            image = images.load(picture.encoded)
+        except images.BadImage as reason:
+            pictures[number] = reason
+            continue
+        loaded[number] = crops.Photograph(image, None if known is None else np.reshape(known, (5, 2)))
+    found = dict(zip(loaded, crops.cut([*loaded.values()], recipe), strict=True))
+    for number, picture in enumerate(pictures):
+        result = found.get(number, picture)
+        if isinstance(result, images.BadImage):
+            yield [result]
+            continue
+        width, height = loaded[number].image.size
+        columns = _of_file(picture, width, height)
+        yield [
+            Stored(
+                images.encode(crop.image, recipe.quality),
+                {
+                    **columns,
+                    "landmarks": None if crop.landmarks is None else crop.landmarks.ravel().tolist(),
+                    "box": None if crop.box is None else crop.box.tolist(),
+                    "cut_by": crop.how,
+                    "scale": crop.scale,
+                },
+            )
+            for crop in result
+        ]
+
+
+def _of_file(picture: Picture, width: int, height: int) -> dict:
+    return {"sha256": hashlib.sha256(picture.encoded).hexdigest(), "width": width, "height": height}

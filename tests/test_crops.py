@@ -1,0 +1,114 @@
+"""Photographs -> data sets of aligned crops: which face, what becomes of the others, and the crop contract."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lae_jax import prepare
+from lae_jax.data import records, synthetic
+from lae_jax.errors import InputError
+from lae_jax.faces import align, crops
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """scene.jpg: two faces, the larger one away from the middle; one.png; nobody.png; broken.jpg; faces.csv of all."""
+    folder = tmp_path_factory.mktemp("photographs")
+    faces = [Image.fromarray(synthetic.draw_face(k, 30.0 + k, 0, 200, k)[0]) for k in range(3)]
+    scene = Image.new("RGB", (640, 360), (90, 100, 110))
+    scene.paste(faces[0].resize((240, 240)), (10, 60))
+    scene.paste(faces[1].resize((130, 130)), (300, 110))
+    scene.save(folder / "scene.jpg", quality=95)
+    faces[2].save(folder / "one.png")
+    Image.fromarray(np.full((150, 200, 3), (60, 120, 40), np.uint8)).save(folder / "nobody.png")
+    (folder / "broken.jpg").write_bytes((folder / "scene.jpg").read_bytes()[:2000])
+    rows = ["path,age", "scene.jpg,30", "one.png,32", "nobody.png,50", "broken.jpg,9", "missing.jpg,8"]
+    (folder / "faces.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def made(photographs, out, *words):
+    """The data set that `prepare` makes, and the reasons in rejected.csv by name."""
+    words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--out", str(out), *words]
+    prepare.prepare(prepare.parse_args([*words, "--workers", "1", "--size", "96"]))
+    with open(out / "rejected.csv", newline="") as file:
+        return records.open_dataset(out), dict(list(csv.reader(file))[1:])
+
+
+def test_the_largest_face_is_cut_and_what_has_none_is_rejected(photographs, tmp_path):
+    dataset, rejected = made(photographs, tmp_path / "out", "--split", "1:1")
+    assert dataset.column("name").tolist() == ["scene.jpg", "one.png"]
+    assert dataset.column("cut_by").tolist() == ["mtcnn", "mtcnn"]
+    assert rejected["nobody.png"] == "no face found" and "does not decode" in rejected["broken.jpg"]
+    assert rejected["missing.jpg"] == "file not found"
+    left, _, right, _ = dataset.column("box")[0]
+    assert right < 260 and (dataset.column("width")[0], dataset.column("height")[0]) == (640, 360)
+    assert dataset.crop["detector"] == "mtcnn 1.0.0" and dataset.crop["size"] == 96
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["crop"] == dataset.crop
+
+
+def test_the_face_in_the_centre_or_all_of_them(photographs, tmp_path):
+    centre, _ = made(photographs, tmp_path / "centre", "--faces", "centre", "--split", "1:1")
+    assert centre.column("box")[0][0] > 260
+    every, _ = made(photographs, tmp_path / "all", "--faces", "all", "--split", "1:1")
+    assert every.column("name").tolist() == ["scene.jpg", "scene.jpg#2", "one.png"]
+    assert every.column("source_row").tolist() == [0, 0, 1] and every.column("age").tolist() == [30, 30, 32]
+    # The faces of one photograph stay on one side.
+    sides = [set(every.rows(name).tolist()) for name in ("train", "validation")]
+    assert {0, 1} in sides
+
+
+def test_a_centre_crop_stands_in_where_no_face_is_found(photographs, tmp_path):
+    dataset, rejected = made(photographs, tmp_path / "out", "--undetected", "centre", "--split", "1:1")
+    assert dataset.column("cut_by").tolist() == ["mtcnn", "mtcnn", "centre"] and "nobody.png" not in rejected
+    assert dataset.column("box")[2] is None and dataset.column("scale")[2] == pytest.approx(150 / 96)
+
+
+def test_landmarks_of_the_source_are_used(photographs, tmp_path):
+    marks = align.template(150, 0.2)
+    text = " ".join(f"{number:.3f}" for number in marks.ravel())
+    (photographs / "marked.csv").write_text(f"path,age,landmarks\nnobody.png,50,{text}\none.png,32,\n")
+    words = ["--reader", "csv", "--source", str(photographs / "marked.csv"), "--out", str(tmp_path / "out")]
+    prepare.prepare(prepare.parse_args([*words, "--workers", "1", "--size", "96", "--split", "1:1"]))
+    dataset = records.open_dataset(tmp_path / "out")
+    assert dataset.column("cut_by").tolist() == ["source", "mtcnn"]
+    np.testing.assert_allclose(dataset.column("landmarks")[0], marks.ravel(), atol=1e-3)
+
+
+def test_other_choices_are_another_recipe(photographs, tmp_path):
+    made(photographs, tmp_path / "out", "--split", "1:1")
+    for words, named in [
+        (["--margin", "0.3"], "margin"),
+        (["--faces", "all"], "faces"),
+        (["--align", "none"], "align"),
+    ]:
+        with pytest.raises(InputError, match=f"another recipe .*{named}: "):
+            made(photographs, tmp_path / "out", "--split", "1:1", *words)
+
+
+def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
+    pictures = [crops.Photograph(Image.open(photographs / name).convert("RGB")) for name in ("scene.jpg", "one.png")]
+    recipe = crops.Recipe("landmarks", 96, faces="all")
+    together = crops.cut([*pictures[::-1], *pictures], recipe)
+    for number, picture in enumerate(pictures):
+        (alone,) = crops.cut([picture], recipe)
+        for one, two in zip(alone, together[2 + number], strict=True):
+            assert one.image.tobytes() == two.image.tobytes()
+
+
+def test_a_contract_gives_its_recipe_again():
+    recipe = crops.Recipe("landmarks", 200, 0.3, 90)
+    assert crops.Recipe.of_contract(recipe.contract(), faces="all") == crops.Recipe("landmarks", 200, 0.3, 90, "all")
+    with pytest.raises(InputError, match="ready crops"):
+        crops.Recipe.of_contract(crops.UNKNOWN)
+    with pytest.raises(InputError, match="this version cuts faces as"):
+        crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"})
+
+
+@pytest.mark.parametrize("wrong", [{"size": 8}, {"quality": 0}, {"margin": 2.0}, {"align": "eyes"}, {"faces": "both"}])
+def test_a_recipe_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        crops.Recipe(**wrong)

@@ -1,0 +1,107 @@
+"""Landmarks by mtcnn: near marks made by hand and true ones, and the same for a photograph alone and in any batch."""
+
+import pickle
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from lae_jax.data import synthetic
+from lae_jax.errors import InputError
+from lae_jax.faces import detect
+
+# Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
+BY_HAND = np.array([[203.3, 101], [246.5, 103], [223.5, 127], [203, 140], [244.5, 141]])
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return Image.fromarray(skimage.data.astronaut())
+
+
+@pytest.fixture(scope="module")
+def drawn_faces():
+    """(pictures, true landmarks (N, 5, 2))."""
+    faces = synthetic.plan(0, 0, 60, seed=3)
+    made = [synthetic.draw_face(int(faces.identity[i]), float(faces.age[i]), 3, 200, i) for i in range(len(faces.age))]
+    return [Image.fromarray(image) for image, _ in made], np.stack([marks.reshape(5, 2) for _, marks in made])
+
+
+@pytest.fixture(scope="module")
+def found(drawn_faces):
+    return detect.detect(drawn_faces[0])
+
+
+def error(landmarks, truth):
+    """Mean distance as a share of the distance between the eyes."""
+    return np.linalg.norm(landmarks - truth, axis=1).mean() / np.linalg.norm(truth[1] - truth[0])
+
+
+def same(one, two):
+    return len(one) == len(two) and all(
+        np.array_equal(a.landmarks, b.landmarks) and np.array_equal(a.box, b.box) and a.confidence == b.confidence
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_the_landmarks_of_a_portrait_are_those_marked_by_hand(portrait):
+    (face,) = detect.detect([portrait])[0]
+    assert error(face.landmarks, BY_HAND) < 0.08
+    left, top, right, bottom = face.box
+    assert np.all((face.landmarks > [left, top]) & (face.landmarks < [right, bottom]))
+
+
+@pytest.mark.parametrize(("width", "place"), [(120, (30, 40)), (200, (250, 10)), (330, (60, 120))])
+def test_a_face_is_found_where_it_was_pasted(portrait, width, place):
+    corner, side = np.array([155, 35]), 140
+    face = portrait.crop((*corner, *(corner + side))).resize((width, width), Image.Resampling.BICUBIC)
+    scene = Image.fromarray(np.full((500, 600, 3), (70, 90, 80), np.uint8))
+    scene.paste(face, place)
+    truth = (BY_HAND + 0.5 - corner) * (width / side) - 0.5 + place
+    assert error(detect.detect([scene])[0][0].landmarks, truth) < 0.08
+
+
+def test_drawn_faces_are_found(drawn_faces, found):
+    errors = [error(faces[0].landmarks, truth) for faces, truth in zip(found, drawn_faces[1], strict=True) if faces]
+    assert len(errors) >= 0.9 * len(found) and np.mean(errors) < 0.08
+
+
+def test_a_photograph_gives_the_same_alone_and_in_any_batch(drawn_faces, found, portrait):
+    pictures = drawn_faces[0][:10]
+    backwards = detect.detect([portrait, *pictures[::-1]])[1:]
+    for number in range(10):
+        assert same(found[number], backwards[::-1][number])
+    assert same(found[0], detect.detect(pictures[:1])[0])
+
+
+def test_it_is_what_the_package_finds_alone(drawn_faces, found):
+    from mtcnn import MTCNN
+
+    package = MTCNN()
+    for picture, faces in list(zip(drawn_faces[0], found, strict=True))[:6]:
+        canvas = detect._Canvas.of(picture)
+        rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
+        points = [canvas.back(np.stack([row[6:11], row[11:16]], axis=1)) for row in rows if len(row) == 16]
+        assert len(points) == len(faces)
+        for face in faces:
+            assert min(np.abs(face.landmarks - p).max() for p in points) < 0.01
+
+
+def test_without_a_face_there_is_none():
+    noise = np.random.default_rng(0).integers(0, 255, (80, 300, 3)).astype(np.uint8)
+    assert detect.detect([Image.new("RGB", (1, 1)), Image.fromarray(noise), Image.new("RGB", (3000, 40))]) == [[]] * 3
+
+
+class _Opened:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle of the working folder was opened",))
+
+
+def test_only_the_pinned_weights_are_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pnet.lz4").write_bytes(pickle.dumps(_Opened()))
+    assert len(detect._weights("pnet.lz4")) > 0
+    monkeypatch.setitem(detect._WEIGHTS, "pnet.lz4", "0" * 64)
+    with pytest.raises(InputError, match="pnet.lz4 of the mtcnn package are not those"):
+        detect._weights("pnet.lz4")
