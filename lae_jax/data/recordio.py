@@ -176,7 +176,6 @@ def _read_labels(descriptor, size, keys, offsets, people, rows: Rows, path: path
             raise InputError(f"{path}: record 0 cannot be used: {reason}") from reason
     # Beyond float32's whole numbers the announced end of the images is off by one or more.
     exact = announced is not None and announced + 1 < _EXACT
-    images = 0
     for key, offset in zip(keys, offsets, strict=True):
         if announced is not None and key == 0:
             continue
@@ -185,7 +184,6 @@ def _read_labels(descriptor, size, keys, offsets, people, rows: Rows, path: path
             label, image = _label_of(descriptor, int(offset), size)
             if announced is not None and not image and (key > announced or not exact):
                 continue  # stands for a person
-            images += 1
             if not image:
                 raise BadImage("the record holds no image")
             if not (label >= 0 and label == math.floor(label) and label < people):
@@ -194,5 +192,6 @@ def _read_labels(descriptor, size, keys, offsets, people, rows: Rows, path: path
             rows.add(name, identity=str(int(label)), further=[str(offset)])
         except BadImage as reason:
             rows.reject(name, reason)
-    if exact and images != announced:
-        rows.reject(path.with_suffix(".idx").name, f"names {images} images, record 0 announces {announced}")
+    named = int(((keys >= 1) & (keys <= (announced or 0))).sum())
+    if exact and named != announced:
+        rows.reject(path.with_suffix(".idx").name, f"names {named} images, record 0 announces {announced}")

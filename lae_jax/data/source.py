@@ -19,7 +19,7 @@ MAX_COLUMNS = 64
 MAX_FIELD = 1 << 16  # characters of one field
 MAX_NAME = 4096  # characters of an image's name: the longest path that Linux opens
 MAX_PIXEL = 1e6  # of a landmark
-_BATCH_ROWS = 1 << 16
+_BATCH_ROWS = 1 << 13  # a shard travels to its process with the whole batches that it touches
 _BATCH_CHARACTERS = 1 << 26
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were no UTF-8
 # Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
