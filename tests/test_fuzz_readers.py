@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from benchmarks import fuzz_readers
 
 QUICK = hypothesis.settings(
-    max_examples=150, deadline=5000, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=250, deadline=5000, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 ODD = st.sampled_from(
     [b"\0", b"\xff", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\0\x80", b'"', b"\n", b",", b"../"]
