@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import re
 import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from benchmarks import raw_sources
 from lae_jax import prepare
@@ -267,8 +270,6 @@ def test_a_reader_of_folders_says_what_it_needs(tmp_path, reader):
 
 
 def test_every_reader_is_documented():
-    from conftest import ROOT
-
     text = (ROOT / "docs" / "data.md").read_text()
     for name in READERS:
         assert f"--reader {name} " in text and f"`{name}`" in text, name
@@ -279,3 +280,35 @@ def test_drawn_faces_are_a_source_like_the_others():
     assert column(read_set, "split") == ["train"] * 3 + ["test"] * 2
     row = read_set.table.slice(4, 1).to_pylist()[0]
     assert len(read_set.read(row).landmarks) == 10 and np.isfinite(row["age"])
+
+
+def conversions():
+    """name of the CSV -> the lines of docs/data.md that write it."""
+    text = (ROOT / "docs" / "data.md").read_text()
+    return {
+        re.search(r'(\w+|\{split\})\.csv", "w"', code)[1]: code
+        for code in re.findall(r"```python\n(.*?)```", text, re.S)
+    }
+
+
+@pytest.mark.parametrize(("table", "files", "rows"), [
+    ("afad", ["AFAD-Full/15/111/1-0.jpg", "AFAD-Full/16/112/2-0.jpg"], [(15, None), (16, None)]),
+    ("cacd", ["CACD2000/14_Aaron_Johnson_0001.jpg", "CACD2000/62_Zo\u00eb_0012.jpg"], [(14, "Aaron_Johnson"), (62, "Zo\u00eb")]),
+    ("morph", ["Album2/009055_1M54.JPG", "Album2/224896_00F25.JPG"], [(54, "009055"), (25, "224896")]),
+    ("lagenda", ["LAGENDA/images/a.jpg"], [(31.5, None)]),
+    ("{split}", ["00/nm0000100_rm1_1955-1-6_1994.jpg"], [(39, "nm0000100")]),
+])  # fmt: skip
+def test_the_documented_conversions_give_a_csv(tmp_path, table, files, rows):
+    raw_sources.write_images(tmp_path, files)
+    (tmp_path / "csvs").mkdir()
+    for split in ("train", "valid", "test"):
+        line = f"filename,age,gender,x_min\n{files[0]},39,M,4\n"
+        (tmp_path / "csvs" / f"imdb_{split}_new_1024.csv").write_text(line)
+    if table == "lagenda":
+        header = "img_name,age,gender,face_x0,face_y0,face_x1,face_y1,person_x0,person_y0,person_x1,person_y1\n"
+        faces = "images/a.jpg,31.5,M,2,2,10,12,0,0,16,16\nimages/a.jpg,-1,F,1,1,4,4,-1,-1,-1,-1\nimages/a.jpg,7,F,-1,-1,-1,-1,0,0,9,9\n"
+        (tmp_path / "LAGENDA" / "lagenda_annotation.csv").write_text(header + faces)
+    subprocess.run([sys.executable, "-c", conversions()[table]], cwd=tmp_path, check=True, timeout=60)
+    read_set = read("csv", tmp_path / f"{table.format(split='valid')}.csv")
+    assert list(zip(column(read_set, "age"), column(read_set, "identity"), strict=True)) == rows
+    assert first_picture(read_set)[:2] == b"\xff\xd8" and not read_set.rejected
