@@ -267,6 +267,8 @@ def test_a_reader_of_folders_says_what_it_needs(tmp_path, reader):
         read(reader, tmp_path / "missing")
     with pytest.raises(InputError, match="holds no"):
         read(reader, tmp_path)
+    with pytest.raises(InputError, match="leave --images away"):
+        read(reader, tmp_path, images=tmp_path)
 
 
 def test_every_reader_is_documented():
@@ -293,7 +295,8 @@ def conversions():
 
 @pytest.mark.parametrize(("table", "files", "rows"), [
     ("afad", ["AFAD-Full/15/111/1-0.jpg", "AFAD-Full/16/112/2-0.jpg"], [(15, None), (16, None)]),
-    ("cacd", ["CACD2000/14_Aaron_Johnson_0001.jpg", "CACD2000/62_Zo\u00eb_0012.jpg"], [(14, "Aaron_Johnson"), (62, "Zo\u00eb")]),
+    ("cacd", ["CACD2000/14_Aaron_Johnson_0001.jpg", "CACD2000/62_Zo\u00eb_0012.jpg"],
+     [(14, "Aaron_Johnson"), (62, "Zo\u00eb")]),
     ("morph", ["Album2/009055_1M54.JPG", "Album2/224896_00F25.JPG"], [(54, "009055"), (25, "224896")]),
     ("lagenda", ["LAGENDA/images/a.jpg"], [(31.5, None)]),
     ("{split}", ["00/nm0000100_rm1_1955-1-6_1994.jpg"], [(39, "nm0000100")]),
@@ -306,8 +309,9 @@ def test_the_documented_conversions_give_a_csv(tmp_path, table, files, rows):
         (tmp_path / "csvs" / f"imdb_{split}_new_1024.csv").write_text(line)
     if table == "lagenda":
         header = "img_name,age,gender,face_x0,face_y0,face_x1,face_y1,person_x0,person_y0,person_x1,person_y1\n"
-        faces = "images/a.jpg,31.5,M,2,2,10,12,0,0,16,16\nimages/a.jpg,-1,F,1,1,4,4,-1,-1,-1,-1\nimages/a.jpg,7,F,-1,-1,-1,-1,0,0,9,9\n"
-        (tmp_path / "LAGENDA" / "lagenda_annotation.csv").write_text(header + faces)
+        faces = ["31.5,M,2,2,10,12,0,0,16,16", "-1,F,1,1,4,4,-1,-1,-1,-1", "7,F,-1,-1,-1,-1,0,0,9,9"]
+        lines = "".join(f"images/a.jpg,{face}\n" for face in faces)
+        (tmp_path / "LAGENDA" / "lagenda_annotation.csv").write_text(header + lines)
     subprocess.run([sys.executable, "-c", conversions()[table]], cwd=tmp_path, check=True, timeout=60)
     read_set = read("csv", tmp_path / f"{table.format(split='valid')}.csv")
     assert list(zip(column(read_set, "age"), column(read_set, "identity"), strict=True)) == rows

@@ -185,7 +185,7 @@ def read_appa_real(sources: list[str], options: Options) -> Source:
     The age is the real one; `apparent_age_avg`, `apparent_age_std` (years) and `num_ratings` are further columns. The
     images are the set's own face crops, `<file>_face.jpg`: a photograph may show more people than the one rated.
     """
-    top = folder_of(sources, "appa_real", "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
+    top = folder_of(sources, options, "appa_real", "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
     splits = {"train": "train", "valid": "validation", "test": "test"}
     tables = {name: pathlib.Path(top) / f"gt_avg_{name}.csv" for name in splits}
     if not any(path.is_file() for path in tables.values()):

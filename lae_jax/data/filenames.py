@@ -53,21 +53,21 @@ AGEDB = Layout(
 
 def read_utkface(sources: list[str], options: Options) -> Source:
     """UTKFace: `[age]_[gender]_[race]_[date].jpg`, or the aligned faces' `.jpg.chip.jpg`, at any depth of a folder."""
-    return _read("utkface", UTKFACE, sources)
+    return _read("utkface", UTKFACE, sources, options)
 
 
 def read_fgnet(sources: list[str], options: Options) -> Source:
     """FG-NET: `001A02.JPG`, a letter behind the age where a person has several pictures of it."""
-    return _read("fgnet", FGNET, sources)
+    return _read("fgnet", FGNET, sources, options)
 
 
 def read_agedb(sources: list[str], options: Options) -> Source:
     """AgeDB: `0_MariaCallas_35_f.jpg`; the name is the identity."""
-    return _read("agedb", AGEDB, sources)
+    return _read("agedb", AGEDB, sources, options)
 
 
-def _read(reader: str, layout: Layout, sources: list[str]) -> Source:
-    top = folder_of(sources, reader, f"images named as {layout.example}")
+def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> Source:
+    top = folder_of(sources, options, reader, f"images named as {layout.example}")
     rows = Rows(list(layout.words))
     for name, reason in image_files(top):
         try:
@@ -82,7 +82,7 @@ def _read(reader: str, layout: Layout, sources: list[str]) -> Source:
 
 def read_folders(sources: list[str], options: Options) -> Source:
     """A folder a person: `FOLDER/<identity>/*.jpg` (or .png, ...), any depth below the person; sorted by name."""
-    top = folder_of(sources, "folders", "a folder a person")
+    top = folder_of(sources, options, "folders", "a folder a person")
     rows = Rows()
     for name, reason in image_files(top):
         person, below, _ = name.partition("/")

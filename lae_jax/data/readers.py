@@ -6,7 +6,7 @@ import pathlib
 from PIL import Image
 
 from lae_jax.data import csv_source, filenames, images, imdb_wiki, recordio, synthetic
-from lae_jax.data.source import Options, Picture, Rows, Source
+from lae_jax.data.source import Options, Picture, Rows, Source, refuse_images
 from lae_jax.errors import InputError
 
 __all__ = ["READERS", "Options", "Picture", "Source", "read_synthetic"]
@@ -14,6 +14,7 @@ __all__ = ["READERS", "Options", "Picture", "Source", "read_synthetic"]
 
 def read_synthetic(sources: list[str], options: Options) -> Source:
     """Drawn faces: each source is `split=number` (train, validation, test)."""
+    refuse_images(options, "synthetic")
     counts = {"train": 0, "validation": 0, "test": 0}
     for source in sources:
         split, _, number = source.partition("=")

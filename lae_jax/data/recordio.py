@@ -19,7 +19,7 @@ import struct
 import numpy as np
 
 from lae_jax.data.images import BadImage
-from lae_jax.data.source import MAX_FILE_BYTES, Options, Picture, Rows, Source
+from lae_jax.data.source import MAX_FILE_BYTES, Options, Picture, Rows, Source, refuse_images
 from lae_jax.errors import InputError
 
 MAGIC = 0xCED7230A
@@ -148,6 +148,7 @@ def read_recordio(sources: list[str], options: Options) -> Source:
 
     The name is the record's key, the identity its first label; nothing says an age. Every record's head is read once.
     """
+    refuse_images(options, "recordio")
     if len(sources) != 1:
         raise InputError("--reader recordio needs one --source FOLDER that holds train.rec and train.idx")
     path = pathlib.Path(sources[0])

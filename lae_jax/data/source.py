@@ -229,8 +229,17 @@ def _entries(top: str, folder: str) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def folder_of(sources: Sequence[str], reader: str, what: str) -> str:
+def refuse_images(options: Options, reader: str) -> None:
+    """Raises InputError where `--images` is given to a reader that knows where its images are."""
+    if options.images is not None:
+        raise InputError(
+            f"--images {options.images}: --reader {reader} knows where its images are; leave --images away"
+        )
+
+
+def folder_of(sources: Sequence[str], options: Options, reader: str, what: str) -> str:
     """The one --source of a reader that takes a folder. Raises InputError where it is none."""
+    refuse_images(options, reader)
     if len(sources) != 1 or not os.path.isdir(sources[0]):
         raise InputError(f"--reader {reader} needs one --source FOLDER that holds {what}")
     return sources[0]
