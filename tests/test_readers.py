@@ -32,7 +32,7 @@ def first_picture(read):
 
 
 def prepared(reader, path, out, *words):
-    args = ["--reader", reader, "--source", str(path), "--out", str(out), "--workers", "1", *words]
+    args = ["--reader", reader, "--source", str(path), "--out", str(out), "--workers", "1", "--align", "none", *words]
     return prepare.prepare(prepare.parse_args(args))
 
 
