@@ -65,6 +65,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     stage, dataset, examples, outputs, split = predict_split(
         handed, args.data, args.split, flip=args.flip, batch_size=args.batch_size
     )
+    from lae_jax import leaks
+
     scores = stage.score({stage.target: examples.targets}, outputs)
     suffix = f"-step{args.step}" * (args.step is not None) + "-flip" * args.flip
     folder = handed.workdir / "evaluation" / f"{dataset.path.resolve().name}-{split}{suffix}"
@@ -81,6 +83,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         "split": split,
         "flip": args.flip,
         "protocol": dataset.manifest["protocol"],
+        **leaks.of_evaluation(handed.meta, dataset, split),
     }
     files.write_json(folder / "report.json", report)
     if stage.target == "age":
@@ -118,8 +121,11 @@ def _draw(folder: epath.Path, handed: checkpoints.Handed, dataset, split: str, a
 
 def tell(report: dict) -> str:
     """The report as text for a terminal."""
+    from lae_jax import leaks
+
     if "group_mae" not in report:
-        return "\n".join(f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float)))
+        scores = [f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float))]
+        return "\n".join([*scores, *leaks.tell(report)])
     from lae_jax.metrics import GROUPS
 
     def number(value, digits=2):
@@ -141,6 +147,7 @@ def tell(report: dict) -> str:
         lines.append(f"{outside} of them older than 81 or younger than 1: they count in MAE, not in a group")
     if report["missing_groups"]:
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+    lines += leaks.tell(report)
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from lae_jax import console
-from lae_jax.data import readers, shards, splits
+from lae_jax.data import audits, readers, shards, splits
 from lae_jax.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -119,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
         f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
     )
+    print(audits.tell(audits.run([args.out])[0]))
 
 
 if __name__ == "__main__":

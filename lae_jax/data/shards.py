@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lae_jax.data import images
+from lae_jax.data import images, phash
 from lae_jax.data.readers import Picture, Source
 from lae_jax.errors import InputError
 from lae_jax.files import read_json, sha256_of, write_json
@@ -30,7 +30,7 @@ from lae_jax.files import read_json, sha256_of, write_json
 logger = logging.getLogger("lae_jax")
 
 
-FORMAT = 1
+FORMAT = 2
 IMAGES_PER_SHARD = 4096
 UNKNOWN_CROP = {"align": "none", "detector": "unknown"}
 
@@ -105,9 +105,10 @@ def write_shard(task: ShardTask) -> int:
         writer.write(example.SerializeToString(deterministic=True))
         kept.append(offset)
         content = hashlib.sha256(picture.encoded).hexdigest()
-        extra.append((task.first_row + offset, content, width, height, picture.landmarks or row["landmarks"]))
+        seen = phash.of(stored)
+        extra.append((task.first_row + offset, content, width, height, seen, picture.landmarks or row["landmarks"]))
     writer.close()
-    source, content, widths, heights, landmarks = zip(*extra, strict=True) if extra else ([],) * 5
+    source, content, widths, heights, seen, landmarks = zip(*extra, strict=True) if extra else ([],) * 6
     columns = task.table.take(pa.array(kept, pa.int64()))
     at = columns.column_names.index("landmarks")
     columns = columns.set_column(at, "landmarks", pa.array(list(landmarks), task.table.schema.field(at).type))
@@ -116,6 +117,7 @@ def write_shard(task: ShardTask) -> int:
         ("sha256", content, pa.string()),
         ("width", widths, pa.int32()),
         ("height", heights, pa.int32()),
+        ("phash", seen, pa.binary(phash.BYTES)),
     ]:
         columns = columns.append_column(name, pa.array(list(values), kind))
     pq.write_table(columns, task.columns_path)
