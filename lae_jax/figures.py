@@ -128,12 +128,14 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     colours = plt.get_cmap("cividis")(np.linspace(0.15, 0.85, len(classes)))
     for (name, found), colour in zip(classes.items(), colours, strict=True):
         count = np.bincount(found, minlength=top + 1)
-        axis.bar(np.arange(top + 1), count, bottom=below, width=0.9, color=colour, label=f"{name} ({len(found)})")
+        axis.bar(
+            np.arange(top + 1), count, bottom=below, width=0.9, color=colour, zorder=1, label=f"{name} ({len(found)})"
+        )
         below += count
     groups = metrics.age_group(np.concatenate(list(ages.values())))
     for group, name in enumerate(metrics.GROUPS):
         first, last = (int(edge) for edge in name.split("-"))
-        axis.axvspan(first - 0.5, last + 0.5, color="black", alpha=0.05 * (group % 2), linewidth=0)
+        axis.axvspan(first - 0.5, last + 0.5, color="black", alpha=0.05 * (group % 2), linewidth=0, zorder=0)
         count = int((groups == group).sum())
         told = f"{name}\n{count or 'no'} image{'s' * (count != 1)}"
         axis.annotate(told, ((first + last) / 2, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8,

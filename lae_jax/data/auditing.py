@@ -58,7 +58,7 @@ def _role(split: str) -> tuple[str | None, str]:
     return fold, "train" if name.startswith("train") else name
 
 
-def _place(split: str) -> int:
+def place(split: str) -> int:
     """Of two splits the one that is trained on comes first, and the test set last."""
     return {"train": 0, "test": 2}.get(_role(split)[1], 1)
 
@@ -106,7 +106,7 @@ class _Pool:
             for a, b in itertools.product(table.splits, self.tables[number].splits):
                 if not disjoint(a, b):
                     continue
-                if one == number and (_place(a), a) > (_place(b), b):
+                if one == number and (place(a), a) > (place(b), b):
                     continue
                 yield one, a, number, b
 

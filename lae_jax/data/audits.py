@@ -87,7 +87,8 @@ def _table(dataset: records.Dataset) -> auditing.Table:
 
 
 def _draw(path: pathlib.Path, table: auditing.Table) -> None:
-    ages = {name: table.ages[rows] for name, rows in table.splits.items() if not name.startswith("fold")}
+    named = sorted(table.splits, key=auditing.place)
+    ages = {name: table.ages[table.splits[name]] for name in named if not name.startswith("fold")}
     ages = {name: a[~np.isnan(a)] for name, a in (ages or {"all": table.ages}).items()}
     if any(len(a) for a in ages.values()):
         figures.age_histogram(path / PICTURE, ages, f"{path.resolve().name}: images by age")
