@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     c.data.std = (0.229, 0.224, 0.225)
     c.data.power = 0.0  # class-balanced order: 0 ages equally likely (the paper), 1 as frequent as they are
     c.data.verify = "auto"  # | 'full': SHA-256 of every file when opened, 'quick': sizes; auto: full below 10 GB
+    c.data.allow_leak = False  # train although the same pictures or people are on both sides (--allow-leak)
     c.data.threads = placeholder(int)  # of the input pipeline (default: all cores)
     c.data.augment = augmentation("full")
 

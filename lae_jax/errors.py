@@ -43,6 +43,13 @@ class FolderInUse(Ended):
     status = 6
 
 
+class LeakFound(Ended):
+    """An audit found the same pictures or people on both sides of a split; a run that meets them has bad input."""
+
+    status = 7
+    label = "leak"
+
+
 class Preempted(Ended):
     """A signal asked the run to stop: what it had done is saved, and it can be started again."""
 

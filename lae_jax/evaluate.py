@@ -82,6 +82,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         batch_size=args.batch_size,
         allow_other_crop=args.allow_other_crop,
     )
+    from lae_jax import leaks
+
     scores = stage.score({stage.target: examples.targets}, outputs)
     suffix = f"-step{args.step}" * (args.step is not None) + "-flip" * args.flip
     folder = handed.workdir / "evaluation" / f"{dataset.path.resolve().name}-{split}{suffix}"
@@ -100,6 +102,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         "protocol": dataset.manifest["protocol"],
         "crop": dataset.crop,
         "other_crop_than_training": handed.meta["crop"] != dataset.crop,
+        **leaks.of_evaluation(handed.meta, dataset, split),
     }
     files.write_json(folder / "report.json", report)
     if stage.target == "age":
@@ -137,8 +140,11 @@ def _draw(folder: epath.Path, handed: checkpoints.Handed, dataset, split: str, a
 
 def tell(report: dict) -> str:
     """The report as text for a terminal."""
+    from lae_jax import leaks
+
     if "group_mae" not in report:
-        return "\n".join(f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float)))
+        scores = [f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float))]
+        return "\n".join([*scores, *leaks.tell(report)])
     from lae_jax.metrics import GROUPS
 
     def number(value, digits=2):
@@ -162,6 +168,7 @@ def tell(report: dict) -> str:
         lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
     if report["missing_groups"]:
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+    lines += leaks.tell(report)
     return "\n".join(lines)
 
 

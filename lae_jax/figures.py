@@ -1,4 +1,4 @@
-"""The pictures of an evaluation. Each is a function of ages and predictions; colours are safe for colour-blind eyes."""
+"""The pictures of audits and evaluations, functions of ages and predictions; colours are safe for colour-blind eyes."""
 
 import io
 
@@ -113,4 +113,36 @@ def scatter(path: epath.Path, ages, predictions, title: str) -> None:
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", xlabel="true age, years", ylabel="predicted age, years")
     axis.legend(frameon=False, loc="upper left", fontsize=8)
     axis.set_title(title)
+    _finish(figure, path)
+
+
+def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> None:
+    """Images by whole age for each split, stacked, over the eight groups with their numbers of images.
+
+    Args: ages: split -> (N,) years.
+    """
+    figure, axis = _plain_axes(11, 4.4)
+    classes = {name: metrics.age_class(years) for name, years in ages.items()}
+    top = max(81, *(int(c.max()) for c in classes.values() if len(c)))
+    below = np.zeros(top + 1, np.int64)
+    colours = plt.get_cmap("cividis")(np.linspace(0.15, 0.85, len(classes)))
+    for (name, found), colour in zip(classes.items(), colours, strict=True):
+        count = np.bincount(found, minlength=top + 1)
+        axis.bar(
+            np.arange(top + 1), count, bottom=below, width=0.9, color=colour, zorder=1, label=f"{name} ({len(found)})"
+        )
+        below += count
+    groups = metrics.age_group(np.concatenate(list(ages.values())))
+    for group, name in enumerate(metrics.GROUPS):
+        first, last = (int(edge) for edge in name.split("-"))
+        axis.axvspan(first - 0.5, last + 0.5, color="black", alpha=0.05 * (group % 2), linewidth=0, zorder=0)
+        count = int((groups == group).sum())
+        told = f"{name}\n{count or 'no'} image{'s' * (count != 1)}"
+        axis.annotate(told, ((first + last) / 2, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8,
+                      color="black" if count else _LINE)  # fmt: skip
+    axis.set_xlim(-0.5, top + 1)
+    axis.set_xlabel("age, years")
+    axis.set_ylabel("images")
+    axis.legend(frameon=False)
+    axis.set_title(title, pad=30)
     _finish(figure, path)

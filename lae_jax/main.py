@@ -41,6 +41,8 @@ EXPECT_HOSTS = flags.DEFINE_integer("expect_hosts", 0, "Stop unless there are so
 EXPECT_DEVICES = flags.DEFINE_integer(
     "expect_devices", 0, "Stop unless there are so many in all (0: any).", lower_bound=0
 )
+ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
+flags.DEFINE_alias("allow-leak", "allow_leak")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
 
 
@@ -147,7 +149,11 @@ def main(argv: list[str], signals: watch.Signals) -> None:
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
     set_up_devices()
-    run(CONFIG.value, signals)
+    config = CONFIG.value
+    if ALLOW_LEAK.value:
+        for stage in config.stages.values() if "stages" in config else [config]:
+            stage.data.allow_leak = True
+    run(config, signals)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, metrics, parallel, runs, stages
+from lae_jax import checkpoints, leaks, metrics, parallel, runs, stages
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
@@ -36,6 +36,8 @@ class Plan:
     order: sampling.Order  # of positions in `training`
     augmentation: Augmentation
     handed: dict  # what the loss is given beside outputs and targets
+    leaks: list[dict]  # that it is trained with; they stand in its checkpoints and reports
+    identities: dict | None  # hashed people that its backbone was pre-trained on
     init: checkpoints.Handed | None  # what a fresh run starts from; None when an earlier start is gone on with
 
 
@@ -72,6 +74,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             f"the hosts have different data sets in {dataset.path} (here {dataset.hash[:12]}): copy it to all of them"
         )
     _check_data(config, dataset, stage, init, resumed)
+    before = resumed or (init and init.meta)
+    leaking = leaks.check(config, dataset, before)
     training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
     validation, selected_by = None, None
     if config.data.split:
@@ -107,6 +111,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         order=_order(config, stage, training.targets),
         augmentation=runs.augmentation(config),
         handed={**config.loss, **handed},
+        leaks=leaking,
+        identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),
         init=init,
     )
 

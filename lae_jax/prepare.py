@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from lae_jax import console
-from lae_jax.data import readers, shards, splits
+from lae_jax.data import audits, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
 
@@ -134,6 +134,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
         f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
     )
+    # Who stores smaller pictures than most models take means to train a smaller one.
+    (report,) = audits.run([args.out], min(args.size, audits.IMAGE_SIZE))
+    print(audits.tell(report))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ FREE_FIELDS = (
     "data.path",
     "data.threads",
     "data.verify",
+    "data.allow_leak",
     "eval_batch_size",
     "save_steps",
     "async_save",

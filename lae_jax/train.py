@@ -226,6 +226,8 @@ class _Loop:
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
+                "leaks": plan.leaks,
+                "identities": plan.identities,
             },
         )
 

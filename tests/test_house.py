@@ -7,12 +7,13 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"main", "prepare", "evaluate", "demo"}
+DOORS = {"audit", "main", "prepare", "evaluate", "demo"}
 LEVELS = [
     {"errors", "files"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures"},
     {"inference", "runs"},
+    {"leaks"},
     {"train", "plan"},
     DOORS,
 ]

@@ -55,9 +55,12 @@ class Dataset:
         """The crop contract."""
         return self.manifest["crop"]
 
+    def has_column(self, name: str) -> bool:
+        return name in self._columns.column_names
+
     def column(self, name: str) -> np.ndarray:
         """One column, (N,): float64 with NaN for unknown ages, otherwise as stored (None where unknown)."""
-        if name not in self._columns.column_names:
+        if not self.has_column(name):
             raise InputError(f"{self.path}: " + unknown("column", name, self._columns.column_names))
         values = self._columns[name].to_numpy(zero_copy_only=False)
         return values.astype(np.float64) if name == "age" else values

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lae_jax.data import images
+from lae_jax.data import images, phash
 from lae_jax.data.readers import Picture
 from lae_jax.faces import crops
 
@@ -22,6 +22,7 @@ COLUMNS = {
     "landmarks": pa.list_(pa.float32()),  # x, y, x, y ... in pixels of the upright source image; null: unknown
     "box": pa.list_(pa.float32()),  # left, top, right, bottom of the face that was found, likewise
     "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
+    "phash": pa.binary(phash.BYTES),  # perceptual hash of the stored image
     "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
 }
 # Decoded photographs in memory at a time; a 16-megapixel one has 48 MB.
@@ -50,7 +51,7 @@ def stored(
             for count, result in enumerate(results, 1):
                 name = row["name"] if count == 1 else f"{row['name']}#{count}"
                 if isinstance(result, Stored):
-                    result.columns.update(name=name, source_row=number)
+                    result.columns.update(name=name, source_row=number, phash=phash.of(result.encoded))
                 yield number, name, result
 
 

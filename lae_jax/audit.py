@@ -1,0 +1,46 @@
+"""Looks for what ruins an age estimator before training: pictures and people on both sides of a split, and worse ages.
+
+    python -m lae_jax.audit data/faces
+    python -m lae_jax.audit data/faces data/people --image-size 64
+
+Reads columns and splits, and the shards only for their checksums. Writes audit.json and audit.png into each folder.
+With several, each is also compared with the others. Exit status: 0 without leaks, 7 with a leak, 2 if a data set is
+damaged.
+"""
+
+import argparse
+
+from lae_jax import console
+from lae_jax.data import audits
+from lae_jax.errors import InputError, LeakFound
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lae_jax.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="+", metavar="DIR", help="folder of a prepared data set")
+    parser.add_argument(
+        "--image-size", type=int, default=audits.IMAGE_SIZE, help=f"of the input, pixels (default {audits.IMAGE_SIZE})"
+    )
+    args = parser.parse_args(argv)
+    if args.image_size < 1:
+        raise InputError(f"--image-size {args.image_size}: at least 1 pixel")
+    if len({*args.data}) < len(args.data):
+        raise InputError("a folder is named twice")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    reports = audits.run(args.data, args.image_size)
+    print("\n\n".join(audits.tell(report) for report in reports))
+    if broken := [report["data"] for report in reports if report["data_hash"] is None]:
+        raise InputError(f"{', '.join(broken)} cannot be used, see above")
+    leaking = [r["data"] for r in reports if any(f["severity"] == "leak" for f in r["findings"])]
+    if leaking:
+        raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless --allow-leak")
+
+
+if __name__ == "__main__":
+    console.door(main)

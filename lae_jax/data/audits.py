@@ -1,0 +1,140 @@
+"""audit.json beside a data set: written by an audit, read by a run and an evaluation."""
+
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lae_jax import console, figures
+from lae_jax.data import auditing, phash, records
+from lae_jax.errors import InputError
+from lae_jax.files import write_json
+
+logger = logging.getLogger("lae_jax")
+
+FILE, PICTURE = "audit.json", "audit.png"
+IMAGE_SIZE = 224
+COMMAND = "python -m lae_jax.audit"
+_FORMAT = 1
+
+
+def run(paths: Sequence[str | os.PathLike], image_size: int = IMAGE_SIZE) -> list[dict]:
+    """Audits data sets, each alone and all against each other; writes audit.json and audit.png into each.
+
+    Args: image_size: side of a model's input, pixels. Returns: what stands in each audit.json. One that is damaged has
+    that as its only finding. Raises InputError for a folder that holds no data set, or one that cannot be written to.
+    """
+    paths = [pathlib.Path(path) for path in paths]
+    tables, damages = {}, {}
+    for path in paths:
+        try:
+            tables[path] = _table(records.open_dataset(path, "full"))
+        except InputError as error:
+            if not (path / "dataset.json").exists():
+                raise
+            damages[path] = str(error)
+    found = dict(zip(tables, auditing.audit(list(tables.values()), image_size) if tables else [], strict=True))
+    reports = []
+    for path in paths:
+        table = tables.get(path)
+        report = {
+            "format": _FORMAT,
+            "data": str(path),
+            "data_hash": table and table.hash,
+            "protocol": table and table.protocol,
+            "images": table and len(table.names),
+            "splits": table and {name: len(rows) for name, rows in table.splits.items()},
+            "image_size": image_size,
+            "near_bits": phash.NEAR,
+            "compared_with": [str(other) for other in tables if other != path],
+            "findings": found[path] if table else [auditing.damaged(damages[path])],
+        }
+        try:
+            write_json(path / FILE, report)
+            if table is not None:
+                _draw(path, table)
+        except OSError as error:
+            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): mount it writable") from error
+        reports.append(report)
+    return reports
+
+
+def _table(dataset: records.Dataset) -> auditing.Table:
+    hashes = None
+    if dataset.has_column("phash"):
+        hashes = np.frombuffer(b"".join(dataset.column("phash").tolist()), np.uint8).reshape(-1, phash.BYTES)
+    sides = np.minimum(dataset.column("width"), dataset.column("height"))
+    try:
+        # Larger ones were stored smaller.
+        sides = np.minimum(sides, int(json.loads((dataset.path / "recipe.json").read_text())["size"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        logger.debug("%s has no recipe.json: sizes are those of the source", dataset.path)
+    return auditing.Table(
+        path=str(dataset.path),
+        hash=dataset.hash,
+        protocol=dataset.manifest["protocol"],
+        names=dataset.column("name"),
+        ages=dataset.column("age"),
+        identities=dataset.column("identity"),
+        sha256=dataset.column("sha256"),
+        phash=hashes,
+        sides=sides,
+        splits={name: dataset.rows(name) for name in dataset.manifest["splits"]},
+    )
+
+
+def _draw(path: pathlib.Path, table: auditing.Table) -> None:
+    named = sorted(table.splits, key=auditing.place)
+    ages = {name: table.ages[table.splits[name]] for name in named if not name.startswith("fold")}
+    ages = {name: a[~np.isnan(a)] for name, a in (ages or {"all": table.ages}).items()}
+    if any(len(a) for a in ages.values()):
+        figures.age_histogram(path / PICTURE, ages, f"{path.resolve().name}: images by age")
+
+
+def read(dataset: records.Dataset) -> tuple[list[dict], str]:
+    """(findings, 'read') of a data set's audit.json; ([], 'missing' | 'stale' | 'damaged') with a warning otherwise."""
+    path = dataset.path / FILE
+    try:
+        report = json.loads(path.read_text())
+        findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
+        if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
+            raise ValueError("a finding without a message")
+    except FileNotFoundError:
+        findings, state = [], "missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        findings, state = [], "damaged"
+    if state == "read":
+        return findings, state
+    logger.warning("%s is %s, so leaks between its splits are unknown: %s %s", path, state, COMMAND, dataset.path)
+    return [], state
+
+
+def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | None = None) -> list[dict]:
+    """The leaks between what is trained on and another split ('all': any).
+
+    Args: findings: of the data set that holds `split`; train_hash: of the data set that holds `train`, if another.
+    """
+    return [
+        finding
+        for finding in findings
+        if finding["severity"] == "leak"
+        and finding.get("other", {}).get("hash") == train_hash
+        and train in finding["splits"]
+        and (split == "all" or split in finding["splits"])
+    ]
+
+
+def tell(report: dict) -> str:
+    """What stands in an audit.json, as a table for a terminal, with an example of each finding."""
+    place = f"{report['data']}/{FILE}"
+    if not report["findings"]:
+        return f"{place}: clean"
+    rows = [(f["kind"], f["severity"], f["count"], "-".join(f["splits"]) or "all") for f in report["findings"]]
+    lines = [console.table(["finding", "severity", "count", "splits"], rows)]
+    for finding in report["findings"]:
+        example = f" ({', '.join(finding['examples'][0])})" if finding["examples"] else ""
+        lines.append(f"{finding['severity']}: {finding['message']}{example}")
+    return "\n".join([*lines, f"{place} has examples"])

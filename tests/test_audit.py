@@ -1,0 +1,352 @@
+"""Audits: each kind of leak that is planted is found, a clean data set stays clean, and a run heeds what was found."""
+
+import csv
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lae_jax import audit, checkpoints, evaluate, main, prepare, train
+from lae_jax.data import auditing, audits, images, people, records, synthetic
+from lae_jax.errors import InputError, LeakFound
+from lae_jax.files import sha256_of
+from lae_jax.plan import make_plan
+
+TRAIN, VALIDATION = 40, 24
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> pathlib.Path:
+    """Drawn faces 0.jpg ... of as many people, and copies of the first: the same file, and one stored again."""
+    folder = tmp_path_factory.mktemp("faces")
+    for i in range(TRAIN + VALIDATION):
+        image, _ = synthetic.draw_face(i, age_of(i), 0, 48)
+        (folder / f"{i}.jpg").write_bytes(images.encode(Image.fromarray(image), 95))
+    shutil.copy(folder / "0.jpg", folder / "same.jpg")
+    smaller = Image.open(folder / "0.jpg").resize((40, 40), Image.Resampling.BICUBIC)
+    (folder / "again.jpg").write_bytes(images.encode(smaller, 75))
+    return folder
+
+
+def age_of(i: int) -> float:
+    return 5.0 + 10 * (i % 8) + i % 3
+
+
+def prepared(faces, out, *more, named=False):
+    """Prepares train and validation, and what is planted: rows of (file, age, split, identity)."""
+    rows = [(f"{i}.jpg", age_of(i), "train" if i < TRAIN else "validation", i) for i in range(TRAIN + VALIDATION)]
+    out.mkdir(parents=True)
+    with open(out / "faces.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "age", "split", "identity"])
+        writer.writerows((p, a, s, f"person {i}" if named else "") for p, a, s, i in [*rows, *more])
+    words = ["--reader", "csv", "--source", str(out / "faces.csv"), "--images", str(faces), "--workers", "1"]
+    prepare.prepare(prepare.parse_args([*words, "--out", str(out / "data")]))
+    return out / "data"
+
+
+def rewrite(out, protocol=None, **splits):
+    """Changes a prepared data set's splits or protocol, as a careless script would."""
+    manifest = json.loads((out / "dataset.json").read_text())
+    for name, rows in splits.items():
+        path = out / "splits" / f"{name}.npz"
+        np.savez(path, rows=np.asarray(rows, np.int64))
+        manifest["splits"][name] = len(rows)
+        manifest["files"][f"splits/{name}.npz"] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest["protocol"] = protocol or manifest["protocol"]
+    (out / "dataset.json").write_text(json.dumps(manifest))
+
+
+def findings(out, image_size=40):
+    """{kind: finding} as they stand in audit.json."""
+    audits.run([out], image_size)
+    return {finding["kind"]: finding for finding in json.loads((out / audits.FILE).read_text())["findings"]}
+
+
+def test_a_clean_data_set_stays_clean(faces, tmp_path, capsys):
+    out = prepared(faces, tmp_path / "clean", named=True)
+    assert findings(out) == {}
+    audit.main([str(out), "--image-size", "40"])
+    assert "clean" in capsys.readouterr().out
+    pixels = np.asarray(Image.open(out / audits.PICTURE).convert("L"))
+    assert pixels.shape[0] > 300 and pixels.std() > 10
+
+
+def test_the_same_file_in_both_splits(faces, tmp_path):
+    out = prepared(faces, tmp_path / "a", ("same.jpg", age_of(0), "train", 0))
+    rows = records.open_dataset(out).rows("validation")
+    rewrite(out, validation=[*rows, TRAIN + VALIDATION])
+    rewrite(out, train=np.arange(TRAIN))
+    found = findings(out)
+    leak = found["same_file"]
+    assert (leak["severity"], leak["count"], leak["splits"]) == ("leak", 1, ["train", "validation"])
+    assert leak["examples"] == [["0.jpg", "same.jpg"]]
+    # What is the same file is not told twice.
+    assert "near_picture" not in found and "same_file_ages" not in found
+
+
+def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, capsys):
+    out = prepared(faces, tmp_path / "a", ("again.jpg", age_of(0), "validation", 0))
+    leak = findings(out)["near_picture"]
+    assert (leak["severity"], leak["count"], leak["examples"]) == ("leak", 1, [["0.jpg", "again.jpg"]])
+    with pytest.raises(LeakFound, match="--allow-leak") as ended:
+        audit.main([str(out)])
+    assert ended.value.status == 7
+    told = capsys.readouterr().out
+    assert "leak: 1 of 25 images of validation stand in train too: nearly the same picture (0.jpg, again.jpg)" in told
+
+
+def test_the_same_file_and_the_same_picture_with_two_ages(faces, tmp_path):
+    out = prepared(faces, tmp_path / "a", ("same.jpg", 60, "train", 0), ("again.jpg", 70, "train", 0))
+    found = findings(out)
+    assert found["same_file_ages"]["severity"] == found["near_picture_ages"]["severity"] == "warning"
+    assert found["same_file_ages"]["examples"] == [["0.jpg (5)", "same.jpg (60)"]]
+    assert found["near_picture_ages"]["examples"] == [["0.jpg (5)", "again.jpg (70)"]]
+    out = prepared(faces, tmp_path / "b", ("same.jpg", 7, "train", 0), ("again.jpg", 6.5, "train", 0))
+    assert not {"same_file_ages", "near_picture_ages"} & {*findings(out)}
+
+
+@pytest.mark.parametrize(("protocol", "severity"), [("identity", "leak"), ("image", "note"), ("column", "warning")])
+def test_a_person_on_both_sides_is_judged_by_the_protocol(faces, tmp_path, protocol, severity):
+    out = prepared(faces, tmp_path / "a", named=True)
+    rows = np.arange(TRAIN + VALIDATION)
+    rewrite(out, protocol, train=rows[:TRAIN], validation=rows[TRAIN:])
+    assert "same_identity" not in findings(out)
+    more = ("again.jpg", age_of(0), "train", 50), ("same.jpg", age_of(0), "train", 50)
+    out = prepared(faces, tmp_path / "b", *more, named=True)
+    rewrite(out, protocol)
+    found = findings(out)["same_identity"]
+    assert (found["severity"], found["count"]) == (severity, 1)
+    assert found["examples"] == [["again.jpg", "50.jpg"]]
+
+
+def table(count, path="a", ages=None, splits=None, identities=None, **fields):
+    rng = np.random.default_rng(fields.pop("seed", 0))
+    given = {
+        "path": path,
+        "hash": (path * 64)[:64],
+        "protocol": "identity",
+        "names": np.array([f"{path}{i}" for i in range(count)], object),
+        "ages": rng.integers(1, 82, count).astype(float) if ages is None else ages,
+        "identities": np.array([f"p{i}" for i in range(count)] if identities is None else identities, object),
+        "sha256": np.array([f"{path}{i}" for i in range(count)], object),
+        "phash": rng.integers(0, 256, (count, 32), np.uint8),
+        "sides": np.full(count, 256),
+        "splits": splits or {"all": np.arange(count)},
+    }
+    return auditing.Table(**{**given, **fields})
+
+
+def kinds(*tables):
+    return [{(f["kind"], *f["splits"]) for f in found} for found in auditing.audit(tables, 224)]
+
+
+def test_folds_are_compared_with_themselves_and_not_with_each_other():
+    assert auditing.disjoint("fold0-train", "fold0-validation") and auditing.disjoint("fold0-train", "test")
+    assert auditing.disjoint("train", "test") and auditing.disjoint("validation", "test")
+    assert not auditing.disjoint("fold0-train", "fold1-validation")
+    assert not auditing.disjoint("fold0-train", "fold1-train") and not auditing.disjoint("train", "train_noisy")
+    half = np.arange(200), np.arange(200, 400)
+    folds = {f"fold{k}-{name}": half[k ^ (name == "train")] for k in (0, 1) for name in ("train", "validation")}
+    files = np.array([f"{i}" for i in range(400)], object)
+    assert kinds(table(400, splits=folds, sha256=files)) == [set()]
+    files[399] = "0"
+    expected = {("same_file", f"fold{k}-train", f"fold{k}-validation") for k in (0, 1)}
+    assert kinds(table(400, splits=folds, sha256=files, ages=table(400).ages * 0 + 30)) == [
+        expected | {("group_without_images", name) for name in folds}
+    ]
+
+
+def test_data_sets_are_compared_with_each_other_by_role():
+    people_a = ["17", "Ada Lovelace", *(f"p{i}" for i in range(398))]
+    people_b = ["17", "ada_lovelace", *(f"p{i}" for i in range(398))]
+    a = table(400, "a", splits={"train": np.arange(400)}, identities=people_a)
+    b = table(400, "b", splits={"test": np.arange(400)}, identities=people_b, seed=1)
+    b.sha256[7] = a.sha256[9]
+    b.phash[20] = a.phash[30]
+    a.ages[[9, 30]], b.ages[[7, 20]] = 10, 50
+    found_a, found_b = auditing.audit([a, b], 224)
+    assert {f["kind"]: (f["severity"], f["count"]) for f in found_b if f["severity"] != "note"} == {
+        "same_file": ("leak", 1), "near_picture": ("leak", 1), "same_identity": ("warning", 1),
+        "same_file_ages": ("warning", 1), "near_picture_ages": ("warning", 1),
+    }  # fmt: skip
+    assert all(f["other"] == {"path": "a", "hash": "a" * 64} for f in found_b if f["severity"] == "leak")
+    assert audits.leaks(found_b, "train", "test", "a" * 64) and not audits.leaks(found_b, "train", "test")
+    assert {f["kind"] for f in found_a if f["severity"] == "leak"} == {"same_file", "near_picture"}
+
+
+def test_an_empty_group_small_images_and_missing_knowledge_are_said():
+    ages = np.arange(1000) % 70 + 1.0
+    splits = {"train": np.arange(900), "test": np.arange(900, 1000)}
+    sides = np.full(1000, 224)
+    sides[:30] = 223
+    identities = np.array([None] * 1000, object)
+    (found,) = auditing.audit(
+        [table(1000, ages=ages, splits=splits, sides=sides, identities=identities, phash=None)], 224
+    )
+    told = {f["kind"]: f for f in found}
+    assert told["group_without_images"]["message"].startswith("test has no image of age 71-81")
+    assert (told["small_images"]["count"], len(told["small_images"]["examples"])) == (30, 20)
+    assert told["identity_unknown"]["severity"] == told["no_perceptual_hash"]["severity"] == "note"
+    assert [f["severity"] for f in found] == ["warning"] * 2 + ["note"] * 3
+
+
+def test_ages_are_heaped_where_multiples_of_5_stand_out_of_their_neighbourhood():
+    counts = np.array(synthetic.MIVIA_AGE_COUNTS)
+    smooth = np.repeat(np.arange(1, 82), np.maximum(counts // 50, 1)).astype(float)
+    assert auditing.heaping(smooth)[0] == pytest.approx(1, abs=0.02)
+    rounded = smooth.copy()
+    rounded[::4] = 5 * np.round(rounded[::4] / 5)
+    assert auditing.heaping(rounded)[0] > 1.5
+    assert {kind for kind, *_ in kinds(table(len(smooth), ages=smooth))[0]} == set()
+    assert ("heaped_ages",) in kinds(table(len(rounded), ages=rounded))[0]
+    # A few ages, and ages of a narrow range, are no histogram.
+    assert ("heaped_ages",) not in kinds(table(4, ages=np.array([20.0, 30, 40, 50])))[0]
+    assert auditing.heaping(np.repeat([20.0, 21], 500)) is None and auditing.heaping(np.zeros(0)) is None
+
+
+def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, capsys):
+    out = prepared(faces, tmp_path / "a")
+    (shard,) = out.glob("*array_record*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be used"):
+        audit.main([str(out)])
+    (found,) = json.loads((out / audits.FILE).read_text())["findings"]
+    assert found["kind"] == "damaged" and shard.name in found["message"] and shard.name in capsys.readouterr().out
+    with pytest.raises(InputError, match="no prepared data set"):
+        audit.main([str(tmp_path)])
+    with pytest.raises(InputError, match="named twice"):
+        audit.parse_args([str(out), str(out)])
+
+
+def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, capsys):
+    lines = "".join(f"{name},{age},{split}\n" for name, age, split in [
+        ("0.jpg", 5, "train"), ("1.jpg", 6, "train"), ("2.jpg", 7, "validation"), ("again.jpg", 5, "validation"),
+    ])  # fmt: skip
+    (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
+    words = ["--reader", "csv", "--source", str(tmp_path / "faces.csv"), "--images", str(faces), "--workers", "1"]
+    prepare.main([*words, "--out", str(tmp_path / "out")])
+    assert "leak: 1 of 2 images of validation" in capsys.readouterr().out
+    assert audits.read(records.open_dataset(tmp_path / "out"))[1] == "read"
+
+
+def test_an_audit_that_is_missing_stale_or_damaged_is_said_and_not_believed(faces, tmp_path, caplog):
+    out = prepared(faces, tmp_path / "a", ("again.jpg", age_of(0), "validation", 0))
+    dataset = records.open_dataset(out)
+    assert audits.read(dataset) == ([], "missing")
+    audits.run([out])
+    assert len(audits.read(dataset)[0]) > 1
+    report = json.loads((out / audits.FILE).read_text())
+    for text, state in [
+        (json.dumps({**report, "data_hash": "0" * 64}), "stale"), ("{", "damaged"), ("[]", "damaged"),
+        (json.dumps({**report, "findings": [{"kind": "x"}]}), "damaged"),
+    ]:  # fmt: skip
+        (out / audits.FILE).write_text(text)
+        assert audits.read(dataset) == ([], state)
+    assert "python -m lae_jax.audit" in caplog.text
+
+
+def test_people_are_compared_only_where_their_names_mean_the_same():
+    known = people.hashed(np.array(["Ada Lovelace", "n000017", "17", None], object), "a" * 64)
+    assert "lovelace" not in json.dumps(known).casefold()
+    names = np.array(["ada_lovelace", "Alan Turing", "n000018", "17", "m.0a1b", None], object)
+    assert people.compare(known, names, "b" * 64) == {"people": 5, "compared": 3, "shared": ["ada lovelace"]}
+    assert people.compare(known, names, "a" * 64)["shared"] == ["ada lovelace", "17"]
+    assert people.compare(known, np.array(["17", "s3"], object), "b" * 64)["compared"] == 0
+    assert people.compare(None, names, "b" * 64)["compared"] == 0
+    both = people.hashed(np.array(["Alan Turing"], object), "b" * 64, known)
+    assert people.compare(both, names, "b" * 64)["shared"] == ["ada lovelace", "alan turing"]
+
+
+@pytest.fixture
+def leaking(faces, tmp_path, small_config):
+    """A config whose data set holds a picture that was stored again in its validation split."""
+    out = prepared(faces, tmp_path / "leaking", ("again.jpg", age_of(0), "validation", 0), named=True)
+    audits.run([out])
+    config = small_config("represent")
+    config.data.path = str(out)
+    return config
+
+
+def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config, capsys):
+    with pytest.raises(InputError, match=r"1 of 25 images of validation stand in train too.*--allow-leak"):
+        train.train(leaking)
+    assert not pathlib.Path(leaking.workdir).exists()
+    leaking.data.allow_leak = True
+    train.train(leaking)
+    meta = checkpoints.load_run(leaking.workdir).meta
+    assert meta["config"]["data"]["allow_leak"] and [leak["kind"] for leak in meta["leaks"]] == ["near_picture"]
+    for split, expected in [("validation", ["near_picture"]), ("train", ["near_picture", "same_rows"])]:
+        evaluate.main(["--run", leaking.workdir, "--split", split])
+        report = json.loads((pathlib.Path(leaking.workdir) / f"evaluation/data-{split}/report.json").read_text())
+        assert [leak["kind"] for leak in report["leaks"]] == expected
+        told = capsys.readouterr().out
+        assert told.count("LEAK") == len(expected) and "nearly the same picture" in told
+        # 'person 0' is in both splits, by the source's own choice.
+        assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)
+        assert f"{report['same_people_on_both_sides']} people are on both sides" in told and report["audit"] == "read"
+
+    # The stage that starts from it inherits the leak, even on other data.
+    third = small_config("classify")
+    third.init_from = leaking.workdir
+    plan = make_plan(third)
+    assert [leak["data"] for leak in plan.leaks] == [str(leaking.data.path)]
+
+
+def test_training_on_what_is_validated_is_a_leak(small_config):
+    config = small_config("represent")
+    config.data.train = "all"
+    with pytest.raises(InputError, match="64 images of validation are in all"):
+        make_plan(config)
+
+
+def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_them(
+    faces, tmp_path, small_config, caplog
+):
+    caplog.set_level("INFO", "lae_jax")
+    first = small_config("pretrain")
+    first.epochs, first.data.split = 0.3, ""
+    train.train(first)
+    handed = checkpoints.load_run(first.workdir).meta["identities"]
+    dataset = records.open_dataset(first.data.path)
+    trained_on = {*dataset.column("identity")[dataset.rows("train")]}
+    assert len(handed["hashes"]) == len(trained_on) and handed["schemes"] == [f"label of {dataset.hash[:12]}"]
+
+    second = small_config("represent")
+    second.init_from = first.workdir
+    plan = make_plan(second)
+    assert plan.identities == handed and "0 people of validation were in the backbone's" in caplog.text
+    second.data.train, second.data.split = "test", "train"
+    with pytest.raises(InputError, match=f"{len(trained_on)} people of train were in the backbone's pre-training"):
+        make_plan(second)
+
+    # Numbers of another data set are other people: nothing can be said.
+    second.data.path = str(prepared(faces, tmp_path / "other", named=True))
+    second.data.train, second.data.split = "train", "validation"
+    caplog.clear()
+    assert make_plan(second).leaks == []
+    assert "unknown whether people of validation were in pre-training: none of its 24 names" in caplog.text
+
+
+@pytest.mark.parametrize("spelling", ["--allow_leak", "--allow-leak"])
+def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
+    from lae_jax.configs import demo, represent
+
+    for config in (represent.get_config(), demo.get_config()):
+        got = []
+        monkeypatch.setattr(main, "set_up_devices", lambda: None)
+        monkeypatch.setattr(main, "run", lambda c, signals, got=got: got.append(c))
+        monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
+        main.flags.FLAGS.unparse_flags()
+        try:
+            main.flags.FLAGS(["main", spelling])
+            main.main(["main"], None)
+        finally:
+            main.flags.FLAGS["allow_leak"].unparse()
+        stages = got[0].stages.values() if "stages" in got[0] else got
+        assert all(stage.data.allow_leak for stage in stages)
