@@ -43,7 +43,18 @@ def prepared(faces, out, *more, named=False):
         writer = csv.writer(file)
         writer.writerow(["path", "age", "split", "identity"])
         writer.writerows((p, a, s, f"person {i}" if named else "") for p, a, s, i in [*rows, *more])
-    words = ["--reader", "csv", "--source", str(out / "faces.csv"), "--images", str(faces), "--workers", "1"]
+    words = [
+        "--reader",
+        "csv",
+        "--source",
+        str(out / "faces.csv"),
+        "--images",
+        str(faces),
+        "--workers",
+        "1",
+        "--align",
+        "none",
+    ]
     prepare.prepare(prepare.parse_args([*words, "--out", str(out / "data")]))
     return out / "data"
 
@@ -229,7 +240,18 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
         ("0.jpg", 5, "train"), ("1.jpg", 6, "train"), ("2.jpg", 7, "validation"), ("again.jpg", 5, "validation"),
     ])  # fmt: skip
     (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
-    words = ["--reader", "csv", "--source", str(tmp_path / "faces.csv"), "--images", str(faces), "--workers", "1"]
+    words = [
+        "--reader",
+        "csv",
+        "--source",
+        str(tmp_path / "faces.csv"),
+        "--images",
+        str(faces),
+        "--workers",
+        "1",
+        "--align",
+        "none",
+    ]
     prepare.main([*words, "--out", str(tmp_path / "out")])
     assert "leak: 1 of 2 images of validation" in capsys.readouterr().out
     assert audits.read(records.open_dataset(tmp_path / "out"))[1] == "read"

@@ -66,12 +66,12 @@ def _table(dataset: records.Dataset) -> auditing.Table:
     hashes = None
     if dataset.has_column("phash"):
         hashes = np.frombuffer(b"".join(dataset.column("phash").tolist()), np.uint8).reshape(-1, phash.BYTES)
+    # Pixels of the source behind the stored side: of crops that were enlarged there are fewer.
     sides = np.minimum(dataset.column("width"), dataset.column("height"))
-    try:
-        # Larger ones were stored smaller.
-        sides = np.minimum(sides, int(json.loads((dataset.path / "recipe.json").read_text())["size"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        logger.debug("%s has no recipe.json: sizes are those of the source", dataset.path)
+    if dataset.has_column("scale"):
+        scale = dataset.column("scale")
+        size = dataset.crop.get("size")
+        sides = np.rint(sides / scale if size is None else size * np.minimum(scale, 1)).astype(int)
     return auditing.Table(
         path=str(dataset.path),
         hash=dataset.hash,
