@@ -34,6 +34,11 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, what
     return tqdm.tqdm(iterable, total=total, desc=what, unit=unit, disable=None, dynamic_ncols=True, **kwargs)
 
 
+def write(text: str) -> None:
+    """A line on standard output, above a progress line."""
+    tqdm.tqdm.write(text)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """Lines of a plain table: the first column to the left, the others to the right; floats with two digits."""
     cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in [header, *rows]]

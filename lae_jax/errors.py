@@ -50,6 +50,12 @@ class LeakFound(Ended):
     label = "leak"
 
 
+class NothingPredicted(Ended):
+    """No image gave an age; each has its reason in the output."""
+
+    status = 1
+
+
 class Preempted(Ended):
     """A signal asked the run to stop: what it had done is saved, and it can be started again."""
 

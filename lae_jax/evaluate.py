@@ -8,7 +8,6 @@ Writes RUN/evaluation/<data set>-<split>/: report.json, predictions.csv, histogr
 import argparse
 import csv
 import io
-import logging
 import signal
 
 import numpy as np
@@ -16,8 +15,6 @@ from etils import epath
 
 from lae_jax import checkpoints, console, files
 from lae_jax.errors import InputError
-
-logger = logging.getLogger("lae_jax")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,51 +27,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split", help="name of the split, 'all' for every row (default: the run's validation split)")
     add("--step", type=int, help="checkpoint (default: the best)")
     add("--flip", action="store_true", help="average with the mirror image")
+    add("--interval", type=float, default=0.9, help="share of the distribution whose coverage is told (default 0.9)")
+    add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
     add("--allow-other-crop", action="store_true", help="score on faces that were cut otherwise; the report says so")
     add("--batch-size", type=int, default=256, help="images at a time over all devices (default 256)")
     add("--devices", type=int, default=0, help="simulated devices on a CPU (default: what the platform has)")
     return parser.parse_args(argv)
 
 
-def predict_split(
-    handed: checkpoints.Handed,
-    data: str | None,
-    split: str | None,
-    *,
-    flip: bool,
-    batch_size: int,
-    allow_other_crop: bool = False,
-):
-    """Outputs of a run's checkpoint on a split -> (stage, data set, rows with a target, targets, outputs, name)."""
-    from lae_jax import parallel, runs, stages
-    from lae_jax.data import records
-
-    config, stage, par = runs.from_json(handed.meta["config"]), stages.get(handed.meta["stage"]), parallel.Parallel()
-    dataset = records.open_dataset(data or config.data.path, config.data.verify)
-    if not split:
-        if not config.data.split:
-            raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
-        split = runs.split_name(config, config.data.split)
-    if handed.meta["crop"] != dataset.crop:
-        told = f"{handed.workdir} was trained on crops {handed.meta['crop']}, {dataset.path} holds {dataset.crop}"
-        if not allow_other_crop:
-            raise InputError(f"{told}: prepare the data alike, or say --allow-other-crop (the errors may be large)")
-        logger.warning("%s: the errors may be large", told)
-    if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
-        logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
-    examples = runs.examples(dataset, split, stage)
-    module = runs.model(config, stage, handed.meta["num_outputs"])
-    forward = runs.forward(config, stage, module, par, flip=flip)
-    batch_size = -(-batch_size // par.device_count) * par.device_count
-    variables = par.place(handed.variables)
-    outputs = runs.outputs_of(config, dataset, examples.rows, forward, variables, par, batch_size)
-    return stage, dataset, examples, outputs, split
-
-
 def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
+    from lae_jax import estimator, evaluation, leaks
+
     handed = checkpoints.load_run(args.run, args.step)
-    stage, dataset, examples, outputs, split = predict_split(
+    done = evaluation.predict(
         handed,
         args.data,
         args.split,
@@ -82,32 +48,34 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         batch_size=args.batch_size,
         allow_other_crop=args.allow_other_crop,
     )
-    from lae_jax import leaks
-
-    scores = stage.score({stage.target: examples.targets}, outputs)
+    if args.calibrate:
+        evaluation.calibrate(done, args.interval)
     suffix = f"-step{args.step}" * (args.step is not None) + "-flip" * args.flip
-    folder = handed.workdir / "evaluation" / f"{dataset.path.resolve().name}-{split}{suffix}"
+    folder = handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     report = {
-        **scores,
+        **done.scores(),
         "run": str(handed.workdir),
         "step": handed.step,
-        "stage": stage.name,
+        "stage": done.stage.name,
         "model": handed.meta["model"],
-        "data": str(dataset.path),
-        "data_hash": dataset.hash,
-        "same_data_as_training": handed.meta["data_hash"] == dataset.hash,
-        "split": split,
+        "data": str(done.dataset.path),
+        "data_hash": done.dataset.hash,
+        "same_data_as_training": done.same_data,
+        "split": done.split,
         "flip": args.flip,
-        "protocol": dataset.manifest["protocol"],
-        "crop": dataset.crop,
-        "other_crop_than_training": handed.meta["crop"] != dataset.crop,
-        **leaks.of_evaluation(handed.meta, dataset, split),
+        "protocol": done.dataset.manifest["protocol"],
+        "crop": done.dataset.crop,
+        "other_crop_than_training": not done.same_crop,
+        **leaks.of_evaluation(handed.meta, done.dataset, done.split),
     }
+    if done.probabilities is not None:
+        temperature = estimator.read_temperature(handed.workdir, handed.step)
+        report["interval"] = evaluation.sureness(done, args.interval, temperature)
+        names = done.dataset.column("name")[done.rows]
+        _write_predictions(folder / "predictions.csv", names, done.targets, done.outputs)
+        _draw(folder, done)
     files.write_json(folder / "report.json", report)
-    if stage.target == "age":
-        _write_predictions(folder / "predictions.csv", dataset.column("name")[examples.rows], examples.targets, outputs)
-        _draw(folder, handed, dataset, split, examples.targets, outputs)
     return report, folder
 
 
@@ -119,23 +87,18 @@ def _write_predictions(path: epath.Path, names, ages, predictions) -> None:
     path.write_bytes(text.getvalue().encode())
 
 
-def _draw(folder: epath.Path, handed: checkpoints.Handed, dataset, split: str, ages, predictions) -> None:
-    from lae_jax import figures, metrics, runs
+def _draw(folder: epath.Path, done) -> None:
+    from lae_jax import figures, inputs, metrics, runs
 
-    config = runs.from_json(handed.meta["config"])
-    trained_on = runs.split_name(config, config.data.train)
-    same = handed.meta["data_hash"] == dataset.hash
-    histogram_of = trained_on if same else split
-    histogram_ages = dataset.column("age")[dataset.rows(histogram_of)]
-    title = (
-        f"{handed.workdir.name} step {handed.step} ({handed.meta['model']}) on {dataset.path.resolve().name}, {split}"
-    )
-    predictions = predictions.astype(np.float64)
-    figures.histogram(
-        folder / "histogram.png", histogram_ages[~np.isnan(histogram_ages)], ages, predictions, title, histogram_of
-    )
-    figures.group_errors(folder / "groups.png", metrics.age_report(ages, predictions), title)
-    figures.scatter(folder / "scatter.png", ages, predictions, title)
+    config, dataset = runs.from_json(done.handed.meta["config"]), done.dataset
+    histogram_of = inputs.split_name(config, config.data.train) if done.same_data else done.split
+    counted = dataset.column("age")[dataset.rows(histogram_of)]
+    counted = counted[~np.isnan(counted)]
+    of_run = f"{done.handed.workdir.name} step {done.handed.step} ({done.handed.meta['model']})"
+    title = f"{of_run} on {dataset.path.resolve().name}, {done.split}"
+    figures.histogram(folder / "histogram.png", counted, done.targets, done.outputs, title, histogram_of)
+    figures.group_errors(folder / "groups.png", metrics.age_report(done.targets, done.outputs), title)
+    figures.scatter(folder / "scatter.png", done.targets, done.outputs, title)
 
 
 def tell(report: dict) -> str:
@@ -164,6 +127,9 @@ def tell(report: dict) -> str:
     )
     if outside := report["n"] - sum(report["group_count"]):
         lines.append(f"{outside} of them older than 81 or younger than 1: they count in MAE, not in a group")
+    if sure := report.get("interval"):
+        held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"
+        lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide in the mean")
     if report.get("other_crop_than_training"):
         lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
     if report["missing_groups"]:
@@ -176,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.batch_size < 1 or args.devices < 0:
         raise InputError("--batch-size must be at least 1 and --devices at least 0")
+    if not 0 < args.interval < 1:
+        raise InputError(f"--interval {args.interval}: between 0 and 1")
     if args.devices:
         from lae_jax import parallel
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import parallel, runs
+from lae_jax import inputs, parallel, runs
 from lae_jax.data import audits, people, records
 from lae_jax.errors import InputError
 
@@ -22,7 +22,7 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
     """
     found = []
     if config.data.split:
-        train, split = (runs.split_name(config, name) for name in (config.data.train, config.data.split))
+        train, split = (inputs.split_name(config, name) for name in (config.data.train, config.data.split))
         found = [*audits.leaks(audits.read(dataset)[0], train, split), *_same_rows(dataset, train, split)]
         found += _pretrained(dataset, train, split, (before or {}).get("identities"))
     told = "; ".join(leak["message"] for leak in found)
@@ -102,7 +102,7 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     Args: meta: of the run's checkpoint; dataset, split: what is scored.
     """
     config = runs.from_json(meta["config"])
-    train = runs.split_name(config, config.data.train)
+    train = inputs.split_name(config, config.data.train)
     findings, state = audits.read(dataset)
     same = meta["data_hash"] == dataset.hash
     leaks = audits.leaks(findings, train, split, None if same else meta["data_hash"])

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, leaks, metrics, parallel, runs, stages
+from lae_jax import checkpoints, inputs, leaks, metrics, parallel, runs, stages
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
@@ -25,8 +25,8 @@ class Plan:
     workdir: epath.Path
     par: parallel.Parallel
     dataset: records.Dataset
-    training: runs.Examples
-    validation: runs.Examples | None
+    training: inputs.Examples
+    validation: inputs.Examples | None
     num_outputs: int
     steps_per_epoch: int
     total_steps: int
@@ -76,16 +76,16 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     _check_data(config, dataset, stage, init, resumed)
     before = resumed or (init and init.meta)
     leaking = leaks.check(config, dataset, before)
-    training = runs.examples(dataset, runs.split_name(config, config.data.train), stage)
+    training = inputs.examples(dataset, inputs.split_name(config, config.data.train), stage)
     validation, selected_by = None, None
     if config.data.split:
-        validation = runs.examples(dataset, runs.split_name(config, config.data.split), stage)
+        validation = inputs.examples(dataset, inputs.split_name(config, config.data.split), stage)
         selected_by = stage.select(validation.targets)
     if stage.target == "identity":
         classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
-        training, num_outputs = runs.Examples(training.rows, codes.astype(np.int32)), len(classes)
+        training, num_outputs = inputs.Examples(training.rows, codes.astype(np.int32)), len(classes)
     else:
-        training, num_outputs = runs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
+        training, num_outputs = inputs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was begun with {resumed['num_outputs']} outputs, {dataset.path} asks for {num_outputs}"
@@ -109,7 +109,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         selected_by=selected_by,
         schedule=runs.schedules(config, steps_per_epoch, total_steps),
         order=_order(config, stage, training.targets),
-        augmentation=runs.augmentation(config),
+        augmentation=inputs.augmentation(config),
         handed={**config.loss, **handed},
         leaks=leaking,
         identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),

@@ -9,17 +9,14 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import files, inference, models, optim, parallel, stages, steps
-from lae_jax.data import pipeline, records
-from lae_jax.data.augment import Augmentation
+from lae_jax import files, models, optim, parallel, stages, steps
 from lae_jax.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -50,42 +47,6 @@ _PACKAGES = (
     "tensorflow-datasets",
     "numpy",
 )
-
-
-def split_name(config: ConfigDict, name: str) -> str:
-    """The data set's name of a split: with `data.fold`, `train` and `validation` are that fold's."""
-    fold = config.data.fold
-    return name if fold is None or name == "all" else f"fold{fold}-{name}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """The rows of a split that have a target, and that target."""
-
-    rows: np.ndarray  # (N,) int64
-    targets: np.ndarray  # (N,) float32 ages or int32 classes (training), or the column's own values (validation)
-
-
-def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examples:
-    """A split's rows that have the stage's target. Raises InputError if there is none."""
-    rows = dataset.rows(split)
-    targets = dataset.column(stage.target)[rows]
-    known = ~np.isnan(targets) if targets.dtype == np.float64 else np.array([v is not None for v in targets])
-    if not known.any():
-        raise InputError(f"{dataset.path}: no image of split {split!r} has an {stage.target}")
-    if not known.all():
-        logger.info(
-            "split %s: %d of %d images have no %s and are left out", split, (~known).sum(), len(rows), stage.target
-        )
-    return Examples(rows[known], targets[known])
-
-
-def augmentation(config: ConfigDict) -> Augmentation:
-    fields = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.data.augment.items()}
-    try:
-        return Augmentation(image_size=config.data.image_size, resize=config.data.resize, **fields)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config.data: {error}") from error
 
 
 def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
@@ -123,33 +84,9 @@ def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Paral
     return par.map_forward(step)
 
 
-def outputs_of(
-    config: ConfigDict,
-    dataset: records.Dataset,
-    rows: np.ndarray,
-    mapped_forward,
-    variables: Mapping,
-    par: parallel.Parallel,
-    batch_size: int,
-    beat: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """The gathered outputs (len(rows), ...) of a data set's rows, in their order; `beat` is called batch by batch."""
-    # A small split does not fill a batch of the usual size: the least multiple of the devices will do.
-    batch_size = min(batch_size, -(-len(rows) // par.device_count) * par.device_count)
-    places = pipeline.Places(batch_size, *par.local_places(batch_size))
-    batches = pipeline.eval_batches(dataset, rows, augmentation(config), places=places, threads=threads(config))
-    return inference.over_batches(
-        mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size), beat=beat
-    )
-
-
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def threads(config: ConfigDict) -> int:
-    return config.data.threads or cores()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +177,8 @@ def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
         )
 
 
-def provenance(config: ConfigDict, dataset: records.Dataset) -> dict:
-    """What is needed to say where a number came from."""
+def provenance(config: ConfigDict, dataset) -> dict:
+    """Of a run on a data set (records.Dataset): what is needed to say where a number came from."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, lock, models, parallel, runs, stages, steps, watch
+from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, watch
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
 from lae_jax.errors import Diverged, InputError, Preempted
@@ -117,7 +117,7 @@ class _Loop:
             seed=config.seed,
             start=start,
             stop=plan.total_steps,
-            threads=runs.threads(config),
+            threads=inputs.threads(config),
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
 
@@ -189,7 +189,7 @@ class _Loop:
             self.watchdog.rest()  # the first batch compiles
             self.has_evaluated = True
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        outputs = runs.outputs_of(
+        outputs = inputs.outputs_of(
             plan.config,
             plan.dataset,
             plan.validation.rows,

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from ml_collections import ConfigDict
 
-from lae_jax import main, optim, parallel, runs, stages, steps
+from lae_jax import inputs, main, optim, parallel, runs, stages, steps
 from lae_jax.configs import common, small, table2
 from lae_jax.errors import InputError
 
@@ -58,7 +58,7 @@ def check_step(stage_name: str, model: str, image_size: int):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_builds_and_its_step_has_the_right_shapes(name):
     for config in stages_of(name):
-        assert runs.augmentation(config).image_size == config.data.image_size
+        assert inputs.augmentation(config).image_size == config.data.image_size
         schedule = runs.schedules(config, 100, 1000)
         assert np.isfinite(float(schedule.rate(999)))
         optimiser = runs.optimiser(config, schedule, {"backbone": jnp.ones(1), "head": jnp.ones(1)}, ("head",))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lae_jax import checkpoints, evaluate, inference, metrics, parallel, runs, stages, train
+from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, runs, stages, train
 from lae_jax.data import records
 from lae_jax.errors import InputError
 
@@ -63,7 +63,7 @@ def test_predictions_do_not_depend_on_batch_size_or_devices(run):
     for devices, batch_size in [(8, 64), (8, 24), (1, 13), (2, 64)]:
         par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
         forward = runs.forward(run, stage, module, par)
-        results.append(runs.outputs_of(run, dataset, rows, forward, par.place(handed.variables), par, batch_size))
+        results.append(inputs.outputs_of(run, dataset, rows, forward, par.place(handed.variables), par, batch_size))
     assert all(result.shape == rows.shape for result in results)
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], atol=1e-4)

@@ -7,14 +7,15 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"audit", "main", "prepare", "evaluate", "demo"}
+DOORS = {"audit", "main", "prepare", "evaluate", "predict", "demo"}
 LEVELS = [
     {"errors", "files"},
-    {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch"},
+    {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures"},
-    {"inference", "runs"},
+    {"inference", "runs", "estimator"},
+    {"inputs"},
     {"leaks"},
-    {"train", "plan"},
+    {"train", "plan", "evaluation", "predictions"},
     DOORS,
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -76,7 +77,7 @@ class Refuse:
         if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inference
+from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inference, estimator, distributions
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

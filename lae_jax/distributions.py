@@ -1,0 +1,83 @@
+"""What a predicted distribution over the ages 0..100 says: intervals, thresholds, how well it is calibrated.
+
+Class k stands for the ages from k - 0.5 up to k + 0.5, evenly; the first and the last class end at 0 and 100.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from lae_jax.metrics import age_class
+
+_TINY = 1e-30  # a probability that float32 lost
+_TEMPERATURES = (0.05, 20.0)
+
+
+def expected_ages(probabilities: np.ndarray) -> np.ndarray:
+    """(N, K) -> (N,) float64 years, `sum_k k p_k`."""
+    probabilities = np.asarray(probabilities, np.float64)
+    return probabilities @ np.arange(probabilities.shape[1])
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / temperature) of distributions (N, K) that were softmax(logits), float64; 1 changes nothing."""
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY)) / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _edges(count: int) -> np.ndarray:
+    """(count + 1,) ages between the classes."""
+    return np.clip(np.arange(count + 1) - 0.5, 0, count - 1)
+
+
+def _cumulative(probabilities: np.ndarray) -> np.ndarray:
+    """(N, K + 1): what lies below each edge."""
+    sums = np.cumsum(np.asarray(probabilities, np.float64), axis=1)
+    return np.concatenate([np.zeros((len(sums), 1)), sums / sums[:, -1:]], axis=1)
+
+
+def quantiles(probabilities: np.ndarray, level: float) -> np.ndarray:
+    """The age below which `level` (0 to 1) of each distribution (N, K) lies: (N,) years."""
+    below = _cumulative(probabilities)
+    edges = _edges(below.shape[1] - 1)
+    # The first class whose end reaches the level.
+    place = np.minimum((below[:, 1:] < level).sum(axis=1), below.shape[1] - 2)
+    rows = np.arange(len(below))
+    low, high = below[rows, place], below[rows, place + 1]
+    share = np.divide(level - low, high - low, out=np.zeros(len(below)), where=high > low)
+    return edges[place] + np.clip(share, 0, 1) * (edges[place + 1] - edges[place])
+
+
+def intervals(probabilities: np.ndarray, level: float) -> np.ndarray:
+    """(N, 2) years: the middle `level` of each distribution, as much of the rest below it as above."""
+    tail = (1 - level) / 2
+    return np.stack([quantiles(probabilities, tail), quantiles(probabilities, 1 - tail)], axis=1)
+
+
+def at_least(probabilities: np.ndarray, age: float) -> np.ndarray:
+    """P(age >= `age`) of each distribution (N, K): (N,), 0 to 1."""
+    below = _cumulative(probabilities)
+    edges = _edges(below.shape[1] - 1)
+    place = int(np.clip(np.floor(age + 0.5), 0, below.shape[1] - 2))
+    width = edges[place + 1] - edges[place]
+    share = np.clip((age - edges[place]) / width, 0, 1)
+    return 1 - (below[:, place] + share * (below[:, place + 1] - below[:, place]))
+
+
+def coverage(probabilities: np.ndarray, ages: np.ndarray, level: float) -> float:
+    """The share of the ages (N,) that lie in their intervals: `level` if the distributions are right."""
+    low, high = intervals(probabilities, level).T
+    return float(np.mean((ages >= low) & (ages <= high)))
+
+
+def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
+    """The temperature at which the ages (N,) are likeliest (Guo et al., "On Calibration of Modern Neural Networks",
+    2017); ages outside the classes count as the nearest one."""
+    classes = np.clip(age_class(ages), 0, probabilities.shape[1] - 1)
+    rows = np.arange(len(classes))
+
+    def surprise(log_temperature: float) -> float:
+        chosen = tempered(probabilities, np.exp(log_temperature))[rows, classes]
+        return -np.log(np.maximum(chosen, _TINY)).mean()
+
+    return float(np.exp(minimize_scalar(surprise, bounds=np.log(_TEMPERATURES), method="bounded").x))

@@ -1,0 +1,153 @@
+"""Ages from face crops, by a run: batches of a few fixed shapes over all local devices."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from lae_jax import distributions
+from lae_jax.errors import InputError
+from lae_jax.files import read_json
+
+CALIBRATION = "calibration.json"
+# Images a device takes at once; a batch is filled up to the next of these, so nothing compiles again.
+_PER_DEVICE = (1, 8, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """How a face crop becomes the model's input: resized whole to `resize` pixels, of which the centre is taken."""
+
+    image_size: int
+    resize: int = 0  # 0: image_size
+
+    def pixels(self, crop: Image.Image | np.ndarray) -> np.ndarray:
+        """A crop, RGB picture or uint8 (H, W, 3) -> uint8 (image_size, image_size, 3), as in evaluating.
+
+        Raises InputError for arrays of another kind.
+        """
+        if not isinstance(crop, Image.Image):
+            crop = np.asarray(crop)
+            if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or not crop.size:
+                raise InputError(f"an image is uint8 (H, W, 3), not {crop.dtype} {crop.shape}")
+            crop = Image.fromarray(crop)
+        side = self.resize or self.image_size
+        if crop.size != (side, side):
+            crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+        first = (side - self.image_size) // 2
+        return np.asarray(crop.convert("RGB"))[first : first + self.image_size, first : first + self.image_size]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgeEstimator:
+    """A model that gives ages.
+
+    forward: uint8 (B, S, S, 3) -> probabilities (B, 101), or what becomes them by np.asarray, B being one of `sizes`;
+    crop: the contract of the faces that it was trained on; temperature: of the distributions; source: where it is from.
+    """
+
+    forward: Callable[[np.ndarray], object]
+    sizes: tuple[int, ...]
+    input: Input
+    crop: dict
+    temperature: float = 1.0
+    source: str = ""
+
+    @classmethod
+    def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
+        """Of a run of stage 2 or 3 (its best checkpoint, or that of `step`); flip: average with the mirror image.
+
+        Raises InputError where there is none.
+        """
+        import jax
+
+        from lae_jax import checkpoints, parallel, runs, stages
+
+        handed = checkpoints.load_run(path, step)
+        config, stage = runs.from_json(handed.meta["config"]), stages.get(handed.meta["stage"])
+        if stage.target != "age":
+            raise InputError(
+                f"{path} is a run of stage {stage.name}, which estimates no ages: name one of stage 2 or 3"
+            )
+        par = parallel.Parallel()
+        module = runs.model(config, stage, handed.meta["num_outputs"])
+        gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1))
+        mapped, variables = runs.forward(config, gathered, module, par, flip=flip), par.place(handed.variables)
+        return cls(
+            forward=lambda batch: _Collected(mapped(variables, batch), par),
+            sizes=tuple(size * len(par.devices) for size in _PER_DEVICE),
+            input=Input(config.data.image_size, config.data.resize),
+            crop=handed.meta["crop"],
+            temperature=read_temperature(handed.workdir, handed.step),
+            source=f"{handed.workdir} step {handed.step}",
+        )
+
+    def predict(self, images: Sequence, distribution: bool = False):
+        """Ages (N,) float32 of face crops that were cut as the contract says (RGB pictures, or uint8 (H, W, 3) arrays).
+
+        distribution: also the calibrated distributions (N, 101) float32 over the ages 0..100.
+        """
+        outputs = [*self.probabilities(self.input.pixels(image) for image in images)]
+        if not outputs:
+            return (
+                (np.zeros(0, np.float32), np.zeros((0, 101), np.float32)) if distribution else np.zeros(0, np.float32)
+            )
+        raw = np.stack(outputs)
+        ages = distributions.expected_ages(raw).astype(np.float32)
+        return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
+
+    def probabilities(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The model's distribution (101,) of each input (S, S, 3), in order. The device works on a batch while the next
+        one is collected."""
+        pending, count, batch = None, 0, []
+        for image in inputs:
+            batch.append(image)
+            if len(batch) == self.sizes[-1]:
+                dispatched = self.forward(np.stack(batch))
+                if pending is not None:
+                    yield from np.asarray(pending)[:count]
+                pending, count, batch = dispatched, len(batch), []
+        if pending is not None:
+            yield from np.asarray(pending)[:count]
+        if batch:
+            yield from np.asarray(self.forward(self._filled(batch)))[: len(batch)]
+
+    def _filled(self, batch: list[np.ndarray]) -> np.ndarray:
+        size = next(size for size in self.sizes if size >= len(batch))
+        return np.stack(batch + batch[-1:] * (size - len(batch)))
+
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """The model's distributions (N, 101) at its temperature, float64; ages are taken before that."""
+        return distributions.tempered(probabilities, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collected:
+    """Outputs that are still being computed."""
+
+    outputs: object
+    par: object
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.par.collect(self.outputs)
+
+
+def read_temperature(workdir: epath.Path, step: int) -> float:
+    """Of a run's calibration, where it was made for this step; else 1."""
+    path = workdir / CALIBRATION
+    if not path.exists():
+        return 1.0
+    content = read_json(path)
+    try:
+        return float(content["temperature"]) if content["step"] == step else 1.0
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): calibrate again (evaluate --calibrate)") from error
+
+
+def write_calibration(workdir: epath.Path, content: dict) -> None:
+    (workdir / CALIBRATION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

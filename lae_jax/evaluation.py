@@ -1,0 +1,131 @@
+"""What a run predicts for a split of a prepared data set, and how sure it is."""
+
+import dataclasses
+import functools
+import logging
+
+import jax
+import numpy as np
+
+from lae_jax import checkpoints, distributions, estimator, inputs, parallel, runs, stages
+from lae_jax.data import records
+from lae_jax.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluated:
+    """targets: (N,) of the rows that have one; outputs: (N,) ages in years, or embeddings (N, D); probabilities:
+    (N, 101) of the ages, before the temperature; None for identities."""
+
+    handed: checkpoints.Handed
+    stage: stages.Stage
+    dataset: records.Dataset
+    split: str
+    rows: np.ndarray
+    targets: np.ndarray
+    outputs: np.ndarray
+    probabilities: np.ndarray | None
+
+    @property
+    def same_data(self) -> bool:
+        """Whether the data set is the one that the run was trained on."""
+        return self.handed.meta["data_hash"] == self.dataset.hash
+
+    @property
+    def same_crop(self) -> bool:
+        return self.handed.meta["crop"] == self.dataset.crop
+
+    def scores(self) -> stages.Scores:
+        return self.stage.score({self.stage.target: self.targets}, self.outputs)
+
+
+def predict(
+    handed: checkpoints.Handed,
+    data: str | None = None,
+    split: str | None = None,
+    *,
+    flip: bool = False,
+    batch_size: int = 256,
+    allow_other_crop: bool = False,
+) -> Evaluated:
+    """Runs a checkpoint over a split (default: the run's data set and its validation split).
+
+    Raises InputError for a split that is not there, and for faces that were cut otherwise unless that is allowed.
+    """
+    config, stage, par = runs.from_json(handed.meta["config"]), stages.get(handed.meta["stage"]), parallel.Parallel()
+    dataset = records.open_dataset(data or config.data.path, config.data.verify)
+    split = split or validation_split(handed)
+    if handed.meta["crop"] != dataset.crop:
+        told = f"{handed.workdir} was trained on crops {handed.meta['crop']}, {dataset.path} holds {dataset.crop}"
+        if not allow_other_crop:
+            raise InputError(f"{told}: prepare the data alike, or say --allow-other-crop (the errors may be large)")
+        logger.warning("%s: the errors may be large", told)
+    if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
+        logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
+    examples = inputs.examples(dataset, split, stage)
+    module = runs.model(config, stage, handed.meta["num_outputs"])
+    is_age = stage.target == "age"
+    gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1)) if is_age else stage
+    outputs = inputs.outputs_of(
+        config,
+        dataset,
+        examples.rows,
+        runs.forward(config, gathered, module, par, flip=flip),
+        par.place(handed.variables),
+        par,
+        -(-batch_size // par.device_count) * par.device_count,
+    )
+    probabilities = outputs if is_age else None
+    ages = distributions.expected_ages(outputs) if is_age else outputs
+    return Evaluated(handed, stage, dataset, split, examples.rows, examples.targets, ages, probabilities)
+
+
+def validation_split(handed: checkpoints.Handed) -> str:
+    """The data set's name of the split that a run was validated on. Raises InputError if there was none."""
+    config = runs.from_json(handed.meta["config"])
+    if not config.data.split:
+        raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
+    return inputs.split_name(config, config.data.split)
+
+
+def calibrate(evaluated: Evaluated, level: float) -> None:
+    """Fits the temperature of a run's distributions on its validation split and writes it beside the run.
+
+    Raises InputError for another split or data set: on what was trained on, every model is sure of itself.
+    """
+    handed = evaluated.handed
+    if evaluated.probabilities is None or evaluated.split != validation_split(handed) or not evaluated.same_data:
+        raise InputError("--calibrate fits on the validation split of the run's own data set: leave --data and --split")
+    temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
+    content = {
+        "temperature": temperature,
+        "step": handed.step,
+        "data_hash": evaluated.dataset.hash,
+        "split": evaluated.split,
+        "n": len(evaluated.targets),
+        "before": sureness(evaluated, level, 1.0),
+        "after": sureness(evaluated, level, temperature),
+    }
+    estimator.write_calibration(handed.workdir, content)
+    logger.info(
+        "calibrated: temperature %.3f; %.0f %% intervals hold %.1f %% of the ages of %s (%.1f %% before)",
+        temperature,
+        100 * level,
+        100 * content["after"]["coverage"],
+        evaluated.split,
+        100 * content["before"]["coverage"],
+    )
+
+
+def sureness(evaluated: Evaluated, level: float, temperature: float) -> dict:
+    """Of the intervals that hold `level` of each distribution: the share of ages in them, their mean width in years."""
+    probabilities = distributions.tempered(evaluated.probabilities, temperature)
+    low, high = distributions.intervals(probabilities, level).T
+    return {
+        "level": level,
+        "temperature": temperature,
+        "coverage": distributions.coverage(probabilities, evaluated.targets, level),
+        "mean_width": float((high - low).mean()),
+    }

@@ -1,0 +1,141 @@
+"""Estimates the ages of the faces in photographs.
+
+    python -m lae_jax.predict --run runs/classify photo.jpg
+    python -m lae_jax.predict --run runs/classify photographs/ 'more/*.png' list.csv --out ages.csv --draw drawn/
+    python -m lae_jax.predict --run runs/classify --aligned crops/ --interval 0.9 --threshold 18
+    python -m lae_jax.predict --run runs/classify --data foo_test.csv --images foo_test/ --results out.csv
+
+Photographs are read upright, faces found and aligned as the run's own were. `--out` ends in .csv or .jsonl (JSON
+lines); without it a table is printed. The last form is the contest's: a line `name,age` for each name, in order.
+"""
+
+import argparse
+import csv
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from lae_jax import console, predictions
+from lae_jax.errors import InputError, NothingPredicted
+from lae_jax.estimator import AgeEstimator
+from lae_jax.faces import crops, drawings, photographs
+
+__all__ = ["AgeEstimator"]
+
+logger = logging.getLogger("lae_jax")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lae_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="FILE|FOLDER|GLOB|CSV", help="photographs")
+    add("--run", required=True, help="folder of a run of stage 2 or 3, or of an export")
+    add("--step", type=int, help="checkpoint (default: the best)")
+    add("--aligned", action="store_true", help="the images are face crops, cut as the run's own were")
+    add("--faces", choices=crops.FACES, help="of several in a photograph (default all; with --data largest)")
+    add("--flip", action="store_true", help="average with the mirror image")
+    add("--interval", type=float, default=0.9, help="share of the distribution between lower and upper (default 0.9)")
+    add("--threshold", type=float, help="also P(age >= THRESHOLD), years")
+    add("--distribution", action="store_true", help="with .jsonl: also the probabilities of the ages 0..100")
+    add("--out", help="ages.csv or ages.jsonl (default: a table)")
+    add("--draw", metavar="DIR", help="write the photographs with boxes and ages there")
+    add("--data", help="the contest's list of names, CSV")
+    add("--images", help="folder of the names of a CSV (default: the CSV's own)")
+    add("--results", help="the contest's results, CSV of name,age")
+    add("--devices", type=int, default=0, help="simulated devices on a CPU (default: what the platform has)")
+    args = parser.parse_args(argv)
+    if (args.data is None) != (args.results is None):
+        raise InputError("--data and --results belong together")
+    if bool(args.inputs) == bool(args.data):
+        raise InputError("name photographs, or the contest's --data and --results")
+    if not 0 < args.interval < 1:
+        raise InputError(f"--interval {args.interval}: between 0 and 1")
+    if args.threshold is not None and not 0 <= args.threshold <= 100:
+        raise InputError(f"--threshold {args.threshold}: 0 to 100 years")
+    if args.out and not args.out.endswith((".csv", ".jsonl")):
+        raise InputError(f"--out {args.out}: a name that ends in .csv or .jsonl")
+    if args.distribution and not (args.out or "").endswith(".jsonl"):
+        raise InputError("--distribution needs --out NAME.jsonl")
+    if args.data and (args.out or args.draw):
+        raise InputError("--out and --draw do not go with the contest's --data")
+    if args.draw and args.aligned:
+        raise InputError("--draw draws boxes into photographs: leave --aligned away")
+    if args.devices < 0:
+        raise InputError("--devices must be at least 0")
+    return args
+
+
+def recipe_of(args: argparse.Namespace, estimator: AgeEstimator) -> crops.Recipe | None:
+    """How photographs are cut for a model; None for crops. Raises InputError where that is not known."""
+    if args.aligned:
+        return None
+    try:
+        undetected = "centre" if args.data else "reject"
+        faces = args.faces or ("largest" if args.data else "all")
+        return crops.Recipe.of_contract(estimator.crop, faces=faces, undetected=undetected)
+    except InputError as error:
+        raise InputError(f"{args.run}: {error}; or give crops that were cut alike, with --aligned") from error
+
+
+def found(args: argparse.Namespace, estimator: AgeEstimator, items: Iterator[photographs.Named]):
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return photographs.found(items, recipe_of(args, estimator), estimator.input.pixels, threads=threads)
+
+
+def run(args: argparse.Namespace, estimator: AgeEstimator) -> None:
+    """Rows to a table or a file, drawings to a folder."""
+    if args.draw:
+        pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
+    faces, without, started = 0, 0, time.perf_counter()
+    wanted = predictions.Wanted(args.interval, args.threshold, args.distribution)
+    results = predictions.predicted(
+        estimator, found(args, estimator, photographs.named(args.inputs, args.images)), wanted
+    )
+    with predictions.opened(args.out, args.threshold) as write:
+        for one, rows in console.progress(results, what="predict", unit="image"):
+            write(rows)
+            faces, without = faces + len(one.inputs), without + (not one.inputs)
+            if args.draw and one.inputs:
+                drawings.save(pathlib.Path(args.draw), one.image, rows)
+    seconds = time.perf_counter() - started
+    missing = f"; {without} images without an age" * bool(without)
+    logger.info("%d faces in %.1f s (%.1f a second)%s", faces, seconds, faces / seconds, missing)
+    if not faces:
+        raise NothingPredicted("no age was estimated: the reasons stand beside the names")
+
+
+def run_contest(args: argparse.Namespace, estimator: AgeEstimator) -> None:
+    """`name,age` for each name, in order; a face that is not found is a centre crop, what cannot be read is nan."""
+    faces = 0
+    results = predictions.predicted(
+        estimator, found(args, estimator, photographs.in_csv(args.data, args.images)), predictions.Wanted()
+    )
+    with open(args.results, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for one, (row, *_) in console.progress(results, what="predict", unit="image"):
+            writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
+            faces += row.age is not None
+            if row.age is None:
+                logger.warning("%s: %s: its age is nan", row.name, one.reason)
+            elif row.cut_by == "centre":
+                logger.warning("%s: no face found: a centre crop was taken", row.name)
+    if not faces:
+        raise NothingPredicted(f"no age was estimated; {args.results} holds nan alone")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.devices:
+        from lae_jax import parallel
+
+        parallel.simulate_devices(args.devices)
+    estimator = AgeEstimator.from_run(args.run, args.step, args.flip)
+    (run_contest if args.data else run)(args, estimator)
+
+
+if __name__ == "__main__":
+    console.door(main)

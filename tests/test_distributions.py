@@ -1,0 +1,64 @@
+"""What a distribution over the ages says, against closed forms."""
+
+import numpy as np
+import pytest
+
+from lae_jax import distributions
+
+
+def one_hot(*ages):
+    return np.eye(101)[list(ages)]
+
+
+def normal(mean, deviation):
+    weights = np.exp(-((np.arange(101) - mean) ** 2) / (2 * deviation**2))
+    return (weights / weights.sum())[None]
+
+
+def test_a_certain_age_is_its_year():
+    expected = [[29.55, 30.45], [0.025, 0.475], [99.525, 99.975]]
+    np.testing.assert_allclose(distributions.intervals(one_hot(30, 0, 100), 0.9), expected)
+    assert distributions.expected_ages(one_hot(30, 7)).tolist() == [30, 7]
+
+
+def test_the_quantiles_of_a_normal_distribution():
+    low, high = distributions.intervals(normal(40, 6), 0.9)[0]
+    # 1.6449 is the normal's 95 % quantile; a year's class adds 1/12 to the variance.
+    spread = 1.6449 * np.sqrt(36 + 1 / 12)
+    assert low == pytest.approx(40 - spread, abs=0.02) and high == pytest.approx(40 + spread, abs=0.02)
+    assert distributions.quantiles(normal(40, 6), 0.5)[0] == pytest.approx(40)
+
+
+def test_quantiles_and_thresholds_are_inverse():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(101, 0.1), 20)
+    for level in (0.05, 0.3, 0.8):
+        for row, age in enumerate(distributions.quantiles(probabilities, level)):
+            assert distributions.at_least(probabilities[row : row + 1], age)[0] == pytest.approx(1 - level, abs=1e-9)
+
+
+def test_probability_of_an_age_or_more():
+    half = (one_hot(10) + one_hot(50)) / 2
+    assert distributions.at_least(half, 18)[0] == pytest.approx(0.5)
+    assert distributions.at_least(one_hot(18), 18)[0] == pytest.approx(0.5)  # 17.5 up to 18.5
+    assert distributions.at_least(one_hot(18), 17)[0] == 1 and distributions.at_least(one_hot(18), 19)[0] == 0
+    assert distributions.at_least(one_hot(0), 0)[0] == 1 and distributions.at_least(one_hot(100), 100)[0] == 0
+
+
+def test_a_temperature_divides_the_logits():
+    logits = np.random.default_rng(1).normal(size=(4, 101)) * 3
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(distributions.tempered(softmax(logits), 2.5), softmax(logits / 2.5), rtol=1e-9)
+    np.testing.assert_allclose(distributions.tempered(softmax(logits), 1), softmax(logits), rtol=1e-12)
+
+
+def test_the_fitted_temperature_mends_what_is_too_sure():
+    rng = np.random.default_rng(2)
+    means = rng.uniform(20, 70, 4000)
+    ages = np.rint(means + rng.normal(size=4000) * 6)
+    sure = np.concatenate([normal(mean, 2.0) for mean in means])
+    temperature = distributions.fit_temperature(sure, ages)
+    # A normal's logits divided by T have T times the variance.
+    assert temperature == pytest.approx((6 / 2) ** 2, rel=0.05)
+    assert distributions.coverage(sure, ages, 0.9) < 0.5
+    assert distributions.coverage(distributions.tempered(sure, temperature), ages, 0.9) == pytest.approx(0.9, abs=0.02)

@@ -1,0 +1,218 @@
+"""Photographs in, ages out: the same as an evaluation gives, in any number, with reasons where there are none."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from lae_jax import evaluate, predict, prepare, train
+from lae_jax.data import records, synthetic
+from lae_jax.errors import InputError, NothingPredicted
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """photographs/: 0.png ... 11.png, drawn; faces.csv; a run in run/ that was trained on their crops."""
+    from lae_jax.configs import represent
+
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "photographs").mkdir()
+    rows = []
+    for k in range(12):
+        picture, _ = synthetic.draw_face(k, 6.0 * k + 5, 1, 160, k)
+        Image.fromarray(picture).save(folder / "photographs" / f"{k}.png")
+        rows.append(f"photographs/{k}.png,{6 * k + 5}")
+    (folder / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
+    words = ["--reader", "csv", "--source", str(folder / "faces.csv"), "--out", str(folder / "data")]
+    prepare.prepare(prepare.parse_args([*words, "--size", "64", "--workers", "1", "--split", "1:1"]))
+    c = represent.get_config()
+    c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
+    c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
+    c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
+    train.train(c)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder):
+    """name -> (age, prediction) of an evaluation of all images."""
+    evaluate.main(["--run", str(folder / "run"), "--split", "all"])
+    with open(folder / "run" / "evaluation" / "data-all" / "predictions.csv") as file:
+        return {row["name"]: float(row["prediction"]) for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def estimator(folder):
+    return predict.AgeEstimator.from_run(folder / "run")
+
+
+def lines(path):
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def test_photographs_give_what_an_evaluation_of_their_crops_gives(folder, evaluated, tmp_path):
+    out = tmp_path / "ages.csv"
+    predict.main(["--run", str(folder / "run"), str(folder / "faces.csv"), "--out", str(out), "--threshold", "18"])
+    with open(out) as file:
+        rows = {row["name"]: row for row in csv.DictReader(file) if row["age"]}
+    assert rows.keys() == evaluated.keys() and len(rows) >= 10
+    for name, row in rows.items():
+        assert float(row["age"]) == pytest.approx(evaluated[name], abs=0.02)
+        assert float(row["lower"]) < float(row["upper"]) and 0 <= float(row["p_at_least_18"]) <= 1
+        assert row["cut_by"] == "mtcnn" and float(row["right"]) > float(row["left"])
+
+
+def test_the_number_of_images_changes_nothing_and_compiles_nothing(estimator):
+    images = [np.random.default_rng(k).integers(0, 255, (40, 40, 3)).astype(np.uint8) for k in range(9)]
+    alone = np.concatenate([estimator.predict([image]) for image in images])
+    ages, distribution = estimator.predict(images, distribution=True)
+    np.testing.assert_allclose(ages, alone, atol=1e-4)
+    assert ages.dtype == np.float32 and distribution.shape == (9, 101)
+    np.testing.assert_allclose(distribution.sum(axis=1), 1, atol=1e-5)
+    seen = []
+    counting = predict.AgeEstimator(
+        lambda batch: seen.append(len(batch)) or np.full((len(batch), 101), 1 / 101, np.float32),
+        (8, 64),
+        estimator.input,
+        estimator.crop,
+    )
+    for count in (1, 7, 8, 9, 63, 64, 65, 130, 0):
+        assert counting.predict([images[0]] * count).tolist() == [50.0] * count
+    assert {*seen} == {8, 64}
+
+
+def test_images_of_another_kind_are_refused(estimator):
+    for wrong in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)):
+        with pytest.raises(InputError, match=r"an image is uint8 \(H, W, 3\)"):
+            estimator.predict([wrong])
+
+
+def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("no picture")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(tmp_path / "deep.png")
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    good = Image.open(folder / "photographs" / "5.png")
+    good.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=rotated, quality=95)
+    good.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    Image.new("P", (9, 9)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("P", (9, 9), 3)])
+    out = tmp_path / "ages.jsonl"
+    words = ["--run", str(folder / "run"), str(tmp_path), "missing.jpg", "--out", str(out), "--distribution"]
+    predict.main(words)
+    rows = {pathlib.Path(row["name"]).name: row for row in lines(out)}
+    assert (
+        rows["text.jpg"]["reason"] == "not an image that can be read"
+        and rows["missing.jpg"]["reason"] == "file not found"
+    )
+    assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
+    # Upright, and with its colours, it is the photograph that it was.
+    predict.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
+    (straight,) = lines(out)
+    assert rows["turned.jpg"]["age"] == pytest.approx(straight["age"], abs=1.0)
+    assert len(rows["cmyk.jpg"]["distribution"]) == 101
+    with pytest.raises(NothingPredicted) as end:
+        predict.main(["--run", str(folder / "run"), "missing.jpg"])
+    assert end.value.status == 1 and "file not found" in capsys.readouterr().out
+
+
+def test_several_faces_have_a_row_each_and_are_drawn(folder, tmp_path):
+    scene = Image.new("RGB", (420, 200), (120, 130, 140))
+    for k, x in ((3, 10), (5, 230)):
+        scene.paste(Image.open(folder / "photographs" / f"{k}.png"), (x, 20))
+    scene.save(tmp_path / "two.png")
+    out = tmp_path / "ages.jsonl"
+    words = [
+        "--run",
+        str(folder / "run"),
+        str(tmp_path / "*.png"),
+        "--out",
+        str(out),
+        "--draw",
+        str(tmp_path / "drawn"),
+    ]
+    predict.main(words)
+    rows = lines(out)
+    assert [row["face"] for row in rows] == [1, 2] and {round(row["box"][0] > 210) for row in rows} == {0, 1}
+    (drawn,) = (tmp_path / "drawn").iterdir()
+    assert np.abs(np.asarray(Image.open(drawn), float) - np.asarray(scene, float)).max() > 60
+
+
+def test_the_contests_interface(folder, evaluated, tmp_path, caplog):
+    caplog.set_level("WARNING", "lae_jax")
+    Image.new("RGB", (60, 60), (70, 110, 60)).save(folder / "photographs" / "nobody.png")
+    names = ["3.png", "nobody.png", "lost.png", "1.png"]
+    (tmp_path / "foo_test.csv").write_text("".join(f"{name},1\n" for name in names))
+    words = ["--data", str(tmp_path / "foo_test.csv"), "--images", str(folder / "photographs")]
+    predict.main(["--run", str(folder / "run"), *words, "--results", str(tmp_path / "out.csv")])
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == names and rows[2][1] == "nan" and float(rows[1][1]) > 0
+    assert float(rows[0][1]) == pytest.approx(evaluated["photographs/3.png"], abs=0.02)
+    assert "nobody.png: no face found: a centre crop" in caplog.text and "lost.png: file not found" in caplog.text
+
+
+def test_a_model_of_ready_crops_takes_crops_only(folder, drawn, small_config, tmp_path):
+    c = small_config("represent")
+    c.epochs = 0.3
+    train.train(c)
+    photograph = str(folder / "photographs" / "1.png")
+    with pytest.raises(InputError, match="how they were cut is unknown; or give crops .* with --aligned"):
+        predict.main(["--run", c.workdir, photograph])
+    predict.main(["--run", c.workdir, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
+    assert lines(tmp_path / "o.jsonl")[0]["age"] > 0
+
+
+def test_a_calibration_travels_with_the_run(folder, capsys):
+    run = str(folder / "run")
+    with pytest.raises(InputError, match="--calibrate fits on the validation split"):
+        evaluate.main(["--run", run, "--split", "train", "--calibrate"])
+    evaluate.main(["--run", run, "--calibrate"])
+    content = json.loads((folder / "run" / "calibration.json").read_text())
+    assert f"{content['after']['coverage']:.1%} of the ages" in capsys.readouterr().out
+    estimator = predict.AgeEstimator.from_run(run)
+    assert estimator.temperature == content["temperature"] != 1
+    report = json.loads((folder / "run" / "evaluation" / "data-validation" / "report.json").read_text())
+    assert report["interval"]["temperature"] == content["temperature"]
+    rows = records.open_dataset(folder / "data").rows("validation")
+    assert content["n"] == len(rows)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "name photographs"),
+    (["a.jpg", "--interval", "1"], "--interval"),
+    (["a.jpg", "--threshold", "200"], "--threshold"),
+    (["a.jpg", "--out", "ages.txt"], "ends in .csv or .jsonl"),
+    (["a.jpg", "--distribution"], "needs --out NAME.jsonl"),
+    (["--data", "a.csv"], "belong together"),
+    (["a.jpg", "--aligned", "--draw", "d"], "leave --aligned away"),
+])  # fmt: skip
+def test_wrong_flags(words, message):
+    with pytest.raises(InputError, match=message):
+        predict.parse_args(["--run", "runs/r", *words])
+
+
+def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
+    with pytest.raises(InputError, match=r"\*.webp: no file has such a name"):
+        predict.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
+
+
+def test_ages_of_arrays_need_no_tensorflow(folder, estimator):
+    code = f"""
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "mtcnn", "array_record", "pyarrow"):
+    sys.modules[name] = None
+import numpy as np
+from lae_jax.estimator import AgeEstimator
+estimator = AgeEstimator.from_run({str(folder / "run")!r})
+print(estimator.predict([np.full((50, 40, 3), 90, np.uint8)])[0])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    expected = estimator.predict([np.full((50, 40, 3), 90, np.uint8)])[0]
+    assert result.returncode == 0 and float(result.stdout) == pytest.approx(expected, abs=1e-3), result.stderr
