@@ -41,8 +41,12 @@ def options_of(runner: str, words: Iterable[str]) -> PipelineOptions:
     Raises InputError for a runner, a name or a value that Beam does not know.
     """
     flags = ["--" + word.lstrip("-") for word in words]
+    if any(flag.partition("=")[0] == "--runner" for flag in flags):
+        raise InputError("--beam-option runner: name the runner with --beam-runner")
+    # Without this, which means nothing where there are no triggers, DirectRunner downloads a program and starts it.
+    own = ["--allow_unsafe_triggers"] if runner == "DirectRunner" else []
     try:
-        options = PipelineOptions([*flags, f"--runner={runner}"])
+        options = PipelineOptions([*flags, *own, f"--runner={runner}"])
         known = options.get_all_options()
         given = options.get_all_options(retain_unknown_options=True)
         apache_beam.runners.create_runner(runner)
@@ -116,7 +120,10 @@ class Beam:
         if is_remote(self._out):
             names = [path.name for each in tasks for path in (each.columns_path, each.part_path)]
             self._fetch(folder, [f"parts/{name}" for name in names])
-        self._delete(lambda name: name.endswith(_INCOMPLETE))
+            self._delete(lambda name: name.endswith(_INCOMPLETE))
+        else:
+            for left in (*folder.glob(f"*{_INCOMPLETE}"), *folder.glob(f"parts/*{_INCOMPLETE}")):
+                left.unlink()
         yield sum(each.num_rows for each in tasks)
 
     def _sizes(self, *below: str) -> dict[str, int]:

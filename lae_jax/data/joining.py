@@ -7,6 +7,8 @@ import csv
 import itertools
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -135,8 +137,9 @@ def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> Non
 def _remove(tasks: Sequence[ShardTask]) -> None:
     """Takes back all that `plan` and `write_shard` made; the folder too, unless it holds something else."""
     for task in tasks:
-        for path in (task.path, task.columns_path, task.part_path):
-            path.unlink()
+        task.path.unlink(missing_ok=True)  # it may be in a bucket
+        task.columns_path.unlink()
+        task.part_path.unlink()
     out = tasks[0].out
     (out / "recipe.json").unlink()
     source_path(out).unlink()
@@ -146,18 +149,24 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
-    info = tfds.core.SplitInfo(
-        name="images",
-        shard_lengths=[shard["count"] for shard in shards],
-        num_bytes=sum(shard["bytes"] for shard in shards),
-        filename_template=template(out),
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(out),
-        features=tfds.features.FeaturesDict(_FEATURES),
-        split_infos=[info],
-        check_data=False,
-        version="1.0.0",
-        description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
-        metadata=tfds.core.MetadataDict({"crop": crop}),
-    )
+    # TFDS wants to see a shard's name beside its files; here the shards may be in a bucket.
+    with tempfile.TemporaryDirectory(prefix="lae_jax-") as folder:
+        folder = pathlib.Path(folder)
+        (folder / shards[0]["file"]).touch()
+        info = tfds.core.SplitInfo(
+            name="images",
+            shard_lengths=[shard["count"] for shard in shards],
+            num_bytes=sum(shard["bytes"] for shard in shards),
+            filename_template=template(folder),
+        )
+        tfds.folder_dataset.write_metadata(
+            data_dir=str(folder),
+            features=tfds.features.FeaturesDict(_FEATURES),
+            split_infos=[info],
+            check_data=False,
+            version="1.0.0",
+            description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
+            metadata=tfds.core.MetadataDict({"crop": crop}),
+        )
+        for path in folder.glob("*.json"):
+            shutil.copyfile(path, out / path.name)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -12,21 +13,30 @@ from lae_jax.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
 MAX_NAMED = 1000  # splits that a source may name: each is a file, and a place in the manifest
+_PARTS = 16
 
 
-def _codes(values: np.ndarray | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or None; and the values by number.
+def _column(values: np.ndarray | pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, np.ndarray) else values
 
-    Ten million hashes are 0.7 GB as Arrow text, and several times that as Python's.
+
+def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or null; and how many values there are.
+
+    They are numbered in 16 parts, by their last character: Arrow holds what it numbers three times over, and ten
+    million hashes are 0.7 GB.
     """
-    if isinstance(values, np.ndarray):
-        values = pa.array(values)
-    encoded = values.cast(pa.large_string()).dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    code = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    blank = encoded.dictionary.index("").as_py()
-    return np.where(code == blank, -1, code), encoded.dictionary
+    last = pc.utf8_slice_codeunits(values, -1).dictionary_encode().combine_chunks().indices
+    part = pc.fill_null(last, 0).to_numpy(zero_copy_only=False) % _PARTS
+    part[~pc.fill_null(pc.not_equal(values, ""), False).to_numpy()] = -1
+    code, count = np.full(len(values), -1, np.int32), 0
+    for number in range(_PARTS):
+        rows = part == number
+        # An Arrow text ends at 2 GiB, a large one does not.
+        some = values.filter(pa.array(rows)).cast(pa.large_string()).combine_chunks().dictionary_encode()
+        code[rows] = some.indices.to_numpy() + np.int32(count)
+        count += len(some.dictionary)
+    return code, count
 
 
 def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
@@ -38,9 +48,9 @@ def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
     n = len(keys[0])
     edges, nodes = [], n
     for key in keys:
-        code, values = _codes(key)
+        code, values = _codes(_column(key))
         # A value is a node of the graph, beside the rows; one that a single row has connects nothing.
-        shared = np.bincount(code[code >= 0], minlength=len(values)) > 1
+        shared = np.bincount(code[code >= 0], minlength=values) > 1
         rows = np.flatnonzero(code >= 0)
         rows = rows[shared[code[rows]]]
         edges.append(np.stack([rows, nodes + (np.cumsum(shared) - 1)[code[rows]]]))
@@ -108,19 +118,22 @@ def by_column(
     Args: split (N,) names, '' or None for rows in none; content (N,) content hashes.
     Returns: the splits, and the rows that were left out of theirs, in order.
     """
-    own, values = _codes(split)
-    if len(values) > MAX_NAMED:
-        raise InputError(f"the column `split` has {len(values):,} different values: {MAX_NAMED:,} splits at most")
-    number = {name: code for code, name in enumerate(values.to_pylist()) if name}
-    for name in sorted(number):
+    split = _column(split)
+    names = pc.unique(split).drop_null()
+    if len(names) > MAX_NAMED:
+        raise InputError(f"the column `split` has {len(names):,} different values: {MAX_NAMED:,} splits at most")
+    names = sorted(name for name in names.to_pylist() if name)
+    for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
             raise InputError(f"split name {name!r}: only letters, digits, '_', '-' and '.' (at most 64)")
-    content, known = _codes(content)
+    own = pc.fill_null(pc.index_in(split, pa.array(names, pa.string())), -1).to_numpy()
+    number = {name: place for place, name in enumerate(names)}
+    content, known = _codes(_column(content))
     taken = np.zeros(len(own), bool)
-    seen = np.zeros(len(known) + 1, bool)  # the last place stands for -1
+    seen = np.zeros(known + 1, bool)  # the last place stands for -1
     # Of two evaluation splits the first in this order keeps a file that both hold.
-    for name in sorted(number, key=lambda name: (name == "train", name != "test", name)):
+    for name in sorted(names, key=lambda name: (name == "train", name != "test", name)):
         rows = np.flatnonzero(own == number[name])
         taken[rows] = seen[content[rows]]
         seen[content[rows]] = True
-    return {name: np.flatnonzero((own == number[name]) & ~taken) for name in sorted(number)}, np.flatnonzero(taken)
+    return {name: np.flatnonzero((own == number[name]) & ~taken) for name in names}, np.flatnonzero(taken)
