@@ -1,4 +1,4 @@
-"""A bucket for tests: a file system of Beam, `bucket://NAME/...`, kept in a folder; a file appears when it is closed."""
+"""A bucket for tests: a file system of Beam, `bucket://NAME/...`, kept in a folder. A file appears when closed."""
 
 import io
 import os

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import pickle
 import shutil
 import signal
 import subprocess
@@ -166,13 +165,3 @@ def test_only_beam_writes_into_a_bucket(source):
         run("gs://faces/a", *source)
     with pytest.raises(InputError, match="only with --beam-runner"):
         run("out", *source, "--beam-option", "direct_num_workers=2")
-
-
-def test_a_task_names_its_rows_and_holds_none(source, tmp_path):
-    from lae_jax.data import readers, shards
-
-    recipe = prepare.crops.Recipe()
-    read_set = readers.READERS["csv"]([source[3]], readers.Options())
-    tasks = shards.plan(read_set, tmp_path / "out", "csv", recipe, 6)
-    assert max(len(pickle.dumps(task)) for task in tasks) < 1000
-    assert sum(task.num_rows for task in tasks) == read_set.table.num_rows
