@@ -29,7 +29,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -rs
 
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5

@@ -111,7 +111,7 @@ def test_a_bucket_gets_the_same_data_set_and_keeps_its_complete_shards(source, t
     times = {path: path.stat().st_mtime_ns for path in (bucket / "a").glob("*array_record*")}
     lost = sorted(times)[3]
     lost.unlink()
-    (bucket / "a" / "parts" / "00004.parquet.5.incomplete").write_bytes(b"half")
+    (bucket / "a" / "parts" / f"00004.parquet.{5:032x}.incomplete").write_bytes(b"half")
     assert run("bucket://faces/a/", *on_beam, "--folds", 3)["splits"].keys() > {"fold0-train", "fold2-validation"}
     assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {lost}
     run(tmp_path / "plain", *source, "--folds", 3)
@@ -121,10 +121,12 @@ def test_a_bucket_gets_the_same_data_set_and_keeps_its_complete_shards(source, t
 
 
 @needs_beam
-def test_where_no_image_can_be_used_nothing_is_left_in_the_bucket(source, tmp_path, bucket):
+def test_where_no_image_can_be_used_nothing_of_ours_is_left_in_the_bucket(source, tmp_path, bucket):
+    (bucket / "a").mkdir(parents=True)
+    (bucket / "a" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="none of .* images can be used"):
         run("bucket://faces/a", *source, "--images", tmp_path, "--beam-runner", "DirectRunner")
-    assert not content(bucket)
+    assert content(bucket) == {"a/notes.txt": b"mine"}
 
 
 @needs_beam

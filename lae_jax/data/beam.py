@@ -13,10 +13,12 @@ import difflib
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
 import apache_beam
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -30,7 +32,7 @@ from lae_jax.files import is_remote, read_json
 logger = logging.getLogger("lae_jax")
 
 _COPIES = 16  # at a time: a small file in a bucket takes its time
-_INCOMPLETE = ".incomplete"
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.incomplete$")  # by a worker that was killed while it copied
 # Runners whose job server knows options that Beam's Python does not.
 _OPEN_RUNNERS = ("PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner")
 
@@ -67,6 +69,7 @@ class Beam:
     def __init__(self, out: str, runner: str, words: Iterable[str]):
         self._out = out.rstrip("/") if is_remote(out) else os.path.abspath(out)
         self._runner, self._options = runner, options_of(runner, words)
+        self._begun = False
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[pathlib.Path]:
@@ -84,8 +87,8 @@ class Beam:
             try:
                 yield folder
             except InputError:
-                if not (folder / "recipe.json").exists():  # taken back, since no image could be used
-                    self._delete(lambda name: True)
+                if self._begun and not (folder / "recipe.json").exists():  # taken back: no image could be used
+                    self._delete(lambda name: name == "recipe.json" or name.startswith(("parts/", shards.PREFIX)))
                 raise
             self._deliver(folder)
 
@@ -93,6 +96,7 @@ class Beam:
         """The tasks whose shards are not there. In a bucket, which has checksums itself, by their sizes."""
         if not is_remote(self._out):
             return shards.missing(tasks)
+        self._begun = True
         sizes, parts = self._sizes(), self._sizes("parts")
         complete = [
             task
@@ -120,10 +124,11 @@ class Beam:
         if is_remote(self._out):
             names = [path.name for each in tasks for path in (each.columns_path, each.part_path)]
             self._fetch(folder, [f"parts/{name}" for name in names])
-            self._delete(lambda name: name.endswith(_INCOMPLETE))
+            self._delete(lambda name: bool(_LEFT.search(name)))
         else:
-            for left in (*folder.glob(f"*{_INCOMPLETE}"), *folder.glob(f"parts/*{_INCOMPLETE}")):
-                left.unlink()
+            for path in (*folder.iterdir(), *(folder / "parts").iterdir()):
+                if _LEFT.search(path.name):
+                    path.unlink()
         yield sum(each.num_rows for each in tasks)
 
     def _sizes(self, *below: str) -> dict[str, int]:
@@ -140,7 +145,7 @@ class Beam:
     def _put(self, folder: pathlib.Path, names: list[str]) -> None:
         _all(lambda name: put(folder / name, FileSystems.join(self._out, *name.split("/"))), names)
 
-    def _delete(self, unwanted) -> None:
+    def _delete(self, unwanted: Callable[[str], bool]) -> None:
         paths = [
             FileSystems.join(self._out, *below, name)
             for below in ((), ("parts",), ("splits",))
@@ -170,12 +175,12 @@ def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
 
 def put(path: pathlib.Path, target: str) -> None:
     """Copies a file to its place, whole or not at all; two workers that make the same shard do not meet."""
-    temporary = f"{target}.{uuid.uuid4().hex}{_INCOMPLETE}"
+    temporary = f"{target}.{uuid.uuid4().hex}.incomplete"
     _copy(str(path), temporary)
     FileSystems.rename([temporary], [target])
 
 
-def _open(path: str):
+def _open(path: str) -> BinaryIO:
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
@@ -185,7 +190,7 @@ def _copy(source: str, target: str) -> None:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def _all(function, names: list[str]) -> None:
+def _all(function: Callable[[str], None], names: list[str]) -> None:
     with concurrent.futures.ThreadPoolExecutor(_COPIES) as pool:
         for _ in pool.map(function, names):
             pass

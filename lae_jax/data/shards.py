@@ -33,6 +33,7 @@ logger = logging.getLogger("lae_jax")
 FORMAT = 2
 IMAGES_PER_SHARD = 4096
 MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written
+PREFIX = "faces-images.array_record-"  # of the shards' names, by `template`
 _DIGEST_ROWS = 1 << 13
 
 
