@@ -114,15 +114,15 @@ def _any(texts: pa.ChunkedArray) -> bool:
 def prepare(args: argparse.Namespace) -> dict:
     """Reads, checks, shards, splits; returns the manifest."""
     recipe = recipe_of(args)
-    options = readers.Options(args.images, args.size, args.quality, args.seed)
-    source = readers.READERS[args.reader](args.source, options)
-    rejected = source.rejected
     if args.beam_runner is not None:
         from lae_jax.data import beam
 
         way = beam.Beam(args.out, args.beam_runner, args.beam_option)
     else:
         way = _Processes(args.out, args.workers)
+    options = readers.Options(args.images, args.size, args.quality, args.seed)
+    source = readers.READERS[args.reader](args.source, options)
+    rejected = source.rejected
     with way.folder() as out:
         tasks = shards.plan(source, out, args.reader, recipe, args.shards)
         del source  # its table; the tasks have it in a file
