@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 STAMP := $(VENV)/.installed
+BEAM_VENV ?= .venv-beam
+BEAM_STAMP := $(BEAM_VENV)/.installed
 
-.PHONY: setup demo test lint check-long clean
+.PHONY: setup setup-beam demo test test-beam lint check-long clean
 
 setup: $(STAMP)
 
@@ -13,21 +15,36 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# Apache Beam, for --beam-runner: it and the rest agree on other versions than those of requirements.txt.
+setup-beam: $(BEAM_STAMP)
+
+$(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
+	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt -r requirements-test.txt
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -rs
+
+test-beam: $(BEAM_STAMP)
+	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What needs more minutes than CI has: every fault in all its rounds, and the demo's effect in three of three seeds.
+# What needs more minutes than CI has: every fault in all its rounds, shards on Beam, ten million rows (4 GB), and the
+# demo's effect in three of three seeds.
 check-long: $(STAMP)
+	$(MAKE) test-beam
+	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(BEAM_VENV)

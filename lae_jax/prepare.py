@@ -8,19 +8,24 @@ python -m lae_jax.prepare --reader synthetic --source train=4000 --source valida
 """
 
 import argparse
+import contextlib
+import importlib.util
 import logging
 import multiprocessing
 import os
 import pathlib
 import signal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lae_jax import console
-from lae_jax.data import audits, readers, shards, splits
+from lae_jax.data import audits, joining, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
+from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
@@ -49,6 +54,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="JPEG quality of images that are encoded (default 95)")
     add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    add("--beam-runner", help="make the shards on Apache Beam: DirectRunner, DataflowRunner, ...; --out may then"
+        " be a bucket (docs/data.md)")  # fmt: skip
+    add("--beam-option", action="append", default=[], help="NAME=VALUE of Beam's options (again for each)")
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative")
@@ -61,6 +69,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--out {args.out} holds a run: name another folder")
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
+    if args.beam_runner is None:
+        if args.beam_option:
+            raise InputError(f"--beam-option {args.beam_option[0]}: only with --beam-runner")
+        if is_remote(args.out):
+            raise InputError(f"--out {args.out}: a bucket is written by --beam-runner alone (docs/data.md); or name a"
+                " folder and copy it")  # fmt: skip
+    elif importlib.util.find_spec("apache_beam") is None:
+        raise InputError(
+            f"--beam-runner {args.beam_runner}: Apache Beam is not installed here. It has an environment of its own,"
+            " since it wants other versions: make setup-beam, then .venv-beam/bin/python -m lae_jax.prepare ..."
+        )
     return args
 
 
@@ -70,50 +89,73 @@ def recipe_of(args: argparse.Namespace) -> crops.Recipe:
     return crops.Recipe(align, args.size, args.margin, args.quality, args.faces, args.undetected)
 
 
-def splitter(args: argparse.Namespace, columns: pa.Table) -> tuple[str, dict[str, np.ndarray], np.ndarray]:
-    """Columns -> (protocol, rows of each split, rows that were taken out of train)."""
-    nothing = np.zeros(0, np.int64)
-    content = columns["sha256"].to_numpy(zero_copy_only=False)
-    names = columns["split"].to_numpy(zero_copy_only=False)
-    if args.folds is None and any(names):
-        return "column", *splits.by_column(names, content)
-    identity = columns["identity"].to_numpy(zero_copy_only=False)
-    known = any(v is not None for v in identity)
+def splitter(args: argparse.Namespace, column: Callable[[str], pa.ChunkedArray]) -> joining.Splits:
+    """Columns, by name -> (protocol, rows of each split, rows that were taken out of train)."""
+    names = column("split")
+    if args.folds is None and _any(names):
+        return "column", *splits.by_column(names, column("sha256"))
+    identity = column("identity")
+    known = _any(identity)
     if args.by == "identity" and not known:
         raise InputError("--by identity, but the source has no identities: add an `identity` column or use --by image")
     by = args.by or ("identity" if known else "image")
-    group = splits.groups(content, identity) if by == "identity" else splits.groups(content)
+    group = splits.groups(column("sha256"), *([identity] if by == "identity" else []))
     if args.folds is not None:
-        return by, splits.by_fold(group, args.folds, args.seed), nothing
-    return by, splits.by_ratio(group, splits.parse_ratio(args.split), args.seed), nothing
+        rows = splits.by_fold(group, args.folds, args.seed)
+    else:
+        rows = splits.by_ratio(group, splits.parse_ratio(args.split), args.seed)
+    return by, rows, np.zeros(0, np.int64)
+
+
+def _any(texts: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.not_equal(texts, "")).as_py())  # null where every text is
 
 
 def prepare(args: argparse.Namespace) -> dict:
     """Reads, checks, shards, splits; returns the manifest."""
     recipe = recipe_of(args)
+    if args.beam_runner is not None:
+        from lae_jax.data import beam
+
+        way = beam.Beam(args.out, args.beam_runner, args.beam_option)
+    else:
+        way = _Processes(args.out, args.workers)
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
-    out = pathlib.Path(args.out)
-    tasks = shards.plan(source, out, args.reader, recipe, args.shards)
-    missing = [task for task in tasks if not task.is_complete()]
-    for task in missing:
-        if task.path.exists():
-            logger.warning("%s was damaged since it was written: it is made again", task.path)
-    if len(missing) < len(tasks):
-        logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
-    with console.progress(total=sum(t.table.num_rows for t in missing), what="prepare", unit="image") as line:
-        for done in _run(missing, args.workers):
-            line.update(done)
-    return shards.finish(tasks, source.rejected, lambda columns: splitter(args, columns))
+    rejected = source.rejected
+    with way.folder() as out:
+        tasks = shards.plan(source, out, args.reader, recipe, args.shards)
+        del source  # its table; the tasks have it in a file
+        missing = way.missing(tasks)
+        if len(missing) < len(tasks):
+            logger.info("%s: %d of %d shards are there already", args.out, len(tasks) - len(missing), len(tasks))
+        with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="image") as line:
+            for done in way.write(missing):
+                line.update(done)
+        return joining.finish(tasks, rejected, lambda column: splitter(args, column))
 
 
-def _run(tasks: list[shards.ShardTask], workers: int):
-    if workers == 1 or len(tasks) <= 1:
-        yield from map(shards.write_shard, tasks)
-        return
-    # Not fork: the parent may hold threads.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), _start_worker) as pool:
-        yield from pool.imap_unordered(shards.write_shard, tasks)
+class _Processes:
+    """Shards made by processes of this machine, in a folder of this machine."""
+
+    def __init__(self, out: str, workers: int):
+        self._out, self._workers = pathlib.Path(out), workers
+
+    def folder(self) -> contextlib.AbstractContextManager[pathlib.Path]:
+        return contextlib.nullcontext(self._out)
+
+    def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
+        return shards.missing(tasks)
+
+    def write(self, tasks: list[shards.ShardTask]) -> Iterator[int]:
+        """Yields the source rows that each shard had."""
+        workers = min(self._workers, len(tasks))
+        if workers <= 1:
+            yield from map(shards.write_shard, tasks)
+            return
+        # Not fork: the parent may hold threads.
+        with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
+            yield from pool.imap_unordered(shards.write_shard, tasks)
 
 
 def _start_worker() -> None:
@@ -134,6 +176,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
         f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
     )
+    if is_remote(args.out):
+        print(f"not audited, since data is read from disks and mounts: {audits.COMMAND} on the copy that is trained on")
+        return
     # Who stores smaller pictures than most models take means to train a smaller one.
     (report,) = audits.run([args.out], min(args.size, audits.IMAGE_SIZE))
     print(audits.tell(report))

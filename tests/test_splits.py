@@ -1,7 +1,12 @@
 """Splits keep together what belongs together, and give the shares that were asked for."""
 
+import hypothesis
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import strategies as st
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from lae_jax.data import splits
 from lae_jax.errors import InputError
@@ -48,3 +53,62 @@ def test_a_file_in_two_splits_stays_in_test_then_in_validation():
 def test_a_ratio_that_is_none(text):
     with pytest.raises(InputError, match="4:1"):
         splits.parse_ratio(text)
+
+
+def groups_by_sorting(*keys):
+    """`groups` as it can be said shortly, with every text as a Python object."""
+    n = len(keys[0])
+    nodes, offset = [], n
+    for key in keys:
+        values = np.asarray(["" if v is None else str(v) for v in key])
+        unique, code = np.unique(values, return_inverse=True)
+        known = values != ""
+        nodes.append(np.stack([np.flatnonzero(known), offset + code[known]]))
+        offset += len(unique)
+    edges = np.concatenate(nodes, axis=1)
+    graph = coo_matrix((np.ones(edges.shape[1], np.int8), edges), shape=(offset, offset))
+    return connected_components(graph, directed=False)[1][:n]
+
+
+def by_column_with_sets(split, content):
+    """`by_column` likewise."""
+    split = np.asarray(["" if s is None else str(s) for s in split])
+    names = [name for name in np.unique(split) if name]
+    taken, seen = np.zeros(len(split), bool), set()
+    for name in sorted(names, key=lambda name: (name == "train", name != "test", name)):
+        rows = np.flatnonzero(split == name)
+        taken[rows] = np.isin(content[rows], list(seen))
+        seen.update(content[rows].tolist())
+    return {name: np.flatnonzero((split == name) & ~taken) for name in names}, np.flatnonzero(taken)
+
+
+def texts(values, rows):
+    column = st.lists(st.sampled_from(values), min_size=rows, max_size=rows)
+    return column.map(lambda chosen: np.array(chosen, object))
+
+
+def chunked(column):
+    """As a table's column comes: in pieces, each of which may lack what another has."""
+    return pa.chunked_array([pa.array(part, pa.string()) for part in np.array_split(column, 3)])
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.given(st.data(), st.integers(1, 40))
+def test_counted_on_codes_the_splits_are_those_of_the_texts(data, rows):
+    people = [None, "", *"abcdefghij", "ä", "Ω"]
+    content = data.draw(texts([f"{i:02x}" for i in range(data.draw(st.integers(1, 60)))], rows))
+    identity = data.draw(texts(people, rows))
+    for keys in ([content], [content, identity], [identity]):
+        np.testing.assert_array_equal(splits.groups(*map(chunked, keys)), groups_by_sorting(*keys))
+    split = data.draw(texts([None, "train", "test", "validation", "a", "z"], rows))
+    got, expected = splits.by_column(chunked(split), chunked(content)), by_column_with_sets(split, content)
+    assert [*got[0]] == [*expected[0]]
+    for name, kept in expected[0].items():
+        np.testing.assert_array_equal(got[0][name], kept)
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_a_column_of_a_thousand_splits_is_no_column_of_splits():
+    names = np.array([f"s{i}" for i in range(1001)])
+    with pytest.raises(InputError, match="1,001 different values"):
+        splits.by_column(names, names)

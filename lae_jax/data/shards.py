@@ -1,23 +1,23 @@
-"""Writes a prepared data set: shards that are pure functions of (source, recipe, shard number), then the rest.
+"""Writes the shards of a prepared data set: each is a pure function of (source, recipe, shard number).
 
 Shard i holds the source rows i*n/N up to (i+1)*n/N, so a rejected image shortens its own shard and moves nothing else.
-Several processes, or starting again after a kill, call `write_shard` for the shards that are missing. What the
-files are is told in records.py, which reads them.
+Processes, machines (beam.py) and starting again after a kill are three ways to call `write_shard` for the shards that
+are missing; joining.py makes the data set of them. What the files are is told in records.py, which reads them.
 """
 
-import csv
+import builtins
 import dataclasses
 import hashlib
-import json
+import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
@@ -30,38 +30,47 @@ from lae_jax.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
-
 FORMAT = 2
 IMAGES_PER_SHARD = 4096
+MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written
+PREFIX = "faces-images.array_record-"  # of the shards' names, by `template`
+_DIGEST_ROWS = 1 << 13
 
-_FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
 
-
-def _template(out: pathlib.Path) -> naming.ShardedFileTemplate:
+def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
+    """How the shards are called."""
     return naming.ShardedFileTemplate(
         data_dir=str(out), dataset_name="faces", split="images", filetype_suffix="array_record"
     )
 
 
-def shard_path(out: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    return pathlib.Path(str(_template(out).sharded_filepath(shard_index=index, num_shards=count)))
-
-
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """All that one shard is made from; it can be sent to another process."""
+    """All that shard `index` of `count` is made from. It names its rows and holds none, so it is small, however large
+    the source is, and can be sent to another process or machine.
+
+    source: the file that `plan` wrote, with a batch of rows a shard; source_rows: of all shards.
+    """
 
     out: pathlib.Path
     index: int
     count: int
-    first_row: int
-    table: pa.Table
+    source: str
+    source_rows: int
     read: Callable[[dict], Picture]
     recipe: crops.Recipe
 
     @property
+    def first_row(self) -> int:
+        return self.index * self.source_rows // self.count
+
+    @property
+    def num_rows(self) -> int:
+        return (self.index + 1) * self.source_rows // self.count - self.first_row
+
+    @property
     def path(self) -> pathlib.Path:
-        return shard_path(self.out, self.index, self.count)
+        return pathlib.Path(str(template(self.out).sharded_filepath(shard_index=self.index, num_shards=self.count)))
 
     @property
     def columns_path(self) -> pathlib.Path:
@@ -80,18 +89,31 @@ class ShardTask:
         return self.path.stat().st_size == part["bytes"] and sha256_of(self.path) == part["sha256"]
 
 
-def write_shard(task: ShardTask) -> int:
+def missing(tasks: list[ShardTask]) -> list[ShardTask]:
+    """The tasks whose shards are not there as they were written."""
+    found = [task for task in tasks if not task.is_complete()]
+    for task in found:
+        if task.path.exists():
+            logger.warning("%s was damaged since it was written: it is made again", task.path)
+    return found
+
+
+def write_shard(task: ShardTask, open: Callable[[str], BinaryIO] | None = None) -> int:
     """Writes one shard, its columns and its rejected rows; what is complete already is left. Returns source rows done.
 
     The shard gets its final name last, so a shard of that name was complete and so were the parts beside it; one that
     was damaged since then is made again.
+
+    Args: open: gives the file of the source, where it is not on a local disk.
     """
     if task.is_complete():
-        return task.table.num_rows
+        return task.num_rows
+    with open(task.source) if open else builtins.open(task.source, "rb") as file, pa.ipc.open_file(file) as reader:
+        table = pa.Table.from_batches([reader.get_batch(task.index)])
     temporary = task.path.with_name(task.path.name + ".incomplete")
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
     made, rejected = [], []
-    for number, name, result in stored.stored(_rows(task.table), task.first_row, task.read, task.recipe):
+    for number, name, result in stored.stored(_rows(table), task.first_row, task.read, task.recipe):
         if isinstance(result, images.BadImage):
             rejected.append([name, str(result)])
             continue
@@ -101,7 +123,7 @@ def write_shard(task: ShardTask) -> int:
         writer.write(example.SerializeToString(deterministic=True))
         made.append(result.columns)
     writer.close()
-    columns = task.table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
+    columns = table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
     for name, kind in stored.COLUMNS.items():
         values = pa.array([row[name] for row in made], kind)
         if name in columns.column_names:
@@ -112,10 +134,10 @@ def write_shard(task: ShardTask) -> int:
     part = {"rejected": rejected, "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
     write_json(task.part_path, part)
     os.replace(temporary, task.path)
-    return task.table.num_rows
+    return task.num_rows
 
 
-def _rows(table: pa.Table):
+def _rows(table: pa.Table) -> Iterator[dict]:
     """The rows as dicts, without ever holding more than a batch of them."""
     for batch in table.to_batches(max_chunksize=256):
         yield from batch.to_pylist()
@@ -124,20 +146,22 @@ def _rows(table: pa.Table):
 def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, shards: int = 0) -> list[ShardTask]:
     """Opens (or goes on with) the folder `out` and returns the tasks whose shards are its images.
 
+    The rows go into `parts/source.arrow`, a batch a shard: nobody needs the source's table after this.
+
     Args: reader: its name; recipe: how faces are cut; shards: their number (0: by the number of images).
 
     Raises InputError if `out` was begun with another source or recipe, or if the source has no row.
     """
     count = source.table.num_rows
     if not count:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in source.rejected[:3])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(source.rejected, 3))
         raise InputError(f"the source has no usable row ({len(source.rejected)} rejected: {reasons})")
     shards = shards or -(-count // IMAGES_PER_SHARD)
-    digest = hashlib.sha256()
-    for batch in source.table.combine_chunks().to_batches():
-        digest.update(repr([batch.schema.to_string(), batch.num_rows]).encode())
-        for row in _rows(pa.table(batch)):
-            digest.update(json.dumps(row, sort_keys=True).encode())
+    if -(-count // shards) > MAX_ROWS:
+        raise InputError(
+            f"--shards {shards} for {count:,} images: a shard holds at most {MAX_ROWS:,}, so take"
+            f" {-(-count // MAX_ROWS)} or more (or leave --shards away)"
+        )
     written = {
         "reader": reader,
         **source.recipe,
@@ -146,7 +170,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
         "format": FORMAT,
         "shards": shards,
         "source_rows": count,
-        "source_sha256": digest.hexdigest(),
+        "source_sha256": _digest(source.table),
     }
     try:
         (out / "parts").mkdir(parents=True, exist_ok=True)
@@ -163,114 +187,55 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
             )
     else:
         write_json(recipe_path, written)
-    borders = [i * count // shards for i in range(shards + 1)]
-    return [
-        ShardTask(
-            out,
-            i,
-            shards,
-            borders[i],
-            source.table.slice(borders[i], borders[i + 1] - borders[i]),
-            source.read,
-            recipe,
-        )
-        for i in range(shards)
-    ]
+    path = os.path.abspath(source_path(out))
+    tasks = [ShardTask(out, index, shards, path, count, source.read, recipe) for index in range(shards)]
+    _write_source(source.table, tasks, path)
+    return tasks
 
 
-def finish(
-    tasks: Sequence[ShardTask],
-    rejected: Sequence[tuple[str, str]],
-    make_splits: Callable[[pa.Table], tuple[str, dict[str, np.ndarray], np.ndarray]],
-) -> dict:
-    """Joins the parts of complete shards, makes the splits, writes the manifest last and returns it.
-
-    Args: rejected: (name, reason) refused by the reader; make_splits: columns -> (protocol: 'image' | 'identity' |
-    'column', rows of each split, rows that were taken out of theirs since the same file stands in another).
-    """
-    out, crop = tasks[0].out, tasks[0].recipe.contract()
-    tables = [pq.read_table(task.columns_path) for task in tasks]
-    parts = [read_json(task.part_path) for task in tasks]
-    columns = pa.concat_tables(tables)
-    rejected = list(rejected) + [tuple(row) for part in parts for row in part["rejected"]]
-    if not columns.num_rows:
-        _remove(tasks)
-        told = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
-        raise InputError(
-            f"none of {len(rejected)} images can be used ({told}). Nothing was kept: mend it, name the folder that the"
-            " paths start from with --images, or say that they are face crops already with --align none, and give the"
-            " command again"
-        )
-    protocol, splits, doubled = make_splits(columns)
-    for name, rows in splits.items():
-        if not len(rows):
-            raise InputError(
-                f"{out}: split {name!r} would be empty ({columns.num_rows} images, {len(rejected)} rejected); take"
-                " another --split, or give more images or people"
-            )
-    listed = list(rejected)
-    if len(doubled):
-        names, own = columns["name"].to_pylist(), columns["split"].to_pylist()
-        listed += [(names[i], f"left out of split {own[i]}: the same file stands in another split") for i in doubled]
-    pq.write_table(columns, out / "columns.parquet")
-    with open(out / "rejected.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("name", "reason"), *listed])
-    (out / "splits").mkdir(exist_ok=True)
-    for old in (out / "splits").iterdir():
-        old.unlink()
-    for name, rows in splits.items():
-        np.savez(out / "splits" / f"{name}.npz", rows=np.asarray(rows, np.int64))
-    shards = [
-        {
-            "file": task.path.name,
-            "count": table.num_rows,
-            "bytes": part["bytes"],
-            "sha256": part["sha256"],
-        }
-        for task, table, part in zip(tasks, tables, parts, strict=True)
-    ]
-    _write_tfds_metadata(out, shards, crop)
-    files = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
-    manifest = {
-        "format": FORMAT,
-        "count": columns.num_rows,
-        "rejected": len(rejected),
-        "left_out_of_split": len(doubled),
-        "shards": shards,
-        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},
-        "splits": {name: len(rows) for name, rows in splits.items()},
-        "protocol": protocol,
-        "crop": crop,
-    }
-    write_json(out / "dataset.json", manifest)
-    return manifest
+def source_path(out: pathlib.Path) -> pathlib.Path:
+    return out / "parts" / "source.arrow"
 
 
-def _remove(tasks: Sequence[ShardTask]) -> None:
-    """Takes back all that `plan` and `write_shard` made; the folder too, unless it holds something else."""
-    for task in tasks:
-        for path in (task.path, task.columns_path, task.part_path):
-            path.unlink()
-    out = tasks[0].out
-    (out / "recipe.json").unlink()
-    (out / "parts").rmdir()
-    if not any(out.iterdir()):
-        out.rmdir()
+def _write_source(table: pa.Table, tasks: list[ShardTask], path: str) -> None:
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(path + ".incomplete", table.schema, options=options) as writer:
+        for task in tasks:
+            try:
+                writer.write_batch(_batch(table, task.first_row, task.num_rows))
+            except pa.ArrowInvalid as error:  # Arrow's texts end at 2 GiB a column
+                raise InputError(
+                    f"the rows of shard {task.index} hold too much text ({error}): take more --shards"
+                ) from error
+    os.replace(path + ".incomplete", path)
 
 
-def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
-    info = tfds.core.SplitInfo(
-        name="images",
-        shard_lengths=[shard["count"] for shard in shards],
-        num_bytes=sum(shard["bytes"] for shard in shards),
-        filename_template=_template(out),
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(out),
-        features=tfds.features.FeaturesDict(_FEATURES),
-        split_infos=[info],
-        check_data=False,
-        version="1.0.0",
-        description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
-        metadata=tfds.core.MetadataDict({"crop": crop}),
-    )
+def _batch(table: pa.Table, first: int, count: int) -> pa.RecordBatch:
+    columns = [column.combine_chunks() for column in table.slice(first, count).columns]
+    return pa.record_batch(columns, schema=table.schema)
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of the rows, however they lie in memory."""
+    digest = hashlib.sha256(repr([(field.name, str(field.type)) for field in table.schema]).encode())
+    for first in range(0, table.num_rows, _DIGEST_ROWS):
+        for column in _batch(table, first, _DIGEST_ROWS).columns:
+            for piece in _content(column):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _content(array: pa.Array) -> Iterator[bytes | memoryview]:
+    """What an array of numbers, texts or lists of them holds: which are null, the lengths, the values."""
+    yield np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes()
+    array = array.drop_null()
+    if pa.types.is_list(array.type):
+        yield array.value_lengths().to_numpy().tobytes()
+        yield from _content(array.flatten())
+    elif pa.types.is_string(array.type) and len(array):
+        _, offsets, text = array.buffers()
+        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+        yield np.diff(ends).tobytes()
+        yield memoryview(text)[ends[0] : ends[-1]] if text else b""
+    elif len(array):
+        yield array.to_numpy().tobytes()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from lae_jax.data.images import BadImage
+from lae_jax.data.rejected import Rejected
 from lae_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
@@ -19,7 +20,7 @@ MAX_COLUMNS = 64
 MAX_FIELD = 1 << 16  # characters of one field
 MAX_NAME = 4096  # characters of an image's name: the longest path that Linux opens
 MAX_PIXEL = 1e6  # of a landmark
-_BATCH_ROWS = 1 << 13  # a shard travels to its process with the whole batches that it touches
+_BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were no UTF-8
 # Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
@@ -45,7 +46,7 @@ class Source:
 
     table: pa.Table
     read: Callable[[dict], Picture]
-    rejected: list[tuple[str, str]]
+    rejected: Rejected
     recipe: dict
 
 
@@ -108,7 +109,7 @@ class Rows:
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[tuple] = []
         self._characters = 0
-        self.rejected: list[tuple[str, str]] = []
+        self.rejected = Rejected()
 
     def add(
         self,

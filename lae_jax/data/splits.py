@@ -1,31 +1,62 @@
 """Splits: named lists of rows. They read the columns and never the images."""
 
 import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lae_jax.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
+MAX_NAMED = 1000  # splits that a source may name: each is a file, and a place in the manifest
+_PARTS = 16
 
 
-def groups(*keys: np.ndarray) -> np.ndarray:
+def _column(values: np.ndarray | pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, np.ndarray) else values
+
+
+def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or null; and how many values there are.
+
+    They are numbered in 16 parts, by their last character: Arrow holds what it numbers three times over, and ten
+    million hashes are 0.7 GB.
+    """
+    last = pc.utf8_slice_codeunits(values, -1).dictionary_encode().combine_chunks().indices
+    part = pc.fill_null(last, 0).to_numpy(zero_copy_only=False) % _PARTS
+    part[~pc.fill_null(pc.not_equal(values, ""), False).to_numpy()] = -1
+    code, count = np.full(len(values), -1, np.int32), 0
+    for number in range(_PARTS):
+        rows = part == number
+        # An Arrow text ends at 2 GiB, a large one does not.
+        some = values.filter(pa.array(rows)).cast(pa.large_string()).combine_chunks().dictionary_encode()
+        code[rows] = some.indices.to_numpy() + np.int32(count)
+        count += len(some.dictionary)
+    return code, count
+
+
+def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
     """Rows that must stay together: those which share a value of any key, also through a third row.
 
-    Args: arrays (N,) of one length; an empty string or None shares nothing. Returns: (N,) int group numbers.
+    Args: texts (N,) of one length; an empty string or None shares nothing. Returns: (N,) int group numbers, in the
+    order of the groups' first rows.
     """
     n = len(keys[0])
-    nodes, offset = [], n
+    edges, nodes = [], n
     for key in keys:
-        values = np.asarray(["" if v is None else str(v) for v in key])
-        unique, code = np.unique(values, return_inverse=True)
-        known = values != ""
-        nodes.append(np.stack([np.flatnonzero(known), offset + code[known]]))
-        offset += len(unique)
-    edges = np.concatenate(nodes, axis=1)
-    graph = coo_matrix((np.ones(edges.shape[1], np.int8), edges), shape=(offset, offset))
+        code, values = _codes(_column(key))
+        # A value is a node of the graph, beside the rows; one that a single row has connects nothing.
+        shared = np.bincount(code[code >= 0], minlength=values) > 1
+        rows = np.flatnonzero(code >= 0)
+        rows = rows[shared[code[rows]]]
+        edges.append(np.stack([rows, nodes + (np.cumsum(shared) - 1)[code[rows]]]))
+        nodes += int(shared.sum())
+    edges = np.concatenate(edges, axis=1)
+    graph = coo_matrix((np.ones(edges.shape[1], np.int8), edges), shape=(nodes, nodes))
     return connected_components(graph, directed=False)[1][:n]
 
 
@@ -54,33 +85,55 @@ def by_ratio(group: np.ndarray, ratio: tuple[int, ...], seed: int) -> dict[str, 
     return {name: np.flatnonzero(side == i) for i, name in enumerate(NAMES[len(ratio)])}
 
 
-def by_fold(group: np.ndarray, folds: int, seed: int) -> dict[str, np.ndarray]:
+def by_fold(group: np.ndarray, folds: int, seed: int) -> Mapping[str, np.ndarray]:
     """K-fold: `fold<k>-train` and `fold<k>-validation`; each row is validated on once."""
     place, sizes = _shuffled_groups(group, seed)
     middle = (np.cumsum(sizes) - sizes / 2)[place] / len(group)
-    fold = np.minimum((middle * folds).astype(int), folds - 1)
-    rows = {}
-    for k in range(folds):
-        rows[f"fold{k}-train"], rows[f"fold{k}-validation"] = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-    return rows
+    return _Folds(np.minimum((middle * folds).astype(int), folds - 1), folds)
 
 
-def by_column(split: np.ndarray, content: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+class _Folds(Mapping):
+    """Rows of each split of a K-fold, made when they are asked for: together they are K times all rows."""
+
+    def __init__(self, fold: np.ndarray, folds: int):
+        self._fold = fold
+        self._sides = {f"fold{k}-{side}": (k, side) for k in range(folds) for side in NAMES[2]}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        k, side = self._sides[name]
+        return np.flatnonzero((self._fold == k) == (side == "validation"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sides)
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+
+def by_column(
+    split: np.ndarray | pa.ChunkedArray, content: np.ndarray | pa.ChunkedArray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The splits that the source names; a file that stands in several stays in one: test, then others, then train.
 
-    Args: split (N,) names, '' for rows in none; content (N,) content hashes.
-    Returns: the splits, and the rows that were left out of theirs.
+    Args: split (N,) names, '' or None for rows in none; content (N,) content hashes.
+    Returns: the splits, and the rows that were left out of theirs, in order.
     """
-    split = np.asarray(["" if s is None else str(s) for s in split])
-    names = [name for name in np.unique(split) if name]
+    split = _column(split)
+    names = pc.unique(split).drop_null()
+    if len(names) > MAX_NAMED:
+        raise InputError(f"the column `split` has {len(names):,} different values: {MAX_NAMED:,} splits at most")
+    names = sorted(name for name in names.to_pylist() if name)
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
             raise InputError(f"split name {name!r}: only letters, digits, '_', '-' and '.' (at most 64)")
-    taken = np.zeros(len(split), bool)
+    own = pc.fill_null(pc.index_in(split, pa.array(names, pa.string())), -1).to_numpy()
+    number = {name: place for place, name in enumerate(names)}
+    content, known = _codes(_column(content))
+    taken = np.zeros(len(own), bool)
+    seen = np.zeros(known + 1, bool)  # the last place stands for -1
     # Of two evaluation splits the first in this order keeps a file that both hold.
-    seen: set[str] = set()
     for name in sorted(names, key=lambda name: (name == "train", name != "test", name)):
-        rows = np.flatnonzero(split == name)
-        taken[rows] = np.isin(content[rows], list(seen))
-        seen.update(content[rows].tolist())
-    return {name: np.flatnonzero((split == name) & ~taken) for name in names}, np.flatnonzero(taken)
+        rows = np.flatnonzero(own == number[name])
+        taken[rows] = seen[content[rows]]
+        seen[content[rows]] = True
+    return {name: np.flatnonzero((own == number[name]) & ~taken) for name in names}, np.flatnonzero(taken)

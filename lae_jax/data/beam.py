@@ -1,0 +1,196 @@
+"""Shards on Apache Beam: the same function, called on whatever machines a Beam runner has.
+
+A worker opens `parts/source.arrow` of the data set, reads the batch of its shard, writes the shard to its own disk
+(ArrayRecord opens local paths only) and copies it through Beam's file systems. Of the pipeline only the numbers of the
+shards and one task travel, however many images there are. The launcher joins the parts; where --out is a bucket, it
+does so in a temporary folder that holds all but the shards.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import difflib
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import apache_beam
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from lae_jax.data import shards
+from lae_jax.errors import InputError
+from lae_jax.files import is_remote, read_json
+
+logger = logging.getLogger("lae_jax")
+
+_COPIES = 16  # at a time: a small file in a bucket takes its time
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.incomplete$")  # by a worker that was killed while it copied
+# Runners whose job server knows options that Beam's Python does not.
+_OPEN_RUNNERS = ("PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner")
+
+
+def options_of(runner: str, words: Iterable[str]) -> PipelineOptions:
+    """NAME=VALUE, with or without dashes before it -> Beam's options; never from sys.argv, where ours are.
+
+    Raises InputError for a runner, a name or a value that Beam does not know.
+    """
+    flags = ["--" + word.lstrip("-") for word in words]
+    if any(flag.partition("=")[0] == "--runner" for flag in flags):
+        raise InputError("--beam-option runner: name the runner with --beam-runner")
+    # Without this, which means nothing where there are no triggers, DirectRunner downloads a program and starts it.
+    own = ["--allow_unsafe_triggers"] if runner == "DirectRunner" else []
+    try:
+        options = PipelineOptions([*flags, *own, f"--runner={runner}"])
+        known = options.get_all_options()
+        given = options.get_all_options(retain_unknown_options=True)
+        apache_beam.runners.create_runner(runner)
+    except SystemExit as error:  # argparse, which has told why on standard error
+        raise InputError(f"--beam-option: Beam does not take {' '.join(flags)}") from error
+    except (ValueError, ImportError) as error:
+        raise InputError(f"--beam-runner {runner}: {error}") from error
+    if (unknown := sorted({*given} - {*known})) and runner not in _OPEN_RUNNERS:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--beam-option {unknown[0]}: Beam knows no such option{hint}")
+    return options
+
+
+class Beam:
+    """Shards made by a Beam runner and put into `out`: a bucket, or a folder that launcher and workers share."""
+
+    def __init__(self, out: str, runner: str, words: Iterable[str]):
+        self._out = out.rstrip("/") if is_remote(out) else os.path.abspath(out)
+        self._runner, self._options = runner, options_of(runner, words)
+        self._begun = False
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[pathlib.Path]:
+        """The folder in which the launcher works: `out`, or a local one that goes into the bucket at the end."""
+        if not is_remote(self._out):
+            yield pathlib.Path(self._out)
+            return
+        with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+            folder = pathlib.Path(local)
+            (folder / "parts").mkdir()
+            if "config.json" in self._sizes():
+                raise InputError(f"--out {self._out} holds a run: name another folder")
+            self._fetch(folder, [name for name in ("recipe.json",) if name in self._sizes()])
+            self._fetch(folder, [f"parts/{name}" for name in self._sizes("parts") if name.endswith(".json")])
+            try:
+                yield folder
+            except InputError:
+                if self._begun and not (folder / "recipe.json").exists():  # taken back: no image could be used
+                    self._delete(lambda name: name == "recipe.json" or name.startswith(("parts/", shards.PREFIX)))
+                raise
+            self._deliver(folder)
+
+    def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
+        """The tasks whose shards are not there. In a bucket, which has checksums itself, by their sizes."""
+        if not is_remote(self._out):
+            return shards.missing(tasks)
+        self._begun = True
+        sizes, parts = self._sizes(), self._sizes("parts")
+        complete = [
+            task
+            for task in tasks
+            if task.columns_path.name in parts
+            and task.part_path.exists()
+            and sizes.get(task.path.name) == read_json(task.part_path)["bytes"]
+        ]
+        self._fetch(tasks[0].out, [f"parts/{task.columns_path.name}" for task in complete])
+        there = {task.index for task in complete}
+        return [task for task in tasks if task.index not in there]
+
+    def write(self, tasks: list[shards.ShardTask]) -> Iterator[int]:
+        """Runs the pipeline; yields the source rows that the shards had, once it has ended."""
+        if not tasks:
+            return
+        folder = tasks[0].out
+        if is_remote(self._out):
+            self._put(folder, ["recipe.json", "parts/source.arrow"])
+        task = dataclasses.replace(tasks[0], source=FileSystems.join(self._out, "parts", "source.arrow"))
+        logger.info("%d shards on Beam's %s", len(tasks), self._runner)
+        with apache_beam.Pipeline(options=self._options) as pipeline:
+            numbers = pipeline | apache_beam.Create([task.index for task in tasks]) | apache_beam.Reshuffle()
+            numbers | "shard" >> apache_beam.Map(write_shard, task, self._out)
+        if is_remote(self._out):
+            names = [path.name for each in tasks for path in (each.columns_path, each.part_path)]
+            self._fetch(folder, [f"parts/{name}" for name in names])
+            self._delete(lambda name: bool(_LEFT.search(name)))
+        else:
+            for path in (*folder.iterdir(), *(folder / "parts").iterdir()):
+                if _LEFT.search(path.name):
+                    path.unlink()
+        yield sum(each.num_rows for each in tasks)
+
+    def _sizes(self, *below: str) -> dict[str, int]:
+        """Name -> bytes of the files of a folder."""
+        try:
+            (found,) = FileSystems.match([FileSystems.join(self._out, *below, "*")])
+        except (ValueError, OSError, BeamIOError) as error:
+            raise InputError(f"--out {self._out} cannot be listed: {error}") from error
+        return {file.path.rsplit("/", 1)[1]: file.size_in_bytes for file in found.metadata_list}
+
+    def _fetch(self, folder: pathlib.Path, names: list[str]) -> None:
+        _all(lambda name: _copy(FileSystems.join(self._out, *name.split("/")), str(folder / name)), names)
+
+    def _put(self, folder: pathlib.Path, names: list[str]) -> None:
+        _all(lambda name: put(folder / name, FileSystems.join(self._out, *name.split("/"))), names)
+
+    def _delete(self, unwanted: Callable[[str], bool]) -> None:
+        paths = [
+            FileSystems.join(self._out, *below, name)
+            for below in ((), ("parts",), ("splits",))
+            for name in self._sizes(*below)
+            if unwanted("/".join((*below, name)))
+        ]
+        FileSystems.delete(paths)
+
+    def _deliver(self, folder: pathlib.Path) -> None:
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        names = [name for name in names if not name.startswith("parts/")]
+        self._delete(lambda name: name == "parts/source.arrow" or name.startswith("splits/") and name not in names)
+        self._put(folder, [name for name in names if name != "dataset.json"])
+        self._put(folder, ["dataset.json"])
+
+
+def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
+    """On a worker: makes shard `index` on its disk and copies it and its parts to `out`, the shard last."""
+    with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+        task = dataclasses.replace(task, out=pathlib.Path(local), index=index)
+        task.columns_path.parent.mkdir()
+        count = shards.write_shard(task, _open)
+        for path in (task.columns_path, task.part_path, task.path):
+            put(path, FileSystems.join(out, *path.relative_to(task.out).parts))
+    return count
+
+
+def put(path: pathlib.Path, target: str) -> None:
+    """Copies a file to its place, whole or not at all; two workers that make the same shard do not meet."""
+    temporary = f"{target}.{uuid.uuid4().hex}.incomplete"
+    _copy(str(path), temporary)
+    FileSystems.rename([temporary], [target])
+
+
+def _open(path: str) -> BinaryIO:
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def _copy(source: str, target: str) -> None:
+    created = FileSystems.create(target, compression_type=CompressionTypes.UNCOMPRESSED)
+    with _open(source) as reader, created as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _all(function: Callable[[str], None], names: list[str]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(_COPIES) as pool:
+        for _ in pool.map(function, names):
+            pass

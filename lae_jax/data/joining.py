@@ -1,0 +1,172 @@
+"""Joins the parts of complete shards into a prepared data set, a part at a time: columns, splits, manifest.
+
+No list here grows with the number of images but the splits themselves, which are numbers of rows.
+"""
+
+import csv
+import itertools
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+
+from lae_jax.data.shards import FORMAT, ShardTask, source_path, template
+from lae_jax.errors import InputError
+from lae_jax.files import read_json, sha256_of, write_json
+
+_FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
+_GROUP_ROWS = 1 << 16  # of columns.parquet that are read and written together
+
+Splits = tuple[str, Mapping[str, np.ndarray], np.ndarray]
+
+
+def finish(
+    tasks: Sequence[ShardTask],
+    rejected: Sequence[tuple[str, str]],
+    make_splits: Callable[[Callable[[str], pa.ChunkedArray]], Splits],
+) -> dict:
+    """Joins the parts of complete shards, makes the splits, writes the manifest last and returns it.
+
+    The shards themselves are not opened.
+
+    Args: rejected: (name, reason) refused by the reader; make_splits: (name -> that column) -> (protocol: 'image' |
+    'identity' | 'column', rows of each split, rows that were taken out of theirs since the same file stands in
+    another).
+    """
+    out, crop = tasks[0].out, tasks[0].recipe.contract()
+    shards, refused = [], len(rejected)
+    for task in tasks:
+        part = read_json(task.part_path)
+        refused += len(part["rejected"])
+        held = pq.read_metadata(task.columns_path).num_rows
+        shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
+    count = sum(shard["count"] for shard in shards)
+    if not count:
+        some = itertools.islice(_rejected(tasks, rejected), 3)
+        told = "; ".join(f"{name}: {reason}" for name, reason in some)
+        _remove(tasks)
+        raise InputError(
+            f"none of {refused} images can be used ({told}). Nothing was kept: mend it, name the folder that the"
+            " paths start from with --images, or say that they are face crops already with --align none, and give the"
+            " command again"
+        )
+    columns_path = out / "columns.parquet"
+    _join_columns(tasks, columns_path)
+    protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    for name, size in sizes.items():
+        if not size:
+            raise InputError(
+                f"{out}: split {name!r} would be empty ({count} images, {refused} rejected); take another --split, or"
+                " give more images or people"
+            )
+    _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
+    _write_splits(out / "splits", splits)
+    _write_tfds_metadata(out, shards, crop)
+    files = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
+    manifest = {
+        "format": FORMAT,
+        "count": count,
+        "rejected": refused,
+        "left_out_of_split": len(doubled),
+        "shards": shards,
+        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},
+        "splits": sizes,
+        "protocol": protocol,
+        "crop": crop,
+    }
+    write_json(out / "dataset.json", manifest)
+    source_path(out).unlink()
+    return manifest
+
+
+def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
+    temporary = path.with_name(path.name + ".incomplete")
+    with pq.ParquetWriter(temporary, pq.read_schema(tasks[0].columns_path)) as writer:
+        group, held = [], 0
+        for task in tasks:
+            group.append(pq.read_table(task.columns_path))
+            held += group[-1].num_rows
+            if held >= _GROUP_ROWS or task is tasks[-1]:
+                writer.write_table(pa.concat_tables(group))
+                group, held = [], 0
+    os.replace(temporary, path)
+
+
+def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """What the reader refused, then what each shard did."""
+    yield from rejected
+    for task in tasks:
+        yield from map(tuple, read_json(task.part_path)["rejected"])
+
+
+def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[str, str]]:
+    """The rows (sorted) that were taken out of their split."""
+    if not len(doubled):
+        return
+    first = 0
+    with pq.ParquetFile(columns_path) as file:
+        for batch in file.iter_batches(_GROUP_ROWS, columns=["name", "split"]):
+            begin, end = np.searchsorted(doubled, [first, first + batch.num_rows])
+            for row in batch.take(pa.array(doubled[begin:end] - first)).to_pylist():
+                yield row["name"], f"left out of split {row['split']}: the same file stands in another split"
+            first += batch.num_rows
+
+
+def _write_rejected(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "reason"))
+        writer.writerows(rows)
+
+
+def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for name, rows in splits.items():
+        np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
+
+
+def _remove(tasks: Sequence[ShardTask]) -> None:
+    """Takes back all that `plan` and `write_shard` made; the folder too, unless it holds something else."""
+    for task in tasks:
+        task.path.unlink(missing_ok=True)  # it may be in a bucket
+        task.columns_path.unlink()
+        task.part_path.unlink()
+    out = tasks[0].out
+    (out / "recipe.json").unlink()
+    source_path(out).unlink()
+    (out / "parts").rmdir()
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
+    # TFDS wants to see a shard's name beside its files; here the shards may be in a bucket.
+    with tempfile.TemporaryDirectory(prefix="lae_jax-") as folder:
+        folder = pathlib.Path(folder)
+        (folder / shards[0]["file"]).touch()
+        info = tfds.core.SplitInfo(
+            name="images",
+            shard_lengths=[shard["count"] for shard in shards],
+            num_bytes=sum(shard["bytes"] for shard in shards),
+            filename_template=template(folder),
+        )
+        tfds.folder_dataset.write_metadata(
+            data_dir=str(folder),
+            features=tfds.features.FeaturesDict(_FEATURES),
+            split_infos=[info],
+            check_data=False,
+            version="1.0.0",
+            description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
+            metadata=tfds.core.MetadataDict({"crop": crop}),
+        )
+        for path in folder.glob("*.json"):
+            shutil.copyfile(path, out / path.name)

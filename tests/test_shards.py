@@ -1,0 +1,97 @@
+"""What a shard is made from: its rows in a file, a digest of them all, and what the reader refused."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from lae_jax.data import rejected, shards, source
+from lae_jax.data.images import BadImage
+from lae_jax.errors import InputError
+from lae_jax.faces import crops
+
+
+def made(rows, further=("camera",)) -> source.Source:
+    collected = source.Rows(further)
+    for row in rows:
+        collected.add(*row)
+    return collected.source(source.FileReader("/photographs"), {})
+
+
+ROWS = [
+    (
+        f"{i}.jpg",
+        i / 2 if i % 3 else None,
+        f"p{i}" if i % 4 else None,
+        None,
+        [i / 8] * 10 if i % 5 == 0 else None,
+        ["ä"],
+    )
+    for i in range(40)
+]
+
+
+def rows_of(task) -> list[dict]:
+    with pa.ipc.open_file(task.source) as reader:
+        return reader.get_batch(task.index).to_pylist()
+
+
+def test_every_row_is_in_one_batch_and_an_empty_shard_has_an_empty_one(tmp_path):
+    read_set = made(ROWS[:5])
+    tasks = shards.plan(read_set, tmp_path, "csv", crops.Recipe(), 7)
+    assert [len(rows_of(task)) for task in tasks] == [task.num_rows for task in tasks]
+    assert 0 in [task.num_rows for task in tasks]
+    assert [row for task in tasks for row in rows_of(task)] == read_set.table.to_pylist()
+    assert [task.first_row for task in tasks if task.num_rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_task_names_its_rows_and_holds_none(tmp_path):
+    few, many = (
+        shards.plan(made(ROWS * times), tmp_path / str(times), "csv", crops.Recipe(), 2)[1] for times in (1, 500)
+    )
+    assert len(pickle.dumps(many)) < len(pickle.dumps(few)) + 50 < 1000
+
+
+def digest(table: pa.Table) -> str:
+    return shards._digest(table)
+
+
+def test_the_digest_is_of_the_rows_and_not_of_their_place_in_memory():
+    table = made(ROWS).table
+    pieces = pa.concat_tables([table.slice(0, 7), table.slice(7, 0), table.slice(7, 20), table.slice(27)])
+    behind = pa.concat_tables([table.slice(30), table]).combine_chunks().slice(10)
+    assert digest(table) == digest(pieces) == digest(behind)
+
+
+@pytest.mark.parametrize("changed", [
+    ("1.jpg", None, "p1", None, None, ["ä"]), ("1.jpg", 0.0, "p1", None, None, ["ä"]),
+    ("1.jpg", 0.5, "", None, None, ["ä"]), ("1.jpg", 0.5, None, "p1", None, ["ä"]),
+    ("1.jpg", 0.5, "p1", None, [0.0] * 10, ["ä"]), ("1.jpg", 0.5, "p1", None, [], ["ä"]),
+    ("1.jp", 0.5, "gp1", None, None, ["ä"]), ("1.jpg", 0.5, "p1", None, None, ["Ä"]),
+])  # fmt: skip
+def test_the_digest_tells_rows_apart(changed):
+    assert digest(made([ROWS[0], changed, *ROWS[2:]]).table) != digest(made(ROWS).table)
+
+
+def test_text_cannot_move_from_a_row_to_the_next():
+    assert digest(made([("ab",), ("c",)], ()).table) != digest(made([("a",), ("bc",)], ()).table)
+    assert digest(made(ROWS, ["camera"]).table) != digest(made(ROWS, ["lens"]).table)
+
+
+def test_a_shard_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_ROWS", 16)
+    with pytest.raises(InputError, match="--shards 2 for 40 images.*take 3 or more"):
+        shards.plan(made(ROWS), tmp_path / "out", "csv", crops.Recipe(), 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_reader_refuses_is_kept_in_order():
+    rows = source.Rows()
+    told = [(f"{i}.jpg", f"reason {i}") for i in range(20_000)]
+    for name, reason in told:
+        rows.reject(name, BadImage(reason))
+    assert isinstance(rows.rejected, rejected.Rejected) and len(rows.rejected) == 20_000
+    assert [*rows.rejected] == told and rows.rejected == told
+    assert [rows.rejected[i] for i in (0, 8192, 19_999, -1)] == [told[i] for i in (0, 8192, 19_999, -1)]
+    with pytest.raises(IndexError):
+        rows.rejected[20_000]
