@@ -11,6 +11,7 @@ import contextlib
 import json
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -35,7 +36,10 @@ def keras_in_float64() -> Iterator:
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
-        yield keras
+        with warnings.catch_warnings():
+            # When it saves, Keras 3.15 asks TensorFlow's variables for arrays in a way that NumPy 2 calls old.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            yield keras
     finally:
         keras.config.set_floatx(before[0])
         keras.config.set_dtype_policy(before[1])

@@ -73,7 +73,7 @@ def weights(tmp_path_factory) -> bytes:
 @pytest.fixture
 def hub(weights, monkeypatch, tmp_path):
     """The server, with an empty cache."""
-    constants = pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed").constants
+    constants = pytest.importorskip("huggingface_hub.constants", reason="the extra `hub` is not installed")
     files = {
         "timm/resnet18.a1_in1k": {"model.safetensors": weights, "config.json": json.dumps(CONFIG).encode()},
         "other/bare": {"model.safetensors": weights},
@@ -116,12 +116,10 @@ def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):
     fetched = pretrained_hub.fetch("hf:timm/resnet18.a1_in1k")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert pretrained_hub.fetch("hf:timm/resnet18.a1_in1k") == fetched
-    with pytest.raises(InputError, match="http://127.0.0.1:9 cannot be reached and the cache has no model.safetensors"):
-        pretrained_hub.fetch("hf:other/bare")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     Hub.asked.clear()
     assert pretrained_hub.fetch("hf:timm/resnet18.a1_in1k") == fetched and not Hub.asked
-    with pytest.raises(InputError, match="cannot be reached and the cache has no"):
+    with pytest.raises(InputError, match="http://127.0.0.1:9 cannot be reached and the cache has no model.safetensors"):
         pretrained_hub.fetch("hf:other/bare")
 
 
@@ -152,6 +150,7 @@ def test_a_download_that_breaks_off_is_no_file(hub, monkeypatch, weights):
             whole(self, body)
 
     monkeypatch.setattr(Hub, "answer", answer)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between its attempts to resume
     with pytest.raises(InputError, match="could not be fetched"):
         pretrained_hub.fetch("hf:other/bare")
 

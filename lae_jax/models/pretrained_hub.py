@@ -70,8 +70,9 @@ def fetch(source: str) -> Fetched:
             f"{source}: the repository has no {FILE} (pytorch_model.bin is a pickle, which is not read): choose a"
             " revision or repository that has"
         ) from error
-    # Whatever is between here and a server: no network, a full disk, an answer that makes no sense.
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+    # A broken transfer, a full disk, an answer that makes no sense: the library's releases stand on different HTTP
+    # libraries, each with errors of its own.
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{source} could not be fetched ({reason})") from error
 
