@@ -138,6 +138,14 @@ def test_what_cannot_be_had_is_one_sentence(hub, source, message):
     assert "\n" not in str(caught.value) and source.partition("@")[0] in str(caught.value)
 
 
+def test_timms_network_without_tf_is_told_by_its_config(hub):
+    """It has the names and shapes of tf_efficientnetv2_s and pads otherwise."""
+    config = b'{"architecture": "efficientnetv2_s"}'
+    Hub.files["other/symmetric"] = {"model.safetensors": b"not read", "config.json": config}
+    with pytest.raises(InputError, match="is timm's efficientnetv2_s, and efficientnet_v2_s is tf_efficientnetv2_s"):
+        pretrained.load("hf:other/symmetric", "efficientnet_v2_s")
+
+
 def test_a_download_that_breaks_off_is_no_file(hub, monkeypatch, weights):
     def answer(self, body, whole=Hub.answer):
         if body and self.path.endswith("model.safetensors"):
