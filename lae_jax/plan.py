@@ -67,7 +67,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     par = parallel.Parallel()
     _check_numbers(config, par)
     init = None if resumed else _load_init(config, stage)
-    config = _with_statistics(config, resumed or (init and init.meta))
+    config = _with_statistics(config, init.meta if init else resumed, tell=init is not None)
     if init is not None:
         _check_features(config, stage, init)
     handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
@@ -198,10 +198,12 @@ def _load_weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed
     return checkpoints.Handed(weights.source, None, variables, meta)
 
 
-def _with_statistics(config: ConfigDict, trained: dict | None) -> ConfigDict:
+def _with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> ConfigDict:
     """The config with data.mean and data.std settled: with data.normalize 'weights' those that the backbone knows.
 
-    Args: trained: meta of what is started from, or gone on with.
+    Args:
+      trained: meta of what is started from, or gone on with.
+      tell: log where the weights' differ from the run's, or from the paper's.
     """
     choice = config.data.normalize
     if choice not in ("", "weights"):
@@ -217,14 +219,15 @@ def _with_statistics(config: ConfigDict, trained: dict | None) -> ConfigDict:
     if choice:
         config = config.copy_and_resolve_references()
         config.data.mean, config.data.std = (tuple(float(value) for value in values) for values in known)
-    elif not _close(known, used):
+    if not tell:
+        return config
+    if not choice and not _close(known, used):
         logger.warning(
             "the weights were trained on images of mean %s, std %s, this run takes %s, %s:"
             " --config.data.normalize=weights follows the weights",
             *map(_short, (*known, *used)),
         )
-        return config
-    if not _close(known, pretrained_names.IMAGENET):
+    elif not _close(known, pretrained_names.IMAGENET):
         logger.info("mean %s and std %s of the images are the weights', not the paper's", *map(_short, known))
     return config
 
