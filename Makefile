@@ -38,12 +38,15 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What needs more minutes than CI has: every fault in all its rounds, shards on Beam, ten million rows (4 GB), and the
+# What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
+# that weights are published for, the fuzzer where atheris is installed, and the
 # demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
+	$(VENV)/bin/python -m benchmarks.pretrained_parity
+	! $(VENV)/bin/python -c "import atheris" 2>/dev/null || $(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:

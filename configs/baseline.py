@@ -1,9 +1,9 @@
 """The standard baseline (section 2.2): ResNet-18, resize and flip, L_ld + L_er, 75 epochs of MultiStep.
 
-    python -m lae_jax.main --config configs/baseline.py
+    python -m lae_jax.main --config configs/baseline.py --config.init_from=hf:timm/resnet18.tv_in1k
 
-Reads data/faces, writes runs/baseline. The paper starts from ImageNet weights and reports on MIVIA: MAE 1.97,
-sigma 1.93, AAR (2021) 6.10; not run by us.
+Reads data/faces, writes runs/baseline. Without init_from it starts from scratch; the paper starts from ImageNet weights
+and reports on MIVIA: MAE 1.97, sigma 1.93, AAR (2021) 6.10; not run by us.
 """
 
 from lae_jax.configs import common

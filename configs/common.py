@@ -41,9 +41,9 @@ def get_config() -> ConfigDict:
     c.stage = "represent"  # 'pretrain' | 'represent' | 'classify'
     c.workdir = "runs/represent"
     c.seed = 0
-    c.init_from = (
-        ""  # run whose backbone (stage 3: model) is taken; '' or 'scratch': none; in a recipe '': the stage before
-    )
+    # Run whose backbone (stage 3: model) is taken; in stages 1 and 2 also a file of weights or hf:owner/name[@revision]
+    # (docs/training.md); '' or 'scratch': none; in a recipe '': the stage before.
+    c.init_from = ""
     c.init_step = placeholder(int)  # of that run (default: its best checkpoint)
     c.mae_from = ""  # stage 3: run whose validation MAE enters the loss (default: init_from)
     c.reinit_head = False  # stage 3: a new FC instead of stage 2's
@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     c.data.resize = 0  # side before a crop to image_size, 0: none (evaluation, and patch 'crop' and 'none')
     c.data.mean = (0.485, 0.456, 0.406)  # of images in [0, 1]
     c.data.std = (0.229, 0.224, 0.225)
+    c.data.normalize = ""  # | 'weights': mean and std become those that init_from was trained with
     c.data.power = 0.0  # class-balanced order: 0 ages equally likely (the paper), 1 as frequent as they are
     c.data.verify = "auto"  # | 'full': SHA-256 of every file when opened, 'quick': sizes; auto: full below 10 GB
     c.data.allow_leak = False  # train although the same pictures or people are on both sides (--allow-leak)

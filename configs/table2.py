@@ -13,8 +13,8 @@
 
 Rows 2 to 4 are read as the baseline plus one trick each. Stage 1 for the row `pretraining` is
 `--config configs/pretrain.py --config.model.name=resnet18 --config.workdir=runs/pretrain_resnet18`. Where the paper
-starts from ImageNet weights, `init_from` is empty here: name the weights' run. The paper's comparisons of batch sizes
-and schedules are one override of the row `representation`: --config.batch_size=128, or
+starts from ImageNet weights, `init_from` is empty here: name some, as docs/training.md lists them. The paper's
+comparisons of batch sizes and schedules are one override of the row `representation`: --config.batch_size=128, or
 --config.optim.schedule=multi_step --config.epochs=75 --config.optim.milestones='(20,40,60,75)'.
 """
 

@@ -183,10 +183,10 @@ def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> N
 
 @dataclasses.dataclass(frozen=True)
 class Handed:
-    """A finished (or running) run's checkpoint as another stage takes it."""
+    """What a stage starts from: a finished (or running) run's checkpoint, or weights that others trained."""
 
-    workdir: epath.Path
-    step: int
+    workdir: epath.Path | str  # of weights: the source, a file or hf:owner/name@commit
+    step: int | None  # None: of weights
     variables: dict
     meta: dict
 
@@ -294,9 +294,9 @@ def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:
         else:
             new.append(part)
     logger.info(
-        "from %s step %d: loaded %s; made new %s",
+        "from %s%s: loaded %s; made new %s",
         handed.workdir,
-        handed.step,
+        "" if handed.step is None else f" step {handed.step}",
         ", ".join(loaded) or "nothing",
         ", ".join(new) or "nothing",
     )

@@ -127,14 +127,14 @@ def run(config: ConfigDict, signals: watch.Signals) -> None:
 
 def _check_recipe(config: ConfigDict) -> None:
     """Runs that a recipe takes from elsewhere are missed now, not after hours."""
-    from lae_jax import checkpoints
+    from lae_jax.models import pretrained
 
     made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in config.order}
     for name in config.order:
         if name not in config.stages:
             raise InputError("config.order: " + unknown("stage", name, config.stages))
         for source in {config.stages[name].init_from, config.stages[name].mae_from} - made - {"scratch"}:
-            checkpoints.require_run(source)
+            pretrained.require(source)
 
 
 def _report(summary: dict, workdir: str) -> None:

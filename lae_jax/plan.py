@@ -1,6 +1,7 @@
 """What a run will do, checked and settled before its first step."""
 
 import dataclasses
+import itertools
 import logging
 import math
 
@@ -12,6 +13,7 @@ from lae_jax import checkpoints, inputs, leaks, metrics, parallel, runs, stages
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
+from lae_jax.models import pretrained, pretrained_names
 
 logger = logging.getLogger("lae_jax")
 
@@ -67,6 +69,9 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     par = parallel.Parallel()
     _check_numbers(config, par)
     init = None if resumed else _load_init(config, stage)
+    config = _with_statistics(config, init.meta if init else resumed, tell=init is not None)
+    if init is not None:
+        _check_features(config, stage, init)
     handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
     dataset = records.open_dataset(config.data.path, config.data.verify)
     if not parallel.hosts_agree(dataset.hash):
@@ -93,7 +98,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     if stage.name == "represent" and not (init or resumed):
-        logger.info("starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain)")
+        logger.info(
+            "starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain), and published"
+            " weights are a start too (docs/training.md)"
+        )
     return Plan(
         config=config,
         stage=stage,
@@ -169,21 +177,93 @@ def _load_init(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed | 
                 f" {_COMMAND.format('represent')})"
             )
         return None
+    if pretrained.is_weights(name):
+        return _load_weights(config, stage)
     init = checkpoints.load_run(name, config.init_step, _COMMAND.format(stage.follows[0]))
     if init.meta["stage"] not in stage.follows:
         raise InputError(
             f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
             f" {' or '.join(stage.follows)}"
         )
-    # A head is only right for the features that it was trained on.
+    return init
+
+
+def _load_weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed:
+    """A backbone from a file or the Hub, as a run would hand it over."""
+    name = config.init_from
+    if "head" in stage.loads:
+        raise InputError(
+            f"{name} holds a backbone alone, and stage {stage.name} starts from a run of stage 2: set"
+            f" --config.init_from (made by {_COMMAND.format('represent')} --config.init_from={name})"
+        )
+    if config.init_step is not None:
+        raise InputError(f"config.init_step is {config.init_step}: it names a step of a run, and {name} is none")
+    weights = pretrained.read(name, config.model.name)
+    if not parallel.hosts_agree(weights.sha256):
+        raise InputError(f"the hosts have different files {name}: copy one to all of them")
+    mean, std = (list(values) for values in weights.statistics)
+    meta = {
+        "model": config.model.name,
+        "sha256": weights.sha256,
+        "config": {"model": {"name": config.model.name}, "data": {"mean": mean, "std": std}},
+    }
+    logger.info("%s: mean and std of its images %s", weights.source, weights.told)
+    variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
+    return checkpoints.Handed(weights.source, None, variables, meta)
+
+
+def _with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> ConfigDict:
+    """The config with data.mean and data.std settled: with data.normalize 'weights' those that the backbone knows.
+
+    Args:
+      trained: meta of what is started from, or gone on with.
+      tell: log where the weights' differ from the run's, or from the paper's.
+    """
+    choice = config.data.normalize
+    if choice not in ("", "weights"):
+        raise InputError(f"config.data.normalize is {choice!r}: '' (data.mean and data.std) or 'weights'")
+    if trained is None:
+        if choice:
+            raise InputError(
+                "config.data.normalize=weights follows what the weights of config.init_from were trained with, and none"
+                " are named: name some, or leave it out"
+            )
+        return config
+    known, used = ((data["mean"], data["std"]) for data in (trained["config"]["data"], runs.as_json(config)["data"]))
+    if choice:
+        config = config.copy_and_resolve_references()
+        config.data.mean, config.data.std = (tuple(float(value) for value in values) for values in known)
+    if not tell:
+        return config
+    if not choice and not _close(known, used):
+        logger.warning(
+            "the weights were trained on images of mean %s, std %s, this run takes %s, %s:"
+            " --config.data.normalize=weights follows the weights",
+            *map(_short, (*known, *used)),
+        )
+    elif not _close(known, pretrained_names.IMAGENET):
+        logger.info("mean %s and std %s of the images are the weights', not the paper's", *map(_short, known))
+    return config
+
+
+def _short(values) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def _close(a, b) -> bool:
+    """Whether mean and std are the same to four digits, as they are published."""
+    return all(abs(x - y) < 1e-4 for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True))
+
+
+def _check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed) -> None:
+    """A backbone must be the model's, and a head is only right for the features that it was trained on."""
     fields = ("model.name",) + _SAME_FEATURES * ("head" in stage.loads)
     before, now = runs.flat(init.meta["config"]), runs.flat(runs.as_json(config))
     differing = [field for field in fields if before[field] != now[field]]
     if differing:
         told = ", ".join(f"{field} {before[field]!r} and not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
-        raise InputError(f"{name} was trained with {told}: add {add}, or name another init_from")
-    return init
+        raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another init_from")
 
 
 def _load_handed(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed | None) -> dict:

@@ -151,7 +151,11 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        if differing := differences(files.read_json(path), now):
+        before = files.read_json(path)
+        if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
+            # Settled when the run was begun.
+            now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
+        if differing := differences(before, now):
             raise InputError(
                 f"{workdir} holds a run with another config ({'; '.join(differing)}):"
                 f" go on with that one, or choose another --config.workdir"

@@ -52,6 +52,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
             logger.warning("%s was done, but the checkpoint that it kept is lost: it goes on from the rest", workdir)
         resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
         plan = make_plan(config, resumed)
+        config = plan.config  # with what follows from the weights settled
         module = runs.model(config, plan.stage, plan.num_outputs)
         variables = models.initialise(module, config.data.image_size, config.seed)
         if plan.init is not None:
@@ -69,6 +70,12 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
                 state = saved.restore(newest, state)
                 logger.info("%s goes on after step %d", workdir, newest)
             elif parallel.is_first_host():
+                if plan.init is not None:
+                    provenance["init"] = {
+                        "from": str(plan.init.workdir),
+                        "step": plan.init.step,
+                        "sha256": plan.init.meta.get("sha256"),
+                    }
                 files.write_json(workdir / "provenance.json", provenance)
             logger.info(
                 "batches of %d images, %d a device; %d steps an epoch, %d in all",

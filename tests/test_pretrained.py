@@ -1,0 +1,298 @@
+"""Published layouts: features equal those of the networks that they are of; and what a run does with such weights."""
+
+import io
+import json
+import logging
+import zipfile
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import foreign_models as foreign
+from lae_jax import checkpoints, main, models, train, watch
+from lae_jax.configs import small
+from lae_jax.errors import InputError
+from lae_jax.models import pretrained, pretrained_names
+from lae_jax.plan import make_plan
+
+S, PICO = "efficientnet_v2_s", "efficientnet_v2_pico"
+# An odd and an even side: every stride of 2 meets both.
+PIXELS = np.random.default_rng(1).integers(0, 256, (2, 65, 64, 3)).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def keras_files(tmp_path_factory):
+    """Folder of EfficientNetV2-S with random weights in each form, and Keras' pooled features of PIXELS."""
+    folder = tmp_path_factory.mktemp("keras")
+    with foreign.keras_in_float64() as keras:
+        model = foreign.keras_model(keras, "s", PIXELS)
+        features = np.asarray(model(PIXELS))
+        model.save(folder / "plain.keras")
+        model.save_weights(folder / "model.weights.h5")
+        model.save(folder / "legacy.h5")
+        adapted = keras.layers.Normalization()
+        adapted.adapt(PIXELS)
+        layers = [adapted, keras.layers.Rescaling(2.0, offset=3.0), model, keras.layers.Dense(3)]
+        keras.Sequential([keras.layers.Input((65, 64, 3)), *layers]).save(folder / "wrapped.keras")
+    foreign.write_safetensors(folder / "timm.safetensors", foreign.timm_state(model))
+    return folder, features
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """(file, state dict, images, pooled features)"""
+    images = np.random.default_rng(2).standard_normal((2, 65, 64, 3))
+    state = foreign.resnet_state(18, images)
+    path = tmp_path_factory.mktemp("torch") / "resnet18.safetensors"
+    foreign.write_safetensors(path, state)
+    return path, state, images, foreign.resnet_features(18, state, images)
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_features_of_every_efficientnet_file_equal_those_of_keras(keras_files):
+    folder, theirs = keras_files
+    weights = pretrained.read(folder / "plain.keras", S)
+    mean, std = map(np.array, weights.statistics)
+    # The statistics are right as well: Keras saw pixels, and normalises inside.
+    ours = foreign.our_features(S, weights.variables, (PIXELS / 255 - mean) / std)
+    assert foreign.relative_error(ours, theirs) < 1e-10
+    for name in ("model.weights.h5", "legacy.h5", "wrapped.keras", "timm.safetensors"):
+        assert equal(pretrained.load(folder / name, S), weights.variables), name
+    expected = models.initialise(models.create(S, 0), 32, 0)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), weights.variables) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), expected
+    )
+
+
+def test_features_of_a_resnet_equal_torchvisions(resnet18):
+    path, _, images, theirs = resnet18
+    ours = foreign.our_features("resnet18", pretrained.load(path, "resnet18"), images)
+    assert foreign.relative_error(ours, theirs) < 1e-10
+
+
+def test_statistics_are_those_that_the_weights_were_trained_with(keras_files, resnet18):
+    folder, _ = keras_files
+    for name in ("plain.keras", "legacy.h5", "model.weights.h5"):
+        assert np.allclose(pretrained.read(folder / name, S).statistics, 128 / 255, rtol=1e-12)
+    assert pretrained.read(folder / "timm.safetensors", S).statistics == ((0.5,) * 3, (0.5,) * 3)
+    assert pretrained.read(resnet18[0], "resnet18").statistics == pretrained_names.IMAGENET
+
+    mean, std = map(np.array, pretrained.read(folder / "wrapped.keras", S).statistics)
+    inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
+    inside = (2 * inside + 3) / 128 - 1
+    np.testing.assert_allclose((PIXELS / 255 - mean) / std, inside, rtol=1e-9, atol=1e-12)
+
+
+def test_layers_without_names_are_found_by_their_order(keras_files, tmp_path):
+    """As Keras 3.0 and tf.keras 2.12 saved them."""
+    folder, _ = keras_files
+    path = tmp_path / "nameless.keras"
+    with zipfile.ZipFile(folder / "wrapped.keras") as archive, zipfile.ZipFile(path, "w") as stripped:
+        weights = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(weights, "r+") as file:
+            groups = []
+            file.visititems(lambda name, item: groups.append(name) if name.endswith("vars") else None)
+            for name in groups:
+                file[name].attrs.pop("name")
+        stripped.writestr("model.weights.h5", weights.getvalue())
+        stripped.writestr("config.json", archive.read("config.json"))
+    assert equal(pretrained.load(path, S), pretrained.load(folder / "plain.keras", S))
+    (tmp_path / "nameless.weights.h5").write_bytes(weights.getvalue())
+    with pytest.raises(InputError, match="does not name its layers, as older releases of Keras"):
+        pretrained.load(tmp_path / "nameless.weights.h5", S)
+
+
+@pytest.mark.parametrize(("model", "names"), [
+    (
+        "efficientnet_v2_s",
+        {
+            "conv_stem.weight": (24, 3, 3, 3), "bn1.running_var": (24,), "blocks.0.1.conv.weight": (24, 24, 3, 3),
+            "blocks.1.0.conv_exp.weight": (96, 24, 3, 3), "blocks.1.0.conv_pwl.weight": (48, 96, 1, 1),
+            "blocks.2.3.bn2.bias": (64,), "blocks.3.0.conv_pw.weight": (256, 64, 1, 1),
+            "blocks.3.0.conv_dw.weight": (256, 1, 3, 3), "blocks.3.0.se.conv_reduce.weight": (16, 256, 1, 1),
+            "blocks.5.14.se.conv_expand.bias": (1536,), "blocks.5.14.bn3.running_mean": (256,),
+            "conv_head.weight": (1280, 256, 1, 1), "bn2.weight": (1280,),
+        },
+    ),
+    (
+        "resnet50",
+        {
+            "conv1.weight": (64, 3, 7, 7), "bn1.bias": (64,), "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+            "layer1.0.downsample.1.running_var": (256,), "layer3.5.conv2.weight": (256, 256, 3, 3),
+            "layer4.2.bn3.weight": (2048,),
+        },
+    ),
+])  # fmt: skip
+def test_names_and_shapes_are_as_published(model, names):
+    layout = pretrained_names.torch_layout(model, pretrained._shapes(model))
+    assert {name: layout[name].shape for name in names} == names
+    # Of timm 1.0.31: 782 and 320 tensors, less the classifier's two and a count of batches for each norm.
+    norms = sum(name.endswith("running_var") for name in layout)
+    assert len(layout) + norms + 2 == {"efficientnet_v2_s": 782, "resnet50": 320}[model]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"layer1.0.conv1.weight": None, "bn1.bias": None}, r"does not fit resnet18: 2 missing: bn1.bias, layer1.0.co"),
+    ({"layer9.weight": np.zeros(2)}, r"does not fit resnet18: 1 not the model's: layer9.weight$"),
+    ({"bn1.bias": np.zeros(3)}, r"1 of another shape: bn1.bias \[3\] and not \[64\]$"),
+    ({"bn1.bias": np.zeros(64, np.int64)}, r"1 not of floating numbers: bn1.bias int64$"),
+    ({"bn1.bias": np.full(64, np.nan), "layer1.0.bn1.bias": np.full(64, -np.inf)},
+     r"no trained model has: bn1.bias \(NaN or infinite\), layer1.0.bn1.bias \(NaN or infinite\); get"),
+    ({"bn1.running_var": np.full(64, -1.0)}, r"bn1.running_var \(a negative variance\)"),
+])  # fmt: skip
+def test_tensors_that_do_not_fit_are_listed(resnet18, tmp_path, changes, message):
+    state = {name: value for name, value in {**resnet18[1], **changes}.items() if value is not None}
+    foreign.write_safetensors(tmp_path / "m.safetensors", state)
+    with pytest.raises(InputError, match=message):
+        pretrained.load(tmp_path / "m.safetensors", "resnet18")
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F16"])
+def test_other_floats_become_float32(resnet18, tmp_path, dtype):
+    foreign.write_safetensors(tmp_path / "m.safetensors", resnet18[1], dtype)
+    loaded = pretrained.load(tmp_path / "m.safetensors", "resnet18")["params"]["conv1"]["kernel"]
+    kernel = resnet18[1]["conv1.weight"].transpose(2, 3, 1, 0)
+    expected = kernel.astype({"F64": np.float32, "F16": np.float16}[dtype])
+    assert loaded.dtype == np.float32 and np.array_equal(loaded, expected)
+
+
+def test_values_beyond_float32_are_refused(resnet18, tmp_path):
+    foreign.write_safetensors(tmp_path / "m.safetensors", {**resnet18[1], "bn1.bias": np.full(64, 1e300)}, "F64")
+    with pytest.raises(InputError, match=r"bn1.bias \(NaN or infinite\)"):
+        pretrained.load(tmp_path / "m.safetensors", "resnet18")
+
+
+def test_weights_of_another_size_are_named(resnet18, keras_files):
+    with pytest.raises(InputError, match="is efficientnet_v2_s and not efficientnet_v2_m: set config.model.name"):
+        pretrained.load(keras_files[0] / "timm.safetensors", "efficientnet_v2_m")
+    with pytest.raises(InputError, match="is efficientnet_v2_s and not efficientnet_v2_l"):
+        pretrained.load(keras_files[0] / "model.weights.h5", "efficientnet_v2_l")
+    with pytest.raises(InputError, match="is resnet18 and not resnet50"):
+        pretrained.load(resnet18[0], "resnet50")
+    with pytest.raises(InputError, match=r"does not fit efficientnet_v2_s: 666 missing: .* more; 96 not the model's"):
+        pretrained.load(resnet18[0], S)
+
+
+@pytest.mark.parametrize(("source", "model", "message"), [
+    ("weights.pth", "resnet18", "is a pickle, .* torch.load.*weights_only=True.*safetensors.torch.save_file"),
+    ("pytorch_model.bin", "resnet18", "is a pickle"),
+    ("nothing.safetensors", "resnet18", "there is no file .*nothing.safetensors"),
+    ("weights.npz", "resnet18", "weights are read from .safetensors, .keras, .h5, .hdf5"),
+    ("nothing", "resnet18", "nothing holds no run"),
+    ("weights.npz", "efficientnet_v2_tiny", "of efficientnet_v2_tiny there are no published weights"),
+    ("weights.npz", "resnet19", "unknown model 'resnet19'; did you mean 'resnet18'"),
+    ("weights.keras", "resnet50", "the ResNets of Keras are other networks"),
+])  # fmt: skip
+def test_a_source_that_is_none_is_one_sentence(tmp_path, source, model, message):
+    for name in ("weights.npz", "weights.keras", "weights.pth"):
+        (tmp_path / name).write_bytes(b"\x80\x04N.")
+    with pytest.raises(InputError, match=message) as caught:
+        pretrained.load(tmp_path / source, model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def pico(small_config, tmp_path, monkeypatch):
+    """stage -> a config that starts from `pico.safetensors`: the smallest model, as if timm had it."""
+    monkeypatch.setitem(pretrained_names.ARCHITECTURES, PICO, "tf_efficientnetv2_pico")
+    rng = np.random.default_rng(0)
+    layout = pretrained_names.torch_layout(PICO, pretrained._shapes(PICO))
+    state = {name: rng.uniform(0.1, 0.2, want.shape) for name, want in layout.items()}
+    path = tmp_path / "pico.safetensors"
+    foreign.write_safetensors(path, state)
+
+    def make(stage, **data):
+        c = small_config(stage)
+        c.epochs = 0.3
+        c.data.update(data)
+        if stage != "classify":
+            c.init_from = str(path)
+        return c
+
+    return make
+
+
+def test_a_run_starts_from_a_file_follows_its_statistics_and_hands_both_on(pico, tmp_path, caplog):
+    config, path = pico("represent", normalize="weights"), tmp_path / "pico.safetensors"
+    config.optim.base_rate = 0.0
+    weights = pretrained.read(path, PICO)
+    with caplog.at_level(logging.INFO, "lae_jax"):
+        train.train(config)
+    assert f"from {path}: loaded backbone; made new head" in caplog.text
+    assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] of the images are the weights', not the paper's" in caplog.text
+    handed = checkpoints.load_run(config.workdir)
+    assert equal(handed.variables["params"]["backbone"], weights.variables["params"])
+    data = handed.meta["config"]["data"]
+    assert (data["mean"], data["std"], data["normalize"]) == ([0.5] * 3, [0.5] * 3, "weights")
+    origin = json.loads((tmp_path / "represent" / "provenance.json").read_text())["init"]
+    assert origin == {"from": str(path), "step": None, "sha256": weights.sha256}
+
+    # The same command goes on, and needs the file no more.
+    path.unlink()
+    (tmp_path / "represent" / "summary.json").unlink()
+    train.train(config)
+    # Stage 3 follows its run.
+    third = pico("classify", normalize="weights")
+    assert make_plan(third).config.data.std == (0.5, 0.5, 0.5)
+    third.data.normalize = ""
+    with pytest.raises(InputError, match=r"data.mean \[0.5, 0.5, 0.5\] and not .*: add --config.data.mean=\[0.5,0.5"):
+        make_plan(third)
+    # A run is a source as well.
+    assert equal(pretrained.load(config.workdir, PICO)["params"], weights.variables["params"])
+    with pytest.raises(InputError, match=f"is a run of {PICO} and does not fit resnet18: 100 missing: .* 39 not the"):
+        pretrained.load(config.workdir, "resnet18")
+
+
+def test_stage_1_and_the_baseline_start_from_a_file_too(pico):
+    assert make_plan(pico("pretrain")).init.variables["params"].keys() == {"backbone"}
+    config = pico("represent")
+    config.optim.schedule = "multi_step"
+    assert make_plan(config).init.step is None
+
+
+def test_statistics_that_differ_are_told(pico, caplog):
+    with caplog.at_level(logging.INFO, "lae_jax"):
+        plan = make_plan(pico("represent"))
+    assert plan.config.data.mean == pretrained_names.IMAGENET.mean
+    assert "trained on images of mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], this run takes [0.485, 0.456" in caplog.text
+    assert "--config.data.normalize=weights follows the weights" in caplog.text
+
+
+def test_what_cannot_be_started_from_is_refused(pico, resnet18):
+    third = pico("classify")
+    third.init_from = str(resnet18[0])
+    with pytest.raises(InputError, match="holds a backbone alone, and stage classify starts from a run of stage 2"):
+        make_plan(third)
+    second = pico("represent")
+    second.init_step = 3
+    with pytest.raises(InputError, match="config.init_step is 3: it names a step of a run"):
+        make_plan(second)
+    second = pico("represent")
+    second.model.name = "efficientnet_v2_s"
+    with pytest.raises(InputError, match=f"is {PICO} and not efficientnet_v2_s: set config.model.name"):
+        make_plan(second)
+    second.init_from, second.data.normalize = "", "weights"
+    with pytest.raises(InputError, match="normalize=weights follows what the weights of config.init_from"):
+        make_plan(second)
+    second.data.normalize = "imagenet"
+    with pytest.raises(InputError, match="config.data.normalize is 'imagenet'"):
+        make_plan(second)
+
+
+def test_a_recipe_misses_its_weights_before_it_begins(tmp_path):
+    config = small.get_config("tuned")
+    config.workdir = str(tmp_path / "runs")
+    for source, message in (
+        (tmp_path / "none.safetensors", "there is no file"),
+        (tmp_path / "none.pth", "is a pickle"),
+        ("hf:none", "is hf:owner/name"),
+    ):
+        config.stages.represent.init_from = str(source)
+        with pytest.raises(InputError, match=message):
+            main.run(config, watch.Signals())
