@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
 
-.PHONY: setup setup-beam demo test test-beam lint check-long clean
+.PHONY: setup setup-beam demo test test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -34,19 +34,23 @@ test: $(STAMP)
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5
 
+# Atheris comes for Linux only, so it is no requirement of the tests.
+fuzz: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	$(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, the fuzzer where atheris is installed, and the
-# demo's effect in three of three seeds.
+# that weights are published for, the readers under a fuzzer, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
-	! $(VENV)/bin/python -c "import atheris" 2>/dev/null || $(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
+	$(MAKE) fuzz
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:
