@@ -147,7 +147,7 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
             f"{dataset.path} is not the data set that {config.workdir} was begun with: its hash is {dataset.hash[:12]},"
             f" that of the checkpoint {resumed['data_hash'][:12]}; restore it, or choose another --config.workdir"
         )
-    if init is not None and "head" not in stage.loads and init.meta["crop"] != dataset.crop:
+    if init is not None and "head" not in stage.loads and init.meta.get("crop", dataset.crop) != dataset.crop:
         logger.warning(
             "%s was trained on crops %s, %s holds %s: its features were learnt on faces that were cut otherwise",
             init.workdir,
