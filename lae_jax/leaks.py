@@ -132,5 +132,5 @@ def tell(report: Mapping) -> list[str]:
     if report.get("audit", "read") != "read":
         lines.append(f"audit.json is {report['audit']}: other leaks are unknown ({audits.COMMAND} {report['data']})")
     if count := report.get("same_people_on_both_sides"):
-        lines.append(f"{count} people are on both sides, trained on and scored (split by {report['protocol']})")
+        lines.append(f"people on both sides, trained on and scored: {count} (split by {report['protocol']})")
     return lines

@@ -311,7 +311,8 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
         assert told.count("LEAK") == len(expected) and "nearly the same picture" in told
         # 'person 0' is in both splits, by the source's own choice.
         assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)
-        assert f"{report['same_people_on_both_sides']} people are on both sides" in told and report["audit"] == "read"
+        count = report["same_people_on_both_sides"]
+        assert f"people on both sides, trained on and scored: {count}" in told and report["audit"] == "read"
 
     # The stage that starts from it inherits the leak, even on other data.
     third = small_config("classify")

@@ -181,7 +181,7 @@ def _across(pool: _Pool, number: int) -> Iterator[dict]:
                 if one == two
                 else ""
             )
-            message = f"{len(shared)} people are on both sides, in {told_a} and with {len(hits)} images in {b}{why}"
+            message = f"people on both sides: {len(shared)}, in {told_a} and with {len(hits)} of the images of {b}{why}"
             found.append(
                 _finding("same_identity", severity, len(shared), message, (a, b), example(hits[where], partner=partner))
             )
@@ -212,11 +212,11 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
             worst = np.argsort(ages[young] - ages[old], kind="stable")
             examples = ((f"{pool.names[y]} ({ages[y]:g})", f"{pool.names[o]} ({ages[o]:g})")
                         for y, o in zip(young[worst], old[worst], strict=True))  # fmt: skip
-            message = f"{len(young)} {what} with ages more than {YEARS_APART:g} years apart"
+            message = f"{what} with ages more than {YEARS_APART:g} years apart: {len(young)}"
             yield _finding(kind, "warning", len(young), message, (), examples)
 
     order, first, last = _extremes(pool.file[known], ages[known])
-    yield from told("same_file_ages", "files occur several times", known[order[first]], known[order[last]])
+    yield from told("same_file_ages", "files that occur several times", known[order[first]], known[order[last]])
 
     known = known[pool.picture[known] >= 0]
     if not len(known):
