@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--undetected", choices=crops.UNDETECTED, default="reject", help="images without a face: into rejected.csv"
         " (default), or a centre crop")  # fmt: skip
     add("--quality", type=int, default=95, help="JPEG quality of images that are encoded (default 95)")
-    add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images)")
+    add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images,"
+        f" but not more than {shards.MANY_SHARDS})")  # fmt: skip
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     add("--beam-runner", help="make the shards on Apache Beam: DirectRunner, DataflowRunner, ...; --out may then"
         " be a bucket (docs/data.md)")  # fmt: skip
@@ -130,8 +131,7 @@ def prepare(args: argparse.Namespace) -> dict:
         if len(missing) < len(tasks):
             logger.info("%s: %d of %d shards are there already", args.out, len(tasks) - len(missing), len(tasks))
         with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="image") as line:
-            for done in way.write(missing):
-                line.update(done)
+            way.write(missing, line.update)
         return joining.finish(tasks, rejected, lambda column: splitter(args, column))
 
 
@@ -147,22 +147,46 @@ class _Processes:
     def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
         return shards.missing(tasks)
 
-    def write(self, tasks: list[shards.ShardTask]) -> Iterator[int]:
-        """Yields the source rows that each shard had."""
+    def write(self, tasks: list[shards.ShardTask], tick: Callable[[int], None]) -> None:
+        """Writes the shards; tick: is called with the number of source rows that are done since it was called last."""
         workers = min(self._workers, len(tasks))
         if workers <= 1:
-            yield from map(shards.write_shard, tasks)
+            for task in tasks:
+                shards.write_shard(task, tick=tick)
             return
         # Not fork: the parent may hold threads.
-        with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
-            yield from pool.imap_unordered(shards.write_shard, tasks)
+        context = multiprocessing.get_context("spawn")
+        rows, told = context.Value("q", 0), 0
+        with context.Pool(workers, _start_worker, (rows,)) as pool:
+            running = [pool.apply_async(_write_in_worker, (task,)) for task in tasks]
+            for result in running:
+                while not result.ready():
+                    result.wait(0.5)
+                    now = rows.value
+                    tick(now - told)
+                    told = now
+                result.get()
+        tick(rows.value - told)
 
 
-def _start_worker() -> None:
+_rows_done = None  # of all workers; in a worker
+
+
+def _start_worker(rows) -> None:
+    global _rows_done
+    _rows_done = rows
     # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker has one core, also in what its libraries do.
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
+
+
+def _write_in_worker(task: shards.ShardTask) -> None:
+    def tick(rows: int) -> None:
+        with _rows_done.get_lock():
+            _rows_done.value += rows
+
+    shards.write_shard(task, tick=tick)
 
 
 def main(argv: list[str] | None = None) -> None:

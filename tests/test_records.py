@@ -10,8 +10,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import images, records, shards
+from lae_jax.data import images, readers, records, shards
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 
 
 def make_source(folder, rows, header="path,age,identity"):
@@ -91,11 +92,11 @@ def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
     out = tmp_path / "out"
     written = []
 
-    def killed(task, original=shards.write_shard):
+    def killed(task, tick, original=shards.write_shard):
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(task.index)
-        return original(task)
+        return original(task, tick=tick)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shards, "write_shard", killed)
@@ -108,6 +109,15 @@ def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
     manifest = run(out, "--source", source, "--shards", 5)
     assert manifest == json.loads((tmp_path / "whole" / "dataset.json").read_text())
     assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_is_told_row_by_row(source, tmp_path, workers):
+    options = readers.Options(str(source.parent))
+    rows, told = readers.READERS["csv"]([str(source)], options), []
+    tasks = shards.plan(rows, tmp_path / "out", "csv", crops.Recipe(), 2)
+    prepare._Processes(str(tmp_path / "out"), workers).write(tasks, told.append)
+    assert sum(told) == 30 and (workers > 1 or max(told) == 1)
 
 
 @pytest.mark.parametrize("damage", ["a byte", "cut", "emptied"])

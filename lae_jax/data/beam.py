@@ -109,8 +109,8 @@ class Beam:
         there = {task.index for task in complete}
         return [task for task in tasks if task.index not in there]
 
-    def write(self, tasks: list[shards.ShardTask]) -> Iterator[int]:
-        """Runs the pipeline; yields the source rows that the shards had, once it has ended."""
+    def write(self, tasks: list[shards.ShardTask], tick: Callable[[int], None]) -> None:
+        """Runs the pipeline; tick: is called with the source rows that the shards had, once it has ended."""
         if not tasks:
             return
         folder = tasks[0].out
@@ -129,7 +129,7 @@ class Beam:
             for path in (*folder.iterdir(), *(folder / "parts").iterdir()):
                 if _LEFT.search(path.name):
                     path.unlink()
-        yield sum(each.num_rows for each in tasks)
+        tick(sum(each.num_rows for each in tasks))
 
     def _sizes(self, *below: str) -> dict[str, int]:
         """Name -> bytes of the files of a folder."""

@@ -31,7 +31,8 @@ from lae_jax.files import read_json, sha256_of, write_json
 logger = logging.getLogger("lae_jax")
 
 FORMAT = 2
-IMAGES_PER_SHARD = 4096
+IMAGES_PER_SHARD = 1024  # where there are few: shards are what processes share out
+MANY_SHARDS = 512  # beyond this many they get larger: a reader keeps all of them open
 MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written
 PREFIX = "faces-images.array_record-"  # of the shards' names, by `template`
 _DIGEST_ROWS = 1 << 13
@@ -98,22 +99,28 @@ def missing(tasks: list[ShardTask]) -> list[ShardTask]:
     return found
 
 
-def write_shard(task: ShardTask, open: Callable[[str], BinaryIO] | None = None) -> int:
+def write_shard(
+    task: ShardTask,
+    open: Callable[[str], BinaryIO] | None = None,
+    tick: Callable[[int], None] = lambda rows: None,
+) -> int:
     """Writes one shard, its columns and its rejected rows; what is complete already is left. Returns source rows done.
 
     The shard gets its final name last, so a shard of that name was complete and so were the parts beside it; one that
     was damaged since then is made again.
 
-    Args: open: gives the file of the source, where it is not on a local disk.
+    Args: open: gives the file of the source, where it is not on a local disk; tick: is called with the number of rows
+    that are done since it was called last.
     """
     if task.is_complete():
+        tick(task.num_rows)
         return task.num_rows
     with open(task.source) if open else builtins.open(task.source, "rb") as file, pa.ipc.open_file(file) as reader:
         table = pa.Table.from_batches([reader.get_batch(task.index)])
     temporary = task.path.with_name(task.path.name + ".incomplete")
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
     made, rejected = [], []
-    for number, name, result in stored.stored(_rows(table), task.first_row, task.read, task.recipe):
+    for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
         if isinstance(result, images.BadImage):
             rejected.append([name, str(result)])
             continue
@@ -143,6 +150,13 @@ def _rows(table: pa.Table) -> Iterator[dict]:
         yield from batch.to_pylist()
 
 
+def _ticking(rows: Iterator[dict], tick: Callable[[int], None]) -> Iterator[dict]:
+    """The rows; each counts as done when the next one is asked for."""
+    for row in rows:
+        yield row
+        tick(1)
+
+
 def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, shards: int = 0) -> list[ShardTask]:
     """Opens (or goes on with) the folder `out` and returns the tasks whose shards are its images.
 
@@ -156,7 +170,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     if not count:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(source.rejected, 3))
         raise InputError(f"the source has no usable row ({len(source.rejected)} rejected: {reasons})")
-    shards = shards or -(-count // IMAGES_PER_SHARD)
+    shards = shards or max(min(-(-count // IMAGES_PER_SHARD), MANY_SHARDS), -(-count // MAX_ROWS))
     if -(-count // shards) > MAX_ROWS:
         raise InputError(
             f"--shards {shards} for {count:,} images: a shard holds at most {MAX_ROWS:,}, so take"
