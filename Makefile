@@ -24,9 +24,11 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What needs more minutes than CI has: every fault in all its rounds, and the demo's effect in three of three seeds.
+# What needs more minutes than CI has: every fault in all its rounds, exports of the published
+# models, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.survival
+	$(VENV)/bin/python -m benchmarks.export_sizes
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:

@@ -102,14 +102,7 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        started = time.perf_counter()
-        folder.FORMATS[form].write(unfinished, program)
-        written = time.perf_counter()
-        content["check"] = compared(form, unfinished, program, crops)
-        content["seconds"] = {
-            "write": round(written - started, 1),
-            "check": round(time.perf_counter() - written, 1),
-        }
+        content |= write_model(form, unfinished, program, crops)
         card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
@@ -120,11 +113,23 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
     return files.read_json(out / folder.FILE)
 
 
+def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops) -> dict:
+    """Writes a model into a folder, reads it back and compares it. Returns 'check' and 'seconds' of export.json.
+
+    Raises ExportDiffers.
+    """
+    started = time.perf_counter()
+    folder.FORMATS[form].write(path, program)
+    written = time.perf_counter()
+    check = compared(form, path, program, crops)
+    seconds = {"write": round(written - started, 1), "check": round(time.perf_counter() - written, 1)}
+    return {"check": check, "seconds": seconds}
+
+
 def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> dict:
     """Reads a model back in its own runtime and compares it with the one in JAX. Raises ExportDiffers."""
     readable = folder.read(form, path)
-    # XLA's plain convolutions: the form that says what is meant.
-    reference = jax.jit(program.function("xla"))
+    reference = jax.jit(program.function("cpu" if jax.default_backend() == "cpu" else "xla"))
     ages, distributions = (np.asarray(output) for output in reference(program.variables, crops.images))
     parts = np.split(crops.images, np.cumsum(BATCHES)[:-1])
     outputs = np.concatenate([np.asarray(readable.forward(part)) for part in parts if len(part)])
@@ -160,15 +165,21 @@ def crops_of(handed: checkpoints.Handed) -> Crops:
         rows = dataset.rows(split)
     except InputError as error:
         logger.warning("the data set of the run cannot be read, so drawn faces are compared (%s)", error)
-        size = config.data.resize or config.data.image_size
-        taken = estimator.Input(config.data.image_size, config.data.resize)
-        faces = [synthetic.draw_face(k, 3.0 * k, 0, max(size, 64))[0] for k in range(count)]
-        return Crops(np.stack([taken.pixels(face) for face in faces]), "drawn faces, the data set being gone")
+        return drawn(
+            estimator.Input(config.data.image_size, config.data.resize), "drawn faces, the data set being gone"
+        )
     rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
     places = pipeline.Places(len(rows), 0, len(rows))
     augmentation = inputs.augmentation(config)
     (batch,) = pipeline.eval_batches(dataset, rows, augmentation, places=places, threads=inputs.threads(config))
     return Crops(batch["image"], f"of split {split} of {dataset.path}")
+
+
+def drawn(taken: estimator.Input, told: str = "drawn faces") -> Crops:
+    """Of people of all ages."""
+    size = max(taken.resize or taken.image_size, 64)
+    faces = [synthetic.draw_face(k, 3.0 * k, 0, size)[0] for k in range(sum(BATCHES))]
+    return Crops(np.stack([taken.pixels(face) for face in faces]), told)
 
 
 def _version(package: str) -> str | None:

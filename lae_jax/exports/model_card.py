@@ -126,7 +126,7 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
         parts.append(_table(meta["scores"]))
     for report in evaluations:
         other = "" if report["same_data_as_training"] else ", another data set than the training's"
-        crop = "; its faces are cut otherwise" * report["other_crop_than_training"]
+        crop = "; its faces are cut otherwise" * bool(report.get("other_crop_than_training"))
         flip = ", averaged with mirror images" * report["flip"]
         parts.append(f"Evaluated on split `{report['split']}` of `{report['data']}`{other}{crop}{flip}.")
         parts.append(_table(report))
@@ -144,7 +144,7 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
     for report in evaluations:
         lines += [
             f"- In the evaluation on `{report['split']}` ({leak['data']}): {leak['message']}"
-            for leak in report["leaks"]
+            for leak in report.get("leaks", [])
             if leak["message"] not in found
         ]
     return (
