@@ -44,12 +44,13 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, the readers under a fuzzer, and the demo's effect in three of three seeds.
+# that weights are published for, in and out, the readers under a fuzzer, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
+	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(MAKE) fuzz
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 

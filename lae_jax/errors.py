@@ -56,6 +56,12 @@ class NothingPredicted(Ended):
     status = 1
 
 
+class ExportDiffers(Ended):
+    """An export does not compute what the model does; it was deleted."""
+
+    status = 1
+
+
 class Preempted(Ended):
     """A signal asked the run to stop: what it had done is saved, and it can be started again."""
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lae_jax import distributions
 from lae_jax.errors import InputError
+from lae_jax.exports import folder
 from lae_jax.files import read_json
 
 CALIBRATION = "calibration.json"
@@ -48,7 +49,8 @@ class AgeEstimator:
     """A model that gives ages.
 
     forward: uint8 (B, S, S, 3) -> probabilities (B, 101), or what becomes them by np.asarray, B being one of `sizes`;
-    crop: the contract of the faces that it was trained on; temperature: of the distributions; source: where it is from.
+    crop: the contract of the faces that it was trained on; temperature: of the distributions; source: where it is from;
+    exported: forward gives (B, 102), the age and then the distribution at that temperature, as an export has them.
     """
 
     forward: Callable[[np.ndarray], object]
@@ -57,23 +59,22 @@ class AgeEstimator:
     crop: dict
     temperature: float = 1.0
     source: str = ""
+    exported: bool = False
 
     @classmethod
     def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
-        """Of a run of stage 2 or 3 (its best checkpoint, or that of `step`); flip: average with the mirror image.
+        """Of a run of stage 2 or 3 (its best checkpoint, or that of `step`), or of an export, which needs its format's
+        runtime alone; flip: average with the mirror image.
 
         Raises InputError where there is none.
         """
+        if folder.is_export(path):
+            return cls._from_export(path, step, flip)
         import jax
 
-        from lae_jax import checkpoints, parallel, runs, stages
+        from lae_jax import parallel, runs
 
-        handed = checkpoints.load_run(path, step)
-        config, stage = runs.from_json(handed.meta["config"]), stages.get(handed.meta["stage"])
-        if stage.target != "age":
-            raise InputError(
-                f"{path} is a run of stage {stage.name}, which estimates no ages: name one of stage 2 or 3"
-            )
+        handed, config, stage = load_ages(path, step)
         par = parallel.Parallel()
         module = runs.model(config, stage, handed.meta["num_outputs"])
         gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1))
@@ -87,6 +88,21 @@ class AgeEstimator:
             source=f"{handed.workdir} step {handed.step}",
         )
 
+    @classmethod
+    def _from_export(cls, path: os.PathLike | str, step: int | None, flip: bool) -> "AgeEstimator":
+        if step is not None or flip:
+            raise InputError(f"{path} is an export, whose step and flip are settled: leave --step and --flip away")
+        export = folder.open_export(path)
+        return cls(
+            forward=export.forward,
+            sizes=_PER_DEVICE,
+            input=Input(export.image_size, export.resize),
+            crop=export.crop,
+            temperature=export.temperature,
+            source=export.source,
+            exported=True,
+        )
+
     def predict(self, images: Sequence, distribution: bool = False):
         """Ages (N,) float32 of face crops that were cut as the contract says (RGB pictures, or uint8 (H, W, 3) arrays).
 
@@ -98,12 +114,12 @@ class AgeEstimator:
                 (np.zeros(0, np.float32), np.zeros((0, 101), np.float32)) if distribution else np.zeros(0, np.float32)
             )
         raw = np.stack(outputs)
-        ages = distributions.expected_ages(raw).astype(np.float32)
+        ages = self.ages(raw).astype(np.float32)
         return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
 
     def probabilities(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The model's distribution (101,) of each input (S, S, 3), in order. The device works on a batch while the next
-        one is collected."""
+        """What `forward` gives for each input (S, S, 3), in order: `ages` and `calibrated` read it. The device works on
+        a batch while the next one is collected."""
         pending, count, batch = None, 0, []
         for image in inputs:
             batch.append(image)
@@ -121,9 +137,15 @@ class AgeEstimator:
         size = next(size for size in self.sizes if size >= len(batch))
         return np.stack(batch + batch[-1:] * (size - len(batch)))
 
-    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        """The model's distributions (N, 101) at its temperature, float64; ages are taken before that."""
-        return distributions.tempered(probabilities, self.temperature)
+    def ages(self, outputs: np.ndarray) -> np.ndarray:
+        """Of the model's outputs (N, ...): (N,) float64 years, taken before the temperature."""
+        return np.asarray(outputs[:, 0], np.float64) if self.exported else distributions.expected_ages(outputs)
+
+    def calibrated(self, outputs: np.ndarray) -> np.ndarray:
+        """Of the model's outputs (N, ...): the distributions (N, 101) at its temperature, float64."""
+        if self.exported:
+            return np.asarray(outputs[:, 1:], np.float64)
+        return distributions.tempered(outputs, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +157,17 @@ class _Collected:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.par.collect(self.outputs)
+
+
+def load_ages(path: os.PathLike | str, step: int | None = None):
+    """The checkpoint (checkpoints.Handed), config and stage of a run that estimates ages. Raises InputError."""
+    from lae_jax import checkpoints, runs, stages
+
+    handed = checkpoints.load_run(path, step)
+    stage = stages.get(handed.meta["stage"])
+    if stage.target != "age":
+        raise InputError(f"{path} is a run of stage {stage.name}, which estimates no ages: name one of stage 2 or 3")
+    return handed, runs.from_json(handed.meta["config"]), stage
 
 
 def read_temperature(workdir: epath.Path, step: int) -> float:

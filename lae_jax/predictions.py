@@ -59,7 +59,7 @@ def predicted(
 def _rows(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, wanted: Wanted) -> list[Row]:
     if not one.inputs:
         return [Row(one.image.name, reason=one.reason)]
-    ages, calibrated = distributions.expected_ages(probabilities), estimator.calibrated(probabilities)
+    ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)
     bounds = distributions.intervals(calibrated, wanted.interval)
     chances = None if wanted.threshold is None else distributions.at_least(calibrated, wanted.threshold)
     rows = []

@@ -1,0 +1,75 @@
+"""Every format of every published model: seconds, size, and how far its ages are from the model's in JAX.
+
+    python -m benchmarks.export_sizes
+    python -m benchmarks.export_sizes --models resnet18:64 --formats onnx
+
+Weights are random, with BatchNorm statistics of drawn faces; an export that differs by more than is allowed ends it.
+"""
+
+import argparse
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+
+from lae_jax import console, estimator, exporting, models, steps
+from lae_jax.exports import folder
+from lae_jax.exports.program import Program
+
+MODELS = ("resnet18:64", "resnet50:64", "efficientnet_v2_s:96", "efficientnet_v2_m:224")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def program_of(name: str, side: int, images: np.ndarray) -> Program:
+    """A model of random weights that tells faces apart: its statistics are those of a training pass."""
+    module, rng = models.create(name, 101), np.random.default_rng(0)
+    variables = models.initialise(module, side, seed=0)
+    normalised = steps.normalise(images, MEAN, STD, np.float32)
+
+    @jax.jit
+    def statistics(variables, images):
+        keys = {"dropout": jax.random.key(0)}
+        return module.apply(variables, images, train=True, rngs=keys, mutable=["batch_stats"])[1]["batch_stats"]
+
+    moved = statistics(variables, normalised)
+    # One step of momentum 0.9, from mean 0 and variance 1.
+    before = variables["batch_stats"]
+    batch_stats = jax.tree.map(lambda new, old: (np.asarray(new) - 0.9 * np.asarray(old)) / 0.1, moved, before)
+    backbone = {
+        kind: tree["backbone"] for kind, tree in (("params", variables["params"]), ("batch_stats", batch_stats))
+    }
+    features = jax.jit(models.create(name, 0).apply)(backbone, normalised)
+    fc = variables["params"]["head"]["fc"]
+    kernel = rng.standard_normal(fc["kernel"].shape).astype(np.float32)
+    kernel *= 2 / np.std(features @ kernel)  # logits as a trained model has them
+    params = {**variables["params"], "head": {"fc": {**fc, "kernel": kernel}}}
+    return Program(name, {"params": params, "batch_stats": batch_stats}, side, MEAN, STD)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME:PIXELS")
+    parser.add_argument("--formats", nargs="+", default=[*folder.FORMATS], choices=[*folder.FORMATS])
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
+    rows = []
+    for model in args.models:
+        name, _, side = model.partition(":")
+        crops = exporting.drawn(estimator.Input(int(side)))
+        program = program_of(name, int(side), crops.images)
+        for form in args.formats:
+            with tempfile.TemporaryDirectory() as place:
+                path = pathlib.Path(place)
+                made = exporting.write_model(form, path, program, crops)
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+            check, seconds = made["check"], made["seconds"]
+            differences = (f"{check[key]:.1e}" for key in ("max_age_difference", "max_distribution_difference"))
+            rows.append((model, form, f"{size:.1f}", f"{seconds['write']}", f"{seconds['check']}", *differences))
+            console.write(f"{model} {form} done")
+    header = ("model", "format", "MB", "s to write", "s to read and compare", "years", "probability")
+    print(console.table(header, rows))
+
+
+if __name__ == "__main__":
+    console.door(main)

@@ -1,0 +1,363 @@
+"""A run as a SavedModel, StableHLO and ONNX: the same ages as the run's, in a folder that tells what it is or fails."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from etils import epath
+from PIL import Image
+
+from lae_jax import checkpoints, estimator, evaluate, export, exporting, models, predict, train
+from lae_jax.configs import common, represent
+from lae_jax.data import records
+from lae_jax.errors import ExportDiffers, InputError
+from lae_jax.exports import folder, model_card, onnx_model, program, saved_model, stablehlo
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxruntime are not installed (the extra onnx)")
+FORMATS = ["saved_model", "stablehlo", pytest.param("onnx", marks=needs_onnx)]
+
+
+def random_variables(name, side, seed=0):
+    """Every leaf away from its initial value, so that one that is left out or mixed up is seen."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, value):
+        kind = path[-1].key
+        spread = 0.2 if kind != "kernel" else 4 / np.sqrt(len(value)) if "head" in jax.tree_util.keystr(path) else 0.0
+        moved = np.asarray(value) + spread * rng.standard_normal(value.shape)
+        if kind == "scale" and "resnet" in name:
+            moved *= 0.7  # else one age gets all of the probability
+        return np.asarray(np.abs(moved) if kind == "var" else moved, np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, models.initialise(models.create(name, 101), side, seed=seed))
+
+
+def program_of(name, side, **fields):
+    return program.Program(name, random_variables(name, side), side, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), **fields)
+
+
+def images_of(side, count=5):
+    """Noise, each image of another colour."""
+    rng = np.random.default_rng(1)
+    noise, colour = rng.integers(0, 100, (count, side, side, 3)), rng.integers(0, 156, (count, 1, 1, 3))
+    return (noise + colour).astype(np.uint8)
+
+
+def assert_equal_in_batches(readable, made, batches=(1, 3, 5)):
+    images = images_of(made.image_size)
+    ages, distributions = (np.asarray(x) for x in jax.jit(made.function("xla"))(made.variables, images))
+    assert np.ptp(ages) > 0.01, "the images must be told apart"
+    for count in batches:
+        rows = np.asarray(readable.forward(images[:count]))
+        assert rows.dtype == np.float32 and rows.shape == (count, 102)
+        np.testing.assert_allclose(rows[:, 0], ages[:count], atol=1e-3)
+        np.testing.assert_allclose(rows[:, 1:], distributions[:count], atol=1e-4)
+
+
+@pytest.mark.parametrize("module", [saved_model, stablehlo])
+def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_path):
+    made = program_of("efficientnet_v2_pico", 24, temperature=0.7, flip=True)
+    module.write(tmp_path, made)
+    readable = module.read(tmp_path)
+    assert readable.shape == (None, 24, 24, 3) and readable.dtype == "uint8"
+    assert_equal_in_batches(readable, made)
+
+
+@needs_onnx
+@pytest.mark.parametrize(("name", "side", "fields"), [
+    ("efficientnet_v2_pico", 24, {"flip": True, "temperature": 0.7}),
+    ("efficientnet_v2_tiny", 25, {}),  # an odd size pads another side
+    ("resnet18", 32, {"temperature": 1.5}),
+    ("resnet50", 24, {"flip": True}),
+])  # fmt: skip
+def test_the_graph_of_onnx_is_the_model(name, side, fields, tmp_path):
+    made = program_of(name, side, **fields)
+    onnx_model.write(tmp_path, made)
+    readable = onnx_model.read(tmp_path)
+    assert readable.shape == (None, side, side, 3) and readable.dtype == "uint8"
+    assert_equal_in_batches(readable, made)
+
+
+def test_exports_hold_every_platform(tmp_path):
+    stablehlo.write(tmp_path, program_of("efficientnet_v2_pico", 24))
+    exported = jax.export.deserialize(bytearray((tmp_path / stablehlo.FILE).read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_a_distribution_is_that_of_the_temperature_and_the_age_is_not():
+    made, images = program_of("efficientnet_v2_pico", 24), images_of(24)
+    plain, warm = (
+        jax.jit(program_of("efficientnet_v2_pico", 24, temperature=t).function("xla"))(made.variables, images)
+        for t in (1.0, 2.0)
+    )
+    np.testing.assert_allclose(warm[0], plain[0], rtol=1e-6)
+    root = np.sqrt(np.asarray(plain[1], np.float64))
+    np.testing.assert_allclose(warm[1], root / root.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """A short run in bfloat16 on the drawn faces, calibrated, evaluated on its test split."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    c = represent.get_config()
+    c.workdir, c.data.path = str(folder), str(drawn)
+    c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
+    c.data.augment = common.augmentation("flip")
+    c.model.name, c.model.dtype = "efficientnet_v2_pico", "bfloat16"
+    c.batch_size, c.eval_batch_size, c.epochs = 32, 32, 1.0
+    train.train(c)
+    estimator.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
+    evaluate.main(["--run", str(folder), "--split", "test"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """format -> an export of the run; each is made once, and not to be changed."""
+    made = {}
+
+    def make(form):
+        if form not in made:
+            made[form] = tmp_path_factory.mktemp("exported") / form
+            export.main(["--run", str(run), "--format", form, "--out", str(made[form])])
+        return made[form]
+
+    return make
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_estimator_of_an_export_gives_what_the_run_gives(run, exported, drawn, form):
+    of_run, of_export = (predict.AgeEstimator.from_run(path) for path in (run, exported(form)))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40, 36, 3)).astype(np.uint8) for _ in range(9)]
+    expected, expected_distributions = of_run.predict(images, distribution=True)
+    ages, distributions = of_export.predict(images, distribution=True)
+    # The run computes in bfloat16, the export in float32.
+    np.testing.assert_allclose(ages, expected, atol=0.3)
+    np.testing.assert_allclose(distributions, expected_distributions, atol=2e-3)
+    assert of_export.temperature == of_run.temperature == 1.3 and of_export.crop == of_run.crop
+    assert of_export.input == of_run.input and form in of_export.source
+    np.testing.assert_allclose(of_export.predict(images[:2]), ages[:2], atol=1e-4)
+
+
+def test_predict_takes_an_export(exported, tmp_path):
+    Image.fromarray(images_of(30)[0]).save(tmp_path / "face.png")
+    path, out = exported("stablehlo"), tmp_path / "ages.jsonl"
+    words = ["--run", str(path), "--aligned", str(tmp_path / "face.png"), "--distribution", "--out", str(out)]
+    predict.main(words)
+    row = json.loads(out.read_text())
+    (age,), (distribution,) = predict.AgeEstimator.from_run(path).predict([images_of(30)[0]], distribution=True)
+    assert row["age"] == pytest.approx(age, abs=1e-4)
+    np.testing.assert_allclose(row["distribution"], distribution, atol=1e-6)
+    for more in (["--step", "3"], ["--flip"]):
+        with pytest.raises(InputError, match="is an export, whose step and flip are settled"):
+            predict.main([*words, *more])
+
+
+def test_an_export_says_what_it_is(run, exported, drawn):
+    content = json.loads((exported("stablehlo") / "export.json").read_text())
+    check, source = content["check"], content["source"]
+    assert content["files"].keys() == {"model.stablehlo", "model_card.md"}
+    assert (
+        check["images"] == 32 and check["batches"] == [1, 3, 28] and check["from"] == f"of split validation of {drawn}"
+    )
+    assert 0 <= check["max_age_difference"] <= 1e-3 and check["runtime"].startswith("jax ")
+    assert source["run"] == str(run) and source["dtype"] == "bfloat16"
+    assert (content["input"]["image_size"], content["input"]["resize"]) == (24, 28)
+    card = (exported("stablehlo") / "model_card.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    test = json.loads((run / "evaluation" / "drawn-test" / "report.json").read_text())
+    for scores in (summary["scores"], test):
+        assert f"| 71-81 | {scores['group_count'][-1]} | {scores['group_mae'][-1]:.2f} |" in card
+        assert f"MAE {scores['mae']:.2f} years" in card
+    for words in (str(drawn), "read as `synthetic`", "docs/data.md", "trained from random values", "Do not use it",
+                  '"detector": "unknown"', "28 x 28", "None is known of"):  # fmt: skip
+        assert words in card, words
+
+
+def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):
+    handed = checkpoints.load_run(run)
+    leak = {"message": "7 pictures are on both sides", "data": "data/faces"}
+    weights = {"kind": "weights", "from": "hf:timm/resnet18.a1_in1k@abc", "step": None, "sha256": "f00d"}
+    content = json.loads((exported("stablehlo") / "export.json").read_text())
+    meta = {**handed.meta, "leaks": [leak], "scores": None}
+    card = model_card.write(content, meta, [weights], [], {"path": "p", "hash": "h"})
+    assert "trained with a leak (data/faces): 7 pictures are on both sides" in card
+    assert "`hf:timm/resnet18.a1_in1k@abc` (SHA-256 `f00d`)" in card
+    assert "https://huggingface.co/timm/resnet18.a1_in1k," in card and "not evaluated" in card
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_with_a_wrong_weight_is_deleted(run, form, tmp_path, monkeypatch):
+    write = folder.FORMATS[form].write
+
+    def corrupting(path, made):
+        kernel = made.variables["params"]["head"]["fc"]["kernel"].copy()
+        kernel[0, 90] += 5
+        params = {
+            **made.variables["params"],
+            "head": {"fc": {**made.variables["params"]["head"]["fc"], "kernel": kernel}},
+        }
+        write(path, program.Program(**{**vars(made), "variables": {**made.variables, "params": params}}))
+
+    monkeypatch.setattr(folder.FORMATS[form], "write", corrupting)
+    with pytest.raises(ExportDiffers, match=rf"the {form} gives ages that differ .* it was deleted") as end:
+        exporting.export(run, form, tmp_path / "out")
+    assert end.value.status == 1 and not [*tmp_path.iterdir()]
+
+
+def test_ages_that_are_not_numbers_are_a_difference(run, tmp_path, monkeypatch):
+    crops = exporting.Crops(images_of(24), "random images")
+    made = program_of("efficientnet_v2_pico", 24)
+    nowhere = dataclasses.replace(made, mean=(float("nan"),) * 3)
+    stablehlo.write(tmp_path, nowhere)
+    with pytest.raises(ExportDiffers, match="nan years"):
+        exporting.compared("stablehlo", tmp_path, made, crops)
+
+
+def test_drawn_faces_stand_in_for_a_data_set_that_is_gone(run, monkeypatch, caplog):
+    def gone(*_):
+        raise InputError("data/faces is no prepared data set")
+
+    monkeypatch.setattr(records, "open_dataset", gone)
+    crops = exporting.crops_of(checkpoints.load_run(run))
+    assert crops.images.shape == (32, 24, 24, 3) and "drawn faces" in crops.told
+    assert len(np.unique(crops.images.reshape(32, -1), axis=0)) == 32
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_export_needs_its_own_runtime_alone(exported, form):
+    others = {"saved_model": ["flax", "onnxruntime"], "stablehlo": ["tensorflow", "flax", "onnxruntime"],
+              "onnx": ["tensorflow", "flax", "jax"]}[form]  # fmt: skip
+    code = f"""
+import sys
+for name in {[*others, "orbax", "optax", "ml_collections"]!r}:
+    sys.modules[name] = None
+import numpy as np
+from lae_jax.estimator import AgeEstimator
+print(AgeEstimator.from_run({str(exported(form))!r}).predict([np.full((50, 40, 3), 90, np.uint8)])[0])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    expected = predict.AgeEstimator.from_run(exported(form)).predict([np.full((50, 40, 3), 90, np.uint8)])
+    assert float(result.stdout) == pytest.approx(expected[0], abs=1e-3)
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return shutil.copytree(exported("stablehlo"), tmp_path / "copy")
+
+
+def changed(content, path, value):
+    *parents, last = path.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda p: flip_a_byte(p / "model.stablehlo"), "model.stablehlo was changed"),
+    (lambda p: (p / "model.stablehlo").write_bytes(b"x"), "model.stablehlo has 1 bytes"),
+    (lambda p: (p / "model.stablehlo").unlink(), "model.stablehlo is missing"),
+    (lambda p: (p / "more.so").write_bytes(b"x"), "more.so does not belong there"),
+    (lambda p: (p / "export.json").unlink(), "has no export.json: it was not finished"),
+    (lambda p: (p / "export.json").write_text("{"), "export.json is damaged"),
+    (lambda p: (p / "export.json").write_text("[]"), "export.json is damaged or of another program"),
+    (lambda p: (p / "export.json").write_text('{"name": "x"}'), "export.json is damaged or of another program"),
+])  # fmt: skip
+def test_a_damaged_folder_is_named(copy, damage, message):
+    damage(copy)
+    with pytest.raises(InputError, match=message) as end:
+        predict.AgeEstimator.from_run(copy)
+    assert str(copy) in str(end.value)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("format", "pickle", "unknown format 'pickle'"),
+    ("version", 2, "version 2, and not 1"),
+    ("input.image_size", 32, r"its model takes uint8 \(None, 24, 24, 3\)"),
+    ("input", None, "damaged or of another program"),
+    ("temperature", float("inf"), "damaged"),
+    ("temperature", 0, "temperature 0"),
+    ("format", "saved_model", "its saved_model cannot be read here"),
+    ("files", {"/etc/passwd": {"bytes": 1, "sha256": ""}}, "passwd is missing|does not belong there"),
+])  # fmt: skip
+def test_a_wrong_field_is_told(copy, field, value, message):
+    content = changed(json.loads((copy / "export.json").read_text()), field, value)
+    (copy / "export.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as end:
+        predict.AgeEstimator.from_run(copy)
+    assert str(copy) in str(end.value)
+
+
+def test_a_folder_of_nothing_is_no_run(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path} holds no run"):
+        predict.AgeEstimator.from_run(tmp_path)
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra(monkeypatch, tmp_path):
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(InputError, match=rf"ONNX needs the package {name} .*lae-jax\[onnx\]"):
+            onnx_model.required(name)
+    with pytest.raises(InputError, match=r"lae-jax\[onnx\]"):
+        onnx_model.write(tmp_path, program_of("efficientnet_v2_pico", 24))
+    with pytest.raises(InputError, match=r"lae-jax\[onnx\]"):
+        folder.read("onnx", tmp_path)
+
+
+def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
+    handed = checkpoints.load_run(run)
+    chain = [("last", "middle", {}), ("middle", "hf:timm/x", {"from": "hf:timm/x@abc", "step": None, "sha256": "f00d"})]
+    for name, start, recorded in chain:
+        (tmp_path / name).mkdir()
+        config = {"init_from": start if ":" in start else str(tmp_path / start), "init_step": None}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "provenance.json").write_text(json.dumps({"init": recorded}))
+    meta = {**handed.meta, "config": {**handed.meta["config"], "init_from": str(tmp_path / "last")}}
+    found = exporting.starts(dataclasses.replace(handed, meta=meta))
+    assert [(start["kind"], start["from"]) for start in found] == [
+        ("run", str(tmp_path / "last")),
+        ("run", str(tmp_path / "middle")),
+        ("weights", "hf:timm/x@abc"),
+    ]
+    assert found[-1]["sha256"] == "f00d"
+
+
+def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="is there already"):
+        exporting.export(run, "stablehlo", tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    with pytest.raises(InputError, match="export to a local disk"):
+        exporting.export(run, "stablehlo", "gs://bucket/out")
+    with pytest.raises(InputError, match="has no checkpoint of step 999"):
+        exporting.export(run, "stablehlo", tmp_path / "out", step=999)
+    with pytest.raises(InputError, match="holds no run"):
+        exporting.export(tmp_path, "stablehlo", tmp_path / "out")
+    handed = checkpoints.load_run(run)
+    other = dataclasses.replace(handed, meta={**handed.meta, "stage": "pretrain"})
+    monkeypatch.setattr(checkpoints, "load_run", lambda *_: other)
+    with pytest.raises(InputError, match="is a run of stage pretrain, which estimates no ages"):
+        exporting.export(run, "stablehlo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
