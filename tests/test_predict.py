@@ -1,10 +1,13 @@
 """Photographs in, ages out: the same as an evaluation gives, in any number, with reasons where there are none."""
 
 import csv
+import io
 import json
 import pathlib
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -103,6 +106,12 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
     good.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=rotated, quality=95)
     good.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     Image.new("P", (9, 9)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("P", (9, 9), 3)])
+    # A header that claims a picture of 1.2 GB, in a file of a few bytes.
+    tiny = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(tiny, "PNG")
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 20000, 20000, 8, 2, 0, 0, 0)
+    bomb = tiny.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + tiny.getvalue()[33:]
+    (tmp_path / "bomb.png").write_bytes(bomb)
     out = tmp_path / "ages.jsonl"
     words = ["--run", str(folder / "run"), str(tmp_path), "missing.jpg", "--out", str(out), "--distribution"]
     predict.main(words)
@@ -111,6 +120,7 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
         rows["text.jpg"]["reason"] == "not an image that can be read"
         and rows["missing.jpg"]["reason"] == "file not found"
     )
+    assert rows["bomb.png"]["reason"] == "claims more than 16,000,000 pixels"
     assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
     # Upright, and with its colours, it is the photograph that it was.
     predict.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
