@@ -7,15 +7,29 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"audit", "main", "prepare", "evaluate", "predict", "demo"}
+DOORS = {"audit", "main", "prepare", "evaluate", "predict", "demo", "longtail"}
 LEVELS = [
     {"errors", "files"},
-    {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
-    {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures"},
+    {
+        "losses",
+        "metrics",
+        "optim",
+        "models",
+        "console",
+        "parallel",
+        "seals",
+        "lock",
+        "watch",
+        "distributions",
+        "head_losses",
+    },
+    {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "head_methods"},
     {"inference", "runs", "estimator", "pretrained"},
-    {"inputs"},
+    {"inputs", "head_training"},
     {"leaks"},
-    {"train", "plan", "evaluation", "predictions"},
+    {"train", "plan", "evaluation", "predictions", "head_features"},
+    {"head_bench"},
+    {"head_tables"},
     DOORS,
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
