@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, head_features, inputs, leaks, metrics, runs
+from lae_jax import checkpoints, head_features, inputs, leaks, metrics, models, runs
 from lae_jax.errors import InputError
 from lae_jax.head_methods import Method
 from lae_jax.head_training import Bench
@@ -93,14 +93,22 @@ def prepare(extractor: head_features.Extractor, config: ConfigDict, passes: int,
             " was chosen on with --test"
         )
     names = {VALIDATION: inputs.split_name(own, own.data.split), TEST: test}
+    if test == names[VALIDATION]:
+        raise InputError(f"--test {test}: methods are chosen on it; name a split that chooses nothing")
     training = extractor.features(inputs.split_name(own, own.data.train), passes)
     for split, name in names.items():
         both = np.intersect1d(training.rows, dataset.rows(name))
         if len(both) and not allow_leak:
             raise InputError(f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on")
     scored = {split: extractor.features(name) for split, name in names.items()}
-    bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, extractor.dropout())
+    bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
     return Prepared(extractor, bench, scored)
+
+
+def _dropout(config: ConfigDict) -> float:
+    """Of the head: the config's, or as published for the model."""
+    published = models.BACKBONES[config.model.name][1].dropout
+    return published if config.model.dropout is None else config.model.dropout
 
 
 def check_folds(extractors: Sequence[head_features.Extractor], folds: bool) -> None:
@@ -143,6 +151,7 @@ def recipe(extractor: head_features.Extractor, like: str, changed: dict) -> Conf
         config.optim = own.optim.copy_and_resolve_references()
         config.optim.base_rate, config.optim.schedule = base_rate, "one_cycle"
         config.batch_size = own.batch_size
+        config.model = own.model.copy_and_resolve_references()
     for name, value in changed.items():
         config[name] = value
     config.loss = own.loss.copy_and_resolve_references()

@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 
-from lae_jax import checkpoints, files, inference, inputs, models, parallel, runs, stages
+from lae_jax import checkpoints, files, inference, inputs, parallel, runs, stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import InputError
 
@@ -115,11 +115,6 @@ class Extractor:
     def own_head(self) -> dict:
         """The run's head, {'fc': {'kernel', 'bias'}}, float32."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.handed.variables["params"]["head"])
-
-    def dropout(self) -> float:
-        """Of the head: the config's, or as published for the model."""
-        published = models.BACKBONES[self.config.model.name][1].dropout
-        return published if self.config.model.dropout is None else self.config.model.dropout
 
 
 def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:

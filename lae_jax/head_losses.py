@@ -20,6 +20,12 @@ def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
     return np.bincount(np.clip(classes, 0, num_ages - 1), minlength=num_ages).astype(np.float64)
 
 
+def of_training(classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
+    """What losses are handed of the training images' whole ages, (N,): counts and smoothed, (num_ages,) float32."""
+    counts = count_ages(classes, num_ages)
+    return {"counts": counts.astype(np.float32), "smoothed": smoothed_counts(counts).astype(np.float32)}
+
+
 def log_prior(counts: jax.Array) -> jax.Array:
     """log(n_k / N): (K,) -> (K,)."""
     counts = jnp.maximum(counts, 1.0)

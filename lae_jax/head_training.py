@@ -64,7 +64,11 @@ class Bench:
     @functools.cached_property
     def handed(self) -> dict:
         """What the losses are given."""
-        return handed(self.classes, self.mae, self.config.loss.er_weight)
+        return {
+            "mae": self.mae,
+            "er_weight": self.config.loss.er_weight,
+            **head_losses.of_training(self.classes, runs.NUM_AGES),
+        }
 
     @functools.cached_property
     def _statistics(self) -> dict[str, np.ndarray]:
@@ -208,17 +212,6 @@ class Bench:
 
         each = jax.jit(lambda heads, settings: jax.lax.map(lambda pair: over_seeds(*pair), (heads, settings)))
         return np.asarray(each(jax.tree.map(jnp.asarray, heads), jnp.asarray(settings, jnp.float32)))
-
-
-def handed(classes: np.ndarray, mae: float, er_weight: float) -> dict:
-    """What the losses are given, of the training images' whole ages (N,): counts and smoothed counts (K,) beside."""
-    counts = head_losses.count_ages(classes, runs.NUM_AGES)
-    return {
-        "mae": mae,
-        "er_weight": er_weight,
-        "counts": counts.astype(np.float32),
-        "smoothed": head_losses.smoothed_counts(counts).astype(np.float32),
-    }
 
 
 def _hidden(head: Mapping, features: jax.Array) -> jax.Array:

@@ -15,13 +15,18 @@ def bare(config):
     return config
 
 
-@pytest.mark.parametrize("dropout, reinit", [(0.0, False), (0.3, True)])
-def test_cached_lae_is_the_real_stage_3(small_config, tmp_path, dropout, reinit):
+@pytest.mark.parametrize(
+    "name, dropout, setting", [("lae", 0.0, None), ("lae_new_head", 0.3, None), ("effective_number", 0.2, 0.9)]
+)
+def test_a_cached_head_is_that_of_a_real_stage_3(small_config, tmp_path, name, dropout, setting):
+    method = METHODS[name]
+    reinit = method.start == "new"
     before = bare(small_config("represent"))
     before.epochs = 0.4
     train.train(before)
     third = bare(small_config("classify"))
     third.model.dropout, third.reinit_head, third.seed, third.optim.base_rate = dropout, reinit, 7, 0.1
+    third.classify.method, third.classify.setting = name, setting
     summary = train.train(third)
     with checkpoints.Checkpoints(third.workdir, read_only=True) as saved:
         real = saved.arrays(summary["last_step"])["params"]["head"]["fc"]
@@ -31,8 +36,7 @@ def test_cached_lae_is_the_real_stage_3(small_config, tmp_path, dropout, reinit)
     mae = extractor.handed.meta["scores"]["mae"]
     bench = head_training.Bench(features.values, features.ages, extractor.own_head(), mae, third, dropout)
     peak = third.optim.base_rate * third.batch_size / 256
-    method = METHODS["lae_new_head" if reinit else "lae"]
-    heads, bad = bench.train(method, [0.0, 0.0], [peak / 2, peak], [3, 7])
+    heads, bad = bench.train(method, [setting or 0.0] * 2, [peak / 2, peak], [3, 7])
     assert bad.shape == (2, 2) and not bad.any()
     for name in ("kernel", "bias"):
         start = bench.own["fc"][name] if not reinit else np.zeros_like(real[name])
