@@ -93,6 +93,32 @@ def sentence(tries: Sequence[Try], aim: str) -> str:
     return text
 
 
+def improvement(tries: Sequence[Try]) -> str:
+    """Says what has the lowest validation sigma at no more validation MAE than LAE, and the differences on test.
+
+    LAE stands with the rate that validation chooses.
+    """
+    reference = next((one for one in best_of_each(tries) if one.method.name == REFERENCE), None)
+    if reference is None or not math.isfinite(reference.mean(VALIDATION, "sigma")):
+        return f"Whether a method improves on {REFERENCE} is not known: it was left out, or sigma is undefined."
+    at_most = reference.mean(VALIDATION, "mae")
+    others = [one for one in tries if one.method is not STAGE3 and one.mean(VALIDATION, "mae") <= at_most]
+    chosen = min(others, key=lambda one: one.mean(VALIDATION, "sigma"))
+    if chosen is reference:
+        return f"At the validation MAE of {REFERENCE}, {at_most:.2f}, no method has a lower validation sigma."
+    told = []
+    for score in ("mae", "sigma"):
+        mean, half = paired(chosen, reference, TEST, score)
+        sure = "not sure" if not abs(mean) > half else "lower" if mean < 0 else "higher"
+        told.append(f"{_title(score)} {_interval(mean, half)} ({sure})")
+    return (
+        f"At no more validation MAE than {REFERENCE} the lowest validation sigma has {chosen.name}: MAE"
+        f" {_pm(chosen, VALIDATION, 'mae')} against {_pm(reference, VALIDATION, 'mae')}, sigma"
+        f" {_pm(chosen, VALIDATION, 'sigma')} against {_pm(reference, VALIDATION, 'sigma')}; the paired difference on"
+        f" test: {', '.join(told)}."
+    )
+
+
 def markdown(tries: Sequence[Try], split: str) -> str:
     """The table of a split, a line a method."""
     header, rows = _table(tries, split)

@@ -90,6 +90,7 @@ def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[st
 
     best = head_tables.best_of_each(tries)
     sentences = {aim: head_tables.sentence(tries, aim) for aim in head_tables.AIMS}
+    sentences["improvement"] = head_tables.improvement(tries)
     files.write_text(out / "table.csv", head_tables.csv_of(best))
     files.write_text(out / "tries.csv", head_tables.csv_of(tries))
     files.write_text(out / "table.md", head_tables.markdown(best, head_bench.TEST))

@@ -40,7 +40,11 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     told = capsys.readouterr().out
     assert "For the lowest MAE" in told and "| lae |" in told
     report = json.loads((out / "report.json").read_text())
-    assert set(report["sentences"]) == set(head_tables.AIMS) and report["data_hash"] and len(report["checkpoints"]) == 1
+    assert (
+        set(report["sentences"]) == {*head_tables.AIMS, "improvement"}
+        and report["data_hash"]
+        and len(report["checkpoints"]) == 1
+    )
     assert report["epochs"] == 1.0 and report["batch_size"] == 32 and report["base_rates"] == [0.001, 0.1]
     assert sorted(report["head_groups"] + report["tail_groups"]) == list(range(8))
     with (out / "tries.csv").open() as file:
@@ -158,6 +162,22 @@ def test_validation_chooses_and_test_is_only_told():
     told = head_tables.sentence(tries, "lowest MAE")
     assert "take lae_power, power 0.25 (base_rate 1): validation MAE 4.00 ± 0.00; on test MAE 9.10 ± 0.14" in told
     assert "Against lae on test: MAE +5.00 ± 0.00" in told
+
+
+def test_an_improvement_costs_no_validation_mae():
+    """Ages 11 to 81 alone would leave sigma undefined; here the youngest have an error of their own."""
+    ages = np.arange(1, 82, dtype=float)
+
+    def made(name, error, of_children):
+        predictions = [ages + np.where(ages < 11, of_children, error) + shift for shift in (0.0, 0.1)]
+        reports = [metrics.age_report(ages, predicted) for predicted in predictions]
+        return head_bench.Try(METHODS[name], 0.0, 1.0, 0, {"validation": reports, "test": reports}, 2)
+
+    lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.2, 6.0), made("inverse", 5.0, 5.0)
+    told = head_tables.improvement([lae, even, dear])
+    assert "the lowest validation sigma has crt" in told and told.count("(lower)") == 2
+    assert "no method has a lower validation sigma" in head_tables.improvement([lae, dear])
+    assert "is not known" in head_tables.improvement([even, dear])
 
 
 def test_pairs_are_seeds_of_one_run_and_means_of_several():
