@@ -78,6 +78,10 @@ def get_config() -> ConfigDict:
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours)
 
+    c.classify = ConfigDict()
+    c.classify.method = "lae"  # stage 3: the paper's, or another of docs/longtail.md that changes loss and order alone
+    c.classify.setting = placeholder(float)  # of a method that has one
+
     c.optim = ConfigDict()
     c.optim.base_rate = 0.005  # rate = base_rate x batch_size / 256; the peak of one_cycle
     c.optim.schedule = "one_cycle"  # | 'multi_step' | 'constant'

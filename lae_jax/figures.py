@@ -146,3 +146,27 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     axis.legend(frameon=False)
     axis.set_title(title, pad=30)
     _finish(figure, path)
+
+
+def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str) -> None:
+    """The head-tail curve: mean MAE of the head groups against that of the tail groups, and the frontier.
+
+    Args: points: method -> (head, tail) in years, one a setting, joined in their order; groups: places in GROUPS of
+    the head groups and of the tail groups.
+    """
+    figure, axis = _plain_axes(9, 6)
+    markers, colours = "osD^vP*X", plt.get_cmap("tab10").colors
+    for number, (name, found) in enumerate(points.items()):
+        style = {"marker": markers[number // 3 % len(markers)], "color": colours[number % len(colours)]}
+        axis.plot(*np.array(found).T, linewidth=0.7, markersize=6, label=name, **style)
+    every = np.array([point for found in points.values() for point in found])
+    best = every[np.isfinite(every).all(axis=1)]
+    best = best[[not ((best <= point).all(axis=1) & (best < point).any(axis=1)).any() for point in best]]
+    best = best[np.lexsort((best[:, 1], best[:, 0]))]
+    axis.plot(*best.T, color="black", linewidth=1.2, linestyle="--", label="frontier", zorder=0)
+    labels = [", ".join(metrics.GROUPS[place] for place in places) for places in groups]
+    axis.set_xlabel(f"MAE of the head groups ({labels[0]}), years")
+    axis.set_ylabel(f"MAE of the tail groups ({labels[1]}), years")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set_title(title, fontsize=9)
+    _finish(figure, path)

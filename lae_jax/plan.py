@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, inputs, leaks, metrics, parallel, runs, stages
+from lae_jax import checkpoints, head_losses, inputs, leaks, metrics, parallel, runs, stages
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
@@ -65,7 +65,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
 
     Args: resumed: meta of the run's own newest checkpoint, where there is one; it then needs no other run.
     """
-    stage = stages.get(config.stage)
+    c = config.classify
+    stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.reinit_head, config.data.power)
     par = parallel.Parallel()
     _check_numbers(config, par)
     init = None if resumed else _load_init(config, stage)
@@ -91,6 +92,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         training, num_outputs = inputs.Examples(training.rows, codes.astype(np.int32)), len(classes)
     else:
         training, num_outputs = inputs.Examples(training.rows, training.targets.astype(np.float32)), runs.NUM_AGES
+        handed = {**handed, **head_losses.of_training(metrics.age_class(training.targets), num_outputs)}
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was begun with {resumed['num_outputs']} outputs, {dataset.path} asks for {num_outputs}"

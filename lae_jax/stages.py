@@ -1,12 +1,13 @@
 """What tells the stages apart, as data: one frozen record a stage. Loop and step read these and never branch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
-from lae_jax import losses, metrics
+from lae_jax import head_methods, losses, metrics
 from lae_jax.errors import InputError, unknown
 
 # A score is a dict of floats; None stands for an undefined one.
@@ -103,3 +104,38 @@ def get(name: str) -> Stage:
     if name not in STAGES:
         raise InputError(unknown("stage", name, STAGES))
     return STAGES[name]
+
+
+def with_method(stage: Stage, name: str, setting: float | None, new_head: bool, power: float) -> Stage:
+    """Stage 3 with the loss and the order of a method of `head_methods`; 'lae' is the stage as it is.
+
+    Args: setting: of the method; new_head: whether the run starts from one; power: of its class-balanced order.
+    Raises InputError for another stage, for a method that differs in more than these, and for what does not fit it.
+    """
+    method = head_methods.get(name)
+    if stage is not CLASSIFY:
+        if name != "lae" or setting is not None:
+            raise InputError(f"config.classify is of stage classify, not of {stage.name}: leave it")
+        return stage
+    alone = {n: m for n, m in head_methods.METHODS.items() if m.on_images}
+    if name not in alone:
+        raise InputError(
+            f"config.classify.method {name!r} can be compared on features (python -m lae_jax.longtail), not run on"
+            f" images, which these can: {', '.join(alone)}"
+        )
+    if method.sets == "power":
+        raise InputError(f"config.classify.method {name!r} is 'lae' with --config.data.power: set that")
+    if method.setting and setting is None:
+        tried = ", ".join(f"{value:g}" for value in method.settings)
+        raise InputError(f"method {name!r} needs a {method.setting}: add --config.classify.setting=, such as {tried}")
+    if setting is not None and not method.setting:
+        raise InputError(f"method {name!r} has no setting: leave out --config.classify.setting")
+    if method.start == "new" and not new_head:
+        raise InputError(f"method {name!r} starts from a new head: add --config.reinit_head=True")
+    if method.order == "shuffled" and power:
+        raise InputError(f"method {name!r} takes the images as they come: leave out --config.data.power")
+    return dataclasses.replace(stage, loss=functools.partial(_set_loss, method.loss, setting), order=method.order)
+
+
+def _set_loss(loss, setting, outputs, target, handed):
+    return loss(outputs, target, handed, setting)

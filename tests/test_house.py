@@ -7,15 +7,18 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "demo"}
+DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo"}
 LEVELS = [
     {"errors", "files"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
+    {"head_losses", "head_methods"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports"},
     {"inference", "runs", "estimator", "pretrained"},
-    {"inputs"},
+    {"inputs", "head_training"},
     {"leaks"},
-    {"train", "plan", "evaluation", "predictions", "exporting"},
+    {"train", "plan", "evaluation", "predictions", "exporting", "head_features"},
+    {"head_bench"},
+    {"head_tables"},
     DOORS,
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

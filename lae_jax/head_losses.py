@@ -1,0 +1,134 @@
+"""What the cures for a long tail put into a loss: priors, weights of examples, Balanced MSE.
+
+B = batch, K = 101 ages, n_k = training images of age k (`counts`). As in `losses`, a loss gives one value an example.
+Ages without an image would have an infinite weight; they count as ages of one image, since nothing says how rare they
+are beyond that.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lae_jax import losses
+
+# Of DIR's code (Yang et al., ICML 2021): kernel of 5 ages, sigma 2.
+LDS_SIZE, LDS_SIGMA = 5, 2.0
+
+
+def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
+    """Images of each whole age: (N,) int -> (num_ages,) float64; ages outside count as the nearest one inside."""
+    return np.bincount(np.clip(classes, 0, num_ages - 1), minlength=num_ages).astype(np.float64)
+
+
+def of_training(classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
+    """What losses are handed of the training images' whole ages, (N,): counts and smoothed, (num_ages,) float32."""
+    counts = count_ages(classes, num_ages)
+    return {"counts": counts.astype(np.float32), "smoothed": smoothed_counts(counts).astype(np.float32)}
+
+
+def log_prior(counts: jax.Array) -> jax.Array:
+    """log(n_k / N): (K,) -> (K,)."""
+    counts = jnp.maximum(counts, 1.0)
+    return jnp.log(counts) - jnp.log(jnp.sum(counts))
+
+
+def adjusted_divergence(logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array) -> jax.Array:
+    """`L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
+
+    tau = 1 is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3), and any
+    tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10); their one-hot target is our label distribution.
+    """
+    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages)
+
+
+def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:
+    """Weight of an example by its age, in proportion to n_k^-power and 1 in the mean over the examples: (K,) -> (K,).
+
+    power 1 is the inverse frequency, 1/2 its square root (Mahajan et al., ECCV 2018).
+    """
+    return _mean_one(jnp.maximum(counts, 1.0) ** -power, counts)
+
+
+def effective_weights(counts: jax.Array, beta: float | jax.Array) -> jax.Array:
+    """Weights in proportion to (1 - beta) / (1 - beta^n_k), 1 in the mean over the examples: (K,) -> (K,).
+
+    The inverse of the effective number of examples (Cui et al., CVPR 2019, equation 2), 0 < beta < 1.
+    """
+    # 1 - beta^n cancels where beta is near 1.
+    effective = -jnp.expm1(jnp.maximum(counts, 1.0) * jnp.log(beta))
+    return _mean_one(1.0 / effective, counts)
+
+
+def lds_weights(counts: jax.Array, smoothed: jax.Array, power: float | jax.Array) -> jax.Array:
+    """Weights in proportion to smoothed^-power, 1 in the mean over the examples: (K,), (K,) -> (K,).
+
+    power 1 and 1/2 are the two that Yang et al. (ICML 2021) re-weight with. Ages whose smoothed count is below 1 count
+    as if it were 1.
+    """
+    return _mean_one(jnp.maximum(smoothed, 1.0) ** -power, counts)
+
+
+def smoothed_counts(counts: np.ndarray, size: int = LDS_SIZE, sigma: float = LDS_SIGMA) -> np.ndarray:
+    """LDS: counts under a Gaussian kernel of `size` ages, nothing beyond the ends: (K,) -> (K,).
+
+    Yang et al., ICML 2021, equation 1. The kernel sums to 1.
+    """
+    return np.convolve(np.asarray(counts, np.float64), _kernel(size, sigma), mode="same")
+
+
+def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
+    """What FDS does to features, as a scale and a shift for each age: (N, F), (N,) int -> two of (num_ages, F).
+
+    An age's features are whitened with its own mean and variance and coloured with those smoothed over the ages that
+    have images (Yang et al., ICML 2021, equations 3 to 5, diagonal covariance as in their code, the variance's ratio
+    clipped to 0.1..10 as there): z' = sqrt(v~ / v) (z - m) + m~ = scale z + shift. Ages of fewer than two images keep
+    their own features' spread: their variance is not known.
+    """
+    classes = np.clip(classes, 0, num_ages - 1)
+    features = np.asarray(features, np.float64)
+    counts = count_ages(classes, num_ages)[:, None]
+    sums, squares = np.zeros((num_ages, features.shape[1])), np.zeros((num_ages, features.shape[1]))
+    np.add.at(sums, classes, features)
+    mean = sums / np.maximum(counts, 1)
+    np.add.at(squares, classes, (features - mean[classes]) ** 2)
+    variance = squares / np.maximum(counts - 1, 1)
+    half, kernel = LDS_SIZE // 2, _kernel(LDS_SIZE, LDS_SIGMA)
+    distance = np.arange(num_ages)[:, None] - np.arange(num_ages)[None, :]
+    near = np.where(np.abs(distance) <= half, kernel[np.clip(distance + half, 0, LDS_SIZE - 1)], 0.0)
+
+    def smooth(values, known):
+        weights = near * known[:, 0][None, :]
+        total = weights.sum(axis=1, keepdims=True)
+        return np.where(total > 0, weights @ values / np.maximum(total, 1e-12), values)
+
+    known = (counts > 1) & (variance > 0).any(axis=1, keepdims=True)
+    ratio = np.where(known & (variance > 0), smooth(variance, known) / np.where(variance > 0, variance, 1.0), 1.0)
+    scale = np.sqrt(np.clip(ratio, 0.1, 10.0))
+    shift = smooth(mean, counts > 0) - scale * mean
+    return {"scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+
+
+def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noise: float | jax.Array) -> jax.Array:
+    """Balanced MSE by numerical integration (BNI): (B,) and (B,) years, (K,) -> (B,).
+
+    `2 s^2 (-log N(y; y_hat, s^2) + log sum_k p_k N(k; y_hat, s^2))`, p the training ages' frequencies and s = `noise`
+    in years (Ren et al., CVPR 2022, equation 3.7 with the ages as buckets); the Gaussians' factors cancel. Unlike the
+    batch-based form it gives an example the same loss in any batch.
+    """
+    exponents = -((jnp.arange(counts.shape[0], dtype=predictions.dtype)[None, :] - predictions[:, None]) ** 2)
+    evidence = jax.nn.logsumexp(exponents / (2 * noise**2), axis=-1, b=(counts / jnp.sum(counts))[None, :])
+    return (predictions - ages) ** 2 + 2 * noise**2 * evidence
+
+
+def of_age(table: jax.Array, ages: jax.Array) -> jax.Array:
+    """Rows of a table by age, (K, ...) and (B,) years -> (B, ...)."""
+    return table[jnp.clip(jnp.floor(ages + 0.5).astype(jnp.int32), 0, table.shape[0] - 1)]
+
+
+def _kernel(size: int, sigma: float) -> np.ndarray:
+    kernel = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def _mean_one(weights: jax.Array, counts: jax.Array) -> jax.Array:
+    return weights * jnp.sum(counts) / jnp.sum(counts * weights)

@@ -1,0 +1,188 @@
+"""What the long-tail bench tells: tables, differences, the head-tail curve's points,
+and the method for each aim."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from lae_jax import metrics
+from lae_jax.head_bench import STAGE3, TEST, VALIDATION, Try
+
+# aim -> (score, best of a sequence)
+AIMS = {"lowest MAE": ("mae", min), "lowest sigma": ("sigma", min), "highest AAR (2021)": ("aar_2021", max)}
+_SCORES = ("mae", "sigma", "aar_2021", "aar_2022", "mmae", "cs5")
+_TITLES = ("MAE", "sigma", "AAR 2021", "AAR 2022", "mMAE", "CS@5")
+REFERENCE = "lae"
+
+
+def best_of_each(tries: Sequence[Try]) -> list[Try]:
+    """Of each method the try that validation chooses: lowest mean MAE + sigma, or, where a group has no image there,
+    the lowest mean of the group errors."""
+    by_method: dict[str, list[Try]] = {}
+    for one in tries:
+        by_method.setdefault(one.method.name, []).append(one)
+    return [min(group, key=_balance) for group in by_method.values()]
+
+
+def _balance(one: Try) -> float:
+    value = one.mean(VALIDATION, "mae_plus_sigma")
+    return value if math.isfinite(value) else one.mean(VALIDATION, "mean_group_mae")
+
+
+def choose(tries: Sequence[Try], aim: str) -> Try | None:
+    """The try with the best mean score on validation, the first of equals; None where the score is undefined.
+
+    A run of stage 3 on images is no choice among methods and is left out.
+    """
+    score, best = AIMS[aim]
+    known = [one for one in tries if one.method is not STAGE3 and math.isfinite(one.mean(VALIDATION, score))]
+    return best(known, key=lambda one: one.mean(VALIDATION, score)) if known else None
+
+
+def paired(one: Try, other: Try, split: str, score: str) -> tuple[float, float]:
+    """Mean of the differences one - other, and half of their 95 % interval (Student's t).
+
+    Pairs are seeds; with several runs they are the runs, each with its mean over the seeds, since the seeds of one
+    backbone say nothing about another. Half is NaN with fewer than two pairs, both are for lists that are no pairs.
+    """
+    a, b = one.values(split, score), other.values(split, score)
+    if one.seeds != other.seeds or len(a) != len(b):
+        return math.nan, math.nan
+    differences = (a - b).reshape(-1, one.seeds)
+    differences = differences.mean(axis=1) if len(differences) > 1 else differences[0]
+    count, mean = len(differences), float(differences.mean())
+    if count < 2:
+        return mean, math.nan
+    return mean, float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+
+
+def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places in GROUPS of the groups with at least an equal share (1/8) of the training images, and of the others."""
+    groups = metrics.age_group(training_ages)
+    counts = np.bincount(groups[groups >= 0], minlength=len(metrics.GROUPS))
+    is_head = counts >= counts.sum() / len(metrics.GROUPS)
+    return np.flatnonzero(is_head), np.flatnonzero(~is_head)
+
+
+def curve_point(one: Try, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
+    """Mean MAE of the head groups and of the tail groups, over the groups that have images."""
+    groups = one.group_mae(split)
+    return tuple(float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else math.nan
+                 for part in (groups[head], groups[tail]))  # fmt: skip
+
+
+def sentence(tries: Sequence[Try], aim: str) -> str:
+    """Names the method for an aim, chosen on validation, with its scores on test."""
+    score, _ = AIMS[aim]
+    chosen = choose(tries, aim)
+    if chosen is None:
+        missing = ", ".join(tries[0].reports[VALIDATION][0].missing_groups)
+        return f"For the {aim} nothing can be chosen: the validation split has no image of age {missing}."
+    rate = f" (base_rate {chosen.rate:g})" if chosen.rate else ""
+    on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
+    on_validation = f"validation {_title(score)} {_pm(chosen, VALIDATION, score)}"
+    text = f"For the {aim} take {chosen.name}{rate}: {on_validation}; on test {on_test}."
+    reference = [one for one in best_of_each(tries) if one.method.name == REFERENCE]
+    if reference and reference[0].method is not chosen.method:
+        told = (f"{_title(s)} {_interval(*paired(chosen, reference[0], TEST, s))}" for s in ("mae", "sigma"))
+        text += f" Against {REFERENCE} on test: {', '.join(told)}."
+    return text
+
+
+def improvement(tries: Sequence[Try]) -> str:
+    """Says what has the lowest validation sigma at no more validation MAE than LAE, and the differences on test.
+
+    LAE stands with the rate that validation chooses.
+    """
+    reference = next((one for one in best_of_each(tries) if one.method.name == REFERENCE), None)
+    if reference is None or not math.isfinite(reference.mean(VALIDATION, "sigma")):
+        return f"Whether a method improves on {REFERENCE} is not known: it was left out, or sigma is undefined."
+    at_most = reference.mean(VALIDATION, "mae")
+    others = [one for one in tries if one.method is not STAGE3 and one.mean(VALIDATION, "mae") <= at_most]
+    chosen = min(others, key=lambda one: one.mean(VALIDATION, "sigma"))
+    if chosen is reference:
+        return f"At the validation MAE of {REFERENCE}, {at_most:.2f}, no method has a lower validation sigma."
+    told = []
+    for score in ("mae", "sigma"):
+        mean, half = paired(chosen, reference, TEST, score)
+        sure = "not sure" if not abs(mean) > half else "lower" if mean < 0 else "higher"
+        told.append(f"{_title(score)} {_interval(mean, half)} ({sure})")
+    return (
+        f"At no more validation MAE than {REFERENCE} the lowest validation sigma has {chosen.name}: MAE"
+        f" {_pm(chosen, VALIDATION, 'mae')} against {_pm(reference, VALIDATION, 'mae')}, sigma"
+        f" {_pm(chosen, VALIDATION, 'sigma')} against {_pm(reference, VALIDATION, 'sigma')}; the paired difference on"
+        f" test: {', '.join(told)}."
+    )
+
+
+def markdown(tries: Sequence[Try], split: str) -> str:
+    """The table of a split, a line a method."""
+    header, rows = _table(tries, split)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def latex(tries: Sequence[Try], split: str) -> str:
+    """The same as a tabular that needs no package."""
+    header, rows = _table(tries, split)
+    escape = str.maketrans({"_": r"\_", "%": r"\%", "±": r"$\pm$", "^": r"\^{}"})
+    lines = [" & ".join(cell.translate(escape) for cell in line) + r" \\" for line in [header, *rows]]
+    columns = "ll" + "r" * (len(header) - 2)
+    begin, rule = [rf"\begin{{tabular}}{{{columns}}}", r"\hline"], r"\hline"
+    return "\n".join([*begin, lines[0], rule, *lines[1:], rule, r"\end{tabular}"]) + "\n"
+
+
+def _table(tries: Sequence[Try], split: str) -> tuple[list[str], list[list[str]]]:
+    reference = next((one for one in tries if one.method.name == REFERENCE), None)
+    header = ["method", "setting", *_TITLES, *metrics.GROUPS]
+    if reference:
+        header += [f"{title} - {REFERENCE}" for title in ("MAE", "sigma")]
+    rows = []
+    for one in tries:
+        setting = f"{one.method.setting} {one.setting:g}" if one.method.setting else ""
+        row = [one.method.name, setting, *(_pm(one, split, score) for score in _SCORES)]
+        row += [_number(value) for value in one.group_mae(split)]
+        if reference:
+            row += ["" if one is reference else _interval(*paired(one, reference, split, s)) for s in ("mae", "sigma")]
+        rows.append(row)
+    return header, rows
+
+
+def csv_of(tries: Sequence[Try]) -> str:
+    """Every number of every try: a line a split, means and spreads; empty where undefined."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
+    writer.writerow(["method", "setting", "base_rate", "split", "n", "bad_steps", *scores,
+                     *(f"mae_{group}" for group in metrics.GROUPS)])  # fmt: skip
+    for one in tries:
+        for split in (VALIDATION, TEST):
+            pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
+            numbers = [f"{x:.6g}" if math.isfinite(x) else "" for x in [*pairs, *one.group_mae(split)]]
+            setting = f"{one.setting:g}" if one.method.setting else ""
+            row = [one.method.name, setting, f"{one.rate:g}", split, len(one.reports[split]), one.bad_steps]
+            writer.writerow([*row, *numbers])
+    return text.getvalue()
+
+
+def _title(score: str) -> str:
+    return dict(zip(_SCORES, _TITLES, strict=True))[score]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def _pm(one: Try, split: str, score: str) -> str:
+    mean, digits = one.mean(split, score), 3 if score == "cs5" else 2
+    return f"{mean:.{digits}f} ± {one.spread(split, score):.{digits}f}" if math.isfinite(mean) else "-"
+
+
+def _interval(mean: float, half: float) -> str:
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:+.2f} ± {half:.2f}" if math.isfinite(half) else f"{mean:+.2f}"

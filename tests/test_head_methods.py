@@ -1,0 +1,131 @@
+"""Every method is what its record says; what finishes a head or its ages is the papers' closed form."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lae_jax import head_methods, head_training, losses
+from lae_jax.configs import classify
+from lae_jax.errors import InputError
+from lae_jax.head_methods import METHODS
+
+
+def head(seed, width=7):
+    rng = np.random.default_rng(seed)
+    return {"fc": {"kernel": rng.normal(size=(width, 101)), "bias": rng.normal(size=101)}}
+
+
+@pytest.fixture
+def bench():
+    """Features that tell the age, with few people of 70; stage 2's head knows nothing."""
+    rng = np.random.default_rng(0)
+    ages = np.concatenate([rng.integers(20, 40, 280), rng.integers(60, 80, 40)]).astype(np.float64)
+    features = np.stack([np.cos(np.pi * ages / 100 * k) for k in range(8)], axis=1) + rng.normal(0, 0.1, (320, 8))
+    config = classify.get_config()
+    config.batch_size, config.epochs = 32, 4.0
+    own = {"fc": {"kernel": np.zeros((8, 101), np.float32), "bias": np.zeros(101, np.float32)}}
+    return head_training.Bench(features[None].astype(np.float32), ages, own, 3.0, config, 0.0)
+
+
+def test_tau_normalisation_divides_by_the_norm_to_tau():
+    own, features = head(0), np.random.default_rng(1).normal(size=(5, 7))
+    for tau in (0.0, 0.5, 1.0):
+        kernel = head_methods.normalised(own, own, tau)["fc"]["kernel"]
+        paper = own["fc"]["kernel"] / np.linalg.norm(own["fc"]["kernel"], axis=0) ** tau
+        ratio = np.asarray(kernel) / paper
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
+        np.testing.assert_array_equal(np.argmax(features @ np.asarray(kernel), 1), np.argmax(features @ paper, 1))
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), np.linalg.norm(kernel, axis=0)[0], rtol=1e-5)
+    np.testing.assert_allclose(head_methods.normalised(own, own, 0.0)["fc"]["kernel"], own["fc"]["kernel"], rtol=1e-6)
+
+
+def test_interpolation_and_adjustment_end_in_what_they_lie_between():
+    own, trained = head(0), head(1)
+    for share, end in ((0.0, own), (1.0, trained)):
+        np.testing.assert_allclose(
+            head_methods.interpolated(own, trained, share)["fc"]["kernel"], end["fc"]["kernel"], atol=1e-6
+        )
+    logits, counts = np.random.default_rng(2).normal(size=(4, 101)), np.arange(1.0, 102.0)
+    handed = {"counts": jnp.asarray(counts), "smoothed": jnp.asarray(counts)}
+    p = np.exp(logits) / counts**0.5
+    expected = (p / p.sum(axis=1, keepdims=True)) @ np.arange(101)
+    np.testing.assert_allclose(head_methods.adjusted(logits, logits, handed, 0.5), expected, rtol=1e-5)
+
+
+def test_routing_keeps_stage_2_where_the_ages_are_frequent():
+    """Logits that are certain of an age, so that the ages can be read off."""
+
+    def sure(ages):
+        return 50.0 * jnp.asarray(np.eye(101)[ages])
+
+    smoothed = np.zeros(101)
+    smoothed[30], smoothed[70] = 100.0, 10.0
+    handed = {"smoothed": jnp.asarray(smoothed)}
+    got = head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.2)
+    np.testing.assert_allclose(got, [25, 70], atol=1e-3)
+    np.testing.assert_allclose(head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
+
+
+def test_records_hold_together():
+    assert list(METHODS) == [method.name for method in METHODS.values()]
+    for method in METHODS.values():
+        assert method.paper and method.what and method.order in ("shuffled", "class_balanced")
+        assert (len(method.settings) > 1) <= bool(method.setting) and method.sets in ("loss", "power", "finish")
+        assert list(method.settings) == sorted({*method.settings})
+    assert METHODS["lae"].training == METHODS["routing"].training == METHODS["interpolation"].training
+    assert METHODS["lae"].training != METHODS["lae_power"].training
+    with pytest.raises(InputError, match="unknown method 'lea'; did you mean 'lae'"):
+        head_methods.get("lea")
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.loss is not None and m.sets != "finish"])
+def test_every_method_learns(bench, name):
+    method = METHODS[name]
+    setting = method.settings[-1]
+    peak = 0.02 if name == "balanced_mse" else 1.0
+    heads, bad = bench.train(method, [setting], [peak], [0])
+    assert not bad.any()
+    predicted = bench.predict(method, heads, bench.features[0], [setting])[0, 0]
+    before = bench.predict(METHODS["stage2"], _alone(bench.own), bench.features[0], [0.0])[0, 0]
+    np.testing.assert_allclose(before, 50.0, atol=1e-3)
+    if method.trains == "scales":  # there is nothing to scale in an empty head
+        np.testing.assert_allclose(predicted, before, atol=1e-3)
+    else:
+        assert np.abs(predicted - bench.ages).mean() < 0.75 * np.abs(before - bench.ages).mean()
+
+
+def test_lws_learns_factors_and_no_weights(bench):
+    bench.own["fc"]["kernel"][:] = np.random.default_rng(3).normal(size=(8, 101))
+    bench.config.optim.weight_decay = 0.0
+    heads, _ = bench.train(METHODS["lws"], [0.0], [1.0], [0])
+    ratio = heads["fc"]["kernel"][0, 0] / bench.own["fc"]["kernel"]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape), rtol=1e-4)
+    assert np.abs(ratio - 1).max() > 0.05
+    np.testing.assert_array_equal(heads["fc"]["bias"][0, 0], bench.own["fc"]["bias"])
+
+
+def test_powers_come_back_in_the_order_that_they_were_asked_in(bench):
+    method = METHODS["lae_power"]
+    heads, _ = bench.train(method, [0.75, 0.25, 0.75], [0.5, 0.5, 1.0], [0, 1], steps=5)
+    for place, (power, peak) in enumerate([(0.75, 0.5), (0.25, 0.5), (0.75, 1.0)]):
+        alone, _ = bench.train(method, [power], [peak], [1], steps=5)
+        np.testing.assert_allclose(heads["fc"]["kernel"][place, 1], alone["fc"]["kernel"][0, 0], atol=1e-5)
+    assert np.abs(heads["fc"]["kernel"][0] - heads["fc"]["kernel"][1]).max() > 1e-4
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bench):
+    bench.features[0, :100] = np.nan
+    heads, bad = bench.train(METHODS["lae"], [0.0], [1.0], [0])
+    assert 0 < bad[0, 0] <= bench.total_steps and np.isfinite(heads["fc"]["kernel"]).all()
+
+
+def _alone(own):
+    return {"fc": {name: leaf[None, None] for name, leaf in own["fc"].items()}}
+
+
+def test_the_loss_of_lae_is_stage_3s():
+    logits, ages = jnp.asarray(np.random.default_rng(0).normal(size=(4, 101))), jnp.array([3.0, 20.0, 50.0, 81.0])
+    handed = {"mae": 2.0, "er_weight": 1.0}
+    np.testing.assert_array_equal(
+        METHODS["lae"].loss(logits, ages, handed, 0.0), losses.classification_loss(logits, ages, 2.0)
+    )

@@ -1,0 +1,231 @@
+"""The bench from a run to its tables: features are kept, choices are validation's, bad input is told."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lae_jax import checkpoints as saved
+from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages, train
+from lae_jax.configs import classify, represent
+from lae_jax.data import pipeline
+from lae_jax.errors import InputError
+from lae_jax.head_methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def finished(drawn, tmp_path_factory):
+    """Stages 2 and 3 on drawn faces, in one folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, module in (("represent", represent), ("classify", classify)):
+        c = module.get_config()
+        c.workdir, c.data.path, c.data.image_size, c.data.threads = str(folder / name), str(drawn), 24, 2
+        c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 32, 32, 1.0
+        c.init_from = str(folder / "represent") if name == "classify" else ""
+        train.train(c)
+    return folder
+
+
+def words(finished, drawn, out, *more):
+    run = ["--run", str(finished / "represent"), "--data", str(drawn), "--out", str(out)]
+    return [*run, "--passes", "2", "--seeds", "2", "--methods", "stage2,lae,balanced_softmax,tau_norm,routing", *more]
+
+
+def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp_path, capsys):
+    out = tmp_path / "out"
+    like = ["--like", str(finished / "classify"), "--base-rate", "0.001", "--base-rate", "0.1"]
+    longtail.main(words(finished, drawn, out, *like))
+    told = capsys.readouterr().out
+    assert "For the lowest MAE" in told and "| lae |" in told
+    report = json.loads((out / "report.json").read_text())
+    assert (
+        set(report["sentences"]) == {*head_tables.AIMS, "improvement"}
+        and report["data_hash"]
+        and len(report["checkpoints"]) == 1
+    )
+    assert report["epochs"] == 1.0 and report["batch_size"] == 32 and report["base_rates"] == [0.001, 0.1]
+    assert sorted(report["head_groups"] + report["tail_groups"]) == list(range(8))
+    with (out / "tries.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    counted = {name: sum(row["method"] == name and row["split"] == "test" for row in rows) for name in METHODS}
+    assert {n: c for n, c in counted.items() if c} == {
+        "stage2": 1, "lae": 2, "balanced_softmax": 2, "tau_norm": 4, "routing": 8
+    }  # fmt: skip
+    assert all(row["n"] == ("1" if row["method"] == "stage3" else "2") for row in rows)
+    with (out / "table.csv").open() as file:
+        assert [r["method"] for r in csv.DictReader(file)][::2] == [*dict.fromkeys(r["method"] for r in rows)]
+    assert (out / "head_tail.png").read_bytes().startswith(b"\x89PNG")
+    tex = (out / "table.tex").read_text()
+    assert r"balanced\_softmax" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1
+    # Stage 2's own head and the run of stage 3 score as the programs for images say.
+    for run, name in (("represent", "stage2"), ("classify", "stage3")):
+        real = evaluation.predict(saved.load_run(finished / run), split="test").scores()
+        row = next(r for r in rows if r["method"] == name and r["split"] == "test")
+        assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
+
+
+def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatch):
+    run = str(finished / "represent")
+    first = head_features.open_run(run, drawn, tmp_path).features("train", 2)
+    assert first.values.shape[:2] == (2, 96) and first.values.dtype == np.float32
+    assert np.abs(first.values[0] - first.values[1]).max() > 1e-3, "two passes see other augmentations"
+    plain = head_features.open_run(run, drawn, tmp_path).features("train")
+    assert plain.values.shape[:2] == (1, 96)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", None)
+        again = head_features.open_run(run, drawn, tmp_path).features("train", 2)
+    np.testing.assert_array_equal(again.values, first.values)
+    # A file that was changed is not believed.
+    array = next(tmp_path.glob("train-2-*.npy"))
+    content = bytearray(array.read_bytes())
+    content[-1] ^= 1
+    array.write_bytes(content)
+    mended = head_features.open_run(run, drawn, tmp_path).features("train", 2)
+    np.testing.assert_array_equal(mended.values, first.values)
+    # Another checkpoint has another name.
+    other = head_features.open_run(run, drawn, tmp_path)
+    other.checkpoint = "another"
+    other.features("validation")
+    head_features.open_run(run, drawn, tmp_path).features("validation")
+    assert len(list(tmp_path.glob("validation-*.npy"))) == 2
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--methods", "lea"], "unknown method 'lea'; did you mean 'lae'"),
+        (["--test", "nothing"], "has no split 'nothing'"),
+        (["--test", "train"], "are trained on"),
+        (["--test", "validation"], "methods are chosen on it"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--base-rate", "-1"], "--base-rate must be above 0"),
+        (["--folds"], "has no folds"),
+        (["--like", "RUNS/represent"], "is no run of LAE's stage 3"),
+        (["--run", "RUNS/classify"], "name one of stage represent"),
+        (["--run", "RUNS/nothing"], "holds no run"),
+    ],
+)
+def test_bad_input_is_one_sentence(finished, drawn, tmp_path, more, told):
+    more = [word.replace("RUNS", str(finished)) for word in more]
+    with pytest.raises(InputError, match=told):
+        longtail.main(words(finished, drawn, tmp_path, *more))
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "dataset.json").read_text())
+    manifest["protocol"] = "another"
+    (tmp_path / "other" / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is not the data set that"):
+        head_features.open_run(str(finished / "represent"), tmp_path / "other", tmp_path)
+
+
+class _Fold:
+    def __init__(self, fold):
+        config = represent.get_config()
+        config.data.fold = fold
+        self.config = config
+        self.dataset = type("D", (), {"path": "data", "manifest": {"splits": [f"fold{i}-train" for i in range(3)]}})
+
+
+def test_folds_need_a_run_for_each():
+    head_bench.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
+    for folds in ([None], [0, 1], [0, 0, 1, 2]):
+        with pytest.raises(InputError, match="One backbone for all folds"):
+            head_bench.check_folds([_Fold(fold) for fold in folds], True)
+    with pytest.raises(InputError, match="say --folds"):
+        head_bench.check_folds([_Fold(0), _Fold(1)], False)
+
+
+def one_try(name, validation, test, seeds, setting=0.0):
+    """Reports whose eight groups all have the error given: MAE is it, sigma 0."""
+    ages = np.arange(1, 82, dtype=float)
+
+    def reports(errors):
+        return [metrics.age_report(ages, ages + error) for error in errors]
+
+    both = {"validation": reports(validation), "test": reports(test)}
+    return head_bench.Try(METHODS[name], setting, 1.0, 0, both, seeds)
+
+
+def test_validation_chooses_and_test_is_only_told():
+    tries = [
+        one_try("lae", [5.0, 5.2], [4.0, 4.2], 2),
+        one_try("lae_power", [4.0, 4.0], [9.0, 9.2], 2, 0.25),
+        one_try("lae_power", [4.5, 4.5], [1.0, 1.0], 2, 0.5),
+    ]
+    assert head_tables.choose(tries, "lowest MAE") is tries[1]
+    assert head_tables.best_of_each(tries) == tries[:2]
+    told = head_tables.sentence(tries, "lowest MAE")
+    assert "take lae_power, power 0.25 (base_rate 1): validation MAE 4.00 ± 0.00; on test MAE 9.10 ± 0.14" in told
+    assert "Against lae on test: MAE +5.00 ± 0.00" in told
+
+
+def test_an_improvement_costs_no_validation_mae():
+    """Ages 11 to 81 alone would leave sigma undefined; here the youngest have an error of their own."""
+    ages = np.arange(1, 82, dtype=float)
+
+    def made(name, error, of_children):
+        predictions = [ages + np.where(ages < 11, of_children, error) + shift for shift in (0.0, 0.1)]
+        reports = [metrics.age_report(ages, predicted) for predicted in predictions]
+        return head_bench.Try(METHODS[name], 0.0, 1.0, 0, {"validation": reports, "test": reports}, 2)
+
+    lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.2, 6.0), made("inverse", 5.0, 5.0)
+    told = head_tables.improvement([lae, even, dear])
+    assert "the lowest validation sigma has crt" in told and told.count("(lower)") == 2
+    assert "no method has a lower validation sigma" in head_tables.improvement([lae, dear])
+    assert "is not known" in head_tables.improvement([even, dear])
+
+
+def test_pairs_are_seeds_of_one_run_and_means_of_several():
+    one, other = one_try("lae", [1.0], [5.0, 6.0, 7.0], 3), one_try("crt", [1.0], [4.0, 5.5, 5.0], 3)
+    mean, half = head_tables.paired(one, other, "test", "mae")
+    differences = np.array([1.0, 0.5, 2.0])
+    assert mean == pytest.approx(differences.mean())
+    assert half == pytest.approx(4.30265 * differences.std(ddof=1) / 3**0.5, rel=1e-4)
+    several = one_try("lae", [1.0], [5.0, 7.0, 8.0, 8.0], 2), one_try("crt", [1.0], [5.0, 5.0, 6.0, 5.0], 2)
+    mean, half = head_tables.paired(*several, "test", "mae")
+    assert mean == pytest.approx(1.75) and half == pytest.approx(12.7062 * 0.75 * 2**0.5 / 2**0.5, rel=1e-4)
+    assert np.isnan(head_tables.paired(one, several[0], "test", "mae")).all()
+
+
+def test_an_undefined_aim_is_said():
+    ages = np.arange(11, 82, dtype=float)
+    report = [metrics.age_report(ages, ages)]
+    one = head_bench.Try(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
+    assert "no image of age 1-10" in head_tables.sentence([one], "lowest sigma")
+    assert "take lae" in head_tables.sentence([one], "lowest MAE")
+
+
+def test_head_groups_have_an_equal_share_or_more():
+    head, tail = head_tables.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
+    assert head.tolist() == [2, 3, 4] and tail.tolist() == [0, 1, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "method, setting, changed, told",
+    [
+        ("two_layers", None, {}, "not run on images"),
+        ("routing", 0.4, {}, "not run on images"),
+        ("effective_number", None, {}, "needs a beta"),
+        ("balanced_softmax", 0.5, {}, "has no setting"),
+        ("crt", None, {}, "reinit_head=True"),
+        ("lae_power", 0.5, {}, "config.data.power"),
+        ("balanced_softmax", None, {"power": 0.5}, "leave out --config.data.power"),
+        ("lea", None, {}, "unknown method"),
+    ],
+)
+def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, changed, told):
+    given = {"new_head": False, "power": 0.0, **changed}
+    with pytest.raises(InputError, match=told):
+        stages.with_method(stages.CLASSIFY, method, setting, **given)
+
+
+def test_a_method_of_another_stage_is_refused_and_lae_is_stage_3_itself():
+    with pytest.raises(InputError, match="of stage classify"):
+        stages.with_method(stages.REPRESENT, "crt", None, True, 0.0)
+    assert stages.with_method(stages.CLASSIFY, "lae", None, False, 0.5).order == stages.CLASSIFY.order
+    assert stages.with_method(stages.CLASSIFY, "inverse", None, False, 0.0).order == "shuffled"
