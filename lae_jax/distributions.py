@@ -81,3 +81,9 @@ def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
         return -np.log(np.maximum(chosen, _TINY)).mean()
 
     return float(np.exp(minimize_scalar(surprise, bounds=np.log(_TEMPERATURES), method="bounded").x))
+
+
+def is_inside(temperature: float) -> bool:
+    """Whether a fitted temperature is not at the bounds of what was searched."""
+    low, high = _TEMPERATURES
+    return low * 1.01 < temperature < high / 1.01

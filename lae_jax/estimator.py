@@ -33,6 +33,8 @@ class Input:
         Raises InputError for arrays of another kind.
         """
         if not isinstance(crop, Image.Image):
+            if isinstance(crop, (str, os.PathLike)):
+                raise InputError(f"{crop} is the name of a file: open it (PIL.Image.open), or call lae_jax.predict")
             crop = np.asarray(crop)
             if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or not crop.size:
                 raise InputError(f"an image is uint8 (H, W, 3), not {crop.dtype} {crop.shape}")
@@ -108,6 +110,8 @@ class AgeEstimator:
 
         distribution: also the calibrated distributions (N, 101) float32 over the ages 0..100.
         """
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            raise InputError("predict takes a list of pictures or arrays: [picture]")
         outputs = [*self.probabilities(self.input.pixels(image) for image in images)]
         if not outputs:
             return (

@@ -14,6 +14,9 @@ from lae_jax.errors import InputError
 logger = logging.getLogger("lae_jax")
 
 
+_ENOUGH = 200  # images that a temperature is fitted on
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
     """targets: (N,) of the rows that have one; outputs: (N,) ages in years, or embeddings (N, D); probabilities:
@@ -99,6 +102,13 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
     if evaluated.probabilities is None or evaluated.split != validation_split(handed) or not evaluated.same_data:
         raise InputError("--calibrate fits on the validation split of the run's own data set: leave --data and --split")
     temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
+    if len(evaluated.targets) < _ENOUGH or not distributions.is_inside(temperature):
+        logger.warning(
+            "the temperature %.3f of %d images is not to be relied on: it takes some hundreds, and a model that has"
+            " learnt something",
+            temperature,
+            len(evaluated.targets),
+        )
     content = {
         "temperature": temperature,
         "step": handed.step,

@@ -28,8 +28,9 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
     told = "; ".join(leak["message"] for leak in found)
     if parallel.on_any_host(bool(found) and not config.data.allow_leak):
         raise InputError(
-            f"{dataset.path}: {told or 'another host found a leak'}. Mend the splits (see {audits.FILE}), or train all"
-            " the same with --allow-leak, which every report of the run then says"
+            f"{dataset.path}: {told or 'another host found a leak'}. Leave one of each pair out of the source"
+            f" ({audits.FILE} lists them) and prepare it into another folder; or train all the same with --allow-leak,"
+            " which every report of the run then says"
         )
     if found:
         logger.warning("%s: trained with a leak, as --allow-leak wants it: %s", dataset.path, told)

@@ -64,6 +64,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--out and --draw do not go with the contest's --data")
     if args.draw and args.aligned:
         raise InputError("--draw draws boxes into photographs: leave --aligned away")
+    for flag, path in (("--out", args.out), ("--results", args.results)):
+        if path and not pathlib.Path(path).absolute().parent.is_dir():
+            raise InputError(f"{flag} {path}: there is no folder {pathlib.Path(path).parent}")
+    if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
+        raise InputError(f"--draw {args.draw} is a file: name a folder")
     if args.devices < 0:
         raise InputError("--devices must be at least 0")
     return args

@@ -22,12 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lae_jax import console
-from lae_jax.data import audits, joining, readers, shards, splits
+from lae_jax.data import audits, joining, phash, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
 from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
+
+# Images whose perceptual hashes are compared: 600,000 take 8 seconds, and the memory of ten million is bounded.
+_NEAR_AT_MOST = 2_000_000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -100,12 +103,25 @@ def splitter(args: argparse.Namespace, column: Callable[[str], pa.ChunkedArray])
     if args.by == "identity" and not known:
         raise InputError("--by identity, but the source has no identities: add an `identity` column or use --by image")
     by = args.by or ("identity" if known else "image")
-    group = splits.groups(column("sha256"), *([identity] if by == "identity" else []))
+    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
     if args.folds is not None:
         rows = splits.by_fold(group, args.folds, args.seed)
     else:
         rows = splits.by_ratio(group, splits.parse_ratio(args.split), args.seed)
     return by, rows, np.zeros(0, np.int64)
+
+
+def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
+    """A text that nearly the same pictures share, '' for the others."""
+    if count > _NEAR_AT_MOST:
+        logger.warning(
+            "of more than %d images, pictures that are nearly the same are not kept on one side: see the audit",
+            _NEAR_AT_MOST,
+        )
+        return np.full(count, "", object)
+    hashes = b"".join(column("phash").to_pylist())
+    number = phash.clusters(np.frombuffer(hashes, np.uint8).reshape(-1, phash.BYTES))
+    return np.array(["" if n < 0 else str(n) for n in number], object)
 
 
 def _any(texts: pa.ChunkedArray) -> bool:

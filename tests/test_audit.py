@@ -110,6 +110,25 @@ def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, cap
     assert "leak: 1 of 25 images of validation stand in train too: nearly the same picture (0.jpg, again.jpg)" in told
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_that_is_made_here_keeps_nearly_the_same_pictures_together(faces, tmp_path, seed):
+    rows = [f"{i}.jpg,{age_of(i)}" for i in range(12)] + ["again.jpg,5", "same.jpg,5"]
+    (tmp_path / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
+    words = ["--reader", "csv", "--source", str(tmp_path / "faces.csv"), "--images", str(faces), "--align", "none"]
+    words += ["--workers", "1", "--split", "1:1", "--seed", str(seed), "--out", str(tmp_path / "out")]
+    prepare.prepare(prepare.parse_args(words))
+    dataset = records.open_dataset(tmp_path / "out")
+    sides = [{*dataset.column("name")[dataset.rows(name)]} for name in ("train", "validation")]
+    assert any({"0.jpg", "again.jpg", "same.jpg"} <= side for side in sides)
+
+
+def test_people_without_ages_are_audited(faces, tmp_path):
+    (tmp_path / "people.csv").write_text("path,identity\n" + "".join(f"{i}.jpg,anna{i // 2}\n" for i in range(8)))
+    words = ["--reader", "csv", "--source", str(tmp_path / "people.csv"), "--images", str(faces), "--align", "none"]
+    prepare.main([*words, "--workers", "1", "--out", str(tmp_path / "out")])
+    assert "identity_unknown" not in findings(tmp_path / "out")
+
+
 def test_the_same_file_and_the_same_picture_with_two_ages(faces, tmp_path):
     out = prepared(faces, tmp_path / "a", ("same.jpg", 60, "train", 0), ("again.jpg", 70, "train", 0))
     found = findings(out)
@@ -200,7 +219,7 @@ def test_an_empty_group_small_images_and_missing_knowledge_are_said():
     )
     told = {f["kind"]: f for f in found}
     assert told["group_without_images"]["message"].startswith("test has no image of age 71-81")
-    assert (told["small_images"]["count"], len(told["small_images"]["examples"])) == (30, 20)
+    assert (told["small_images"]["count"], len(told["small_images"]["examples"])) == (30, 30)
     assert told["identity_unknown"]["severity"] == told["no_perceptual_hash"]["severity"] == "note"
     assert [f["severity"] for f in found] == ["warning"] * 2 + ["note"] * 3
 

@@ -1,7 +1,7 @@
 """What an audit finds: pure functions over the columns and splits of prepared data sets.
 
 A finding is a dict of JSON: kind, severity ('leak' | 'warning' | 'note'), splits (of which it speaks, the one trained
-on first), count, examples (at most 20, each a list of names), message. Between two data sets it has also `other`, path
+on first), count, examples (lists of names, 1,000 at most), message. Between two data sets it has also `other`, path
 and hash of the other one, whose split is then the first.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from lae_jax import metrics
 from lae_jax.data import people, phash
 
-EXAMPLES = 20
+EXAMPLES = 1000
 YEARS_APART = 2.0
 # Of Whipple's index (United Nations, Demographic Yearbook): up to 1.10 ages count as fairly accurate.
 HEAPED = 1.10
@@ -199,6 +199,8 @@ def _extremes(codes: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     """Files and pictures that occur several times, at least once in data set `number`, with different ages."""
     known = np.flatnonzero(~np.isnan(pool.ages))
+    if not len(known):
+        return
     ages = pool.ages
 
     def here(*rows):

@@ -64,7 +64,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                 if row:
                     yield rows.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV in UTF-8: {error}") from error
+        raise InputError(f"{path} is no CSV in UTF-8 (save it as such): {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -82,6 +82,8 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
         raise InputError(
             f"{path}: the first line {shown(','.join(first), 80)!r} names no column {'|'.join(PATH_NAMES)},"
             " and is no `path,age` without a header either"
+            + " (fields are separated by commas, not semicolons)"
+            * (";" in first[0])
         )
     if len(header) > MAX_COLUMNS:
         raise InputError(f"{path}: {len(header)} columns; {MAX_COLUMNS} at most")

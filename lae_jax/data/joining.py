@@ -48,8 +48,7 @@ def finish(
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count = sum(shard["count"] for shard in shards)
     if not count:
-        some = itertools.islice(_rejected(tasks, rejected), 3)
-        told = "; ".join(f"{name}: {reason}" for name, reason in some)
+        told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
         _remove(tasks)
         raise InputError(
             f"none of {refused} images can be used ({told}). Nothing was kept: mend it, name the folder that the"
@@ -64,7 +63,7 @@ def finish(
         if not size:
             raise InputError(
                 f"{out}: split {name!r} would be empty ({count} images, {refused} rejected); take another --split, or"
-                " give more images or people"
+                " give more images or people with another --out"
             )
     _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)
@@ -84,6 +83,15 @@ def finish(
     write_json(out / "dataset.json", manifest)
     source_path(out).unlink()
     return manifest
+
+
+def _told(rejected: Iterable[tuple[str, str]]) -> str:
+    """The most frequent reasons, each with how often it stands there and a name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in rejected:
+        names.setdefault(reason, []).append(name)
+    often = sorted(names, key=lambda reason: -len(names[reason]))[:3]
+    return "; ".join(f"{len(names[reason])}: {reason}, as {names[reason][0]}" for reason in often)
 
 
 def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:

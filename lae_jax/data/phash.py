@@ -13,6 +13,8 @@ import logging
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 logger = logging.getLogger("lae_jax")
 
@@ -83,6 +85,20 @@ def search(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             found = found[:MAX_PAIRS]
             break
     return code, np.stack(np.divmod(found, max(len(distinct), 1)), axis=1)
+
+
+def clusters(hashes: np.ndarray) -> np.ndarray:
+    """Hashes (N, 32) uint8 -> (N,) int64: a number that is the same for pictures which are nearly the same, also by way
+    of a third; -1 for a picture that is near to none."""
+    code, near = search(hashes)
+    count = int(code.max(initial=-1)) + 1
+    if not count:
+        return np.full(len(hashes), -1)
+    graph = coo_matrix((np.ones(len(near), np.int8), tuple(near.T)), shape=(count, count))
+    together = connected_components(graph, directed=False)[1]
+    number = np.where(code >= 0, together[code], -1)
+    several = np.bincount(number[number >= 0], minlength=count) > 1
+    return np.where((number >= 0) & several[number], number, -1)
 
 
 def _permuted(hashes: np.ndarray) -> np.ndarray:

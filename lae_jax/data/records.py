@@ -70,7 +70,11 @@ class Dataset:
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
         if split not in self.manifest["splits"]:
-            hint = "; folds are made by prepare --folds K" if split.startswith("fold") else ""
+            hint = "; config.data.train and config.data.split name the splits of a run"
+            if split.startswith("fold"):
+                hint = "; folds are made by prepare --folds K"
+            elif any(name.startswith("fold") for name in self.manifest["splits"]):
+                hint = "; a fold is chosen with --config.data.fold=0"
             raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]) + hint)
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
