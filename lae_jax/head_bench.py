@@ -130,21 +130,22 @@ def check_folds(extractors: Sequence[head_features.Extractor], folds: bool) -> N
         )
 
 
-def recipe(extractor: head_features.Extractor, like: str, changed: dict) -> ConfigDict:
+def recipe(extractor: head_features.Extractor, like: Sequence[str], changed: dict) -> ConfigDict:
     """The config that heads are trained with: of a run of stage 3, or of configs/classify.py with the run's batch size
     and optimiser.
 
-    Args: like: a run of stage 3, '' for none; changed: fields that are set after that. Raises InputError for a run that
-    is no LAE.
+    Args: like: runs of stage 3 with one recipe, or none; changed: fields that are set after that. Raises InputError for
+    a run that is no LAE, and for recipes that differ.
     """
     from lae_jax.configs import classify
 
     own = extractor.config
     if like:
-        handed = checkpoints.load_run(like)
-        config = runs.from_json(handed.meta["config"])
-        if handed.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
-            raise InputError(f"{like} is no run of LAE's stage 3 (classify, power 0), which --like names")
+        config, *others = (_lae_config(path) for path in like)
+        for path, other in zip(like[1:], others, strict=True):
+            parts = ({name: runs.as_json(c)[name] for name in _RECIPE} for c in (config, other))
+            if differing := runs.differences(*parts):
+                raise InputError(f"{like[0]} and {path} of --like differ in {'; '.join(differing)}: name runs alike")
     else:
         config = classify.get_config()
         base_rate = config.optim.base_rate
@@ -157,6 +158,17 @@ def recipe(extractor: head_features.Extractor, like: str, changed: dict) -> Conf
     config.loss = own.loss.copy_and_resolve_references()
     if config.batch_size < 1 or config.epochs <= 0:
         raise InputError(f"batch size {config.batch_size} and epochs {config.epochs} must be above 0")
+    return config
+
+
+_RECIPE = ("batch_size", "epochs", "optim", "reinit_head")
+
+
+def _lae_config(path: str) -> ConfigDict:
+    handed = checkpoints.load_run(path)
+    config = runs.from_json(handed.meta["config"])
+    if handed.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
+        raise InputError(f"{path} is no run of LAE's stage 3 (classify, power 0), which --like names")
     return config
 
 

@@ -55,7 +55,7 @@ def bench(args: argparse.Namespace) -> dict:
     changed = {name: value for name, value in changed.items() if value is not None}
     prepared = []
     for extractor in extractors:
-        config = head_bench.recipe(extractor, args.like[0] if args.like else "", changed)
+        config = head_bench.recipe(extractor, args.like, changed)
         prepared.append(head_bench.prepare(extractor, config, args.passes, args.test, args.allow_leak))
     config = prepared[0].bench.config
     rates = sorted({*(args.base_rate or [config.optim.base_rate])})

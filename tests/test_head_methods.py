@@ -107,7 +107,7 @@ def test_lws_learns_factors_and_no_weights(bench):
 def test_powers_come_back_in_the_order_that_they_were_asked_in(bench):
     method = METHODS["lae_power"]
     heads, _ = bench.train(method, [0.75, 0.25, 0.75], [0.5, 0.5, 1.0], [0, 1], steps=5)
-    for place, (power, peak) in enumerate([(0.75, 0.5), (0.25, 0.5), (0.75, 1.0)]):
+    for place, power, peak in ((1, 0.25, 0.5), (2, 0.75, 1.0)):
         alone, _ = bench.train(method, [power], [peak], [1], steps=5)
         np.testing.assert_allclose(heads["fc"]["kernel"][place, 1], alone["fc"]["kernel"][0, 0], atol=1e-5)
     assert np.abs(heads["fc"]["kernel"][0] - heads["fc"]["kernel"][1]).max() > 1e-4

@@ -66,6 +66,21 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
 
 
+def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monkeypatch):
+    extractor = head_features.open_run(str(finished / "represent"), drawn, tmp_path)
+    like = str(finished / "classify")
+    taken = head_bench.recipe(extractor, [like, like], {"epochs": 3.0})
+    assert (taken.epochs, taken.batch_size, taken.optim.base_rate) == (3.0, 32, 0.001)
+    own = head_bench.recipe(extractor, [], {})
+    assert (own.epochs, own.batch_size, own.model.name) == (8.0, 32, "efficientnet_v2_pico")
+    longer = classify.get_config()
+    longer.batch_size, longer.epochs = 32, 4.0
+    known = {"like": taken, "longer": longer}
+    monkeypatch.setattr(head_bench, "_lae_config", known.get)
+    with pytest.raises(InputError, match=r"differ in epochs: 3.0 there, 4.0 now"):
+        head_bench.recipe(extractor, ["like", "longer"], {})
+
+
 def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatch):
     run = str(finished / "represent")
     first = head_features.open_run(run, drawn, tmp_path).features("train", 2)
