@@ -37,6 +37,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--step", type=int, help="checkpoint (default: the best)")
     add("--aligned", action="store_true", help="the images are face crops, cut as the run's own were")
     add("--faces", choices=crops.FACES, help="of several in a photograph (default all; with --data largest)")
+    add(
+        "--allow-other-crop",
+        action="store_true",
+        help="cut faces as this version does, though the run's were cut otherwise",
+    )
     add("--flip", action="store_true", help="average with the mirror image")
     add("--interval", type=float, default=0.9, help="share of the distribution between lower and upper (default 0.9)")
     add("--threshold", type=float, help="also P(age >= THRESHOLD), years")
@@ -81,7 +86,7 @@ def recipe_of(args: argparse.Namespace, estimator: AgeEstimator) -> crops.Recipe
     try:
         undetected = "centre" if args.data else "reject"
         faces = args.faces or ("largest" if args.data else "all")
-        return crops.Recipe.of_contract(estimator.crop, faces=faces, undetected=undetected)
+        return crops.Recipe.of_contract(estimator.crop, args.allow_other_crop, faces=faces, undetected=undetected)
     except InputError as error:
         raise InputError(f"{args.run}: {error}; or give crops that were cut alike, with --aligned") from error
 

@@ -76,6 +76,7 @@ def test_no_program_is_downloaded(source, tmp_path, monkeypatch):
 
     monkeypatch.delattr(prism_runner, "PrismRunner")
     run(tmp_path / "out", *source, "--beam-runner", "DirectRunner")
+    assert (tmp_path / "out" / "dataset.json").exists()
 
 
 @needs_beam

@@ -106,6 +106,7 @@ def test_a_contract_gives_its_recipe_again():
         crops.Recipe.of_contract(crops.UNKNOWN)
     with pytest.raises(InputError, match="this version cuts faces as"):
         crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"})
+    assert crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"}, allow_other=True) == recipe
 
 
 @pytest.mark.parametrize("wrong", [{"size": 8}, {"quality": 0}, {"margin": 2.0}, {"align": "eyes"}, {"faces": "both"}])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from lae_jax import distributions
 
@@ -47,9 +48,12 @@ def test_probability_of_an_age_or_more():
 
 def test_a_temperature_divides_the_logits():
     logits = np.random.default_rng(1).normal(size=(4, 101)) * 3
-    softmax = lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)  # noqa: E731
-    np.testing.assert_allclose(distributions.tempered(softmax(logits), 2.5), softmax(logits / 2.5), rtol=1e-9)
-    np.testing.assert_allclose(distributions.tempered(softmax(logits), 1), softmax(logits), rtol=1e-12)
+    np.testing.assert_allclose(
+        distributions.tempered(softmax(logits, axis=1), 2.5), softmax(logits / 2.5, axis=1), rtol=1e-9
+    )
+    plain = softmax(logits, axis=1)
+    np.testing.assert_allclose(distributions.tempered(plain, 2.5), softmax(logits / 2.5, axis=1), rtol=1e-9)
+    np.testing.assert_allclose(distributions.tempered(plain, 1), plain, rtol=1e-12)
 
 
 def test_the_fitted_temperature_mends_what_is_too_sure():

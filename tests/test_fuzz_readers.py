@@ -35,6 +35,7 @@ def damaged(draw, target: str) -> bytes:
     return bytes(data)
 
 
+# A target raises what no reader may raise; that is how these two fail.
 @pytest.mark.parametrize("target", sorted(fuzz_readers.TARGETS))
 def test_damaged_input_is_read_or_refused(target):
     @QUICK

@@ -79,15 +79,16 @@ class Recipe:
         }
 
     @classmethod
-    def of_contract(cls, contract: dict, **choices) -> "Recipe":
-        """The recipe that a model's photographs are cut by. Raises InputError where the contract is unknown."""
+    def of_contract(cls, contract: dict, allow_other: bool = False, **choices) -> "Recipe":
+        """The recipe that a model's photographs are cut by. Raises InputError where the contract is unknown, and where
+        this version cuts otherwise unless that is allowed."""
         if contract == UNKNOWN:
             raise InputError("the model was trained on ready crops, and how they were cut is unknown")
         recipe = cls("landmarks", contract["size"], contract["margin"], contract["quality"], **choices)
-        if recipe.contract() != contract:
+        if recipe.contract() != contract and not allow_other:
             raise InputError(
                 f"this version cuts faces as {recipe.contract()}, the model was trained on {contract}: install the"
-                " versions that it was made with"
+                " versions that it was made with, or say --allow-other-crop (the errors may be large)"
             )
         return recipe
 

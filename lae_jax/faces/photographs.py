@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import glob
 import itertools
 import os
@@ -95,7 +96,7 @@ def found(
     Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input.
     """
     chunks = iter(lambda: list(itertools.islice(items, 4)), [])
-    work = lambda chunk: _of_chunk(chunk, recipe, to_input)  # noqa: E731
+    work = functools.partial(_of_chunk, recipe=recipe, to_input=to_input)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque(pool.submit(work, chunk) for chunk in itertools.islice(chunks, 2 * threads))
         while ahead:
