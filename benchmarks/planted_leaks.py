@@ -4,7 +4,8 @@
 
 The folder holds train.csv, val.csv and test.csv (path,age) and their images. What the audit finds in it as it is gets
 told and taken out; the rest must be clean; then four kinds of leak are planted, each must be found, and no other. A
-file that is the same on both sides never gets that far: `prepare` leaves its copy out.
+file that is the same on both sides never gets that far: `prepare` leaves its copy out. --clean FILE keeps the rows that
+are clean as a table for `prepare`, paths relative to --faces.
 """
 
 import argparse
@@ -26,16 +27,20 @@ _LEAKS = {"near_picture", "near_picture_ages", "same_identity", "same_file_ages"
 def audited(folder: pathlib.Path, rows: list[dict], name: str) -> tuple[list[dict], int]:
     """Findings about rows of path, age, split, identity; and how many copies `prepare` left out."""
     table = folder / f"{name}.csv"
-    with open(table, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["path", "age", "split", "identity"])
-        writer.writeheader()
-        writer.writerows(rows)
+    _write(table, ["path", "age", "split", "identity"], rows)
     out = folder / name
     words = ["--reader", "csv", "--source", str(table), "--images", str(folder / "images"), "--out", str(out)]
     manifest = prepare.prepare(prepare.parse_args([*words, "--align", "none", "--shards", "4"]))
     (report,) = audits.run([out], 64)
     shutil.rmtree(out)
     return [finding for finding in report["findings"] if finding["kind"] in _LEAKS], manifest["left_out_of_split"]
+
+
+def _write(table: pathlib.Path, columns: list[str], rows: list[dict]) -> None:
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def planted(folder: pathlib.Path, rows: list[dict]) -> list[dict]:
@@ -62,6 +67,7 @@ def planted(folder: pathlib.Path, rows: list[dict]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_leaks", description=__doc__)
     parser.add_argument("--faces", required=True, type=pathlib.Path, help="folder with train.csv, val.csv, test.csv")
+    parser.add_argument("--clean", type=pathlib.Path, help="CSV to write: path, age, split of the clean rows")
     args = parser.parse_args()
     rows = []
     for split, name in _FILES.items():
@@ -82,6 +88,8 @@ def main() -> None:
             rows = [row for row in rows if row["path"] not in gone]
             rounds += 1
         print(f"clean with {len(rows)} images")
+        if args.clean:
+            _write(args.clean, ["path", "age", "split"], rows)
         found, left_out = audited(folder, planted(folder, rows), "planted")
         for finding in found:
             print(f"{finding['kind']} ({finding['severity']}): {finding['message']}: {finding['examples'][0]}")
