@@ -12,8 +12,8 @@ from lae_jax import models
 
 CASE = {
     "model": "efficientnet_v2_tiny",
-    "image_size": 32,
-    "batch": 4,
+    "image_size": 64,
+    "batch": 64,
     "dtype": "float32",
     "identities": 7,
     "remat": False,
