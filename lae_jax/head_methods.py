@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from lae_jax import head_losses, losses
 from lae_jax.errors import InputError, unknown
 
+HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
+
 # (logits (B, K), ages (B,), handed, setting) -> (B,); handed: mae (years), er_weight, counts and smoothed (K,).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
 # (stage 2's logits (B, K), the trained head's, handed, setting) -> (B,) years.
@@ -44,9 +46,9 @@ class Method:
 
     @property
     def on_images(self) -> bool:
-        """Whether a run of stage 3 can do it: it differs from LAE in loss, order and start alone."""
+        """Whether a run of stage 3 can do it: it trains something and leaves that as it is."""
         finishes = self.finish_head is not None or self.finish_outputs is not None
-        return self.loss is not None and self.trains == "head" and not self.smooth_features and not finishes
+        return self.loss is not None and self.trains in ("head", "scales", "two_layers") and not finishes
 
 
 def _representation(logits, ages, handed, setting):

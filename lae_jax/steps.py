@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lae_jax import head_losses
 from lae_jax.parallel import AXIS
 
 
@@ -47,6 +48,7 @@ def train_step(
     dtype,
     mean: Sequence[float],
     std: Sequence[float],
+    calibration: Mapping[str, jax.Array] | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of one device on its shard of the global batch; runs under the axis `parallel.AXIS`.
@@ -56,6 +58,7 @@ def train_step(
       loss: (outputs, target, handed) -> (b,).
       trains: the top keys of the parameters that are differentiated and updated; the others are returned as they came.
       seed: of dropout and stochastic depth, whose masks are functions of (seed, step, module, place in the batch).
+      calibration: scale and shift of the features by age, (K, F) each, between backbone and head; None: as they are.
       accumulate: the shard is taken in so many parts, one after the other, and their gradients are averaged; BatchNorm
         then normalises over a part (of all devices).
 
@@ -67,12 +70,19 @@ def train_step(
     trained = {name: state.params[name] for name in trains}
 
     def part_loss(trained, batch_stats, part, rows):
+        def calibrated(features):
+            if calibration is None:
+                return features
+            of_age = {name: head_losses.of_age(jnp.asarray(x), part["target"]) for name, x in calibration.items()}
+            return features * of_age["scale"] + of_age["shift"]
+
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
             normalise(part["image"], mean, std, dtype),
             train=True,
             rows=rows,
             train_backbone="backbone" in trains,
+            on_features=calibrated,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
