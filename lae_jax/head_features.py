@@ -111,7 +111,7 @@ class Extractor:
         return values.reshape(passes, count, -1).astype(np.float32)
 
     def own_head(self) -> dict:
-        """The run's head, {'fc': {'kernel', 'bias'}}, float32."""
+        """The run's head, {'fc': {'kernel', 'bias'}} and 'hidden' alike where it has such a layer, float32."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.handed.variables["params"]["head"])
 
 

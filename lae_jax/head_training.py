@@ -144,8 +144,8 @@ class Bench:
         """The head that stands for what trains."""
         if method.trains != "scales":
             return trained
-        layer = self.own["fc"]
-        return {"fc": {"kernel": layer["kernel"] * trained["scales"][None, :], "bias": jnp.asarray(layer["bias"])}}
+        own = jax.tree.map(jnp.asarray, dict(self.own))
+        return {**own, "fc": {**own["fc"], "kernel": own["fc"]["kernel"] * trained["scales"][None, :]}}
 
     def _compiled(self, method: Method, steps: int):
         config, count = self.config.copy_and_resolve_references(), len(self.features)

@@ -17,12 +17,13 @@ from lae_jax.head_methods import METHODS
 
 @pytest.fixture(scope="module")
 def finished(drawn, tmp_path_factory):
-    """Stages 2 and 3 on drawn faces, in one folder."""
+    """Stages 2 and 3 on drawn faces, in one folder; their heads have a hidden layer."""
     folder = tmp_path_factory.mktemp("runs")
     for name, module in (("represent", represent), ("classify", classify)):
         c = module.get_config()
         c.workdir, c.data.path, c.data.image_size, c.data.threads = str(folder / name), str(drawn), 24, 2
         c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 32, 32, 1.0
+        c.model.hidden = 8
         c.init_from = str(folder / "represent") if name == "classify" else ""
         train.train(c)
     return folder
@@ -30,7 +31,7 @@ def finished(drawn, tmp_path_factory):
 
 def words(finished, drawn, out, *more):
     run = ["--run", str(finished / "represent"), "--data", str(drawn), "--out", str(out)]
-    return [*run, "--passes", "2", "--seeds", "2", "--methods", "stage2,lae,balanced_softmax,tau_norm,routing", *more]
+    return [*run, "--passes", "2", "--seeds", "2", "--methods", "stage2,lae,lws,tau_norm,routing", *more]
 
 
 def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp_path, capsys):
@@ -51,14 +52,14 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         rows = list(csv.DictReader(file))
     counted = {name: sum(row["method"] == name and row["split"] == "test" for row in rows) for name in METHODS}
     assert {n: c for n, c in counted.items() if c} == {
-        "stage2": 1, "lae": 2, "balanced_softmax": 2, "tau_norm": 4, "routing": 8
+        "stage2": 1, "lae": 2, "lws": 2, "tau_norm": 4, "routing": 8
     }  # fmt: skip
     assert all(row["n"] == ("1" if row["method"] == "stage3" else "2") for row in rows)
     with (out / "table.csv").open() as file:
         assert [r["method"] for r in csv.DictReader(file)][::2] == [*dict.fromkeys(r["method"] for r in rows)]
     assert (out / "head_tail.png").read_bytes().startswith(b"\x89PNG")
     tex = (out / "table.tex").read_text()
-    assert r"balanced\_softmax" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1
+    assert r"tau\_norm" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1
     # Stage 2's own head and the run of stage 3 score as the programs for images say.
     for run, name in (("represent", "stage2"), ("classify", "stage3")):
         real = evaluation.predict(saved.load_run(finished / run), split="test").scores()
@@ -82,28 +83,25 @@ def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monke
 
 
 def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatch):
-    run = str(finished / "represent")
-    first = head_features.open_run(run, drawn, tmp_path).features("train", 2)
-    assert first.values.shape[:2] == (2, 96) and first.values.dtype == np.float32
+    made, opened = (head_features.open_run(str(finished / "represent"), drawn, tmp_path) for _ in range(2))
+    first, plain = made.features("train", 2), made.features("train")
+    assert first.values.shape[:2] == (2, 96) and plain.values.shape[:2] == (1, 96)
+    assert first.values.dtype == np.float32
     assert np.abs(first.values[0] - first.values[1]).max() > 1e-3, "two passes see other augmentations"
-    plain = head_features.open_run(run, drawn, tmp_path).features("train")
-    assert plain.values.shape[:2] == (1, 96)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "train_batches", None)
-        again = head_features.open_run(run, drawn, tmp_path).features("train", 2)
+        again = opened.features("train", 2)
     np.testing.assert_array_equal(again.values, first.values)
     # A file that was changed is not believed.
-    array = next(tmp_path.glob("train-2-*.npy"))
+    array = next(tmp_path.glob("train-0-*.npy"))
     content = bytearray(array.read_bytes())
     content[-1] ^= 1
     array.write_bytes(content)
-    mended = head_features.open_run(run, drawn, tmp_path).features("train", 2)
-    np.testing.assert_array_equal(mended.values, first.values)
+    np.testing.assert_array_equal(opened.features("train").values, plain.values)
     # Another checkpoint has another name.
-    other = head_features.open_run(run, drawn, tmp_path)
-    other.checkpoint = "another"
-    other.features("validation")
-    head_features.open_run(run, drawn, tmp_path).features("validation")
+    opened.checkpoint = "another"
+    for one in (made, opened):
+        one.features("validation")
     assert len(list(tmp_path.glob("validation-*.npy"))) == 2
 
 
