@@ -159,7 +159,7 @@ class Bench:
 
         def one(order, setting, rate, seed, start):
             key = jax.random.key(seed)
-            of_pass = jax.random.fold_in(key, zlib.crc32(b"pass") >> 1)
+            of_pass, of_mix = (jax.random.fold_in(key, zlib.crc32(name) >> 1) for name in (b"pass", b"mix"))
             tx = optim.sgd(lambda step: rate * unit.rate(step), unit.momentum, c.weight_decay, c.nesterov, c.clip_norm)
 
             def mean_loss(trained, x, y, key):
@@ -180,6 +180,8 @@ class Bench:
                 x, y = features[among, position], ages[position]
                 if tables is not None:
                     x = x * head_losses.of_age(tables["scale"], y) + head_losses.of_age(tables["shift"], y)
+                if method.mix is not None:
+                    x, y = method.mix(x, y, jax.random.fold_in(of_mix, number), setting)
                 loss, grads = jax.value_and_grad(mean_loss)(trained, x, y, jax.random.fold_in(key, number))
                 good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
                 updates, new_state = tx.update(grads, state, trained)

@@ -1,10 +1,11 @@
 """Every method is what its record says; what finishes a head or its ages is the papers' closed form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import head_methods, head_training, losses
+from lae_jax import head_methods, head_mixing, head_training, losses
 from lae_jax.configs import classify
 from lae_jax.errors import InputError
 from lae_jax.head_methods import METHODS
@@ -66,6 +67,23 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
     np.testing.assert_allclose(head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
 
 
+def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
+    ages = jnp.array([10.0, 10.0, 12.0, 60.0])
+    # Each example's features say which one it is.
+    draws = [head_mixing.c_mixup(jnp.eye(4), ages, jax.random.key(i), 2.0) for i in range(400)]
+    mixed, of_ages = (np.stack(part) for part in zip(*draws, strict=True))
+    np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(mixed @ np.asarray(ages), of_ages, rtol=1e-6)
+    own = mixed[:, np.arange(4), np.arange(4)]
+    np.testing.assert_allclose(own[:, 3], 1)  # nobody is near 60
+    # exp(-0), exp(-0) and exp(-4 / 8) are the odds of the first example's partners.
+    share = 1 - own[:, 0]
+    assert (share > 0).mean() == pytest.approx(1 - 1 / (2 + np.exp(-0.5)), abs=0.08)
+    assert (mixed[:, 0, 2] > 0).mean() == pytest.approx(np.exp(-0.5) / (2 + np.exp(-0.5)), abs=0.07)
+    of_two = share[share > 0]
+    assert of_two.mean() == pytest.approx(0.5, abs=0.05) and of_two.var() == pytest.approx(1 / 20, abs=0.015)
+
+
 def test_records_hold_together():
     assert list(METHODS) == [method.name for method in METHODS.values()]
     for method in METHODS.values():
@@ -82,7 +100,7 @@ def test_records_hold_together():
 def test_every_method_learns(bench, name):
     method = METHODS[name]
     setting = method.settings[-1]
-    peak = 0.02 if name == "balanced_mse" else 1.0
+    peak = {"balanced_mse": 0.02, "two_layers_c_mixup": 0.1}.get(name, 1.0)
     heads, bad = bench.train(method, [setting], [peak], [0])
     assert not bad.any()
     predicted = bench.predict(method, heads, bench.features[0], [setting])[0, 0]

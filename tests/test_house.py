@@ -11,7 +11,7 @@ DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail"
 LEVELS = [
     {"errors", "files"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
-    {"head_losses", "head_methods"},
+    {"head_losses", "head_methods", "head_mixing"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports"},
     {"inference", "runs", "estimator", "pretrained"},
     {"inputs", "head_training"},
