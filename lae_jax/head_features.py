@@ -74,10 +74,8 @@ class Extractor:
     def _compute(self, examples: inputs.Examples, passes: int) -> np.ndarray:
         config, par, count = self.config, self.par, len(examples.rows)
         if self._mapped is None:
-            backbone = runs.model(config, self.stage, 0)
-            plain = dataclasses.replace(self.stage, output=lambda features: features)
             variables = {name: tree["backbone"] for name, tree in self.handed.variables.items() if "backbone" in tree}
-            self._mapped = runs.forward(config, plain, backbone, par), par.place(variables)
+            self._mapped = runs.forward_features(config, self.stage, par), par.place(variables)
         forward, variables = self._mapped
         size = -(-BATCH_SIZE // par.device_count) * par.device_count
         if not passes:

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from lae_jax import head_losses, head_mixing, losses
 from lae_jax.errors import InputError, unknown
 
+HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
+
 # (logits (B, K), ages (B,), handed, setting) -> (B,); handed: mae (years), er_weight, counts and smoothed (K,).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
-# (features (B, F), ages (B,), key, setting) -> features and ages of as many examples.
-Mix = Callable[[jax.Array, jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
+# (ages (B,), key, setting) -> of each example its partner in the batch and its own share.
+Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
 # (stage 2's logits (B, K), the trained head's, handed, setting) -> (B,) years.
 FinishOutputs = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
 # (stage 2's head, the trained one, setting) -> a head.
@@ -33,7 +35,7 @@ class Method:
     start: str = "kept"  # stage 2's head | 'new'
     trains: str = "head"  # | 'scales': a factor for each age | 'two_layers': a hidden layer and a new head
     smooth_features: bool = False  # trained on features whose statistics are smoothed over the ages
-    mix: Mix | None = None  # what examples are made of several of the batch
+    mix: Mix | None = None  # whose features an example's are mixed with
     finish_head: FinishHead | None = None
     finish_outputs: FinishOutputs | None = None
     settings: tuple[float, ...] = (0.0,)  # that are swept; one that is not used stands alone
@@ -48,10 +50,9 @@ class Method:
 
     @property
     def on_images(self) -> bool:
-        """Whether a run of stage 3 can do it: it differs from LAE in loss, order and start alone."""
+        """Whether a run of stage 3 can do it: it trains something and leaves that as it is."""
         finishes = self.finish_head is not None or self.finish_outputs is not None
-        on_head = self.trains == "head" and not self.smooth_features and self.mix is None
-        return self.loss is not None and on_head and not finishes
+        return self.loss is not None and self.trains in ("head", "scales", "two_layers") and not finishes
 
 
 def _representation(logits, ages, handed, setting):

@@ -15,7 +15,7 @@ from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
 from lae_jax.errors import Diverged, InputError, Preempted
 from lae_jax.journal import Journal
-from lae_jax.plan import Plan, make_plan
+from lae_jax.plan import Plan, make_plan, settled
 
 logger = logging.getLogger("lae_jax")
 
@@ -31,7 +31,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
     SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
     """
-    workdir = epath.Path(config.workdir)
+    workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
         raise InputError(f"config.workdir is {config.workdir!r}: name a folder for the run, of its own")
@@ -58,7 +58,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
         if plan.init is not None:
             parts = ("backbone",) if config.reinit_head else plan.stage.loads
             variables = checkpoints.take_over(variables, plan.init, parts)
-        tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+        tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains, plan.stage.factors)
         state = steps.create_state(variables, tx)
         if not begun:
             # Only now: a folder must not be claimed by a config that cannot run.
@@ -84,13 +84,23 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
                 plan.steps_per_epoch,
                 plan.total_steps,
             )
-            return _Loop(plan, module, tx, saved, signals).run(plan.par.place(state))
+            state = plan.par.place(state)
+            return _Loop(plan, module, tx, saved, signals, _calibration(plan, state)).run(state)
+
+
+def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] | None:
+    """Of the features in training, or None."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with watch.Watchdog(plan.config.stall_minutes) as watchdog:
+        return inputs.calibration(
+            plan.config, plan.dataset, plan.training, plan.stage, variables, plan.par, watchdog.beat
+        )
 
 
 class _Loop:
     """Steps, scores and checkpoints of one run, from the state's step to the last."""
 
-    def __init__(self, plan: Plan, module, tx, saved: Checkpoints, signals: watch.Signals):
+    def __init__(self, plan: Plan, module, tx, saved: Checkpoints, signals: watch.Signals, calibration):
         self.plan, self.saved, self.signals = plan, saved, signals
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config = plan.config
@@ -106,6 +116,8 @@ class _Loop:
                 dtype=jnp.dtype(config.model.dtype),
                 mean=tuple(config.data.mean),
                 std=tuple(config.data.std),
+                calibration=calibration,
+                mix=plan.stage.mix,
                 accumulate=config.accumulate,
             )
         )

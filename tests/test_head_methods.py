@@ -70,8 +70,12 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
 def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
     ages = jnp.array([10.0, 10.0, 12.0, 60.0])
     # Each example's features say which one it is.
-    draws = [head_mixing.c_mixup(jnp.eye(4), ages, jax.random.key(i), 2.0) for i in range(400)]
-    mixed, of_ages = (np.stack(part) for part in zip(*draws, strict=True))
+
+    def draw(seed):
+        partner, share = head_mixing.c_mixup(ages, head_mixing.key_of(seed, 5), 2.0)
+        return [head_mixing.mixed(x, x[partner], share) for x in (jnp.eye(4), ages)]
+
+    mixed, of_ages = (np.asarray(part) for part in jax.vmap(draw)(jnp.arange(400)))
     np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(mixed @ np.asarray(ages), of_ages, rtol=1e-6)
     own = mixed[:, np.arange(4), np.arange(4)]

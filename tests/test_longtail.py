@@ -242,26 +242,34 @@ def test_head_groups_have_an_equal_share_or_more():
 
 
 @pytest.mark.parametrize(
-    "method, setting, changed, told",
+    "method, setting, power, told",
     [
-        ("two_layers", None, {}, "not run on images"),
-        ("routing", 0.4, {}, "not run on images"),
-        ("effective_number", None, {}, "needs a beta"),
-        ("balanced_softmax", 0.5, {}, "has no setting"),
-        ("crt", None, {}, "reinit_head=True"),
-        ("lae_power", 0.5, {}, "config.data.power"),
-        ("balanced_softmax", None, {"power": 0.5}, "leave out --config.data.power"),
-        ("lea", None, {}, "unknown method"),
+        ("stage2", None, 0.0, "not run on images"),
+        ("routing", 0.4, 0.0, "not run on images"),
+        ("effective_number", None, 0.0, "needs a beta"),
+        ("balanced_softmax", 0.5, 0.0, "has no setting"),
+        ("lae_power", 0.5, 0.0, "config.data.power"),
+        ("balanced_softmax", None, 0.5, "leave out --config.data.power"),
+        ("lea", None, 0.0, "unknown method"),
     ],
 )
-def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, changed, told):
-    given = {"new_head": False, "power": 0.0, **changed}
+def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, power, told):
     with pytest.raises(InputError, match=told):
-        stages.with_method(stages.CLASSIFY, method, setting, **given)
+        stages.with_method(stages.CLASSIFY, method, setting, power)
+
+
+def test_every_method_that_trains_and_does_not_finish_can_be_a_stage_3():
+    for method in METHODS.values():
+        trains = method.loss is not None and method.finish_head is None and method.finish_outputs is None
+        assert method.on_images == trains
+        if trains and method.sets != "power":
+            setting = method.settings[0] if method.setting else None
+            made = stages.with_method(stages.CLASSIFY, method.name, setting, 0.0)
+            assert (made.order, made.factors) == (method.order, method.trains == "scales")
+            assert (made.calibrate is not None) == method.smooth_features
 
 
 def test_a_method_of_another_stage_is_refused_and_lae_is_stage_3_itself():
     with pytest.raises(InputError, match="of stage classify"):
-        stages.with_method(stages.REPRESENT, "crt", None, True, 0.0)
-    assert stages.with_method(stages.CLASSIFY, "lae", None, False, 0.5).order == stages.CLASSIFY.order
-    assert stages.with_method(stages.CLASSIFY, "inverse", None, False, 0.0).order == "shuffled"
+        stages.with_method(stages.REPRESENT, "crt", None, 0.0)
+    assert stages.with_method(stages.CLASSIFY, "lae", None, 0.5).order == stages.CLASSIFY.order
