@@ -11,13 +11,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lae_jax import files, parallel, seals
+from lae_jax import files, folders, parallel, seals
 from lae_jax.errors import InputError, SaveFailed
 from lae_jax.steps import TrainState
 
 logger = logging.getLogger("lae_jax")
 
-FOLDER, DAMAGED = "checkpoints", "damaged"
+FOLDER, DAMAGED = folders.CHECKPOINTS, "damaged"
 
 
 class Checkpoints:
@@ -239,20 +239,10 @@ def read_meta(workdir: os.PathLike | str, step: int) -> dict:
         return saved.meta(step)
 
 
-def require_run(workdir: os.PathLike | str, how_to_make: str = "") -> None:
-    """Raises InputError, with the command that makes it, if a folder holds no run."""
-    workdir = epath.Path(workdir)
-    if not (workdir / FOLDER).is_dir():
-        hint = how_to_make and f": make it with {how_to_make}"
-        if workdir.is_dir() and (inside := sorted(p.name for p in workdir.iterdir() if (p / FOLDER).is_dir())):
-            hint = f": name one of those in it ({', '.join(inside)})"
-        raise InputError(f"{workdir} holds no run{hint}")
-
-
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Handed:
     """The best checkpoint of a run (or that of `step`), verified. Raises InputError if there is none, or damage."""
     workdir = epath.Path(workdir)
-    require_run(workdir, how_to_make)
+    folders.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
     for path in sorted((workdir / FOLDER).iterdir()):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, estimator, files, inputs, runs
+from lae_jax import checkpoints, estimator, files, folders, inputs, runs
 from lae_jax.data import pipeline, records, synthetic
 from lae_jax.errors import ExportDiffers, InputError, unknown
 from lae_jax.exports import folder, model_card
@@ -46,8 +46,7 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
     if files.is_remote(out):
         raise InputError(f"--out {out}: export to a local disk, where it is read back, and copy the folder")
     out = pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already: name a new folder, or delete it")
+    folders.require_new(out)
     handed, config, stage = estimator.load_ages(run, step)
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax import console
+from lae_jax import console, folders
 from lae_jax.data import audits, joining, phash, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
@@ -69,8 +69,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     splits.parse_ratio(args.split)
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is a file: name a folder")
-    if os.path.exists(os.path.join(args.out, "config.json")):
-        raise InputError(f"--out {args.out} holds a run: name another folder")
+    if not is_remote(args.out):  # a bucket's names are read by data/beam.py
+        folders.require_place(args.out)
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
     if args.beam_runner is None:
