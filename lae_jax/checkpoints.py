@@ -1,9 +1,10 @@
 """Checkpoints of a run (orbax), sealed with checksums, and what is handed from one stage to the next."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -44,20 +45,22 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        self._manager = ocp.CheckpointManager(
-            _absolute(self._directory),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["selected"],
-                best_mode="min",
-                read_only=read_only,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                # With several hosts a save that fails on one would leave the others in orbax's barrier for 20 minutes.
-                enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            ),
-        )
+        with _without_warnings() if read_only else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(
+                _absolute(self._directory),
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=lambda metrics: metrics["selected"],
+                    best_mode="min",
+                    read_only=read_only,
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                    # With several hosts a save that fails on one would leave the others in orbax's barrier for 20
+                    # minutes.
+                    enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -156,6 +159,18 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns of every folder that is opened read-only that it is."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -29,6 +29,10 @@ def setup_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
+# Of fewer things than these the first ones say little of how long the rest takes.
+_FEW = 10
+
+
 class _Line(tqdm.tqdm):
     """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; in a narrow terminal with less of it."""
 
@@ -38,9 +42,10 @@ class _Line(tqdm.tqdm):
         since = done - shown["initial"]
         rate = shown["rate"] or (since / elapsed if elapsed else 0.0)
         share = speed = ends = ""
+        few = self.total and self.total < _FEW
         if self.total:
             share = f"{100 * done // self.total} %"
-        if since and rate:
+        if since and rate and not few:
             speed = f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}/s"
         if not self.total or done >= self.total:
             ends = f"in {clock(elapsed)}"
