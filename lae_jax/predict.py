@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, estimator: AgeEstimator, total: int) -> None:
         estimator, found(args, estimator, photographs.named(args.inputs, args.images)), wanted
     )
     with predictions.opened(args.out, args.threshold) as write:
-        for one, rows in console.progress(results, total=total, what="predict", unit="images"):
+        for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
             images, faces, without = images + 1, faces + len(one.inputs), without + (not one.inputs)
             if warm is None and faces >= estimator.sizes[-1]:

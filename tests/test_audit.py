@@ -382,6 +382,7 @@ def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
 
     for config in (represent.get_config(), demo.get_config()):
         got = []
+        monkeypatch.setattr(main, "check_paths", lambda config: None)
         monkeypatch.setattr(main, "set_up_devices", lambda: None)
         monkeypatch.setattr(main, "run", lambda c, signals, got=got: got.append(c))
         monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
