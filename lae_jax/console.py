@@ -29,27 +29,27 @@ def setup_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
-# Of fewer things than these the first ones say little of how long the rest takes.
-_FEW = 10
+# Of fewer things than these the first ones say little of how long the rest takes, and so do fewer seconds.
+_FEW, _FEW_SECONDS = 10, 1.0
 
 
 class _Line(tqdm.tqdm):
     """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; in a narrow terminal with less of it."""
 
+    _first: tuple[int, float] | None = None  # how many were done, and when, as the first were
+
     def __str__(self) -> str:
         shown = self.format_dict
         done, elapsed, width = shown["n"], shown["elapsed"], shown["ncols"]
-        since = done - shown["initial"]
-        rate = shown["rate"] or (since / elapsed if elapsed else 0.0)
         share = speed = ends = ""
-        few = self.total and self.total < _FEW
         if self.total:
             share = f"{100 * done // self.total} %"
-        if since and rate and not few:
+        rate = self._rate(done, elapsed)
+        if rate:
             speed = f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}/s"
         if not self.total or done >= self.total:
             ends = f"in {clock(elapsed)}"
-        elif speed:
+        elif rate:
             ends = f"{clock((self.total - done) / rate)} left"
         name = f"{shown['prefix']}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
         further = shown["postfix"] or ""
@@ -59,6 +59,15 @@ class _Line(tqdm.tqdm):
             if len(text) <= width:
                 return text
         return name[:width]
+
+    def _rate(self, done: int, elapsed: float) -> float | None:
+        """Per second, without what came before the first: workers that start, a step that compiles."""
+        if self._first is None and done > self.initial:
+            self._first = done, elapsed
+        if self._first is None or (self.total and self.total < _FEW):
+            return None
+        since, seconds = done - self._first[0], elapsed - self._first[1]
+        return since / seconds if since and seconds >= _FEW_SECONDS else None
 
 
 def progress(

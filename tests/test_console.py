@@ -60,7 +60,7 @@ def in_terminal(columns, *words, interrupt=False):
                 written += os.read(ours, 1 << 16)
             except OSError:  # the other side is closed
                 break
-            if interrupt and b" left" in written:
+            if interrupt and re.search(rb"prepare  [1-9]", written):
                 process.send_signal(signal.SIGINT)
                 interrupt = False
         os.close(ours)
