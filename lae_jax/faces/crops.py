@@ -98,8 +98,8 @@ class Recipe:
 def differing(there: dict, here: dict) -> str:
     """The fields in which the contract of a model and another one differ, with both values."""
     if UNKNOWN in (there, here):
-        known = here if there == UNKNOWN else there
-        ready, cut = "ready crops, and how they were cut is unknown", ", ".join(f"{k} {v}" for k, v in known.items())
+        known, ready = here if there == UNKNOWN else there, "ready crops, and how they were cut is unknown"
+        cut = ", ".join(f"{name} {known[name]}" for name in ("align", "detector", "size", "margin") if name in known)
         return f"{ready}, there; {cut}, here" if there == UNKNOWN else f"{cut}, there; {ready}, here"
     fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return ", ".join(
