@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, head_features, inputs, leaks, metrics, models, runs
+from lae_jax import checkpoints, console, head_features, inputs, leaks, metrics, models, runs
 from lae_jax.errors import InputError
 from lae_jax.head_methods import Method
 from lae_jax.head_training import Bench
@@ -195,7 +195,7 @@ def run(
     """Trains and scores every method with each of its settings and each rate."""
     tries = []
     trained: dict = {}
-    for method in methods:
+    for method in console.progress(methods, total=len(methods), what="heads", unit="methods", leave=False):
         began = time.perf_counter()
         tries += _tries(prepared, method, list(seeds), list(base_rates), trained)
         logger.info("%s: %.1f s", method.name, time.perf_counter() - began)

@@ -16,11 +16,14 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax import console, watch
+from lae_jax import console, folders, watch
 from lae_jax.errors import InputError, unknown
+from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
+# stage -> the shipped config of the stage that it starts from
+_FOLLOWS = {"represent": "pretrain", "classify": "represent"}
 # How long a process that ends with an error waits for the others to end as well.
 LEAVE_SECONDS = 20
 
@@ -137,6 +140,28 @@ def _check_recipe(config: ConfigDict) -> None:
             pretrained.require(source)
 
 
+def check_paths(config: ConfigDict) -> None:
+    """What a config names and is not there is missed now, before JAX is loaded. Raises InputError."""
+    recipe = config.stages if "stages" in config else {"": config}
+    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
+    for name in config.order if "stages" in config else recipe:
+        if name not in recipe:
+            continue  # an error of its own
+        stage = recipe[name]
+        if (epath.Path(config.workdir) / name / folders.CONFIG).exists():
+            continue  # begun: it goes on without what it was started from, and tells itself what else it needs
+        for field in ("init_from", "mae_from"):
+            source = stage[field]
+            if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
+                continue
+            follows = _FOLLOWS.get(stage.stage)
+            if epath.Path(source).suffix or not follows:
+                raise InputError(f"config.{field}: there is no file or folder {source}")
+            folders.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if not is_remote(stage.data.path):
+            folders.require_dataset(stage.data.path)
+
+
 def _report(summary: dict, workdir: str) -> None:
     scores = {k: v for k, v in (summary["scores"] or {}).items() if isinstance(v, float)}
     told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation split"
@@ -148,8 +173,11 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
-    set_up_devices()
     config = CONFIG.value
+    # One of several processes must not end before the others can know of it.
+    if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
+        check_paths(config)
+    set_up_devices()
     if ALLOW_LEAK.value:
         for stage in config.stages.values() if "stages" in config else [config]:
             stage.data.allow_leak = True

@@ -144,7 +144,13 @@ class _Loop:
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
-        line = console.progress(total=plan.total_steps, initial=start, what=plan.stage.name, unit="step")
+        line = console.progress(
+            total=plan.total_steps,
+            initial=start,
+            what=plan.stage.name,
+            unit="steps",
+            active=parallel.is_first_host(),
+        )
         pending, stop = None, False
         with journal, line, self.watchdog:
             batches = self.batches(start)

@@ -170,12 +170,22 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
 @pytest.mark.parametrize(("words", "message"), [
     (["--seed", "-1"], "negative"), (["--split", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
     (["--quality", "0"], "1 to 100"), (["--by", "identity"], "no identities"),
-    (["--split", "1000:1"], "would be empty"),
+    (["--split", "1000:1"], r"'validation' would be empty \(6 images\)"),
 ])  # fmt: skip
 def test_wrong_flags(tmp_path, words, message):
     source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
     with pytest.raises(InputError, match=message):
         run(tmp_path / "out", "--source", source, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_rejected_images_leave_empty_takes_a_few_images_back(tmp_path):
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
+    for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg"):
+        (source.parent / name).write_text("no image")
+    with pytest.raises(InputError, match=r"would be empty \(1 of 6 images could be used\); nothing was kept"):
+        run(tmp_path / "out", "--source", source)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):

@@ -24,7 +24,7 @@ _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were no UTF-8
 # Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
-RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash")
+RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
 
 

@@ -24,6 +24,7 @@ COLUMNS = {
     "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
     "phash": pa.binary(phash.BYTES),  # perceptual hash of the stored image
     "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
+    "faces": pa.int32(),  # that were found in the source image; null: nobody looked
 }
 # Decoded photographs in memory at a time; a 16-megapixel one has 48 MB.
 _PHOTOGRAPHS = 4
@@ -76,7 +77,11 @@ def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[l
         columns = _of_file(picture, width, height)
         scale = max(1.0, min(width, height) / recipe.size)
         landmarks = picture.landmarks or row["landmarks"]
-        yield [Stored(encoded, {**columns, "landmarks": landmarks, "box": None, "cut_by": None, "scale": scale})]
+        yield [
+            Stored(
+                encoded, {**columns, "landmarks": landmarks, "box": None, "cut_by": None, "scale": scale, "faces": None}
+            )
+        ]
 
 
 def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
@@ -109,6 +114,7 @@ def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[lis
                     "box": None if crop.box is None else crop.box.tolist(),
                     "cut_by": crop.how,
                     "scale": crop.scale,
+                    "faces": crop.faces,
                 },
             )
             for crop in result
