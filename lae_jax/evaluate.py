@@ -144,9 +144,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--batch-size must be at least 1 and --devices at least 0")
     if not 0 < args.interval < 1:
         raise InputError(f"--interval {args.interval}: between 0 and 1")
-    if args.devices:
-        from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
+    if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))

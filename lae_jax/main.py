@@ -50,8 +50,9 @@ def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
         raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
     if COORDINATOR.value and CLUSTER.value:

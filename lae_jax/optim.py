@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lae_jax.errors import InputError
@@ -102,8 +103,9 @@ def sgd(
     _check("clip_norm", clip_norm, low=0)
 
     def init(params: optax.Params) -> SgdState:
-        trace = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return SgdState(count=jnp.zeros((), jnp.int32), trace=trace)
+        # By numpy: outside of a traced function jax.numpy compiles a program for each shape.
+        trace = jax.tree.map(lambda p: np.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        return SgdState(count=np.zeros((), np.int32), trace=trace)
 
     def update(grads: optax.Updates, state: SgdState, params: optax.Params | None = None):
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
