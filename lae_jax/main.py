@@ -44,6 +44,7 @@ EXPECT_DEVICES = flags.DEFINE_integer(
 ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
 flags.DEFINE_alias("allow-leak", "allow_leak")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
+PROFILE = flags.DEFINE_string("profile", "", "Trace so many steps, or those of FIRST:LAST, into the run's profile/.")
 
 
 def set_up_devices() -> None:
@@ -107,13 +108,13 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def run(config: ConfigDict, signals: watch.Signals) -> None:
+def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
-    before, unless its `init_from` says otherwise."""
+    before, unless its `init_from` says otherwise. profile: the steps of each to trace (tracing.Wanted)."""
     from lae_jax import train
 
     if "stages" not in config:
-        _report(train.train(config, signals), config.workdir)
+        _report(train.train(config, signals, profile), config.workdir)
         return
     _check_recipe(config)
     before = ""
@@ -122,7 +123,7 @@ def run(config: ConfigDict, signals: watch.Signals) -> None:
         stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
-        _report(train.train(stage, signals), stage.workdir)
+        _report(train.train(stage, signals, profile), stage.workdir)
         before = stage.workdir
 
 
@@ -149,12 +150,15 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
+    from lae_jax import tracing
+
+    profile = tracing.parse(PROFILE.value) if PROFILE.value else None
     set_up_devices()
     config = CONFIG.value
     if ALLOW_LEAK.value:
         for stage in config.stages.values() if "stages" in config else [config]:
             stage.data.allow_leak = True
-    run(config, signals)
+    run(config, signals, profile)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "lae_jax"
 DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo"}
 LEVELS = [
-    {"errors", "files", "compiled"},
+    {"errors", "files", "compiled", "tracing"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
     {"head_losses", "head_methods"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports"},
