@@ -1,0 +1,141 @@
+"""The training loop against its compiled step alone: images a second on synthetic batches in memory.
+
+    python -m benchmarks.loop
+    python -m benchmarks.loop --model efficientnet_v2_m --image_size 224 --batch_size 256 --dtype bfloat16 --steps 40
+
+The loop is `lae_jax.train`'s own, with journal, TensorBoard, progress line, watchdog and a checkpoint at its end; the
+batches come from a list. Both sides take turns with one compiled step. Times are of the steps between the first few of
+a turn and its last, so a checkpoint does not count.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from lae_jax import checkpoints, compiled, console, models, prepare, runs, steps, tracing, train, watch
+from lae_jax.configs import represent
+from lae_jax.plan import make_plan
+
+WARM_UP = 3  # steps of a turn before its clock starts
+
+
+def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints.Checkpoints):
+    """The loop of a run, and its first state."""
+    config = represent.get_config()
+    config.workdir, config.data.path, config.data.split = str(folder / "run"), str(folder / "drawn"), ""
+    config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
+    config.batch_size, config.save_steps, config.log_steps = args.batch_size, 10**9, args.log_steps
+    plan = make_plan(config)
+    module = runs.model(config, plan.stage, plan.num_outputs)
+    variables = models.initialise(module, args.image_size, 0)
+    tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+    state = plan.par.place(steps.create_state(variables, tx))
+    trace = tracing.Trace(plan.workdir, None, 0, plan.total_steps)
+    return train._Loop(plan, module, tx, saved, watch.Signals(), trace), state
+
+
+class Clock:
+    """Gives batches without end or number and notes when each is asked for."""
+
+    def __init__(self, batches: list[dict], count: int):
+        self.batches, self.count, self.asked = batches, count, []
+
+    def __iter__(self):
+        for batch in itertools.islice(itertools.cycle(self.batches), self.count):
+            self.asked.append(time.perf_counter())
+            yield batch
+
+    def rate(self, end: float, batch_size: int) -> float:
+        """Images a second from step WARM_UP on; the steps before a request but one are done by then."""
+        return (self.count - WARM_UP) * batch_size / (end - self.asked[WARM_UP])
+
+
+def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> float:
+    loop.plan = dataclasses.replace(
+        loop.plan, total_steps=(turn + 1) * clock.count, eval_steps=(turn + 1) * clock.count
+    )
+    loop.batches = lambda start: iter(clock)
+    ended = []
+    evaluate, loop.evaluate = loop.evaluate, lambda state: ended.append(time.perf_counter())
+    loop.run(state)
+    loop.evaluate = evaluate
+    return clock.rate(ended[0], loop.plan.config.batch_size)
+
+
+def of_step(loop: train._Loop, state: steps.TrainState, clock: Clock) -> float:
+    for number, batch in enumerate(clock):
+        state, metrics = loop.step(state, batch)
+        if number == WARM_UP - 1:
+            jax.block_until_ready(state)
+    jax.block_until_ready((state, metrics))
+    return clock.rate(time.perf_counter(), loop.plan.config.batch_size)
+
+
+def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
+    words = ["--reader", "synthetic", "--source", f"train={args.batch_size}", "--size", "32", "--workers", "1"]
+    prepare.prepare(prepare.parse_args([*words, "--out", str(folder / "drawn")]))
+    random = np.random.default_rng(0)
+    shape = (args.batch_size, args.image_size, args.image_size, 3)
+    batches = [
+        {
+            "image": random.integers(0, 256, shape, np.uint8),
+            "target": random.uniform(0, 100, args.batch_size).astype(np.float32),
+        }
+        for _ in range(4)
+    ]
+    rates = {"loop": [], "step": []}
+    with checkpoints.Checkpoints(folder / "run", asynchronous=False) as saved:
+        loop, state = make_loop(args, folder, saved)
+        first = jax.tree.map(np.asarray, state)
+        loop.step(state, batches[0])  # compiles
+        for turn in range(args.turns):
+            at = first.replace(step=np.int32(turn * args.steps))
+            sides = [
+                ("step", lambda state=at: of_step(loop, loop.plan.par.place(state), Clock(batches, args.steps))),
+                ("loop", lambda s=at, t=turn: of_loop(loop, loop.plan.par.place(s), Clock(batches, args.steps), t)),
+            ]
+            for name, side in sides[:: 1 if turn % 2 else -1]:
+                rates[name].append(side())
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    pairs = [a / b for a, b in zip(rates["loop"], rates["step"], strict=True)]
+    return {
+        **vars(args),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "images_per_second": medians,
+        "ratio": medians["loop"] / medians["step"],
+        "ratio_of_pairs": statistics.median(pairs),
+        "all": rates,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="efficientnet_v2_tiny")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--log_steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30, help="of a turn, of each side")
+    parser.add_argument("--turns", type=int, default=7)
+    args = parser.parse_args()
+    compiled.keep()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(args, pathlib.Path(folder))
+    print(json.dumps(found))
+    rows = [[name, rate] for name, rate in found["images_per_second"].items()]
+    print(console.table(["", "images/s"], [*rows, ["loop / step", found["ratio"]]]))
+    print(f"median of the pairs' ratios: {found['ratio_of_pairs']:.3f}")
+
+
+if __name__ == "__main__":
+    console.door(main)
