@@ -5,7 +5,7 @@
 
 The loop is `lae_jax.train`'s own, with journal, TensorBoard, progress line, watchdog and a checkpoint at its end; the
 batches come from a list. Both sides take turns with one compiled step. Times are of the steps between the first few of
-a turn and its last, so a checkpoint does not count.
+a turn and its last, so a checkpoint does not count. On a loaded machine the CPU time of the process tells more.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import statistics
 import tempfile
 import time
 
@@ -50,33 +49,38 @@ class Clock:
 
     def __iter__(self):
         for batch in itertools.islice(itertools.cycle(self.batches), self.count):
-            self.asked.append(time.perf_counter())
+            self.asked.append(now())
             yield batch
 
-    def rate(self, end: float, batch_size: int) -> float:
-        """Images a second from step WARM_UP on; the steps before a request but one are done by then."""
-        return (self.count - WARM_UP) * batch_size / (end - self.asked[WARM_UP])
+    def seconds(self, end: np.ndarray) -> np.ndarray:
+        """A step, from step WARM_UP on; the steps before a request but one are done by then."""
+        return (end - self.asked[WARM_UP]) / (self.count - WARM_UP)
 
 
-def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> float:
+def now() -> np.ndarray:
+    """Seconds of wall time, and of the process's CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> np.ndarray:
     loop.plan = dataclasses.replace(
         loop.plan, total_steps=(turn + 1) * clock.count, eval_steps=(turn + 1) * clock.count
     )
     loop.batches = lambda start: iter(clock)
     ended = []
-    evaluate, loop.evaluate = loop.evaluate, lambda state: ended.append(time.perf_counter())
+    evaluate, loop.evaluate = loop.evaluate, lambda state: ended.append(now())
     loop.run(state)
     loop.evaluate = evaluate
-    return clock.rate(ended[0], loop.plan.config.batch_size)
+    return clock.seconds(ended[0])
 
 
-def of_step(loop: train._Loop, state: steps.TrainState, clock: Clock) -> float:
+def of_step(loop: train._Loop, state: steps.TrainState, clock: Clock) -> np.ndarray:
     for number, batch in enumerate(clock):
         state, metrics = loop.step(state, batch)
         if number == WARM_UP - 1:
             jax.block_until_ready(state)
     jax.block_until_ready((state, metrics))
-    return clock.rate(time.perf_counter(), loop.plan.config.batch_size)
+    return clock.seconds(now())
 
 
 def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
@@ -91,7 +95,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
         }
         for _ in range(4)
     ]
-    rates = {"loop": [], "step": []}
+    seconds = {"loop": [], "step": []}
     with checkpoints.Checkpoints(folder / "run", asynchronous=False) as saved:
         loop, state = make_loop(args, folder, saved)
         first = jax.tree.map(np.asarray, state)
@@ -103,18 +107,18 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
                 ("loop", lambda s=at, t=turn: of_loop(loop, loop.plan.par.place(s), Clock(batches, args.steps), t)),
             ]
             for name, side in sides[:: 1 if turn % 2 else -1]:
-                rates[name].append(side())
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    pairs = [a / b for a, b in zip(rates["loop"], rates["step"], strict=True)]
+                seconds[name].append(side())
+    medians = {name: np.median(found, axis=0) for name, found in seconds.items()}
     return {
         **vars(args),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "images_per_second": medians,
-        "ratio": medians["loop"] / medians["step"],
-        "ratio_of_pairs": statistics.median(pairs),
-        "all": rates,
+        "images_per_second": {name: args.batch_size / wall for name, (wall, _) in medians.items()},
+        "cpu_seconds_per_step": {name: cpu for name, (_, cpu) in medians.items()},
+        "ratio": medians["step"][0] / medians["loop"][0],
+        "ratio_of_cpu_time": medians["step"][1] / medians["loop"][1],
+        "seconds_per_step": {name: [wall for wall, _ in found] for name, found in seconds.items()},
     }
 
 
@@ -132,9 +136,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))
     print(json.dumps(found))
-    rows = [[name, rate] for name, rate in found["images_per_second"].items()]
-    print(console.table(["", "images/s"], [*rows, ["loop / step", found["ratio"]]]))
-    print(f"median of the pairs' ratios: {found['ratio_of_pairs']:.3f}")
+    rows = [[name, rate, found["cpu_seconds_per_step"][name]] for name, rate in found["images_per_second"].items()]
+    rows.append(["loop / step", found["ratio"], found["ratio_of_cpu_time"]])
+    print(console.table(["", "images/s", "s of CPU time a step"], rows))
 
 
 if __name__ == "__main__":
