@@ -147,9 +147,10 @@ def main(argv: list[str] | None = None) -> None:
     folders.require_run(args.run)
     if args.data:
         folders.require_dataset(args.data)
-    if args.devices:
-        from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
+    if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))

@@ -47,14 +47,16 @@ EXPECT_DEVICES = flags.DEFINE_integer(
 ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
 flags.DEFINE_alias("allow-leak", "allow_leak")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
+PROFILE = flags.DEFINE_string("profile", "", "Trace so many steps, or those of FIRST:LAST, into the run's profile/.")
 
 
 def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
         raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
     if COORDINATOR.value and CLUSTER.value:
@@ -109,13 +111,13 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def run(config: ConfigDict, signals: watch.Signals) -> None:
+def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
-    before, unless its `init_from` says otherwise."""
+    before, unless its `init_from` says otherwise. profile: the steps of each to trace (tracing.Wanted)."""
     from lae_jax import train
 
     if "stages" not in config:
-        _report(train.train(config, signals), config.workdir)
+        _report(train.train(config, signals, profile), config.workdir)
         return
     _check_recipe(config)
     before = ""
@@ -124,7 +126,7 @@ def run(config: ConfigDict, signals: watch.Signals) -> None:
         stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
-        _report(train.train(stage, signals), stage.workdir)
+        _report(train.train(stage, signals, profile), stage.workdir)
         before = stage.workdir
 
 
@@ -173,6 +175,9 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
+    from lae_jax import tracing
+
+    profile = tracing.parse(PROFILE.value) if PROFILE.value else None
     config = CONFIG.value
     # One of several processes must not end before the others can know of it.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
@@ -181,7 +186,7 @@ def main(argv: list[str], signals: watch.Signals) -> None:
     if ALLOW_LEAK.value:
         for stage in config.stages.values() if "stages" in config else [config]:
             stage.data.allow_leak = True
-    run(config, signals)
+    run(config, signals, profile)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lae_jax import head_losses, head_mixing
@@ -22,8 +23,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainState:
-    """The state of step 0 of a model's variables."""
-    zero = jnp.zeros((), jnp.int32)
+    """The state of step 0 of a model's variables; numpy arrays where they are."""
+    zero = np.zeros((), np.int32)
     params = dict(variables["params"])
     return TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
 

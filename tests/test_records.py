@@ -1,16 +1,18 @@
 """The prepared data set: resumable, checked, open to TFDS, with the splits that were asked for."""
 
 import csv
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pictures import photograph
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import images, readers, records, shards
+from lae_jax.data import images, phash, readers, records, shards
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
 
@@ -345,4 +347,28 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
 
 def test_store_form_gives_the_size_of_the_source():
     encoded = images.encode(Image.new("RGB", (30, 50)), 90)
-    assert images.store_form(encoded, 64, 90) == (encoded, 30, 50)
+    assert images.store_form(encoded, 64, 90) == (encoded, phash.of(encoded), 30, 50)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_keeps_its_bytes_is_read_as_strictly_as_by_a_whole_decode(progressive):
+    buffer = io.BytesIO()
+    Image.fromarray(photograph(90, 80, 0)).save(buffer, "JPEG", quality=80, progressive=progressive)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(buffer.getvalue())
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        for place in rng.integers(len(damaged), size=rng.integers(4)) if damaged else ():
+            damaged[place] = rng.integers(256)
+        verdicts = []
+        for read in (images.load, lambda encoded: images.store_form(encoded, 256, 90)):
+            try:
+                read(bytes(damaged))
+                verdicts.append(None)
+            except images.BadImage as reason:
+                verdicts.append(str(reason))
+        assert verdicts[0] == verdicts[1]
+        refused += verdicts[0] is not None
+    assert 60 < refused < 280
