@@ -13,7 +13,7 @@ import signal
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, console, files
+from lae_jax import console, files, folders
 from lae_jax.errors import InputError
 
 
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
-    from lae_jax import estimator, evaluation, leaks
+    from lae_jax import checkpoints, estimator, evaluation, leaks
 
     handed = checkpoints.load_run(args.run, args.step)
     done = evaluation.predict(
@@ -144,9 +144,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--batch-size must be at least 1 and --devices at least 0")
     if not 0 < args.interval < 1:
         raise InputError(f"--interval {args.interval}: between 0 and 1")
-    if args.devices:
-        from lae_jax import parallel
+    folders.require_run(args.run)
+    if args.data:
+        folders.require_dataset(args.data)
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
+    if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))

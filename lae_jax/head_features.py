@@ -12,6 +12,7 @@ import numpy as np
 from lae_jax import checkpoints, files, inference, inputs, parallel, runs, stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 
 logger = logging.getLogger("lae_jax")
 
@@ -125,7 +126,11 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
         raise InputError(f"{path} is a run of stage {handed.meta['stage']}: name one of stage represent with --run")
     dataset = records.open_dataset(data, handed.meta["config"]["data"]["verify"])
     if handed.meta["crop"] != dataset.crop:
-        raise InputError(f"{path} was trained on crops {handed.meta['crop']}, {data} holds {dataset.crop}")
+        both = handed.meta["crop"], dataset.crop
+        raise InputError(
+            f"{path} was trained on other crops than {data} holds ({crops.differing(*both)}):"
+            f" {crops.how_to_cut_alike(*both)}"
+        )
     if handed.meta["data_hash"] != dataset.hash:
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lae_jax import head_losses, losses, metrics, models, optim, runs
+from lae_jax import head_losses, head_mixing, losses, metrics, models, optim, runs
 from lae_jax.data import sampling
 from lae_jax.head_methods import Method
 from lae_jax.models import initial_values
@@ -180,6 +180,9 @@ class Bench:
                 x, y = features[among, position], ages[position]
                 if tables is not None:
                     x = x * head_losses.of_age(tables["scale"], y) + head_losses.of_age(tables["shift"], y)
+                if method.mix is not None:
+                    partner, share = method.mix(y, head_mixing.key_of(seed, number), setting)
+                    x, y = (head_mixing.mixed(values, values[partner], share) for values in (x, y))
                 loss, grads = jax.value_and_grad(mean_loss)(trained, x, y, jax.random.fold_in(key, number))
                 good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
                 updates, new_state = tx.update(grads, state, trained)

@@ -13,6 +13,7 @@ from lae_jax import checkpoints, head_losses, head_methods, inputs, leaks, metri
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 from lae_jax.models import pretrained, pretrained_names
 
 logger = logging.getLogger("lae_jax")
@@ -164,17 +165,18 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
     if init is not None and "head" not in stage.loads and init.meta.get("crop", dataset.crop) != dataset.crop:
         logger.warning(
-            "%s was trained on crops %s, %s holds %s: its features were learnt on faces that were cut otherwise",
+            "the features of %s were learnt on other crops than %s holds: %s",
             init.workdir,
-            init.meta["crop"],
             dataset.path,
-            dataset.crop,
+            crops.differing(init.meta["crop"], dataset.crop),
         )
     if init is None or "head" not in stage.loads:
         return
     if init.meta["crop"] != dataset.crop:
+        both = init.meta["crop"], dataset.crop
         raise InputError(
-            f"{init.workdir} was trained on crops {init.meta['crop']}, {dataset.path} holds {dataset.crop}"
+            f"{init.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)}):"
+            f" {crops.how_to_cut_alike(*both)}"
         )
     if init.meta["data"] == str(dataset.path) and init.meta["data_hash"] != dataset.hash:
         raise InputError(

@@ -32,6 +32,7 @@ class Stage:
     # (features of the training images (N, F), their whole ages (N,)) -> {'scale', 'shift'} by age, (K, F) each, which
     # the features get in training; None: they are taken as they are. The backbone must stand still.
     calibrate: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
+    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None  # as `steps.train_step` has it
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -143,7 +144,12 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
         order=method.order,
         factors=method.trains == "scales",
         calibrate=head_losses.smooth_statistics if method.smooth_features else None,
+        mix=method.mix and functools.partial(_set_mix, method.mix, setting),
     )
+
+
+def _set_mix(mix, setting, ages, key):
+    return mix(ages, key, setting)
 
 
 def _set_loss(loss, setting, outputs, target, handed):

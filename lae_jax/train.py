@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, watch
+from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, tracing, watch
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
 from lae_jax.errors import Diverged, InputError, Preempted
@@ -23,10 +24,10 @@ logger = logging.getLogger("lae_jax")
 _WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
 
 
-def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
+def train(config: ConfigDict, signals: watch.Signals | None = None, profile: tracing.Wanted | None = None) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
 
-    Args: signals: that ask it to stop; without them nothing does.
+    Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.
 
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
     SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
@@ -85,7 +86,9 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
                 plan.total_steps,
             )
             state = plan.par.place(state)
-            return _Loop(plan, module, tx, saved, signals, _calibration(plan, state)).run(state)
+            calibration = _calibration(plan, state)
+            trace = tracing.Trace(workdir, profile, int(state.step), plan.total_steps)
+            return _Loop(plan, module, tx, saved, signals, calibration, trace).run(state)
 
 
 def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] | None:
@@ -100,8 +103,17 @@ def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] |
 class _Loop:
     """Steps, scores and checkpoints of one run, from the state's step to the last."""
 
-    def __init__(self, plan: Plan, module, tx, saved: Checkpoints, signals: watch.Signals, calibration):
-        self.plan, self.saved, self.signals = plan, saved, signals
+    def __init__(
+        self,
+        plan: Plan,
+        module,
+        tx,
+        saved: Checkpoints,
+        signals: watch.Signals,
+        calibration: dict[str, np.ndarray] | None,
+        trace: tracing.Trace,
+    ):
+        self.plan, self.saved, self.signals, self.trace = plan, saved, signals, trace
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config = plan.config
         self.step = plan.par.map_train(
@@ -117,6 +129,7 @@ class _Loop:
                 mean=tuple(config.data.mean),
                 std=tuple(config.data.std),
                 calibration=calibration,
+                mix=plan.stage.mix,
                 accumulate=config.accumulate,
             )
         )
@@ -143,19 +156,27 @@ class _Loop:
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
-        line = console.progress(total=plan.total_steps, initial=start, what=plan.stage.name, unit="step")
+        line = console.progress(
+            total=plan.total_steps,
+            initial=start,
+            what=plan.stage.name,
+            unit="steps",
+            active=parallel.is_first_host(),
+        )
         pending, stop = None, False
-        with journal, line, self.watchdog:
+        with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
             for number in range(start + 1, plan.total_steps + 1):
+                self.trace.begin(number)
                 waiting = time.perf_counter()
                 batch = next(batches)
                 journal.waited(time.perf_counter() - waiting)
                 if number == start + 1:
                     self.watchdog.rest()  # the first step compiles
                 # The scores of the step before are fetched after this one was dispatched: the device never waits.
-                state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
                 dispatched["stop"] = self.any_host(self.signals.asked)
                 if pending is not None:
                     stop = self._account(journal, line, number - 1, pending)
@@ -182,6 +203,7 @@ class _Loop:
         """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
         metrics = {name: np.asarray(value) for name, value in dispatched.items()}
         self.watchdog.beat()
+        self.trace.end(number)
         if metrics["bad"]:
             rows = self.plan.training.rows[self.plan.order(number - 1).numpy()]
             journal.bad_step(number, metrics, self.plan.dataset.column("name")[rows])

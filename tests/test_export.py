@@ -183,8 +183,14 @@ def test_an_export_says_what_it_is(run, exported, drawn):
         assert f"| 71-81 | {scores['group_count'][-1]} | {scores['group_mae'][-1]:.2f} |" in card
         assert f"MAE {scores['mae']:.2f} years" in card
     for words in (str(drawn), "read as `synthetic`", "docs/data.md", "trained from random values", "Do not use it",
-                  '"detector": "unknown"', "28 x 28", "None is known of"):  # fmt: skip
+                  '"detector": "unknown"', "28 x 28", "No leak was found",
+                  "in the validation split is unknown: the data was not split by identity",
+                  "People of the evaluation on `test` whom it was trained on: "):  # fmt: skip
         assert words in card, words
+    unnamed, data = {**test, "same_people_on_both_sides": None}, {"path": "p", "hash": "h", "protocol": "identity"}
+    nobody = model_card.write(content, checkpoints.load_run(run).meta, [], [unnamed], data)
+    assert "whom it was trained on: unknown, since nobody says who they are" in nobody
+    assert "not split by identity" not in nobody
 
 
 def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import head_losses, head_methods, head_training, losses
+from lae_jax import head_losses, head_methods, head_mixing, head_training, losses
 from lae_jax.configs import classify
 from lae_jax.errors import InputError
 from lae_jax.head_methods import METHODS
@@ -67,6 +67,27 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
     np.testing.assert_allclose(head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
 
 
+def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
+    ages = jnp.array([10.0, 10.0, 12.0, 60.0])
+    # Each example's features say which one it is.
+
+    def draw(seed):
+        partner, share = head_mixing.c_mixup(ages, head_mixing.key_of(seed, 5), 2.0)
+        return [head_mixing.mixed(x, x[partner], share) for x in (jnp.eye(4), ages)]
+
+    mixed, of_ages = (np.asarray(part) for part in jax.vmap(draw)(jnp.arange(400)))
+    np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(mixed @ np.asarray(ages), of_ages, rtol=1e-6)
+    own = mixed[:, np.arange(4), np.arange(4)]
+    np.testing.assert_allclose(own[:, 3], 1)  # nobody is near 60
+    # exp(-0), exp(-0) and exp(-4 / 8) are the odds of the first example's partners.
+    share = 1 - own[:, 0]
+    assert (share > 0).mean() == pytest.approx(1 - 1 / (2 + np.exp(-0.5)), abs=0.08)
+    assert (mixed[:, 0, 2] > 0).mean() == pytest.approx(np.exp(-0.5) / (2 + np.exp(-0.5)), abs=0.07)
+    of_two = share[share > 0]
+    assert of_two.mean() == pytest.approx(0.5, abs=0.05) and of_two.var() == pytest.approx(1 / 20, abs=0.015)
+
+
 def test_records_hold_together():
     assert list(METHODS) == [method.name for method in METHODS.values()]
     for method in METHODS.values():
@@ -81,7 +102,7 @@ def test_records_hold_together():
 
 TRAINED = {n: m for n, m in METHODS.items() if m.loss is not None and m.sets != "finish"}
 # Of all that have the same machinery, the last one.
-MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.sets): n for n, m in TRAINED.items()}
+MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.mix, m.sets): n for n, m in TRAINED.items()}
 
 
 def test_every_loss_pulls_a_head_towards_the_ages():
@@ -99,7 +120,7 @@ def test_every_loss_pulls_a_head_towards_the_ages():
 def test_every_machinery_learns(bench, name):
     method = METHODS[name]
     setting = method.settings[-1]
-    peak = 0.02 if name == "balanced_mse" else 1.0
+    peak = {"balanced_mse": 0.02, "two_layers_c_mixup": 0.1}.get(name, 1.0)
     heads, bad = bench.train(method, [setting], [peak], [0])
     assert not bad.any()
     predicted = bench.predict(method, heads, bench.features[0], [setting])[0, 0]

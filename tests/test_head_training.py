@@ -30,7 +30,7 @@ def extractor(make_config, tmp_path_factory):
     [
         ("lae", 0.3, None, 0.1),
         ("effective_number", 0.0, 0.9, 0.1),
-        ("two_layers", 0.2, None, 0.1),
+        ("two_layers_c_mixup", 0.2, 3.0, 0.1),
         # A factor's slope is as small as the weights, which are nearly new here.
         ("lws", 0.2, None, 30.0),
         ("feature_calibration", 0.2, None, 0.1),

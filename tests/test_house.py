@@ -9,9 +9,9 @@ from conftest import ROOT
 PACKAGE = ROOT / "lae_jax"
 DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo"}
 LEVELS = [
-    {"errors", "files"},
+    {"errors", "files", "folders", "compiled", "tracing"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
-    {"head_losses", "head_methods"},
+    {"head_losses", "head_methods", "head_mixing"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports"},
     {"inference", "runs", "estimator", "pretrained"},
     {"inputs", "head_training"},
