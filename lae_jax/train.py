@@ -201,7 +201,7 @@ class _Loop:
 
     def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
         """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
-        metrics = {name: np.asarray(value) for name, value in dispatched.items()}
+        metrics = jax.device_get(dispatched)  # all of them in one go
         self.watchdog.beat()
         self.trace.end(number)
         if metrics["bad"]:
