@@ -107,7 +107,7 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def application(args: argparse.Namespace, estimator: AgeEstimator):
+def application_of(args: argparse.Namespace, estimator: AgeEstimator):
     """The ASGI application for an estimator."""
     from lae_jax.serving import ages, answers, app, limits
 
@@ -144,17 +144,18 @@ def application(args: argparse.Namespace, estimator: AgeEstimator):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        from lae_jax.serving import app, listen  # noqa: F401  (app: by application)
+        from lae_jax.serving import app, listen  # noqa: F401  (app: of application_of)
     except ImportError as error:
         raise InputError(f"{error.name} is missing: install the extra with pip install -e .[serve]") from error
-    listening = listen.bind(args.host, args.port)
     if args.devices:
         from lae_jax import parallel
 
         parallel.simulate_devices(args.devices)
-    app = application(args, AgeEstimator.from_run(args.run, args.step, args.flip))
-    logger.info("%s (Ctrl-C ends it); the first answers wait until the model is warm", listen.address(listening))
-    listen.serve(app, listening, args.upload_seconds)
+    # First, since a port that is taken is told at once, and loading takes a while.
+    with listen.bind(args.host, args.port) as listening:
+        application = application_of(args, AgeEstimator.from_run(args.run, args.step, args.flip))
+        logger.info("%s (Ctrl-C ends it); the first answers wait until the model is warm", listen.address(listening))
+        listen.serve(application, listening, args.upload_seconds)
 
 
 if __name__ == "__main__":

@@ -87,10 +87,10 @@ def test_photographs_have_the_ages_that_predict_gives_in_any_company(tmp_path):
     ({"a.txt": b"no picture"}, {}, 422, "a.txt: not an image that can be read"),
     ({"a.png": served.crop(0, 101)}, {}, 422, "claims 101x101 pixels, more than 10,000"),
     ({"a.png": served.crop(0)[:-50]}, {}, 422, "does not decode"),
-    ({"../b\r/\x07 ": b"", "c": b""}, {}, 422, "image 1: empty file; c: empty file"),
+    ({"..\\b/ ": b"", "../c": b""}, {}, 422, "image 1: empty file; c: empty file"),
     ({"a.png": served.crop(0)}, {"content-type": "image/png"}, 415, "multipart/form-data"),
-    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data"}, 400, "no whole multipart"),
-    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data; boundary=other"}, 400, "no whole multipart"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data"}, 400, "no multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data; boundary=other"}, 400, "no multipart/form-data"),
     ({"a.png": served.crop(0)}, {"host": "elsewhere.example"}, 403, "not called 'elsewhere.example'"),
     ({"a.png": served.crop(0)}, {"host": "[:"}, 403, "not called"),
     ({"a.png": served.crop(0)}, {"origin": "http://elsewhere.example"}, 403, "may not use this server"),
@@ -112,14 +112,15 @@ def test_a_body_of_unknown_length_is_counted_as_it_comes(crops_server):
 def test_a_field_that_nobody_reads_is_refused(crops_server):
     files = {"images": ("a.png", served.crop(0))}
     reply = httpx2.post(f"{crops_server[0]}/v1/predict", files=files, data={"threshold": "18"})
-    assert reply.status_code == 422 and "a field that is no file" in reply.json()["error"]
+    assert reply.status_code == 400 and "a field that is no file" in reply.json()["error"]
 
 
-def test_uploads_touch_no_disk(crops_server, monkeypatch):
-    def rollover(_):
-        raise AssertionError("an upload went onto a disk")
+def test_a_large_upload_touches_no_disk(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("an upload goes onto a disk")
 
-    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", rollover)
+    for name in ("TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile", "mkstemp"):
+        monkeypatch.setattr(f"tempfile.{name}", refuse)
     given = served.aligned(served.stand_in([]))
     picture = np.random.default_rng(0).integers(0, 255, (900, 900, 3)).astype(np.uint8)
     content = served.encoded(Image.fromarray(picture), "BMP")
@@ -235,10 +236,10 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
     c = small_config("represent")
     c.epochs = 0.3
     train.train(c)
-    words = [sys.executable, "-m", "lae_jax.serve", "--run", c.workdir, "--port", "0"]
-    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2 and "how they were cut is unknown; or serve crops" in refused.stderr
-    process = subprocess.Popen([*words, "--aligned"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(InputError, match="how they were cut is unknown; or serve crops"):
+        serve.main(["--run", c.workdir, "--port", "0"])
+    words = ["-m", "lae_jax.serve", "--run", c.workdir, "--port", "0", "--aligned", "--max-batch", "1"]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))
         about = httpx2.get(f"{address}/v1/model").json()
@@ -280,7 +281,7 @@ def test_wrong_flags(words, message):
 
 
 def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch):
-    with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use; name another"):
+    with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; name another"):
         listen.bind(*taken.getsockname())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lae_jax.serving.listen")

@@ -4,15 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 import re
-import sys
 from collections.abc import AsyncIterator, Iterator
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from lae_jax.data import images
 from lae_jax.data.images import BadImage
+from lae_jax.serving import multipart
 
 # A client that still sends would not read the answer: its bytes are taken, and thrown away, for as long as this.
 _DISCARD_SECONDS = 5.0
@@ -79,15 +77,12 @@ class Gate:
             try:
                 self.check_busy()
                 yield await upload.files()
-            except Refused:
-                await upload.discard()
+            except Refused as refusal:
+                if refusal.status != 408:
+                    await upload.discard()
                 raise
         finally:
             self.held -= upload.size
-
-
-class _InMemory(MultiPartParser):
-    spool_max_size = sys.maxsize  # starlette's own would write files of more than 1 MB to a disk
 
 
 class _Upload:
@@ -96,53 +91,52 @@ class _Upload:
 
     async def files(self) -> list[Uploaded]:
         limits, headers = self.gate.limits, self.request.headers
-        if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        kind = headers.get("content-type", "")
+        if not kind.lower().startswith("multipart/form-data"):
             raise Refused(415, "send photographs as multipart/form-data, as `curl -F images=@photo.jpg` does")
         if int(headers.get("content-length", 0)) > limits.bytes:
             raise self._too_large()
-        # No fields beside the files: an option that nobody reads must not seem to work.
-        parser = _InMemory(headers, self._chunks(), max_files=limits.files, max_fields=0)
         try:
             async with asyncio.timeout(limits.upload_seconds):
-                form = await parser.parse()
+                files = await self._read(multipart.Files(kind, limits.files))
         except TimeoutError:
             raise Refused(408, f"the upload took longer than {limits.upload_seconds:g} seconds") from None
-        except MultiPartException as error:
-            if error.message.startswith("Too many files"):
-                raise Refused(413, f"more than {limits.files} files: send them in several requests") from None
-            if error.message.startswith("Too many fields"):
-                raise Refused(422, "the request has a field that is no file: send nothing but images") from None
-            raise Refused(400, f"the request is no whole multipart/form-data ({error.message})") from None
-        try:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            uploads = [Uploaded(_clean(file.filename, i), await file.read()) for i, file in enumerate(files, 1)]
-        finally:
-            await form.close()
-        if not uploads:
+        except multipart.TooManyFiles:
+            raise Refused(413, f"more than {limits.files} files: send them in several requests") from None
+        except multipart.BadForm as reason:
+            raise Refused(400, f"the request is no multipart/form-data of files: {reason}") from None
+        if not files:
             raise Refused(422, "the request has no file: send at least one photograph")
-        return uploads
+        return [Uploaded(_clean(name, number), content) for number, (name, content) in enumerate(files, 1)]
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self.request.stream():
+    async def _read(self, files: multipart.Files) -> list[tuple[str, bytes]]:
+        while not self.ended:
+            chunk = await self._next()
             self.size += len(chunk)
             self.gate.held += len(chunk)
             if self.size > self.gate.limits.bytes:
                 raise self._too_large()
             if self.gate.held > self.gate.limits.held:
                 raise Refused(429, "the server holds as many bytes of uploads as it may: try again in a second", 1)
-            yield chunk
-        self.ended = True
+            files.write(chunk)
+        return files.whole()
+
+    async def _next(self) -> bytes:
+        message = await self.request.receive()
+        self.ended = not message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message.get("body", b"")
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the request has more than {self.gate.limits.bytes:,} bytes: send fewer or smaller images")
 
     async def discard(self) -> None:
         """Reads on without keeping anything, so that the client comes to read the answer."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while not self.ended:
-                    message = await self.request.receive()
-                    self.ended = not message.get("more_body", False)
+                    await self._next()
 
 
 def _clean(name: str | None, number: int) -> str:

@@ -76,6 +76,8 @@ def serve(app, listening: socket.socket, upload_seconds: float) -> None:
     # uvicorn raises the signal again when it has drained; a handler of ours lets the process end by itself, with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What is wrong with a request is told to its client.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn_logger = logging.getLogger("uvicorn")
     uvicorn_logger.setLevel(logging.ERROR)
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
