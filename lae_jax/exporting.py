@@ -69,13 +69,34 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
     )
     content = {
         "format": form,
+        "outputs": {
+            "age": "float32 (batch,), years, before the temperature",
+            "distribution": f"float32 (batch, {program.num_ages}), of the ages from 0, at the temperature",
+        },
+        "inside": {"mean": list(program.mean), "std": list(program.std)},
+        "platforms": list(PLATFORMS) if form != "onnx" else None,
+        **_described(handed, config, stage.name, flip),
+    }
+    return _write(out, content, program, handed, line)
+
+
+def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> str:
+    """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
+    handed, config, stage = estimator.load_ages(run, step)
+    content = _described(handed, config, stage.name, flip)
+    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+
+
+def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> dict:
+    """What export.json says of a run."""
+    return {
         "source": {
             "run": str(handed.workdir),
             "step": handed.step,
-            "stage": stage.name,
-            "model": program.name,
+            "stage": stage,
+            "model": config.model.name,
             "dtype": config.model.dtype,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.variables["params"])),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(handed.variables["params"])),
             "data": handed.meta["data"],
             "data_hash": handed.meta["data_hash"],
         },
@@ -83,23 +104,16 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
             "name": "image",
             "dtype": "uint8",
             "layout": "NHWC, RGB",
-            "image_size": program.image_size,
+            "image_size": config.data.image_size,
             "resize": config.data.resize,
             "before": "cut the face as crop says; Pillow's bicubic to resize (0: image_size) squared; the centre of"
             " image_size squared; no normalisation",
         },
-        "outputs": {
-            "age": "float32 (batch,), years, before the temperature",
-            "distribution": f"float32 (batch, {program.num_ages}), of the ages from 0, at the temperature",
-        },
-        "inside": {"mean": list(program.mean), "std": list(program.std)},
         "crop": handed.meta["crop"],
-        "temperature": program.temperature,
+        "temperature": estimator.read_temperature(handed.workdir, handed.step),
         "flip": flip,
-        "platforms": list(PLATFORMS) if form != "onnx" else None,
         "versions": _versions(),
     }
-    return _write(out, content, program, handed, line)
 
 
 def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed, line) -> dict:

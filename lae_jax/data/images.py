@@ -42,6 +42,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def claimed_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height by the header alone, before the picture is turned upright. Raises BadImage as `load` does."""
+    return _open(encoded).size
+
+
 def load(encoded: bytes) -> Image.Image:
     """Encoded bytes -> upright RGB picture (first frame). Raises BadImage with the reason."""
     image = _open(encoded)

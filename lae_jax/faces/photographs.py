@@ -106,7 +106,7 @@ def found(
     Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input.
     """
     chunks = iter(lambda: list(itertools.islice(items, 4)), [])
-    work = functools.partial(_of_chunk, recipe=recipe, to_input=to_input)
+    work = functools.partial(of_chunk, recipe=recipe, to_input=to_input)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque(pool.submit(work, chunk) for chunk in itertools.islice(chunks, 2 * threads))
         while ahead:
@@ -115,7 +115,11 @@ def found(
             yield from results
 
 
-def _of_chunk(items: list[Named], recipe, to_input) -> list[Found]:
+def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -> list[Found]:
+    """What is found in each of a few images, the same alone and in any list; recipe, to_input: as in `found`.
+
+    Args: items: `Named`, or what else has a `name` and gives its bytes by `read`.
+    """
     loaded: list[Image.Image | BadImage] = []
     for item in items:
         try:
