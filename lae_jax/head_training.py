@@ -20,11 +20,9 @@ from ml_collections import ConfigDict
 
 from lae_jax import head_losses, head_mixing, losses, metrics, models, optim, runs
 from lae_jax.data import sampling
-from lae_jax.head_methods import Method
+from lae_jax.head_methods import HIDDEN, Method
 from lae_jax.models import initial_values
 from lae_jax.models.layers import Compute
-
-HIDDEN = 256  # width of the hidden layer of a head of two
 
 
 class _Cached(nn.Module):
@@ -135,9 +133,8 @@ class Bench:
         if method.trains == "scales":
             return {"scales": np.ones(runs.NUM_AGES, np.float32)}
         if method.trains == "two_layers":
-            draws = np.random.default_rng((seed, zlib.crc32(b"head/hidden/kernel"))).standard_normal((width, HIDDEN))
-            hidden = (draws * np.sqrt(2 / width)).astype(np.float32)
-            return {"hidden": {"kernel": hidden, "bias": np.zeros(HIDDEN, np.float32)}, **_new_layer(HIDDEN, seed)}
+            kernel = initial_values.leaf(("head", "hidden", "kernel"), (width, HIDDEN), np.float32, seed)
+            return {"hidden": {"kernel": kernel, "bias": np.zeros(HIDDEN, np.float32)}, **_new_layer(HIDDEN, seed)}
         return dict(self.own) if method.start == "kept" else _new_layer(width, seed)
 
     def _head(self, method: Method, trained: Mapping) -> Mapping:
