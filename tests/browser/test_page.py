@@ -62,6 +62,8 @@ def test_errors_are_told_beside_the_photograph_and_the_rest_goes_on(opened, addr
 
 def test_keys_alone_do_everything(opened, address, folder):
     page = opened(address)
+    # Choosers are caught from now on: asked for at the key press, that can come too late.
+    page.on("filechooser", lambda _: None)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser() as chooser:
