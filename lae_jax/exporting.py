@@ -103,7 +103,7 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
     unfinished.mkdir(parents=True)
     try:
         content |= write_model(form, unfinished, program, crops)
-        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
         unfinished.replace(out)
@@ -216,7 +216,8 @@ def _evaluations(handed: checkpoints.Handed) -> list[dict]:
     return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
 
 
-def _data(handed: checkpoints.Handed) -> dict:
+def data_of(handed: checkpoints.Handed) -> dict:
+    """What a model card says of the training data, as far as it is known."""
     path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
     return {
         "path": handed.meta["data"],
