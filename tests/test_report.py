@@ -279,7 +279,7 @@ def test_runs_on_the_same_images_are_compared_in_four_forms(made, tmp_path, caps
     checked((tmp_path / "out" / "report.html").read_text())
     rows, both = (list(csv.DictReader((tmp_path / "out" / name).read_text().splitlines())) for name in
                   ("differences.csv", "table.csv"))  # fmt: skip
-    assert rows[0]["score"] == "MAE" and rows[0]["so it is"] == "better"
+    assert rows[0]["score"] == "MAE" and rows[0]["verdict"] == "better"
     assert float(rows[0]["difference low"]) < float(rows[0]["difference"]) < float(rows[0]["difference high"]) < 0
     assert float(both[1]["MAE"]) - float(both[0]["MAE"]) == pytest.approx(float(rows[0]["difference"]), abs=1e-4)
 

@@ -43,11 +43,6 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         words.comparison(one, scored[0], f"{label} against {labels[0]}")
         for label, one in zip(labels[1:], scored[1:], strict=True)
     ]
-    warnings = [
-        f"{label}: {line}"
-        for label, one in zip(labels, evaluations, strict=True)
-        for line in words.warnings(one.report)
-    ]
     told = words.intervals([one.sample.unit for one in evaluations], bootstrap.REPLICATES)
     provenance = [
         (label, f"{one.run} step {one.report['step']}, {one.report['stage']}, {one.report['model']}")
@@ -66,7 +61,16 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         Section("Provenance", facts=provenance),
     ]
     title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
-    return Page(title, verdict, sections, warnings), table, differences
+    return Page(title, verdict, sections, _warnings(labels, evaluations)), table, differences
+
+
+def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Each once, with the runs that it is of where it is not of all."""
+    of: dict[str, list[str]] = {}
+    for label, one in zip(labels, evaluations, strict=True):
+        for line in words.warnings(one.report):
+            of.setdefault(line, []).append(label)
+    return [line if len(named) == len(labels) else f"{', '.join(named)}: {line}" for line, named in of.items()]
 
 
 def _title(score: scores.Score) -> str:
@@ -78,7 +82,7 @@ def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
     for label, one in zip(labels[1:], scored[1:], strict=True):
         found = [(score, one.difference(scored[0], score)) for score in MAIN]
         rows += [(label, _title(score), cell, scores.verdict(cell, score)) for score, cell in found if cell.is_known]
-    return Table(("run", "score", "difference", "so it is"), rows, f"Differences to {labels[0]}")
+    return Table(("run", "score", "difference", "verdict"), rows, f"Differences to {labels[0]}")
 
 
 def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
@@ -91,7 +95,8 @@ def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
         if known:
             value, label = (min if score.better < 0 else max)(known)
             told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {label} ({value:.2f})")
-    return "; ".join(told) + "."
+    text = "; ".join(told) + "."
+    return text[0].upper() + text[1:]
 
 
 def is_bench(folder: epath.Path) -> bool:
@@ -110,7 +115,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
             point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
             points.setdefault(line["method"], []).append(point)
         rows = [_bench_row(line) for line in best if line["split"] == "test"]
-        sentences = [report["sentences"][name] for name in sorted(report["sentences"], key=len)]
+        sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
         seeds = report["seeds"]
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
@@ -143,6 +148,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     return Page(title, sentences, sections, words.warnings(report)), table
 
 
+_SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
 _BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
 
 
@@ -162,6 +168,8 @@ def _bench_row(line: dict) -> list[str]:
 
 
 def _plain(value) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {part}" for name, part in value.items()]
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
