@@ -84,7 +84,7 @@ def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False
     """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
     handed, config, stage = estimator.load_ages(run, step)
     content = _described(handed, config, stage.name, flip)
-    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
 
 
 def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> dict:
@@ -124,7 +124,7 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
     try:
         content |= write_model(form, unfinished, program, crops, line)
         line.set_postfix_str("describing it")
-        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
         unfinished.replace(out)
@@ -243,7 +243,8 @@ def _evaluations(handed: checkpoints.Handed) -> list[dict]:
     return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
 
 
-def _data(handed: checkpoints.Handed) -> dict:
+def data_of(handed: checkpoints.Handed) -> dict:
+    """What a model card says of the training data, as far as it is known."""
     path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
     return {
         "path": handed.meta["data"],

@@ -3,8 +3,6 @@
 Chosen is by what validation lets expect on test (`head_bench.EXPECTED`); test itself chooses nothing.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 
@@ -13,6 +11,7 @@ from scipy import stats
 
 from lae_jax import metrics
 from lae_jax.head_bench import EXPECTED, STAGE3, TEST, VALIDATION, Try
+from lae_jax.reports import tables
 
 # aim -> (score, best of a sequence)
 AIMS = {"lowest MAE": ("mae", min), "lowest sigma": ("sigma", min), "highest AAR (2021)": ("aar_2021", max)}
@@ -127,22 +126,15 @@ def improvement(tries: Sequence[Try]) -> str:
 
 def markdown(tries: Sequence[Try], split: str) -> str:
     """The table of a split, a line a method."""
-    header, rows = _table(tries, split)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return tables.markdown(_table(tries, split))
 
 
 def latex(tries: Sequence[Try], split: str) -> str:
     """The same as a tabular that needs no package."""
-    header, rows = _table(tries, split)
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "±": r"$\pm$", "^": r"\^{}"})
-    lines = [" & ".join(cell.translate(escape) for cell in line) + r" \\" for line in [header, *rows]]
-    columns = "ll" + "r" * (len(header) - 2)
-    begin, rule = [rf"\begin{{tabular}}{{{columns}}}", r"\hline"], r"\hline"
-    return "\n".join([*begin, lines[0], rule, *lines[1:], rule, r"\end{tabular}"]) + "\n"
+    return tables.latex(_table(tries, split), texts=2)
 
 
-def _table(tries: Sequence[Try], split: str) -> tuple[list[str], list[list[str]]]:
+def _table(tries: Sequence[Try], split: str) -> tables.Table:
     reference = next((one for one in tries if one.method.name == REFERENCE), None)
     header = ["method", "setting", *_TITLES, *metrics.GROUPS]
     if reference:
@@ -155,25 +147,22 @@ def _table(tries: Sequence[Try], split: str) -> tuple[list[str], list[list[str]]
         if reference:
             row += ["" if one is reference else _interval(*paired(one, reference, split, s)) for s in ("mae", "sigma")]
         rows.append(row)
-    return header, rows
+    return tables.Table(header, rows)
 
 
 def csv_of(tries: Sequence[Try]) -> str:
     """Every number of every try: a line a split and one of what is expected; means and spreads; empty where
     undefined."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
-    writer.writerow(["method", "setting", "base_rate", "split", "n", "bad_steps", *scores,
-                     *(f"mae_{group}" for group in metrics.GROUPS)])  # fmt: skip
+    groups = [f"mae_{group}" for group in metrics.GROUPS]
+    rows = []
     for one in tries:
         for split in (VALIDATION, EXPECTED, TEST):
             pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
-            numbers = [f"{x:.6g}" if math.isfinite(x) else "" for x in [*pairs, *one.group_mae(split)]]
             setting = f"{one.setting:g}" if one.method.setting else ""
             row = [one.method.name, setting, f"{one.rate:g}", split, len(one.reports[TEST]), one.bad_steps]
-            writer.writerow([*row, *numbers])
-    return text.getvalue()
+            rows.append([*row, *map(float, [*pairs, *one.group_mae(split)])])
+    return tables.csv_text(["method", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups], rows)
 
 
 def _title(score: str) -> str:

@@ -108,7 +108,7 @@ def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[st
 
 def tell(args: argparse.Namespace, report: dict) -> str:
     """What was found, as text for a terminal."""
-    from lae_jax import leaks
+    from lae_jax.reports import words
 
     seconds = report["seconds"]
     return "\n".join(
@@ -116,7 +116,7 @@ def tell(args: argparse.Namespace, report: dict) -> str:
             (epath.Path(args.out) / "table.md").read_text(),
             *report["sentences"].values(),
             f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
-            *leaks.tell(report),
+            *words.leaks(report),
         ]
     )
 

@@ -114,10 +114,8 @@ def leave(status: int) -> None:
 def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
     before, unless its `init_from` says otherwise. profile: the steps of each to trace (tracing.Wanted)."""
-    from lae_jax import train
-
     if "stages" not in config:
-        _report(train.train(config, signals, profile), config.workdir)
+        _train(config, signals, profile)
         return
     _check_recipe(config)
     before = ""
@@ -126,8 +124,21 @@ def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
         stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
-        _report(train.train(stage, signals, profile), stage.workdir)
+        _train(stage, signals, profile)
         before = stage.workdir
+
+
+def _train(config: ConfigDict, signals: watch.Signals, profile) -> None:
+    """Trains a stage, tells its scores and writes its report."""
+    from lae_jax import parallel, reporting, train
+
+    _tell(train.train(config, signals, profile), config.workdir)
+    if parallel.on_any_host(signals.asked):
+        return  # the same command, given again, writes it
+    try:
+        reporting.of_run(epath.Path(config.workdir))
+    except (InputError, OSError) as error:
+        logger.warning("%s is done, but its report could not be written: %s", config.workdir, error)
 
 
 def _check_recipe(config: ConfigDict) -> None:
@@ -164,7 +175,7 @@ def check_paths(config: ConfigDict) -> None:
             folders.require_dataset(stage.data.path)
 
 
-def _report(summary: dict, workdir: str) -> None:
+def _tell(summary: dict, workdir: str) -> None:
     scores = {k: v for k, v in (summary["scores"] or {}).items() if isinstance(v, float)}
     told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation split"
     logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
