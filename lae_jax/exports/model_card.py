@@ -69,7 +69,7 @@ def of_run(meta: Mapping, starts: Sequence[Mapping], evaluations: Sequence[Mappi
         "## Data\n\n" + _data(meta, data),
         "## Starting weights\n\n" + _starts(starts),
         "## Scores\n\n" + _scores(meta, evaluations),
-        "## Leaks\n\n" + _leaks(meta, evaluations),
+        "## Leaks\n\n" + _leaks(meta, evaluations, data),
         "## Limits\n\n" + LIMITS,
     ]
     return "\n\n".join(parts) + "\n"
