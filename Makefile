@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
 
-.PHONY: setup setup-beam demo test test-beam fuzz lint check-long clean
+.PHONY: setup setup-beam demo test test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -rs
 
+# Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
+test-browser: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	BROWSER=required $(VENV)/bin/python -m pytest tests/browser -rs --numprocesses 0 --durations 5
+
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5
 
@@ -44,13 +49,14 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, in and out, the readers under a fuzzer, and the demo's effect in three of three seeds.
+# that weights are published for, in and out, the readers under a fuzzer, the server under load, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
+	$(VENV)/bin/python -m benchmarks.serve_load
 	$(MAKE) fuzz
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 

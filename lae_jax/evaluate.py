@@ -11,7 +11,7 @@ import signal
 
 from etils import epath
 
-from lae_jax import checkpoints, console
+from lae_jax import console, folders
 from lae_jax.errors import InputError
 
 
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
-    from lae_jax import evaluation, reporting
+    from lae_jax import checkpoints, evaluation, reporting
 
     wanted = reporting.Wanted(
         interval=args.interval,
@@ -110,9 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--interval {args.interval}: between 0 and 1")
     if args.threshold is not None and not 0 < args.threshold <= 100:
         raise InputError(f"--threshold {args.threshold}: an age above 0, at most 100")
-    if args.devices:
-        from lae_jax import parallel
+    folders.require_run(args.run)
+    if args.data:
+        folders.require_dataset(args.data)
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
+    if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))

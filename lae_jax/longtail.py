@@ -13,7 +13,7 @@ import time
 
 from etils import epath
 
-from lae_jax import console, files
+from lae_jax import console, files, folders
 from lae_jax.errors import InputError
 
 
@@ -127,6 +127,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--seeds must be at least 1, --passes and --devices at least 0")
     if any(not rate > 0 for rate in args.base_rate or []):
         raise InputError("--base-rate must be above 0")
+    folders.require_dataset(args.data)
+    for run in args.run:
+        folders.require_run(run, "python -m lae_jax.main --config configs/represent.py")
+    for run in args.like:
+        folders.require_run(run)
     if args.devices:
         from lae_jax import parallel
 

@@ -4,6 +4,7 @@ Ages and predictions are years. The eight age groups of Table 1 go by the true a
 What cannot be computed is NaN (None in `to_dict`), never 0.
 """
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 
@@ -77,6 +78,22 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         aar_2022=aar_2022(mmae, sigma),
         cs=(errors[:, None] <= np.arange(MAX_CS + 1)).mean(axis=0),
         missing_groups=tuple(name for name, here in zip(GROUPS, there, strict=True) if not here),
+    )
+
+
+def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
+    """The scores to expect where the groups are as frequent as `group_count`, (8,), says: mae = sum_j w_j MAE^j, and
+    with it sigma, aar_2021 and aar_2022; the others stay.
+
+    For choosing on a long-tailed split what shall be good on a split with other groups. NaN where a group that is
+    needed has no image in the report.
+    """
+    weights = np.asarray(group_count, np.float64)
+    used = weights > 0
+    mae = float(np.average(report.group_mae[used], weights=weights[used])) if used.any() else math.nan
+    sigma = group_deviation(report.group_mae, mae)
+    return dataclasses.replace(
+        report, mae=mae, sigma=sigma, aar_2021=aar_2021(mae, sigma), aar_2022=aar_2022(report.mmae, sigma)
     )
 
 

@@ -156,7 +156,10 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     manifest["crop"] = {"align": "eyes", "detector": "by hand"}
     (other / "dataset.json").write_text(json.dumps(manifest))
     words = ["--run", run.workdir, "--data", str(other), "--split", "test"]
-    with pytest.raises(InputError, match=r"crops \{'align': 'none', .* holds \{'align': 'eyes', .*--allow-other-crop"):
+    with pytest.raises(
+        InputError,
+        match=r"cut is unknown, there; align eyes.*, here\): .* with --align none, or say --allow-other-crop",
+    ):
         evaluate.main(words)
     evaluate.main([*words, "--allow-other-crop"])
     assert "cut otherwise" in capsys.readouterr().out
