@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -82,9 +82,14 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
 
 def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> str:
     """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
-    handed, config, stage = estimator.load_ages(run, step)
-    content = _described(handed, config, stage.name, flip)
-    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
+    handed = estimator.load_ages(run, step)[0]
+    return card_of(handed, _evaluations(handed), flip)
+
+
+def card_of(handed: checkpoints.Handed, evaluations: Sequence[Mapping], flip: bool = False) -> str:
+    """The model card of a checkpoint with the evaluations that are given."""
+    content = _described(handed, runs.from_json(handed.meta["config"]), handed.meta["stage"], flip)
+    return model_card.write(content, handed.meta, starts(handed), evaluations, _data(handed))
 
 
 def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> dict:
@@ -124,7 +129,7 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
     try:
         content |= write_model(form, unfinished, program, crops, line)
         line.set_postfix_str("describing it")
-        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
+        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
         unfinished.replace(out)
@@ -243,8 +248,7 @@ def _evaluations(handed: checkpoints.Handed) -> list[dict]:
     return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
 
 
-def data_of(handed: checkpoints.Handed) -> dict:
-    """What a model card says of the training data, as far as it is known."""
+def _data(handed: checkpoints.Handed) -> dict:
     path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
     return {
         "path": handed.meta["data"],

@@ -24,7 +24,6 @@ from lae_jax import (
 from lae_jax.data import images, people, pipeline, records
 from lae_jax.data.source import read_inside
 from lae_jax.errors import InputError
-from lae_jax.exports import model_card
 from lae_jax.reports import bootstrap, evaluation_page, figures, folders, page, pictures, scores, tables
 
 logger = logging.getLogger("lae_jax")
@@ -97,8 +96,7 @@ def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, fli
     files.write_json(folder / folders.REPORT, report)
     report |= _with_intervals(folders.read(folder).sample)
     files.write_json(folder / folders.REPORT, report)
-    card = model_card.of_run(handed.meta, exporting.starts(handed), [report], exporting.data_of(handed))
-    files.write_text(folder / folders.CARD, card)
+    files.write_text(folder / folders.CARD, exporting.card_of(handed, [report], flip))
     faces = _faces(done, temperature) if wanted.faces else []
     page.write(folder / folders.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
     return report

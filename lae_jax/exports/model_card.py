@@ -61,20 +61,6 @@ def _check(check: Mapping, source: Mapping) -> str:
     )
 
 
-def of_run(meta: Mapping, starts: Sequence[Mapping], evaluations: Sequence[Mapping], data: Mapping) -> str:
-    """The card of a run of stage 2 or 3 that was not exported; arguments as of `write`."""
-    parts = [
-        f"Estimates ages from face crops by `{meta['model']}`, stage `{meta['stage']}` of Long-tailed Age Estimation.",
-        "## Use and misuse\n\n" + USE,
-        "## Data\n\n" + _data(meta, data),
-        "## Starting weights\n\n" + _starts(starts),
-        "## Scores\n\n" + _scores(meta, evaluations),
-        "## Leaks\n\n" + _leaks(meta, evaluations, data),
-        "## Limits\n\n" + LIMITS,
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def _contract(content: Mapping) -> str:
     size, resize = content["input"]["image_size"], content["input"]["resize"]
     side = resize or size

@@ -99,7 +99,7 @@ def _markdown(text: str) -> markupsafe.Markup:
     tokens = parser.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
     return markupsafe.Markup(parser.renderer.render(tokens, parser.options, {}))
 
 
