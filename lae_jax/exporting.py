@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, estimator, files, inputs, runs
+from lae_jax import checkpoints, console, estimator, files, folders, inputs, runs
 from lae_jax.data import pipeline, records, synthetic
 from lae_jax.errors import ExportDiffers, InputError, unknown
 from lae_jax.exports import folder, model_card
@@ -46,9 +46,15 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
     if files.is_remote(out):
         raise InputError(f"--out {out}: export to a local disk, where it is read back, and copy the folder")
     out = pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already: name a new folder, or delete it")
+    folders.require_new(out)
+    with console.progress(total=4, what="export", unit="steps") as line:
+        return _export(run, form, out, step, flip, line)
+
+
+def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, line) -> dict:
+    line.set_postfix_str("reading the run")
     handed, config, stage = estimator.load_ages(run, step)
+    line.update()
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)
     program = Program(
@@ -71,14 +77,14 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
         "platforms": list(PLATFORMS) if form != "onnx" else None,
         **_described(handed, config, stage.name, flip),
     }
-    return _write(out, content, program, handed)
+    return _write(out, content, program, handed, line)
 
 
 def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> str:
     """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
     handed, config, stage = estimator.load_ages(run, step)
     content = _described(handed, config, stage.name, flip)
-    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+    return model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
 
 
 def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> dict:
@@ -110,32 +116,39 @@ def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> di
     }
 
 
-def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed) -> dict:
+def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed, line) -> dict:
     form, crops = content["format"], crops_of(handed)
     unfinished = out.with_name(out.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        content |= write_model(form, unfinished, program, crops)
-        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
+        content |= write_model(form, unfinished, program, crops, line)
+        line.set_postfix_str("describing it")
+        card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), data_of(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
         unfinished.replace(out)
+        line.set_postfix_str("", refresh=False)
+        line.update()
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return files.read_json(out / folder.FILE)
 
 
-def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops) -> dict:
+def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops, line) -> dict:
     """Writes a model into a folder, reads it back and compares it. Returns 'check' and 'seconds' of export.json.
 
-    Raises ExportDiffers.
+    Args: line: of `console.progress`, for two steps. Raises ExportDiffers.
     """
     started = time.perf_counter()
+    line.set_postfix_str(f"writing the {form}")
     folder.FORMATS[form].write(path, program)
+    line.update()
     written = time.perf_counter()
+    line.set_postfix_str("reading it back and comparing")
     check = compared(form, path, program, crops)
+    line.update()
     seconds = {"write": round(written - started, 1), "check": round(time.perf_counter() - written, 1)}
     return {"check": check, "seconds": seconds}
 
@@ -230,7 +243,8 @@ def _evaluations(handed: checkpoints.Handed) -> list[dict]:
     return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
 
 
-def _data(handed: checkpoints.Handed) -> dict:
+def data_of(handed: checkpoints.Handed) -> dict:
+    """What a model card says of the training data, as far as it is known."""
     path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
     return {
         "path": handed.meta["data"],

@@ -43,7 +43,7 @@ def write(
         "## Data\n\n" + _data(meta, data),
         "## Starting weights\n\n" + _starts(starts),
         "## Scores\n\n" + _scores(meta, evaluations),
-        "## Leaks\n\n" + _leaks(meta, evaluations),
+        "## Leaks\n\n" + _leaks(meta, evaluations, data),
         "## Limits\n\n" + LIMITS,
     ]
     if check:
@@ -59,6 +59,20 @@ def _check(check: Mapping, source: Mapping) -> str:
         f" {check['max_age_difference']:.1e} years, the distributions by {check['max_distribution_difference']:.1e}."
         f" Computed in float32 (the run in {source['dtype']})."
     )
+
+
+def of_run(meta: Mapping, starts: Sequence[Mapping], evaluations: Sequence[Mapping], data: Mapping) -> str:
+    """The card of a run of stage 2 or 3 that was not exported; arguments as of `write`."""
+    parts = [
+        f"Estimates ages from face crops by `{meta['model']}`, stage `{meta['stage']}` of Long-tailed Age Estimation.",
+        "## Use and misuse\n\n" + USE,
+        "## Data\n\n" + _data(meta, data),
+        "## Starting weights\n\n" + _starts(starts),
+        "## Scores\n\n" + _scores(meta, evaluations),
+        "## Leaks\n\n" + _leaks(meta, evaluations, data),
+        "## Limits\n\n" + LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _contract(content: Mapping) -> str:
@@ -147,7 +161,7 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
     return "\n\n".join(parts) or "None: it was trained without a validation split and not evaluated."
 
 
-def _leaks(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
+def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
     found = {leak["message"]: leak for leak in meta.get("leaks", [])}
     lines = [f"- The model was trained with a leak ({leak['data']}): {message}" for message, leak in found.items()]
     for report in evaluations:
@@ -156,6 +170,15 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
             for leak in report.get("leaks", [])
             if leak["message"] not in found
         ]
-    return (
-        "\n".join(lines) or "None is known of (docs/data.md of lae_jax says what the audit finds and what it cannot)."
-    )
+    if not lines:
+        lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
+    if any(report.get("audit", "read") != "read" for report in evaluations):
+        lines.append("- Data that it was evaluated on was not audited: whether its splits share pictures is unknown.")
+    if data.get("protocol") != "identity":
+        told = "is unknown: the data was not split by identity"
+        lines.append(f"- Whether people whom it was trained on are in the validation split {told}.")
+    for report in evaluations:
+        people = report.get("same_people_on_both_sides")
+        told = "unknown, since nobody says who they are" if people is None else people
+        lines.append(f"- People of the evaluation on `{report['split']}` whom it was trained on: {told}.")
+    return "\n".join(lines)
