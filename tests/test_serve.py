@@ -38,7 +38,7 @@ def crops_server():
     """The address of a server that takes ready crops, and the sizes of the batches that its model was given."""
     seen = []
     given = served.aligned(
-        served.stand_in(seen), bytes=200_000, files=4, pixels=10_000, held=300_000, requests=3, upload_seconds=1.0
+        served.stand_in(seen), bytes=200_000, files=4, pixels=10_000, held=300_000, requests=3, upload_seconds=2.0
     )
     with served.serving(given) as address:
         yield address, seen
@@ -148,7 +148,7 @@ def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
 
 
 def poll(ask, wanted):
-    for _ in range(200):
+    for _ in range(1500):
         if wanted(answer := ask()):
             return answer
         threading.Event().wait(0.02)
@@ -161,10 +161,10 @@ def test_slow_clients_stop_nobody_and_are_sent_away(crops_server, monkeypatch):
     body, kind = served.multipart({"a.png": served.crop(0)})
     silent = [served.begun(address, b"GET / HT") for _ in range(20)]
     slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
-    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 1
+    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 2
     assert [served.reply(connection) for connection in silent] == [b""] * 20
     answers = [served.reply(connection) for connection in slow[:3]]
-    assert all(b" 408 " in answer and b"longer than 1 seconds" in answer for answer in answers)
+    assert all(b" 408 " in answer and b"longer than 2 seconds" in answer for answer in answers)
     for connection in slow:
         connection.close()
     assert send(address, {"good.png": served.crop(1)}).status_code == 200
@@ -242,18 +242,18 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))
-        about = httpx2.get(f"{address}/v1/model").json()
+        about = httpx2.get(f"{address}/v1/model", timeout=60).json()
         assert about["card"].startswith("# Model card: efficientnet_v2_pico") and about["crop"] == crops.UNKNOWN
         assert about["versions"]["jax"] and about["limits"]["files"] == 32 and "interval" not in about
         body, kind = served.multipart({"a.png": served.crop(0)})
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))
-        assert httpx2.get(f"{address}/healthz").status_code == 200  # behind it in the queue of connections
+        assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
         process.send_signal(signal.SIGTERM)
         poll(lambda: refuses(address), bool)
         accepted.sendall(body[60:])
         head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
         assert b" 200 " in head and 0 < json.loads(content)["images"][0]["faces"][0]["age"] < 100
-        assert process.wait(30) == 0 and "every request that was accepted has been answered" in process.stderr.read()
+        assert process.wait(120) == 0 and "every request that was accepted has been answered" in process.stderr.read()
     finally:
         process.kill()
         process.stderr.close()
