@@ -4,8 +4,10 @@ VENV ?= .venv
 STAMP := $(VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
+PEERS_VENV ?= .venv-peers
+PEERS_STAMP := $(PEERS_VENV)/.installed
 
-.PHONY: setup setup-beam demo test test-browser test-beam fuzz lint check-long clean
+.PHONY: setup setup-beam setup-peers demo test test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -22,6 +24,14 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt -r requirements-test.txt
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# What benchmarks/ compares with: PyTorch, torchvision, timm, albumentations. Nothing of the project is installed there.
+setup-peers: $(PEERS_STAMP)
+
+$(PEERS_STAMP): requirements-peers.txt
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	touch $@
 
 demo: $(STAMP)
@@ -61,4 +71,4 @@ check-long: $(STAMP)
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV)
+	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV)
