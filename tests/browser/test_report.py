@@ -1,7 +1,5 @@
 """The report of an evaluation, opened as a file."""
 
-import importlib.util
-
 import pytest
 
 from browser.conftest import barriers, fits, shoot
@@ -9,7 +7,6 @@ from browser.conftest import barriers, fits, shoot
 
 @pytest.mark.parametrize("width", ["phone", "desktop"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.skipif(importlib.util.find_spec("lae_jax.report") is None, reason="evaluate writes no report.html")
 def test_a_report_is_whole_by_itself(opened, folder, width, dark):
     (report,) = folder.glob("run/evaluation/*/report.html")
     page = opened(report.as_uri(), width, dark)
