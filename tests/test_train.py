@@ -57,6 +57,7 @@ def test_the_three_stages_hand_over(small_config, trace_count):
     second.init_from, second.epochs = first.workdir, 2.0
     summary = train.train(second)
     assert summary["selected_by"] == "mae" and summary["last_step"] == 6
+    assert len(trace_count) == 2, "a run of two epochs, each evaluated and saved, traces its step once"
     scored = lines(second.workdir, "validation")
     assert len(scored) == 2 and summary["scores"]["mae"] == min(row["mae"] for row in scored)
     meta = checkpoints.load_run(second.workdir).meta
