@@ -4,8 +4,10 @@ VENV ?= .venv
 STAMP := $(VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
+PEERS_VENV ?= .venv-peers
+PEERS_STAMP := $(PEERS_VENV)/.installed
 
-.PHONY: setup setup-beam demo test test-beam fuzz lint check-long clean
+.PHONY: setup setup-beam setup-peers demo test test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -24,12 +26,25 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# What benchmarks/ compares with: PyTorch, torchvision, timm, albumentations. Nothing of the project is installed there.
+setup-peers: $(PEERS_STAMP)
+
+$(PEERS_STAMP): requirements-peers.txt
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	touch $@
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -rs
+
+# Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
+test-browser: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	BROWSER=required $(VENV)/bin/python -m pytest tests/browser -rs --numprocesses 0 --durations 5
 
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5
@@ -44,15 +59,16 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, in and out, the readers under a fuzzer, and the demo's effect in three of three seeds.
+# that weights are published for, in and out, the readers under a fuzzer, the server under load, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
+	$(VENV)/bin/python -m benchmarks.serve_load
 	$(MAKE) fuzz
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV)
+	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV)

@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         for form in args.formats:
             with tempfile.TemporaryDirectory() as place:
                 path = pathlib.Path(place)
-                made = exporting.write_model(form, path, program, crops)
+                with console.progress(total=2, what=f"{model} {form}", unit="steps", leave=False) as line:
+                    made = exporting.write_model(form, path, program, crops, line)
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
             check, seconds = made["check"], made["seconds"]
             differences = (f"{check[key]:.1e}" for key in ("max_age_difference", "max_distribution_difference"))

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.init_step = placeholder(int)  # of that run (default: its best checkpoint)
     c.mae_from = ""  # stage 3: run whose validation MAE enters the loss (default: init_from)
-    c.reinit_head = False  # stage 3: a new FC instead of stage 2's
+    c.reinit_head = False  # stage 3: a new head instead of stage 2's; a method that starts from one sets it
 
     c.data = ConfigDict()
     c.data.path = "data/faces"  # prepared data set
@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
     c.model.dropout = placeholder(float)  # default: as published
     c.model.stochastic_depth = placeholder(float)  # default: as published
     c.model.embedding_size = 512  # stage 1 (ours)
+    c.model.hidden = 0  # stages 2 and 3: units of a hidden layer before the FC, 0: none (the paper)
     c.model.sync_batch_norm = True  # statistics over all devices (ours)
     c.model.remat = False  # recompute blocks in the backward pass: less memory, a third more time
 
@@ -79,7 +80,7 @@ def get_config() -> ConfigDict:
     c.loss.margin = 0.35  # AM-softmax m (ours)
 
     c.classify = ConfigDict()
-    c.classify.method = "lae"  # stage 3: the paper's, or another of docs/longtail.md that changes loss and order alone
+    c.classify.method = "lae"  # stage 3: the paper's, or another of docs/longtail.md without a finishing step
     c.classify.setting = placeholder(float)  # of a method that has one
 
     c.optim = ConfigDict()

@@ -10,8 +10,7 @@ damaged.
 
 import argparse
 
-from lae_jax import console
-from lae_jax.data import audits
+from lae_jax import console, folders
 from lae_jax.errors import InputError, LeakFound
 
 
@@ -21,10 +20,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
-        "--image-size", type=int, default=audits.IMAGE_SIZE, help=f"of the input, pixels (default {audits.IMAGE_SIZE})"
+        "--image-size",
+        type=int,
+        help="of the input, pixels (default 224, or less where prepared with a smaller --size)",
     )
     args = parser.parse_args(argv)
-    if args.image_size < 1:
+    if args.image_size is not None and args.image_size < 1:
         raise InputError(f"--image-size {args.image_size}: at least 1 pixel")
     if len({*args.data}) < len(args.data):
         raise InputError("a folder is named twice")
@@ -33,6 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    for path in args.data:
+        folders.require_dataset(path)
+    from lae_jax.data import audits
+
     reports = audits.run(args.data, args.image_size)
     print("\n\n".join(audits.tell(report) for report in reports))
     if broken := [report["data"] for report in reports if report["data_hash"] is None]:

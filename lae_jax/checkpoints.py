@@ -1,9 +1,10 @@
 """Checkpoints of a run (orbax), sealed with checksums, and what is handed from one stage to the next."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -11,13 +12,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lae_jax import files, parallel, seals
+from lae_jax import files, folders, parallel, seals
 from lae_jax.errors import InputError, SaveFailed
 from lae_jax.steps import TrainState
 
 logger = logging.getLogger("lae_jax")
 
-FOLDER, DAMAGED = "checkpoints", "damaged"
+FOLDER, DAMAGED = folders.CHECKPOINTS, "damaged"
 
 
 class Checkpoints:
@@ -44,20 +45,22 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        self._manager = ocp.CheckpointManager(
-            _absolute(self._directory),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["selected"],
-                best_mode="min",
-                read_only=read_only,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                # With several hosts a save that fails on one would leave the others in orbax's barrier for 20 minutes.
-                enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            ),
-        )
+        with _without_warnings() if read_only else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(
+                _absolute(self._directory),
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=lambda metrics: metrics["selected"],
+                    best_mode="min",
+                    read_only=read_only,
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                    # With several hosts a save that fails on one would leave the others in orbax's barrier for 20
+                    # minutes.
+                    enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -158,6 +161,18 @@ class Checkpoints:
             )
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns of every folder that is opened read-only that it is."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
+
+
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax takes no relative paths; one in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
@@ -239,20 +254,10 @@ def read_meta(workdir: os.PathLike | str, step: int) -> dict:
         return saved.meta(step)
 
 
-def require_run(workdir: os.PathLike | str, how_to_make: str = "") -> None:
-    """Raises InputError, with the command that makes it, if a folder holds no run."""
-    workdir = epath.Path(workdir)
-    if not (workdir / FOLDER).is_dir():
-        hint = how_to_make and f": make it with {how_to_make}"
-        if workdir.is_dir() and (inside := sorted(p.name for p in workdir.iterdir() if (p / FOLDER).is_dir())):
-            hint = f": name one of those in it ({', '.join(inside)})"
-        raise InputError(f"{workdir} holds no run{hint}")
-
-
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Handed:
     """The best checkpoint of a run (or that of `step`), verified. Raises InputError if there is none, or damage."""
     workdir = epath.Path(workdir)
-    require_run(workdir, how_to_make)
+    folders.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
     for path in sorted((workdir / FOLDER).iterdir()):

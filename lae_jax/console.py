@@ -29,9 +29,98 @@ def setup_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
-def progress(iterable: Iterable | None = None, *, total: int | None = None, what: str = "", unit: str = "it", **kwargs):
-    """A tqdm progress line on standard error; nothing at all where that is no terminal."""
-    return tqdm.tqdm(iterable, total=total, desc=what, unit=unit, disable=None, dynamic_ncols=True, **kwargs)
+# Of fewer things than these the first ones say little of how long the rest takes, and so do fewer seconds.
+_FEW, _FEW_SECONDS = 10, 1.0
+
+
+class _Line(tqdm.tqdm):
+    """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; in a narrow terminal with less of it."""
+
+    _first: tuple[int, float] | None = None  # how many were done, and when, as the first were
+
+    def __str__(self) -> str:
+        shown = self.format_dict
+        done, elapsed, width = shown["n"], shown["elapsed"], shown["ncols"]
+        share = speed = ends = ""
+        if self.total:
+            share = f"{100 * done // self.total} %"
+        rate = self._rate(done, elapsed)
+        if rate:
+            speed = f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}/s"
+        if not self.total or done >= self.total:
+            ends = f"in {clock(elapsed)}"
+        elif rate:
+            ends = f"{clock((self.total - done) / rate)} left"
+        name = f"{shown['prefix']}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
+        further = shown["postfix"] or ""
+        # What is missed least goes first.
+        for words in ((share, speed, ends, further), (share, speed, ends), (share, ends), (ends,), ()):
+            text = "  ".join([name, *filter(None, words)])
+            if len(text) <= width:
+                return text
+        return name[:width]
+
+    def _rate(self, done: int, elapsed: float) -> float | None:
+        """Per second, without what came before the first: workers that start, a step that compiles."""
+        if self._first is None and done > self.initial:
+            self._first = done, elapsed
+        if self._first is None or (self.total and self.total < _FEW):
+            return None
+        since, seconds = done - self._first[0], elapsed - self._first[1]
+        return since / seconds if since and seconds >= _FEW_SECONDS else None
+
+
+def progress(
+    iterable: Iterable | None = None,
+    *,
+    total: int | None = None,
+    what: str,
+    unit: str,
+    active: bool = True,
+    initial: int = 0,
+    leave: bool = True,
+) -> tqdm.tqdm:
+    """The progress line of everything that takes long, on standard error; nothing at all where that is no terminal.
+
+    Args: iterable: its items are counted; without it `update(n)` counts; total: 0: nothing is shown; unit: what is
+    counted, in the plural; active: false on all hosts but the first; initial: what was done before; leave: whether
+    the line stays when it is done.
+    """
+    # A terminal that does not say how large it is has 0 columns.
+    known = bool(_columns())
+    return _Line(
+        iterable,
+        total=total,
+        desc=what,
+        unit=unit,
+        disable=None if active and total != 0 else True,
+        dynamic_ncols=known,
+        ncols=None if known else 80,
+        nrows=None if known else 24,
+        mininterval=0.2,
+        miniters=1,
+        initial=initial,
+        leave=leave,
+    )
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        return 0
+
+
+def clock(seconds: float) -> str:
+    """Of a time in seconds, 0:09 or 1:02:09."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """'1 face', '1,203 faces'; `many` where the plural is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def write(text: str) -> None:

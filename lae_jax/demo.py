@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         lines.append(
             [row, report["mae"], groups[0], groups[2], groups[7], report["sigma"], report["mmae"], validation[row]]
         )
-    print(f"\n{console.table(header, lines)}\n\npictures: {runs}/*/evaluation/faces-test/*.png")
+    print(f"\n{console.table(header, lines)}\n\nreports: {runs}/*/evaluation/faces-test/report.html")
     print(f"{time.perf_counter() - started:.0f} seconds")
     missing = shortfalls(reports["represent"], reports["classify"], validation)
     if missing:

@@ -56,12 +56,21 @@ def intervals(probabilities: np.ndarray, level: float) -> np.ndarray:
 
 def at_least(probabilities: np.ndarray, age: float) -> np.ndarray:
     """P(age >= `age`) of each distribution (N, K): (N,), 0 to 1."""
-    below = _cumulative(probabilities)
-    edges = _edges(below.shape[1] - 1)
-    place = int(np.clip(np.floor(age + 0.5), 0, below.shape[1] - 2))
-    width = edges[place + 1] - edges[place]
-    share = np.clip((age - edges[place]) / width, 0, 1)
-    return 1 - (below[:, place] + share * (below[:, place + 1] - below[:, place]))
+    return 1 - below(probabilities, np.full(len(probabilities), age))
+
+
+def below(probabilities: np.ndarray, ages: np.ndarray) -> np.ndarray:
+    """The share of each distribution (N, K) below an age of its own (N,): (N,), 0 to 1.
+
+    An age lies in the middle `level` of its distribution where this is within level / 2 of a half (the probability
+    integral transform: Gneiting et al., "Probabilistic Forecasts, Calibration and Sharpness", 2007).
+    """
+    cumulative = _cumulative(probabilities)
+    edges, rows = _edges(cumulative.shape[1] - 1), np.arange(len(cumulative))
+    place = np.clip(np.floor(np.asarray(ages) + 0.5), 0, cumulative.shape[1] - 2).astype(int)
+    share = np.clip((ages - edges[place]) / (edges[place + 1] - edges[place]), 0, 1)
+    low, high = cumulative[rows, place], cumulative[rows, place + 1]
+    return low + share * (high - low)
 
 
 def coverage(probabilities: np.ndarray, ages: np.ndarray, level: float) -> float:

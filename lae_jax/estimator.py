@@ -38,12 +38,14 @@ class Input:
             crop = np.asarray(crop)
             if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or not crop.size:
                 raise InputError(f"an image is uint8 (H, W, 3), not {crop.dtype} {crop.shape}")
-            crop = Image.fromarray(crop)
         side = self.resize or self.image_size
-        if crop.size != (side, side):
-            crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+        if isinstance(crop, Image.Image) or crop.shape[:2] != (side, side):
+            crop = crop if isinstance(crop, Image.Image) else Image.fromarray(crop)
+            if crop.size != (side, side):
+                crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+            crop = np.asarray(crop.convert("RGB"))
         first = (side - self.image_size) // 2
-        return np.asarray(crop.convert("RGB"))[first : first + self.image_size, first : first + self.image_size]
+        return crop[first : first + self.image_size, first : first + self.image_size]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

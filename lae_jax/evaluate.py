@@ -2,18 +2,16 @@
 
     python -m lae_jax.evaluate --run runs/classify --data data/faces --split validation
 
-Writes RUN/evaluation/<data set>-<split>/: report.json, predictions.csv, histogram.png, groups.png, scatter.png.
+Writes RUN/evaluation/<data set>-<split>/: report.html, one file to look at that needs nothing else; report.json,
+predictions.csv, model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
 import argparse
-import csv
-import io
 import signal
 
-import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, console, files
+from lae_jax import console, folders
 from lae_jax.errors import InputError
 
 
@@ -28,6 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--step", type=int, help="checkpoint (default: the best)")
     add("--flip", action="store_true", help="average with the mirror image")
     add("--interval", type=float, default=0.9, help="share of the distribution whose coverage is told (default 0.9)")
+    add("--baseline", default="", help="run to stand beside this one in the report, evaluated on the same split")
+    add("--threshold", type=float, help="years: tell how P(age >= THRESHOLD) decides, such as 18")
+    add("--slice", action="append", default=[], metavar="COLUMN",
+        help="tell the scores by a further column of the source, such as sex; may be given again")  # fmt: skip
+    add("--spread", default="", metavar="STD", help="column of the labels' standard deviation (or MEAN,STD), for the"
+        " epsilon-error")  # fmt: skip
+    add("--faces", action="store_true", help="show the best, a typical and the worst face of each age group")
     add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
     add("--allow-other-crop", action="store_true", help="score on faces that were cut otherwise; the report says so")
     add("--batch-size", type=int, default=256, help="images at a time over all devices (default 256)")
@@ -37,9 +42,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     """Predicts, scores, writes; returns the report and its folder."""
-    from lae_jax import estimator, evaluation, leaks
+    from lae_jax import checkpoints, evaluation, reporting
 
+    wanted = reporting.Wanted(
+        interval=args.interval,
+        threshold=args.threshold,
+        slices=tuple(dict.fromkeys(args.slice)),
+        spread=args.spread,
+        faces=args.faces,
+        baseline=args.baseline,
+    )
     handed = checkpoints.load_run(args.run, args.step)
+    reporting.check(wanted, handed, args.data)
     done = evaluation.predict(
         handed,
         args.data,
@@ -51,64 +65,18 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
     if args.calibrate:
         evaluation.calibrate(done, args.interval)
     suffix = f"-step{args.step}" * (args.step is not None) + "-flip" * args.flip
-    folder = handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {
-        **done.scores(),
-        "run": str(handed.workdir),
-        "step": handed.step,
-        "stage": done.stage.name,
-        "model": handed.meta["model"],
-        "data": str(done.dataset.path),
-        "data_hash": done.dataset.hash,
-        "same_data_as_training": done.same_data,
-        "split": done.split,
-        "flip": args.flip,
-        "protocol": done.dataset.manifest["protocol"],
-        "crop": done.dataset.crop,
-        "other_crop_than_training": not done.same_crop,
-        **leaks.of_evaluation(handed.meta, done.dataset, done.split),
-    }
-    if done.probabilities is not None:
-        temperature = estimator.read_temperature(handed.workdir, handed.step)
-        report["interval"] = evaluation.sureness(done, args.interval, temperature)
-        names = done.dataset.column("name")[done.rows]
-        _write_predictions(folder / "predictions.csv", names, done.targets, done.outputs)
-        _draw(folder, done)
-    files.write_json(folder / "report.json", report)
-    return report, folder
-
-
-def _write_predictions(path: epath.Path, names, ages, predictions) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["name", "age", "prediction"])
-    writer.writerows((n, repr(float(a)), f"{p:.6f}") for n, a, p in zip(names, ages, predictions, strict=True))
-    path.write_bytes(text.getvalue().encode())
-
-
-def _draw(folder: epath.Path, done) -> None:
-    from lae_jax import figures, inputs, metrics, runs
-
-    config, dataset = runs.from_json(done.handed.meta["config"]), done.dataset
-    histogram_of = inputs.split_name(config, config.data.train) if done.same_data else done.split
-    counted = dataset.column("age")[dataset.rows(histogram_of)]
-    counted = counted[~np.isnan(counted)]
-    of_run = f"{done.handed.workdir.name} step {done.handed.step} ({done.handed.meta['model']})"
-    title = f"{of_run} on {dataset.path.resolve().name}, {done.split}"
-    figures.histogram(folder / "histogram.png", counted, done.targets, done.outputs, title, histogram_of)
-    figures.group_errors(folder / "groups.png", metrics.age_report(done.targets, done.outputs), title)
-    figures.scatter(folder / "scatter.png", done.targets, done.outputs, title)
+    folder = reporting.place(done, suffix)
+    return reporting.write(done, folder, wanted, flip=args.flip), folder
 
 
 def tell(report: dict) -> str:
     """The report as text for a terminal."""
-    from lae_jax import leaks
+    from lae_jax.metrics import GROUPS
+    from lae_jax.reports import words
 
     if "group_mae" not in report:
         scores = [f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float))]
-        return "\n".join([*scores, *leaks.tell(report)])
-    from lae_jax.metrics import GROUPS
+        return "\n".join([*scores, *words.warnings(report)])
 
     def number(value, digits=2):
         return "-" if value is None else f"{value:.{digits}f}"
@@ -130,11 +98,7 @@ def tell(report: dict) -> str:
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"
         lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide in the mean")
-    if report.get("other_crop_than_training"):
-        lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
-    if report["missing_groups"]:
-        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
-    lines += leaks.tell(report)
+    lines += words.warnings(report)
     return "\n".join(lines)
 
 
@@ -144,9 +108,15 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--batch-size must be at least 1 and --devices at least 0")
     if not 0 < args.interval < 1:
         raise InputError(f"--interval {args.interval}: between 0 and 1")
-    if args.devices:
-        from lae_jax import parallel
+    if args.threshold is not None and not 0 < args.threshold <= 100:
+        raise InputError(f"--threshold {args.threshold}: an age above 0, at most 100")
+    folders.require_run(args.run)
+    if args.data:
+        folders.require_dataset(args.data)
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
+    if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)
     print(tell(report))

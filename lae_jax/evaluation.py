@@ -10,6 +10,7 @@ import numpy as np
 from lae_jax import checkpoints, distributions, estimator, inputs, parallel, runs, stages
 from lae_jax.data import records
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 
 logger = logging.getLogger("lae_jax")
 
@@ -61,9 +62,11 @@ def predict(
     dataset = records.open_dataset(data or config.data.path, config.data.verify)
     split = split or validation_split(handed)
     if handed.meta["crop"] != dataset.crop:
-        told = f"{handed.workdir} was trained on crops {handed.meta['crop']}, {dataset.path} holds {dataset.crop}"
+        both = handed.meta["crop"], dataset.crop
+        told = f"{handed.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)})"
         if not allow_other_crop:
-            raise InputError(f"{told}: prepare the data alike, or say --allow-other-crop (the errors may be large)")
+            alike = crops.how_to_cut_alike(*both)
+            raise InputError(f"{told}: {alike}, or say --allow-other-crop (the errors may be large)")
         logger.warning("%s: the errors may be large", told)
     if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)

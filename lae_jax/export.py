@@ -11,7 +11,7 @@ check, SHA-256 of every file) and model_card.md. docs/serving.md says how it is 
 import argparse
 import pathlib
 
-from lae_jax import console
+from lae_jax import console, folders
 from lae_jax.exports import folder
 
 
@@ -46,6 +46,8 @@ def tell(content: dict, out: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    folders.require_run(args.run)
+    folders.require_new(args.out)
     import jax
 
     # Reference and read-back are float32 on the CPU; accelerators round more coarsely, and stay free for others.

@@ -7,13 +7,13 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, estimator, files, inputs, runs
+from lae_jax import checkpoints, console, estimator, files, folders, inputs, runs
 from lae_jax.data import pipeline, records, synthetic
 from lae_jax.errors import ExportDiffers, InputError, unknown
 from lae_jax.exports import folder, model_card
@@ -46,9 +46,15 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
     if files.is_remote(out):
         raise InputError(f"--out {out}: export to a local disk, where it is read back, and copy the folder")
     out = pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already: name a new folder, or delete it")
+    folders.require_new(out)
+    with console.progress(total=4, what="export", unit="steps") as line:
+        return _export(run, form, out, step, flip, line)
+
+
+def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, line) -> dict:
+    line.set_postfix_str("reading the run")
     handed, config, stage = estimator.load_ages(run, step)
+    line.update()
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)
     program = Program(
@@ -63,13 +69,39 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
     )
     content = {
         "format": form,
+        "outputs": {
+            "age": "float32 (batch,), years, before the temperature",
+            "distribution": f"float32 (batch, {program.num_ages}), of the ages from 0, at the temperature",
+        },
+        "inside": {"mean": list(program.mean), "std": list(program.std)},
+        "platforms": list(PLATFORMS) if form != "onnx" else None,
+        **_described(handed, config, stage.name, flip),
+    }
+    return _write(out, content, program, handed, line)
+
+
+def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> str:
+    """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
+    handed = estimator.load_ages(run, step)[0]
+    return card_of(handed, _evaluations(handed), flip)
+
+
+def card_of(handed: checkpoints.Handed, evaluations: Sequence[Mapping], flip: bool = False) -> str:
+    """The model card of a checkpoint with the evaluations that are given."""
+    content = _described(handed, runs.from_json(handed.meta["config"]), handed.meta["stage"], flip)
+    return model_card.write(content, handed.meta, starts(handed), evaluations, _data(handed))
+
+
+def _described(handed: checkpoints.Handed, config, stage: str, flip: bool) -> dict:
+    """What export.json says of a run."""
+    return {
         "source": {
             "run": str(handed.workdir),
             "step": handed.step,
-            "stage": stage.name,
-            "model": program.name,
+            "stage": stage,
+            "model": config.model.name,
             "dtype": config.model.dtype,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.variables["params"])),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(handed.variables["params"])),
             "data": handed.meta["data"],
             "data_hash": handed.meta["data_hash"],
         },
@@ -77,51 +109,51 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
             "name": "image",
             "dtype": "uint8",
             "layout": "NHWC, RGB",
-            "image_size": program.image_size,
+            "image_size": config.data.image_size,
             "resize": config.data.resize,
             "before": "cut the face as crop says; Pillow's bicubic to resize (0: image_size) squared; the centre of"
             " image_size squared; no normalisation",
         },
-        "outputs": {
-            "age": "float32 (batch,), years, before the temperature",
-            "distribution": f"float32 (batch, {program.num_ages}), of the ages from 0, at the temperature",
-        },
-        "inside": {"mean": list(program.mean), "std": list(program.std)},
         "crop": handed.meta["crop"],
-        "temperature": program.temperature,
+        "temperature": estimator.read_temperature(handed.workdir, handed.step),
         "flip": flip,
-        "platforms": list(PLATFORMS) if form != "onnx" else None,
         "versions": _versions(),
     }
-    return _write(out, content, program, handed)
 
 
-def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed) -> dict:
+def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed, line) -> dict:
     form, crops = content["format"], crops_of(handed)
     unfinished = out.with_name(out.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        content |= write_model(form, unfinished, program, crops)
+        content |= write_model(form, unfinished, program, crops, line)
+        line.set_postfix_str("describing it")
         card = model_card.write(content, handed.meta, starts(handed), _evaluations(handed), _data(handed))
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
         unfinished.replace(out)
+        line.set_postfix_str("", refresh=False)
+        line.update()
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return files.read_json(out / folder.FILE)
 
 
-def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops) -> dict:
+def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops, line) -> dict:
     """Writes a model into a folder, reads it back and compares it. Returns 'check' and 'seconds' of export.json.
 
-    Raises ExportDiffers.
+    Args: line: of `console.progress`, for two steps. Raises ExportDiffers.
     """
     started = time.perf_counter()
+    line.set_postfix_str(f"writing the {form}")
     folder.FORMATS[form].write(path, program)
+    line.update()
     written = time.perf_counter()
+    line.set_postfix_str("reading it back and comparing")
     check = compared(form, path, program, crops)
+    line.update()
     seconds = {"write": round(written - started, 1), "check": round(time.perf_counter() - written, 1)}
     return {"check": check, "seconds": seconds}
 

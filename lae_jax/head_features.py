@@ -12,6 +12,7 @@ import numpy as np
 from lae_jax import checkpoints, files, inference, inputs, parallel, runs, stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 
 logger = logging.getLogger("lae_jax")
 
@@ -74,10 +75,8 @@ class Extractor:
     def _compute(self, examples: inputs.Examples, passes: int) -> np.ndarray:
         config, par, count = self.config, self.par, len(examples.rows)
         if self._mapped is None:
-            backbone = runs.model(config, self.stage, 0)
-            plain = dataclasses.replace(self.stage, output=lambda features: features)
             variables = {name: tree["backbone"] for name, tree in self.handed.variables.items() if "backbone" in tree}
-            self._mapped = runs.forward(config, plain, backbone, par), par.place(variables)
+            self._mapped = runs.forward_features(config, self.stage, par), par.place(variables)
         forward, variables = self._mapped
         size = -(-BATCH_SIZE // par.device_count) * par.device_count
         if not passes:
@@ -113,7 +112,7 @@ class Extractor:
         return values.reshape(passes, count, -1).astype(np.float32)
 
     def own_head(self) -> dict:
-        """The run's head, {'fc': {'kernel', 'bias'}}, float32."""
+        """The run's head, {'fc': {'kernel', 'bias'}} and 'hidden' alike where it has such a layer, float32."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.handed.variables["params"]["head"])
 
 
@@ -127,7 +126,11 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
         raise InputError(f"{path} is a run of stage {handed.meta['stage']}: name one of stage represent with --run")
     dataset = records.open_dataset(data, handed.meta["config"]["data"]["verify"])
     if handed.meta["crop"] != dataset.crop:
-        raise InputError(f"{path} was trained on crops {handed.meta['crop']}, {data} holds {dataset.crop}")
+        both = handed.meta["crop"], dataset.crop
+        raise InputError(
+            f"{path} was trained on other crops than {data} holds ({crops.differing(*both)}):"
+            f" {crops.how_to_cut_alike(*both)}"
+        )
     if handed.meta["data_hash"] != dataset.hash:
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"

@@ -9,11 +9,15 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from lae_jax import head_losses, losses
+from lae_jax import head_losses, head_mixing, losses
 from lae_jax.errors import InputError, unknown
+
+HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
 
 # (logits (B, K), ages (B,), handed, setting) -> (B,); handed: mae (years), er_weight, counts and smoothed (K,).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
+# (ages (B,), key, setting) -> of each example its partner in the batch and its own share.
+Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
 # (stage 2's logits (B, K), the trained head's, handed, setting) -> (B,) years.
 FinishOutputs = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
 # (stage 2's head, the trained one, setting) -> a head.
@@ -31,6 +35,7 @@ class Method:
     start: str = "kept"  # stage 2's head | 'new'
     trains: str = "head"  # | 'scales': a factor for each age | 'two_layers': a hidden layer and a new head
     smooth_features: bool = False  # trained on features whose statistics are smoothed over the ages
+    mix: Mix | None = None  # whose features an example's are mixed with
     finish_head: FinishHead | None = None
     finish_outputs: FinishOutputs | None = None
     settings: tuple[float, ...] = (0.0,)  # that are swept; one that is not used stands alone
@@ -40,13 +45,14 @@ class Method:
     @property
     def training(self) -> tuple:
         """What decides the trained head: methods for which it is equal share one."""
-        return (self.loss, self.order, self.power, self.start, self.trains, self.smooth_features, self.sets == "power")
+        how = (self.loss, self.order, self.power, self.start, self.trains, self.smooth_features, self.mix)
+        return (*how, self.sets == "power")
 
     @property
     def on_images(self) -> bool:
-        """Whether a run of stage 3 can do it: it differs from LAE in loss, order and start alone."""
+        """Whether a run of stage 3 can do it: it trains something and leaves that as it is."""
         finishes = self.finish_head is not None or self.finish_outputs is not None
-        return self.loss is not None and self.trains == "head" and not self.smooth_features and not finishes
+        return self.loss is not None and self.trains in ("head", "scales", "two_layers") and not finishes
 
 
 def _representation(logits, ages, handed, setting):
@@ -241,6 +247,34 @@ METHODS = {
             loss=_lae,
             start="new",
             trains="two_layers",
+        ),
+        Method(
+            "two_layers_crt",
+            "cRT (Kang et al., ICLR 2020) with a hidden layer (ours)",
+            "ages equally likely, a hidden layer before a new head, stage 2's loss",
+            loss=_representation,
+            start="new",
+            trains="two_layers",
+        ),
+        Method(
+            "c_mixup",
+            "Yao et al., C-Mixup: improving generalization in regression, NeurIPS 2022, on features",
+            "LAE, features of near ages are mixed",
+            loss=_lae,
+            mix=head_mixing.c_mixup,
+            settings=(1.0, 3.0),
+            setting="bandwidth in years",
+        ),
+        Method(
+            "two_layers_c_mixup",
+            "C-Mixup (Yao et al., NeurIPS 2022) and a hidden layer (ours)",
+            "LAE, a hidden layer before a new head, features of near ages are mixed",
+            loss=_lae,
+            start="new",
+            trains="two_layers",
+            mix=head_mixing.c_mixup,
+            settings=(1.0, 3.0),
+            setting="bandwidth in years",
         ),
         Method(
             "routing",

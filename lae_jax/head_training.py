@@ -18,13 +18,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lae_jax import head_losses, losses, metrics, models, optim, runs
+from lae_jax import head_losses, head_mixing, losses, metrics, models, optim, runs
 from lae_jax.data import sampling
-from lae_jax.head_methods import Method
+from lae_jax.head_methods import HIDDEN, Method
 from lae_jax.models import initial_values
 from lae_jax.models.layers import Compute
-
-HIDDEN = 256  # width of the hidden layer of a head of two
 
 
 class _Cached(nn.Module):
@@ -135,17 +133,16 @@ class Bench:
         if method.trains == "scales":
             return {"scales": np.ones(runs.NUM_AGES, np.float32)}
         if method.trains == "two_layers":
-            draws = np.random.default_rng((seed, zlib.crc32(b"head/hidden/kernel"))).standard_normal((width, HIDDEN))
-            hidden = (draws * np.sqrt(2 / width)).astype(np.float32)
-            return {"hidden": {"kernel": hidden, "bias": np.zeros(HIDDEN, np.float32)}, **_new_layer(HIDDEN, seed)}
+            kernel = initial_values.leaf(("head", "hidden", "kernel"), (width, HIDDEN), np.float32, seed)
+            return {"hidden": {"kernel": kernel, "bias": np.zeros(HIDDEN, np.float32)}, **_new_layer(HIDDEN, seed)}
         return dict(self.own) if method.start == "kept" else _new_layer(width, seed)
 
     def _head(self, method: Method, trained: Mapping) -> Mapping:
         """The head that stands for what trains."""
         if method.trains != "scales":
             return trained
-        layer = self.own["fc"]
-        return {"fc": {"kernel": layer["kernel"] * trained["scales"][None, :], "bias": jnp.asarray(layer["bias"])}}
+        own = jax.tree.map(jnp.asarray, dict(self.own))
+        return {**own, "fc": {**own["fc"], "kernel": own["fc"]["kernel"] * trained["scales"][None, :]}}
 
     def _compiled(self, method: Method, steps: int):
         config, count = self.config.copy_and_resolve_references(), len(self.features)
@@ -180,6 +177,9 @@ class Bench:
                 x, y = features[among, position], ages[position]
                 if tables is not None:
                     x = x * head_losses.of_age(tables["scale"], y) + head_losses.of_age(tables["shift"], y)
+                if method.mix is not None:
+                    partner, share = method.mix(y, head_mixing.key_of(seed, number), setting)
+                    x, y = (head_mixing.mixed(values, values[partner], share) for values in (x, y))
                 loss, grads = jax.value_and_grad(mean_loss)(trained, x, y, jax.random.fold_in(key, number))
                 good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
                 updates, new_state = tx.update(grads, state, trained)

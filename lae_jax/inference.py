@@ -25,7 +25,9 @@ def over_batches(
     fetched.
     """
     positions, outputs, pending = [], [], None
-    for batch in console.progress(batches, total=total, what=what, unit="batch", leave=False):
+    for batch in console.progress(
+        batches, total=total, what=what, unit="batches", leave=False, active=parallel.is_first_host()
+    ):
         dispatched = forward(variables, batch["image"])
         if pending is not None:
             outputs.append(par.collect(pending))

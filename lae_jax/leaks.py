@@ -118,6 +118,7 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     pretrained = people.compare(meta.get("identities"), names[dataset.rows(split)], dataset.hash)
     return {
         "audit": state,
+        "findings": [{name: f[name] for name in ("kind", "severity", "splits", "message")} for f in findings],
         "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in leaks]),
         "same_people_on_both_sides": both,
         "pretrained_people": {
@@ -125,13 +126,3 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
             "shared": len(pretrained["shared"]) if pretrained["compared"] else None,
         },
     }
-
-
-def tell(report: Mapping) -> list[str]:
-    """The lines of a report that speak of leaks and of people on both sides."""
-    lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
-    if report.get("audit", "read") != "read":
-        lines.append(f"audit.json is {report['audit']}: other leaks are unknown ({audits.COMMAND} {report['data']})")
-    if count := report.get("same_people_on_both_sides"):
-        lines.append(f"people on both sides, trained on and scored: {count} (split by {report['protocol']})")
-    return lines

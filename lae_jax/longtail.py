@@ -13,7 +13,7 @@ import time
 
 from etils import epath
 
-from lae_jax import console, files
+from lae_jax import console, files, folders
 from lae_jax.errors import InputError
 
 
@@ -108,7 +108,7 @@ def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[st
 
 def tell(args: argparse.Namespace, report: dict) -> str:
     """What was found, as text for a terminal."""
-    from lae_jax import leaks
+    from lae_jax.reports import words
 
     seconds = report["seconds"]
     return "\n".join(
@@ -116,7 +116,7 @@ def tell(args: argparse.Namespace, report: dict) -> str:
             (epath.Path(args.out) / "table.md").read_text(),
             *report["sentences"].values(),
             f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
-            *leaks.tell(report),
+            *words.leaks(report),
         ]
     )
 
@@ -127,6 +127,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--seeds must be at least 1, --passes and --devices at least 0")
     if any(not rate > 0 for rate in args.base_rate or []):
         raise InputError("--base-rate must be above 0")
+    folders.require_dataset(args.data)
+    for run in args.run:
+        folders.require_run(run, "python -m lae_jax.main --config configs/represent.py")
+    for run in args.like:
+        folders.require_run(run)
     if args.devices:
         from lae_jax import parallel
 

@@ -16,11 +16,14 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax import console, watch
+from lae_jax import console, folders, watch
 from lae_jax.errors import InputError, unknown
+from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
+# stage -> the shipped config of the stage that it starts from
+_FOLLOWS = {"represent": "pretrain", "classify": "represent"}
 # How long a process that ends with an error waits for the others to end as well.
 LEAVE_SECONDS = 20
 
@@ -44,14 +47,16 @@ EXPECT_DEVICES = flags.DEFINE_integer(
 ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
 flags.DEFINE_alias("allow-leak", "allow_leak")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
+PROFILE = flags.DEFINE_string("profile", "", "Trace so many steps, or those of FIRST:LAST, into the run's profile/.")
 
 
 def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    compiled.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
         raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
     if COORDINATOR.value and CLUSTER.value:
@@ -106,13 +111,11 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def run(config: ConfigDict, signals: watch.Signals) -> None:
+def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
-    before, unless its `init_from` says otherwise."""
-    from lae_jax import train
-
+    before, unless its `init_from` says otherwise. profile: the steps of each to trace (tracing.Wanted)."""
     if "stages" not in config:
-        _report(train.train(config, signals), config.workdir)
+        _train(config, signals, profile)
         return
     _check_recipe(config)
     before = ""
@@ -121,8 +124,21 @@ def run(config: ConfigDict, signals: watch.Signals) -> None:
         stage.workdir = os.fspath(epath.Path(config.workdir) / name)
         stage.init_from = stage.init_from or before
         logger.info("stage %s -> %s", name, stage.workdir)
-        _report(train.train(stage, signals), stage.workdir)
+        _train(stage, signals, profile)
         before = stage.workdir
+
+
+def _train(config: ConfigDict, signals: watch.Signals, profile) -> None:
+    """Trains a stage, tells its scores and writes its report."""
+    from lae_jax import parallel, reporting, train
+
+    _tell(train.train(config, signals, profile), config.workdir)
+    if parallel.on_any_host(signals.asked):
+        return  # the same command, given again, writes it
+    try:
+        reporting.of_run(epath.Path(config.workdir))
+    except (InputError, OSError) as error:
+        logger.warning("%s is done, but its report could not be written: %s", config.workdir, error)
 
 
 def _check_recipe(config: ConfigDict) -> None:
@@ -137,7 +153,29 @@ def _check_recipe(config: ConfigDict) -> None:
             pretrained.require(source)
 
 
-def _report(summary: dict, workdir: str) -> None:
+def check_paths(config: ConfigDict) -> None:
+    """What a config names and is not there is missed now, before JAX is loaded. Raises InputError."""
+    recipe = config.stages if "stages" in config else {"": config}
+    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
+    for name in config.order if "stages" in config else recipe:
+        if name not in recipe:
+            continue  # an error of its own
+        stage = recipe[name]
+        if (epath.Path(config.workdir) / name / folders.CONFIG).exists():
+            continue  # begun: it goes on without what it was started from, and tells itself what else it needs
+        for field in ("init_from", "mae_from"):
+            source = stage[field]
+            if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
+                continue
+            follows = _FOLLOWS.get(stage.stage)
+            if epath.Path(source).suffix or not follows:
+                raise InputError(f"config.{field}: there is no file or folder {source}")
+            folders.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if not is_remote(stage.data.path):
+            folders.require_dataset(stage.data.path)
+
+
+def _tell(summary: dict, workdir: str) -> None:
     scores = {k: v for k, v in (summary["scores"] or {}).items() if isinstance(v, float)}
     told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation split"
     logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
@@ -148,12 +186,18 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
-    set_up_devices()
+    from lae_jax import tracing
+
+    profile = tracing.parse(PROFILE.value) if PROFILE.value else None
     config = CONFIG.value
+    # One of several processes must not end before the others can know of it.
+    if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
+        check_paths(config)
+    set_up_devices()
     if ALLOW_LEAK.value:
         for stage in config.stages.values() if "stages" in config else [config]:
             stage.data.allow_leak = True
-    run(config, signals)
+    run(config, signals, profile)
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ Ages and predictions are years. The eight age groups of Table 1 go by the true a
 What cannot be computed is NaN (None in `to_dict`), never 0.
 """
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 
@@ -80,6 +81,22 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     )
 
 
+def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
+    """The scores to expect where the groups are as frequent as `group_count`, (8,), says: mae = sum_j w_j MAE^j, and
+    with it sigma, aar_2021 and aar_2022; the others stay.
+
+    For choosing on a long-tailed split what shall be good on a split with other groups. NaN where a group that is
+    needed has no image in the report.
+    """
+    weights = np.asarray(group_count, np.float64)
+    used = weights > 0
+    mae = float(np.average(report.group_mae[used], weights=weights[used])) if used.any() else math.nan
+    sigma = group_deviation(report.group_mae, mae)
+    return dataclasses.replace(
+        report, mae=mae, sigma=sigma, aar_2021=aar_2021(mae, sigma), aar_2022=aar_2022(report.mmae, sigma)
+    )
+
+
 def age_class(ages: np.ndarray) -> np.ndarray:
     """The whole age, `floor(age + 0.5)`: years of any shape -> int64. Raises InputError for NaN or Inf."""
     ages = np.asarray(ages, np.float64)
@@ -95,22 +112,114 @@ def age_group(ages: np.ndarray) -> np.ndarray:
 
 
 def group_deviation(group_mae: np.ndarray, mae: float) -> float:
-    """Equation 7, `sigma = sqrt(sum_j (MAE^j - MAE)^2 / 8)`, about the overall MAE: (8,) years -> years.
+    """Equation 7, `sigma = sqrt(sum_j (MAE^j - MAE)^2 / 8)`, about the overall MAE: (..., 8), (...) years -> (...).
 
     NaN where a group is NaN.
     """
-    return float(np.sqrt(np.mean((np.asarray(group_mae, np.float64) - mae) ** 2)))
+    differences = np.asarray(group_mae, np.float64) - np.asarray(mae)[..., None]
+    return np.sqrt(np.mean(differences**2, axis=-1))
 
 
 def aar_2021(mae: float, sigma: float) -> float:
     """Equation 6, the index of Guess The Age 2021: `max(0, 7 - MAE) + max(0, 3 - sigma)`; NaN in, NaN out."""
     # np.maximum and not max: max(0, nan) is 0, and an undefined score would pass for a bad one.
-    return float(np.maximum(0.0, 7.0 - mae) + np.maximum(0.0, 3.0 - sigma))
+    return np.maximum(0.0, 7.0 - mae) + np.maximum(0.0, 3.0 - sigma)
 
 
 def aar_2022(mmae: float, sigma: float) -> float:
     """The index of the 2022 contest: `max(0, 5 - mMAE) + max(0, 5 - sigma)`, the same sigma; NaN in, NaN out."""
-    return float(np.maximum(0.0, 5.0 - mmae) + np.maximum(0.0, 5.0 - sigma))
+    return np.maximum(0.0, 5.0 - mmae) + np.maximum(0.0, 5.0 - sigma)
+
+
+def class_mae(ages: np.ndarray, predictions: np.ndarray) -> float:
+    """The mean over the whole ages that are there of each one's MAE, (n,) years -> years: every age counts alike.
+
+    Source: CMAE of Bao et al., "General vs. Long-Tailed Age Estimation", IEEE TIP 2023.
+    """
+    classes, errors = age_class(ages), np.abs(np.subtract(predictions, ages, dtype=np.float64))
+    count = np.bincount(classes - classes.min())
+    total = np.bincount(classes - classes.min(), errors)
+    return float((total[count > 0] / count[count > 0]).mean())
+
+
+SHOTS = ("many", "medium", "few")
+
+
+def shots(ages: np.ndarray, training_count: np.ndarray) -> np.ndarray:
+    """The place in `SHOTS` of each age: more than 100, 20 to 100, fewer than 20 training images of that whole age.
+
+    Args: ages: (n,) years; training_count: (K,) images of the whole ages 0..K-1; of others there are none. Source: Yang
+    et al., "Delving into Deep Imbalanced Regression", ICML 2021; ages without training images are few-shot, as in their
+    code.
+    """
+    classes, training_count = age_class(ages), np.asarray(training_count)
+    known = (classes >= 0) & (classes < len(training_count))
+    count = np.where(known, training_count[np.where(known, classes, 0)], 0)
+    return np.where(count > 100, 0, np.where(count < 20, 2, 1))
+
+
+_SMALLEST_ERROR = 1e-6  # years: the logarithm of 0 would make the geometric mean 0, whatever the other errors are
+
+
+def log_errors(ages: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Logarithms of the absolute errors, (n,) years -> (n,); an error below 1e-6 years counts as that."""
+    return np.log(np.maximum(np.abs(np.subtract(predictions, ages, dtype=np.float64)), _SMALLEST_ERROR))
+
+
+def geometric_mean(ages: np.ndarray, predictions: np.ndarray) -> float:
+    """`(prod_i |error_i|)^(1/n)`, (n,) years -> years: small where most errors are, whatever the largest ones are.
+
+    Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021.
+    """
+    return float(np.exp(log_errors(ages, predictions).mean()))
+
+
+def epsilon_errors(means: np.ndarray, spreads: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """`1 - exp(-(prediction - mean)^2 / (2 spread^2))` of each image, (n,) in [0, 1]; the epsilon-error is their mean.
+
+    Args: means, spreads: (n,) years, mean and standard deviation of what people guessed; a spread of 0 leaves 0 for the
+    mean itself and 1 for all else. Source: Escalera et al., "ChaLearn Looking at People 2015: Apparent Age and Cultural
+    Event Recognition", ICCV Workshops 2015. Raises InputError for values that are not finite, or spreads below 0.
+    """
+    means, spreads, predictions = _finite("means", means), _finite("spreads", spreads), _finite("ages", predictions)
+    if (spreads < 0).any():
+        raise InputError(f"{(spreads < 0).sum()} spreads are below 0: a standard deviation is not")
+    distance = np.abs(predictions - means)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(distance > 0, distance / spreads, 0.0)
+    return 1 - np.exp(-(ratio**2) / 2)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Deciding "at least `threshold` years" where P(age >= threshold) is at least `cut`.
+
+    A false accept is somebody younger who is taken for old enough, a false reject somebody old enough who is not; rates
+    are of the younger and of the older ones, NaN without any. Source: the false positive and false negative rates of
+    NIST IR 8525, "Face Analysis Technology Evaluation: Age Estimation and Verification", 2024.
+    """
+
+    threshold: float
+    cut: float
+    younger: int
+    older: int
+    false_accepts: int
+    false_rejects: int
+
+    @property
+    def false_accept_rate(self) -> float:
+        return self.false_accepts / self.younger if self.younger else math.nan
+
+    @property
+    def false_reject_rate(self) -> float:
+        return self.false_rejects / self.older if self.older else math.nan
+
+
+def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float) -> Decision:
+    """Args: ages: (n,) true ages in years; chances: (n,) P(age >= threshold); cut: in (0, 1]."""
+    older, accepted = np.asarray(ages) >= threshold, np.asarray(chances) >= cut
+    counts = ((~older).sum(), older.sum(), (accepted & ~older).sum(), (older & ~accepted).sum())
+    return Decision(threshold, cut, *map(int, counts))
 
 
 @dataclass(frozen=True)

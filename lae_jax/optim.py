@@ -1,7 +1,7 @@
 """Schedules and SGD, equal to torch's: OneCycleLR, MultiStepLR, SGD, and which part of the parameters trains.
 
-A schedule is a function of the step (a python int or a traced one, counted from 0; an array gives an array). Its value
-is float32, or float64 where jax runs with 64 bits. Steps beyond the end hold the last value.
+A schedule is a function of the step (a python int or a traced one, counted from 0; an array gives an array; a number
+gives numpy's). Its value is float32, or float64 where jax runs with 64 bits. Steps beyond the end hold the last value.
 """
 
 import math
@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lae_jax.errors import InputError
 
 PARTS = ("backbone", "head")  # the two top keys of every model's parameters
 
-Schedule = Callable[[int | jax.Array], jax.Array]
+Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
 
 
 def one_cycle(
@@ -64,9 +65,10 @@ def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Sc
     # A table, since powers of gamma would lose digits in float32.
     rates = [base * gamma**drops for drops in range(len(steps) + 1)]
 
-    def schedule(step: int | jax.Array) -> jax.Array:
-        drops = jnp.searchsorted(jnp.asarray(steps, jnp.int32), jnp.asarray(step), side="right", method="compare_all")
-        return jnp.asarray(rates, jnp.result_type(float))[drops]
+    def schedule(step: int | jax.Array) -> jax.Array | np.ndarray:
+        xp = _where_it_is(step)
+        drops = (xp.asarray(steps, xp.int32) <= xp.asarray(step)[..., None]).sum(axis=-1)
+        return xp.asarray(rates, jnp.result_type(float))[drops]
 
     return schedule
 
@@ -102,8 +104,9 @@ def sgd(
     _check("clip_norm", clip_norm, low=0)
 
     def init(params: optax.Params) -> SgdState:
-        trace = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return SgdState(count=jnp.zeros((), jnp.int32), trace=trace)
+        # By numpy: outside of a traced function jax.numpy compiles a program for each shape.
+        trace = jax.tree.map(lambda p: np.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        return SgdState(count=np.zeros((), np.int32), trace=trace)
 
     def update(grads: optax.Updates, state: SgdState, params: optax.Params | None = None):
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -129,13 +132,44 @@ def sgd(
     return optax.GradientTransformation(init, update)
 
 
+class FactorsState(NamedTuple):
+    """start: the weights, (F, K) each; factors: (K,) each, of their columns; inner: of the factors' optimiser."""
+
+    start: optax.Params
+    factors: optax.Params
+    inner: optax.OptState
+
+
+def column_factors(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for a factor of each column of the weights: they are start (F, K) x factors (K,), and start stands still.
+
+    This is LWS (Kang et al., ICLR 2020, equation 6). The parameters hold the products, so whoever reads them needs to
+    know nothing of it; the slope of a factor is the sum over its column of start times the weights' gradient. Decay
+    and clipping of `tx` are of the factors. Its update needs the parameters.
+    """
+
+    def init(params: optax.Params) -> FactorsState:
+        ones = jax.tree.map(lambda p: jnp.ones(p.shape[-1:], jnp.promote_types(p.dtype, jnp.float32)), params)
+        return FactorsState(params, ones, tx.init(ones))
+
+    def update(grads: optax.Updates, state: FactorsState, params: optax.Params):
+        slopes = jax.tree.map(lambda g, w: jnp.sum(g * w, axis=0), grads, state.start)
+        updates, inner = tx.update(slopes, state.inner, state.factors)
+        factors = optax.apply_updates(state.factors, updates)
+        updates = jax.tree.map(lambda w, f, p: w * f[None, :] - p, state.start, factors, params)
+        return updates, FactorsState(state.start, factors, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
 def trainable(
-    tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...]
+    tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...], factors: bool = False
 ) -> optax.GradientTransformation:
     """`tx` for the parts of `params` that `trains` names; the others stand still, without state, decay or a norm.
 
     `params` (arrays or shapes) has the top keys 'backbone' and 'head', or one of them; gradients have the same
-    structure. Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
+    structure. With `factors` nothing of the head trains but a factor of each column of its last layer, fc's kernel.
+    Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
     """
     if isinstance(trains, str) or not trains:
         raise ValueError(f"trains names the parts that train, such as ('backbone', 'head'), not {trains!r}")
@@ -148,7 +182,12 @@ def trainable(
         key: jax.tree.map(lambda _, label="train" if key in trains else "frozen": label, part)
         for key, part in params.items()
     }
-    return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)
+    kinds = {"train": tx, "frozen": optax.set_to_zero()}
+    if factors:
+        labels["head"] = jax.tree.map(lambda _: "frozen", params["head"])
+        labels["head"]["fc"]["kernel"] = "factors"
+        kinds["factors"] = column_factors(tx)
+    return optax.multi_transform(kinds, labels)
 
 
 def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:
@@ -157,15 +196,20 @@ def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_
     _check("pct_start", pct_start, low=0, high=1)
     turn = pct_start * total_steps - 1
 
-    def schedule(step: int | jax.Array) -> jax.Array:
-        dtype = jnp.result_type(float)
-        step = jnp.clip(jnp.asarray(step), 0, last)
+    def schedule(step: int | jax.Array) -> jax.Array | np.ndarray:
+        dtype, xp = jnp.result_type(float), _where_it_is(step)
+        step = xp.clip(xp.asarray(step), 0, last)
         # (1 + cos(pi p)) / 2 is the same, but cancels near the end and misses torch by up to 3e-3 in float32.
-        up = jnp.sin(math.pi / 2 / turn * step.astype(dtype)) ** 2 if turn > 0 else 1.0
-        down = jnp.sin(math.pi / 2 / (last - turn) * (last - step).astype(dtype)) ** 2 if turn < last else 1.0
-        return jnp.where(step <= turn, start + (middle - start) * up, end + (middle - end) * down).astype(dtype)
+        up = xp.sin(math.pi / 2 / turn * step.astype(dtype)) ** 2 if turn > 0 else 1.0
+        down = xp.sin(math.pi / 2 / (last - turn) * (last - step).astype(dtype)) ** 2 if turn < last else 1.0
+        return xp.where(step <= turn, start + (middle - start) * up, end + (middle - end) * down).astype(dtype)
 
     return schedule
+
+
+def _where_it_is(step: int | jax.Array):
+    """numpy for a number, which the loop writes down: a device would compute it after the steps that it has to do."""
+    return jnp if isinstance(step, jax.Array) else np
 
 
 def _whole(name: str, value: int, low: int) -> int:

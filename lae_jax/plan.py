@@ -9,10 +9,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, head_losses, inputs, leaks, metrics, parallel, runs, stages
+from lae_jax import checkpoints, head_losses, head_methods, inputs, leaks, metrics, parallel, runs, stages
 from lae_jax.data import records, sampling
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
+from lae_jax.faces import crops
 from lae_jax.models import pretrained, pretrained_names
 
 logger = logging.getLogger("lae_jax")
@@ -60,13 +61,26 @@ _BOUNDS = {
 }
 
 
+def settled(config: ConfigDict) -> ConfigDict:
+    """The config with what follows from its method: a new head, a hidden layer. It may be settled already."""
+    if config.stage != "classify":
+        return config
+    method = head_methods.get(config.classify.method)
+    config = config.copy_and_resolve_references()
+    config.reinit_head = config.reinit_head or method.start == "new"
+    if method.trains == "two_layers":
+        config.model.hidden = config.model.hidden or head_methods.HIDDEN
+    return config
+
+
 def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     """Checks everything that can be checked before work begins. Raises InputError that says what to do.
 
     Args: resumed: meta of the run's own newest checkpoint, where there is one; it then needs no other run.
     """
+    config = settled(config)
     c = config.classify
-    stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.reinit_head, config.data.power)
+    stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.data.power)
     par = parallel.Parallel()
     _check_numbers(config, par)
     init = None if resumed else _load_init(config, stage)
@@ -151,17 +165,18 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
     if init is not None and "head" not in stage.loads and init.meta.get("crop", dataset.crop) != dataset.crop:
         logger.warning(
-            "%s was trained on crops %s, %s holds %s: its features were learnt on faces that were cut otherwise",
+            "the features of %s were learnt on other crops than %s holds: %s",
             init.workdir,
-            init.meta["crop"],
             dataset.path,
-            dataset.crop,
+            crops.differing(init.meta["crop"], dataset.crop),
         )
     if init is None or "head" not in stage.loads:
         return
     if init.meta["crop"] != dataset.crop:
+        both = init.meta["crop"], dataset.crop
         raise InputError(
-            f"{init.workdir} was trained on crops {init.meta['crop']}, {dataset.path} holds {dataset.crop}"
+            f"{init.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)}):"
+            f" {crops.how_to_cut_alike(*both)}"
         )
     if init.meta["data"] == str(dataset.path) and init.meta["data_hash"] != dataset.hash:
         raise InputError(
@@ -260,7 +275,8 @@ def _close(a, b) -> bool:
 def _check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed) -> None:
     """A backbone must be the model's, and a head is only right for the features that it was trained on."""
     fields = ("model.name",) + _SAME_FEATURES * ("head" in stage.loads)
-    before, now = runs.flat(init.meta["config"]), runs.flat(runs.as_json(config))
+    fields += ("model.hidden",) * ("head" in stage.loads and not config.reinit_head)
+    before, now = (runs.flat(runs.as_json(c)) for c in (runs.from_json(init.meta["config"]), config))
     differing = [field for field in fields if before[field] != now[field]]
     if differing:
         told = ", ".join(f"{field} {before[field]!r} and not {now[field]!r}" for field in differing)

@@ -17,14 +17,18 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from lae_jax import console, predictions
+from lae_jax import console, folders, predictions
+from lae_jax.data import source
 from lae_jax.errors import InputError, NothingPredicted
 from lae_jax.estimator import AgeEstimator
+from lae_jax.exports import folder as exported
 from lae_jax.faces import crops, drawings, photographs
 
 __all__ = ["AgeEstimator"]
 
 logger = logging.getLogger("lae_jax")
+
+_ENOUGH = 50  # images that a rate is told of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,29 +100,47 @@ def found(args: argparse.Namespace, estimator: AgeEstimator, items: Iterator[pho
     return photographs.found(items, recipe_of(args, estimator), estimator.input.pixels, threads=threads)
 
 
-def run(args: argparse.Namespace, estimator: AgeEstimator) -> None:
+def count(args: argparse.Namespace) -> int:
+    """Images that are named. Raises InputError where there is none: before a model is loaded."""
+    if args.data:
+        return sum(1 for _ in photographs.in_csv(args.data, args.images))
+    named = sum(1 for _ in photographs.named(args.inputs, args.images))
+    if not named:
+        raise InputError(f"{', '.join(args.inputs)}: no image there ({', '.join(source.IMAGE_SUFFIXES)})")
+    return named
+
+
+def run(args: argparse.Namespace, estimator: AgeEstimator, total: int) -> None:
     """Rows to a table or a file, drawings to a folder."""
     if args.draw:
         pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
-    faces, without, started = 0, 0, time.perf_counter()
+    images, faces, without, warm = 0, 0, 0, None
     wanted = predictions.Wanted(args.interval, args.threshold, args.distribution)
     results = predictions.predicted(
         estimator, found(args, estimator, photographs.named(args.inputs, args.images)), wanted
     )
     with predictions.opened(args.out, args.threshold) as write:
-        for one, rows in console.progress(results, what="predict", unit="image"):
+        for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
-            faces, without = faces + len(one.inputs), without + (not one.inputs)
+            images, faces, without = images + 1, faces + len(one.inputs), without + (not one.inputs)
+            if warm is None and faces >= estimator.sizes[-1]:
+                warm = images, time.perf_counter()  # networks built, the step compiled, a full batch through
             if args.draw and one.inputs:
                 drawings.save(pathlib.Path(args.draw), one.image, rows)
-    seconds = time.perf_counter() - started
-    missing = f"; {without} images without an age" * bool(without)
-    logger.info("%d faces in %.1f s (%.1f a second)%s", faces, seconds, faces / seconds, missing)
+    told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
+    if without:
+        told.append(f"{console.counted(without, 'image')} without an age")
+    if warm and images - warm[0] >= _ENOUGH:
+        told.append(f"{(images - warm[0]) / (time.perf_counter() - warm[1]):.1f} images a second after the start-up")
+    places = [place for place in (args.out, args.draw) if place]
+    logger.info("%s%s", "; ".join(told), f" -> {', '.join(places)}" * bool(places))
     if not faces:
-        raise NothingPredicted("no age was estimated: the reasons stand beside the names")
+        raise NothingPredicted(
+            f"no age was estimated: the reasons stand beside the names{f' in {args.out}' * bool(args.out)}"
+        )
 
 
-def run_contest(args: argparse.Namespace, estimator: AgeEstimator) -> None:
+def run_contest(args: argparse.Namespace, estimator: AgeEstimator, total: int) -> None:
     """`name,age` for each name, in order; a face that is not found is a centre crop, what cannot be read is nan."""
     faces = 0
     results = predictions.predicted(
@@ -126,7 +148,7 @@ def run_contest(args: argparse.Namespace, estimator: AgeEstimator) -> None:
     )
     with open(args.results, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        for one, (row, *_) in console.progress(results, what="predict", unit="image"):
+        for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None
             if row.age is None:
@@ -135,16 +157,20 @@ def run_contest(args: argparse.Namespace, estimator: AgeEstimator) -> None:
                 logger.warning("%s: no face found: a centre crop was taken", row.name)
     if not faces:
         raise NothingPredicted(f"no age was estimated; {args.results} holds nan alone")
+    logger.info("%s of %s -> %s", console.counted(faces, "age"), console.counted(total, "name"), args.results)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if not exported.is_export(args.run):
+        folders.require_run(args.run)
+    total = count(args)
     if args.devices:
         from lae_jax import parallel
 
         parallel.simulate_devices(args.devices)
     estimator = AgeEstimator.from_run(args.run, args.step, args.flip)
-    (run_contest if args.data else run)(args, estimator)
+    (run_contest if args.data else run)(args, estimator, total)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,11 @@ def predicted(
     outputs = estimator.probabilities(face for one in ahead for face in one.inputs)
     for one in waiting:
         probabilities = np.array([*itertools.islice(outputs, len(one.inputs))])
-        yield one, _rows(one, probabilities, estimator, wanted)
+        yield one, rows_of(one, probabilities, estimator, wanted)
 
 
-def _rows(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, wanted: Wanted) -> list[Row]:
+def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, wanted: Wanted) -> list[Row]:
+    """The rows of an image, given what `estimator.probabilities` gave for its inputs: (faces, ...)."""
     if not one.inputs:
         return [Row(one.image.name, reason=one.reason)]
     ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)

@@ -15,13 +15,13 @@ import multiprocessing
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax import console
+from lae_jax import console, folders
 from lae_jax.data import audits, joining, phash, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
@@ -29,6 +29,8 @@ from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
+# Rows whose splits are tried before images are read: of more than these, none will be empty.
+_FEW = 10_000
 # Images whose perceptual hashes are compared: 600,000 take 8 seconds, and the memory of ten million is bounded.
 _NEAR_AT_MOST = 2_000_000
 
@@ -69,8 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     splits.parse_ratio(args.split)
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is a file: name a folder")
-    if os.path.exists(os.path.join(args.out, "config.json")):
-        raise InputError(f"--out {args.out} holds a run: name another folder")
+    if not is_remote(args.out):  # a bucket's names are read by data/beam.py
+        folders.require_place(args.out)
     if args.workers < 1 or args.shards < 0:
         raise InputError("--workers must be at least 1 and --shards at least 0")
     if args.beam_runner is None:
@@ -99,16 +101,39 @@ def splitter(args: argparse.Namespace, column: Callable[[str], pa.ChunkedArray])
     if args.folds is None and _any(names):
         return "column", *splits.by_column(names, column("sha256"))
     identity = column("identity")
+    by = _by(args, identity)
+    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
+    return by, _parted(args, group), np.zeros(0, np.int64)
+
+
+def _by(args: argparse.Namespace, identity: pa.ChunkedArray) -> str:
     known = _any(identity)
     if args.by == "identity" and not known:
         raise InputError("--by identity, but the source has no identities: add an `identity` column or use --by image")
-    by = args.by or ("identity" if known else "image")
-    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
+    return args.by or ("identity" if known else "image")
+
+
+def _parted(args: argparse.Namespace, group: np.ndarray) -> Mapping[str, np.ndarray]:
     if args.folds is not None:
-        rows = splits.by_fold(group, args.folds, args.seed)
-    else:
-        rows = splits.by_ratio(group, splits.parse_ratio(args.split), args.seed)
-    return by, rows, np.zeros(0, np.int64)
+        return splits.by_fold(group, args.folds, args.seed)
+    return splits.by_ratio(group, splits.parse_ratio(args.split), args.seed)
+
+
+def _check_splits(args: argparse.Namespace, table: pa.Table) -> None:
+    """Raises InputError where the rows cannot be split as is wanted, though none be rejected: before any is read."""
+    count, identity = table.num_rows, table["identity"]
+    if not count or (args.folds is None and _any(table["split"])):
+        return
+    people = _by(args, identity) == "identity"
+    if count > _FEW:
+        return
+    group = splits.groups(identity) if people else np.arange(count)
+    if empty := [name for name, rows in _parted(args, group).items() if not len(rows)]:
+        told = console.counted(len(np.unique(group)), "person", "people") + " in " if people else ""
+        raise InputError(
+            f"split {empty[0]!r} would be empty ({told}{console.counted(count, 'image')}): take another --split or"
+            f" --folds, or give more {'people' if people else 'images'}"
+        )
 
 
 def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
@@ -140,14 +165,19 @@ def prepare(args: argparse.Namespace) -> dict:
     options = readers.Options(args.images, args.size, args.quality, args.seed)
     source = readers.READERS[args.reader](args.source, options)
     rejected = source.rejected
+    _check_splits(args, source.table)
     with way.folder() as out:
         tasks = shards.plan(source, out, args.reader, recipe, args.shards)
         del source  # its table; the tasks have it in a file
         missing = way.missing(tasks)
         if len(missing) < len(tasks):
             logger.info("%s: %d of %d shards are there already", args.out, len(tasks) - len(missing), len(tasks))
-        with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="image") as line:
-            way.write(missing, line.update)
+        try:
+            with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:
+                way.write(missing, line.update)
+        except KeyboardInterrupt:
+            logger.info("%s keeps what is done: the same command goes on with it", args.out)
+            raise
         return joining.finish(tasks, rejected, lambda column: splitter(args, column))
 
 
@@ -213,14 +243,19 @@ def main(argv: list[str] | None = None) -> None:
     if not any(name.endswith("train") for name in manifest["splits"]):
         logger.warning("no split is called train: name the one to train on with --config.data.train")
     print(
-        f"{manifest['count']} images in {args.out}, split by {manifest['protocol']};"
-        f" {manifest['rejected']} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
+        f"{console.counted(manifest['count'], 'image')} in {args.out}, split by {manifest['protocol']};"
+        f" {manifest['rejected']:,} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
     )
+    if several := manifest["several_faces"]:
+        taken = {"all": "each has the photograph's age", "centre": "the one in the middle was taken"}
+        print(
+            f"several faces were found in {console.counted(several, 'photograph')}:"
+            f" {taken.get(args.faces, 'the largest was taken')} (--faces {args.faces})"
+        )
     if is_remote(args.out):
         print(f"not audited, since data is read from disks and mounts: {audits.COMMAND} on the copy that is trained on")
         return
-    # Who stores smaller pictures than most models take means to train a smaller one.
-    (report,) = audits.run([args.out], min(args.size, audits.IMAGE_SIZE))
+    (report,) = audits.run([args.out])
     print(audits.tell(report))
 
 

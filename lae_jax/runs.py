@@ -61,6 +61,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
             jnp.dtype(c.dtype),
             head=stage.head,
             embedding_size=c.embedding_size,
+            hidden=c.hidden,
             dropout=c.dropout,
             stochastic_depth=c.stochastic_depth,
             axis_name=parallel.AXIS if c.sync_batch_norm else None,
@@ -82,6 +83,12 @@ def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Paral
         flip=flip,
     )
     return par.map_forward(step)
+
+
+def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Parallel):
+    """The mapped inference step (variables of the backbone, uint8 images) -> pooled features (B, F)."""
+    plain = dataclasses.replace(stage, output=lambda features: features)
+    return forward(config, plain, model(config, stage, 0), par)
 
 
 def cores() -> int:
@@ -113,10 +120,11 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
     raise InputError(f"config.optim.schedule {c.schedule!r}: 'one_cycle', 'multi_step' or 'constant'")
 
 
-def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...]):
+def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...], factors: bool = False):
+    """SGD for the parts of the parameters that train; factors: as `optim.trainable` has it."""
     c = config.optim
     sgd = optim.sgd(schedule.rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
-    return optim.trainable(sgd, params, trains)
+    return optim.trainable(sgd, params, trains, factors)
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -124,8 +132,10 @@ def as_json(config: ConfigDict) -> dict:
 
 
 def from_json(content: dict) -> ConfigDict:
-    """The config of a checkpoint or of `config.json`."""
-    return ConfigDict(content)
+    """The config of a checkpoint or of `config.json`; one that is older than model.hidden means 0."""
+    config = ConfigDict(content)
+    config.model.hidden = config.model.get("hidden", 0)
+    return config
 
 
 def flat(config: Mapping, prefix: str = "") -> dict:
@@ -138,7 +148,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
     """The fields, free ones apart, in which two configs (nested dicts of JSON) differ, with both values."""
-    before, now = flat(before), flat(now)
+    before, now = ({"model.hidden": 0, **flat(config)} for config in (before, now))
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted({*before, *now})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from lae_jax import head_methods, losses, metrics
+from lae_jax import head_losses, head_methods, losses, metrics
 from lae_jax.errors import InputError, unknown
 
 # A score is a dict of floats; None stands for an undefined one.
@@ -28,6 +28,11 @@ class Stage:
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
     score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
     select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
+    factors: bool = False  # of the head nothing trains but a factor of each age's weights
+    # (features of the training images (N, F), their whole ages (N,)) -> {'scale', 'shift'} by age, (K, F) each, which
+    # the features get in training; None: they are taken as they are. The backbone must stand still.
+    calibrate: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
+    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None  # as `steps.train_step` has it
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -106,11 +111,12 @@ def get(name: str) -> Stage:
     return STAGES[name]
 
 
-def with_method(stage: Stage, name: str, setting: float | None, new_head: bool, power: float) -> Stage:
-    """Stage 3 with the loss and the order of a method of `head_methods`; 'lae' is the stage as it is.
+def with_method(stage: Stage, name: str, setting: float | None, power: float) -> Stage:
+    """Stage 3 with the loss, the order and what trains of a method of `head_methods`; 'lae' is the stage as it is.
 
-    Args: setting: of the method; new_head: whether the run starts from one; power: of its class-balanced order.
-    Raises InputError for another stage, for a method that differs in more than these, and for what does not fit it.
+    Args: setting: of the method; power: of the class-balanced order. Where the method's head starts and what layers it
+    has are fields of the config (`plan.settled`).
+    Raises InputError for another stage, for a method that finishes what is trained, and for what does not fit it.
     """
     method = head_methods.get(name)
     if stage is not CLASSIFY:
@@ -130,11 +136,20 @@ def with_method(stage: Stage, name: str, setting: float | None, new_head: bool, 
         raise InputError(f"method {name!r} needs a {method.setting}: add --config.classify.setting=, such as {tried}")
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: leave out --config.classify.setting")
-    if method.start == "new" and not new_head:
-        raise InputError(f"method {name!r} starts from a new head: add --config.reinit_head=True")
     if method.order == "shuffled" and power:
         raise InputError(f"method {name!r} takes the images as they come: leave out --config.data.power")
-    return dataclasses.replace(stage, loss=functools.partial(_set_loss, method.loss, setting), order=method.order)
+    return dataclasses.replace(
+        stage,
+        loss=functools.partial(_set_loss, method.loss, setting),
+        order=method.order,
+        factors=method.trains == "scales",
+        calibrate=head_losses.smooth_statistics if method.smooth_features else None,
+        mix=method.mix and functools.partial(_set_mix, method.mix, setting),
+    )
+
+
+def _set_mix(mix, setting, ages, key):
+    return mix(ages, key, setting)
 
 
 def _set_loss(loss, setting, outputs, target, handed):

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from lae_jax import head_losses, head_mixing
 from lae_jax.parallel import AXIS
 
 
@@ -21,8 +23,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainState:
-    """The state of step 0 of a model's variables."""
-    zero = jnp.zeros((), jnp.int32)
+    """The state of step 0 of a model's variables; numpy arrays where they are."""
+    zero = np.zeros((), np.int32)
     params = dict(variables["params"])
     return TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
 
@@ -47,6 +49,8 @@ def train_step(
     dtype,
     mean: Sequence[float],
     std: Sequence[float],
+    calibration: Mapping[str, jax.Array] | None = None,
+    mix: Callable | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of one device on its shard of the global batch; runs under the axis `parallel.AXIS`.
@@ -56,6 +60,9 @@ def train_step(
       loss: (outputs, target, handed) -> (b,).
       trains: the top keys of the parameters that are differentiated and updated; the others are returned as they came.
       seed: of dropout and stochastic depth, whose masks are functions of (seed, step, module, place in the batch).
+      calibration: scale and shift of the features by age, (K, F) each, between backbone and head; None: as they are.
+      mix: (ages, key) -> places of partners and own shares, (B,) each: the features and ages of the global batch that
+        the head learns are mixtures; for a backbone that stands still.
       accumulate: the shard is taken in so many parts, one after the other, and their gradients are averaged; BatchNorm
         then normalises over a part (of all devices).
 
@@ -67,16 +74,18 @@ def train_step(
     trained = {name: state.params[name] for name in trains}
 
     def part_loss(trained, batch_stats, part, rows):
+        target, on_features = _between(part["target"], calibration, mix, head_mixing.key_of(seed, state.step))
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
             normalise(part["image"], mean, std, dtype),
             train=True,
             rows=rows,
             train_backbone="backbone" in trains,
+            on_features=on_features,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        losses = loss(outputs, part["target"], handed)
+        losses = loss(outputs, target, handed)
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 
     count = len(batch["target"])
@@ -93,6 +102,29 @@ def train_step(
     new_state = _update(state, grads, batch_stats, tx, good)
     metrics = {"loss": (loss_sum, weight), "grad_norm": grad_norm, "bad": ~good, "bad_steps": new_state.bad_steps}
     return new_state, metrics
+
+
+def _between(ages: jax.Array, calibration: Mapping | None, mix: Callable | None, key: jax.Array):
+    """What a stage does between backbone and head: the targets, and a function of the features; of one device."""
+    if mix is None:
+        target = ages
+    else:
+        partner, share = mix(jax.lax.all_gather(ages, AXIS, tiled=True), key)
+        here = jax.lax.axis_index(AXIS) * len(ages) + jnp.arange(len(ages))
+        partner, share = partner[here], share[here]
+
+        def mixed(values):
+            return head_mixing.mixed(values, jax.lax.all_gather(values, AXIS, tiled=True)[partner], share)
+
+        target = mixed(ages)
+
+    def on_features(features):
+        if calibration is not None:
+            of_age = {name: head_losses.of_age(jnp.asarray(x), ages) for name, x in calibration.items()}
+            features = features * of_age["scale"] + of_age["shift"]
+        return features if mix is None else mixed(features)
+
+    return target, on_features
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):

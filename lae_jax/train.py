@@ -5,17 +5,18 @@ import logging
 import time
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, watch
+from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, tracing, watch
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
 from lae_jax.errors import Diverged, InputError, Preempted
 from lae_jax.journal import Journal
-from lae_jax.plan import Plan, make_plan
+from lae_jax.plan import Plan, make_plan, settled
 
 logger = logging.getLogger("lae_jax")
 
@@ -23,15 +24,15 @@ logger = logging.getLogger("lae_jax")
 _WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
 
 
-def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
+def train(config: ConfigDict, signals: watch.Signals | None = None, profile: tracing.Wanted | None = None) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
 
-    Args: signals: that ask it to stop; without them nothing does.
+    Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.
 
     Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
     SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
     """
-    workdir = epath.Path(config.workdir)
+    workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
         raise InputError(f"config.workdir is {config.workdir!r}: name a folder for the run, of its own")
@@ -58,7 +59,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
         if plan.init is not None:
             parts = ("backbone",) if config.reinit_head else plan.stage.loads
             variables = checkpoints.take_over(variables, plan.init, parts)
-        tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+        tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains, plan.stage.factors)
         state = steps.create_state(variables, tx)
         if not begun:
             # Only now: a folder must not be claimed by a config that cannot run.
@@ -84,14 +85,35 @@ def train(config: ConfigDict, signals: watch.Signals | None = None) -> dict:
                 plan.steps_per_epoch,
                 plan.total_steps,
             )
-            return _Loop(plan, module, tx, saved, signals).run(plan.par.place(state))
+            state = plan.par.place(state)
+            calibration = _calibration(plan, state)
+            trace = tracing.Trace(workdir, profile, int(state.step), plan.total_steps)
+            return _Loop(plan, module, tx, saved, signals, calibration, trace).run(state)
+
+
+def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] | None:
+    """Of the features in training, or None."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with watch.Watchdog(plan.config.stall_minutes) as watchdog:
+        return inputs.calibration(
+            plan.config, plan.dataset, plan.training, plan.stage, variables, plan.par, watchdog.beat
+        )
 
 
 class _Loop:
     """Steps, scores and checkpoints of one run, from the state's step to the last."""
 
-    def __init__(self, plan: Plan, module, tx, saved: Checkpoints, signals: watch.Signals):
-        self.plan, self.saved, self.signals = plan, saved, signals
+    def __init__(
+        self,
+        plan: Plan,
+        module,
+        tx,
+        saved: Checkpoints,
+        signals: watch.Signals,
+        calibration: dict[str, np.ndarray] | None,
+        trace: tracing.Trace,
+    ):
+        self.plan, self.saved, self.signals, self.trace = plan, saved, signals, trace
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config = plan.config
         self.step = plan.par.map_train(
@@ -106,6 +128,8 @@ class _Loop:
                 dtype=jnp.dtype(config.model.dtype),
                 mean=tuple(config.data.mean),
                 std=tuple(config.data.std),
+                calibration=calibration,
+                mix=plan.stage.mix,
                 accumulate=config.accumulate,
             )
         )
@@ -132,19 +156,27 @@ class _Loop:
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
-        line = console.progress(total=plan.total_steps, initial=start, what=plan.stage.name, unit="step")
+        line = console.progress(
+            total=plan.total_steps,
+            initial=start,
+            what=plan.stage.name,
+            unit="steps",
+            active=parallel.is_first_host(),
+        )
         pending, stop = None, False
-        with journal, line, self.watchdog:
+        with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
             for number in range(start + 1, plan.total_steps + 1):
+                self.trace.begin(number)
                 waiting = time.perf_counter()
                 batch = next(batches)
                 journal.waited(time.perf_counter() - waiting)
                 if number == start + 1:
                     self.watchdog.rest()  # the first step compiles
                 # The scores of the step before are fetched after this one was dispatched: the device never waits.
-                state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
                 dispatched["stop"] = self.any_host(self.signals.asked)
                 if pending is not None:
                     stop = self._account(journal, line, number - 1, pending)
@@ -169,8 +201,9 @@ class _Loop:
 
     def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
         """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
-        metrics = {name: np.asarray(value) for name, value in dispatched.items()}
+        metrics = jax.device_get(dispatched)  # all of them in one go
         self.watchdog.beat()
+        self.trace.end(number)
         if metrics["bad"]:
             rows = self.plan.training.rows[self.plan.order(number - 1).numpy()]
             journal.bad_step(number, metrics, self.plan.dataset.column("name")[rows])

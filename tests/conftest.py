@@ -36,25 +36,31 @@ def drawn(tmp_path_factory) -> pathlib.Path:
     return out
 
 
-@pytest.fixture
-def small_config(drawn, tmp_path):
-    """stage name -> a config that trains the smallest model on 24 px for an epoch of 3 steps of 32."""
+@pytest.fixture(scope="session")
+def make_config(drawn):
+    """(stage name, folder) -> a config that trains the smallest model on 24 px for an epoch of 3 steps of 32."""
     from lae_jax.configs import classify, pretrain, represent
 
     modules = {"pretrain": pretrain, "represent": represent, "classify": classify}
 
-    def make(stage: str):
+    def make(stage: str, folder):
         c = modules[stage].get_config()
-        c.workdir = str(tmp_path / stage)
+        c.workdir = str(folder / stage)
         c.data.path, c.data.image_size, c.data.threads = str(drawn), 24, 2
         c.model.name, c.model.embedding_size = "efficientnet_v2_pico", 16
         c.batch_size, c.eval_batch_size, c.epochs, c.log_steps = 32, 32, 1.0, 1
         c.optim.milestones = (1,)
         if stage == "classify":
-            c.init_from = str(tmp_path / "represent")
+            c.init_from = str(folder / "represent")
         return c
 
     return make
+
+
+@pytest.fixture
+def small_config(make_config, tmp_path):
+    """stage name -> such a config, whose folders are the test's own."""
+    return lambda stage: make_config(stage, tmp_path)
 
 
 @pytest.fixture

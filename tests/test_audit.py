@@ -165,13 +165,16 @@ def table(count, path="a", ages=None, splits=None, identities=None, **fields):
         "sha256": np.array([f"{path}{i}" for i in range(count)], object),
         "phash": rng.integers(0, 256, (count, 32), np.uint8),
         "sides": np.full(count, 256),
+        "image_size": 224,
+        "faces": None,
+        "all_faces": False,
         "splits": splits or {"all": np.arange(count)},
     }
     return auditing.Table(**{**given, **fields})
 
 
 def kinds(*tables):
-    return [{(f["kind"], *f["splits"]) for f in found} for found in auditing.audit(tables, 224)]
+    return [{(f["kind"], *f["splits"]) for f in found} for found in auditing.audit(tables)]
 
 
 def test_folds_are_compared_with_themselves_and_not_with_each_other():
@@ -198,7 +201,7 @@ def test_data_sets_are_compared_with_each_other_by_role():
     b.sha256[7] = a.sha256[9]
     b.phash[20] = a.phash[30]
     a.ages[[9, 30]], b.ages[[7, 20]] = 10, 50
-    found_a, found_b = auditing.audit([a, b], 224)
+    found_a, found_b = auditing.audit([a, b])
     assert {f["kind"]: (f["severity"], f["count"]) for f in found_b if f["severity"] != "note"} == {
         "same_file": ("leak", 1), "near_picture": ("leak", 1), "same_identity": ("warning", 1),
         "same_file_ages": ("warning", 1), "near_picture_ages": ("warning", 1),
@@ -214,9 +217,7 @@ def test_an_empty_group_small_images_and_missing_knowledge_are_said():
     sides = np.full(1000, 224)
     sides[:30] = 223
     identities = np.array([None] * 1000, object)
-    (found,) = auditing.audit(
-        [table(1000, ages=ages, splits=splits, sides=sides, identities=identities, phash=None)], 224
-    )
+    (found,) = auditing.audit([table(1000, ages=ages, splits=splits, sides=sides, identities=identities, phash=None)])
     told = {f["kind"]: f for f in found}
     assert told["group_without_images"]["message"].startswith("test has no image of age 71-81")
     assert (told["small_images"]["count"], len(told["small_images"]["examples"])) == (30, 30)
@@ -381,6 +382,7 @@ def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
 
     for config in (represent.get_config(), demo.get_config()):
         got = []
+        monkeypatch.setattr(main, "check_paths", lambda config: None)
         monkeypatch.setattr(main, "set_up_devices", lambda: None)
         monkeypatch.setattr(main, "run", lambda c, signals, got=got: got.append(c))
         monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))

@@ -1,6 +1,17 @@
-"""What a person sees: tables line up, errors are one line, unknown names get the nearest."""
+"""What a person sees: tables and the progress line, errors of one line, unknown names get the nearest."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
+from conftest import ROOT
 
 from lae_jax import console, demo
 from lae_jax.errors import InputError, unknown
@@ -35,3 +46,78 @@ def test_the_demo_fails_where_the_effect_is_not_there():
     assert demo.shortfalls(before, after, {"represent": 5.0, "classify": 6.0}) == []
     told = demo.shortfalls(before, report(20, 20, 7.0), {"represent": 5.0, "classify": 6.5})
     assert len(told) == 3 and "0.75" in told[0] and "25 %" in told[2]
+
+
+def in_terminal(columns, *words, interrupt=False):
+    """(status, what was written) of `python WORDS` whose standard error alone is a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    written = b""
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        while True:
+            try:
+                written += os.read(ours, 1 << 16)
+            except OSError:  # the other side is closed
+                break
+            if interrupt and re.search(rb"prepare  [1-9]", written):
+                process.send_signal(signal.SIGINT)
+                interrupt = False
+        os.close(ours)
+        results = process.stdout.read()
+    return process.returncode, written.decode(), results.decode()
+
+
+PROGRAM = """
+import time
+from lae_jax import console
+def main():
+    with console.progress(total=1200, what="prepare", unit="images") as line:
+        for number in range(6):
+            time.sleep(0.25)
+            line.update(200)
+            if number == 2:
+                console.logger.warning("a.jpg: no face found")
+                console.write("a row")
+    assert list(console.progress([], total=0, what="nothing", unit="images")) == []
+    print("1,200 images in data/faces")
+    time.sleep(WAIT)
+console.door(main)
+"""
+
+
+@pytest.mark.parametrize("columns", [100, 40])
+def test_the_progress_line_in_a_terminal(columns):
+    status, drawn, results = in_terminal(columns, "-c", PROGRAM.replace("WAIT", "0"))
+    assert status == 0 and results == "a row\n1,200 images in data/faces\n"
+    lines = [line for line in re.split("[\r\n]+", drawn) if line.strip()]
+    assert "nothing" not in drawn and max(map(len, lines)) <= columns
+    speed = r"  \d+ %  [\d,]+/s" if columns == 100 else ""
+    assert re.fullmatch(rf"prepare  1,000/1,200 images{speed}  0:0\d left", lines[-3]), lines
+    assert re.fullmatch(rf"prepare  1,200/1,200 images{speed}  in 0:0\d", lines[-1].strip()), lines
+    # The line is cleared before the log line, and drawn again below it.
+    told = next(place for place, line in enumerate(lines) if line.endswith("a.jpg: no face found"))
+    assert lines[told - 1].startswith("prepare  600/") and lines[told + 1].startswith("prepare  600/")
+    assert re.search(r"\r +\r\d\d:\d\d:\d\d a.jpg: no face found\r\n", drawn)
+
+
+def test_prepare_in_a_terminal_ends_at_ctrl_c_with_the_line_above(tmp_path):
+    words = ["--reader", "synthetic", "--source", "train=4000", "--source", "validation=9", "--size", "64"]
+    status, drawn, results = in_terminal(
+        80, "-m", "lae_jax.prepare", *words, "--workers", "1", "--out", str(tmp_path / "out"), interrupt=True
+    )
+    assert status == 130 and not results, drawn
+    *_, line, kept, end = [line for line in re.split("[\r\n]+", drawn) if line.strip()]
+    assert re.fullmatch(r"prepare  [\d,]+/4,009 images.*", line) and kept.endswith("the same command goes on with it")
+    assert end == "interrupted"
+
+
+def test_away_from_a_terminal_there_is_no_line(capfd):
+    assert list(console.progress([1, 2], what="predict", unit="images")) == [1, 2]
+    assert capfd.readouterr().err == ""
+
+
+def test_numbers_have_their_plural_and_times_their_digits():
+    assert [console.counted(n, "face") for n in (0, 1, 1203)] == ["0 faces", "1 face", "1,203 faces"]
+    assert console.counted(2, "person", "people") == "2 people"
+    assert [console.clock(s) for s in (0.4, 69.6, 3729)] == ["0:00", "1:10", "1:02:09"]

@@ -66,3 +66,11 @@ def test_the_fitted_temperature_mends_what_is_too_sure():
     assert temperature == pytest.approx((6 / 2) ** 2, rel=0.05)
     assert distributions.coverage(sure, ages, 0.9) < 0.5
     assert distributions.coverage(distributions.tempered(sure, temperature), ages, 0.9) == pytest.approx(0.9, abs=0.02)
+
+
+def test_the_share_below_an_age_turns_quantiles_round():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(101), 50)
+    for level in (0.05, 0.5, 0.95):
+        ages = distributions.quantiles(probabilities, level)
+        np.testing.assert_allclose(distributions.below(probabilities, ages), level, atol=1e-9)
+    assert distributions.below(probabilities[:2], np.array([0.0, 120.0])).tolist() == [0.0, 1.0]

@@ -8,11 +8,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from etils import epath
 
-from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, runs, stages, train
+from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, reporting, runs, stages, train
 from lae_jax.data import records
 from lae_jax.errors import InputError
+from lae_jax.reports import folders
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,55 @@ def test_report_predictions_and_pictures_agree(run, capsys):
     for name, value in again.items():
         assert report[name] == pytest.approx(value, abs=1e-5), name
     assert f"MAE {report['mae']:.2f}" in told and "AAR (2021)" in told and "AAR (2022)" in told
-    for name in ("histogram.png", "groups.png", "scatter.png"):
-        pixels = np.asarray(Image.open(folder / name).convert("L"))
-        assert pixels.shape[0] > 300 and pixels.std() > 10
+    text = (folder / "report.html").read_text()
+    assert f"is wrong by {report['mae']:.2f} years" in text and "Model card" in text
+    assert {path.suffix for path in (folder / "report").iterdir()} == {".svg", ".csv"}
+    low, high = report["intervals"]["mae"]
+    assert low < report["mae"] < high and report["bootstrap"]["units"] == "people"
+    assert sum(report["training"]["count"]) == 96
+    inside = [float(row["lower"]) <= float(row["age"]) <= float(row["upper"]) for row in rows]
+    by_rank = [abs(float(row["below"]) - 0.5) <= report["interval"]["level"] / 2 for row in rows]
+    assert inside == by_rank and np.mean(inside) == pytest.approx(report["interval"]["coverage"])
+    dataset = records.open_dataset(run.data.path)
+    assert len({row["person"] for row in rows}) == len(set(dataset.column("identity")[dataset.rows("test")]))
+
+
+def test_what_a_report_shows_is_chosen(run, tmp_path):
+    """A baseline, a decision, slices, an epsilon-error and faces."""
+    other = tmp_path / "other"
+    shutil.copytree(run.workdir, other, ignore=shutil.ignore_patterns("evaluation", "tensorboard"))
+    words = ["--split", "test", "--threshold", "18", "--slice", "split", "--slice", "identity", "--spread", "width"]
+    with pytest.raises(InputError, match=r"other has no evaluation of ages: make it with python -m lae_jax.evaluate"):
+        evaluate.evaluate(arguments(run, *words, "--baseline", str(other)))
+    evaluate.main(["--run", str(other), "--split", "test"])
+    report, folder = evaluate.evaluate(arguments(run, *words, "--faces", "--baseline", str(other)))
+    text = (folder / "report.html").read_text()
+    for title in ("Decision", "Slices", "Faces"):
+        assert f">{title}</h2>" in text
+    found = folders.read(folder)
+    groups = {*metrics.age_group(found.sample.ages)} - {-1}
+    assert text.count("data:image/jpeg") == 3 * len(groups) and "difference to other" in text
+    # All images are 32 wide: that is the spread.
+    errors = found.sample.predictions - found.sample.ages
+    assert report["epsilon"] == pytest.approx((1 - np.exp(-((errors / 32) ** 2) / 2)).mean(), abs=1e-4)
+    assert ((found.chances > 0) & (found.chances < 1)).any() and report["threshold"] == 18
+    assert {*found.slices} == {"split", "identity"} and {*found.slices["split"]} == {"test"}
+    with pytest.raises(InputError, match="unknown column 'sex'"):
+        evaluate.evaluate(arguments(run, "--slice", "sex"))
+    with pytest.raises(InputError, match="column name of .* holds no numbers"):
+        evaluate.evaluate(arguments(run, "--split", "test", "--spread", "name"))
+    with pytest.raises(InputError, match="other was not evaluated on these images: python -m .* --split validation"):
+        evaluate.evaluate(arguments(run, "--baseline", str(other)))
+
+
+def test_a_run_that_ended_has_its_report(run):
+    workdir = epath.Path(run.workdir)
+    reporting.of_run(workdir)
+    text = (workdir / "report.html").read_text()
+    assert "on validation of" in text and "Scores while training" in text
+    (workdir / "report.html").write_text("mine")
+    reporting.of_run(workdir)
+    assert (workdir / "report.html").read_text() == "mine", "a report that is there stays"
 
 
 def test_default_split_is_the_runs_validation_and_scores_are_the_checkpoints(run):
@@ -109,7 +156,10 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     manifest["crop"] = {"align": "eyes", "detector": "by hand"}
     (other / "dataset.json").write_text(json.dumps(manifest))
     words = ["--run", run.workdir, "--data", str(other), "--split", "test"]
-    with pytest.raises(InputError, match=r"crops \{'align': 'none', .* holds \{'align': 'eyes', .*--allow-other-crop"):
+    with pytest.raises(
+        InputError,
+        match=r"cut is unknown, there; align eyes.*, here\): .* with --align none, or say --allow-other-crop",
+    ):
         evaluate.main(words)
     evaluate.main([*words, "--allow-other-crop"])
     assert "cut otherwise" in capsys.readouterr().out

@@ -25,7 +25,7 @@ needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxruntime are n
 FORMATS = ["saved_model", "stablehlo", pytest.param("onnx", marks=needs_onnx)]
 
 
-def random_variables(name, side, seed=0):
+def random_variables(name, side, hidden=0, seed=0):
     """Every leaf away from its initial value, so that one that is left out or mixed up is seen."""
     rng = np.random.default_rng(seed)
 
@@ -37,11 +37,15 @@ def random_variables(name, side, seed=0):
             moved *= 0.7  # else one age gets all of the probability
         return np.asarray(np.abs(moved) if kind == "var" else moved, np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, models.initialise(models.create(name, 101), side, seed=seed))
+    return jax.tree_util.tree_map_with_path(
+        leaf, models.initialise(models.create(name, 101, hidden=hidden), side, seed=seed)
+    )
 
 
-def program_of(name, side, **fields):
-    return program.Program(name, random_variables(name, side), side, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), **fields)
+def program_of(name, side, hidden=0, **fields):
+    return program.Program(
+        name, random_variables(name, side, hidden), side, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), **fields
+    )
 
 
 def images_of(side, count=5):
@@ -64,7 +68,7 @@ def assert_equal_in_batches(readable, made, batches=(1, 3, 5)):
 
 @pytest.mark.parametrize("module", [saved_model, stablehlo])
 def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_path):
-    made = program_of("efficientnet_v2_pico", 24, temperature=0.7, flip=True)
+    made = program_of("efficientnet_v2_pico", 24, hidden=16, temperature=0.7, flip=True)
     module.write(tmp_path, made)
     readable = module.read(tmp_path)
     assert readable.shape == (None, 24, 24, 3) and readable.dtype == "uint8"
@@ -73,7 +77,7 @@ def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_pat
 
 @needs_onnx
 @pytest.mark.parametrize(("name", "side", "fields"), [
-    ("efficientnet_v2_pico", 24, {"flip": True, "temperature": 0.7}),
+    ("efficientnet_v2_pico", 24, {"flip": True, "temperature": 0.7, "hidden": 16}),
     ("efficientnet_v2_tiny", 25, {}),  # an odd size pads another side
     ("resnet18", 32, {"temperature": 1.5}),
     ("resnet50", 24, {"flip": True}),
@@ -105,13 +109,13 @@ def test_a_distribution_is_that_of_the_temperature_and_the_age_is_not():
 
 @pytest.fixture(scope="module")
 def run(drawn, tmp_path_factory):
-    """A short run in bfloat16 on the drawn faces, calibrated, evaluated on its test split."""
+    """A short run in bfloat16 on the drawn faces, with a hidden layer, calibrated, evaluated on its test split."""
     folder = tmp_path_factory.mktemp("export") / "run"
     c = represent.get_config()
     c.workdir, c.data.path = str(folder), str(drawn)
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
     c.data.augment = common.augmentation("flip")
-    c.model.name, c.model.dtype = "efficientnet_v2_pico", "bfloat16"
+    c.model.name, c.model.dtype, c.model.hidden = "efficientnet_v2_pico", "bfloat16", 16
     c.batch_size, c.eval_batch_size, c.epochs = 32, 32, 1.0
     train.train(c)
     estimator.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
@@ -179,8 +183,14 @@ def test_an_export_says_what_it_is(run, exported, drawn):
         assert f"| 71-81 | {scores['group_count'][-1]} | {scores['group_mae'][-1]:.2f} |" in card
         assert f"MAE {scores['mae']:.2f} years" in card
     for words in (str(drawn), "read as `synthetic`", "docs/data.md", "trained from random values", "Do not use it",
-                  '"detector": "unknown"', "28 x 28", "None is known of"):  # fmt: skip
+                  '"detector": "unknown"', "28 x 28", "No leak was found",
+                  "in the validation split is unknown: the data was not split by identity",
+                  "People of the evaluation on `test` whom it was trained on: "):  # fmt: skip
         assert words in card, words
+    unnamed, data = {**test, "same_people_on_both_sides": None}, {"path": "p", "hash": "h", "protocol": "identity"}
+    nobody = model_card.write(content, checkpoints.load_run(run).meta, [], [unnamed], data)
+    assert "whom it was trained on: unknown, since nobody says who they are" in nobody
+    assert "not split by identity" not in nobody
 
 
 def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):
@@ -202,10 +212,8 @@ def test_an_export_with_a_wrong_weight_is_deleted(run, form, tmp_path, monkeypat
     def corrupting(path, made):
         kernel = made.variables["params"]["head"]["fc"]["kernel"].copy()
         kernel[0, 90] += 5
-        params = {
-            **made.variables["params"],
-            "head": {"fc": {**made.variables["params"]["head"]["fc"], "kernel": kernel}},
-        }
+        head = made.variables["params"]["head"]
+        params = {**made.variables["params"], "head": {**head, "fc": {**head["fc"], "kernel": kernel}}}
         write(path, program.Program(**{**vars(made), "variables": {**made.variables, "params": params}}))
 
     monkeypatch.setattr(folder.FORMATS[form], "write", corrupting)

@@ -1,10 +1,11 @@
 """Every method is what its record says; what finishes a head or its ages is the papers' closed form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import head_methods, head_training, losses
+from lae_jax import head_losses, head_methods, head_mixing, head_training, losses
 from lae_jax.configs import classify
 from lae_jax.errors import InputError
 from lae_jax.head_methods import METHODS
@@ -66,6 +67,27 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
     np.testing.assert_allclose(head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
 
 
+def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
+    ages = jnp.array([10.0, 10.0, 12.0, 60.0])
+    # Each example's features say which one it is.
+
+    def draw(seed):
+        partner, share = head_mixing.c_mixup(ages, head_mixing.key_of(seed, 5), 2.0)
+        return [head_mixing.mixed(x, x[partner], share) for x in (jnp.eye(4), ages)]
+
+    mixed, of_ages = (np.asarray(part) for part in jax.vmap(draw)(jnp.arange(400)))
+    np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(mixed @ np.asarray(ages), of_ages, rtol=1e-6)
+    own = mixed[:, np.arange(4), np.arange(4)]
+    np.testing.assert_allclose(own[:, 3], 1)  # nobody is near 60
+    # exp(-0), exp(-0) and exp(-4 / 8) are the odds of the first example's partners.
+    share = 1 - own[:, 0]
+    assert (share > 0).mean() == pytest.approx(1 - 1 / (2 + np.exp(-0.5)), abs=0.08)
+    assert (mixed[:, 0, 2] > 0).mean() == pytest.approx(np.exp(-0.5) / (2 + np.exp(-0.5)), abs=0.07)
+    of_two = share[share > 0]
+    assert of_two.mean() == pytest.approx(0.5, abs=0.05) and of_two.var() == pytest.approx(1 / 20, abs=0.015)
+
+
 def test_records_hold_together():
     assert list(METHODS) == [method.name for method in METHODS.values()]
     for method in METHODS.values():
@@ -78,11 +100,27 @@ def test_records_hold_together():
         head_methods.get("lea")
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.loss is not None and m.sets != "finish"])
-def test_every_method_learns(bench, name):
+TRAINED = {n: m for n, m in METHODS.items() if m.loss is not None and m.sets != "finish"}
+# Of all that have the same machinery, the last one.
+MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.mix, m.sets): n for n, m in TRAINED.items()}
+
+
+def test_every_loss_pulls_a_head_towards_the_ages():
+    ages, middle = jnp.array([3.0, 20.0, 81.0]), 50.0  # of the empty head's logits
+    handed = {"mae": 2.0, "er_weight": 1.0, **head_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))}
+    handed = jax.tree.map(jnp.asarray, handed)
+    for name, method in TRAINED.items():
+        slope = jax.grad(lambda x, m=method: m.loss(x, ages, handed, m.settings[-1]).mean())(jnp.zeros((3, 101)))
+        assert (np.abs(slope).max(axis=1) > 1e-6).all(), name
+        moved = losses.expected_age(-3 * slope / jnp.abs(slope).max(axis=1, keepdims=True))
+        assert (np.abs(moved - ages) < np.abs(middle - ages) - 1).all(), (name, moved)
+
+
+@pytest.mark.parametrize("name", MACHINERY.values())
+def test_every_machinery_learns(bench, name):
     method = METHODS[name]
     setting = method.settings[-1]
-    peak = 0.02 if name == "balanced_mse" else 1.0
+    peak = {"balanced_mse": 0.02, "two_layers_c_mixup": 0.1}.get(name, 1.0)
     heads, bad = bench.train(method, [setting], [peak], [0])
     assert not bad.any()
     predicted = bench.predict(method, heads, bench.features[0], [setting])[0, 0]
@@ -106,10 +144,9 @@ def test_lws_learns_factors_and_no_weights(bench):
 
 def test_powers_come_back_in_the_order_that_they_were_asked_in(bench):
     method = METHODS["lae_power"]
-    heads, _ = bench.train(method, [0.75, 0.25, 0.75], [0.5, 0.5, 1.0], [0, 1], steps=5)
-    for place, power, peak in ((1, 0.25, 0.5), (2, 0.75, 1.0)):
-        alone, _ = bench.train(method, [power], [peak], [1], steps=5)
-        np.testing.assert_allclose(heads["fc"]["kernel"][place, 1], alone["fc"]["kernel"][0, 0], atol=1e-5)
+    heads, _ = bench.train(method, [0.5, 0.75, 0.25], [0.5, 0.5, 1.0], [0, 1], steps=5)
+    alone, _ = bench.train(method, [0.75], [0.5], [1], steps=5)
+    np.testing.assert_allclose(heads["fc"]["kernel"][1, 1], alone["fc"]["kernel"][0, 0], atol=1e-5)
     assert np.abs(heads["fc"]["kernel"][0] - heads["fc"]["kernel"][1]).max() > 1e-4
 
 

@@ -15,32 +15,52 @@ def bare(config):
     return config
 
 
-@pytest.mark.parametrize(
-    "name, dropout, setting", [("lae", 0.0, None), ("lae_new_head", 0.3, None), ("effective_number", 0.2, 0.9)]
-)
-def test_a_cached_head_is_that_of_a_real_stage_3(small_config, tmp_path, name, dropout, setting):
-    method = METHODS[name]
-    reinit = method.start == "new"
-    before = bare(small_config("represent"))
+@pytest.fixture(scope="module")
+def extractor(make_config, tmp_path_factory):
+    """Of a short stage 2."""
+    folder = tmp_path_factory.mktemp("stage2")
+    before = bare(make_config("represent", folder))
     before.epochs = 0.4
     train.train(before)
+    return head_features.open_run(before.workdir, before.data.path, folder / "features")
+
+
+@pytest.mark.parametrize(
+    "name, dropout, setting, rate",
+    [
+        ("lae", 0.3, None, 0.1),
+        ("effective_number", 0.0, 0.9, 0.1),
+        ("two_layers_c_mixup", 0.2, 3.0, 0.1),
+        # A factor's slope is as small as the weights, which are nearly new here.
+        ("lws", 0.2, None, 30.0),
+        ("feature_calibration", 0.2, None, 0.1),
+    ],
+)
+def test_a_cached_head_is_that_of_a_real_stage_3(extractor, small_config, name, dropout, setting, rate):
+    method = METHODS[name]
     third = bare(small_config("classify"))
-    third.model.dropout, third.reinit_head, third.seed, third.optim.base_rate = dropout, reinit, 7, 0.1
+    third.init_from, third.data.split = str(extractor.handed.workdir), ""
+    third.model.dropout, third.seed, third.optim.base_rate = dropout, 7, rate
     third.classify.method, third.classify.setting = name, setting
     summary = train.train(third)
     with checkpoints.Checkpoints(third.workdir, read_only=True) as saved:
-        real = saved.arrays(summary["last_step"])["params"]["head"]["fc"]
+        real = saved.arrays(summary["last_step"])["params"]["head"]
+    assert train.train(third) == summary, "what the method settled is no other config"
 
-    extractor = head_features.open_run(before.workdir, before.data.path, tmp_path / "features")
     features = extractor.features("train")
     mae = extractor.handed.meta["scores"]["mae"]
     bench = head_training.Bench(features.values, features.ages, extractor.own_head(), mae, third, dropout)
     peak = third.optim.base_rate * third.batch_size / 256
     heads, bad = bench.train(method, [setting or 0.0] * 2, [peak / 2, peak], [3, 7])
     assert bad.shape == (2, 2) and not bad.any()
-    for name in ("kernel", "bias"):
-        start = bench.own["fc"][name] if not reinit else np.zeros_like(real[name])
-        moved = np.abs(real[name] - start).max()
+    assert {layer: set(leaves) for layer, leaves in real.items()} == {n: {"kernel", "bias"} for n in heads}
+    start = bench.own if method.start == "kept" else bench._start(method, 7)
+    for layer, leaf in [(layer, leaf) for layer in heads for leaf in ("kernel", "bias")]:
+        got, expected = heads[layer][leaf][1], real[layer][leaf]
+        moved = np.abs(expected - start[layer][leaf]).max()
+        if method.trains == "scales" and leaf == "bias":
+            np.testing.assert_array_equal(expected, start[layer][leaf])
+            continue
         assert moved > 1e-3
-        np.testing.assert_allclose(heads["fc"][name][1, 1], real[name], atol=1e-4 * moved)
-        assert np.abs(heads["fc"][name][1, 0] - real[name]).max() > 1e-2 * moved
+        np.testing.assert_allclose(got[1], expected, atol=1e-4 * moved)
+        assert np.abs(got[0] - expected).max() > 1e-2 * moved

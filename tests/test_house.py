@@ -7,18 +7,18 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo"}
+DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo", "report", "serve"}
 LEVELS = [
-    {"errors", "files"},
+    {"errors", "files", "folders", "compiled", "tracing"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
-    {"head_losses", "head_methods"},
-    {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports"},
+    {"head_losses", "head_methods", "head_mixing"},
+    {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports", "reports"},
     {"inference", "runs", "estimator", "pretrained"},
     {"inputs", "head_training"},
     {"leaks"},
-    {"train", "plan", "evaluation", "predictions", "exporting", "head_features"},
+    {"train", "plan", "evaluation", "predictions", "exporting", "head_features", "reporting"},
     {"head_bench"},
-    {"head_tables"},
+    {"head_tables", "serving"},
     DOORS,
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lae_jax import metrics
 
@@ -154,6 +155,43 @@ def test_what_cannot_be_scored_is_refused(ages, predictions, message):
 def test_age_class_refuses_nan():
     with pytest.raises(ValueError, match="not finite"):
         metrics.age_class([3.0, np.nan])
+
+
+def test_class_wise_mae_counts_every_age_alike():
+    ages = np.array([20.0, 20.2, 19.6, 60.0])
+    assert metrics.class_mae(ages, ages + [1, -1, 1, 5]) == pytest.approx((1 + 5) / 2)
+    assert metrics.age_report(ages, ages + [1, -1, 1, 5]).mae == pytest.approx(2)
+
+
+def test_shots_go_by_the_training_images_of_the_age():
+    count = np.zeros(50, int)
+    count[[10, 20, 30, 40, 41]] = [101, 100, 20, 19, 0]
+    found = metrics.shots([10, 20.4, 29.6, 40, 41, 49, 80, 0], count)
+    assert [metrics.SHOTS[place] for place in found] == ["many", "medium", "medium", *["few"] * 5]
+
+
+def test_the_geometric_mean_is_scipys_and_defined_with_an_error_of_0():
+    ages = np.array([10.0, 20.0, 30.0])
+    errors = np.array([0.5, 2.0, 8.0])
+    assert metrics.geometric_mean(ages, ages + errors) == pytest.approx(stats.gmean(errors)) == pytest.approx(2)
+    assert 0 < metrics.geometric_mean(ages, ages + [0, 2, 8]) < 1
+
+
+def test_epsilon_error_is_half_a_normal_density():
+    # At the mean 0; one standard deviation away 1 - exp(-1/2); a spread of 0 forgives nothing but 0.
+    found = metrics.epsilon_errors([30, 30, 30, 30], [5, 5, 0, 0], [30, 35, 30, 31])
+    assert found.tolist() == pytest.approx([0, 1 - np.exp(-0.5), 0, 1])
+    with pytest.raises(ValueError, match="1 spreads are below 0"):
+        metrics.epsilon_errors([30, 30], [5, -1], [30, 35])
+
+
+def test_a_decision_counts_who_is_wrongly_accepted_and_rejected():
+    ages, chances = np.array([10, 17.9, 18, 30, 40]), np.array([0.1, 0.95, 0.4, 0.9, 0.9])
+    found = metrics.decision(ages, chances, 18, 0.9)
+    assert (found.younger, found.older, found.false_accepts, found.false_rejects) == (2, 3, 1, 1)
+    assert found.false_accept_rate == 1 / 2 and found.false_reject_rate == pytest.approx(1 / 3)
+    assert metrics.decision(ages, chances, 18, 0.96).false_accepts == 0
+    assert np.isnan(metrics.decision(ages[2:], chances[2:], 18, 0.5).false_accept_rate)
 
 
 def people(num, images, spread, seed=0, dim=32):

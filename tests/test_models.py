@@ -374,9 +374,33 @@ def test_initial_values_have_the_form_of_init_and_depend_on_the_seed(head):
 
 def test_initial_backbone_does_not_depend_on_the_head():
     alone = models.initialise(models.create(PICO, 0), SIZE, seed=4)
-    for module in (models.create(PICO, 101), models.create(PICO, 9, head="identity")):
+    heads = {"head": "age"}, {"head": "age", "hidden": 8}, {"head": "identity"}
+    for module in (models.create(PICO, 9, **head) for head in heads):
         whole = models.initialise(module, SIZE, seed=4)
         assert all(equal(alone[kind], whole[kind]["backbone"]) for kind in ("params", "batch_stats"))
+
+
+def test_a_hidden_layer_with_relu_stands_before_the_dropout_and_the_last_layer():
+    head = models.AgeHead(Compute(), 3, hidden=5)
+    features = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    params = jax.eval_shape(head.init, jax.random.key(0), features)["params"]
+    assert jax.tree.map(jnp.shape, params) == {
+        "hidden": {"kernel": (6, 5), "bias": (5,)},
+        "fc": {"kernel": (5, 3), "bias": (3,)},
+    }
+    params = jax.tree.map(lambda leaf: np.random.default_rng(1).normal(size=leaf.shape).astype(np.float32), params)
+    inner = np.maximum(features @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
+    expected = inner @ params["fc"]["kernel"] + params["fc"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, features), expected, rtol=1e-4, atol=1e-5)
+    # Every kept unit of an inner layer that is all ones counts double, the others nothing.
+    half = models.AgeHead(Compute(), 3, dropout=0.5, hidden=5)
+    params["hidden"] = {"kernel": np.zeros((6, 5), np.float32), "bias": np.ones(5, np.float32)}
+    params["fc"] = {"kernel": np.eye(5, 3, dtype=np.float32), "bias": np.zeros(3, np.float32)}
+    dropped = half.apply({"params": params}, features, True, rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(dropped).tolist()) == {0.0, 2.0}
+    for wrong in ({"hidden": -1}, {"hidden": 4, "head": "identity"}):
+        with pytest.raises(ValueError, match="hidden must be 0"):
+            models.create(PICO, 9, **wrong)
 
 
 def test_initial_values_have_the_stated_variances():
@@ -386,6 +410,7 @@ def test_initial_values_have_the_stated_variances():
         (("block", "expand_conv", "kernel"), (3, 3, 30, 120), 2 / (9 * 120)),
         (("block", "se_expand", "kernel"), (1, 1, 1, 9000), 2 / 9000),
         (("head", "fc", "kernel"), (512, 101), 1e-4),
+        (("head", "hidden", "kernel"), (512, 64), 2 / 512),
         (("head", "embedding", "kernel"), (256, 64), 1 / 256),
         (("head", "class_weights"), (100, 64), 1 / 64),
     ):

@@ -17,6 +17,7 @@ from PIL import Image
 from lae_jax import evaluate, predict, prepare, train
 from lae_jax.data import records, synthetic
 from lae_jax.errors import InputError, NothingPredicted
+from lae_jax.faces import photographs
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,16 @@ def test_wrong_flags(words, message):
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
     with pytest.raises(InputError, match=r"\*.webp: no file has such a name"):
         predict.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
+    with pytest.raises(InputError, match=f"^{tmp_path}: no image there"):
+        predict.main(["--run", str(folder / "run"), str(tmp_path)])
+
+
+def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):
+    (tmp_path / "list.csv").write_text("photo;years\n1.png;3\n")
+    with pytest.raises(InputError, match=r"'photo;years' names no column path\|file\|.* commas, not semicolons"):
+        list(photographs.in_csv(str(tmp_path / "list.csv")))
+    (tmp_path / "list.csv").write_text("lost.png\n1.png\n")
+    assert [each.name for each in photographs.in_csv(str(tmp_path / "list.csv"))] == ["lost.png", "1.png"]
 
 
 def test_ages_of_arrays_need_no_tensorflow(folder, estimator):

@@ -181,11 +181,12 @@ def test_weights_of_another_size_are_named(resnet18, keras_files):
 
 @pytest.mark.parametrize(("source", "model", "message"), [
     ("weights.pth", "resnet18", "is a pickle, .* torch.load.*weights_only=True.*safetensors.torch.save_file"),
-    ("pytorch_model.bin", "resnet18", "is a pickle"),
+    ("pytorch_model.bin", "resnet18", "there is no file .*pytorch_model.bin"),
     ("nothing.safetensors", "resnet18", "there is no file .*nothing.safetensors"),
     ("weights.npz", "resnet18", "weights are read from .safetensors, .keras, .h5, .hdf5"),
     ("nothing", "resnet18", "nothing holds no run"),
-    ("weights.npz", "efficientnet_v2_tiny", "of efficientnet_v2_tiny there are no published weights"),
+    ("nothing.keras", "efficientnet_v2_tiny", "there is no file .*nothing.keras"),
+    ("weights.keras", "efficientnet_v2_tiny", "tiny is a model of this project alone, .* start it from a run"),
     ("weights.npz", "resnet19", "unknown model 'resnet19'; did you mean 'resnet18'"),
     ("weights.keras", "resnet50", "the ResNets of Keras are other networks"),
 ])  # fmt: skip
@@ -290,7 +291,7 @@ def test_a_recipe_misses_its_weights_before_it_begins(tmp_path):
     config.workdir = str(tmp_path / "runs")
     for source, message in (
         (tmp_path / "none.safetensors", "there is no file"),
-        (tmp_path / "none.pth", "is a pickle"),
+        (tmp_path / "none.pth", "there is no file"),
         ("hf:none", "is hf:owner/name"),
     ):
         config.stages.represent.init_from = str(source)

@@ -1,16 +1,18 @@
 """The prepared data set: resumable, checked, open to TFDS, with the splits that were asked for."""
 
 import csv
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pictures import photograph
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import images, readers, records, shards
+from lae_jax.data import images, phash, readers, records, shards
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
 
@@ -170,12 +172,22 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
 @pytest.mark.parametrize(("words", "message"), [
     (["--seed", "-1"], "negative"), (["--split", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
     (["--quality", "0"], "1 to 100"), (["--by", "identity"], "no identities"),
-    (["--split", "1000:1"], "would be empty"),
+    (["--split", "1000:1"], r"'validation' would be empty \(6 images\)"),
 ])  # fmt: skip
 def test_wrong_flags(tmp_path, words, message):
     source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
     with pytest.raises(InputError, match=message):
         run(tmp_path / "out", "--source", source, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_rejected_images_leave_empty_takes_a_few_images_back(tmp_path):
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
+    for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg"):
+        (source.parent / name).write_text("no image")
+    with pytest.raises(InputError, match=r"would be empty \(1 of 6 images could be used\); nothing was kept"):
+        run(tmp_path / "out", "--source", source)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
@@ -335,4 +347,28 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
 
 def test_store_form_gives_the_size_of_the_source():
     encoded = images.encode(Image.new("RGB", (30, 50)), 90)
-    assert images.store_form(encoded, 64, 90) == (encoded, 30, 50)
+    assert images.store_form(encoded, 64, 90) == (encoded, phash.of(encoded), 30, 50)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_keeps_its_bytes_is_read_as_strictly_as_by_a_whole_decode(progressive):
+    buffer = io.BytesIO()
+    Image.fromarray(photograph(90, 80, 0)).save(buffer, "JPEG", quality=80, progressive=progressive)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(buffer.getvalue())
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        for place in rng.integers(len(damaged), size=rng.integers(4)) if damaged else ():
+            damaged[place] = rng.integers(256)
+        verdicts = []
+        for read in (images.load, lambda encoded: images.store_form(encoded, 256, 90)):
+            try:
+                read(bytes(damaged))
+                verdicts.append(None)
+            except images.BadImage as reason:
+                verdicts.append(str(reason))
+        assert verdicts[0] == verdicts[1]
+        refused += verdicts[0] is not None
+    assert 60 < refused < 280

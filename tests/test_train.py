@@ -1,5 +1,6 @@
 """The loop: stages hand over, runs resume bit for bit, and what is wrong is said before work begins."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ from conftest import CACHE, ROOT
 from lae_jax import checkpoints, lock, runs, steps, train, watch
 from lae_jax.data import records
 from lae_jax.errors import Diverged, FolderInUse, InputError, Preempted
-from lae_jax.plan import make_plan
+from lae_jax.head_methods import METHODS
+from lae_jax.plan import make_plan, settled
 
 
 def leaves(workdir, step):
@@ -55,6 +57,7 @@ def test_the_three_stages_hand_over(small_config, trace_count):
     second.init_from, second.epochs = first.workdir, 2.0
     summary = train.train(second)
     assert summary["selected_by"] == "mae" and summary["last_step"] == 6
+    assert len(trace_count) == 2, "a run of two epochs, each evaluated and saved, traces its step once"
     scored = lines(second.workdir, "validation")
     assert len(scored) == 2 and summary["scores"]["mae"] == min(row["mae"] for row in scored)
     meta = checkpoints.load_run(second.workdir).meta
@@ -78,11 +81,15 @@ def test_the_three_stages_hand_over(small_config, trace_count):
 
 @pytest.mark.parametrize("stage", ["represent", "classify"])
 def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, monkeypatch, stage):
+    config = small_config(stage)
     if stage == "classify":
         before = small_config("represent")
         before.epochs = 0.3
         train.train(before)
-    config = small_config(stage)
+        # With more than a head and its momentum to go on with: factors, and statistics of the features.
+        both = dataclasses.replace(METHODS["lws"], name="both", smooth_features=True)
+        monkeypatch.setitem(METHODS, "both", both)
+        config.classify.method, config.optim.base_rate = "both", 30.0
     config.epochs, config.save_steps = 2.0, 2
     whole = config.copy_and_resolve_references()
     whole.workdir += "_whole"
@@ -166,6 +173,31 @@ def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config):
     third.data.image_size = 32
     with pytest.raises(InputError, match="data.image_size 24 and not 32: add --config.data.image_size=24, or"):
         train.train(third)
+    third = small_config("classify")
+    third.model.hidden = 8
+    with pytest.raises(InputError, match="model.hidden 0 and not 8: add --config.model.hidden=0, or"):
+        train.train(third)
+    third.classify.method = "two_layers"
+    assert make_plan(third).config.model.hidden == 8
+
+
+def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
+    config = small_config("classify")
+    for method, new_head, hidden in (("lae", False, 0), ("crt", True, 0), ("lws", False, 0), ("two_layers", True, 256)):
+        config.classify.method = method
+        made = settled(config)
+        assert (made.reinit_head, made.model.hidden) == (new_head, hidden)
+        assert settled(made).to_dict() == made.to_dict() and config.model.hidden == 0
+    assert settled(small_config("represent")).reinit_head is False
+
+
+def test_a_run_older_than_the_hidden_layer_has_none(small_config):
+    config = small_config("represent")
+    older = runs.as_json(config)
+    del older["model"]["hidden"]
+    assert runs.from_json(older).model.hidden == 0 and not runs.differences(older, runs.as_json(config))
+    config.model.hidden = 8
+    assert runs.differences(older, runs.as_json(config)) == ["model.hidden: 0 there, 8 now"]
 
 
 @pytest.mark.parametrize("place", ["", "file", "data", "/proc/run"])

@@ -36,6 +36,9 @@ class Table:
     sha256: np.ndarray  # str, of the source's file
     phash: np.ndarray | None  # (N, 32) uint8; None in a data set that was prepared without
     sides: np.ndarray  # int, the shorter side of the picture in pixels
+    image_size: int  # side of a model's input, pixels
+    faces: np.ndarray | None  # that were found in the photograph, NaN where nobody looked; None: prepared without
+    all_faces: bool  # whether each of them is an image of its own
     splits: Mapping[str, np.ndarray]  # name -> rows
 
 
@@ -69,15 +72,15 @@ def disjoint(a: str, b: str) -> bool:
     return role_a != role_b and (fold_a == fold_b or None in (fold_a, fold_b))
 
 
-def audit(tables: Sequence[Table], image_size: int) -> list[list[dict]]:
-    """The findings of each data set, those between it and the others included. Args: image_size: of the input, pixels.
+def audit(tables: Sequence[Table]) -> list[list[dict]]:
+    """The findings of each data set, those between it and the others included.
 
     Time and memory grow with the number of rows, not with that of their pairs.
     """
     pool = _Pool(tables)
     result = []
     for number, table in enumerate(tables):
-        findings = [*_across(pool, number), *_ages_apart(pool, number), *_of_one(table, image_size)]
+        findings = [*_across(pool, number), *_ages_apart(pool, number), *_of_one(table)]
         order = ("leak", "warning", "note")
         result.append(sorted(findings, key=lambda finding: order.index(finding["severity"])))
     return result
@@ -260,7 +263,7 @@ def heaping(ages: np.ndarray) -> tuple[float, float] | None:
     return float(5 * share), float((share - 0.2) / np.sqrt(0.16 / around))
 
 
-def _of_one(table: Table, image_size: int) -> Iterator[dict]:
+def _of_one(table: Table) -> Iterator[dict]:
     known = ~np.isnan(table.ages)
     for split, rows in table.splits.items():
         ages = table.ages[rows][known[rows]]
@@ -273,9 +276,17 @@ def _of_one(table: Table, image_size: int) -> Iterator[dict]:
     if heaped and heaped[0] > HEAPED and heaped[1] > _SURE:
         share = f"{heaped[0] / 5:.1%} of the ages are multiples of 5, where a smooth histogram has 20 %"
         yield _finding("heaped_ages", "warning", known.sum(), f"{share}: many were rounded")
-    small = np.flatnonzero(table.sides < image_size)
+    several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
+    if len(several):
+        taken = (
+            "all have its age" if table.all_faces else "one was taken, and whether it is the one of that age is unknown"
+        )
+        message = f"{len(several)} of {len(table.names)} images are of photographs with several faces: {taken}"
+        examples = ((table.names[i], f"{table.faces[i]:.0f} faces") for i in several)
+        yield _finding("several_faces", "warning", len(several), message, (), examples)
+    small = np.flatnonzero(table.sides < table.image_size)
     if len(small):
-        message = f"{len(small)} of {len(table.names)} images are smaller than the input of {image_size} pixels"
+        message = f"{len(small)} of {len(table.names)} images are smaller than the input of {table.image_size} pixels"
         examples = ((table.names[i], f"{table.sides[i]} pixels") for i in small)
         yield _finding("small_images", "note", len(small), message, (), examples)
     named = sum(name is not None for name in table.identities.tolist())

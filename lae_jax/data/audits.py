@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lae_jax import console, figures
+from lae_jax import console, figures, folders
 from lae_jax.data import auditing, phash, records
 from lae_jax.errors import InputError
-from lae_jax.files import write_json
+from lae_jax.files import read_json, write_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -21,22 +21,23 @@ COMMAND = "python -m lae_jax.audit"
 _FORMAT = 1
 
 
-def run(paths: Sequence[str | os.PathLike], image_size: int = IMAGE_SIZE) -> list[dict]:
+def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
     """Audits data sets, each alone and all against each other; writes audit.json and audit.png into each.
 
-    Args: image_size: side of a model's input, pixels. Returns: what stands in each audit.json. One that is damaged has
+    Args: image_size: side of a model's input, pixels (default: 224, or less where a data set was prepared smaller: who
+    does so means to train a smaller model). Returns: what stands in each audit.json. One that is damaged has
     that as its only finding. Raises InputError for a folder that holds no data set, or one that cannot be written to.
     """
     paths = [pathlib.Path(path) for path in paths]
     tables, damages = {}, {}
     for path in paths:
         try:
-            tables[path] = _table(records.open_dataset(path, "full"))
+            tables[path] = _table(records.open_dataset(path, "full"), image_size)
         except InputError as error:
             if not (path / "dataset.json").exists():
                 raise
             damages[path] = str(error)
-    found = dict(zip(tables, auditing.audit(list(tables.values()), image_size) if tables else [], strict=True))
+    found = dict(zip(tables, auditing.audit(list(tables.values())) if tables else [], strict=True))
     reports = []
     for path in paths:
         table = tables.get(path)
@@ -47,7 +48,7 @@ def run(paths: Sequence[str | os.PathLike], image_size: int = IMAGE_SIZE) -> lis
             "protocol": table and table.protocol,
             "images": table and len(table.names),
             "splits": table and {name: len(rows) for name, rows in table.splits.items()},
-            "image_size": image_size,
+            "image_size": table.image_size if table else image_size,
             "near_bits": phash.NEAR,
             "compared_with": [str(other) for other in tables if other != path],
             "findings": found[path] if table else [auditing.damaged(damages[path])],
@@ -62,7 +63,7 @@ def run(paths: Sequence[str | os.PathLike], image_size: int = IMAGE_SIZE) -> lis
     return reports
 
 
-def _table(dataset: records.Dataset) -> auditing.Table:
+def _table(dataset: records.Dataset, image_size: int | None) -> auditing.Table:
     hashes = None
     if dataset.has_column("phash"):
         hashes = np.frombuffer(b"".join(dataset.column("phash").tolist()), np.uint8).reshape(-1, phash.BYTES)
@@ -82,8 +83,17 @@ def _table(dataset: records.Dataset) -> auditing.Table:
         sha256=dataset.column("sha256"),
         phash=hashes,
         sides=sides,
+        image_size=image_size or min(IMAGE_SIZE, _prepared_size(dataset)),
+        faces=dataset.column("faces").astype(np.float64) if dataset.has_column("faces") else None,
+        all_faces=len(np.unique(dataset.column("source_row"))) < len(dataset),
         splits={name: dataset.rows(name) for name in dataset.manifest["splits"]},
     )
+
+
+def _prepared_size(dataset: records.Dataset) -> int:
+    """Side in pixels that a data set was prepared for; that of a usual input where its recipe is gone."""
+    path = dataset.path / folders.RECIPE
+    return int(read_json(path).get("size", IMAGE_SIZE)) if path.exists() else IMAGE_SIZE
 
 
 def _draw(path: pathlib.Path, table: auditing.Table) -> None:

@@ -8,40 +8,57 @@ tf.function and in tf.data. Images are uint8 (H, W, 3).
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from lae_jax.data.pillow_ops import OPS, clip, mean_grey, on_image, pixel_blocks, size_of
+from lae_jax.data.enlarging import enlarge
+from lae_jax.data.jitter import (
+    STEPS,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_offset,
+    adjust_saturation,
+    check_jitter,
+    color_jitter,
+    require,
+    require_between,
+)
+from lae_jax.data.pillow_ops import OPS
 from lae_jax.data.tensorflow import tf
+from lae_jax.data.words import as_words, case, clip, from_image, on_image, on_words, round_to_uint8, size_of, to_image
+
+__all__ = [
+    "OPS",
+    "Augmentation",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_offset",
+    "adjust_saturation",
+    "centre_crop",
+    "color_jitter",
+    "decode",
+    "draw_ops",
+    "draw_patch",
+    "op_strengths",
+    "rand_augment",
+    "random_crop",
+    "random_flip",
+    "random_patch",
+    "resize",
+    "translate_pixels",
+]
 
 _TRIES = 10
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-# torchvision's grey of a tensor; convert('L') of Pillow has more digits.
-_GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 _RESIZE_METHODS, _PATCHES = ("bilinear", "bicubic"), ("area", "crop", "none")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _require_range(name: str, value: Sequence[float], high: float) -> None:
     good = len(value) == 2 and 0 < value[0] <= value[1] <= high
-    _require(good, f"{name} is {value!r}, it must be (low, high) with 0 < low <= high <= {high}")
-
-
-def _require_between(name: str, value: float, low: float, high: float) -> None:
-    _require(low <= value <= high, f"{name} is {value!r}, it must be in {low}..{high}")
-
-
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Round float32 levels in 0..255; half a level goes up."""
-    return tf.cast(image + 0.5, tf.uint8)
+    require(good, f"{name} is {value!r}, it must be (low, high) with 0 < low <= high <= {high}")
 
 
 # From bytes to an image of the right size
@@ -60,7 +77,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 @on_image
 def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
     """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', within 1 level of Pillow."""
-    _require(method in _RESIZE_METHODS, f"resize: method is {method!r}, it must be one of {_RESIZE_METHODS}")
+    require(method in _RESIZE_METHODS, f"resize: method is {method!r}, it must be one of {_RESIZE_METHODS}")
     if image.shape[:2].as_list() == [size, size]:
         return image
     filtered = functools.partial(tf.image.resize, method=method, antialias=True)
@@ -71,7 +88,7 @@ def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
         values = filtered(tf.reshape(values, [1, -1, 1, 3 * size]), [size, 1])
     else:
         values = filtered(values, [size, size])
-    return tf.reshape(_to_uint8(clip(values, 0.0, 255.0)), [size, size, 3])
+    return tf.reshape(round_to_uint8(clip(values, 0.0, 255.0)), [size, size, 3])
 
 
 def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
@@ -81,7 +98,7 @@ def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
 def _room(image: tf.Tensor, size: int, what: str) -> tuple:
     """(H - size, W - size); raises where a static side is too small (a dynamic one makes tf.slice raise)."""
     for side in image.shape[:2]:
-        _require(side is None or side >= size, f"{what}: no {size} x {size} patch in an image of shape {image.shape}")
+        require(side is None or side >= size, f"{what}: no {size} x {size} patch in an image of shape {image.shape}")
     height, width = size_of(image)
     return height - size, width - size
 
@@ -129,134 +146,38 @@ def draw_patch(
 
 @on_image
 def random_patch(
-    image: tf.Tensor, seed: tf.Tensor, size: int, area: Sequence[float] = _AREA, aspect: Sequence[float] = _ASPECT
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: int,
+    area: Sequence[float] = _AREA,
+    aspect: Sequence[float] = _ASPECT,
+    words: bool = False,
 ) -> tf.Tensor:
     """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch as `draw_patch` draws it, resized bilinearly.
 
-    Filtered against aliasing where the patch is larger than the output, as Pillow does it.
+    Filtered against aliasing where the patch is larger than the output, as Pillow does it. words: give the patch as
+    words, int32 (size, size).
     """
     _require_range("area", area, 1.0)
     _require_range("aspect", aspect, math.inf)
     box = draw_patch(*size_of(image), seed, area, aspect)
     patch = tf.slice(image, tf.pad(box[:2], [[0, 1]]), tf.concat([box[2:], [3]], 0))
-    bilinear = functools.partial(tf.image.resize, patch, [size, size], "bilinear")
+
+    def shrunk() -> tf.Tensor:
+        resized = round_to_uint8(tf.image.resize(patch, [size, size], "bilinear", antialias=True))
+        return from_image(tf.ensure_shape(resized, [size, size, 3]))
+
     # Without the filter it is three times quicker, and the same wherever the patch is not larger.
-    larger = tf.reduce_max(box[2:]) > size
-    resized = tf.cond(larger, lambda: bilinear(antialias=True), lambda: bilinear(antialias=False))
-    return tf.ensure_shape(_to_uint8(resized), [size, size, 3])
+    result = tf.cond(tf.reduce_max(box[2:]) > size, shrunk, lambda: enlarge(patch, size))
+    result = tf.ensure_shape(result, [size, size])
+    return result if words else to_image(result)
 
 
-@on_image
-def random_flip(image: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
-    """The mirror image (left and right exchanged) with `probability`, else the image."""
+@on_words
+def random_flip(words: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
+    """The mirror image (left and right exchanged) with `probability`, else the image; also of words."""
     flip = tf.random.stateless_uniform([], seed) < probability
-    return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image), image.shape)
-
-
-# Colour jitter: each step on float32 (H, W, 3) of grey levels, clipped to 0..255
-
-
-def _brightness_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    return tf.minimum(image * factor, 255.0)
-
-
-def _contrast_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    height, width = size_of(image)
-    grey = mean_grey(tf.reshape(image, [height, 3 * width]), _GREY, height, width)
-    return clip(image * factor + (1.0 - factor) * grey, 0.0, 255.0)
-
-
-def _saturation_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    values, matrix = pixel_blocks(image, _GREY)
-    blend = factor * np.eye(len(matrix), dtype=np.float32) + (1.0 - factor) * matrix
-    return tf.reshape(clip(tf.matmul(values, blend), 0.0, 255.0), [*size_of(image), 3])
-
-
-def _hue_step(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.AdjustHue(images=image, delta=shift)
-
-
-def _offset_step(image: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
-    return clip(image + levels, 0.0, 255.0)
-
-
-def _on_uint8(step: Callable, image: tf.Tensor, value) -> tf.Tensor:
-    return _to_uint8(step(tf.cast(image, tf.float32), tf.cast(value, tf.float32)))
-
-
-@on_image
-def adjust_brightness(image: tf.Tensor, factor) -> tf.Tensor:
-    """uint8 (H, W, 3): factor >= 0 times the image, clipped; as torchvision does it on a float tensor."""
-    return _on_uint8(_brightness_step, image, factor)
-
-
-@on_image
-def adjust_contrast(image: tf.Tensor, factor) -> tf.Tensor:
-    """uint8 (H, W, 3): factor * image + (1 - factor) * mean grey, clipped; as torchvision does it on a float tensor."""
-    return _on_uint8(_contrast_step, image, factor)
-
-
-@on_image
-def adjust_saturation(image: tf.Tensor, factor) -> tf.Tensor:
-    """uint8 (H, W, 3): factor * image + (1 - factor) * grey, clipped; as torchvision does it on a float tensor."""
-    return _on_uint8(_saturation_step, image, factor)
-
-
-@on_image
-def adjust_hue(image: tf.Tensor, shift) -> tf.Tensor:
-    """uint8 (H, W, 3): hue of HSV moved by `shift` turns (-0.5..0.5); as torchvision does it on a float tensor."""
-    return _on_uint8(_hue_step, image, shift)
-
-
-@on_image
-def adjust_offset(image: tf.Tensor, levels) -> tf.Tensor:
-    """uint8 (H, W, 3): `levels` grey levels added, clipped."""
-    return _on_uint8(_offset_step, image, levels)
-
-
-_STEPS = dict(brightness=_brightness_step, contrast=_contrast_step, saturation=_saturation_step)
-_STEPS |= dict(hue=_hue_step, offset=_offset_step)
-
-
-def _check_jitter(strengths: dict[str, float]) -> None:
-    for name, strength in strengths.items():
-        _require_between(name, strength, 0.0, {"hue": 0.5, "offset": 255.0}.get(name, math.inf))
-
-
-@on_image
-def color_jitter(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    brightness: float = 0.125,
-    contrast: float = 0.125,
-    saturation: float = 0.125,
-    hue: float = 0.05,
-    offset: float = 0.0,
-) -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (H, W, 3): torchvision's ColorJitter, the steps in random order.
-
-    brightness, contrast, saturation: the factor is uniform in [max(0, 1 - x), 1 + x]. hue: the shift, in turns, is in
-    [-hue, hue], hue <= 0.5. offset: grey levels from [-offset, offset] are added. A strength of 0 leaves its step out.
-    ValueError if one is negative or too large. Levels are rounded once, after the last step.
-    """
-    strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, offset=offset)
-    _check_jitter(strengths)
-    names = [name for name, strength in strengths.items() if strength > 0]
-    if not names:
-        return image
-    low = [-strengths[n] if n in ("hue", "offset") else max(0.0, 1.0 - strengths[n]) for n in names]
-    high = [strengths[n] if n in ("hue", "offset") else 1.0 + strengths[n] for n in names]
-    draws = tf.random.stateless_uniform([len(names) + 1], seed)
-    factors = tf.constant(low) + (tf.constant(high) - tf.constant(low)) * draws[:-1]
-    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
-    order = tf.gather(orders, tf.cast(draws[-1] * len(orders), tf.int32))
-    values = tf.cast(image, tf.float32)
-    for place in range(len(names)):
-        # switch_case visits the nodes of all branches, which is less than a call of StatelessCase while they are few.
-        # The factor is sliced within its branch: captured, every factor would be passed to every branch.
-        steps = [lambda step=_STEPS[n], x=values, i=i: step(x, factors[i]) for i, n in enumerate(names)]
-        values = tf.switch_case(order[place], steps) if len(steps) > 1 else steps[0]()
-    return tf.ensure_shape(_to_uint8(values), image.shape)
+    return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(words, [1]), lambda: words), words.shape)
 
 
 # RandAugment
@@ -266,9 +187,9 @@ _ENHANCE = ("color", "contrast", "brightness", "sharpness")
 
 
 def _check_rand_augment(num_ops: int, magnitude: int, num_levels: int) -> None:
-    _require(num_ops >= 0, f"num_ops is {num_ops}, it must be 0 or more")
-    _require(num_levels >= 2, f"num_levels is {num_levels}, it must be 2 or more")
-    _require_between("magnitude", magnitude, 0, num_levels - 1)
+    require(num_ops >= 0, f"num_ops is {num_ops}, it must be 0 or more")
+    require(num_levels >= 2, f"num_levels is {num_levels}, it must be 2 or more")
+    require_between("magnitude", magnitude, 0, num_levels - 1)
 
 
 def op_strengths(magnitude: int = 9, num_levels: int = 31) -> dict[str, float]:
@@ -298,25 +219,25 @@ def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 @functools.lru_cache(maxsize=16)
 def _op_branches(height: int | None, width: int | None) -> list[tf.types.experimental.ConcreteFunction]:
-    """The operations traced for images of this shape: once, whatever graph or loop asks for them."""
-    signature = (tf.TensorSpec([height, width, 3], tf.uint8), tf.TensorSpec([], tf.float32))
+    """The operations traced for words of this shape: once, whatever graph or loop asks for them."""
+    signature = (tf.TensorSpec([height, width], tf.int32), tf.TensorSpec([], tf.float32))
     with tf.init_scope():
         return [tf.function(op, signature, autograph=False).get_concrete_function() for op in OPS.values()]
 
 
-@on_image
+@on_words
 def rand_augment(
-    image: tf.Tensor, seed: tf.Tensor, num_ops: int = 2, magnitude: int = 9, num_levels: int = 31
+    words: tf.Tensor, seed: tf.Tensor, num_ops: int = 2, magnitude: int = 9, num_levels: int = 31
 ) -> tf.Tensor:
-    """RandAugment (Cubuk et al. 2020): uint8 (H, W, 3) -> uint8 (H, W, 3).
+    """RandAugment (Cubuk et al. 2020): uint8 (H, W, 3) -> uint8 (H, W, 3), or words -> words.
 
     num_ops of the 14 operations one after the other, each uniform, at level `magnitude` of `num_levels` (counted from
     0), with a random sign where there is one. ValueError if num_ops is negative or the magnitude is no level.
     """
     _check_rand_augment(num_ops, magnitude, num_levels)
     if num_ops == 0:
-        return image
-    height, width = size_of(image)
+        return words
+    height, width = size_of(words)
     strengths: dict = op_strengths(magnitude, num_levels)
     strengths["translate_x"] = tf.cast(translate_pixels(width, magnitude, num_levels), tf.float32)
     strengths["translate_y"] = tf.cast(translate_pixels(height, magnitude, num_levels), tf.float32)
@@ -325,13 +246,10 @@ def rand_augment(
     chosen, signs = draw_ops(seed, num_ops)
     strength = tf.gather(tf.stack(list(strengths.values())), chosen)
     values = tf.gather(base, chosen) + strength * tf.where(tf.gather(signed, chosen), signs, 1.0)
-    branches = _op_branches(*image.shape[:2])
+    branches = _op_branches(*words.shape)
     for i in range(num_ops):
-        # Runs the chosen branch alone. tf.switch_case would be lowered to a graph that visits the nodes of all 14.
-        call = dict(branch_index=chosen[i], input=[image, values[i]], branches=branches)
-        (result,) = tf.raw_ops.StatelessCase(**call, Tout=[tf.uint8], output_shapes=[image.shape])
-        image = tf.ensure_shape(result, image.shape)
-    return image
+        words = case(chosen[i], branches, words, values[i])
+    return words
 
 
 # The whole of it
@@ -361,35 +279,36 @@ class Augmentation:
     resize_method: str = "bicubic"  # of the whole image; a random patch is resized bilinearly
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 1, f"image_size is {self.image_size}, it must be 1 or more")
-        _require(self.patch in _PATCHES, f"patch is {self.patch!r}, it must be one of {_PATCHES}")
+        require(self.image_size >= 1, f"image_size is {self.image_size}, it must be 1 or more")
+        require(self.patch in _PATCHES, f"patch is {self.patch!r}, it must be one of {_PATCHES}")
         good = self.resize == 0 or self.resize >= self.image_size
-        _require(good, f"resize is {self.resize}, it must be 0 or at least image_size ({self.image_size})")
+        require(good, f"resize is {self.resize}, it must be 0 or at least image_size ({self.image_size})")
         _require_range("area", self.area, 1.0)
         _require_range("aspect", self.aspect, math.inf)
-        _require_between("flip", self.flip, 0.0, 1.0)
-        _check_jitter(self._jitter())
+        require_between("flip", self.flip, 0.0, 1.0)
+        check_jitter(self._jitter())
         _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
         good = self.resize_method in _RESIZE_METHODS
-        _require(good, f"resize_method is {self.resize_method!r}, it must be one of {_RESIZE_METHODS}")
+        require(good, f"resize_method is {self.resize_method!r}, it must be one of {_RESIZE_METHODS}")
 
     def _jitter(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in _STEPS}
+        return {name: getattr(self, name) for name in STEPS}
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
     def train(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """JPEG or PNG bytes, () string, and an int32 (2,) seed -> uint8 (image_size, image_size, 3)."""
         patch_seed, flip_seed, jitter_seed, ops_seed = tf.unstack(tf.random.split(seed, 4))
         if self.patch == "area":
-            image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect)
+            image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect, words=True)
         elif self.patch == "crop":
             image = random_crop(self._whole(encoded), patch_seed, self.image_size)
         else:
             image = centre_crop(self._whole(encoded), self.image_size)
+        words = as_words(image)
         if self.flip > 0:
-            image = random_flip(image, flip_seed, self.flip)
-        image = color_jitter(image, jitter_seed, **self._jitter())
-        return rand_augment(image, ops_seed, self.num_ops, self.magnitude, self.num_levels)
+            words = random_flip(words, flip_seed, self.flip)
+        words = color_jitter(words, jitter_seed, **self._jitter())
+        return to_image(rand_augment(words, ops_seed, self.num_ops, self.magnitude, self.num_levels))
 
     @tf.autograph.experimental.do_not_convert
     def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:

@@ -2,9 +2,12 @@
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from lae_jax.data import phash
 
 MAX_PIXELS = 16_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -39,6 +42,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def claimed_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height by the header alone, before the picture is turned upright. Raises BadImage as `load` does."""
+    return _open(encoded).size
+
+
 def load(encoded: bytes) -> Image.Image:
     """Encoded bytes -> upright RGB picture (first frame). Raises BadImage with the reason."""
     image = _open(encoded)
@@ -46,7 +54,7 @@ def load(encoded: bytes) -> Image.Image:
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:
-        raise BadImage(f"does not decode ({type(error).__name__})") from error
+        raise _undecodable(error) from error
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
@@ -56,11 +64,20 @@ def encode(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def store_form(encoded: bytes, size: int, quality: int) -> tuple[bytes, int, int]:
+class Form(NamedTuple):
+    """How a ready crop is stored: JPEG bytes, their perceptual hash, width and height of the upright source."""
+
+    encoded: bytes
+    phash: bytes
+    width: int
+    height: int
+
+
+def store_form(encoded: bytes, size: int, quality: int) -> Form:
     """The form in which a ready crop is stored: upright RGB JPEG whose shorter side is at most `size`.
 
-    A JPEG that is all this already keeps its bytes. Returns (JPEG bytes, width and height of the upright source).
-    Every image is decoded whole here, so that a record that does not decode later means a damaged shard.
+    A JPEG that is all this already keeps its bytes. Every image is decoded here, so that a record that does not decode
+    later means a damaged shard. Raises BadImage with the reason.
     """
     source = _open(encoded)
     keeps = (
@@ -69,11 +86,21 @@ def store_form(encoded: bytes, size: int, quality: int) -> tuple[bytes, int, int
         and source.getexif().get(_EXIF_ORIENTATION, 1) == 1
         and min(source.size) <= size
     )
+    if keeps:
+        width, height = source.size
+        try:
+            # What is decoded for the hash is all of the data, in half the time of a picture of full size.
+            return Form(encoded, phash.of_picture(source), width, height)
+        except Exception as error:
+            raise _undecodable(error) from error
     image = load(encoded)
     width, height = image.size
-    if keeps:
-        return encoded, width, height
     if min(image.size) > size:
         scale = size / min(image.size)
         image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BICUBIC)
-    return encode(image, quality), width, height
+    encoded = encode(image, quality)
+    return Form(encoded, phash.of(encoded), width, height)
+
+
+def _undecodable(error: Exception) -> BadImage:
+    return BadImage(f"does not decode ({type(error).__name__})")

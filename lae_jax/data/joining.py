@@ -40,10 +40,11 @@ def finish(
     another).
     """
     out, crop = tasks[0].out, tasks[0].recipe.contract()
-    shards, refused = [], len(rejected)
+    shards, refused, several = [], len(rejected), 0
     for task in tasks:
         part = read_json(task.part_path)
         refused += len(part["rejected"])
+        several += part["several_faces"]
         held = pq.read_metadata(task.columns_path).num_rows
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count = sum(shard["count"] for shard in shards)
@@ -61,9 +62,14 @@ def finish(
     sizes = {name: len(rows) for name, rows in splits.items()}
     for name, size in sizes.items():
         if not size:
+            kept = "its images are kept: the same command with another --split goes on with them"
+            if len(tasks) == 1:  # the work of a moment
+                columns_path.unlink()
+                _remove(tasks)
+                kept = "nothing was kept"
             raise InputError(
-                f"{out}: split {name!r} would be empty ({count} images, {refused} rejected); take another --split, or"
-                " give more images or people with another --out"
+                f"{out}: split {name!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
+                " Take another --split, or give more images or people"
             )
     _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)
@@ -73,6 +79,7 @@ def finish(
         "format": FORMAT,
         "count": count,
         "rejected": refused,
+        "several_faces": several,
         "left_out_of_split": len(doubled),
         "shards": shards,
         "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},

@@ -1,201 +1,170 @@
-"""The 14 operations of RandAugment in TensorFlow, each as Pillow does it.
+"""The 14 operations of RandAugment in TensorFlow, each as Pillow does it, on words (see `words.py`) or on images.
 
 Pillow's C code is the definition (ImageOps, ImageEnhance, Image.rotate, Image.transform); the forms here are the
-fastest of those that agree with it. Two-dimensional (H, 3W) views are quicker than (H, W, 3) in TensorFlow's kernels.
+fastest of those that agree with it.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from lae_jax.data.tensorflow import tf
-
-# Above this many pixels a 3 x 65536 table that maps two bytes at once pays for being built.
-_PAIR_TABLE_PIXELS = 96 * 96
-# ITU-R 601 grey as Pillow's convert('L'): integers over 2**16. All sums stay below 2**24, so float32 is exact.
-_GREY = np.array([19595, 38470, 7471], np.float32) / np.float32(65536)
+from lae_jax.data.words import channel, channels, clip, fused, join, on_words, size_of
 
 
-def on_image(function: Callable) -> Callable:
-    """`function` of a uint8 tensor (H, W, 3), for arrays as well; another type of level is an error."""
-
-    @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
-    @functools.wraps(function)
-    def call(image, *args, **kwargs):
-        return function(tf.convert_to_tensor(image, tf.uint8), *args, **kwargs)
-
-    return call
+def _grey(words: tf.Tensor) -> tf.Tensor:
+    """convert('L'): ITU-R 601 in 16 bits, rounded; int32."""
+    red, green, blue = channels(words, tf.int32)
+    return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
 
 
-def size_of(image: tf.Tensor) -> tuple:
-    """(H, W): Python ints where the shape is static, int32 scalars where it is not."""
-    static = image.shape[:2].as_list()
-    if None not in static:
-        return tuple(static)
-    dynamic = tf.shape(image)
-    return tuple(dynamic[i] if side is None else side for i, side in enumerate(static))
+def _blend(other, level: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Image.blend: `other` where the factor is 0, the level where it is 1. float32."""
+    return clip(other + _rounded(factor * (level - other)), 0.0, 255.0)
 
 
-def in_rows(values, width):
-    """(3,) -> (3 `width`,): a value for each channel, for a row of (H, 3W)."""
-    if isinstance(width, int) and isinstance(values, np.ndarray):
-        return np.tile(values, width)
-    return tf.tile(values, [width])
-
-
-def clip(values: tf.Tensor, low: float, high: float) -> tf.Tensor:
-    """As tf.clip_by_value, without its checks; raw_ops.ClipByValue, in one pass, is slower than these two."""
-    return tf.minimum(tf.maximum(values, low), high)
-
-
-def _rows(image: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """uint8 (H, W, 3) -> (H, 3W) of `dtype`."""
-    height, width = size_of(image)
-    return tf.cast(tf.reshape(image, [height, 3 * width]), dtype)
-
-
-def _finish(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Truncate to uint8, as a C cast does, in the shape of `image`."""
-    height, width = size_of(image)
-    result = tf.reshape(tf.cast(values, tf.uint8), [height, width, 3])
-    result.set_shape(image.shape)
-    return result
-
-
-def _scalar(value) -> tf.Tensor:
-    return tf.cast(value, tf.float32)
+def _rounded(product: tf.Tensor) -> tf.Tensor:
+    """The product itself. XLA would round a product and a sum once, together, and Pillow rounds them one by one."""
+    return tf.minimum(product, 1e30)
 
 
 # Grey levels
 
 
-@on_image
-def identity(image: tf.Tensor, value=0.0) -> tf.Tensor:
+@on_words
+def identity(words: tf.Tensor, value=0.0) -> tf.Tensor:
     """The image itself."""
     del value
-    return image
+    return words
 
 
-@on_image
-def auto_contrast(image: tf.Tensor, value=0.0) -> tf.Tensor:
+@on_words
+def auto_contrast(words: tf.Tensor, value=0.0) -> tf.Tensor:
     """ImageOps.autocontrast: each channel stretched to 0..255; `value` is ignored."""
     del value
-    _, width = size_of(image)
-    channels = tf.transpose(tf.reshape(image, [-1, 3]))
     # float64 as in Pillow's table: whether 255 * (x - low) / (high - low) is truncated to 254 hangs on its rounding.
-    low = tf.cast(tf.reduce_min(channels, axis=1), tf.float64)
-    high = tf.cast(tf.reduce_max(channels, axis=1), tf.float64)
-    flat = high <= low
-    one, zero = tf.ones_like(low), tf.zeros_like(low)
-    scale = tf.where(flat, one, 255.0 / tf.where(flat, one, high - low))
-    offset = tf.where(flat, zero, -low * scale)
-    values = _rows(image, tf.float64) * in_rows(scale, width) + in_rows(offset, width)
-    return _finish(values, image)
+    # The table is made outside of XLA, which rounds a product and a sum once, together.
+    low, high = tf.split(tf.cast(_extremes(tf.bitcast(words, tf.uint8)), tf.float64), 2)
+    spread = high - low
+    scale = 255.0 / tf.where(spread > 0.0, spread, tf.fill([1, 3], tf.constant(255.0, tf.float64)))
+    offset = tf.where(spread > 0.0, -low * scale, tf.zeros_like(low))
+    table = tf.tile(tf.range(256.0, dtype=tf.float64)[None], [3, 1]) * scale[0, :, None] + offset[0, :, None]
+    return _look_up(words, tf.cast(clip(table, 0.0, 255.0), tf.int32))
 
 
-@on_image
-def equalize(image: tf.Tensor, value=0.0) -> tf.Tensor:
+@fused
+def _extremes(levels: tf.Tensor) -> tf.Tensor:
+    """uint8 (H, W, 4) -> (2, 3): the lowest and the highest level of red, green and blue."""
+    # Down the columns first: long rows of bytes are compared 32 at a time.
+    return tf.stack([reduce(reduce(levels, axis=0), axis=0)[:3] for reduce in (tf.reduce_min, tf.reduce_max)])
+
+
+@on_words
+def equalize(words: tf.Tensor, value=0.0) -> tf.Tensor:
     """ImageOps.equalize: each channel's histogram made flat; `value` is ignored."""
     del value
-    _, width = size_of(image)
-    indices = _rows(image, tf.int32) + in_rows(np.array([0, 256, 512], np.int32), width)
-    counts = tf.reshape(tf.raw_ops.Bincount(arr=indices, size=768, weights=tf.constant([], tf.int32)), [3, 256])
+    # XLA would count one pixel after the other, in three times the time.
+    counts = tf.raw_ops.Bincount(arr=_places(words), size=768, weights=tf.constant([], tf.int32))
+    counts = tf.reshape(counts, [3, 256])
     before = tf.cumsum(counts, axis=1, exclusive=True)
     # Pillow leaves the last level that occurs out of the step: what stands before it is the largest sum that a level
     # with pixels has.
     step = tf.reduce_max(tf.where(counts > 0, before, 0), axis=1, keepdims=True) // 255
-    levels = tf.minimum((step // 2 + before) // tf.maximum(step, 1), 255)
-    table = tf.where(step > 0, levels, tf.range(256))
-    pixels = image.shape[:2].num_elements()
-    if pixels is None or pixels < _PAIR_TABLE_PIXELS:
-        return _finish(tf.gather_nd(tf.reshape(tf.cast(table, tf.uint8), [768]), indices[..., None]), image)
-    return _finish(_map_pairs(image, tf.cast(table, tf.uint16)), image)
+    levels = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
+    return _look_up(words, tf.where(step > 0, levels, tf.range(256)[None]))
 
 
-def _map_pairs(image: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-    """Look two bytes up at once: two pixels are the pairs (R, G), (B, R), (G, B), the first byte being the low one."""
-    height, width = size_of(image)
-    pairs_in_row = 3 * (width + width % 2) // 2
-    even = tf.pad(image, [[0, 0], [0, width % 2], [0, 0]])
-    pairs = tf.cast(tf.bitcast(tf.reshape(even, [height, pairs_in_row, 2]), tf.uint16), tf.int32)
-    low, high = tf.gather(table, [0, 2, 1]), tf.gather(table, [1, 0, 2])
-    both = tf.reshape(high[:, :, None] * 256 + low[:, None, :], [3 * 65536])
-    indices = pairs + in_rows(np.array([0, 65536, 131072], np.int32), pairs_in_row // 3)
-    mapped = tf.bitcast(tf.gather_nd(both, indices[..., None]), tf.uint8)
-    return tf.reshape(mapped, [height, -1])[:, : 3 * width]
+@fused
+def _places(words: tf.Tensor) -> tf.Tensor:
+    """Level + 256 * channel, int32 (3, H, W)."""
+    return tf.stack([channel(words, number) + 256 * number for number in range(3)])
 
 
-@on_image
-def solarize(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _look_up(words: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """The levels of `table`, int32 (3, 256), in place of those of red, green and blue."""
+    return join([tf.gather(table[number], channel(words, number)) for number in range(3)])
+
+
+@on_words
+def solarize(words: tf.Tensor, value) -> tf.Tensor:
     """ImageOps.solarize: levels of at least `value` (0..256) are inverted."""
-    values = _rows(image)
-    # A float threshold: 256, which inverts nothing, does not fit into uint8.
-    inverted = tf.cast(values >= tf.math.ceil(_scalar(value)), tf.float32)
-    return _finish(tf.abs(values - 255.0 * inverted), image)
+    return _solarize(words, tf.cast(value, tf.float32))
 
 
-@on_image
-def posterize(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _solarize(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return join([tf.where(levels >= value, 255.0 - levels, levels) for levels in channels(words)])
+
+
+@on_words
+def posterize(words: tf.Tensor, value) -> tf.Tensor:
     """ImageOps.posterize: the upper `value` bits (1..8) of each level."""
     dropped = 8 - tf.cast(value, tf.int32)
-    mask = 255 - (tf.bitwise.left_shift(1, dropped) - 1)
-    return tf.bitwise.bitwise_and(image, tf.cast(mask, tf.uint8))
+    return words & ((256 - tf.bitwise.left_shift(1, dropped)) * 0x010101)
 
 
-@on_image
-def color(image: tf.Tensor, value) -> tf.Tensor:
+@on_words
+def color(words: tf.Tensor, value) -> tf.Tensor:
     """ImageEnhance.Color: factor 0 is grey, 1 the image."""
-    values, matrix = pixel_blocks(tf.cast(image, tf.float32), _GREY)
-    grey = tf.floor(tf.matmul(values, matrix) + 0.5)
-    return _finish(clip(grey + _scalar(value) * (values - grey), 0.0, 255.0), image)
+    return _color(words, tf.cast(value, tf.float32))
 
 
-def pixel_blocks(image: tf.Tensor, weights: np.ndarray) -> tuple[tf.Tensor, np.ndarray]:
-    """float32 (H, W, 3) -> (H W / k, 3k), and the (3k, 3k) matrix that gives each pixel's grey in all its channels.
-
-    k is 8 where H W allows it: a product with a 24 x 24 matrix takes a third of the time of one with a 3 x 3 matrix.
-    """
-    block = math.gcd(image.shape[:2].num_elements() or 1, 8)
-    matrix = np.kron(np.eye(block), np.repeat(weights[:, None], 3, axis=1)).astype(np.float32)
-    return tf.reshape(image, [-1, 3 * block]), matrix
+@fused
+def _color(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    grey = tf.cast(_grey(words), tf.float32)
+    return join([_blend(grey, levels, value) for levels in channels(words)])
 
 
-def mean_grey(rows: tf.Tensor, weights: np.ndarray, height, width) -> tf.Tensor:
-    """The mean over all pixels of float32 (H, 3W) `rows`, with `weights` (3,) for the channels."""
-    # Down the columns first: a product of the whole with the weights takes four times as long.
-    sums = tf.reduce_sum(rows, axis=0) * in_rows(weights, width)
-    return tf.reduce_sum(sums) / tf.cast(height * width, tf.float32)
-
-
-@on_image
-def contrast(image: tf.Tensor, value) -> tf.Tensor:
+@on_words
+def contrast(words: tf.Tensor, value) -> tf.Tensor:
     """ImageEnhance.Contrast: factor 0 is the mean grey, 1 the image."""
-    values = _rows(image)
-    grey = tf.floor(mean_grey(values, _GREY, *size_of(image)) + 0.5)
-    return _finish(clip(grey + _scalar(value) * (values - grey), 0.0, 255.0), image)
+    return _contrast(words, tf.cast(value, tf.float32))
 
 
-@on_image
-def brightness(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _contrast(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    height, width = size_of(words)
+    # In two steps: the sum of a row fits into int32.
+    total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(words), axis=1), tf.float64))
+    mean = tf.cast(tf.floor(total / tf.cast(height * width, tf.float64) + 0.5), tf.float32)
+    return join([_blend(mean, levels, value) for levels in channels(words)])
+
+
+@on_words
+def brightness(words: tf.Tensor, value) -> tf.Tensor:
     """ImageEnhance.Brightness: factor 0 is black, 1 the image."""
-    return _finish(clip(_rows(image) * _scalar(value), 0.0, 255.0), image)
+    return _brightness(words, tf.cast(value, tf.float32))
 
 
-@on_image
-def sharpness(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _brightness(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return join([clip(levels * value, 0.0, 255.0) for levels in channels(words)])
+
+
+@on_words
+def sharpness(words: tf.Tensor, value) -> tf.Tensor:
     """ImageEnhance.Sharpness: factor 0 is ImageFilter.SMOOTH (the outermost pixels stay), 1 the image; H, W >= 2."""
-    values = _rows(image)
-    columns = values[:-2] + values[1:-1] + values[2:]
-    box = columns[:, :-6] + columns[:, 3:-3] + columns[:, 6:]
-    centre = values[1:-1, 3:-3]
-    smooth = tf.floor((box + 4.0 * centre) * (1.0 / 13.0) + 0.5)
-    detail = tf.pad(centre - smooth, [[1, 1], [3, 3]])
-    # In Pillow's order of rounding: smooth + factor * (image - smooth).
-    return _finish(clip((values - detail) + _scalar(value) * detail, 0.0, 255.0), image)
+    return _sharpness(words, tf.cast(value, tf.float32))
+
+
+@fused
+def _sharpness(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    centre = words[1:-1, 1:-1]
+    # Sums of 13 levels have 12 bits: red and blue are summed in one word.
+    red_blue, green = _box(words & 0xFF00FF), _box(channel(words, 1))
+    sums = [red_blue & 0xFFFF, green, tf.bitwise.right_shift(red_blue, 16)]
+    smooth = [tf.floor(tf.cast(levels, tf.float32) * (1.0 / 13.0) + 0.5) for levels in sums]
+    sharp = join([_blend(s, levels, value) for s, levels in zip(smooth, channels(centre), strict=True)])
+    middle = tf.concat([words[1:-1, :1], sharp, words[1:-1, -1:]], axis=1)
+    return tf.concat([words[:1], middle, words[-1:]], axis=0)
+
+
+def _box(words: tf.Tensor) -> tf.Tensor:
+    """3 x 3 sums with a weight of 5 for the centre."""
+    rows = words[:-2] + words[1:-1] + words[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * words[1:-1, 1:-1]
 
 
 # Geometry: nearest pixel, black outside. Pillow steps through the source in 16.16 fixed point.
@@ -206,84 +175,98 @@ def _fixed(value: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.floor(value * 65536.0 + 0.5), tf.int32)
 
 
-def _pixels(fixed: tf.Tensor) -> tf.Tensor:
-    return tf.cast(fixed, tf.float32) / 65536.0
-
-
 def _whole(fixed: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.right_shift(fixed, 16)
 
 
-def _take(padded: tf.Tensor, indices: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Pixels of `padded` (any shape of pixels, 3) at flat `indices`. gather_nd is quicker than gather for this copy."""
-    return _finish(tf.gather_nd(tf.reshape(padded, [-1, 3]), tf.reshape(indices, [-1, 1])), image)
+def _take(bordered: tf.Tensor, source_y: tf.Tensor, source_x: tf.Tensor) -> tf.Tensor:
+    """The pixels at int32 (H, W) coordinates; `bordered`, (H + 2, W + 2), is black around them, and so is the rest."""
+    height, width = size_of(bordered)
+    places = clip(source_y + 1, 0, height - 1) * width + clip(source_x + 1, 0, width - 1)
+    return tf.gather(tf.reshape(bordered, [-1]), places)
 
 
-@on_image
-def rotate(image: tf.Tensor, value) -> tf.Tensor:
+def _border(words: tf.Tensor) -> tf.Tensor:
+    # Not within the compiled function: XLA would look for the border at every pixel, in three times the time.
+    return tf.pad(words, [[1, 1], [1, 1]])
+
+
+def _grid(bordered: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Row and column of each pixel, int32 (H, 1) and (1, W)."""
+    height, width = size_of(bordered)
+    return tf.range(height - 2)[:, None], tf.range(width - 2)[None]
+
+
+@on_words
+def rotate(words: tf.Tensor, value) -> tf.Tensor:
     """Image.rotate about the centre by `value` degrees, counter-clockwise."""
-    height, width = size_of(image)
+    height, width = size_of(words)
     angle = tf.cast(value, tf.float64) * (-math.pi / 180.0)
     cos, sin = tf.cos(angle), tf.sin(angle)
     half_width, half_height = tf.cast(width, tf.float64) / 2.0, tf.cast(height, tf.float64) / 2.0
-    # The source of the first pixel's centre, moved by one for the black border.
-    left = half_width + cos * (0.5 - half_width) + sin * (0.5 - half_height) + 1.0
-    top = half_height - sin * (0.5 - half_width) + cos * (0.5 - half_height) + 1.0
-    x, y = tf.range(width), tf.range(height)[:, None]
-    cos, sin = _fixed(cos), _fixed(sin)
-    # float32 holds these integers exactly up to 256 pixels, and its floor is quicker than an integer shift.
-    source_x = tf.floor(_pixels(_fixed(left) + cos * x) + _pixels(sin * y))
-    source_y = tf.floor(_pixels(_fixed(top) - sin * x) + _pixels(cos * y))
-    source_x = clip(tf.cast(source_x, tf.int32), 0, width + 1)
-    source_y = clip(tf.cast(source_y, tf.int32), 0, height + 1)
-    return _take(tf.pad(image, [[1, 1], [1, 1], [0, 0]]), source_y * (width + 2) + source_x, image)
+    # The source of the first pixel's centre.
+    left = half_width + cos * (0.5 - half_width) + sin * (0.5 - half_height)
+    top = half_height - sin * (0.5 - half_width) + cos * (0.5 - half_height)
+    return _rotate(_border(words), _fixed(tf.stack([left, top, cos, sin])))
 
 
-@on_image
-def shear_x(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _rotate(bordered: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
+    left, top, cos, sin = tf.unstack(fixed)
+    y, x = _grid(bordered)
+    return _take(bordered, _whole(top - sin * x + cos * y), _whole(left + cos * x + sin * y))
+
+
+def _shear(value) -> tf.Tensor:
+    """Start and slope of the source's coordinate, fixed."""
+    slope = tf.cast(value, tf.float64)
+    return _fixed(tf.stack([slope * 0.5 + 0.5, slope]))
+
+
+@on_words
+def shear_x(words: tf.Tensor, value) -> tf.Tensor:
     """Image.transform, affine (1, value, 0, 0, 1, 0): x_in = x + value * y."""
-    height, width = size_of(image)
-    slope = tf.cast(value, tf.float64)
-    y = tf.range(height)
-    shift = _whole(_fixed(slope * 0.5 + 0.5) + _fixed(slope) * y) + 1
-    source = clip(tf.range(width) + shift[:, None], 0, width + 1) + (y * (width + 2))[:, None]
-    return _take(tf.pad(image, [[0, 0], [1, 1], [0, 0]]), source, image)
+    return _shear_x(_border(words), _shear(value))
 
 
-@on_image
-def shear_y(image: tf.Tensor, value) -> tf.Tensor:
+@fused
+def _shear_x(bordered: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
+    y, x = _grid(bordered)
+    return _take(bordered, y, x + _whole(fixed[0] + fixed[1] * y))
+
+
+@on_words
+def shear_y(words: tf.Tensor, value) -> tf.Tensor:
     """Image.transform, affine (1, 0, 0, value, 1, 0): y_in = y + value * x."""
-    height, width = size_of(image)
-    slope = tf.cast(value, tf.float64)
-    x = tf.range(width)
-    shift = _whole(_fixed(slope * 0.5 + 0.5) + _fixed(slope) * x) + 1
-    # Whole rows as multiples of the width: clipping them keeps the column.
-    source = clip((tf.range(height) * width)[:, None] + shift * width, 0, (height + 1) * width) + x
-    return _take(tf.pad(image, [[1, 1], [0, 0], [0, 0]]), source, image)
+    return _shear_y(_border(words), _shear(value))
+
+
+@fused
+def _shear_y(bordered: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
+    y, x = _grid(bordered)
+    return _take(bordered, y + _whole(fixed[0] + fixed[1] * x), x)
 
 
 def _shift(value, side) -> tuple[tf.Tensor, tf.Tensor]:
     """Whole pixels to leave out at the start and at the end of an axis of `side` pixels."""
-    pixels = clip(tf.cast(tf.floor(_scalar(value) + 0.5), tf.int32), -side, side)
+    pixels = clip(tf.cast(tf.floor(tf.cast(value, tf.float32) + 0.5), tf.int32), -side, side)
     return tf.maximum(pixels, 0), tf.maximum(-pixels, 0)
 
 
-@on_image
-def translate_x(image: tf.Tensor, value) -> tf.Tensor:
+@on_words
+def translate_x(words: tf.Tensor, value) -> tf.Tensor:
     """Image.transform, affine (1, 0, value, 0, 1, 0): x_in = x + value."""
-    height, width = size_of(image)
+    width = size_of(words)[1]
     start, end = _shift(value, width)
-    rows = tf.reshape(image, [height, 3 * width])[:, 3 * start : 3 * (width - end)]
-    return _finish(tf.pad(rows, [[0, 0], [3 * end, 3 * start]]), image)
+    return tf.ensure_shape(tf.pad(words[:, start : width - end], [[0, 0], [end, start]]), words.shape)
 
 
-@on_image
-def translate_y(image: tf.Tensor, value) -> tf.Tensor:
+@on_words
+def translate_y(words: tf.Tensor, value) -> tf.Tensor:
     """Image.transform, affine (1, 0, 0, 0, 1, value): y_in = y + value."""
-    height, width = size_of(image)
+    height = size_of(words)[0]
     start, end = _shift(value, height)
-    rows = tf.reshape(image, [height, 3 * width])[start : height - end]
-    return _finish(tf.pad(rows, [[end, start], [0, 0]]), image)
+    return tf.ensure_shape(tf.pad(words[start : height - end], [[end, start], [0, 0]]), words.shape)
 
 
 OPS: dict[str, Callable[[tf.Tensor, float], tf.Tensor]] = {

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from lae_jax import folders
 from lae_jax.errors import InputError, unknown
 from lae_jax.files import is_remote, sha256_of, write_json
 
@@ -111,15 +112,7 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
         )
     path = pathlib.Path(path)
     again = "prepare it again (python -m lae_jax.prepare ...)"
-    if not (path / "dataset.json").exists():
-        if (path / "recipe.json").exists():
-            raise InputError(
-                f"{path} was not finished: run the same prepare command again, it goes on where it stopped"
-            )
-        raise InputError(
-            f"{path} is no prepared data set: make it with"
-            f" python -m lae_jax.prepare --reader csv --source CSV --out {path}"
-        )
+    folders.require_dataset(path)
     try:
         manifest = json.loads((path / "dataset.json").read_text())
         expected = {**{s["file"]: s for s in manifest["shards"]}, **manifest["files"]}

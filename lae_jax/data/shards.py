@@ -30,12 +30,14 @@ from lae_jax.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
-FORMAT = 2
+FORMAT = 3
 IMAGES_PER_SHARD = 1024  # where there are few: shards are what processes share out
 MANY_SHARDS = 512  # beyond this many they get larger: a reader keeps all of them open
 MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written
 PREFIX = "faces-images.array_record-"  # of the shards' names, by `template`
 _DIGEST_ROWS = 1 << 13
+# Each record alone is read in one go. A JPEG cannot be made smaller: zstd, the default, tries for 30 us an image.
+_LAYOUT = "group_size:1,snappy"
 
 
 def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
@@ -79,7 +81,8 @@ class ShardTask:
 
     @property
     def part_path(self) -> pathlib.Path:
-        """JSON: rejected, [name, reason] of each row that is not in the shard; bytes and sha256 of the shard."""
+        """JSON: rejected, [name, reason] of each row that is not in the shard; several_faces, photographs in which
+        more than one was found; bytes and sha256 of the shard."""
         return self.out / "parts" / f"{self.index:05d}.json"
 
     def is_complete(self) -> bool:
@@ -118,8 +121,8 @@ def write_shard(
     with open(task.source) if open else builtins.open(task.source, "rb") as file, pa.ipc.open_file(file) as reader:
         table = pa.Table.from_batches([reader.get_batch(task.index)])
     temporary = task.path.with_name(task.path.name + ".incomplete")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    made, rejected = [], []
+    writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
+    made, rejected, several = [], [], set()
     for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
         if isinstance(result, images.BadImage):
             rejected.append([name, str(result)])
@@ -129,6 +132,8 @@ def write_shard(
         example.features.feature["row"].int64_list.value.append(number)
         writer.write(example.SerializeToString(deterministic=True))
         made.append(result.columns)
+        if (result.columns["faces"] or 0) > 1:
+            several.add(number)
     writer.close()
     columns = table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
     for name, kind in stored.COLUMNS.items():
@@ -138,7 +143,12 @@ def write_shard(
         else:
             columns = columns.append_column(name, values)
     pq.write_table(columns, task.columns_path)
-    part = {"rejected": rejected, "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
+    part = {
+        "rejected": rejected,
+        "several_faces": len(several),
+        "bytes": temporary.stat().st_size,
+        "sha256": sha256_of(temporary),
+    }
     write_json(task.part_path, part)
     os.replace(temporary, task.path)
     return task.num_rows
@@ -195,7 +205,10 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
         before = read_json(recipe_path)
         differing = sorted(key for key in {*before, *written} if before.get(key) != written.get(key))
         if differing:
-            listed = ", ".join(f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing)
+            told = {key: f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing}
+            if "crop" in told and "crop" in before:
+                told["crop"] = f"crop: {crops.differing(before['crop'], written['crop'])}"
+            listed = ", ".join(told.values())
             raise InputError(
                 f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
             )

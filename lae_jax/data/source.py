@@ -1,6 +1,7 @@
 """What every reader gives: a `Source`, its rows collected in bounded memory, and access to files that stays inside."""
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -24,7 +25,7 @@ _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were no UTF-8
 # Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
-RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash")
+RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
 
 
@@ -162,13 +163,17 @@ class FileReader:
         return Picture(read_inside(self.root, row["name"]))
 
 
+# The user's own word, the same for every image: asking the disk again costs as much as reading one.
+_real = functools.lru_cache(maxsize=8)(os.path.realpath)
+
+
 def read_inside(root: str, name: str) -> bytes:
     """The bytes of a file under `root`. Raises BadImage with the reason."""
     if "\0" in name:
         raise BadImage("path holds a zero byte")
-    top = os.path.realpath(root)
+    top = _real(root)
     path = os.path.realpath(os.path.join(top, name))
-    if os.path.commonpath([top, path]) != top:
+    if not os.path.join(path, "").startswith(os.path.join(top, "")):
         raise BadImage(f"path leads out of the image folder {root} (--images names another)")
     try:
         # A pipe in the place of a file would be waited for; devices have no end.

@@ -24,6 +24,7 @@ COLUMNS = {
     "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
     "phash": pa.binary(phash.BYTES),  # perceptual hash of the stored image
     "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
+    "faces": pa.int32(),  # that were found in the source image; null: nobody looked
 }
 # Decoded photographs in memory at a time; a 16-megapixel one has 48 MB.
 _PHOTOGRAPHS = 4
@@ -51,7 +52,7 @@ def stored(
             for count, result in enumerate(results, 1):
                 name = row["name"] if count == 1 else f"{row['name']}#{count}"
                 if isinstance(result, Stored):
-                    result.columns.update(name=name, source_row=number, phash=phash.of(result.encoded))
+                    result.columns.update(name=name, source_row=number)
                 yield number, name, result
 
 
@@ -69,14 +70,20 @@ def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[l
             yield [picture]
             continue
         try:
-            encoded, width, height = images.store_form(picture.encoded, recipe.size, recipe.quality)
+            form = images.store_form(picture.encoded, recipe.size, recipe.quality)
         except images.BadImage as reason:
             yield [reason]
             continue
-        columns = _of_file(picture, width, height)
-        scale = max(1.0, min(width, height) / recipe.size)
-        landmarks = picture.landmarks or row["landmarks"]
-        yield [Stored(encoded, {**columns, "landmarks": landmarks, "box": None, "cut_by": None, "scale": scale})]
+        columns = {
+            **_of_file(picture, form.width, form.height),
+            "phash": form.phash,
+            "scale": max(1.0, min(form.width, form.height) / recipe.size),
+            "landmarks": picture.landmarks or row["landmarks"],
+            "box": None,
+            "cut_by": None,
+            "faces": None,
+        }
+        yield [Stored(form.encoded, columns)]
 
 
 def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
@@ -100,18 +107,21 @@ def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[lis
             continue
         width, height = loaded[number].image.size
         columns = _of_file(picture, width, height)
+        encoded = [images.encode(crop.image, recipe.quality) for crop in result]
         yield [
             Stored(
-                images.encode(crop.image, recipe.quality),
+                jpeg,
                 {
                     **columns,
+                    "phash": phash.of(jpeg),
                     "landmarks": None if crop.landmarks is None else crop.landmarks.ravel().tolist(),
                     "box": None if crop.box is None else crop.box.tolist(),
                     "cut_by": crop.how,
                     "scale": crop.scale,
+                    "faces": crop.faces,
                 },
             )
-            for crop in result
+            for jpeg, crop in zip(encoded, result, strict=True)
         ]
 
 

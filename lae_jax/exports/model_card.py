@@ -1,4 +1,4 @@
-"""The model card of an export, Markdown (Mitchell et al., "Model Cards for Model Reporting", 2019)."""
+"""The model card of a run or an export, Markdown (Mitchell et al., "Model Cards for Model Reporting", 2019)."""
 
 import json
 import re
@@ -27,29 +27,38 @@ def write(
 ) -> str:
     """The card's text.
 
-    Args: content: of export.json; meta: of the run's checkpoint; starts: what the model was started from, the latest
-    first, each {'from', 'step', 'sha256', 'kind'}; evaluations: reports of this checkpoint; data: {'path', 'hash',
-    'reader', 'protocol'} of the training data, as far as they are known.
+    Args: content: of export.json; of a run that is not exported without `format` and `check`; meta: of the run's
+    checkpoint; starts: what the model was started from, the latest first, each {'from', 'step', 'sha256', 'kind'};
+    evaluations: reports of this checkpoint; data: {'path', 'hash', 'reader', 'protocol'} of the training data, as far
+    as they are known.
     """
-    source, check = content["source"], content["check"]
+    source, check = content["source"], content.get("check")
+    exported = f", exported as {content['format']}" if check else ""
     parts = [
         f"# Model card: {source['model']}, {source['run']} step {source['step']}",
         f"Estimates ages from face crops: {source['parameters']:,} parameters, stage `{source['stage']}` of Long-tailed"
-        f" Age Estimation, made by lae_jax {content['versions']['lae-jax']}, exported as {content['format']}.",
+        f" Age Estimation, made by lae_jax {content['versions']['lae-jax']}{exported}.",
         "## Use and misuse\n\n" + USE,
         "## Input and output\n\n" + _contract(content),
         "## Data\n\n" + _data(meta, data),
         "## Starting weights\n\n" + _starts(starts),
         "## Scores\n\n" + _scores(meta, evaluations),
-        "## Leaks\n\n" + _leaks(meta, evaluations),
+        "## Leaks\n\n" + _leaks(meta, evaluations, data),
         "## Limits\n\n" + LIMITS,
+    ]
+    if check:
+        parts.append(_check(check, source))
+    return "\n\n".join(parts) + "\n"
+
+
+def _check(check: Mapping, source: Mapping) -> str:
+    return (
         "## The export against the model\n\n"
         f"{check['images']} images ({check['from']}), read back by {check['runtime']} on the CPU in batches of"
         f" {', '.join(map(str, check['batches']))}: the ages differ from the model's in JAX by at most"
         f" {check['max_age_difference']:.1e} years, the distributions by {check['max_distribution_difference']:.1e}."
-        f" Computed in float32 (the run in {source['dtype']}).",
-    ]
-    return "\n\n".join(parts) + "\n"
+        f" Computed in float32 (the run in {source['dtype']})."
+    )
 
 
 def _contract(content: Mapping) -> str:
@@ -138,7 +147,7 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
     return "\n\n".join(parts) or "None: it was trained without a validation split and not evaluated."
 
 
-def _leaks(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
+def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
     found = {leak["message"]: leak for leak in meta.get("leaks", [])}
     lines = [f"- The model was trained with a leak ({leak['data']}): {message}" for message, leak in found.items()]
     for report in evaluations:
@@ -147,6 +156,15 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
             for leak in report.get("leaks", [])
             if leak["message"] not in found
         ]
-    return (
-        "\n".join(lines) or "None is known of (docs/data.md of lae_jax says what the audit finds and what it cannot)."
-    )
+    if not lines:
+        lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
+    if any(report.get("audit", "read") != "read" for report in evaluations):
+        lines.append("- Data that it was evaluated on was not audited: whether its splits share pictures is unknown.")
+    if data.get("protocol") != "identity":
+        told = "is unknown: the data was not split by identity"
+        lines.append(f"- Whether people whom it was trained on are in the validation split {told}.")
+    for report in evaluations:
+        people = report.get("same_people_on_both_sides")
+        told = "unknown, since nobody says who they are" if people is None else people
+        lines.append(f"- People of the evaluation on `{report['split']}` whom it was trained on: {told}.")
+    return "\n".join(lines)

@@ -148,9 +148,15 @@ def _probabilities(graph: _Graph, x: str, program: Program) -> str:
     family, architecture = _FAMILIES[program.name]
     params, statistics = program.variables["params"], program.variables["batch_stats"]
     x = family(graph, x, program.image_size, params["backbone"], statistics["backbone"], architecture)
-    head = params["head"]["fc"]
-    kernel, bias = graph.weight("head/kernel", head["kernel"]), graph.weight("head/bias", head["bias"])
-    return graph.add("Softmax", graph.add("Gemm", graph.add("Flatten", x), kernel, bias), axis=1)
+    x = graph.add("Flatten", x)
+    if "hidden" in params["head"]:
+        x = graph.add("Relu", _dense(graph, x, params["head"], "hidden"))
+    return graph.add("Softmax", _dense(graph, x, params["head"], "fc"), axis=1)
+
+
+def _dense(graph: _Graph, x: str, params: dict, layer: str) -> str:
+    kernel, bias = (graph.weight(f"head/{layer}/{name}", params[layer][name]) for name in ("kernel", "bias"))
+    return graph.add("Gemm", x, kernel, bias)
 
 
 def model_of(program: Program) -> onnx.ModelProto:

@@ -29,12 +29,18 @@ class Program:
     temperature: float = 1.0
     flip: bool = False
 
+    @property
+    def hidden(self) -> int:
+        """Units of the head's hidden layer, 0 where it has none."""
+        head = self.variables["params"]["head"]
+        return len(head["hidden"]["bias"]) if "hidden" in head else 0
+
     def function(self, convolutions: str) -> Callable:
         """(variables, uint8 (B, S, S, 3)) -> age (B,) years, distribution (B, K), both float32.
 
         Args: convolutions: as `models.create` has it, but 'auto'.
         """
-        module = models.create(self.name, self.num_ages, convolutions=convolutions)
+        module = models.create(self.name, self.num_ages, hidden=self.hidden, convolutions=convolutions)
 
         def function(variables, images):
             raw = steps.forward_step(

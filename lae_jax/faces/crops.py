@@ -28,13 +28,14 @@ class Photograph(NamedTuple):
 class Crop(NamedTuple):
     """A face. box (4,), landmarks (5, 2): in pixels of the photograph, None where a centre crop was taken (and box
     also where the landmarks were given); how: 'source' | 'mtcnn' | 'centre'; scale: pixels of the photograph that a
-    pixel of the crop spans."""
+    pixel of the crop spans; faces: how many were found in the photograph, None where nobody looked."""
 
     image: Image.Image
     box: np.ndarray | None
     landmarks: np.ndarray | None
     how: str
     scale: float
+    faces: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,33 @@ class Recipe:
         recipe = cls("landmarks", contract["size"], contract["margin"], contract["quality"], **choices)
         if recipe.contract() != contract and not allow_other:
             raise InputError(
-                f"this version cuts faces as {recipe.contract()}, the model was trained on {contract}: install the"
-                " versions that it was made with, or say --allow-other-crop (the errors may be large)"
+                f"this version cuts faces otherwise than those that the model was trained on"
+                f" ({differing(contract, recipe.contract())}): install the versions that it was made with, or say"
+                " --allow-other-crop (the errors may be large)"
             )
         return recipe
+
+
+def differing(there: dict, here: dict) -> str:
+    """The fields in which the contract of a model and another one differ, with both values."""
+    if UNKNOWN in (there, here):
+        known, ready = here if there == UNKNOWN else there, "ready crops, and how they were cut is unknown"
+        cut = ", ".join(f"{name} {known[name]}" for name in ("align", "detector", "size", "margin") if name in known)
+        return f"{ready}, there; {cut}, here" if there == UNKNOWN else f"{cut}, there; {ready}, here"
+    fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return ", ".join(
+        f"{name} {there.get(name, 'not told')} there and {here.get(name, 'not told')} here" for name in fields
+    )
+
+
+def how_to_cut_alike(there: dict, here: dict) -> str:
+    """What to do about a data set's contract `here` so that it becomes the one of a model."""
+    if there == UNKNOWN:
+        return "prepare the data from crops that were cut alike, with --align none"
+    fields = [name for name in there if there.get(name) != here.get(name)]
+    if here != UNKNOWN and {*fields} <= {"size", "margin", "quality"}:
+        return f"prepare the data with {' '.join(f'--{name} {there[name]}' for name in fields)}"
+    return "prepare the data from photographs as the model's was, with the same versions of lae_jax and mtcnn"
 
 
 def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
@@ -112,7 +136,8 @@ def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | 
             crops = [_aligned(photograph.image, face.box, face.landmarks, "mtcnn", recipe) for face in faces]
             if not crops and recipe.undetected == "reject":
                 raise BadImage("no face found")
-            results.append(crops or [_centre(photograph.image, recipe)])
+            crops = crops or [_centre(photograph.image, recipe)]
+            results.append([crop._replace(faces=len(found[number])) for crop in crops])
         except BadImage as reason:
             results.append(reason)
     return results

@@ -72,7 +72,7 @@ def _in_folder(folder: str) -> Iterator[Named]:
 
 
 def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
-    """The images that a CSV lists, with a header or without."""
+    """The images that a CSV lists, with a header or without. Raises InputError where its first line is neither."""
     root = root or str(pathlib.Path(path).parent)
     rows = csv_source.csv_rows(pathlib.Path(path))
     first = next(rows, None)
@@ -80,6 +80,16 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
         raise InputError(f"{path} is empty: one line an image is needed")
     header = [cell.strip().lower() for cell in first[1]]
     column = next((header.index(name) for name in csv_source.PATH_NAMES if name in header), None)
+    begin = first[1][0].strip()
+    if column is None and not (
+        begin.lower().endswith(source.IMAGE_SUFFIXES) or os.path.isfile(os.path.join(root, begin))
+    ):
+        raise InputError(
+            f"{path}: the first line {source.shown(','.join(first[1]), 80)!r} names no column"
+            f" {'|'.join(csv_source.PATH_NAMES)} and does not begin with an image either"
+            + " (fields are separated by commas, not semicolons)"
+            * (";" in begin)
+        )
     for _, row in rows if column is not None else itertools.chain([first], rows):
         yield Named((row[column or 0] if len(row) > (column or 0) else "").strip(), root)
 
@@ -96,7 +106,7 @@ def found(
     Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input.
     """
     chunks = iter(lambda: list(itertools.islice(items, 4)), [])
-    work = functools.partial(_of_chunk, recipe=recipe, to_input=to_input)
+    work = functools.partial(of_chunk, recipe=recipe, to_input=to_input)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         ahead = collections.deque(pool.submit(work, chunk) for chunk in itertools.islice(chunks, 2 * threads))
         while ahead:
@@ -105,7 +115,11 @@ def found(
             yield from results
 
 
-def _of_chunk(items: list[Named], recipe, to_input) -> list[Found]:
+def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -> list[Found]:
+    """What is found in each of a few images, the same alone and in any list; recipe, to_input: as in `found`.
+
+    Args: items: `Named`, or what else has a `name` and gives its bytes by `read`.
+    """
     loaded: list[Image.Image | BadImage] = []
     for item in items:
         try:

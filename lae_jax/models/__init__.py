@@ -5,8 +5,10 @@
     logits = module.apply(variables, images)
 
 Variables have two top keys in 'params' and in 'batch_stats', 'backbone' and 'head'; a head without statistics has none.
+An age head's parameters are 'fc' and, where it has a hidden layer, 'hidden'.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +45,7 @@ class Model(nn.Module):
         train: bool = False,
         rows: jax.Array | None = None,
         train_backbone: bool = True,
+        on_features: Callable[[jax.Array], jax.Array] = lambda features: features,
     ) -> Any:
         """Images (B, H, W, 3), normalised floats -> what the head gives: logits (B, K), or embeddings (B, D).
 
@@ -51,9 +54,10 @@ class Model(nn.Module):
             stochastic depth act (rngs={'dropout': key}, the same key on all devices).
           rows: (B,) integers, the place of each image in the global batch; random masks depend on it. None: 0 to B - 1.
           train_backbone: False (stage 3): the backbone is in inference mode and gets no gradient; the head obeys train.
+          on_features: (B, F) -> (B, F), between backbone and head.
         """
         features = self.backbone(images, train, rows, train_backbone)
-        return self.head(features, train, rows)
+        return self.head(on_features(features), train, rows)
 
 
 def _choose(what: str, name: str, choices) -> None:
@@ -68,6 +72,7 @@ def create(
     *,
     head: str = "age",
     embedding_size: int = 512,
+    hidden: int = 0,
     dropout: float | None = None,
     stochastic_depth: float | None = None,
     axis_name: str | None = None,
@@ -83,7 +88,8 @@ def create(
         a dtype of float64 (which needs 64-bit mode in JAX).
       head: 'age' (logits) or 'identity' (embeddings; `IdentityOutputs` while training).
       embedding_size: of the identity head.
-      dropout: before the age head's layer, and None: as published for the model. The identity head has none.
+      hidden: units of a hidden layer in the age head, 0: it has none.
+      dropout: before the age head's last layer, and None: as published for the model. The identity head has none.
       stochastic_depth: rate that the deepest blocks approach, and None: as published for the model.
       axis_name: the mapped axis over which BatchNorm is synchronised in training; None: it is not.
       remat: recompute the blocks' activations in the backward pass: less memory, about a third more time.
@@ -91,8 +97,8 @@ def create(
         'auto': the first where JAX's default backend is a CPU.
 
     Raises:
-      ValueError: an unknown name, head or form of convolution, a rate outside [0, 1), a dtype that is not floating, or
-        a negative number of outputs.
+      ValueError: an unknown name, head or form of convolution, a rate outside [0, 1), a dtype that is not floating, a
+        negative number of outputs or hidden units, or a hidden layer in an identity head.
     """
     _choose("model", name, BACKBONES)
     _choose("head", head, HEADS)
@@ -102,6 +108,8 @@ def create(
         raise ValueError(f"a model computes in a floating dtype, not in {dtype}")
     if num_outputs < 0:
         raise ValueError(f"num_outputs must be 0 (the backbone alone) or more, got {num_outputs}")
+    if hidden < 0 or (hidden and head != "age"):
+        raise ValueError(f"hidden must be 0 or more, and 0 in a head that is not 'age', got {hidden} of {head!r}")
     if convolutions == "auto":
         convolutions = "cpu" if jax.default_backend() == "cpu" else "xla"
     backbone_class, architecture = BACKBONES[name]
@@ -116,4 +124,4 @@ def create(
         return backbone
     if head == "identity":
         return Model(backbone, IdentityHead(compute, num_outputs, embedding_size))
-    return Model(backbone, AgeHead(compute, num_outputs, dropout))
+    return Model(backbone, AgeHead(compute, num_outputs, dropout, hidden))

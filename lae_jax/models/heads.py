@@ -20,16 +20,23 @@ class IdentityOutputs(NamedTuple):
 
 
 class AgeHead(nn.Module):
-    """Dropout and a fully connected layer: features (B, F) -> logits (B, K), float32 or wider."""
+    """Dropout and a fully connected layer `fc`: features (B, F) -> logits (B, K), float32 or wider.
+
+    With `hidden` a layer of so many units and ReLU stands before them.
+    """
 
     compute: Compute
     num_outputs: int
     dropout: float = 0.0
+    hidden: int = 0
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         dtype = self.compute.param_dtype
-        x = Dropout(self.dropout, name="dropout")(features.astype(dtype), rows, train)
+        x = features.astype(dtype)
+        if self.hidden:
+            x = nn.relu(nn.Dense(self.hidden, dtype=dtype, param_dtype=dtype, name="hidden")(x))
+        x = Dropout(self.dropout, name="dropout")(x, rows, train)
         return nn.Dense(self.num_outputs, dtype=dtype, param_dtype=dtype, name="fc")(x)
 
 

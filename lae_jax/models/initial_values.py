@@ -23,6 +23,7 @@ def standard_deviation(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
     | convolution (kh, kw, C, C') | 2 / (kh kw C'), as in EfficientNet and torchvision's ResNet (arXiv:1502.01852) |
     | depthwise convolution (kh, kw, 1, C) | 2 / (kh kw) |
     | age head's layer (F, K) | 0.01^2 |
+    | age head's hidden layer (F, H) | 2 / F |
     | identity embedding (F, D) | 1 / F |
     | class weights (C, D) | 1 / D: rows of length about 1. Only their direction counts, but a longer row turns slower |
 
@@ -34,6 +35,8 @@ def standard_deviation(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
             return math.sqrt(2 / (shape[0] * shape[1]))
         case ("fc", "kernel"):
             return 0.01
+        case ("hidden", "kernel"):
+            return math.sqrt(2 / shape[0])
         case ("embedding", "kernel"):
             return math.sqrt(1 / shape[0])
         case (_, "class_weights"):
@@ -47,9 +50,12 @@ def leaf(path: tuple[str, ...], shape: tuple[int, ...], dtype, seed: int) -> np.
     """Initial values of one leaf, a function of its path, shape and the seed alone; float64 ones equal float32 ones."""
     if path[-1] in CONSTANTS:
         return np.full(shape, CONSTANTS[path[-1]], dtype)
-    scale = np.float32(standard_deviation(path, shape))
+    scale = standard_deviation(path, shape)
     generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
-    return (scale * generator.standard_normal(shape, np.float32)).astype(dtype)
+    if path[-2] == "hidden":
+        # Drawn in float64, as for the heads on cached features (head_training).
+        return (scale * generator.standard_normal(shape)).astype(np.float32).astype(dtype)
+    return (np.float32(scale) * generator.standard_normal(shape, np.float32)).astype(dtype)
 
 
 def initialise(module: nn.Module, image_size: int, seed: int) -> dict:

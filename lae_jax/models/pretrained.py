@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from lae_jax import checkpoints, files
+from lae_jax import checkpoints, files, folders
 from lae_jax.errors import InputError
 from lae_jax.models import BACKBONES, create, keras_file, pretrained_hub, pretrained_names, safetensors_file, tensors
 from lae_jax.models.efficientnet_v2 import EfficientNetV2
@@ -65,7 +65,7 @@ def require(source: os.PathLike | str) -> None:
     elif is_weights(source):
         _check_kind(epath.Path(source))
     else:
-        checkpoints.require_run(source)
+        folders.require_run(source)
 
 
 def read(source: os.PathLike | str, model_name: str) -> Weights:
@@ -75,10 +75,16 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
         create(model_name, 0)  # says which there are
     if not is_weights(source):
         return _from_run(source, model_name)
+    on_hub = name.startswith(pretrained_hub.PREFIX)
+    if not on_hub:
+        _check_kind(epath.Path(source))
     if model_name not in pretrained_names.ARCHITECTURES:
         known = ", ".join(pretrained_names.ARCHITECTURES)
-        raise InputError(f"{name}: of {model_name} there are no published weights; of {known} there are")
-    if not name.startswith(pretrained_hub.PREFIX):
+        raise InputError(
+            f"{name}: {model_name} is a model of this project alone, for which no file has weights: start it from a"
+            f" run, or set config.model.name to one of {known}"
+        )
+    if not on_hub:
         return _from_file(epath.Path(source), name, model_name, {})
     fetched = pretrained_hub.fetch(name)
     return _from_file(epath.Path(fetched.path), fetched.name, model_name, fetched.config)
@@ -87,6 +93,8 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
 def _check_kind(path: epath.Path) -> None:
     """Raises InputError unless there is a file whose name says that it is of a kind that is read."""
     suffix = path.suffix.lower()
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
     if suffix in PICKLES:
         raise InputError(
             f"{path} is a pickle, which can run any code when it is read: where you have torch and safetensors, convert"
@@ -94,13 +102,12 @@ def _check_kind(path: epath.Path) -> None:
             " safetensors.torch.save_file(state_dict, 'model.safetensors')  and name that file (docs/training.md)"
         )
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"{path} is no file")
     if suffix not in (*SAFETENSORS, *KERAS):
         raise InputError(f"{path}: weights are read from {', '.join((*SAFETENSORS, *KERAS))}, by the file's name")
 
 
 def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) -> Weights:
-    _check_kind(path)
     if path.suffix.lower() in KERAS:
         if BACKBONES[model_name][0] is not EfficientNetV2:
             raise InputError(f"{name}: the ResNets of Keras are other networks; {model_name} is read from safetensors")

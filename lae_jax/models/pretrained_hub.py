@@ -8,12 +8,16 @@ import json
 import os
 import pathlib
 import re
+import socket
+import urllib.parse
+import urllib.request
 from typing import NamedTuple
 
 from lae_jax.errors import InputError
 
 PREFIX, FILE = "hf:", "model.safetensors"
 CONFIG_LIMIT = 1 << 20  # bytes; timm's are below 1,000
+CONNECT_SECONDS = 5.0  # after which a server cannot be reached; the library alone would try for half a minute
 
 
 class Fetched(NamedTuple):
@@ -78,11 +82,27 @@ def fetch(source: str) -> Fetched:
 
 
 def _file(repository: str, name: str, revision: str) -> pathlib.Path:
-    import huggingface_hub
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import logging
 
     # The library reads HF_ENDPOINT once, when it is first imported.
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    return pathlib.Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    alone = not constants.HF_HUB_OFFLINE and not _is_reachable(endpoint)
+    logging.set_verbosity_error()  # what it warns of becomes one sentence here
+    return pathlib.Path(hf_hub_download(repository, name, revision=revision, endpoint=endpoint, local_files_only=alone))
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Whether a server takes connections; behind a proxy nobody can tell without asking for something."""
+    parts, proxies = urllib.parse.urlsplit(endpoint), urllib.request.getproxies()
+    if parts.scheme in proxies or "all" in proxies:
+        return True
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _config(path: pathlib.Path) -> dict:

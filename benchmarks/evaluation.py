@@ -1,0 +1,154 @@
+"""Evaluating a split and predicting arrays against the bare forward pass of as many images: images a second.
+
+    python -m benchmarks.evaluation --data data/faces --model efficientnet_v2_tiny --image_size 64
+    python -m benchmarks.evaluation --data data/faces --model efficientnet_v2_m --image_size 224 --images 64
+
+"evaluate" reads, decodes, resizes, computes, gathers and scores, as after each epoch; "read and decode" is its input
+pipeline alone; "start" its seconds until the first batch. "predict" is AgeEstimator.predict of arrays of the model's
+size. The sides take turns with one compiled pass for each batch size. On a CPU decoding and the model share the cores:
+what is left of the bare pass is then 1 / (1 + pass / decode), told as "expected".
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from lae_jax import checkpoints, compiled, console, distributions, estimator, inputs, models, parallel, runs, stages
+from lae_jax.configs import represent
+from lae_jax.data import pipeline, records
+
+
+def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Handed:
+    """A checkpoint of stage 2 with initial values."""
+    config = represent.get_config()
+    config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
+    config.data.path = args.data
+    module = runs.model(config, stages.REPRESENT, runs.NUM_AGES)
+    meta = {
+        "stage": "represent",
+        "config": runs.as_json(config),
+        "num_outputs": runs.NUM_AGES,
+        "crop": dataset.crop,
+        "handed": {},
+    }
+    variables = models.initialise(module, args.image_size, 0)
+    return checkpoints.Handed(workdir=epath.Path("nowhere"), step=0, variables=variables, meta=meta)
+
+
+class Sides:
+    """The same images by each way; every method returns images a second of wall and of CPU time."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.dataset = records.open_dataset(args.data)
+        handed = untrained(args, self.dataset)
+        self.config, self.par = runs.from_json(handed.meta["config"]), parallel.Parallel()
+        estimator.load_ages = lambda *_: (handed, self.config, stages.REPRESENT)
+        self.estimator = estimator.AgeEstimator.from_run("nowhere")
+        module = runs.model(self.config, stages.REPRESENT, runs.NUM_AGES)
+        self.forward = runs.forward(self.config, stages.REPRESENT, module, self.par)
+        self.variables = self.par.place(handed.variables)
+        rows = self.dataset.rows("all")
+        rows = rows[~np.isnan(self.dataset.column("age")[rows])]
+        self.rows = rows[: min(args.images, len(rows))]
+        self.batch_size = min(args.batch_size, len(self.rows)) // self.par.device_count * self.par.device_count
+        self.rows = self.rows[: len(self.rows) // self.batch_size * self.batch_size]
+        self.ages = self.dataset.column("age")[self.rows]
+        self.images = np.concatenate([batch["image"] for batch in self.batches()])
+
+    def batches(self):
+        places = pipeline.Places(self.batch_size, *self.par.local_places(self.batch_size))
+        augmentation = inputs.augmentation(self.config)
+        return pipeline.eval_batches(
+            self.dataset, self.rows, augmentation, places=places, threads=inputs.threads(self.config)
+        )
+
+    def bare(self, size: int) -> None:
+        pending = [self.forward(self.variables, part) for part in np.split(self.images, len(self.images) // size)]
+        jax.block_until_ready(pending)
+
+    def evaluate(self) -> None:
+        logits = inputs.outputs_of(
+            self.config, self.dataset, self.rows, self.forward, self.variables, self.par, self.batch_size
+        )
+        stages.REPRESENT.score({"age": self.ages}, logits)
+
+    def decode(self) -> None:
+        for _ in self.batches():
+            pass
+
+    def start(self) -> None:
+        next(self.batches())
+
+    def bare_of_predict(self) -> None:
+        size = self.estimator.sizes[-1]
+        images = self.images[: len(self.images) // size * size]
+        pending = [self.estimator.forward(part) for part in np.split(images, len(images) // size)]
+        distributions.expected_ages(np.concatenate([np.asarray(part) for part in pending]))
+
+    def predict(self) -> None:
+        size = self.estimator.sizes[-1]
+        self.estimator.predict(list(self.images[: len(self.images) // size * size]))
+
+
+def measure(args: argparse.Namespace) -> dict:
+    sides = Sides(args)
+    count, small = len(sides.images), len(sides.images) // sides.estimator.sizes[-1] * sides.estimator.sizes[-1]
+    ways = {
+        "forward pass": (lambda: sides.bare(sides.batch_size), count),
+        "evaluate": (sides.evaluate, count),
+        "read and decode": (sides.decode, count),
+        "start": (sides.start, 1),
+        "forward pass of predict": (sides.bare_of_predict, small),
+        "predict": (sides.predict, small),
+    }
+    found = {name: [] for name in ways}
+    for turn in range(args.turns + 1):  # the first compiles
+        for name, (side, images) in ways.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            side()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if turn:
+                found[name].append([images / wall, images / cpu])
+    rates = {name: np.median(turns, axis=0).tolist() for name, turns in found.items()}
+    bare, decode = rates["forward pass"], rates["read and decode"]
+    return {
+        **vars(args),
+        "device": jax.devices()[0].device_kind,
+        "cores": runs.cores(),
+        "images": count,
+        "images_per_second": rates,
+        "evaluate": [a / b for a, b in zip(rates["evaluate"], bare, strict=True)],
+        "expected": [1 / (1 + a / b) for a, b in zip(bare, decode, strict=True)],
+        "predict": [a / b for a, b in zip(rates["predict"], rates["forward pass of predict"], strict=True)],
+        "start_seconds": 1 / rates["start"][0],
+        "turns": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="prepared data set")
+    parser.add_argument("--model", default="efficientnet_v2_tiny")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--images", type=int, default=2048, help="at most, whole batches of them")
+    parser.add_argument("--turns", type=int, default=5)
+    args = parser.parse_args()
+    compiled.keep()
+    found = measure(args)
+    print(json.dumps(found))
+    rows = [[name, f"{wall:.0f}", f"{cpu:.0f}"] for name, (wall, cpu) in found["images_per_second"].items()]
+    print(console.table(["", "images/s", "of CPU time"], [row for row in rows if row[0] != "start"]))
+    for name in ("evaluate", "expected", "predict"):
+        wall, cpu = found[name]
+        print(f"{name}: {wall:.2f} of the forward pass, {cpu:.2f} by CPU time")
+    print(f"start: {found['start_seconds']:.2f} s until the first batch")
+
+
+if __name__ == "__main__":
+    console.door(main)

@@ -1,0 +1,145 @@
+"""The training loop against its compiled step alone: images a second on synthetic batches in memory.
+
+    python -m benchmarks.loop
+    python -m benchmarks.loop --model efficientnet_v2_m --image_size 224 --batch_size 256 --dtype bfloat16 --steps 40
+
+The loop is `lae_jax.train`'s own, with journal, TensorBoard, progress line, watchdog and a checkpoint at its end; the
+batches come from a list. Both sides take turns with one compiled step. Times are of the steps between the first few of
+a turn and its last, so a checkpoint does not count. On a loaded machine the CPU time of the process tells more.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from lae_jax import checkpoints, compiled, console, models, prepare, runs, steps, tracing, train, watch
+from lae_jax.configs import represent
+from lae_jax.plan import make_plan
+
+WARM_UP = 3  # steps of a turn before its clock starts
+
+
+def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints.Checkpoints):
+    """The loop of a run, and its first state."""
+    config = represent.get_config()
+    config.workdir, config.data.path, config.data.split = str(folder / "run"), str(folder / "drawn"), ""
+    config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
+    config.batch_size, config.save_steps, config.log_steps = args.batch_size, 10**9, args.log_steps
+    plan = make_plan(config)
+    module = runs.model(config, plan.stage, plan.num_outputs)
+    variables = models.initialise(module, args.image_size, 0)
+    tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+    state = plan.par.place(steps.create_state(variables, tx))
+    trace = tracing.Trace(plan.workdir, None, 0, plan.total_steps)
+    return train._Loop(plan, module, tx, saved, watch.Signals(), trace), state
+
+
+class Clock:
+    """Gives batches without end or number and notes when each is asked for."""
+
+    def __init__(self, batches: list[dict], count: int):
+        self.batches, self.count, self.asked = batches, count, []
+
+    def __iter__(self):
+        for batch in itertools.islice(itertools.cycle(self.batches), self.count):
+            self.asked.append(now())
+            yield batch
+
+    def seconds(self, end: np.ndarray) -> np.ndarray:
+        """A step, from step WARM_UP on; the steps before a request but one are done by then."""
+        return (end - self.asked[WARM_UP]) / (self.count - WARM_UP)
+
+
+def now() -> np.ndarray:
+    """Seconds of wall time, and of the process's CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> np.ndarray:
+    loop.plan = dataclasses.replace(
+        loop.plan, total_steps=(turn + 1) * clock.count, eval_steps=(turn + 1) * clock.count
+    )
+    loop.batches = lambda start: iter(clock)
+    ended = []
+    evaluate, loop.evaluate = loop.evaluate, lambda state: ended.append(now())
+    loop.run(state)
+    loop.evaluate = evaluate
+    return clock.seconds(ended[0])
+
+
+def of_step(loop: train._Loop, state: steps.TrainState, clock: Clock) -> np.ndarray:
+    for number, batch in enumerate(clock):
+        state, metrics = loop.step(state, batch)
+        if number == WARM_UP - 1:
+            jax.block_until_ready(state)
+    jax.block_until_ready((state, metrics))
+    return clock.seconds(now())
+
+
+def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
+    words = ["--reader", "synthetic", "--source", f"train={args.batch_size}", "--size", "32", "--workers", "1"]
+    prepare.prepare(prepare.parse_args([*words, "--out", str(folder / "drawn")]))
+    random = np.random.default_rng(0)
+    shape = (args.batch_size, args.image_size, args.image_size, 3)
+    batches = [
+        {
+            "image": random.integers(0, 256, shape, np.uint8),
+            "target": random.uniform(0, 100, args.batch_size).astype(np.float32),
+        }
+        for _ in range(4)
+    ]
+    seconds = {"loop": [], "step": []}
+    with checkpoints.Checkpoints(folder / "run", asynchronous=False) as saved:
+        loop, state = make_loop(args, folder, saved)
+        first = jax.tree.map(np.asarray, state)
+        loop.step(state, batches[0])  # compiles
+        for turn in range(args.turns):
+            at = first.replace(step=np.int32(turn * args.steps))
+            sides = [
+                ("step", lambda state=at: of_step(loop, loop.plan.par.place(state), Clock(batches, args.steps))),
+                ("loop", lambda s=at, t=turn: of_loop(loop, loop.plan.par.place(s), Clock(batches, args.steps), t)),
+            ]
+            for name, side in sides[:: 1 if turn % 2 else -1]:
+                seconds[name].append(side())
+    medians = {name: np.median(found, axis=0) for name, found in seconds.items()}
+    return {
+        **vars(args),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "images_per_second": {name: args.batch_size / wall for name, (wall, _) in medians.items()},
+        "cpu_seconds_per_step": {name: cpu for name, (_, cpu) in medians.items()},
+        "ratio": medians["step"][0] / medians["loop"][0],
+        "ratio_of_cpu_time": medians["step"][1] / medians["loop"][1],
+        "seconds_per_step": {name: [wall for wall, _ in found] for name, found in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="efficientnet_v2_tiny")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--log_steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30, help="of a turn, of each side")
+    parser.add_argument("--turns", type=int, default=7)
+    args = parser.parse_args()
+    compiled.keep()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(args, pathlib.Path(folder))
+    print(json.dumps(found))
+    rows = [[name, rate, found["cpu_seconds_per_step"][name]] for name, rate in found["images_per_second"].items()]
+    rows.append(["loop / step", found["ratio"], found["ratio_of_cpu_time"]])
+    print(console.table(["", "images/s", "s of CPU time a step"], rows))
+
+
+if __name__ == "__main__":
+    console.door(main)

@@ -1,0 +1,263 @@
+"""From what a run predicted to the folder of its evaluation: scores, predictions, model card and the page."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from lae_jax import (
+    checkpoints,
+    distributions,
+    estimator,
+    evaluation,
+    exporting,
+    files,
+    inputs,
+    leaks,
+    metrics,
+    parallel,
+    runs,
+)
+from lae_jax.data import images, people, pipeline, records
+from lae_jax.data.source import read_inside
+from lae_jax.errors import InputError
+from lae_jax.reports import bootstrap, evaluation_page, figures, folders, page, pictures, scores, tables
+
+logger = logging.getLogger("lae_jax")
+
+_SIDE = 240  # pixels of a photograph on a page
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """interval: share of the distribution whose coverage is told; threshold: years, of P(age >= threshold); slices:
+    further columns of the source; spread: 'STD' or 'MEAN,STD', columns of the source, for the epsilon-error; faces:
+    show some; baseline: another run, evaluated on the same images."""
+
+    interval: float = 0.9
+    threshold: float | None = None
+    slices: Sequence[str] = ()
+    spread: str = ""
+    faces: bool = False
+    baseline: str = ""
+
+
+def check(wanted: Wanted, handed: checkpoints.Handed, data: str | None) -> None:
+    """Raises InputError, before anything is predicted, for a column that is not there and a baseline that is no run."""
+    spread = wanted.spread.split(",") if wanted.spread else []
+    if len(spread) > 2:
+        raise InputError(f"--spread {wanted.spread}: a column of standard deviations, or MEAN,STD")
+    if spread or wanted.slices:
+        dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
+        for column in [*wanted.slices, *spread]:
+            dataset.column(column)
+    if wanted.baseline and not folders.evaluations(epath.Path(wanted.baseline)):
+        command = f"python -m lae_jax.evaluate --run {wanted.baseline}"
+        raise InputError(f"--baseline {wanted.baseline} has no evaluation of ages: make it with {command}")
+
+
+def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, flip: bool = False) -> dict:
+    """Writes the evaluation's folder and returns its report.json.
+
+    report.json, report.html; of ages also predictions.csv, model_card.md, and report/ with the pictures and their
+    numbers. Raises InputError for a baseline that was not evaluated on these images.
+    """
+    handed, dataset = done.handed, done.dataset
+    report = {
+        **done.scores(),
+        "run": str(handed.workdir),
+        "step": handed.step,
+        "stage": done.stage.name,
+        "model": handed.meta["model"],
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "same_data_as_training": done.same_data,
+        "split": done.split,
+        "flip": flip,
+        "protocol": dataset.manifest["protocol"],
+        "crop": dataset.crop,
+        "other_crop_than_training": not done.same_crop,
+        **leaks.of_evaluation(handed.meta, dataset, done.split),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if done.probabilities is None:
+        files.write_json(folder / folders.REPORT, report)
+        page.write(folder / folders.PAGE, evaluation_page.of_run(handed.workdir, report))
+        return report
+    baseline = _baseline(wanted.baseline, report)
+    temperature = estimator.read_temperature(handed.workdir, handed.step)
+    report["interval"] = evaluation.sureness(done, wanted.interval, temperature)
+    report["threshold"] = wanted.threshold
+    report["training"] = _training(done)
+    files.write_text(folder / folders.PREDICTIONS, _predictions(done, wanted, temperature))
+    files.write_json(folder / folders.REPORT, report)
+    report |= _with_intervals(folders.read(folder).sample)
+    files.write_json(folder / folders.REPORT, report)
+    files.write_text(folder / folders.CARD, exporting.card_of(handed, [report], flip))
+    faces = _faces(done, temperature) if wanted.faces else []
+    page.write(folder / folders.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
+    return report
+
+
+def of_run(workdir: epath.Path) -> None:
+    """The report of a run that has ended, RUN/report.html: that of its kept checkpoint on its validation split.
+
+    A report that is there already stays.
+    """
+    path = workdir / folders.PAGE
+    # All hosts must go the same way.
+    if parallel.from_first_host(path.exists()):
+        return
+    handed = checkpoints.load_run(workdir)
+    if not handed.meta["config"]["data"]["split"]:
+        if parallel.is_first_host():
+            page.write(path, evaluation_page.of_run(workdir))
+        return
+    config = runs.from_json(handed.meta["config"])
+    done = evaluation.predict(handed, batch_size=config.eval_batch_size)
+    if parallel.is_first_host():
+        folder = place(done)
+        write(done, folder, Wanted())
+        files.write_text(path, (folder / folders.PAGE).read_text())
+        logger.info("%s: %s", workdir, path)
+
+
+def place(done: evaluation.Evaluated, suffix: str = "") -> epath.Path:
+    """The folder of an evaluation: RUN/evaluation/<data set>-<split>."""
+    return done.handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
+
+
+def _baseline(run: str, report: dict) -> folders.Evaluation | None:
+    if not run:
+        return None
+    found = folders.matching(epath.Path(run), report)
+    if found is None:
+        raise InputError(f"--baseline {run} was not evaluated on these images: {folders.command(run, report)}")
+    return found
+
+
+def _training(done: evaluation.Evaluated) -> dict | None:
+    """Images of each whole age that the run was trained on; None where its data set is another."""
+    if not done.same_data:
+        return None
+    config = runs.from_json(done.handed.meta["config"])
+    split = inputs.split_name(config, config.data.train)
+    ages = done.dataset.column("age")[done.dataset.rows(split)]
+    return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
+
+
+def _predictions(done: evaluation.Evaluated, wanted: Wanted, temperature: float) -> str:
+    """predictions.csv: a line an image."""
+    dataset, rows = done.dataset, done.rows
+    probabilities = distributions.tempered(done.probabilities, temperature)
+    low, high = distributions.intervals(probabilities, wanted.interval).T
+    person = people.codes(dataset.column("identity")[rows])[0]
+    columns = {
+        "name": dataset.column("name")[rows],
+        "age": [repr(float(age)) for age in done.targets],
+        "prediction": [f"{age:.6f}" for age in done.outputs],
+        "lower": low,
+        "upper": high,
+        "below": distributions.below(probabilities, done.targets),
+        "person": ["" if number < 0 else str(number) for number in person],
+    }
+    if wanted.threshold is not None:
+        columns[f"p_at_least_{wanted.threshold:g}"] = distributions.at_least(probabilities, wanted.threshold)
+    if wanted.spread:
+        columns["epsilon"] = _epsilons(done, wanted.spread)
+    for column in wanted.slices:
+        columns[folders.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
+    lines = zip(*(_plain(values) for values in columns.values()), strict=True)
+    return tables.csv_text([*columns], lines)
+
+
+def _plain(values) -> list:
+    return values.tolist() if isinstance(values, np.ndarray) else values
+
+
+def _epsilons(done: evaluation.Evaluated, spread: str) -> np.ndarray:
+    """Of each image, NaN where the source gives no spread."""
+    *mean, std = spread.split(",")
+    spreads = _numbers(done, std)
+    means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)
+    known = np.isfinite(spreads) & np.isfinite(means)
+    if not known.any():
+        raise InputError(f"--spread {spread}: no image of {done.split} has numbers there")
+    result = np.full(len(known), np.nan)
+    result[known] = metrics.epsilon_errors(means[known], spreads[known], done.outputs[known])
+    return result
+
+
+def _numbers(done: evaluation.Evaluated, column: str) -> np.ndarray:
+    values = done.dataset.column(column)[done.rows]
+    try:
+        return np.array([float(value) if value not in (None, "") else np.nan for value in values])
+    except ValueError as error:
+        raise InputError(f"--spread: column {column} of {done.dataset.path} holds no numbers ({error})") from error
+
+
+def _with_intervals(sample: scores.Sample) -> dict:
+    """Further scores and the intervals of all, for report.json."""
+    scored = scores.score(sample)
+    estimates = {score.name: scored.estimate(score) for score in (*scores.MAIN, *scores.MORE)}
+    further = {score.name: estimates[score.name] for score in scores.MORE if score.name not in ("mmae", "bias")}
+    intervals = {name: [e.low, e.high] for name, e in estimates.items() if np.isfinite(e.low)}
+    return {
+        **{name: estimate.value for name, estimate in further.items() if estimate.is_known},
+        "intervals": intervals,
+        "bootstrap": {"units": sample.unit, "replicates": bootstrap.REPLICATES, "level": bootstrap.LEVEL},
+    }
+
+
+def _faces(done: evaluation.Evaluated, temperature: float) -> list[page.Face]:
+    """Of each age group the faces with the smallest, the median and the largest error."""
+    groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
+    titles, chosen = [], []
+    for number, group in enumerate(metrics.GROUPS):
+        order = np.flatnonzero(groups == number)
+        order = order[np.argsort(errors[order], kind="stable")]
+        if len(order):
+            titles += [f"{group}: {kind}" for kind in ("best", "typical", "worst")]
+            chosen += [order[0], order[(len(order) - 1) // 2], order[-1]]
+    crops = _crops(done, done.rows[chosen])
+    probabilities = distributions.tempered(done.probabilities[chosen], temperature)
+    with pictures.style():
+        return [_face(done, *parts) for parts in zip(titles, chosen, crops, probabilities, strict=True)]
+
+
+def _face(done: evaluation.Evaluated, title: str, place: int, crop: bytes, probabilities: np.ndarray) -> page.Face:
+    age, predicted = float(done.targets[place]), float(done.outputs[place])
+    original = _photograph(done.dataset, done.rows[place])
+    told = f"{age:g} years, predicted {predicted:.1f} ({predicted - age:+.1f})"
+    svg = figures.distribution(probabilities, age, predicted)
+    name = str(done.dataset.column("name")[done.rows[place]])
+    return page.Face(title, name, [crop] if original is None else [original, crop], svg, told)
+
+
+def _crops(done: evaluation.Evaluated, rows: np.ndarray) -> list[bytes]:
+    """The aligned faces as the model sees them, JPEG."""
+    config = runs.from_json(done.handed.meta["config"])
+    places = pipeline.Places(len(rows), 0, len(rows))
+    (batch,) = pipeline.eval_batches(
+        done.dataset, rows, inputs.augmentation(config), places=places, threads=inputs.threads(config)
+    )
+    return [images.encode(Image.fromarray(image), 90) for image in batch["image"]]
+
+
+def _photograph(dataset, row: int) -> bytes | None:
+    """The source photograph, small, JPEG; None where the source is not there any more, or was a crop already."""
+    recipe = dataset.path / "recipe.json"
+    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    if root is None or dataset.crop.get("align") == "none":
+        return None
+    name = str(dataset.column("name")[row]).partition("#")[0]
+    try:
+        image = images.load(read_inside(root, name))
+    except images.BadImage as reason:
+        logger.info("%s is not shown: %s", name, reason)
+        return None
+    image.thumbnail((_SIDE, _SIDE))
+    return images.encode(image, 85)

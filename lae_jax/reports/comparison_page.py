@@ -1,0 +1,181 @@
+"""The pages that compare: several runs on the same images, and the tries of the long-tail bench."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from lae_jax import files, metrics
+from lae_jax.errors import InputError
+from lae_jax.reports import bootstrap, figures, folders, pictures, scores, tables, words
+from lae_jax.reports.evaluation_page import names
+from lae_jax.reports.folders import Evaluation
+from lae_jax.reports.page import Page, Section
+from lae_jax.reports.scores import MAIN, MORE, Scored
+from lae_jax.reports.tables import Table
+
+_OF_RUN = ("mae", *(f"mae_{group}" for group in metrics.GROUPS))
+
+
+def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
+    """Page, the table like the paper's Table 2, and the differences to the first run, of the same images."""
+    labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
+    table = Table(
+        ("run", *(_title(score) for score in MAIN)),
+        [(label, *(one.estimate(score) for score in MAIN)) for label, one in zip(labels, scored, strict=True)],
+        "Scores",
+    )
+    differences = _differences(labels, scored)
+    with pictures.style():
+        shown = [
+            figures.groups(evaluations, labels, scored),
+            figures.cumulative(evaluations, labels),
+            figures.coverage(evaluations, labels),
+        ]
+    rows = [(score.title, *(one.estimate(score) for one in scored)) for score in MORE]
+    more = Table(("score", *labels), [row for row in rows if any(cell.is_known for cell in row[1:])])
+    report = evaluations[0].report
+    verdict = [_best(labels, scored)]
+    verdict += [
+        words.comparison(one, scored[0], f"{label} against {labels[0]}")
+        for label, one in zip(labels[1:], scored[1:], strict=True)
+    ]
+    told = words.intervals([one.sample.unit for one in evaluations], bootstrap.REPLICATES)
+    provenance = [
+        (label, f"{one.run} step {one.report['step']}, {one.report['stage']}, {one.report['model']}")
+        for label, one in zip(labels, evaluations, strict=True)
+    ]
+    provenance += [("data", f"{report['data']} ({report['data_hash'][:12]})"), ("split", report["split"])]
+    differing = Section("Differences")
+    if differences.rows:
+        told_differences = f"Each run minus {labels[0]}, image by image (paired)."
+        differing = Section("Differences", texts=[told_differences], tables=[differences])
+    sections = [
+        Section("Scores", texts=[told], tables=[table]),
+        differing,
+        Section("Pictures", pictures=[one for one in shown if one is not None]),
+        Section("Further scores", tables=[more]),
+        Section("Provenance", facts=provenance),
+    ]
+    title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
+    return Page(title, verdict, sections, _warnings(labels, evaluations)), table, differences
+
+
+def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Each once, with the runs that it is of where it is not of all."""
+    of: dict[str, list[str]] = {}
+    for label, one in zip(labels, evaluations, strict=True):
+        for line in words.warnings(one.report):
+            of.setdefault(line, []).append(label)
+    return [line if len(named) == len(labels) else f"{', '.join(named)}: {line}" for line, named in of.items()]
+
+
+def _title(score: scores.Score) -> str:
+    return f"MAE {score.title}" if score.name in _OF_RUN[1:] else score.title
+
+
+def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
+    rows = []
+    for label, one in zip(labels[1:], scored[1:], strict=True):
+        found = [(score, one.difference(scored[0], score)) for score in MAIN]
+        rows += [(label, _title(score), cell, scores.verdict(cell, score)) for score, cell in found if cell.is_known]
+    return Table(("run", "score", "difference", "verdict"), rows, f"Differences to {labels[0]}")
+
+
+def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
+    told = []
+    for score in MAIN:
+        if score.name not in ("mae", "sigma", "aar_2021", "aar_2022"):
+            continue
+        known = [(one.values[score.name], label) for label, one in zip(labels, scored, strict=True)]
+        known = [pair for pair in known if math.isfinite(pair[0])]
+        if known:
+            value, label = (min if score.better < 0 else max)(known)
+            told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {label} ({value:.2f})")
+    text = "; ".join(told) + "."
+    return text[0].upper() + text[1:]
+
+
+def is_bench(folder: epath.Path) -> bool:
+    return (folder / "tries.csv").exists() and (folder / folders.REPORT).exists()
+
+
+def of_bench(folder: epath.Path) -> tuple[Page, Table]:
+    """Page and table of a folder that lae_jax.longtail wrote. Raises InputError for a damaged one."""
+    report = files.read_json(folder / folders.REPORT)
+    try:
+        best, tries = (_lines(folder / name) for name in ("table.csv", "tries.csv"))
+        head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
+        points: dict[str, list] = {}
+        for line in (line for line in tries if line["split"] == "test"):
+            group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
+            point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
+            points.setdefault(line["method"], []).append(point)
+        rows = [_bench_row(line) for line in best if line["split"] == "test"]
+        sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
+        seeds = report["seeds"]
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
+    table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS), rows, "On the test split")
+    with pictures.style():
+        picture = figures.head_tail(points, (head, tail))
+    told = (
+        f"Each method with the setting that validation chose, on {report['test']}: mean and standard deviation over"
+        f" {seeds} seeds of the head on the features of {len(report['runs'])} run{'s' * (len(report['runs']) != 1)}."
+    )
+    names_of_facts = (
+        "runs",
+        "steps",
+        "data",
+        "data_hash",
+        "protocol",
+        "epochs",
+        "batch_size",
+        "base_rates",
+        "passes",
+        "seconds",
+    )
+    facts = [(name.replace("_", " "), _plain(report[name])) for name in names_of_facts if name in report]
+    sections = [
+        Section("Scores", texts=[told], tables=[table]),
+        Section("Head and tail", pictures=[picture]),
+        Section("Provenance", facts=facts),
+    ]
+    title = f"Long-tail bench on {report['test']} of {report['data']}"
+    return Page(title, sentences, sections, words.warnings(report)), table
+
+
+_SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
+_BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
+
+
+def _lines(path: epath.Path) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+
+
+def _bench_row(line: dict) -> list[str]:
+    cells = []
+    for score in _BENCH:
+        digits = 3 if score == "cs5" else 2
+        cells.append(
+            f"{float(line[score]):.{digits}f} ± {float(line[f'{score}_spread']):.{digits}f}" if line[score] else "–"
+        )
+    groups = [line[f"mae_{group}"] for group in metrics.GROUPS]
+    return [line["method"], line["setting"], *cells, *(f"{float(mae):.2f}" if mae else "–" for mae in groups)]
+
+
+def _plain(value) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {part}" for name, part in value.items()]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def write_tables(out: epath.Path, named: dict[str, Table]) -> None:
+    """Each table as NAME.csv, NAME.md and NAME.tex."""
+    for name, table in named.items():
+        files.write_text(out / f"{name}.csv", tables.csv_of(table))
+        files.write_text(out / f"{name}.md", tables.markdown(table))
+        files.write_text(out / f"{name}.tex", tables.latex(table))

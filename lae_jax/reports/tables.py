@@ -1,0 +1,117 @@
+"""One table, four ways to write it: HTML is made of it by a template, CSV, Markdown and LaTeX here."""
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; NaN where undefined."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    digits: int = 2
+    percent: bool = False
+    signed: bool = False
+
+    def _text(self, number: float) -> str:
+        if not math.isfinite(number):
+            return "–"
+        number, sign = number * (100 if self.percent else 1), "+" * self.signed
+        return f"{number:{sign}.{self.digits}f}{' %' * self.percent}"
+
+    @property
+    def is_known(self) -> bool:
+        return math.isfinite(self.value)
+
+    @property
+    def text(self) -> str:
+        return self._text(self.value)
+
+    @property
+    def interval(self) -> str:
+        """'1.20 to 1.40'; '' where it is not known."""
+        return f"{self._text(self.low)} to {self._text(self.high)}" if math.isfinite(self.low + self.high) else ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.interval})" if self.interval else self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells are texts or estimates."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Estimate]]
+    caption: str = ""
+
+
+def markdown(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join("| " + " | ".join(_in_markdown(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _in_markdown(cell: str | Estimate) -> str:
+    # A line's end or a bar inside a cell would end it; a tag would be HTML.
+    text = " ".join(str(cell).split())
+    return re.sub(r"([|<>`\[\]])", r"\\\1", text)
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{c: "\\" + c for c in "_%&#${}"},
+        "±": r"$\pm$",
+        "^": r"\^{}",
+        "~": r"\~{}",
+        "–": "--",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+
+
+def latex(table: Table, texts: int = 1) -> str:
+    """A tabular that needs no package; the first `texts` columns stand to the left."""
+    lines = [" & ".join(" ".join(str(c).split()).translate(_LATEX) for c in line) + r" \\" for line in
+             [table.header, *table.rows]]  # fmt: skip
+    columns = "l" * texts + "r" * (len(table.header) - texts)
+    begin, rule = [rf"\begin{{tabular}}{{{columns}}}", r"\hline"], r"\hline"
+    return "\n".join([*begin, lines[0], rule, *lines[1:], rule, r"\end{tabular}"]) + "\n"
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Numbers as they are, six digits; empty where undefined."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows([_in_csv(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _in_csv(cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}" if math.isfinite(cell) else ""
+    return str(cell)
+
+
+def csv_of(table: Table) -> str:
+    """An estimate takes three columns: the value and its interval's ends, as fractions where the text says per cent."""
+    estimated = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.header))]
+    header, rows = [], []
+    for name, three in zip(table.header, estimated, strict=True):
+        header += [name, f"{name} low", f"{name} high"] if three else [name]
+    for row in table.rows:
+        cells = []
+        for cell, three in zip(row, estimated, strict=True):
+            if isinstance(cell, Estimate):
+                cells += [cell.value, cell.low, cell.high]
+            else:
+                cells += [cell, "", ""] if three else [cell]
+        rows.append(cells)
+    return csv_text(header, rows)

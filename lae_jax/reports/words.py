@@ -1,0 +1,84 @@
+"""What a report says in words: what must not be overlooked, and the verdict."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lae_jax import metrics
+from lae_jax.reports.folders import Evaluation
+from lae_jax.reports.scores import MAIN, Scored, verdict
+from lae_jax.reports.tables import Estimate
+
+_BY_NAME = {score.name: score for score in MAIN}
+
+
+def leaks(report: Mapping) -> list[str]:
+    """The lines of a report.json that speak of leaks and of people on both sides."""
+    lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
+    if report.get("audit", "read") != "read":
+        lines.append(
+            f"audit.json is {report['audit']}: other leaks are unknown (python -m lae_jax.audit {report['data']})"
+        )
+    if count := report.get("same_people_on_both_sides"):
+        lines.append(f"people on both sides, trained on and scored: {count} (split by {report['protocol']})")
+    return lines
+
+
+def warnings(report: Mapping) -> list[str]:
+    """The lines that belong above every number of a report.json."""
+    lines = leaks(report)
+    if report.get("other_crop_than_training"):
+        lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
+    if report.get("missing_groups"):
+        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+    return lines
+
+
+def summary(evaluation: Evaluation, scored: Scored) -> str:
+    """What the model does, in a sentence or two."""
+    report, mae = evaluation.report, scored.estimate(_BY_NAME["mae"])
+    parts = [
+        f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} images of split"
+        f" {report['split']} of {report['data']}"
+    ]
+    known = {group: scored.values[f"mae_{group}"] for group in metrics.GROUPS if _is_known(scored, f"mae_{group}")}
+    if len(known) > 1:
+        best, worst = min(known, key=known.get), max(known, key=known.get)
+        bias = scored.values[f"bias_{worst}"]
+        way = f", whom it makes {abs(bias):.1f} years too {'old' if bias > 0 else 'young'}" if abs(bias) >= 0.5 else ""
+        parts.append(f"best for ages {best} ({known[best]:.2f}), worst for {worst} ({known[worst]:.2f}{way})")
+    sigma = scored.estimate(_BY_NAME["sigma"])
+    if math.isfinite(sigma.value):
+        parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
+    return "; ".join(parts) + "."
+
+
+def comparison(scored: Scored, other: Scored, what: str) -> str:
+    """How a run differs from another, and whether that is sure; `what` begins it."""
+    told = []
+    for name in ("mae", "sigma", "aar_2021"):
+        score = _BY_NAME[name]
+        difference = scored.difference(other, score)
+        if math.isfinite(difference.value):
+            word = {"better": "better", "worse": "worse", "not sure": "no sure difference"}[verdict(difference, score)]
+            told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
+    return f"{what}: {'; '.join(told)}."
+
+
+def _between(estimate: Estimate) -> str:
+    return f" (95 %: {estimate.interval})" if estimate.interval else ""
+
+
+def _is_known(scored: Scored, name: str) -> bool:
+    return math.isfinite(scored.values[name])
+
+
+def intervals(units: Sequence[str], replicates: int) -> str:
+    """What the intervals of a page are."""
+    over = "images, since who is on them is not known"
+    if "people" in units:
+        over = "people, each with all their images"
+    return (
+        f"In brackets: 95 % intervals, from {replicates} bootstrap samples of {over}. They tell how much the scores"
+        " would change with other images of the same kind, not how much with another training run. A dash stands for"
+        " what is undefined; a number without an interval is of too few images for one."
+    )

@@ -1,0 +1,197 @@
+"""The application: a page, an API, and what every answer carries so that nothing leaves the machine."""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.resources
+from collections.abc import AsyncIterator, Collection
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from lae_jax.serving import answers
+from lae_jax.serving.ages import Ages
+from lae_jax.serving.limits import Gate, Refused
+
+STATIC = importlib.resources.files("lae_jax.serving") / "static"
+# The script and the style of swagger-ui, which other tools load from a host far away.
+SWAGGER = importlib.resources.files("fastapi_offline") / "static"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_REFUSALS = {
+    400: "the body is no whole multipart/form-data",
+    408: "the upload took too long",
+    413: "too many bytes or files",
+    415: "no multipart/form-data",
+    422: "no image gave an age",
+    429: "the server is busy: try again after as many seconds as Retry-After says",
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+            }
+        }
+    },
+}
+
+
+def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = None):
+    """The ASGI application.
+
+    Args: hosts: names under which a client may call it (None: any); a page of another site that gave its own name this
+    machine's address is refused by them.
+    """
+    gate = Gate(ages.limits)
+    warming: set[asyncio.Task] = set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_) -> AsyncIterator[None]:
+        warming.add(asyncio.create_task(ages.start()))
+        yield
+        await asyncio.gather(*warming)
+        await ages.close()
+
+    app = FastAPI(
+        title="lae_jax", version=about.versions["lae-jax"], lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="Ages of the faces in photographs. Nothing is stored, and nothing is sent anywhere.",
+    )  # fmt: skip
+    app.mount("/static", StaticFiles(directory=str(STATIC)))
+    app.mount("/swagger", StaticFiles(directory=str(SWAGGER)))
+    level = ages.wanted.interval if ages.calibrated else None
+    refusals = {code: {"model": answers.Refusal, "description": text} for code, text in _REFUSALS.items()}
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return FileResponse(str(STATIC / "index.html"))
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> Response:
+        return FileResponse(str(STATIC / "docs.html"))
+
+    @app.post(
+        "/v1/predict",
+        response_model=answers.Prediction,
+        response_model_exclude_none=True,
+        responses=refusals,
+        openapi_extra={"requestBody": _BODY},
+        summary="Ages of the faces in one or many images",
+    )
+    async def predict(request: Request):
+        async with gate.received(request) as uploads:
+            with gate.work():
+                results = await _unless_left(request, ages(uploads))
+        images = [answers.image(*result, level) for result in results]
+        if not any(image.faces for image in images):
+            content = answers.Refusal(error=answers.nothing(images), images=images)
+            return JSONResponse(content.model_dump(exclude_none=True), 422)
+        return answers.Prediction(model=about.model, images=images)
+
+    @app.get("/v1/model", response_model_exclude_none=True, summary="Model card, crop contract, limits, versions")
+    def model() -> answers.About:
+        return about
+
+    @app.get("/healthz", summary="Whether the server lives")
+    def healthz() -> answers.Health:
+        return answers.Health(status="ok", ready=ages.ready)
+
+    @app.get(
+        "/readyz",
+        summary="Whether the model is warm",
+        responses={503: {"model": answers.Health, "description": "not yet: requests wait until it is"}},
+    )
+    def readyz(response: Response) -> answers.Health:
+        response.status_code = 200 if ages.ready else 503
+        return answers.Health(status="ok" if ages.ready else "warming up", ready=ages.ready)
+
+    @app.exception_handler(Refused)
+    def refused(_, refusal: Refused) -> Response:
+        headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+        return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
+
+    @app.exception_handler(HTTPException)
+    def known(request: Request, error: HTTPException) -> Response:
+        sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; /docs lists what there is"
+        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    def left(*_) -> Response:
+        return Response(status_code=400)
+
+    @app.exception_handler(Exception)
+    def failed(*_) -> Response:
+        return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
+
+    return _Guard(app, hosts)
+
+
+async def _unless_left(request: Request, work):
+    """The result of a request's work, which ends when its client leaves. Raises ClientDisconnect."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guard:
+    """Adds headers to every answer, and refuses what pages of other sites ask for."""
+
+    app: FastAPI
+    hosts: Collection[str] | None
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        sentence = self._foreign(scope) if scope["type"] == "http" else ""
+        app = JSONResponse({"error": sentence}, 403) if sentence else self.app
+        await app(scope, receive, with_headers)
+
+    def _foreign(self, scope) -> str:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.hosts is not None and _part(f"//{host}", "hostname") not in self.hosts:
+            return f"this server is not called {host!r}: --allow-host adds a name"
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and _part(origin, "netloc") != host:
+            return f"a page of {origin} may not use this server"
+        return ""
+
+
+def _part(url: str, name: str) -> str | None:
+    try:
+        return getattr(urlsplit(url), name)
+    except ValueError:
+        return None

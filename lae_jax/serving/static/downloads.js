@@ -1,0 +1,29 @@
+// The results as files. The columns are those of `python -m lae_jax.predict --out ages.csv`.
+const COLUMNS = ["name", "face", "age", "lower", "upper", "left", "top", "right", "bottom", "cut_by", "reason"];
+
+function cell(value) {
+  let text = value === undefined || value === null ? "" : `${value}`;
+  // A spreadsheet must not take a file's name for a formula.
+  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+export function csv(images) {
+  const rows = images.flatMap((image) => {
+    if (!image.faces.length) return [[image.name, ...Array(9).fill(""), image.reason]];
+    return image.faces.map((face) => {
+      const { interval, box } = face;
+      return [image.name, face.face, face.age, interval?.lower, interval?.upper, ...(box ?? Array(4).fill("")), face.cut_by, ""];
+    });
+  });
+  return [COLUMNS, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+}
+
+export function save(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  // The download has begun when this runs.
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

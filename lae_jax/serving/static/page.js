@@ -1,0 +1,176 @@
+// The page: sends each photograph by itself, a few at a time, and draws what comes back. It keeps nothing.
+import { boxes, plot } from "./drawing.js";
+import { csv, save } from "./downloads.js";
+
+const AT_ONCE = 3;
+const TRIES = 6;
+const $ = (id) => document.getElementById(id);
+const [input, drop, output, results, status, progress] = ["files", "drop", "output", "results", "status", "progress"].map($);
+
+let limits = { bytes: Infinity };
+let waiting = [];
+let done = [];
+let active = 0;
+let total = 0;
+let without = 0;
+
+function element(name, content, ...classes) {
+  const made = document.createElement(name);
+  if (content) made.textContent = content;
+  made.classList.add(...classes);
+  return made;
+}
+
+async function describeModel() {
+  const reply = await fetch("v1/model");
+  const model = await reply.json();
+  limits = model.limits;
+  $("card").textContent = model.card;
+  const what = model.aligned ? "face crops that are cut as its training's were" : "photographs";
+  const sure = model.interval ? "" : " It is not calibrated, so it tells no intervals.";
+  $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
+}
+
+function take(files) {
+  const photographs = [...files];
+  if (!photographs.length) return;
+  output.hidden = false;
+  total += photographs.length;
+  waiting.push(...photographs.map((file) => ({ file, place: results.appendChild(placeholder(file)) })));
+  tell();
+  while (active < AT_ONCE && waiting.length) next();
+}
+
+function placeholder(file) {
+  const card = element("article");
+  const head = element("header");
+  head.append(element("h3", file.name), element("p", "waiting"));
+  card.append(head);
+  return card;
+}
+
+async function next() {
+  const job = waiting.shift();
+  const { place } = job;
+  active += 1;
+  place.querySelector("header p").textContent = "being looked at";
+  const image = await ask(job.file);
+  active -= 1;
+  if (waiting.length) next();
+  if (place.isConnected) {
+    done.push({ place, image });
+    without += image.faces.length === 0;
+    await show(place, job.file, image);
+    tell();
+  }
+}
+
+// Never throws: what goes wrong is the image's reason.
+async function ask(file) {
+  const nothing = (reason) => ({ name: file.name, faces: [], reason });
+  if (file.size > limits.bytes - 1000) return nothing(`larger than the ${(limits.bytes / 1e6).toFixed(0)} MB that are allowed`);
+  try {
+    for (let attempt = 1; ; attempt++) {
+      const body = new FormData();
+      body.append("images", file);
+      const reply = await fetch("v1/predict", { method: "POST", body });
+      const content = await reply.json();
+      if (reply.status === 429 && attempt < TRIES) {
+        await new Promise((resume) => setTimeout(resume, 1000 * (reply.headers.get("retry-after") ?? 1) * attempt));
+        continue;
+      }
+      return content.images?.[0] ?? nothing(content.error);
+    }
+  } catch {
+    return nothing("the server did not answer: is it still running?");
+  }
+}
+
+async function show(place, file, image) {
+  const count = image.faces.length;
+  place.querySelector("header p").textContent = count === 0 ? "no age" : count === 1 ? "1 face" : `${count} faces`;
+  const picture = await decoded(file);
+  if (picture) place.append(framed(picture, file.name, image.faces));
+  if (image.reason) {
+    place.append(element("p", `No age: ${image.reason}.`, "problem"));
+    return;
+  }
+  const list = element("ol", "", "faces");
+  list.append(...image.faces.map((face) => described(face, count)));
+  place.append(list);
+}
+
+async function decoded(file) {
+  const picture = new Image();
+  picture.src = URL.createObjectURL(file);
+  try {
+    await picture.decode();
+    return picture;
+  } catch {
+    return null; // a kind of file that browsers do not show
+  } finally {
+    URL.revokeObjectURL(picture.src);
+  }
+}
+
+function framed(picture, name, faces) {
+  const figure = element("figure");
+  picture.alt = `${name}, as it was chosen`;
+  figure.append(picture);
+  const found = faces.filter((face) => face.box);
+  if (found.length) figure.append(boxes(found, picture.naturalWidth, picture.naturalHeight));
+  return figure;
+}
+
+function described(face, count) {
+  const item = element("li");
+  const line = element("p", "", "age");
+  if (count > 1) line.append(element("span", `${face.face}`, "which"));
+  line.append(element("strong", `${face.age.toFixed(1)} years`));
+  const { interval } = face;
+  if (interval) {
+    const range = `${interval.lower.toFixed(0)} to ${interval.upper.toFixed(0)}`;
+    line.append(element("span", `${Math.round(100 * interval.level)} % interval ${range}`));
+  }
+  item.append(line, plot(face));
+  return item;
+}
+
+function tell() {
+  const finished = done.length;
+  const failed = without ? `, ${without} without an age` : "";
+  status.textContent = `${finished} of ${total} ${total === 1 ? "photograph" : "photographs"} done${failed}.`;
+  progress.max = total;
+  progress.value = finished;
+  for (const id of ["csv", "json"]) $(id).disabled = finished === 0;
+}
+
+// In the order in which they were chosen, not in that of the answers.
+function inOrder() {
+  const cards = [...results.children];
+  return [...done].sort((a, b) => cards.indexOf(a.place) - cards.indexOf(b.place)).map(({ image }) => image);
+}
+
+input.addEventListener("change", () => {
+  take(input.files);
+  input.value = "";
+});
+drop.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.classList.add("over");
+});
+drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  take(event.dataTransfer.files);
+});
+$("csv").addEventListener("click", () => save("ages.csv", "text/csv", csv(inOrder())));
+$("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify({ images: inOrder() }, null, 1)));
+$("clear").addEventListener("click", () => {
+  [waiting, done, total, without] = [[], [], 0, 0];
+  results.replaceChildren();
+  output.hidden = true;
+  input.focus();
+});
+describeModel().catch(() => ($("card").textContent = "The server did not answer."));

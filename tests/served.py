@@ -1,0 +1,88 @@
+"""What the tests of the server share: one on a free port of this machine, and clients that behave badly."""
+
+import contextlib
+import io
+import socket
+import threading
+
+import numpy as np
+from PIL import Image
+
+from lae_jax.estimator import AgeEstimator, Input
+from lae_jax.serving import ages, answers, app, limits, listen
+
+ABOUT = answers.About(
+    model="stand-in", card="# Model card", crop={}, aligned=True, input={"image_size": 24, "resize": 0},
+    temperature=1.0, versions={"lae-jax": "0"}, limits={"bytes": 1, "files": 1, "pixels": 1},
+)  # fmt: skip
+
+
+def stand_in(seen: list[int], temperature: float = 1.0) -> AgeEstimator:
+    """An estimator that needs no device: its ages depend on the pixels, and on nothing beside them."""
+    mixing = np.random.default_rng(0).normal(size=(3, 101)) / 20
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        logits = np.einsum("bhwc,ck->bk", batch.astype(np.float64) / 255, mixing)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    return AgeEstimator(forward, (1, 8, 32), Input(24), {}, temperature)
+
+
+@contextlib.contextmanager
+def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost")):
+    """The address of a server of `given`, in a thread of this process."""
+    listening = listen.bind("127.0.0.1", 0)
+    server = listen.server(app.create(given, ABOUT, hosts), upload_seconds=1)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listen.address(listening).rstrip("/")
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def aligned(estimator: AgeEstimator, **choices) -> ages.Ages:
+    return ages.Ages(estimator, None, limits=limits.Limits(**choices))
+
+
+def encoded(picture: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form)
+    return buffer.getvalue()
+
+
+def crop(seed: int, side: int = 24) -> bytes:
+    return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)))
+
+
+def multipart(contents: dict[str, bytes]) -> tuple[bytes, str]:
+    """(body, content type) of files."""
+    parts = [
+        b'--edge\r\nContent-Disposition: form-data; name="images"; filename="%s"\r\n\r\n%s\r\n'
+        % (name.encode(), content)
+        for name, content in contents.items()
+    ]
+    return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+def begun(address: str, sent: bytes) -> socket.socket:
+    """A connection on which a client has sent something, and then nothing more."""
+    host, port = address.removeprefix("http://").rstrip("/").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def post(body: bytes, kind: str, length: int | None = None) -> bytes:
+    """The bytes of a request, of which the body may be less than it says."""
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+def reply(connection: socket.socket) -> bytes:
+    """All that the server sends until it closes the connection."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))

@@ -1,0 +1,52 @@
+"""The compile cache: a folder of one's own, unless JAX was told of another, that does not grow without end."""
+
+import os
+
+import jax
+import pytest
+
+from lae_jax import compiled
+
+
+@pytest.fixture
+def untold(monkeypatch, tmp_path):
+    """JAX as it is where no folder was named, and a user whose caches lie in tmp_path."""
+    before = {name: getattr(jax.config, name) for name in NAMES}
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+def test_a_folder_of_the_user_alone_is_taken(untold, tmp_path):
+    compiled.keep()
+    (folder,) = (tmp_path / "lae_jax").iterdir()
+    assert jax.config.jax_compilation_cache_dir == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_a_folder_that_jax_was_told_of_stays(untold, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    compiled.keep()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+def test_where_no_folder_can_be_made_nothing_is_kept(untold, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    compiled.keep()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_was_not_used_for_longest_goes_first(untold, monkeypatch):
+    monkeypatch.setattr(compiled, "MAX_BYTES", 25)
+    folder = compiled.folder()
+    folder.mkdir(parents=True)
+    for age, name in enumerate(("new", "used", "old", "oldest")):
+        (folder / name).write_bytes(bytes(10))
+        os.utime(folder / name, (1e9 - age, 1e9 - age - 100 * (name == "used")))
+    compiled.keep()
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "used"]

@@ -1,0 +1,63 @@
+"""A folder that is not what a command wants: what it is, and who takes it."""
+
+import pytest
+
+from lae_jax import folders
+from lae_jax.errors import InputError
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A run, a data set, one that was not finished, an export, other files, nothing."""
+    for name in ("runs/one/checkpoints/8", "data/faces", "half", "export", "other", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (
+        "runs/one/config.json",
+        "data/faces/dataset.json",
+        "half/recipe.json",
+        "export/export.json",
+        "other/a",
+    ):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("runs", r"name one of those in it \(one\)"),
+    ("runs/one/checkpoints", "the checkpoints of a run: name that run, .*runs/one$"),
+    ("runs/one/checkpoints/8", "is a checkpoint of a run: name that run, .*runs/one, and this one with --step 8"),
+    ("data/faces", "is a prepared data set, which training takes with --config.data.path"),
+    ("export", "is an export, which predict takes with --run"),
+    ("other", "holds other files; make it with COMMAND"),
+    ("empty", "it is empty; make it with COMMAND"),
+    ("nothing", "holds no run: make it with COMMAND"),
+])  # fmt: skip
+def test_what_is_no_run_is_told(places, name, message):
+    folders.require_run(places / "runs" / "one")
+    with pytest.raises(InputError, match=message):
+        folders.require_run(places / name, "COMMAND")
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("runs/one", "it is a run, which evaluate, predict and export take"),
+    ("data", r"name one of those in it \(faces\)"),
+    ("half", "was not finished: run the same prepare command again"),
+    ("other", "is no prepared data set: it holds other files$"),
+    ("empty", "make it with .* --out .*empty$"),
+    ("nothing", "make it with .* --out .*nothing$"),
+])  # fmt: skip
+def test_what_is_no_data_set_is_told_and_prepare_is_advised_only_where_it_may_write(places, name, message):
+    folders.require_dataset(places / "data" / "faces")
+    with pytest.raises(InputError, match=message):
+        folders.require_dataset(places / name)
+
+
+def test_a_data_set_is_prepared_into_an_empty_folder_or_the_one_it_was_begun_in(places):
+    (places / "empty" / ".DS_Store").touch()
+    (places / "killed" / "parts").mkdir(parents=True)
+    for name in ("nothing", "empty", "half", "killed"):
+        folders.require_place(places / name)
+    with pytest.raises(InputError, match="holds a run"):
+        folders.require_place(places / "runs" / "one")
+    with pytest.raises(InputError, match=r"holds other files \(a\): name a new or an empty folder"):
+        folders.require_place(places / "other")

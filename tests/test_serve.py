@@ -1,0 +1,302 @@
+"""The page and the API: predict's own numbers whoever asks beside, and a sentence for whatever cannot be answered."""
+
+import asyncio
+import concurrent.futures
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx2
+import numpy as np
+import pytest
+import served
+from conftest import ROOT
+from PIL import Image
+
+from lae_jax import predictions, serve, train
+from lae_jax.data import synthetic
+from lae_jax.errors import InputError
+from lae_jax.faces import crops, photographs
+from lae_jax.serving import ages, app, limits, listen
+from lae_jax.serving.batching import Batcher
+
+
+def face(k: int) -> Image.Image:
+    return Image.fromarray(synthetic.draw_face(k, 6.0 * k + 5, 1, 160, k)[0])
+
+
+def send(address: str, contents: dict[str, bytes], **headers) -> httpx2.Response:
+    body, kind = served.multipart(contents)
+    return httpx2.post(f"{address}/v1/predict", content=body, headers={"content-type": kind, **headers}, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def crops_server():
+    """The address of a server that takes ready crops, and the sizes of the batches that its model was given."""
+    seen = []
+    given = served.aligned(
+        served.stand_in(seen), bytes=200_000, files=4, pixels=10_000, held=300_000, requests=3, upload_seconds=2.0
+    )
+    with served.serving(given) as address:
+        yield address, seen
+
+
+def test_photographs_have_the_ages_that_predict_gives_in_any_company(tmp_path):
+    estimator, recipe = served.stand_in([], temperature=0.8), crops.Recipe("landmarks", size=64)
+    scene = Image.new("RGB", (420, 200), (120, 130, 140))
+    scene.paste(face(3), (10, 20))
+    scene.paste(face(5), (230, 20))
+    pictures = {"two.png": scene, "nobody.png": Image.new("RGB", (80, 60)), **{f"{k}.png": face(k) for k in (2, 4, 7)}}
+    contents = {name: served.encoded(picture) for name, picture in pictures.items()} | {"text.png": b"no picture"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    recipe = crops.Recipe("landmarks", size=64, faces="all")
+    items = (photographs.Named(name, str(tmp_path)) for name in contents)
+    found = photographs.found(items, recipe, estimator.input.pixels, threads=1)
+    expected = {
+        one.image.name: rows
+        for one, rows in predictions.predicted(estimator, found, predictions.Wanted(0.8, None, True))
+    }
+    assert len(expected["two.png"]) == 2 and sum(row.age is not None for rows in expected.values() for row in rows) >= 4
+
+    def same(image: dict) -> None:
+        rows = expected[image["name"]]
+        assert [face["age"] for face in image["faces"]] == [row.age for row in rows if row.face]
+        assert image.get("reason", "") == rows[0].reason
+        for answer, row in zip(image["faces"], rows, strict=False):
+            assert answer["box"] == row.box and answer["distribution"] == row.distribution
+            assert answer["interval"] == {"level": 0.8, "lower": row.lower, "upper": row.upper}
+            assert np.shape(answer["landmarks"]) == (5, 2) and answer["cut_by"] == "mtcnn"
+
+    with served.serving(ages.Ages(estimator, recipe, interval=0.8)) as address:
+        together = send(address, contents)
+        assert together.status_code == 200 and [image["name"] for image in together.json()["images"]] == [*contents]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            alone = [*pool.map(lambda name: send(address, {name: contents[name]}).json(), [*contents] * 2)]
+        for image in together.json()["images"] + [image for reply in alone for image in reply["images"]]:
+            same(image)
+
+
+@pytest.mark.parametrize(("contents", "headers", "status", "words"), [
+    ({"a": b"x" * 250_000}, {}, 413, "more than 200,000 bytes"),
+    (dict.fromkeys("abcde", b"x"), {}, 413, "more than 4 files"),
+    ({}, {}, 422, "no file"),
+    ({"a.txt": b"no picture"}, {}, 422, "a.txt: not an image that can be read"),
+    ({"a.png": served.crop(0, 101)}, {}, 422, "claims 101x101 pixels, more than 10,000"),
+    ({"a.png": served.crop(0)[:-50]}, {}, 422, "does not decode"),
+    ({"..\\b/ ": b"", "../c": b""}, {}, 422, "image 1: empty file; c: empty file"),
+    ({"a.png": served.crop(0)}, {"content-type": "image/png"}, 415, "multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data"}, 400, "no multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data; boundary=other"}, 400, "no multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"host": "elsewhere.example"}, 403, "not called 'elsewhere.example'"),
+    ({"a.png": served.crop(0)}, {"host": "[:"}, 403, "not called"),
+    ({"a.png": served.crop(0)}, {"origin": "http://elsewhere.example"}, 403, "may not use this server"),
+])  # fmt: skip
+def test_what_cannot_be_answered_has_a_status_and_a_sentence(crops_server, contents, headers, status, words):
+    reply = send(crops_server[0], contents, **headers)
+    assert (reply.status_code, words in reply.json()["error"]) == (status, True), reply.text
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert send(crops_server[0], {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_a_body_of_unknown_length_is_counted_as_it_comes(crops_server):
+    body, kind = served.multipart({"a": b"x" * 250_000})
+    pieces = (body[i : i + 9000] for i in range(0, len(body), 9000))
+    reply = httpx2.post(f"{crops_server[0]}/v1/predict", content=pieces, headers={"content-type": kind})
+    assert reply.status_code == 413 and "more than 200,000 bytes" in reply.json()["error"]
+
+
+def test_a_field_that_nobody_reads_is_refused(crops_server):
+    files = {"images": ("a.png", served.crop(0))}
+    reply = httpx2.post(f"{crops_server[0]}/v1/predict", files=files, data={"threshold": "18"})
+    assert reply.status_code == 400 and "a field that is no file" in reply.json()["error"]
+
+
+def test_a_large_upload_touches_no_disk(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("an upload goes onto a disk")
+
+    for name in ("TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile", "mkstemp"):
+        monkeypatch.setattr(f"tempfile.{name}", refuse)
+    given = served.aligned(served.stand_in([]))
+    picture = np.random.default_rng(0).integers(0, 255, (900, 900, 3)).astype(np.uint8)
+    content = served.encoded(Image.fromarray(picture), "BMP")
+    assert len(content) > 2_000_000
+    with served.serving(given) as address:
+        assert send(address, {"large.bmp": content}).status_code == 200
+
+
+def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
+    free, estimator = threading.Event(), served.stand_in([])
+    forward = estimator.forward
+    object.__setattr__(estimator, "forward", lambda batch: free.wait(30) and forward(batch))
+    given = served.aligned(estimator, requests=2, held=100_000)
+    with served.serving(given) as address, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(send, address, {"a.png": served.crop(k)}) for k in range(2)]
+        refused = poll(lambda: send(address, {"b.png": b""}), lambda reply: reply.status_code == 429)
+        assert "works on 2 requests already" in refused.json()["error"] and refused.headers["retry-after"] == "1"
+        assert httpx2.get(f"{address}/healthz").json()["status"] == "ok"
+        assert httpx2.get(f"{address}/readyz").status_code == 503
+        free.set()
+        assert [future.result().status_code for future in running] == [200, 200]
+        assert send(address, {"b.png": served.crop(3)}).status_code == 200
+        assert httpx2.get(f"{address}/readyz").status_code == 200
+        assert "as many bytes" in send(address, {"large": b"x" * 120_000}).json()["error"]
+
+
+def poll(ask, wanted):
+    for _ in range(1500):
+        if wanted(answer := ask()):
+            return answer
+        threading.Event().wait(0.02)
+    raise AssertionError("waited in vain")
+
+
+def test_slow_clients_stop_nobody_and_are_sent_away(crops_server, monkeypatch):
+    address, _ = crops_server
+    monkeypatch.setattr(listen, "HEADER_SECONDS", 0.3)
+    body, kind = served.multipart({"a.png": served.crop(0)})
+    silent = [served.begun(address, b"GET / HT") for _ in range(20)]
+    slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
+    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 2
+    assert [served.reply(connection) for connection in silent] == [b""] * 20
+    answers = [served.reply(connection) for connection in slow[:3]]
+    assert all(b" 408 " in answer and b"longer than 2 seconds" in answer for answer in answers)
+    for connection in slow:
+        connection.close()
+    assert send(address, {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_bytes_that_are_no_request_end_their_connection_alone(crops_server):
+    address, _ = crops_server
+    random = np.random.default_rng(0)
+    body, kind = served.multipart({"a.png": served.crop(0), "b.png": served.crop(1)})
+    for _ in range(40):
+        broken = bytearray(body)
+        for place in random.integers(0, len(body), 30):
+            broken[place] = random.integers(256)
+        reply = httpx2.post(f"{address}/v1/predict", content=bytes(broken), headers={"content-type": kind})
+        assert reply.status_code in (200, 400, 413, 422), reply.text
+        assert reply.status_code == 200 or len(reply.json()["error"]) > 10
+    assert b" 400 " in served.reply(served.begun(address, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"))
+    assert httpx2.get(f"{address}/nothing").json()["error"] == "GET /nothing: not found; /docs lists what there is"
+    assert send(address, {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_items_of_many_callers_share_batches_and_failures_stay_with_theirs():
+    seen = []
+
+    def work(items: list[int]) -> list[int]:
+        seen.append(items)
+        if 13 in items:
+            raise RuntimeError("thirteen")
+        return [10 * item for item in items]
+
+    async def main():
+        batcher = Batcher(work, size=4, wait=0.01)
+        left = asyncio.ensure_future(batcher([99]))
+        await asyncio.sleep(0)
+        left.cancel()
+        callers = [batcher([k, k + 100]) for k in range(5)]
+        pending = [asyncio.ensure_future(caller) for caller in callers]
+        await asyncio.sleep(0)
+        batcher.start()
+        assert await asyncio.gather(*pending) == [[10 * k, 10 * k + 1000] for k in range(5)]
+        with pytest.raises(RuntimeError, match="thirteen"):
+            await batcher([13])
+        assert await batcher([1]) == [10] and await batcher([]) == []
+        await batcher.close()
+
+    asyncio.run(main())
+    assert [len(items) for items in seen] == [4, 4, 2, 1, 1] and 99 not in sum(seen, [])
+
+
+def test_the_page_asks_no_other_host_for_anything(crops_server):
+    own = [*app.STATIC.iterdir()]
+    assert {"index.html", "page.css", "page.js", "docs.html"} <= {path.name for path in own}
+    for path in own:
+        hosts = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text())) - {"http://www.w3.org"}
+        assert not hosts, path
+        assert httpx2.get(f"{crops_server[0]}/static/{path.name}").status_code == 200
+    for path in ("", "docs"):
+        page = httpx2.get(f"{crops_server[0]}/{path}")
+        policy = page.headers["content-security-policy"]
+        assert "unsafe" not in policy and "http" not in policy and "script-src 'self';" in policy
+        for asked in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+            assert httpx2.get(f"{crops_server[0]}/{asked}").status_code == 200, asked
+    described = httpx2.get(f"{crops_server[0]}/openapi.json").json()
+    assert {"/v1/predict", "/v1/model", "/healthz", "/readyz"} == set(described["paths"])
+    assert {"200", "413", "422", "429"} <= set(described["paths"]["/v1/predict"]["post"]["responses"])
+
+
+def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
+    c = small_config("represent")
+    c.epochs = 0.3
+    train.train(c)
+    with pytest.raises(InputError, match="how they were cut is unknown; or serve crops"):
+        serve.main(["--run", c.workdir, "--port", "0"])
+    words = ["-m", "lae_jax.serve", "--run", c.workdir, "--port", "0", "--aligned", "--max-batch", "1"]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))
+        about = httpx2.get(f"{address}/v1/model", timeout=60).json()
+        assert about["card"].startswith("# Model card: efficientnet_v2_pico") and about["crop"] == crops.UNKNOWN
+        assert about["versions"]["jax"] and about["limits"]["files"] == 32 and "interval" not in about
+        body, kind = served.multipart({"a.png": served.crop(0)})
+        accepted = served.begun(address, served.post(body[:60], kind, len(body)))
+        assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
+        process.send_signal(signal.SIGTERM)
+        poll(lambda: refuses(address), bool)
+        accepted.sendall(body[60:])
+        head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
+        assert b" 200 " in head and 0 < json.loads(content)["images"][0]["faces"][0]["age"] < 100
+        assert process.wait(120) == 0 and "every request that was accepted has been answered" in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+def refuses(address: str) -> bool:
+    try:
+        served.begun(address, b"").close()
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--max-mb", "0"], "--max-mb 0: more than 0"),
+    (["--max-pixels", "99000000"], "at most 16000000"),
+    (["--max-held-mb", "1"], "at least --max-mb"),
+    (["--max-wait", "-1"], "--max-wait"),
+    (["--interval", "1"], "--interval"),
+    (["--port", "65536"], "--port"),
+])  # fmt: skip
+def test_wrong_flags(words, message):
+    with pytest.raises(InputError, match=message):
+        serve.parse_args(["--run", "runs/r", *words])
+
+
+def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch):
+    with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; name another"):
+        listen.bind(*taken.getsockname())
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "lae_jax.serving.listen")
+    monkeypatch.delattr("lae_jax.serving.listen")
+    with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install -e .\[serve\]"):
+        serve.main(["--run", "runs/r"])
+
+
+def test_names_are_checked_on_this_machine_and_where_they_are_given():
+    def hosts(*words):
+        return serve.hosts_of(serve.parse_args(["--run", "r", *words]))
+
+    assert "localhost" in hosts() and "::1" in hosts("--host", "::1") and hosts("--host", "0.0.0.0") is None
+    assert "ages.example" in hosts("--allow-host", "ages.example") and "ages.example" not in hosts()
+
+
+def test_limits_have_defaults_that_fit_each_other():
+    assert limits.Limits().bytes <= limits.Limits().held
