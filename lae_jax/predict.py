@@ -83,21 +83,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def recipe_of(args: argparse.Namespace, estimator: AgeEstimator) -> crops.Recipe | None:
-    """How photographs are cut for a model; None for crops. Raises InputError where that is not known."""
-    if args.aligned:
-        return None
-    try:
-        undetected = "centre" if args.data else "reject"
-        faces = args.faces or ("largest" if args.data else "all")
-        return crops.Recipe.of_contract(estimator.crop, args.allow_other_crop, faces=faces, undetected=undetected)
-    except InputError as error:
-        raise InputError(f"{args.run}: {error}; or give crops that were cut alike, with --aligned") from error
-
-
 def found(args: argparse.Namespace, estimator: AgeEstimator, items: Iterator[photographs.Named]):
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return photographs.found(items, recipe_of(args, estimator), estimator.input.pixels, threads=threads)
+    recipe = None  # crops are ready
+    if not args.aligned:
+        recipe = predictions.recipe_of(
+            args.run,
+            estimator,
+            args.allow_other_crop,
+            faces=args.faces or ("largest" if args.data else "all"),
+            undetected="centre" if args.data else "reject",
+        )
+    return photographs.found(items, recipe, estimator.input.pixels, threads=threads)
 
 
 def count(args: argparse.Namespace) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lae_jax import console, distributions
+from lae_jax.errors import InputError
 from lae_jax.estimator import AgeEstimator
-from lae_jax.faces import photographs
+from lae_jax.faces import crops, photographs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,17 @@ class Wanted:
     interval: float = 0.9
     threshold: float | None = None
     distribution: bool = False
+
+
+def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> crops.Recipe:
+    """How photographs are cut for a model; allow_other, how: as `Recipe.of_contract` has them.
+
+    Raises InputError where it is not known how the model's crops were cut.
+    """
+    try:
+        return crops.Recipe.of_contract(estimator.crop, allow_other, **how)
+    except InputError as error:
+        raise InputError(f"{run}: {error}; or give crops that were cut alike, with --aligned") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,11 @@ import logging
 import math
 import pathlib
 
-from lae_jax import console
+from lae_jax import console, predictions
 from lae_jax.data import images
 from lae_jax.errors import InputError
 from lae_jax.estimator import AgeEstimator
 from lae_jax.exports import folder
-from lae_jax.faces import crops
 
 logger = logging.getLogger("lae_jax")
 
@@ -73,16 +72,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def recipe_of(args: argparse.Namespace, estimator: AgeEstimator) -> crops.Recipe | None:
-    """How photographs are cut for the model; None for crops. Raises InputError where that is not known."""
-    if args.aligned:
-        return None
-    try:
-        return crops.Recipe.of_contract(estimator.crop, args.allow_other_crop, faces="all")
-    except InputError as error:
-        raise InputError(f"{args.run}: {error}; or serve crops that were cut alike, with --aligned") from error
-
-
 def card_of(args: argparse.Namespace) -> str:
     if folder.is_export(args.run):
         return pathlib.Path(args.run, folder.CARD).read_text()
@@ -121,7 +110,7 @@ def application_of(args: argparse.Namespace, estimator: AgeEstimator):
     )
     given = ages.Ages(
         estimator,
-        recipe_of(args, estimator),
+        None if args.aligned else predictions.recipe_of(args.run, estimator, args.allow_other_crop, faces="all"),
         limits=limited,
         batch=args.max_batch,
         wait=args.max_wait / 1000,

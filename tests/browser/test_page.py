@@ -117,4 +117,5 @@ def test_nothing_shuts_people_out_and_nothing_overflows(opened, address, folder,
 def test_the_api_is_described_without_another_host(opened, address):
     page = opened(f"{address}docs")
     page.get_by_text("/v1/predict").first.wait_for()
+    assert page.get_by_text("Ages of the faces in one or many images").first.is_visible()
     shoot(page, "docs-desktop-light")
