@@ -83,6 +83,8 @@ def sentence(tries: Sequence[Try], aim: str) -> str:
     if chosen is None:
         missing = ", ".join(tries[0].reports[VALIDATION][0].missing_groups)
         return f"For the {aim} nothing can be chosen: the validation split has no image of age {missing}."
+    if score == "aar_2021" and not chosen.mean(EXPECTED, score) > 0:
+        return f"For the {aim} nothing can be chosen: every method is expected to have 0."
     rate = f" (base_rate {chosen.rate:g})" if chosen.rate else ""
     on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
     expected = f"from validation {_title(score)} {_pm(chosen, EXPECTED, score)} is expected"
