@@ -172,7 +172,7 @@ def bias(evaluation: Evaluation, scored: Scored) -> Picture:
         if np.isfinite(found.value):
             told[group] = found.value
     axis.set(xlabel="true age, years", ylabel="mean of prediction - age, years", xlim=(-0.5, top + 0.5))
-    axis.legend(loc="best")
+    drawn.legend(loc="outside upper left", ncols=2)
     finding = "No image is of an age from 1 to 81."
     if told:
         ends = [
@@ -269,7 +269,7 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
     if kept is not None:
         axis.axvline(kept, color=MUTED, linewidth=1, linestyle="--", label="kept")
     axis.set(xlabel="step", ylim=(0, None), ylabel="on the validation split")
-    axis.legend(loc="best")
+    drawn.legend(loc="outside upper left", ncols=2)
     finding = "; ".join(told) + ("" if kept is None else f"; step {kept} was kept") + "."
     rows = [(line["step"], *(line.get(name) if line.get(name) is not None else "" for name in names)) for line in found]
     return Picture(
