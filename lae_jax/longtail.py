@@ -132,10 +132,11 @@ def main(argv: list[str] | None = None) -> None:
         folders.require_run(run, "python -m lae_jax.main --config configs/represent.py")
     for run in args.like:
         folders.require_run(run)
-    if args.devices:
-        from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    if args.devices:
         parallel.simulate_devices(args.devices)
+    compiled.keep()
     report = bench(args)
     print(tell(args, report))
     print(f"{args.out}/: table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json")

@@ -165,10 +165,11 @@ def main(argv: list[str] | None = None) -> None:
     if not exported.is_export(args.run):
         folders.require_run(args.run)
     total = count(args)
-    if args.devices:
-        from lae_jax import parallel
+    from lae_jax import compiled, parallel
 
+    if args.devices:
         parallel.simulate_devices(args.devices)
+    compiled.keep()
     estimator = AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.data else run)(args, estimator, total)
 

@@ -384,7 +384,7 @@ def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
         got = []
         monkeypatch.setattr(main, "check_paths", lambda config: None)
         monkeypatch.setattr(main, "set_up_devices", lambda: None)
-        monkeypatch.setattr(main, "run", lambda c, signals, got=got: got.append(c))
+        monkeypatch.setattr(main, "run", lambda c, signals, profile, got=got: got.append(c))
         monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
         main.flags.FLAGS.unparse_flags()
         try:
