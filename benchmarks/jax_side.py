@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides, step_variants
-from lae_jax import losses, models, optim, parallel, stages, steps
+from lae_jax import cpu, losses, models, optim, parallel, stages, steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -164,6 +164,7 @@ def is_full(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
+    cpu.prepare()  # as `lae_jax.main` does
     ours = Ours()
     can = (ours.start, ours.turn, ours.profile, ours.platform, ours.depthwise, ours.stop)
     sides.serve({method.__name__: method for method in can}, is_full)

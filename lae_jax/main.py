@@ -54,7 +54,7 @@ def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax import compiled, parallel
+    from lae_jax import compiled, cpu, parallel
 
     compiled.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
@@ -65,6 +65,7 @@ def set_up_devices() -> None:
         parallel.be_deterministic()
     if DEVICES.value:
         parallel.simulate_devices(DEVICES.value)
+    cpu.prepare()
     # JAX would take SIGTERM for itself; watch.Signals has it.
     jax.config.update("jax_enable_preemption_service", False)
     if COORDINATOR.value:

@@ -1,0 +1,92 @@
+"""Steps on CPUs: freed memory is kept for the next one, and XLA is told what it knows."""
+
+import subprocess
+import sys
+
+import jax
+import jaxlib
+import pytest
+from conftest import ROOT
+
+from lae_jax import cpu
+
+CODE = """
+import resource, sys
+import numpy as np
+from lae_jax import cpu
+import jax
+jax.config.update("jax_platforms", "cpu")
+if sys.argv[1] == "kept":
+    assert cpu.keep_freed()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_memory_that_was_freed_is_taken_again_without_page_faults():
+    def faults(what):
+        command = [sys.executable, "-c", CODE, what]
+        return int(subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < 100 < faults("given back")
+
+
+@pytest.mark.parametrize(("platforms", "plugin", "alone"), [("cpu", True, True), ("cuda,cpu", False, False),
+                                                            (None, False, True), (None, True, False)])  # fmt: skip
+def test_accelerators_are_foreseen_without_asking_for_devices(platforms, plugin, alone, monkeypatch):
+    monkeypatch.setattr(cpu.importlib.metadata, "entry_points", lambda group: ("cuda",) if plugin else ())
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    monkeypatch.setattr(cpu, "keep_freed", lambda: alone or pytest.fail("arranged"))
+    monkeypatch.setattr(cpu, "spread_convolutions", lambda: alone or pytest.fail("arranged"))
+    try:
+        assert cpu.only_cpus() == alone
+        cpu.prepare()
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def test_a_flag_is_set_where_all_know_it_and_once(monkeypatch):
+    versions = {"jaxlib": "0.11.2", "tensorflow": "2.21.0"}
+
+    def version(name):
+        if name not in versions:
+            raise cpu.importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(cpu.importlib.metadata, "version", version)
+    monkeypatch.setenv("XLA_FLAGS", "--other=1")
+    assert cpu.spread_convolutions()
+    assert cpu.os.environ["XLA_FLAGS"].startswith("--other=1 --xla_cpu_experimental_ynn_fusion_type=")
+    assert not cpu.spread_convolutions()
+    for unknown in ({"tensorflow": "2.20.0"}, {"jaxlib": "0.9.2"}):
+        monkeypatch.setattr(cpu.importlib.metadata, "version", lambda name, v=versions | unknown: v[name])
+        monkeypatch.setenv("XLA_FLAGS", "")
+        assert not cpu.spread_convolutions() and not cpu.os.environ["XLA_FLAGS"]
+    del versions["tensorflow"]
+    monkeypatch.setattr(cpu.importlib.metadata, "version", version)
+    assert cpu.spread_convolutions()
+
+
+@pytest.mark.skipif(not jaxlib.__version__.startswith(("0.10.", "0.11.")), reason="of these versions")
+def test_what_is_installed_knows_the_flag():
+    """An unknown one would end the process."""
+    code = """
+from lae_jax import cpu
+assert cpu.spread_convolutions()
+import jax
+print(jax.jit(lambda x: x + 1)(1))
+from lae_jax.data.tensorflow import tf
+print(tf.function(lambda x: x + 1, jit_compile=True)(1).numpy())
+"""
+    env = {key: value for key, value in cpu.os.environ.items() if key != "XLA_FLAGS"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, timeout=120, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["2", "2"], result.stderr
