@@ -93,7 +93,7 @@ def join(levels: Sequence[tf.Tensor]) -> tf.Tensor:
     return red + 256 * green + 65536 * blue
 
 
-def clip(values: tf.Tensor, low: float, high: float) -> tf.Tensor:
+def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> tf.Tensor:
     """As tf.clip_by_value, without its checks; raw_ops.ClipByValue, in one pass, is slower than these two."""
     return tf.minimum(tf.maximum(values, low), high)
 
