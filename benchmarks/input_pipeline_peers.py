@@ -1,29 +1,40 @@
 """The sides of `input_pipeline` that run in the peers' environment (make setup-peers); nothing of the project there.
 
-Each is what its user would write: a data set of files, the transforms, a DataLoader or a loop of batches of uint8.
+Each is what its user would write: a data set of files, the transforms, a DataLoader that makes batches of uint8.
 """
 
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import input_pipeline_worker as worker
 
+FOREVER = 1 << 40
 AREA, ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 
 
-def files(folder: str) -> list[str]:
-    return [str(path) for path in sorted(pathlib.Path(folder).glob("*.jpg"))]
+def loaded(args, one: Callable) -> Iterator:
+    """Batches of `one(file name)` as PyTorch users have them made: by a DataLoader's worker process."""
+    import torch
+
+    torch.set_num_threads(1)
+    names = [str(path) for path in sorted(pathlib.Path(args.pictures).glob("*.jpg"))]
+
+    class Faces(torch.utils.data.Dataset):
+        def __len__(self):
+            return FOREVER
+
+        def __getitem__(self, i):
+            return one(names[i % len(names)])
+
+    return iter(torch.utils.data.DataLoader(Faces(), batch_size=args.batch, num_workers=1))
 
 
 def pillow(args) -> Iterator:
-    """torchvision's transforms on Pillow images, in a DataLoader without workers: one core."""
-    import torch
+    """torchvision's transforms on Pillow images."""
     from PIL import Image
     from torchvision import transforms
 
-    torch.set_num_threads(1)
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(args.image_size, scale=AREA, ratio=ASPECT),
@@ -33,17 +44,7 @@ def pillow(args) -> Iterator:
             transforms.PILToTensor(),
         ]
     )
-    names = files(args.pictures)
-
-    class Faces(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(names)
-
-        def __getitem__(self, i):
-            return transform(Image.open(names[i]).convert("RGB"))
-
-    loader = torch.utils.data.DataLoader(Faces(), batch_size=args.batch, shuffle=True, drop_last=True)
-    return itertools.chain.from_iterable(itertools.repeat(loader))
+    return loaded(args, lambda name: transform(Image.open(name).convert("RGB")))
 
 
 def albumentations(args) -> Iterator:
@@ -79,19 +80,13 @@ def albumentations(args) -> Iterator:
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.125, contrast=0.125, saturation=0.125, hue=0.05, p=1),
             A.SomeOf(operations, n=2, replace=True, p=1),
-        ],
-        seed=0,
+        ]
     )
-    names = files(args.pictures)
-    rng = np.random.default_rng(0)
 
     def one(name: str) -> np.ndarray:
         return transform(image=cv2.imdecode(np.fromfile(name, np.uint8), cv2.IMREAD_COLOR_RGB))["image"]
 
-    while True:
-        order = rng.permutation(len(names))
-        for first in range(0, len(names) - args.batch + 1, args.batch):
-            yield np.stack([one(names[i]) for i in order[first : first + args.batch]])
+    return loaded(args, one)
 
 
 if __name__ == "__main__":
