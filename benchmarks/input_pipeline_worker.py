@@ -41,12 +41,14 @@ def _cpu() -> float:
 
 
 def _settled() -> tuple[float, float]:
-    """Waits until nothing runs in this process any more; (wall, cpu) when that was so."""
-    while True:
-        wall, cpu = time.perf_counter(), _cpu()
-        time.sleep(0.1)
-        if _cpu() - cpu < 0.003:
-            return wall, cpu
+    """Waits until nothing has run in this process for a tenth of a second; (wall, cpu) of when something last did."""
+    wall, cpu = time.perf_counter(), _cpu()
+    while time.perf_counter() - wall < 0.1:
+        time.sleep(0.005)
+        now = _cpu()
+        if now - cpu > 0.001:  # more than looking takes
+            wall, cpu = time.perf_counter(), now
+    return wall, cpu
 
 
 def serve(args: argparse.Namespace, batches: Callable[[], Iterator]) -> None:

@@ -18,6 +18,7 @@ from lae_jax.data.words import (
     case,
     channels,
     clip,
+    compiled,
     fused,
     is_large,
     join,
@@ -146,18 +147,28 @@ def color_jitter(
     names = [name for name, strength in strengths.items() if strength > 0]
     if not names:
         return words
-    low = [-strengths[n] if n in ("hue", "offset") else max(0.0, 1.0 - strengths[n]) for n in names]
-    high = [strengths[n] if n in ("hue", "offset") else 1.0 + strengths[n] for n in names]
+    plain, quick = _drawing(tuple((name, float(strengths[name])) for name in names))
     draws = tf.random.stateless_uniform([len(names) + 1], seed)
-    factors = tf.constant(low) + (tf.constant(high) - tf.constant(low)) * draws[:-1]
-    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
-    number = tf.cast(draws[-1] * len(orders), tf.int32)
-    order = tf.gather(orders, number)
     if is_large(words):
-        hue_places = np.argsort(orders, axis=1).astype(np.int32)[:, names.index("hue")] if hue > 0 else None
-        hue_place = None if hue_places is None else tf.gather(hue_places, number)
-        return _chained(words, tuple(names), factors, order, hue_place)
+        return _chained(words, tuple(names), *quick(draws))
+    factors, order, _ = plain(draws)
     return to_words(_one_by_one(to_image(words), names, factors, order))
+
+
+@functools.cache
+def _drawing(strengths: tuple[tuple[str, float], ...]) -> tuple[Callable, Callable]:
+    """Plain and compiled: draws -> factors, float32 (n,); order of the steps, int32 (n,); place of hue or 0."""
+    names = [name for name, _ in strengths]
+    low = np.array([-x if name in ("hue", "offset") else max(0.0, 1.0 - x) for name, x in strengths], np.float32)
+    high = np.array([x if name in ("hue", "offset") else 1.0 + x for name, x in strengths], np.float32)
+    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
+    hue = np.argsort(orders, axis=1).astype(np.int32)[:, names.index("hue")] if "hue" in names else orders[:, 0] * 0
+
+    def draw(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        number = tf.cast(draws[-1] * len(orders), tf.int32)
+        return low + (high - low) * draws[:-1], tf.gather(orders, number), tf.gather(hue, number)
+
+    return draw, compiled(draw)
 
 
 def _one_by_one(image: tf.Tensor, names: Sequence[str], factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
@@ -186,11 +197,11 @@ def _rows(names: Sequence[str], factors: tf.Tensor) -> tf.Tensor:
 
 
 def _chained(
-    words: tf.Tensor, names: tuple[str, ...], factors: tf.Tensor, order: tf.Tensor, hue_place: tf.Tensor | None
+    words: tf.Tensor, names: tuple[str, ...], factors: tf.Tensor, order: tf.Tensor, hue: tf.Tensor
 ) -> tf.Tensor:
-    if hue_place is None:
+    if "hue" not in names:
         return _chain(names, None)(words, factors, order)
-    return case(hue_place, _chains(names, *words.shape), words, factors, order)
+    return case(hue, _chains(names, *words.shape), words, factors, order)
 
 
 @functools.lru_cache(maxsize=16)

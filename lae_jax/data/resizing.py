@@ -41,9 +41,9 @@ def _compiled(patch: tf.Tensor, size: int, canvas: int, taps: int) -> tf.Tensor:
     # On a canvas of one size for all, since a function is compiled for each shape; as rows, which are copied whole.
     height, width = tf.unstack(tf.shape(patch)[:2])
     rows = tf.pad(tf.reshape(patch, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
-    words = from_image(tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3]))
+    image = tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3])
     first, weights = _filters(size, canvas, taps)
-    lines = _down(words, tf.gather(first, height), tf.gather(weights, height))
+    lines = _down(image, tf.gather(first, height), tf.gather(weights, height))
     columns = _down_again(tf.transpose(lines), tf.gather(first, width), tf.gather(weights, width))
     return tf.transpose(columns)
 
@@ -75,8 +75,8 @@ def _weighted(words: tf.Tensor, first: tf.Tensor, weights: tf.Tensor, bits: int,
 
 
 @fused
-def _down(words: tf.Tensor, first: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    return _weighted(words, first, weights, _BITS, _MORE_BITS)
+def _down(image: tf.Tensor, first: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    return _weighted(from_image(image), first, weights, _BITS, _MORE_BITS)
 
 
 @fused
