@@ -1,62 +1,169 @@
-"""Images a second of the training pipeline on a prepared data set, whole and without parts of it.
+"""Images a second of one core: the training pipeline beside its limit in TensorFlow, Pillow and albumentations.
 
-    python -m benchmarks.input_pipeline --data data/faces --image_size 224
+    make setup-peers && python -m benchmarks.input_pipeline [--faces DIR]
 
-One thread and all cores; the parts take turns, so that a machine whose load changes does not favour one of them.
+Every side does the same work on the same JPEGs (read, decode, random patch, resize, flip, jitter, two of RandAugment's
+fourteen, batches of uint8) in a process of its own that is bound to one core. The sides take turns; a rate is images a
+second of CPU time, the median of the turns. --cores adds our pipeline on all cores, in wall time.
 """
 
 import argparse
-import time
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
 
-from lae_jax import console, runs
-from lae_jax.configs import common
-from lae_jax.data import pipeline, records, sampling
-from lae_jax.data.augment import Augmentation
+from PIL import Image
 
-BATCH, SEED = 64, 0
+from lae_jax import console, prepare, runs
+from lae_jax.data import synthetic
 
-
-def recipes(image_size: int) -> dict[str, Augmentation]:
-    full = {key: value for key, value in common.augmentation("full").items()}
-    patch = common.augmentation("flip").to_dict() | {"patch": "area"}
-    return {
-        "decode, random patch, resize, flip": Augmentation(image_size=image_size, **patch),
-        "and jitter": Augmentation(image_size=image_size, **(full | {"num_ops": 0})),
-        "and RandAugment": Augmentation(image_size=image_size, **full),
-    }
-
-
-def rates(dataset: records.Dataset, augmentation: Augmentation, threads: int, batches: int) -> tuple[float, float]:
-    """Images a second of wall time, and of CPU time."""
-    rows = dataset.rows("train")
-    stream = pipeline.train_batches(
-        dataset, rows, dataset.column("age")[rows], sampling.shuffled(len(rows), BATCH, SEED), augmentation,
-        seed=SEED, start=0, stop=batches + 3, places=pipeline.Places(BATCH, 0, BATCH), threads=threads,
-    )  # fmt: skip
-    for _ in range(3):  # until it runs
-        next(stream)
-    wall, cpu = time.perf_counter(), time.process_time()
-    images = sum(len(batch["image"]) for batch in stream)
-    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu)
+TUNED = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+PEERS = {
+    "Pillow, torchvision": ("pillow", {}),
+    "albumentations": ("albumentations", {}),
+    "albumentations, tuned malloc": ("albumentations", TUNED),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="prepared data set with a split `train`")
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--batches", type=int, default=15, help=f"of {BATCH} images, a turn")
-    parser.add_argument("--turns", type=int, default=3)
-    args = parser.parse_args()
-    dataset = records.open_dataset(args.data)
-    best: dict[tuple[str, int], list[float]] = {}
+def write_pictures(folder: pathlib.Path, faces: pathlib.Path | None, width: int, height: int, count: int) -> None:
+    """`count` JPEGs of quality 90 with halved chroma: of `faces`, else drawn, resized."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(faces.glob("*.jpg")) if faces else []
+    chosen = found[:: max(1, len(found) // count)][:count]
+    side = max(width, height)
+    for i in range(count):
+        if chosen:
+            picture = Image.open(chosen[i % len(chosen)]).convert("RGB")
+        else:
+            picture = Image.fromarray(synthetic.draw_face(i // 4, 5 + i * 83 % 80, 0, min(side, 256), i % 4)[0])
+        picture.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i:05d}.jpg", quality=90)
+
+
+def prepared(pictures: pathlib.Path, out: pathlib.Path, short_side: int) -> None:
+    """The pictures as a prepared data set that keeps their bytes."""
+    csv = out.parent / f"{out.name}.csv"
+    lines = [f"{path.resolve()},{20 + i % 50}" for i, path in enumerate(sorted(pictures.glob("*.jpg")))]
+    csv.write_text("path,age\n" + "\n".join(lines) + "\n")
+    args = [
+        "--reader",
+        "csv",
+        "--source",
+        f"train={csv}",
+        "--align",
+        "none",
+        "--size",
+        str(short_side),
+        "--out",
+        str(out),
+    ]
+    prepare.prepare(prepare.parse_args([*args, "--shards", "1", "--workers", "1"]))
+
+
+class Side:
+    """A worker process: its first line says that it is ready, then each line asked for is answered by one."""
+
+    def __init__(self, python: str, module: str, words: list[str], environment: dict[str, str]):
+        command = [python, "-m", module, *words] if module.startswith("benchmarks.") else [python, module, *words]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment
+        )
+        self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"a side ended: {' '.join(self._process.args)}\n{self._process.stderr.read()[-2000:]}")
+        return json.loads(line)
+
+    def turn(self) -> dict:
+        """images, wall and cpu (seconds) of one turn."""
+        print("turn", file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def sides(args: argparse.Namespace, pictures: pathlib.Path, data: pathlib.Path) -> dict[str, Side | None]:
+    """None for what is not installed."""
+    words = ["--pictures", str(pictures), "--data", str(data), "--image_size", str(args.image_size)]
+    words += ["--batch", str(args.batch), "--batches", str(args.batches)]
+    ours = {"limit: decode, patch, resize in TensorFlow": ["limit"], "this pipeline": ["ours"]}
+    if args.cores:
+        ours["this pipeline, all cores (wall time)"] = ["ours", "--cores"]
+    made: dict[str, Side | None] = {}
+    for name, kind in ours.items():
+        made[name] = Side(sys.executable, "benchmarks.input_pipeline_sides", [*kind, *words], {})
+    peers = str(pathlib.Path(__file__).parent / "input_pipeline_peers.py")
+    for name, (kind, environment) in PEERS.items():
+        there = pathlib.Path(args.peers).exists()
+        made[name] = Side(args.peers, peers, [kind, *words], environment) if there else None
+    return made
+
+
+def measure(args: argparse.Namespace, width: int, height: int) -> dict[str, dict | None]:
+    work = pathlib.Path(args.work) / f"{width}x{height}"
+    if not (work / "data" / "dataset.json").exists():
+        faces = pathlib.Path(args.faces) if args.faces else None
+        write_pictures(work / "pictures", faces, width, height, args.pictures)
+        prepared(work / "pictures", work / "data", min(width, height))
+    running = sides(args, work / "pictures", work / "data")
+    turns: dict[str, list[dict]] = {name: [] for name in running}
     for _ in range(args.turns):
-        for name, augmentation in recipes(args.image_size).items():
-            for threads in sorted({1, runs.cores()}):
-                found = rates(dataset, augmentation, threads, args.batches)
-                before = best.get((name, threads), [0.0, 0.0])
-                best[name, threads] = [max(pair) for pair in zip(found, before, strict=True)]
-    lines = [[name, threads, f"{wall:.0f}", f"{cpu:.0f}"] for (name, threads), (wall, cpu) in best.items()]
-    print(console.table(["", "threads", "images/s", "images/s of CPU time"], lines))
+        for name, side in running.items():
+            if side:
+                turns[name].append(side.turn())
+    result: dict[str, dict | None] = {}
+    for name, side in running.items():
+        if side:
+            side.end()
+        clock = "wall" if "wall" in name else "cpu"
+        rates = [turn["images"] / turn[clock] for turn in turns[name]]
+        result[name] = {"images_per_second": statistics.median(rates), "turns": rates} if rates else None
+    return result
+
+
+def cells(results: dict[str, dict | None]) -> list[list[str]]:
+    """Rows of the table: images a second, and by how much this pipeline is faster."""
+    ours = results["this pipeline"]["images_per_second"]
+    lines = []
+    for name, found in results.items():
+        if found is None:
+            lines.append([name, "not there: make setup-peers", ""])
+        else:
+            rate = found["images_per_second"]
+            lines.append([name, f"{rate:.0f}", f"{ours / rate:.2f}"])
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--faces", help="folder of JPEGs (default: drawn faces)")
+    add("--peers", default=".venv-peers/bin/python", help="Python of the peers' environment (make setup-peers)")
+    add("--sizes", nargs="+", default=["200x200", "500x375"], help="WIDTHxHEIGHT of the JPEGs")
+    add("--pictures", type=int, default=256)
+    add("--image_size", type=int, default=224)
+    add("--batch", type=int, default=64)
+    add("--batches", type=int, default=4, help="in a turn")
+    add("--turns", type=int, default=15)
+    add("--cores", action="store_true", help="this pipeline on all cores too")
+    add("--work", default="build/input_pipeline", help="folder for pictures and prepared data, kept for another run")
+    args = parser.parse_args(argv)
+    results = {size: measure(args, *map(int, size.split("x"))) for size in args.sizes}
+    for size, found in results.items():
+        print(
+            console.table([f"{args.image_size} px from {size}", "images/s", "this pipeline is faster by"], cells(found))
+        )
+        print()
+    machine = {"machine": platform.machine(), "cores": runs.cores(), "python": platform.python_version()}
+    print(json.dumps(machine | {"image_size": args.image_size, "results": results}))
 
 
 if __name__ == "__main__":

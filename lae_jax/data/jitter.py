@@ -18,6 +18,7 @@ from lae_jax.data.words import (
     case,
     channels,
     clip,
+    compiled,
     fused,
     is_large,
     join,
@@ -146,15 +147,28 @@ def color_jitter(
     names = [name for name, strength in strengths.items() if strength > 0]
     if not names:
         return words
-    low = [-strengths[n] if n in ("hue", "offset") else max(0.0, 1.0 - strengths[n]) for n in names]
-    high = [strengths[n] if n in ("hue", "offset") else 1.0 + strengths[n] for n in names]
+    plain, quick = _drawing(tuple((name, float(strengths[name])) for name in names))
     draws = tf.random.stateless_uniform([len(names) + 1], seed)
-    factors = tf.constant(low) + (tf.constant(high) - tf.constant(low)) * draws[:-1]
-    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
-    order = tf.gather(orders, tf.cast(draws[-1] * len(orders), tf.int32))
     if is_large(words):
-        return _chained(words, names, factors, order)
+        return _chained(words, tuple(names), *quick(draws))
+    factors, order, _ = plain(draws)
     return to_words(_one_by_one(to_image(words), names, factors, order))
+
+
+@functools.cache
+def _drawing(strengths: tuple[tuple[str, float], ...]) -> tuple[Callable, Callable]:
+    """Plain and compiled: draws -> factors, float32 (n,); order of the steps, int32 (n,); place of hue or 0."""
+    names = [name for name, _ in strengths]
+    low = np.array([-x if name in ("hue", "offset") else max(0.0, 1.0 - x) for name, x in strengths], np.float32)
+    high = np.array([x if name in ("hue", "offset") else 1.0 + x for name, x in strengths], np.float32)
+    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
+    hue = np.argsort(orders, axis=1).astype(np.int32)[:, names.index("hue")] if "hue" in names else orders[:, 0] * 0
+
+    def draw(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        number = tf.cast(draws[-1] * len(orders), tf.int32)
+        return low + (high - low) * draws[:-1], tf.gather(orders, number), tf.gather(hue, number)
+
+    return draw, compiled(draw)
 
 
 def _one_by_one(image: tf.Tensor, names: Sequence[str], factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
@@ -182,40 +196,39 @@ def _rows(names: Sequence[str], factors: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.stack(rows[name](factors[i])) for i, name in enumerate(names)])
 
 
-def _chained(words: tf.Tensor, names: Sequence[str], factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
-    rows = tf.gather(_rows(names, factors), order)
-    places = tf.argsort(order)  # of each step
-    contrast = places[names.index("contrast")] if "contrast" in names else tf.constant(-1)
+def _chained(
+    words: tf.Tensor, names: tuple[str, ...], factors: tf.Tensor, order: tf.Tensor, hue: tf.Tensor
+) -> tf.Tensor:
     if "hue" not in names:
-        return _chain(None, "contrast" in names)(words, rows, contrast)
-    chains = _chains(len(names), "contrast" in names, *words.shape)
-    return case(places[names.index("hue")], chains, words, rows, contrast)
+        return _chain(names, None)(words, factors, order)
+    return case(hue, _chains(names, *words.shape), words, factors, order)
 
 
 @functools.lru_cache(maxsize=16)
-def _chains(steps: int, with_contrast: bool, height: int, width: int) -> list[tf.types.experimental.ConcreteFunction]:
+def _chains(names: tuple[str, ...], height: int, width: int) -> list[tf.types.experimental.ConcreteFunction]:
     """The chains with hue at each place, traced for words of this size."""
-    signature = tf.TensorSpec([height, width], tf.int32), tf.TensorSpec([steps, 3]), tf.TensorSpec([], tf.int32)
+    steps = len(names)
+    signature = tf.TensorSpec([height, width], tf.int32), tf.TensorSpec([steps]), tf.TensorSpec([steps], tf.int32)
     with tf.init_scope():
-        return [
-            tf.function(_chain(hue, with_contrast), signature, autograph=False).get_concrete_function()
-            for hue in range(steps)
-        ]
+        traced = [tf.function(_chain(names, place), signature, autograph=False) for place in range(steps)]
+        return [chain.get_concrete_function() for chain in traced]
 
 
 @functools.cache
-def _chain(hue: int | None, with_contrast: bool) -> Callable:
-    """(words, rows (n, 3), place of contrast) -> words; `hue` is the place of hue."""
+def _chain(names: tuple[str, ...], hue: int | None) -> Callable:
+    """(words, factors, order) -> words. `hue` is the place of hue: a step with its own loop body."""
 
-    def chain(words: tf.Tensor, rows: tf.Tensor, contrast: tf.Tensor) -> tf.Tensor:
-        if with_contrast:
-            # The picture as contrast finds it: no step from there on. Hue by 0 and rows (1, 0, 0) change nothing.
-            place = np.arange(rows.shape[0])
-            nothing = np.array([[float(i != hue), 0, 0] for i in place], np.float32)
-            mean = tf.reduce_mean(
-                _grey(_steps(channels(words), tf.where(place[:, None] < contrast, rows, nothing), hue))
-            )
-            rows *= tf.where((place == contrast)[:, None], tf.stack([1.0, 1.0, mean]), 1.0)
+    def chain(words: tf.Tensor, factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+        rows = tf.gather(_rows(names, factors), order)
+        if "contrast" in names:
+            here = order == names.index("contrast")
+            place = tf.reduce_sum(tf.where(here, np.arange(len(names), dtype=np.int32), 0))
+            # Of the picture as contrast finds it: each branch is the steps before one of the places.
+            means = [
+                lambda n=n: tf.reduce_mean(_grey(_steps(channels(words), rows[:n], hue))) for n in range(len(names))
+            ]
+            mean = tf.switch_case(place, means)
+            rows *= tf.where(here[:, None], tf.stack([1.0, 1.0, mean]), 1.0)
         return join([level + 0.5 for level in _steps(channels(words), rows, hue)])
 
     return fused(chain)
@@ -239,16 +252,15 @@ def _turned(red: tf.Tensor, green: tf.Tensor, blue: tf.Tensor, sixths: tf.Tensor
     """Hue moved by `sixths` of a turn (-3..3), without HSV's divisions: hue is kept as a multiple of the chroma."""
     high = tf.maximum(tf.maximum(red, green), blue)
     chroma = high - tf.minimum(tf.minimum(red, green), blue)
-    hue = tf.where(
-        high == red, green - blue, tf.where(high == green, blue - red + 2.0 * chroma, red - green + 4.0 * chroma)
+    sector = tf.where(
+        high == red, green - blue, tf.where(high == green, blue - red + 2.0 * chroma, red - green - 2.0 * chroma)
     )
-    hue += sixths * chroma
-    turn = 6.0 * chroma
+    hue, half = sector + sixths * chroma, 3.0 * chroma
+    # Into -half..half, that what is to be folded below is within a turn of 0.
+    hue = tf.where(hue > half, hue - 2.0 * half, tf.where(hue < -half, hue + 2.0 * half, hue))
     turned = []
-    for start in (5.0, 3.0, 1.0):
-        # -3 to 13 times the chroma, brought into one turn.
-        angle = hue + start * chroma
-        angle = tf.where(angle < 0.0, angle + turn, tf.where(angle >= turn, angle - turn, angle))
-        angle = tf.where(angle >= turn, angle - turn, angle)
-        turned.append(high - tf.minimum(tf.maximum(tf.minimum(angle, 4.0 * chroma - angle), 0.0), chroma))
+    for centre in (0.0, 2.0, -2.0):
+        # A channel is high up to a sixth of a turn away from its own hue, low from two sixths on.
+        away = half - tf.abs(tf.abs(hue - centre * chroma) - half)
+        turned.append(high - clip(away - chroma, 0.0, chroma))
     return turned

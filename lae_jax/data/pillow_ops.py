@@ -45,7 +45,9 @@ def auto_contrast(words: tf.Tensor, value=0.0) -> tf.Tensor:
     del value
     # float64 as in Pillow's table: whether 255 * (x - low) / (high - low) is truncated to 254 hangs on its rounding.
     # The table is made outside of XLA, which rounds a product and a sum once, together.
-    low, high = tf.split(tf.cast(_extremes(tf.bitcast(words, tf.uint8)), tf.float64), 2)
+    height, width = size_of(words)
+    extremes = _extremes(tf.reshape(tf.bitcast(words, tf.uint8), [height, 4 * width]))
+    low, high = tf.split(tf.cast(extremes, tf.float64), 2)
     spread = high - low
     scale = 255.0 / tf.where(spread > 0.0, spread, tf.fill([1, 3], tf.constant(255.0, tf.float64)))
     offset = tf.where(spread > 0.0, -low * scale, tf.zeros_like(low))
@@ -54,10 +56,11 @@ def auto_contrast(words: tf.Tensor, value=0.0) -> tf.Tensor:
 
 
 @fused
-def _extremes(levels: tf.Tensor) -> tf.Tensor:
-    """uint8 (H, W, 4) -> (2, 3): the lowest and the highest level of red, green and blue."""
+def _extremes(rows: tf.Tensor) -> tf.Tensor:
+    """uint8 (H, 4W) -> (2, 3): the lowest and the highest level of red, green and blue."""
     # Down the columns first: long rows of bytes are compared 32 at a time.
-    return tf.stack([reduce(reduce(levels, axis=0), axis=0)[:3] for reduce in (tf.reduce_min, tf.reduce_max)])
+    of_columns = [tf.reshape(reduce(rows, axis=0), [-1, 4]) for reduce in (tf.reduce_min, tf.reduce_max)]
+    return tf.stack([tf.reduce_min(of_columns[0], axis=0)[:3], tf.reduce_max(of_columns[1], axis=0)[:3]])
 
 
 @on_words
@@ -126,8 +129,8 @@ def contrast(words: tf.Tensor, value) -> tf.Tensor:
 @fused
 def _contrast(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     height, width = size_of(words)
-    # In two steps: the sum of a row fits into int32.
-    total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(words), axis=1), tf.float64))
+    # In two steps: the sum of a column fits into int32.
+    total = tf.reduce_sum(tf.cast(tf.reduce_sum(_grey(words), axis=0), tf.float64))
     mean = tf.cast(tf.floor(total / tf.cast(height * width, tf.float64) + 0.5), tf.float32)
     return join([_blend(mean, levels, value) for levels in channels(words)])
 

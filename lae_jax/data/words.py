@@ -32,20 +32,30 @@ def is_large(picture: tf.Tensor) -> bool:
     return (picture.shape[:2].num_elements() or 0) >= COMPILED_PIXELS
 
 
-def fused(function: Callable) -> Callable:
-    """`function` of tensors, the first one a picture, compiled where that is large; else as it is."""
+def compiled(function: Callable) -> Callable:
+    """`function` of tensors of known shapes, compiled by XLA: once for each of their shapes."""
 
     @functools.lru_cache(maxsize=64)
-    def compiled(*specs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
+    def traced(*specs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
         with tf.init_scope():
             return tf.function(function, specs, autograph=False, jit_compile=True).get_concrete_function()
 
     @functools.wraps(function)
-    def call(*args) -> tf.Tensor:
+    def call(*args):
         tensors = [tf.convert_to_tensor(arg) for arg in args]
-        if not is_large(tensors[0]):
-            return function(*tensors)
-        return compiled(*(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors))(*tensors)
+        return traced(*(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors))(*tensors)
+
+    return call
+
+
+def fused(function: Callable) -> Callable:
+    """`function` of tensors, the first one a picture, compiled where that is large; else as it is."""
+    quick = compiled(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        tensors = [tf.convert_to_tensor(arg) for arg in args]
+        return (quick if is_large(tensors[0]) else function)(*tensors)
 
     return call
 
@@ -93,7 +103,7 @@ def join(levels: Sequence[tf.Tensor]) -> tf.Tensor:
     return red + 256 * green + 65536 * blue
 
 
-def clip(values: tf.Tensor, low: float, high: float) -> tf.Tensor:
+def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> tf.Tensor:
     """As tf.clip_by_value, without its checks; raw_ops.ClipByValue, in one pass, is slower than these two."""
     return tf.minimum(tf.maximum(values, low), high)
 

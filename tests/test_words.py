@@ -1,0 +1,68 @@
+"""Large pictures go through compiled functions: the same pixels as step after step, and as Pillow's resizing."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pictures import photograph
+from PIL import Image
+
+from lae_jax.data import augment, jitter, resizing, words
+
+LARGE = 112
+
+
+def test_words_hold_an_image():
+    for shape in ((5, 7), (LARGE, LARGE)):
+        image = photograph(*shape, 1)
+        packed = words.from_image(tf.constant(image))
+        assert packed.dtype == tf.int32 and packed[2, 3] == int(image[2, 3] @ np.array([1, 256, 65536]))
+        np.testing.assert_array_equal(words.to_image(packed), image)
+
+
+@pytest.mark.parametrize("names", [("brightness", "contrast", "saturation", "hue"), ("contrast", "offset"), ("hue",)])
+def test_the_compiled_jitter_is_the_steps_one_after_the_other(names):
+    rng = np.random.default_rng(0)
+    low = {"hue": -0.5, "offset": -40}
+    for number, order in enumerate(itertools.permutations(range(len(names)))):
+        image = photograph(LARGE, LARGE, number)
+        factors = np.array([rng.uniform(low.get(n, 0.4), {"hue": 0.5, "offset": 40}.get(n, 1.6)) for n in names])
+        drawn = [tf.constant(factors, tf.float32), tf.constant(order)]
+        hue = tf.constant(order.index(names.index("hue")) if "hue" in names else 0)
+        expected = jitter._one_by_one(tf.constant(image), names, *drawn)
+        got = words.to_image(jitter._chained(words.from_image(tf.constant(image)), names, *drawn, hue))
+        difference = np.abs(np.asarray(got, int) - np.asarray(expected, int))
+        # Half a level may be rounded up here and down there.
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3, order
+
+
+def test_jitter_draws_for_large_images_as_for_small_ones():
+    plain, quick = jitter._drawing((("brightness", 0.2), ("hue", 0.05), ("offset", 9.0)))
+    for seed in range(20):
+        draws = tf.random.stateless_uniform([4], [seed, 1])
+        for one, other in zip(plain(draws), quick(draws), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 90), (70, 80), (112, 112), (113, 40), (160, 168), (90, 200), (224, 224), (225, 100)]
+)
+def test_a_patch_of_any_size_is_resized_as_pillow_does_it(shape):
+    for seed in range(2):
+        patch = photograph(*shape, seed)
+        patch[: 20 * seed, ::2] = 255  # edges
+        expected = Image.fromarray(patch).resize((LARGE, LARGE), Image.Resampling.BILINEAR)
+        got = words.to_image(resizing.resized(tf.constant(patch), LARGE))
+        assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_large_images_are_functions_of_their_seed_in_every_mode():
+    recipe = augment.Augmentation(image_size=LARGE)
+    encoded = [tf.io.encode_jpeg(photograph(100 + 10 * i, 140, i)).numpy() for i in range(12)]
+    seeds = np.stack([np.arange(12), np.full(12, 3)], 1).astype(np.int32)
+    eager = [recipe.train(tf.constant(e), tf.constant(s)).numpy() for e, s in zip(encoded, seeds, strict=True)]
+    for threads in (1, 4):
+        data = tf.data.Dataset.from_tensor_slices((encoded, seeds)).map(recipe.train, threads, deterministic=True)
+        np.testing.assert_array_equal(list(data.as_numpy_iterator()), eager)
+    assert len({image.tobytes() for image in eager}) == 12
