@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from lae_jax import checkpoints, compiled, console, models, prepare, runs, steps, tracing, train, watch
+from lae_jax import checkpoints, compiled, console, cpu, models, prepare, runs, steps, tracing, train, watch
 from lae_jax.configs import represent
 from lae_jax.plan import make_plan
 
@@ -115,7 +115,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
         "devices": jax.device_count(),
         "jax": jax.__version__,
         "images_per_second": {name: args.batch_size / wall for name, (wall, _) in medians.items()},
-        "cpu_seconds_per_step": {name: cpu for name, (_, cpu) in medians.items()},
+        "cpu_seconds_per_step": {name: own for name, (_, own) in medians.items()},
         "ratio": medians["step"][0] / medians["loop"][0],
         "ratio_of_cpu_time": medians["step"][1] / medians["loop"][1],
         "seconds_per_step": {name: [wall for wall, _ in found] for name, found in seconds.items()},
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
     compiled.keep()
+    cpu.prepare()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))
     print(json.dumps(found))

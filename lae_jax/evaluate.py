@@ -113,9 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     folders.require_run(args.run)
     if args.data:
         folders.require_dataset(args.data)
-    from lae_jax import compiled, parallel
+    from lae_jax import compiled, cpu, parallel
 
     compiled.keep()
+    cpu.prepare()
     if args.devices:
         parallel.simulate_devices(args.devices)
     report, folder = evaluate(args)

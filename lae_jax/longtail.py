@@ -132,11 +132,12 @@ def main(argv: list[str] | None = None) -> None:
         folders.require_run(run, "python -m lae_jax.main --config configs/represent.py")
     for run in args.like:
         folders.require_run(run)
-    from lae_jax import compiled, parallel
+    from lae_jax import compiled, cpu, parallel
 
     if args.devices:
         parallel.simulate_devices(args.devices)
     compiled.keep()
+    cpu.prepare()
     report = bench(args)
     print(tell(args, report))
     print(f"{args.out}/: table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json")

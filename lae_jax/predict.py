@@ -162,11 +162,12 @@ def main(argv: list[str] | None = None) -> None:
     if not exported.is_export(args.run):
         folders.require_run(args.run)
     total = count(args)
-    from lae_jax import compiled, parallel
+    from lae_jax import compiled, cpu, parallel
 
     if args.devices:
         parallel.simulate_devices(args.devices)
     compiled.keep()
+    cpu.prepare()
     estimator = AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.data else run)(args, estimator, total)
 
