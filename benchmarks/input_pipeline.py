@@ -48,19 +48,8 @@ def prepared(pictures: pathlib.Path, out: pathlib.Path, short_side: int) -> None
     csv = out.parent / f"{out.name}.csv"
     lines = [f"{path.resolve()},{20 + i % 50}" for i, path in enumerate(sorted(pictures.glob("*.jpg")))]
     csv.write_text("path,age\n" + "\n".join(lines) + "\n")
-    args = [
-        "--reader",
-        "csv",
-        "--source",
-        f"train={csv}",
-        "--align",
-        "none",
-        "--size",
-        str(short_side),
-        "--out",
-        str(out),
-    ]
-    prepare.prepare(prepare.parse_args([*args, "--shards", "1", "--workers", "1"]))
+    args = f"--reader csv --align none --size {short_side} --shards 1 --workers 1".split()
+    prepare.prepare(prepare.parse_args([*args, "--source", f"train={csv}", "--out", str(out)]))
 
 
 class Side:
@@ -86,8 +75,7 @@ class Side:
         return self._answer()
 
     def end(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def sides(args: argparse.Namespace, pictures: pathlib.Path, data: pathlib.Path) -> dict[str, Side | None]:
