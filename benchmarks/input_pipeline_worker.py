@@ -43,11 +43,13 @@ def _cpu() -> float:
 def _settled() -> tuple[float, float]:
     """Waits until nothing has run in this process for a tenth of a second; (wall, cpu) of when something last did."""
     wall, cpu = time.perf_counter(), _cpu()
+    before = cpu
     while time.perf_counter() - wall < 0.1:
         time.sleep(0.005)
         now = _cpu()
-        if now - cpu > 0.001:  # more than looking takes
+        if now - before > 0.001:  # more than looking takes
             wall, cpu = time.perf_counter(), now
+        before = now
     return wall, cpu
 
 
