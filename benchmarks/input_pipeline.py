@@ -26,6 +26,7 @@ PEERS = {
     "Pillow, torchvision": ("pillow", {}),
     "albumentations": ("albumentations", {}),
     "albumentations, tuned malloc": ("albumentations", TUNED),
+    "albumentations, INTER_AREA": ("albumentations_filtered", {}),
 }
 
 

@@ -3,6 +3,7 @@
 Each is what its user would write: a data set of files, the transforms, a DataLoader that makes batches of uint8.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -47,14 +48,15 @@ def pillow(args) -> Iterator:
     return loaded(args, lambda name: transform(Image.open(name).convert("RGB")))
 
 
-def albumentations(args) -> Iterator:
-    """The same list of operations; OpenCV reads the files."""
+def albumentations(args, filtered: bool = False) -> Iterator:
+    """The same list of operations; OpenCV reads the files. filtered: against aliasing, as Pillow and we resize."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
     import albumentations as A
     import cv2
     import numpy as np
 
     cv2.setNumThreads(1)
+    how = cv2.INTER_AREA if filtered else cv2.INTER_LINEAR
     pixels = int(150 / 331 * 0.3 * args.image_size)
     nearest = {"interpolation": cv2.INTER_NEAREST, "p": 1}
     # RandAugment's fourteen at level 9 of 31; a range stands for the sign.
@@ -76,7 +78,7 @@ def albumentations(args) -> Iterator:
     ]
     transform = A.Compose(
         [
-            A.RandomResizedCrop(size=(args.image_size, args.image_size), scale=AREA, ratio=ASPECT),
+            A.RandomResizedCrop(size=(args.image_size, args.image_size), scale=AREA, ratio=ASPECT, interpolation=how),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.125, contrast=0.125, saturation=0.125, hue=0.05, p=1),
             A.SomeOf(operations, n=2, replace=True, p=1),
@@ -89,7 +91,13 @@ def albumentations(args) -> Iterator:
     return loaded(args, one)
 
 
+SIDES = {
+    "pillow": pillow,
+    "albumentations": albumentations,
+    "albumentations_filtered": functools.partial(albumentations, filtered=True),
+}
+
 if __name__ == "__main__":
-    arguments = worker.arguments(["pillow", "albumentations"])
+    arguments = worker.arguments([*SIDES])
     worker.bind(arguments)
-    worker.serve(arguments, lambda: {"pillow": pillow, "albumentations": albumentations}[arguments.kind](arguments))
+    worker.serve(arguments, lambda: SIDES[arguments.kind](arguments))
