@@ -38,7 +38,7 @@ def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints
     tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
     state = plan.par.place(steps.create_state(variables, tx))
     trace = tracing.Trace(plan.workdir, None, 0, plan.total_steps)
-    return train._Loop(plan, module, tx, saved, watch.Signals(), trace), state
+    return train._Loop(plan, module, tx, saved, watch.Signals(), None, trace), state
 
 
 class Clock:
