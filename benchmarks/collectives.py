@@ -76,7 +76,7 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
         "target": jax.ShapeDtypeStruct((2 * device_count,), jnp.float32),
     }
     par = parallel.Parallel(tuple(jax.local_devices()[:device_count]))
-    return jax.jit(par.map_train(step)).lower(state, batch).compile().as_text(), state
+    return par.lower_train(step, state, batch).compile().as_text(), state
 
 
 def exchange(hlo: str, state: steps.TrainState, trains: tuple[str, ...]) -> Exchange:

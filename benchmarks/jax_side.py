@@ -5,6 +5,7 @@ Runs without TensorFlow, TFDS, ml_collections and clu.
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.extend
@@ -67,8 +68,8 @@ def make_batch(case: dict) -> dict[str, np.ndarray]:
     }
 
 
-def program(case: dict, convolutions: str = "auto"):
-    """(compile-able function, its arguments) of a case, on one device: `function(*arguments)` is a step."""
+def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.stages.Lowered], tuple]:
+    """What lowers a step, to be compiled with `options(case)`, on one device, and the arguments of the step."""
     par = parallel.Parallel(tuple(jax.local_devices()[:1]))
     model = make_model(case, convolutions)
     variables = models.initialise(model, case["image_size"], seed=0)
@@ -76,14 +77,19 @@ def program(case: dict, convolutions: str = "auto"):
     batch = par.place(make_batch(case))
     if case["mode"] == "inference":
         step = functools.partial(steps.forward_step, output=losses.expected_age, flip=False, **constants)
-        return jax.jit(par.map_forward(step)), (par.place(variables), batch["image"])
+        arguments = par.place(variables), batch["image"]
+        return functools.partial(jax.jit(par.map_forward(step)).lower, *arguments), arguments
     stage = stages.get(STAGES[case["mode"]])
     tx = optim.trainable(optim.sgd(0.01), variables["params"], stage.trains)
     state = par.place(steps.create_state(variables, tx))
     step = functools.partial(
         steps.train_step, loss=stage.loss, handed=HANDED, tx=tx, trains=stage.trains, seed=0, **constants
     )
-    return jax.jit(par.map_train(step), donate_argnums=0), (state, batch)
+    return functools.partial(par.lower_train, step, state, batch), (state, par.shard(batch))
+
+
+def options(case: dict) -> dict:
+    return {} if case["mode"] == "inference" else cpu.train_options()
 
 
 class Ours:
@@ -104,10 +110,9 @@ class Ours:
 
     def _compile(self, case: dict) -> dict:
         step_variants.apply(case["variant"])
-        function, arguments = program(case)
+        lower, arguments = program(case)
         start = time.perf_counter()
-        lowered = function.lower(*arguments)
-        self._step = lowered.compile()
+        self._step = lower().compile(options(case))
         compile_seconds = time.perf_counter() - start
         self._trains, self._arguments = case["mode"] != "inference", arguments
         del arguments

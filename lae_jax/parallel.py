@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lae_jax import cpu
 from lae_jax.errors import InputError
 
 AXIS = "batch"
@@ -86,10 +87,25 @@ class Parallel:
         devices = self.devices if jax.process_count() == 1 else None
         return jax.pmap(function, axis_name=AXIS, devices=devices, **axes)
 
-    def map_train(self, step: Callable) -> Callable:
-        """(state, batch) -> (state, metrics) over the devices; the state is donated."""
+    def lower_train(self, step: Callable, state, batch) -> jax.stages.Lowered:
+        """What `map_train` compiles for arrays like these, of which the shapes count."""
         mapped = self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
-        return lambda state, batch: mapped(state, self.shard(batch))
+        return mapped.lower(state, jax.eval_shape(self.shard, batch))
+
+    def map_train(self, step: Callable) -> Callable:
+        """(state, batch) -> (state, metrics) over the devices; the state is donated.
+
+        Compiles at the first call; the later ones must have arrays of the same shapes.
+        """
+        program = None
+
+        def mapped(state, batch):
+            nonlocal program
+            if program is None:
+                program = self.lower_train(step, state, batch).compile(cpu.train_options())
+            return program(state, self.shard(batch))
+
+        return mapped
 
     def map_forward(self, function: Callable) -> Callable:
         """(variables, images of this host) -> the outputs' shards; `collect` makes one array of them."""

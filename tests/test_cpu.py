@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import pytest
 from conftest import ROOT
@@ -90,3 +91,16 @@ print(tf.function(lambda x: x + 1, jit_compile=True)(1).numpy())
         [sys.executable, "-c", code], cwd=ROOT, env=env, timeout=120, capture_output=True, text=True
     )
     assert result.stdout.split() == ["2", "2"], result.stderr
+
+
+def test_xla_knows_the_options_of_train_steps():
+    assert cpu.train_options()
+    jax.jit(jnp.sin).lower(1.0).compile(cpu.train_options())
+
+
+def test_options_are_for_known_versions_on_cpus_alone(monkeypatch):
+    monkeypatch.setattr(cpu.importlib.metadata, "version", lambda name: "0.99.0")
+    assert not cpu.train_options()
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not cpu.train_options()
