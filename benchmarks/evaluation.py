@@ -13,11 +13,16 @@ import argparse
 import json
 import time
 
+from lae_jax import cpu
+
+if __name__ == "__main__":
+    cpu.prepare()  # as `lae_jax.evaluate` does, before the imports that start threads
+
 import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, compiled, console, cpu, distributions, inputs, models, parallel, runs, stages
+from lae_jax import checkpoints, compiled, console, distributions, inputs, models, parallel, runs, stages
 from lae_jax import estimator as estimators
 from lae_jax.configs import represent
 from lae_jax.data import pipeline, records
@@ -141,7 +146,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
     compiled.keep()
-    cpu.prepare()
     found = measure(args)
     print(json.dumps(found))
     rows = [[name, f"{wall:.0f}", f"{own:.0f}"] for name, (wall, own) in found["images_per_second"].items()]

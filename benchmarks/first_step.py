@@ -44,11 +44,13 @@ def child(args: argparse.Namespace) -> None:
 
     import jax
 
-    from lae_jax import compiled, cpu, parallel, steps, train
+    from lae_jax import compiled, cpu
 
-    mark("Python, imports")
     compiled.keep()
     cpu.prepare()
+    from lae_jax import parallel, steps, train
+
+    mark("Python, imports")
     marked(train, "make_plan", "plan, data set")
     marked(steps, "create_state", "initial values")
     marked(parallel.Parallel, "place", "state on the devices")

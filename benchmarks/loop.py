@@ -16,10 +16,15 @@ import pathlib
 import tempfile
 import time
 
+from lae_jax import cpu
+
+if __name__ == "__main__":
+    cpu.prepare()  # as `lae_jax.main` does, before the imports that start threads
+
 import jax
 import numpy as np
 
-from lae_jax import checkpoints, compiled, console, cpu, models, prepare, runs, steps, tracing, train, watch
+from lae_jax import checkpoints, compiled, console, models, prepare, runs, steps, tracing, train, watch
 from lae_jax.configs import represent
 from lae_jax.plan import make_plan
 
@@ -133,7 +138,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
     compiled.keep()
-    cpu.prepare()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))
     print(json.dumps(found))

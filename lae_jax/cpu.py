@@ -45,8 +45,8 @@ def keep_freed() -> bool:
 
     XLA asks for the buffers of every step anew, hundreds of MB at once; glibc takes them from the system and gives them
     back, and the page faults were a third of a step's CPU time: without them it is 0.65 and 0.85 of what it was (250 ms
-    for 385, 814 for 955). It takes a single arena, because the others give back what is empty, and threads keep the
-    arena that they have, so it must come before JAX's threads.
+    for 385, 814 for 955). It takes a single arena, because the others give back what is empty. JAX's threads share
+    those that exist already, so it must come before the first one: pyarrow starts a thread when it is imported.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is None:

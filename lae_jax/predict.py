@@ -17,7 +17,12 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from lae_jax import console, folders, predictions
+from lae_jax import console, cpu, folders
+
+if __name__ == "__main__":
+    cpu.prepare()  # before the imports that start threads
+
+from lae_jax import predictions
 from lae_jax.data import source
 from lae_jax.errors import InputError, NothingPredicted
 from lae_jax.estimator import AgeEstimator
@@ -162,12 +167,11 @@ def main(argv: list[str] | None = None) -> None:
     if not exported.is_export(args.run):
         folders.require_run(args.run)
     total = count(args)
-    from lae_jax import compiled, cpu, parallel
+    from lae_jax import compiled, parallel
 
     if args.devices:
         parallel.simulate_devices(args.devices)
     compiled.keep()
-    cpu.prepare()
     estimator = AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.data else run)(args, estimator, total)
 

@@ -14,7 +14,12 @@ import logging
 import math
 import pathlib
 
-from lae_jax import console, predictions
+from lae_jax import console, cpu
+
+if __name__ == "__main__":
+    cpu.prepare()  # before the imports that start threads
+
+from lae_jax import predictions
 from lae_jax.data import images
 from lae_jax.errors import InputError
 from lae_jax.estimator import AgeEstimator
@@ -136,12 +141,11 @@ def main(argv: list[str] | None = None) -> None:
         from lae_jax.serving import app, listen  # noqa: F401  (app: of application_of)
     except ImportError as error:
         raise InputError(f"{error.name} is missing: install the extra with pip install -e .[serve]") from error
-    from lae_jax import compiled, cpu, parallel
+    from lae_jax import compiled, parallel
 
     if args.devices:
         parallel.simulate_devices(args.devices)
     compiled.keep()
-    cpu.prepare()
     # First, since a port that is taken is told at once, and loading takes a while.
     with listen.bind(args.host, args.port) as listening:
         application = application_of(args, AgeEstimator.from_run(args.run, args.step, args.flip))

@@ -53,6 +53,26 @@ def test_accelerators_are_foreseen_without_asking_for_devices(platforms, plugin,
         jax.config.update("jax_platforms", before)
 
 
+STARTS = """
+import runpy, sys
+from lae_jax import cpu
+def note():
+    print("late" if "pyarrow" in sys.modules else "early")
+    raise SystemExit
+cpu.prepare = note
+sys.argv[0] = "door"
+runpy.run_module("lae_jax." + sys.argv.pop(1), run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("words", [["predict"], ["serve"], ["main", "--config", "configs/represent.py"]])
+def test_memory_is_arranged_before_the_imports_that_start_threads(words, drawn):
+    of_main = [f"--config.data.path={drawn}"] if "main" in words else []
+    command = [sys.executable, "-c", STARTS, *words, *of_main]
+    result = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert result.stdout == "early\n", result.stderr
+
+
 def test_a_flag_is_set_where_all_know_it_and_once(monkeypatch):
     versions = {"jaxlib": "0.11.2", "tensorflow": "2.21.0"}
 
