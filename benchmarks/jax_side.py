@@ -89,7 +89,7 @@ def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.st
 
 
 def options(case: dict) -> dict:
-    return {} if case["mode"] == "inference" else cpu.train_options()
+    return {} if case["mode"] == "inference" else cpu.train_options(stages.get(STAGES[case["mode"]]).trains)
 
 
 class Ours:

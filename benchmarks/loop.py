@@ -4,8 +4,8 @@
     python -m benchmarks.loop --model efficientnet_v2_m --image_size 224 --batch_size 256 --dtype bfloat16 --steps 40
 
 The loop is `lae_jax.train`'s own, with journal, TensorBoard, progress line, watchdog and a checkpoint at its end; the
-batches come from a list. Both sides take turns with one compiled step. Times are of the steps between the first few of
-a turn and its last, so a checkpoint does not count. On a loaded machine the CPU time of the process tells more.
+batches come from a list. Both sides take turns with one compiled step. The first few steps of a turn do not count, nor
+does the checkpoint at its end. On a loaded machine the CPU time of the process tells more.
 """
 
 import argparse
@@ -57,9 +57,9 @@ class Clock:
             self.asked.append(now())
             yield batch
 
-    def seconds(self, end: np.ndarray) -> np.ndarray:
-        """A step, from step WARM_UP on; the steps before a request but one are done by then."""
-        return (end - self.asked[WARM_UP]) / (self.count - WARM_UP)
+    def seconds(self) -> np.ndarray:
+        """A step, of those between two requests: at each of them all steps but the last that was asked for are done."""
+        return (self.asked[-1] - self.asked[WARM_UP]) / (self.count - 1 - WARM_UP)
 
 
 def now() -> np.ndarray:
@@ -72,20 +72,18 @@ def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int)
         loop.plan, total_steps=(turn + 1) * clock.count, eval_steps=(turn + 1) * clock.count
     )
     loop.batches = lambda start: iter(clock)
-    ended = []
-    evaluate, loop.evaluate = loop.evaluate, lambda state: ended.append(now())
     loop.run(state)
-    loop.evaluate = evaluate
-    return clock.seconds(ended[0])
+    return clock.seconds()
 
 
-def of_step(loop: train._Loop, state: steps.TrainState, clock: Clock) -> np.ndarray:
-    for number, batch in enumerate(clock):
-        state, metrics = loop.step(state, batch)
-        if number == WARM_UP - 1:
+def of_step(loop: train._Loop, state: steps.TrainState, batches: list[dict], count: int) -> np.ndarray:
+    for number in range(count):
+        if number == WARM_UP:
             jax.block_until_ready(state)
+            start = now()
+        state, metrics = loop.step(state, batches[number % len(batches)])
     jax.block_until_ready((state, metrics))
-    return clock.seconds(now())
+    return (now() - start) / (count - WARM_UP)
 
 
 def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
@@ -108,7 +106,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
         for turn in range(args.turns):
             at = first.replace(step=np.int32(turn * args.steps))
             sides = [
-                ("step", lambda state=at: of_step(loop, loop.plan.par.place(state), Clock(batches, args.steps))),
+                ("step", lambda state=at: of_step(loop, loop.plan.par.place(state), batches, args.steps)),
                 ("loop", lambda s=at, t=turn: of_loop(loop, loop.plan.par.place(s), Clock(batches, args.steps), t)),
             ]
             for name, side in sides[:: 1 if turn % 2 else -1]:

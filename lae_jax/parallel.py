@@ -7,14 +7,13 @@ The state keeps its natural shapes, a copy on each device; batches are split alo
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lae_jax import cpu
 from lae_jax.errors import InputError
 
 AXIS = "batch"
@@ -92,7 +91,7 @@ class Parallel:
         mapped = self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
         return mapped.lower(state, jax.eval_shape(self.shard, batch))
 
-    def map_train(self, step: Callable) -> Callable:
+    def map_train(self, step: Callable, compiler_options: Mapping | None = None) -> Callable:
         """(state, batch) -> (state, metrics) over the devices; the state is donated.
 
         Compiles at the first call; the later ones must have arrays of the same shapes.
@@ -102,7 +101,7 @@ class Parallel:
         def mapped(state, batch):
             nonlocal program
             if program is None:
-                program = self.lower_train(step, state, batch).compile(cpu.train_options())
+                program = self.lower_train(step, state, batch).compile(compiler_options)
             return program(state, self.shard(batch))
 
         return mapped

@@ -11,7 +11,21 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import checkpoints, console, files, inputs, lock, models, parallel, runs, stages, steps, tracing, watch
+from lae_jax import (
+    checkpoints,
+    console,
+    cpu,
+    files,
+    inputs,
+    lock,
+    models,
+    parallel,
+    runs,
+    stages,
+    steps,
+    tracing,
+    watch,
+)
 from lae_jax.checkpoints import Checkpoints
 from lae_jax.data import pipeline
 from lae_jax.errors import Diverged, InputError, Preempted
@@ -131,7 +145,8 @@ class _Loop:
                 calibration=calibration,
                 mix=plan.stage.mix,
                 accumulate=config.accumulate,
-            )
+            ),
+            cpu.train_options(plan.stage.trains),
         )
         self.forward = runs.forward(config, plan.stage, module, plan.par)
         self.any_host = plan.par.map_any()

@@ -114,13 +114,15 @@ print(tf.function(lambda x: x + 1, jit_compile=True)(1).numpy())
 
 
 def test_xla_knows_the_options_of_train_steps():
-    assert cpu.train_options()
-    jax.jit(jnp.sin).lower(1.0).compile(cpu.train_options())
+    options = cpu.train_options(("backbone", "head"))
+    assert options
+    jax.jit(jnp.sin).lower(1.0).compile(options)
 
 
-def test_options_are_for_known_versions_on_cpus_alone(monkeypatch):
+def test_options_are_for_backbones_and_known_versions_on_cpus_alone(monkeypatch):
+    assert not cpu.train_options(("head",))
     monkeypatch.setattr(cpu.importlib.metadata, "version", lambda name: "0.99.0")
-    assert not cpu.train_options()
+    assert not cpu.train_options(("backbone",))
     monkeypatch.undo()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not cpu.train_options()
+    assert not cpu.train_options(("backbone",))
