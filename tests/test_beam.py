@@ -123,11 +123,14 @@ def test_a_bucket_gets_the_same_data_set_and_keeps_its_complete_shards(source, t
 
 @needs_beam
 def test_where_no_image_can_be_used_nothing_of_ours_is_left_in_the_bucket(source, tmp_path, bucket):
-    (bucket / "a").mkdir(parents=True)
-    (bucket / "a" / "notes.txt").write_text("mine")
+    (bucket / "b").mkdir(parents=True)
+    (bucket / "b" / "notes.txt").write_text("mine")
+    words = [*source, "--images", tmp_path, "--beam-runner", "DirectRunner"]
     with pytest.raises(InputError, match="none of .* images can be used"):
-        run("bucket://faces/a", *source, "--images", tmp_path, "--beam-runner", "DirectRunner")
-    assert content(bucket) == {"a/notes.txt": b"mine"}
+        run("bucket://faces/a", *words)
+    with pytest.raises(InputError, match=r"other files \(notes.txt\): name a new or an empty folder"):
+        run("bucket://faces/b", *words)
+    assert content(bucket) == {"b/notes.txt": b"mine"}
 
 
 @needs_beam
@@ -137,8 +140,10 @@ def test_faces_are_found_on_beam_as_in_the_plain_way(tmp_path):
     photograph = Image.fromarray(data.astronaut())
     for i, side in enumerate((300, 240, 200)):
         photograph.resize((side, side)).save(tmp_path / f"{i}.jpg")
-    (tmp_path / "faces.csv").write_text("path,age\n0.jpg,40\n1.jpg,41\n2.jpg,42\n")
-    words = ["--reader", "csv", "--source", tmp_path / "faces.csv", "--size", "64", "--split", "2:1", "--shards", 2]
+    (tmp_path / "train.csv").write_text("path,age\n0.jpg,40\n1.jpg,41\n")
+    (tmp_path / "validation.csv").write_text("path,age\n2.jpg,42\n")
+    sources = [word for name in ("train", "validation") for word in ("--source", f"{name}={tmp_path / name}.csv")]
+    words = ["--reader", "csv", *sources, "--size", "64", "--shards", 2]
     run(tmp_path / "plain", *words)
     run(tmp_path / "beam", *words, "--beam-runner", "DirectRunner")
     assert content(tmp_path / "beam") == content(tmp_path / "plain")
