@@ -59,6 +59,7 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     drawn, axis = figure()
     axis.bar(np.arange(top + 1), images, width=1.0, color=BARS, linewidth=0)
     axis.set(xlabel="age, years", ylabel=f"images in {training['split']} (bars)", xlim=(-0.5, top + 0.5))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
     over.plot(np.arange(top + 1), error, ".-", color=LINE, markersize=4, linewidth=1)
@@ -122,7 +123,15 @@ def density(evaluation: Evaluation) -> Picture:
     colours = LinearSegmentedColormap.from_list("density", [(*_rgb(RUNS[0]), 0.25), (*_rgb(RUNS[0]), 1.0)])
     x, y = np.nonzero(cells)
     shown = axis.scatter(
-        edges[x] + _CELL / 2, edges[y] + _CELL / 2, c=cells[x, y], s=38, marker="s", cmap=colours, linewidth=0
+        edges[x] + _CELL / 2,
+        edges[y] + _CELL / 2,
+        c=cells[x, y],
+        s=38,
+        marker="s",
+        cmap=colours,
+        linewidth=0,
+        vmin=0,
+        vmax=cells.max(),
     )
     classes = metrics.age_class(ages)
     present = np.unique(classes)
@@ -232,6 +241,7 @@ def loss(lines: Sequence[dict]) -> Picture | None:
     drawn, axis = figure()
     axis.plot(steps, losses, color=RUNS[0], linewidth=1.2)
     axis.set(xlabel="step", ylabel="training loss", ylim=(0, 1.05 * max(np.quantile(losses, 0.98), 1e-9)))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
     over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":")
@@ -269,6 +279,7 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
     if kept is not None:
         axis.axvline(kept, color=MUTED, linewidth=1, linestyle="--", label="kept")
     axis.set(xlabel="step", ylim=(0, None), ylabel="on the validation split")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn.legend(loc="outside upper left", ncols=2)
     finding = "; ".join(told) + ("" if kept is None else f"; step {kept} was kept") + "."
     rows = [(line["step"], *(line.get(name) if line.get(name) is not None else "" for name in names)) for line in found]
