@@ -239,12 +239,13 @@ def loss(lines: Sequence[dict]) -> Picture | None:
         return None
     steps, losses, rates = (np.array([line[name] for line in train]) for name in ("step", "loss", "rate"))
     drawn, axis = figure()
-    axis.plot(steps, losses, color=RUNS[0], linewidth=1.2)
+    style = {"marker": "." if len(steps) < 20 else ""}  # a single one is no line
+    axis.plot(steps, losses, color=RUNS[0], linewidth=1.2, **style)
     axis.set(xlabel="step", ylabel="training loss", ylim=(0, 1.05 * max(np.quantile(losses, 0.98), 1e-9)))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
-    over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":")
+    over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":", **style)
     over.set_ylabel("rate (dotted)", color=MUTED)
     over.set_ylim(0, None)
     tail = losses[-max(1, len(losses) // 10) :].mean()
