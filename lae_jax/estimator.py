@@ -147,6 +147,11 @@ class AgeEstimator:
         """Of the model's outputs (N, ...): (N,) float64 years, taken before the temperature."""
         return np.asarray(outputs[:, 0], np.float64) if self.exported else distributions.expected_ages(outputs)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the run's distributions were fitted to its validation split (`lae_jax.evaluate --calibrate`)."""
+        return self.temperature != 1.0
+
     def calibrated(self, outputs: np.ndarray) -> np.ndarray:
         """Of the model's outputs (N, ...): the distributions (N, 101) at its temperature, float64."""
         if self.exported:

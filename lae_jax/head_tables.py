@@ -18,6 +18,9 @@ AIMS = {"lowest MAE": ("mae", min), "lowest sigma": ("sigma", min), "highest AAR
 _SCORES = ("mae", "sigma", "aar_2021", "aar_2022", "mmae", "cs5")
 _TITLES = ("MAE", "sigma", "AAR 2021", "AAR 2022", "mMAE", "CS@5")
 REFERENCE = "lae"
+# Column of table.csv -> score, of the differences to the reference.
+DIFFERENCES = {f"mae_minus_{REFERENCE}": "mae", f"sigma_minus_{REFERENCE}": "sigma"}
+_UNKNOWN = (math.nan, math.nan)
 
 
 def best_of_each(tries: Sequence[Try]) -> list[Try]:
@@ -154,17 +157,25 @@ def _table(tries: Sequence[Try], split: str) -> tables.Table:
 
 def csv_of(tries: Sequence[Try]) -> str:
     """Every number of every try: a line a split and one of what is expected; means and spreads; empty where
-    undefined."""
+    undefined. Where one of the tries is LAE also the differences to it and half of their intervals."""
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
     groups = [f"mae_{group}" for group in metrics.GROUPS]
+    references = [one for one in tries if one.method.name == REFERENCE]
+    differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if len(references) == 1 else []
     rows = []
     for one in tries:
         for split in (VALIDATION, EXPECTED, TEST):
             pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
             setting = f"{one.setting:g}" if one.method.setting else ""
             row = [one.method.name, setting, f"{one.rate:g}", split, len(one.reports[TEST]), one.bad_steps]
-            rows.append([*row, *map(float, [*pairs, *one.group_mae(split)])])
-    return tables.csv_text(["method", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups], rows)
+            if differences:
+                found = [paired(one, references[0], split, s) for s in DIFFERENCES.values()]
+                pairs_to = [value for two in found for value in (two if one is not references[0] else _UNKNOWN)]
+            else:
+                pairs_to = []
+            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *pairs_to])])
+    header = ["method", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
+    return tables.csv_text(header, rows)
 
 
 def _title(score: str) -> str:

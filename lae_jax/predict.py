@@ -116,6 +116,8 @@ def run(args: argparse.Namespace, estimator: AgeEstimator, total: int) -> None:
     """Rows to a table or a file, drawings to a folder."""
     if args.draw:
         pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
+    if not estimator.is_calibrated:
+        logger.info("the intervals are not calibrated, so they may be too narrow or too wide (evaluate --calibrate)")
     images, faces, without, warm = 0, 0, 0, None
     wanted = predictions.Wanted(args.interval, args.threshold, args.distribution)
     results = predictions.predicted(

@@ -33,7 +33,7 @@ def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> cr
     try:
         return crops.Recipe.of_contract(estimator.crop, allow_other, **how)
     except InputError as error:
-        raise InputError(f"{run}: {error}; or give crops that were cut alike, with --aligned") from error
+        raise InputError(f"{run}: {error}. Give crops that were cut alike, with --aligned") from error
 
 
 @dataclasses.dataclass(frozen=True)

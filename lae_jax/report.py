@@ -36,9 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     places, out = [epath.Path(run) for run in args.runs], epath.Path(args.out)
     if any(out == place for place in places):
         raise InputError(f"--out {out} is one of the folders that are read: name another")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder")
     benches = [place for place in places if comparison_page.is_bench(place)]
     if benches and len(places) > 1:
         raise InputError(f"{benches[0]} is a long-tail bench, which has its own methods to compare: name it alone")
+    if benches and args.split:
+        raise InputError(f"--split is for runs: {benches[0]} is a long-tail bench, which tells of its test split alone")
     if benches:
         made, table = comparison_page.of_bench(places[0])
         named = {"table": table}

@@ -56,7 +56,12 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     }  # fmt: skip
     assert all(row["n"] == ("1" if row["method"] == "stage3" else "2") for row in rows)
     with (out / "table.csv").open() as file:
-        assert [r["method"] for r in csv.DictReader(file)][::3] == [*dict.fromkeys(r["method"] for r in rows)]
+        best = list(csv.DictReader(file))
+    assert [r["method"] for r in best][::3] == [*dict.fromkeys(r["method"] for r in rows)]
+    of_test = {r["method"]: r for r in best if r["split"] == "test"}
+    difference = float(of_test["lws"]["mae"]) - float(of_test["lae"]["mae"])
+    assert float(of_test["lws"]["mae_minus_lae"]) == pytest.approx(difference, abs=1e-5)
+    assert float(of_test["lws"]["mae_minus_lae_half"]) > 0 and of_test["lae"]["mae_minus_lae"] == ""
     assert (out / "head_tail.png").read_bytes().startswith(b"\x89PNG")
     tex = (out / "table.tex").read_text()
     assert r"tau\_norm" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1

@@ -174,7 +174,7 @@ def test_a_model_of_ready_crops_takes_crops_only(folder, drawn, small_config, tm
     c.epochs = 0.3
     train.train(c)
     photograph = str(folder / "photographs" / "1.png")
-    with pytest.raises(InputError, match="how they were cut is unknown; or give crops .* with --aligned"):
+    with pytest.raises(InputError, match="how they were cut is unknown. Give crops .* with --aligned"):
         predict.main(["--run", c.workdir, photograph])
     predict.main(["--run", c.workdir, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
     assert lines(tmp_path / "o.jsonl")[0]["age"] > 0

@@ -164,6 +164,9 @@ def test_a_table_in_four_forms():
     table = tables.Table(("run", "CS@5"), [("a|b_<x>", cell), ("$c", tables.Estimate(float("nan")))])
     assert tables.markdown(table).splitlines()[2] == r"| a\|b_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
     assert r"a|b\_\textless{}x\textgreater{} & 50.0 \% (25.0 \% to 75.0 \%) \\" in tables.latex(table)
+    below = tables.Table(("run", "minus", "change"), [("a", "b", tables.Estimate(-1.5, -2.0, -1.0)), ("1-10", "x", "")])
+    assert r"\begin{tabular}{llr}" in tables.latex(below)
+    assert r"a & b & $-$1.50 ($-$2.00 to $-$1.00) \\" in tables.latex(below) and "1-10 & x" in tables.latex(below)
     rows = list(csv.reader(io.StringIO(tables.csv_of(table))))
     assert rows == [["run", "CS@5", "CS@5 low", "CS@5 high"], ["a|b_<x>", "0.5", "0.25", "0.75"], ["$c", "", "", ""]]
 
@@ -279,13 +282,23 @@ def test_runs_on_the_same_images_are_compared_in_four_forms(made, tmp_path, caps
     checked((tmp_path / "out" / "report.html").read_text())
     rows, both = (list(csv.DictReader((tmp_path / "out" / name).read_text().splitlines())) for name in
                   ("differences.csv", "table.csv"))  # fmt: skip
-    assert rows[0]["score"] == "MAE" and rows[0]["verdict"] == "better"
+    assert rows[0]["score"] == "MAE" and rows[0]["verdict"] == "better" and rows[0]["minus"] == "first"
     assert float(rows[0]["difference low"]) < float(rows[0]["difference"]) < float(rows[0]["difference high"]) < 0
     assert float(both[1]["MAE"]) - float(both[0]["MAE"]) == pytest.approx(float(rows[0]["difference"]), abs=1e-4)
 
 
+def test_equal_runs_have_no_best_one(made, tmp_path, capsys):
+    report.main([str(made / "first"), str(made / "first"), "--out", str(tmp_path / "out")])
+    assert "Lowest MAE: the same for all (" in capsys.readouterr().out
+
+
 def test_what_is_not_alike_is_not_compared(made, tmp_path):
     out = ["--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        report.main([str(made / "first"), "--out", str(made / "first" / "config.json")])
+    folders_of = [str(made / name / "evaluation" / "faces-test") for name in ("first", "other")]
+    with pytest.raises(InputError, match="not evaluated on the same images"):
+        report.main([*folders_of, *out])
     with pytest.raises(InputError, match=r"not evaluated on the same images.*first: test of data/faces \(aaaaaaaa\)"):
         report.main([str(made / "first"), str(made / "other"), *out])
     with pytest.raises(InputError, match="on split 'validation' on the same images"):
@@ -308,8 +321,12 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     header = ["method", "setting", "base_rate", "split", "n"]
     header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
     header += [f"mae_{group}" for group in metrics.GROUPS]
-    lines = [[method, "", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3] for method, mae in
-             ((HOSTILE, 5.0), ("lae", 4.0)) for split in ("validation", "test")]  # fmt: skip
+    header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]
+    lines = [
+        [method, "", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3, *[mae - 4, 0.25] * 2]
+        for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
+        for split in ("validation", "test")
+    ]
     for name in ("table.csv", "tries.csv"):
         (bench / name).write_text(tables.csv_text(header, lines))
     content = {"sentences": {"lowest MAE": "take lae"}, "head_groups": [0, 1], "tail_groups": [7], "test": "test",
@@ -321,6 +338,9 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     checked(text)
     assert re.search(r"On the frontier.*: lae\. Along it the MAE of the head groups goes from 4\.00", text)
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
+    assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()
+    with pytest.raises(InputError, match="--split is for runs"):
+        report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="name it alone"):
         report.main([str(bench), str(bench), "--out", str(tmp_path / "out")])
 

@@ -238,7 +238,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
     c = small_config("represent")
     c.epochs = 0.3
     train.train(c)
-    with pytest.raises(InputError, match="how they were cut is unknown; or give crops"):
+    with pytest.raises(InputError, match="how they were cut is unknown. Give crops"):
         serve.main(["--run", c.workdir, "--port", "0"])
     words = ["-m", "lae_jax.serve", "--run", c.workdir, "--port", "0", "--aligned", "--max-batch", "1"]
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)

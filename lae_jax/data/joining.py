@@ -50,11 +50,11 @@ def finish(
     count = sum(shard["count"] for shard in shards)
     if not count:
         told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
+        crops = "" if crop["align"] == "none" else ", say that they are face crops already with --align none"
         _remove(tasks)
         raise InputError(
-            f"none of {refused} images can be used ({told}). Nothing was kept: mend it, name the folder that the"
-            " paths start from with --images, or say that they are face crops already with --align none, and give the"
-            " command again"
+            f"none of {refused} images can be used ({told}). Nothing was kept: mend it{crops}, or name the folder that"
+            " the paths start from with --images, and give the command again"
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, columns_path)

@@ -17,7 +17,8 @@ estimate for one face is often wrong by several years; P(age >= 18) is no proof 
 LIMITS = """\
 - The errors differ between age groups (see the scores), and where a group has few images its score is uncertain.
 - Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) have larger errors that
-  no number here shows. Scores by other attributes than age were not computed unless an evaluation below says so.
+  no number here shows. Scores by other attributes than age are in an evaluation's report.html, if it was made
+  with `--slice`.
 - Ages below 0 and above 100 do not exist for the model. What is no face gets an age too.
 - Faces that are cut otherwise than the crop contract says get other ages, and nothing will say so."""
 

@@ -15,7 +15,7 @@ from lae_jax.reports.evaluation_page import names
 from lae_jax.reports.folders import Evaluation
 from lae_jax.reports.page import Page, Section
 from lae_jax.reports.scores import MAIN, MORE, Scored
-from lae_jax.reports.tables import Table
+from lae_jax.reports.tables import Estimate, Table
 
 _OF_RUN = ("mae", *(f"mae_{group}" for group in metrics.GROUPS))
 
@@ -58,6 +58,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         differing,
         Section("Pictures", pictures=[one for one in shown if one is not None]),
         Section("Further scores", tables=[more]),
+        Section("What the scores mean", items=words.MEANINGS),
         Section("Provenance", facts=provenance),
     ]
     title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
@@ -81,8 +82,12 @@ def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
     rows = []
     for label, one in zip(labels[1:], scored[1:], strict=True):
         found = [(score, one.difference(scored[0], score)) for score in MAIN]
-        rows += [(label, _title(score), cell, scores.verdict(cell, score)) for score, cell in found if cell.is_known]
-    return Table(("run", "score", "difference", "verdict"), rows, f"Differences to {labels[0]}")
+        rows += [
+            (label, labels[0], _title(score), cell, scores.verdict(cell, score))
+            for score, cell in found
+            if cell.is_known
+        ]
+    return Table(("run", "minus", "score", "difference", "verdict"), rows, f"Differences to {labels[0]}")
 
 
 def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
@@ -93,9 +98,11 @@ def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
         known = [(one.values[score.name], label) for label, one in zip(labels, scored, strict=True)]
         known = [pair for pair in known if math.isfinite(pair[0])]
         if known:
-            value, label = (min if score.better < 0 else max)(known)
-            told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {label} ({value:.2f})")
-    text = "; ".join(told) + "."
+            value = (min if score.better < 0 else max)(known)[0]
+            best = [label for other, label in known if other == value]
+            first = ", ".join(best) if len(best) < len(labels) or len(labels) == 1 else "the same for all"
+            told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})")
+    text = "; ".join(told) + (" (whether surely: see the intervals)." if len(labels) > 1 else ".")
     return text[0].upper() + text[1:]
 
 
@@ -119,12 +126,15 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         seeds = report["seeds"]
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
-    table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS), rows, "On the test split")
+    to = [title for name, title in _DIFFERENCES.items() if best and name in best[0]]
+    table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS, *to), rows, "On the test split")
     with pictures.style():
         picture = figures.head_tail(points, (head, tail))
     told = (
         f"Each method with the setting that validation chose, on {report['test']}: mean and standard deviation over"
         f" {seeds} seeds of the head on the features of {len(report['runs'])} run{'s' * (len(report['runs']) != 1)}."
+        + " The differences to lae are paired, with 95 % intervals in brackets."
+        * bool(to)
     )
     names_of_facts = (
         "runs",
@@ -152,11 +162,14 @@ _SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
 _BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
 
 
+_DIFFERENCES = {f"{score}_minus_lae": f"{title} - lae" for score, title in (("mae", "MAE"), ("sigma", "sigma"))}
+
+
 def _lines(path: epath.Path) -> list[dict]:
     return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
 
 
-def _bench_row(line: dict) -> list[str]:
+def _bench_row(line: dict) -> list[str | Estimate]:
     cells = []
     for score in _BENCH:
         digits = 3 if score == "cs5" else 2
@@ -164,7 +177,12 @@ def _bench_row(line: dict) -> list[str]:
             f"{float(line[score]):.{digits}f} ± {float(line[f'{score}_spread']):.{digits}f}" if line[score] else "–"
         )
     groups = [line[f"mae_{group}"] for group in metrics.GROUPS]
-    return [line["method"], line["setting"], *cells, *(f"{float(mae):.2f}" if mae else "–" for mae in groups)]
+    cells += [f"{float(mae):.2f}" if mae else "–" for mae in groups]
+    for name in _DIFFERENCES:
+        if name in line:
+            value, half = (float(line[key] or "nan") for key in (name, f"{name}_half"))
+            cells.append(Estimate(value, value - half, value + half, signed=True))
+    return [line["method"], line["setting"], *cells]
 
 
 def _plain(value) -> str:

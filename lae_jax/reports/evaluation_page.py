@@ -52,6 +52,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             curves,
         ]
     sections.append(Section("Faces", texts=[_FACES] * bool(faces), faces=faces))
+    sections.append(Section("What the scores mean", items=words.MEANINGS))
     sections += [_audit(evaluation.report), _provenance(evaluation.report, run), _card(folder)]
     title = f"{evaluation.label} on {evaluation.report['split']} of {evaluation.report['data']}"
     return Page(title, verdict, sections, words.warnings(evaluation.report))

@@ -1,5 +1,6 @@
 """The pictures of evaluations, functions of numbers alone."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -218,9 +219,11 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
             continue
         axis.plot(100 * _LEVELS, 100 * held, markersize=3.5, linewidth=1.2, label=label, **_style(number))
         rows += [(label, float(level), float(share)) for level, share in zip(_LEVELS, held, strict=True)]
-        at = held[17]
-        word = "too narrow" if at < 0.87 else "too wide" if at > 0.93 else "about right"
-        told.append(f"{label}: intervals of 90 % hold {at:.0%} of the ages ({word})")
+        at, level = held[17], _LEVELS[17]
+        # Two standard errors of a share of so many images, were the level right.
+        chance = 2 * math.sqrt(level * (1 - level) / len(one.sample.ages))
+        word = "about right" if abs(at - level) <= max(0.03, chance) else "too narrow" if at < level else "too wide"
+        told.append(f"{label}: intervals of {level:.0%} hold {at:.0%} of the ages ({word})")
     if not rows:
         return None
     axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, label="right")
@@ -248,10 +251,12 @@ def loss(lines: Sequence[dict]) -> Picture | None:
     over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":", **style)
     over.set_ylabel("rate (dotted)", color=MUTED)
     over.set_ylim(0, None)
-    tail = losses[-max(1, len(losses) // 10) :].mean()
-    finding = (
-        f"The training loss went from {losses[0]:.2f} to {tail:.2f}, the mean of the last tenth of {steps[-1]} steps."
-    )
+    if len(losses) == 1:
+        finding = f"The training loss was written down once, at step {steps[0]}: {losses[0]:.2f}."
+    else:
+        tail = losses[-max(1, len(losses) // 10) :]
+        last = f"the mean of the last {len(tail)} of {len(losses)} lines" if len(tail) > 1 else "the last line"
+        finding = f"The training loss went from {losses[0]:.2f} (step {steps[0]}) to {tail.mean():.2f}, {last}."
     rows = list(zip(steps.tolist(), losses.tolist(), rates.tolist(), strict=True))
     return Picture("loss", "Training loss", finding, svg(drawn), ("step", "loss", "rate"), rows)
 

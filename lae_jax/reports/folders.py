@@ -158,7 +158,7 @@ def _some(run: epath.Path) -> list[epath.Path]:
 
 
 def _not_together(folders: list[epath.Path], kinds: set, split: str | None) -> str:
-    if kinds:
+    if kinds and not all(map(is_evaluation, folders)):
         names = ", ".join(sorted(f"{kind[1]}{' with --flip' * kind[2]}" for kind in kinds))
         return (
             f"the runs were evaluated together on more than one split ({names}): choose with --split, or name folders"

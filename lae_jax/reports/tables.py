@@ -77,16 +77,22 @@ _LATEX = str.maketrans(
 
 
 def latex(table: Table, texts: int = 1) -> str:
-    """A tabular that needs no package; the first `texts` columns stand to the left."""
-    lines = [" & ".join(" ".join(str(c).split()).translate(_LATEX) for c in line) + r" \\" for line in
-             [table.header, *table.rows]]  # fmt: skip
-    columns = "l" * texts + "r" * (len(table.header) - texts)
+    """A tabular that needs no package; the first `texts` columns stand to the left, and so do others without digits."""
+    lines = [" & ".join(_in_latex(c) for c in line) + r" \\" for line in [table.header, *table.rows]]
+    words = [not any(re.search(r"\d", str(row[i])) for row in table.rows) for i in range(len(table.header))]
+    columns = "".join("l" if i < texts or alone else "r" for i, alone in enumerate(words))
     begin, rule = [rf"\begin{{tabular}}{{{columns}}}", r"\hline"], r"\hline"
     return "\n".join([*begin, lines[0], rule, *lines[1:], rule, r"\end{tabular}"]) + "\n"
 
 
+def _in_latex(cell: str | Estimate) -> str:
+    """A hyphen before a digit that follows no other character is a minus."""
+    text = " ".join(str(cell).split()).translate(_LATEX)
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
+
+
 def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Numbers as they are, six digits; empty where undefined."""
+    """Numbers as they are, eight digits; empty where undefined."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
@@ -96,7 +102,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def _in_csv(cell) -> str:
     if isinstance(cell, float):
-        return f"{cell:.6g}" if math.isfinite(cell) else ""
+        return f"{cell:.8g}" if math.isfinite(cell) else ""
     return str(cell)
 
 

@@ -8,6 +8,16 @@ from lae_jax.reports.folders import Evaluation
 from lae_jax.reports.scores import MAIN, Scored, verdict
 from lae_jax.reports.tables import Estimate
 
+MEANINGS = (
+    "MAE: the mean absolute error in years; of each age group that of its images, by their true age.",
+    "sigma: the deviation of the eight group errors from the MAE, a root mean square. 0: equally wrong at every age.",
+    "AAR 2021: max(0, 7 - MAE) + max(0, 3 - sigma), of Guess The Age 2021: at most 10, and 0 where both are too large.",
+    "AAR 2022: max(0, 5 - mMAE) + max(0, 5 - sigma); mMAE is the mean of the eight group errors.",
+    "CS@5: the share of images with an error of at most 5 years.",
+    "Many, medium, few-shot: of ages with more than 100, 20 to 100, fewer than 20 training images.",
+    "Bias: the mean of prediction minus age; above 0 people are made older.",
+)
+
 _BY_NAME = {score.name: score for score in MAIN}
 
 

@@ -43,8 +43,8 @@ class Ages:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the run's distributions were fitted to its validation split: without that no interval is told."""
-        return self.estimator.temperature != 1.0
+        """Without that no interval is told."""
+        return self.estimator.is_calibrated
 
     async def start(self) -> None:
         """Compiles whatever a request may need, then begins with the requests that have come."""
