@@ -118,14 +118,14 @@ def improvement(tries: Sequence[Try]) -> str:
     for score in at_most:
         mean, half = paired(chosen, reference, TEST, score)
         sure = "not sure" if not abs(mean) > half else "lower" if mean < 0 else "higher"
-        told.append(f"{_title(score)} {_interval(mean, half)} ({sure})")
+        told.append(f"{_title(score)} {_interval(mean, half)}, {sure}")
     expected = ", ".join(
         f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
     )
     return (
         f"The lowest MAE + sigma at no more than {REFERENCE} in either is expected of {chosen.name} (base_rate"
         f" {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the paired difference on test:"
-        f" {', '.join(told)}."
+        f" {'; '.join(told)}."
     )
 
 
@@ -188,10 +188,13 @@ def _number(value: float) -> str:
 
 def _pm(one: Try, split: str, score: str) -> str:
     mean, digits = one.mean(split, score), 3 if score == "cs5" else 2
-    return f"{mean:.{digits}f} ± {one.spread(split, score):.{digits}f}" if math.isfinite(mean) else "-"
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + f" ± {one.spread(split, score):.{digits}f}" * (len(one.values(split, score)) > 1)
 
 
 def _interval(mean: float, half: float) -> str:
     if not math.isfinite(mean):
         return "-"
-    return f"{mean:+.2f} ± {half:.2f}" if math.isfinite(half) else f"{mean:+.2f}"
+    # No ±, which stands for a standard deviation.
+    return f"{mean:+z.2f}" + f" ({mean - half:+z.2f} to {mean + half:+z.2f})" * math.isfinite(half)

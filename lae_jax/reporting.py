@@ -231,7 +231,7 @@ def _faces(done: evaluation.Evaluated, temperature: float) -> list[page.Face]:
 def _face(done: evaluation.Evaluated, title: str, place: int, crop: bytes, probabilities: np.ndarray) -> page.Face:
     age, predicted = float(done.targets[place]), float(done.outputs[place])
     original = _photograph(done.dataset, done.rows[place])
-    told = f"{age:g} years, predicted {predicted:.1f} ({predicted - age:+.1f})"
+    told = f"{age:g} year{'s' * (age != 1)}, predicted {predicted:.1f} ({predicted - age:+z.1f})"
     svg = figures.distribution(probabilities, age, predicted)
     name = str(done.dataset.column("name")[done.rows[place]])
     return page.Face(title, name, [crop] if original is None else [original, crop], svg, told)

@@ -173,9 +173,11 @@ def _bench_row(line: dict) -> list[str | Estimate]:
     cells = []
     for score in _BENCH:
         digits = 3 if score == "cs5" else 2
-        cells.append(
-            f"{float(line[score]):.{digits}f} ± {float(line[f'{score}_spread']):.{digits}f}" if line[score] else "–"
-        )
+        if not line[score]:
+            cells.append("–")
+            continue
+        spread = f" ± {float(line[f'{score}_spread']):.{digits}f}" * (line["n"] != "1")
+        cells.append(f"{float(line[score]):.{digits}f}{spread}")
     groups = [line[f"mae_{group}"] for group in metrics.GROUPS]
     cells += [f"{float(mae):.2f}" if mae else "–" for mae in groups]
     for name in _DIFFERENCES:

@@ -23,7 +23,7 @@ class Estimate:
         if not math.isfinite(number):
             return "–"
         number, sign = number * (100 if self.percent else 1), "+" * self.signed
-        return f"{number:{sign}.{self.digits}f}{' %' * self.percent}"
+        return f"{number:{sign}z.{self.digits}f}{' %' * self.percent}"
 
     @property
     def is_known(self) -> bool:
