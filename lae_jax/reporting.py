@@ -122,7 +122,7 @@ def of_run(workdir: epath.Path) -> None:
         folder = place(done)
         write(done, folder, Wanted())
         files.write_text(path, (folder / folders.PAGE).read_text())
-        logger.info("%s: %s", workdir, path)
+        logger.info("report: %s", path)
 
 
 def place(done: evaluation.Evaluated, suffix: str = "") -> epath.Path:

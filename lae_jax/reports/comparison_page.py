@@ -26,7 +26,6 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     table = Table(
         ("run", *(_title(score) for score in MAIN)),
         [(label, *(one.estimate(score) for score in MAIN)) for label, one in zip(labels, scored, strict=True)],
-        "Scores",
     )
     differences = _differences(labels, scored)
     with pictures.style():
@@ -52,7 +51,9 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     differing = Section("Differences")
     if differences.rows:
         told_differences = f"Each run minus {labels[0]}, image by image (paired)."
-        differing = Section("Differences", texts=[told_differences], tables=[differences])
+        # The second column, the first run's name, is for the files: here the text says it.
+        header, *rows = ([line[0], *line[2:]] for line in (differences.header, *differences.rows))
+        differing = Section("Differences", texts=[told_differences], tables=[Table(header, rows)])
     sections = [
         Section("Scores", texts=[told], tables=[table]),
         differing,
@@ -87,7 +88,7 @@ def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
             for score, cell in found
             if cell.is_known
         ]
-    return Table(("run", "minus", "score", "difference", "verdict"), rows, f"Differences to {labels[0]}")
+    return Table(("run", "minus", "score", "difference", "verdict"), rows)
 
 
 def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
