@@ -135,6 +135,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of a turn, of each side")
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
+    if args.steps < WARM_UP + 2:
+        parser.error(f"--steps {args.steps}: at least {WARM_UP + 2}, of which {WARM_UP} warm up")
     compiled.keep()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))

@@ -19,7 +19,8 @@ _MOST = 2**31 - 1
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # All that XLA gives to YNNPACK by default but convolutions.
 _KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-# Whose XLA knows the flag: one that does not ends the process, and TensorFlow's reads the same variable.
+# Whose XLA knows this flag and that of `train_options`: one that does not ends the process, and TensorFlow's reads the
+# same variable.
 _KNOWN = {"jaxlib": ("0.10.", "0.11."), "tensorflow": ("2.21.",)}
 
 
@@ -70,7 +71,7 @@ def spread_convolutions() -> bool:
 
 
 def train_options(trains: Collection[str]) -> dict[str, bool]:
-    """What a step that trains these parts of a model is to be compiled with on CPUs, as `compiler_options`.
+    """What a step that trains these parts of a model is to be compiled with on CPUs, as options of `map_train`.
 
     For one that trains the backbone the older code generator for what XLA fuses: it takes 0.85 and 0.95 of the time
     (0.88 with EfficientNetV2-M, which then takes 1.6 times as long to compile). A forward pass would take 1.3 times as
@@ -82,7 +83,7 @@ def train_options(trains: Collection[str]) -> dict[str, bool]:
 
 
 def _knows(package: str) -> bool:
-    """Whether the package's XLA knows the flag, or there is no such package."""
+    """Whether the package's XLA knows the flags, or there is no such package."""
     try:
         return importlib.metadata.version(package).startswith(_KNOWN[package])
     except importlib.metadata.PackageNotFoundError:

@@ -86,25 +86,31 @@ class Parallel:
         devices = self.devices if jax.process_count() == 1 else None
         return jax.pmap(function, axis_name=AXIS, devices=devices, **axes)
 
+    def _pmap_train(self, step: Callable) -> Callable:
+        return self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+
     def lower_train(self, step: Callable, state, batch) -> jax.stages.Lowered:
-        """What `map_train` compiles for arrays like these, of which the shapes count."""
-        mapped = self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
-        return mapped.lower(state, jax.eval_shape(self.shard, batch))
+        """What `map_train` compiles for arrays like these, of which the shapes count; of a single process."""
+        return self._pmap_train(step).lower(state, jax.eval_shape(self.shard, batch))
 
     def map_train(self, step: Callable, compiler_options: Mapping | None = None) -> Callable:
         """(state, batch) -> (state, metrics) over the devices; the state is donated.
 
-        Compiles at the first call; the later ones must have arrays of the same shapes.
+        With options it compiles for the arrays of the first call, and the later ones must have the same shapes. Several
+        processes do without them: what pmap compiles ahead of time takes no host's part of a batch.
         """
+        if not compiler_options or jax.process_count() > 1:
+            mapped = self._pmap_train(step)
+            return lambda state, batch: mapped(state, self.shard(batch))
         program = None
 
-        def mapped(state, batch):
+        def run(state, batch):
             nonlocal program
             if program is None:
                 program = self.lower_train(step, state, batch).compile(compiler_options)
             return program(state, self.shard(batch))
 
-        return mapped
+        return run
 
     def map_forward(self, function: Callable) -> Callable:
         """(variables, images of this host) -> the outputs' shards; `collect` makes one array of them."""

@@ -17,10 +17,12 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from lae_jax import console, cpu, folders
+from lae_jax import console, folders
 
 if __name__ == "__main__":
-    cpu.prepare()  # before the imports that start threads
+    from lae_jax import cpu
+
+    cpu.prepare()  # before the imports that start threads, so also before `--devices` is known
 
 from lae_jax import predictions
 from lae_jax.data import source

@@ -14,10 +14,12 @@ import logging
 import math
 import pathlib
 
-from lae_jax import console, cpu
+from lae_jax import console
 
 if __name__ == "__main__":
-    cpu.prepare()  # before the imports that start threads
+    from lae_jax import cpu
+
+    cpu.prepare()  # before the imports that start threads, so also before `--devices` is known
 
 from lae_jax import predictions
 from lae_jax.data import images

@@ -9,7 +9,7 @@ import jaxlib
 import pytest
 from conftest import ROOT
 
-from lae_jax import cpu
+from lae_jax import cpu, train
 
 CODE = """
 import resource, sys
@@ -126,3 +126,9 @@ def test_options_are_for_backbones_and_known_versions_on_cpus_alone(monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not cpu.train_options(("backbone",))
+
+
+def test_options_of_a_step_reach_the_compiler(small_config, monkeypatch):
+    monkeypatch.setattr(cpu, "train_options", lambda trains: {"no_such_option": "backbone" in trains})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_option'"):
+        train.train(small_config("represent"))

@@ -13,6 +13,7 @@ from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.errors import InputError
 from lae_jax.head_methods import METHODS
+from lae_jax.reports import comparison_page
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         best = list(csv.DictReader(file))
     assert [r["method"] for r in best][::3] == [*dict.fromkeys(r["method"] for r in rows)]
     of_test = {r["method"]: r for r in best if r["split"] == "test"}
+    assert {name for name in comparison_page._DIFFERENCES if name in best[0]} == set(head_tables.DIFFERENCES)
     difference = float(of_test["lws"]["mae"]) - float(of_test["lae"]["mae"])
     assert float(of_test["lws"]["mae_minus_lae"]) == pytest.approx(difference, abs=1e-5)
     assert float(of_test["lws"]["mae_minus_lae_half"]) > 0 and of_test["lae"]["mae_minus_lae"] == ""

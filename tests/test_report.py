@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT
 
 from lae_jax import metrics, report
 from lae_jax.errors import InputError
-from lae_jax.reports import bootstrap, comparison_page, evaluation_page, folders, page, scores, tables, words
+from lae_jax.reports import bootstrap, comparison_page, evaluation_page, figures, folders, page, scores, tables, words
 
 HOSTILE = '<script>alert("1")</script><img src="https://evil.example/x.png">'
 
@@ -264,6 +265,20 @@ def test_a_run_without_ages_has_a_page_too(made):
     )
     checked(text)
     assert "equal error rate" in text and "0.25" in text and "no scores" in text
+
+
+def test_words_under_pictures_of_little():
+    lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "rate": 0.1} for step in range(1, 31)]
+    assert figures.loss(lines[:1]).finding == "The training loss was written down once, at step 1: 9.00."
+    assert figures.loss(lines[:2]).finding.endswith("from 9.00 (step 1) to 4.50, the last line.")
+    assert figures.loss(lines).finding.endswith("to 0.31, the mean of the last 3 of 30 lines.")
+
+    def told(share, count):
+        one = SimpleNamespace(coverage=lambda levels: np.full(len(levels), share), sample=sample(count))
+        return re.search(r"\((.*)\)", figures.coverage([one], ["a"]).finding)[1]
+
+    assert told(0.85, 100) == told(0.95, 100) == told(0.87, 10_000) == "about right"
+    assert (told(0.82, 100), told(0.86, 10_000), told(0.97, 2000)) == ("too narrow", "too narrow", "too wide")
 
 
 # --- comparing

@@ -135,7 +135,8 @@ def _iterate(
     """The batches of `steps`: `batch` reads the records of a step, `example` makes each of them ready in parallel."""
     # AutoGraph has nothing to convert here and would take seconds to find that out.
     batch, example = (tf.autograph.experimental.do_not_convert(function) for function in (batch, example))
-    # They leave in order, so that with a call for each thread one waits for the other: 0.91 and 0.95 of the images.
+    # They leave in order, so that with a call for each thread one waits for the other: 0.95 and 0.91 of the images, on
+    # two threads from JPEGs of 200x200 and 500x375.
     data = steps.map(batch, num_parallel_calls=2).unbatch().map(example, num_parallel_calls=4 * threads)
     data = data.batch(places.count, drop_remainder=True).prefetch(2).with_options(_options(threads))
     try:

@@ -131,11 +131,13 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS, *to), rows, "On the test split")
     with pictures.style():
         picture = figures.head_tail(points, (head, tail))
+    several = any(line["n"] != "1" for line in best)
     told = (
-        f"Each method with the setting that validation chose, on {report['test']}: mean and standard deviation over"
-        f" {seeds} seeds of the head on the features of {len(report['runs'])} run{'s' * (len(report['runs']) != 1)}."
+        f"Each method with the setting that validation chose, on {report['test']}{': mean ±' * several}"
+        f"{' standard deviation over the seeds and runs' * several} ({seeds} seed{'s' * (seeds != 1)} of the head on the"
+        f" features of {len(report['runs'])} run{'s' * (len(report['runs']) != 1)})."
         + " The differences to lae are paired, with 95 % intervals in brackets."
-        * bool(to)
+        * (several and bool(to))
     )
     names_of_facts = (
         "runs",
@@ -163,7 +165,8 @@ _SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
 _BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
 
 
-_DIFFERENCES = {f"{score}_minus_lae": f"{title} - lae" for score, title in (("mae", "MAE"), ("sigma", "sigma"))}
+# As `head_tables.DIFFERENCES` names them, which needs more to be imported than a report does.
+_DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
 def _lines(path: epath.Path) -> list[dict]:

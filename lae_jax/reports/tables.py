@@ -86,7 +86,7 @@ def latex(table: Table, texts: int = 1) -> str:
 
 
 def _in_latex(cell: str | Estimate) -> str:
-    """A hyphen before a digit that follows no other character is a minus."""
+    """A hyphen before a digit is a minus, unless a letter, digit, point or hyphen stands before it."""
     text = " ".join(str(cell).split()).translate(_LATEX)
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 
