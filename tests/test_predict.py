@@ -186,6 +186,7 @@ def test_a_calibration_travels_with_the_run(folder, capsys):
         evaluate.main(["--run", run, "--split", "train", "--calibrate"])
     evaluate.main(["--run", run, "--calibrate"])
     content = json.loads((folder / "run" / "calibration.json").read_text())
+    assert predict.AgeEstimator.from_run(run).is_calibrated
     assert f"{content['after']['coverage']:.1%} of the ages" in capsys.readouterr().out
     estimator = predict.AgeEstimator.from_run(run)
     assert estimator.temperature == content["temperature"] != 1

@@ -132,10 +132,11 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     with pictures.style():
         picture = figures.head_tail(points, (head, tail))
     several = any(line["n"] != "1" for line in best)
+    count = len(report["runs"])
     told = (
         f"Each method with the setting that validation chose, on {report['test']}{': mean ±' * several}"
-        f"{' standard deviation over the seeds and runs' * several} ({seeds} seed{'s' * (seeds != 1)} of the head on the"
-        f" features of {len(report['runs'])} run{'s' * (len(report['runs']) != 1)})."
+        f"{' standard deviation over the seeds and runs' * several} ({seeds} seed{'s' * (seeds != 1)} of the head on"
+        f" the features of {count} run{'s' * (count != 1)})."
         + " The differences to lae are paired, with 95 % intervals in brackets."
         * (several and bool(to))
     )
