@@ -161,19 +161,18 @@ def csv_of(tries: Sequence[Try]) -> str:
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
     groups = [f"mae_{group}" for group in metrics.GROUPS]
     references = [one for one in tries if one.method.name == REFERENCE]
-    differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if len(references) == 1 else []
+    reference = references[0] if len(references) == 1 else None
+    differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if reference else []
     rows = []
     for one in tries:
         for split in (VALIDATION, EXPECTED, TEST):
             pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
             setting = f"{one.setting:g}" if one.method.setting else ""
             row = [one.method.name, setting, f"{one.rate:g}", split, len(one.reports[TEST]), one.bad_steps]
-            if differences:
-                found = [paired(one, references[0], split, s) for s in DIFFERENCES.values()]
-                pairs_to = [value for two in found for value in (two if one is not references[0] else _UNKNOWN)]
-            else:
-                pairs_to = []
-            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *pairs_to])])
+            to_reference: list[float] = []
+            for score in DIFFERENCES.values() if reference else ():
+                to_reference += paired(one, reference, split, score) if one is not reference else _UNKNOWN
+            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *to_reference])])
     header = ["method", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
     return tables.csv_text(header, rows)
 

@@ -133,13 +133,13 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         picture = figures.head_tail(points, (head, tail))
     several = any(line["n"] != "1" for line in best)
     count = len(report["runs"])
+    spread = ": mean ± standard deviation over the seeds and runs" if several else ""
     told = (
-        f"Each method with the setting that validation chose, on {report['test']}{': mean ±' * several}"
-        f"{' standard deviation over the seeds and runs' * several} ({seeds} seed{'s' * (seeds != 1)} of the head on"
-        f" the features of {count} run{'s' * (count != 1)})."
-        + " The differences to lae are paired, with 95 % intervals in brackets."
-        * (several and bool(to))
+        f"Each method with the setting that validation chose, on {report['test']}{spread} ({seeds}"
+        f" seed{'s' * (seeds != 1)} of the head on the features of {count} run{'s' * (count != 1)})."
     )
+    if several and to:
+        told += " The differences to lae are paired, with 95 % intervals in brackets."
     names_of_facts = (
         "runs",
         "steps",

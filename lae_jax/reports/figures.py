@@ -221,10 +221,8 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
         rows += [(label, float(level), float(share)) for level, share in zip(_LEVELS, held, strict=True)]
         at, level = held[17], _LEVELS[17]
         # Two standard errors of a share of so many images, were the level right.
-        chance = 2 * math.sqrt(level * (1 - level) / len(one.sample.ages))
-        word = (
-            "about right" if abs(at - level) <= max(0.03, chance) + 1e-9 else "too narrow" if at < level else "too wide"
-        )
+        near = max(0.03, 2 * math.sqrt(level * (1 - level) / len(one.sample.ages))) + 1e-9
+        word = "about right" if abs(at - level) <= near else "too narrow" if at < level else "too wide"
         told.append(f"{label}: intervals of {level:.0%} hold {at:.0%} of the ages ({word})")
     if not rows:
         return None
