@@ -156,6 +156,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     sections = [
         Section("Scores", texts=[told], tables=[table]),
         Section("Head and tail", pictures=[picture]),
+        Section("What the scores mean", items=words.MEANINGS),
         Section("Provenance", facts=facts),
     ]
     title = f"Long-tail bench on {report['test']} of {report['data']}"
