@@ -54,7 +54,8 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     axis.set_xlim(-0.5, top + 1)
     axis.set_xlabel("age, years")
     axis.set_ylabel("images")
-    axis.legend(frameon=False)
+    # Below the axes: a search for a free place among the bars takes matplotlib up to a second.
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)
     axis.set_title(title, pad=30)
     _finish(figure, path)
 
