@@ -25,17 +25,15 @@ from lae_jax.data.jitter import (
     require_between,
 )
 from lae_jax.data.pillow_ops import OPS
-from lae_jax.data.resizing import resized
+from lae_jax.data.resizing import METHODS, resized
 from lae_jax.data.tensorflow import tf
 from lae_jax.data.words import (
     as_words,
     case,
-    clip,
     compiled,
     is_large,
     on_image,
     on_words,
-    round_to_uint8,
     size_of,
     to_image,
 )
@@ -64,7 +62,7 @@ __all__ = [
 
 _TRIES = 10
 _AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-_RESIZE_METHODS, _PATCHES = ("bilinear", "bicubic"), ("area", "crop", "none")
+_PATCHES = ("area", "crop", "none")
 
 
 def _require_range(name: str, value: Sequence[float], high: float) -> None:
@@ -87,19 +85,15 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 @on_image
 def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', within 1 level of Pillow."""
-    require(method in _RESIZE_METHODS, f"resize: method is {method!r}, it must be one of {_RESIZE_METHODS}")
-    if image.shape[:2].as_list() == [size, size]:
-        return image
-    filtered = functools.partial(tf.image.resize, method=method, antialias=True)
-    values = tf.cast(image, tf.float32)
-    if method == "bicubic":
-        # Pillow rounds and clips between width and height. Overshoot at hard edges, clipped late, is 9 levels off.
-        values = tf.floor(clip(filtered(values[:, None], [1, size]), 0.0, 255.0) + 0.5)
-        values = filtered(tf.reshape(values, [1, -1, 1, 3 * size]), [size, 1])
-    else:
-        values = filtered(values, [size, size])
-    return tf.reshape(round_to_uint8(clip(values, 0.0, 255.0)), [size, size, 3])
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', as Pillow resizes it.
+
+    Every level is that of Pillow's resizing of the width, then of the height, where `size` is at least 48 and no side
+    more than 3.25 times that; else within 1.
+    """
+    require(method in METHODS, f"resize: method is {method!r}, it must be one of {METHODS}")
+    same = tf.reduce_all(tf.shape(image)[:2] == size)
+    result = tf.cond(same, lambda: image, lambda: to_image(resized(image, size, method)))
+    return tf.ensure_shape(result, [size, size, 3])
 
 
 def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
@@ -183,7 +177,7 @@ def random_patch(
     _require_range("aspect", aspect, math.inf)
     box = draw_patch(*size_of(image), seed, area, aspect)
     patch = tf.slice(image, tf.pad(box[:2], [[0, 1]]), tf.concat([box[2:], [3]], 0))
-    result = resized(patch, size)
+    result = resized(patch, size, "bilinear")
     return result if words else to_image(result)
 
 
@@ -316,8 +310,8 @@ class Augmentation:
         require_between("flip", self.flip, 0.0, 1.0)
         check_jitter(self._jitter())
         _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
-        good = self.resize_method in _RESIZE_METHODS
-        require(good, f"resize_method is {self.resize_method!r}, it must be one of {_RESIZE_METHODS}")
+        good = self.resize_method in METHODS
+        require(good, f"resize_method is {self.resize_method!r}, it must be one of {METHODS}")
 
     def _jitter(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in STEPS}

@@ -9,13 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from lae_jax.data.tensorflow import tf
 
 # From this many pixels on compiling pays: half a second a function, once a process and a shape.
 COMPILED_PIXELS = 96 * 96
-_SHIFTS = np.array([0, 8, 16], np.int32)
 
 
 def size_of(picture: tf.Tensor) -> tuple:
@@ -61,19 +58,20 @@ def fused(function: Callable) -> Callable:
 
 
 def case(index: tf.Tensor, branches: Sequence[tf.types.experimental.ConcreteFunction], *inputs: tf.Tensor) -> tf.Tensor:
-    """The result of branch `index`, of the first input's type and shape. The chosen branch alone is run.
+    """The result of branch `index`, which alone runs; each gives one tensor, of the first one's type and shape.
 
     tf.switch_case would be lowered to a graph that visits the nodes of all branches.
     """
+    (spec,) = branches[0].outputs
     call = dict(branch_index=index, input=inputs, branches=branches)
-    (result,) = tf.raw_ops.StatelessCase(**call, Tout=[inputs[0].dtype], output_shapes=[inputs[0].shape])
-    return tf.ensure_shape(result, inputs[0].shape)
+    (result,) = tf.raw_ops.StatelessCase(**call, Tout=[spec.dtype], output_shapes=[spec.shape])
+    return tf.ensure_shape(result, spec.shape)
 
 
 @fused
 def from_image(image: tf.Tensor) -> tf.Tensor:
     """uint8 (H, W, 3) -> int32 (H, W)."""
-    return join([tf.cast(image[..., channel], tf.int32) for channel in range(3)])
+    return tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]]), tf.int32)
 
 
 def as_words(picture: tf.Tensor) -> tf.Tensor:
@@ -84,7 +82,7 @@ def as_words(picture: tf.Tensor) -> tf.Tensor:
 @fused
 def to_image(words: tf.Tensor) -> tf.Tensor:
     """int32 (H, W) -> uint8 (H, W, 3)."""
-    return tf.cast(tf.bitwise.right_shift(words[..., None], _SHIFTS) & 255, tf.uint8)
+    return tf.bitcast(words, tf.uint8)[..., :3]
 
 
 def channel(words: tf.Tensor, number: int) -> tf.Tensor:
