@@ -88,7 +88,7 @@ def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
     """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', as Pillow resizes it.
 
     Every level is that of Pillow's resizing of the width, then of the height, where `size` is at least 48 and no side
-    more than 3.25 times that; else within 1.
+    more than 4 times that (bilinear 2.25 times); else within 1.
     """
     require(method in METHODS, f"resize: method is {method!r}, it must be one of {METHODS}")
     same = tf.reduce_all(tf.shape(image)[:2] == size)
