@@ -57,6 +57,14 @@ class Lines:
             self._file.close()
 
 
+def told(scores: Mapping) -> str:
+    """An evaluation's scores in a line."""
+    shown = {name: value for name, value in scores.items() if isinstance(value, float)}
+    if shown.get("mmae") == shown.get("mean_group_mae"):  # all groups are there
+        shown.pop("mean_group_mae", None)
+    return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+
 class Journal:
     """Averages over `log_steps` steps: loss as (sum, weight), rate, images/s, share of the time spent waiting for data.
 
@@ -153,8 +161,7 @@ class Journal:
         """Writes an evaluation's scores; its time does not count as training."""
         if scores is not None:
             self._write(step, "validation", dict(scores))
-            told = [f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float)]
-            logger.info("epoch %.4g, step %d: %s", step / steps_per_epoch, step, ", ".join(told[:6]))
+            logger.info("epoch %.4g, step %d: %s", step / steps_per_epoch, step, told(scores))
         self._reset()
 
     def publish(self) -> None:

@@ -177,8 +177,9 @@ def check_paths(config: ConfigDict) -> None:
 
 
 def _tell(summary: dict, workdir: str) -> None:
-    scores = {k: v for k, v in (summary["scores"] or {}).items() if isinstance(v, float)}
-    told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation split"
+    from lae_jax import journal
+
+    told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
     logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
 
 

@@ -92,6 +92,7 @@ def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, fli
     report["interval"] = evaluation.sureness(done, wanted.interval, temperature)
     report["threshold"] = wanted.threshold
     report["training"] = _training(done)
+    report["constant"] = _constant(done.targets)
     files.write_text(folder / folders.PREDICTIONS, _predictions(done, wanted, temperature))
     files.write_json(folder / folders.REPORT, report)
     report |= _with_intervals(folders.read(folder).sample)
@@ -147,6 +148,14 @@ def _training(done: evaluation.Evaluated) -> dict | None:
     split = inputs.split_name(config, config.data.train)
     ages = done.dataset.column("age")[done.dataset.rows(split)]
     return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
+
+
+def _constant(ages: np.ndarray) -> dict | None:
+    """The best that an answer can do which looks at no image; None where all ages are one."""
+    if np.ptp(ages) == 0:
+        return None
+    median = float(np.median(ages))
+    return {"age": median, "mae": float(np.abs(ages - median).mean())}
 
 
 def _predictions(done: evaluation.Evaluated, wanted: Wanted, temperature: float) -> str:

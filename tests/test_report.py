@@ -238,10 +238,12 @@ def test_the_page_of_an_evaluation_is_one_file_in_which_nothing_runs(made):
         ({"same_people_on_both_sides": 4}, "people on both sides, trained on and scored: 4"),
         ({"missing_groups": ["71-81"]}, "no image of age 71-81"),
         ({"audit": "stale"}, "audit.json is stale"),
+        ({"constant": {"age": 33.0, "mae": 7.0}}, "no better than no model: answering 33 for everyone"),
     ],
 )
 def test_what_must_not_be_overlooked_stands_above_the_verdict(changed, told):
-    clean = {"audit": "read", "leaks": [], "data": "d", "protocol": "image", "missing_groups": []}
+    clean = {"audit": "read", "leaks": [], "data": "d", "protocol": "image", "missing_groups": [], "mae": 7.0}
+    clean["constant"] = {"age": 33.0, "mae": 7.1}
     assert words.warnings(clean) == []
     lines = words.warnings({**clean, **changed})
     assert len(lines) == 1 and told in lines[0]
@@ -351,7 +353,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     assert "take lae" in capsys.readouterr().out
     text = (tmp_path / "out" / "report.html").read_text()
     checked(text)
-    assert re.search(r"On the frontier.*: lae\. Along it the MAE of the head groups goes from 4\.00", text)
+    assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
     assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(InputError, match="--split is for runs"):

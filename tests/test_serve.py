@@ -246,6 +246,8 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))
         about = httpx2.get(f"{address}/v1/model", timeout=60).json()
         assert about["card"].startswith("# Model card: efficientnet_v2_pico") and about["crop"] == crops.UNKNOWN
+        card = httpx2.get(f"{address}/card", timeout=60)
+        assert card.text.startswith("<h3>Model card: efficientnet_v2_pico") and "<h4>Use and misuse</h4>" in card.text
         assert about["versions"]["jax"] and about["limits"]["files"] == 32 and "interval" not in about
         body, kind = served.multipart({"a.png": served.crop(0)})
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))

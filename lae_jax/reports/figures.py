@@ -314,10 +314,14 @@ def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) ->
     drawn.legend(loc="outside lower left", ncols=3, fontsize=7)
     best = figures.frontier(np.array([point for found in points.values() for point in found]))
     on = [name for name, found in points.items() if any((np.array(p) == best).all(axis=1).any() for p in found)]
-    finding = (
-        f"On the frontier, where no method is better for both head and tail: {', '.join(on)}. Along it the MAE of the"
-        f" head groups goes from {best[0][0]:.2f} to {best[-1][0]:.2f} while that of the tail groups goes from"
-        f" {best[0][1]:.2f} to {best[-1][1]:.2f} years."
-    )
+    finding = f"On the frontier, where no method is better for both head and tail: {', '.join(on)}. "
+    (head, tail), (last_head, last_tail) = best[0], best[-1]
+    if len(best) == 1:
+        finding += f"There the MAE of the head groups is {head:.2f} and that of the tail groups {tail:.2f} years."
+    else:
+        finding += (
+            f"Along it the MAE of the head groups goes from {head:.2f} to {last_head:.2f} while that of the tail groups"
+            f" goes from {tail:.2f} to {last_tail:.2f} years."
+        )
     rows = [(name, *map(float, point)) for name, found in points.items() for point in found]
     return Picture("head_tail", "Head against tail", finding, svg(drawn), ("method", "head_mae", "tail_mae"), rows)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from importlib import resources
 
 import jinja2
-import markdown_it
 import markupsafe
 from etils import epath
 
-from lae_jax import files
+from lae_jax import files, markdown
 from lae_jax.reports.pictures import Picture, inline
 from lae_jax.reports.tables import Estimate, Table, csv_text
 
@@ -94,13 +93,7 @@ def _base64(content: bytes) -> str:
 
 
 def _markdown(text: str) -> markupsafe.Markup:
-    """Markdown without HTML and without pictures, which a page would fetch; headings go below the section's."""
-    parser = markdown_it.MarkdownIt("js-default").disable("image")
-    tokens = parser.parse(text)
-    for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
-    return markupsafe.Markup(parser.renderer.render(tokens, parser.options, {}))
+    return markupsafe.Markup(markdown.html(text, below=2))
 
 
 def html(page: Page) -> str:

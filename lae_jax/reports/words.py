@@ -40,6 +40,8 @@ def warnings(report: Mapping) -> list[str]:
         lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
     if report.get("missing_groups"):
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+    if (constant := report.get("constant")) and report["mae"] >= constant["mae"]:
+        lines.append(f"the model is no better than no model: {_constant(constant)}")
     return lines
 
 
@@ -59,7 +61,15 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
     sigma = scored.estimate(_BY_NAME["sigma"])
     if math.isfinite(sigma.value):
         parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
+    if constant := report.get("constant"):
+        parts.append(f"without a model: {_constant(constant)}")
     return "; ".join(parts) + "."
+
+
+def _constant(constant: Mapping) -> str:
+    return (
+        f"answering {constant['age']:g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
+    )
 
 
 def comparison(scored: Scored, other: Scored, what: str) -> str:

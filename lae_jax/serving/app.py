@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Collection
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from lae_jax import markdown
 from lae_jax.serving import answers
 from lae_jax.serving.ages import Ages
 from lae_jax.serving.limits import Gate, Refused
@@ -82,6 +83,10 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
     @app.get("/", include_in_schema=False)
     def page() -> Response:
         return FileResponse(str(STATIC / "index.html"))
+
+    @app.get("/card", include_in_schema=False)
+    def card() -> Response:
+        return HTMLResponse(markdown.html(about.card, below=2))
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:

@@ -25,10 +25,10 @@ async function describeModel() {
   const reply = await fetch("v1/model");
   const model = await reply.json();
   limits = model.limits;
-  $("card").textContent = model.card;
   const what = model.aligned ? "face crops that are cut as its training's were" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it tells no intervals.";
   $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
+  $("card").innerHTML = await (await fetch("card")).text();
 }
 
 function take(files) {
