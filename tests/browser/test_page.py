@@ -110,6 +110,7 @@ def test_nothing_shuts_people_out_and_nothing_overflows(opened, address, folder,
     page.get_by_text("Model card", exact=True).click()
     page.locator("#card h3").get_by_text("Model card").wait_for()
     assert not barriers(page) and fits(page)
+    shoot(page, f"page-card-{width}-{shade}")
     page.get_by_text("Model card", exact=True).click()
     shoot(page, f"page-{width}-{shade}")
 
