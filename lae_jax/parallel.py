@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lae_jax import compiled
 from lae_jax.errors import InputError
 
 AXIS = "batch"
@@ -91,7 +92,8 @@ class Parallel:
 
     def lower_train(self, step: Callable, state, batch) -> jax.stages.Lowered:
         """What `map_train` compiles for arrays like these, of which the shapes count; of a single process."""
-        return self._pmap_train(step).lower(state, jax.eval_shape(self.shard, batch))
+        with compiled.without_collector():
+            return self._pmap_train(step).lower(state, jax.eval_shape(self.shard, batch))
 
     def map_train(self, step: Callable, compiler_options: Mapping | None = None) -> Callable:
         """(state, batch) -> (state, metrics) over the devices; the state is donated.
@@ -101,7 +103,7 @@ class Parallel:
         """
         if not compiler_options or jax.process_count() > 1:
             mapped = self._pmap_train(step)
-            return lambda state, batch: mapped(state, self.shard(batch))
+            return lambda state, batch: self._call(mapped, state, batch)
         program = None
 
         def run(state, batch):
@@ -115,7 +117,11 @@ class Parallel:
     def map_forward(self, function: Callable) -> Callable:
         """(variables, images of this host) -> the outputs' shards; `collect` makes one array of them."""
         mapped = self._pmap(function, in_axes=(None, 0), out_axes=0)
-        return lambda variables, batch: mapped(variables, self.shard(batch))
+        return lambda variables, batch: self._call(mapped, variables, batch)
+
+    def _call(self, mapped: Callable, held, batch):
+        with compiled.without_collector():  # the first call traces
+            return mapped(held, self.shard(batch))
 
     def map_any(self) -> Callable[[bool], jax.Array | bool]:
         """A flag of this host -> whether any host has it set, the same on all; every host must call it equally often.

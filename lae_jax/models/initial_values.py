@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lae_jax import compiled
+
 CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
 
 
@@ -73,7 +75,8 @@ def initialise(module: nn.Module, image_size: int, seed: int) -> dict:
       {'params': ..., 'batch_stats': ...}, nested dicts of numpy arrays, in the shapes and dtypes of `module.init`.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+    with compiled.without_collector():
+        shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
 
     def make(keys, struct):
         _, *path = (key.key for key in keys)
