@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "lae_jax"
 DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo", "report", "serve"}
 LEVELS = [
-    {"errors", "files", "folders", "compiled", "tracing", "cpu"},
+    {"errors", "files", "folders", "compiled", "tracing", "cpu", "markdown"},
     {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
     {"head_losses", "head_methods", "head_mixing"},
     {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports", "reports"},
