@@ -43,13 +43,14 @@ def keep() -> None:
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
     """For tracing: it makes many objects that all stay, and Python's search for garbage among them a quarter longer."""
-    enabled = gc.isenabled()
+    if not gc.isenabled():  # by somebody else, who turns it on again
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()
 
 
 def folder() -> pathlib.Path:

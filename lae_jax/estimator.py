@@ -41,8 +41,9 @@ class Input:
         side = self.resize or self.image_size
         if isinstance(crop, Image.Image) or crop.shape[:2] != (side, side):
             crop = crop if isinstance(crop, Image.Image) else Image.fromarray(crop)
-            if crop.size != (side, side):
-                crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+            # One after the other: from Pillow 13 on the shape decides which of them comes first.
+            for size in ((side, crop.height), (side, side)):
+                crop = crop.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(crop.convert("RGB"))
         first = (side - self.image_size) // 2
         return crop[first : first + self.image_size, first : first + self.image_size]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lae_jax.data import augment
 from lae_jax.data.augment import OPS, Augmentation
+from lae_jax.estimator import Input
 
 # Colour jitter: torchvision's functional_tensor, on levels / 255 in float64
 
@@ -329,12 +330,13 @@ def test_images_do_not_depend_on_threads_or_on_how_they_are_run(recipe):
     assert len({image.tobytes() for image in eager}) == n
 
 
-def test_evaluation_is_the_centre_of_the_resized_image():
-    image = photograph(90, 70, 0)
-    recipe = Augmentation(image_size=48, resize=56)
-    got = recipe.evaluate(encode(image, "PNG")).numpy()
-    expected = np.asarray(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC), int)[4:52, 4:52]
-    assert got.shape == (48, 48, 3) and np.abs(got - expected).max() <= 1
+@pytest.mark.parametrize("shape", [(200, 200), (90, 170), (220, 80), (56, 56)])
+def test_evaluation_and_estimators_take_the_centre_of_the_resized_image(shape):
+    image = photograph(*shape, 4)
+    wide = Image.fromarray(image).resize((56, shape[0]), Image.Resampling.BICUBIC)
+    expected = np.asarray(wide.resize((56, 56), Image.Resampling.BICUBIC))[4:52, 4:52]
+    np.testing.assert_array_equal(Augmentation(image_size=48, resize=56).evaluate(encode(image, "PNG")), expected)
+    np.testing.assert_array_equal(Input(48, 56).pixels(image), expected)
 
 
 def test_steps_share_no_draws(monkeypatch):

@@ -1,5 +1,6 @@
 """The compile cache: a folder of one's own, unless JAX was told of another, that does not grow without end."""
 
+import gc
 import os
 
 import jax
@@ -50,3 +51,15 @@ def test_what_was_not_used_for_longest_goes_first(untold, monkeypatch):
         os.utime(folder / name, (1e9 - age, 1e9 - age - 100 * (name == "used")))
     compiled.keep()
     assert sorted(path.name for path in folder.iterdir()) == ["new", "used"]
+
+
+def test_the_collector_rests_and_is_as_it_was_afterwards():
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            with pytest.raises(ZeroDivisionError), compiled.without_collector():
+                assert not gc.isenabled()
+                raise ZeroDivisionError
+            assert gc.isenabled() == before
+        finally:
+            gc.enable()

@@ -51,6 +51,8 @@ def test_report_predictions_and_pictures_agree(run, capsys):
     low, high = report["intervals"]["mae"]
     assert low < report["mae"] < high and report["bootstrap"]["units"] == "people"
     assert sum(report["training"]["count"]) == 96
+    median = np.median(ages)
+    assert report["constant"] == {"age": median, "mae": pytest.approx(np.abs(ages - median).mean())}
     inside = [float(row["lower"]) <= float(row["age"]) <= float(row["upper"]) for row in rows]
     by_rank = [abs(float(row["below"]) - 0.5) <= report["interval"]["level"] / 2 for row in rows]
     assert inside == by_rank and np.mean(inside) == pytest.approx(report["interval"]["coverage"])

@@ -1,6 +1,7 @@
 """What a run writes down: lines that go on after a step, also where nothing can be appended to a file."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import files, runs
 from lae_jax.errors import InputError
-from lae_jax.journal import Journal, Lines
+from lae_jax.journal import Journal, Lines, told
 
 
 def metrics(loss, bad=False, in_a_row=0):
@@ -70,3 +71,9 @@ def test_prepared_data_in_a_bucket_says_how_to_copy_or_mount_it():
     with pytest.raises(InputError, match="gcloud storage cp -r gs://bucket/faces DIR.*gcsfuse"):
         records.open_dataset("gs://bucket/faces")
     assert files.is_remote("gs://bucket/run") and not files.is_remote("runs/represent")
+
+
+def test_scores_are_told_once():
+    scores = {"mae": 6.0, "mmae": 7.0, "mean_group_mae": 7.0, "n": 12}
+    assert told(scores) == "mae 6.000, mmae 7.000"
+    assert told({**scores, "mmae": math.nan}) == "mae 6.000, mmae nan, mean_group_mae 7.000"

@@ -72,15 +72,17 @@ def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tenso
     height, width = tf.unstack(tf.shape(image)[:2])
     rows = tf.pad(tf.reshape(image, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
     words = from_image(tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3]))
-    # A pixel of the result lies under the filter of at most so many pixels.
-    down = _down(size, math.ceil(2 * _SUPPORT[method] * canvas / size), method)
+    down = _down(size, canvas, method)
     return down(tf.transpose(down(tf.transpose(words), width)), height)
 
 
 @functools.cache
-def _down(size: int, taps: int, method: str) -> Callable:
+def _down(size: int, canvas: int, method: str) -> Callable:
+    """(canvas, m) words, of which the first `side` rows count, and `side` -> (size, m): weighted sums of rows."""
+    # Under the filter of a pixel of the result lie at most so many pixels.
+    taps = math.ceil(2 * _SUPPORT[method] * canvas / size)
+
     def down(words: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-        """(n, m) words, the first `side` rows of them an image's -> (size, m): each row a weighted sum of rows."""
         rows, weights = _filters(side, size, taps, method)
         levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
         total = 2 ** (_BITS - 1)
@@ -94,15 +96,16 @@ def _down(size: int, taps: int, method: str) -> Callable:
 
 def _filters(side: tf.Tensor, size: int, taps: int, method: str) -> tuple[tf.Tensor, tf.Tensor]:
     """int32 (size, taps) each: the rows of an image of `side` that make a row of the result, and their weights."""
-    side = tf.cast(side, tf.float64)
-    scale = side / size
-    centre = (tf.range(size, dtype=tf.float64)[:, None] + 0.5) * scale
-    scale = tf.maximum(scale, 1.0)
-    first = tf.floor(centre - _SUPPORT[method] * scale + 0.5)
-    rows = tf.maximum(tf.minimum(first, side - taps), 0.0) + tf.range(taps, dtype=tf.float64)
-    weights = _KERNELS[method](tf.abs((rows - centre + 0.5) / scale)) * tf.cast(rows < side, tf.float64)
+    twice_centre = (2 * tf.range(size)[:, None] + 1) * side  # in size-ths of a pixel, as `larger`
+    larger = tf.maximum(side, size)
+    # In whole numbers: XLA computes this once for the rows and once for the weights, and floats would round apart.
+    first = (twice_centre - 2 * _SUPPORT[method] * larger + size) // (2 * size)
+    rows = tf.maximum(tf.minimum(first, side - taps), 0) + tf.range(taps)
+    scale, centre = tf.cast(larger, tf.float64) / size, tf.cast(twice_centre, tf.float64) / (2 * size)
+    weights = _KERNELS[method](tf.abs((tf.cast(rows, tf.float64) - centre + 0.5) / scale))
+    weights *= tf.cast(rows < side, tf.float64)
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
-    return tf.cast(rows, tf.int32), tf.cast(tf.round(weights * 2.0**_BITS), tf.int32)
+    return rows, tf.cast(tf.round(weights * 2.0**_BITS), tf.int32)
 
 
 def _triangle(x: tf.Tensor) -> tf.Tensor:

@@ -28,7 +28,9 @@ async function describeModel() {
   const what = model.aligned ? "face crops that are cut as its training's were" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it tells no intervals.";
   $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
-  $("card").innerHTML = await (await fetch("card")).text();
+  const card = await fetch("card");
+  if (!card.ok) throw new Error(card.statusText);
+  $("card").innerHTML = await card.text();
 }
 
 function take(files) {
