@@ -5,7 +5,12 @@ import pathlib
 import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Models here are tiny: the time goes into compiling, not into running.
+
+from lae_jax.data.tensorflow import tf
+
+# TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
+tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
+# JAX's does not: models here are tiny, so that the time goes into compiling, not into running.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )

@@ -46,16 +46,20 @@ def test_jitter_draws_for_large_images_as_for_small_ones():
 
 
 @pytest.mark.parametrize("method", resizing.METHODS)
-@pytest.mark.parametrize("size", [48, 49, 72, 112, 224])
-def test_every_side_of_an_image_is_resized_as_pillow_does_it(size, method):
-    # Whole numbers under the filter's edge, where rounding decides, come with some sides and sizes alone.
-    noise = np.random.default_rng(size).integers(0, 256, (4 * size, 4, 3), np.uint8)
-    for below, canvas in itertools.pairwise([0, *resizing._canvases(size, method)]):
-        down = resizing._down(size, canvas, method)
-        for side in range(below + 1, canvas + 1):
-            expected = Image.fromarray(noise[:side]).resize((4, size), getattr(Image.Resampling, method.upper()))
-            rows = words.from_image(tf.constant(np.pad(noise[:side], [(0, canvas - side), (0, 0), (0, 0)])))
-            assert (words.to_image(down(rows, side)) == np.asarray(expected)).numpy().all(), side
+@pytest.mark.parametrize("size, step", [(48, 1), (49, 1), (72, 1), (112, 4), (224, 8)])
+def test_every_side_of_an_image_is_resized_as_pillow_does_it(size, step, method):
+    # At some sides the edge of the filter falls on whole pixels; there rounding decides which pixels it takes.
+    chosen = getattr(Image.Resampling, method.upper())
+    largest = resizing._canvases(size, method)[-1]
+    noise = np.random.default_rng(size).integers(0, 256, (largest, largest, 3), np.uint8)
+    resize = tf.function(lambda image: words.to_image(resizing.resized(image, size, method)), autograph=False)
+    resize = resize.get_concrete_function(tf.TensorSpec([None, None, 3], tf.uint8))
+    wrong = []
+    for side in range(step, largest + 1, step):
+        image = noise[:side, :side]
+        if (resize(tf.constant(image)).numpy() != Image.fromarray(image).resize((size, size), chosen)).any():
+            wrong.append(side)
+    assert not wrong
 
 
 @pytest.mark.parametrize("method", resizing.METHODS)
