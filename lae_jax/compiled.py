@@ -42,7 +42,7 @@ def keep() -> None:
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """For tracing: it makes many objects that all stay, and Python's search for garbage among them a quarter longer."""
+    """For tracing, which makes many objects that stay: it takes a quarter longer where Python looks for garbage there."""
     if not gc.isenabled():  # by somebody else, who turns it on again
         yield
         return

@@ -61,7 +61,7 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
     sigma = scored.estimate(_BY_NAME["sigma"])
     if math.isfinite(sigma.value):
         parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
-    if constant := report.get("constant"):
+    if (constant := report.get("constant")) and report["mae"] < constant["mae"]:  # else a warning tells
         parts.append(f"without a model: {_constant(constant)}")
     return "; ".join(parts) + "."
 
