@@ -42,7 +42,7 @@ def keep() -> None:
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """For tracing, which makes many objects that stay: it takes a quarter longer where Python looks for garbage there."""
+    """For tracing, which makes many objects that stay: looking for garbage among them takes it a quarter longer."""
     if not gc.isenabled():  # by somebody else, who turns it on again
         yield
         return
