@@ -81,7 +81,7 @@ class Bench:
         words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
         words += [f"--devices={devices // processes}", *flags]
         if processes > 1:
-            words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}", "--heartbeat_seconds=10"]
+            words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}"]
         environment = {
             **os.environ,
             "XLA_FLAGS": QUICK_COMPILE,

@@ -44,6 +44,8 @@ from lae_jax import checkpoints, train
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
 
+SHORT_HEARTBEAT = ["--heartbeat_seconds=10"]  # where a dead process is to be missed; 100 s otherwise
+
 # One function a fault: (bench, rounds, generator) -> a remark; Broken if it does not hold.
 
 
@@ -100,7 +102,7 @@ def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     whole, waited = bench.whole(**PAIR), []
     for number in range(rounds):
         workdir = bench.folder / f"bereft{number}"
-        with bench.start(workdir, **PAIR) as pair:
+        with bench.start(workdir, **PAIR, flags=SHORT_HEARTBEAT) as pair:
             until, victim = int(rng.integers(4, 24)), int(rng.integers(2))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[victim].process.kill()
@@ -117,8 +119,9 @@ def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGSTOP of one of two processes."""
     for number in range(rounds):
         workdir = bench.folder / f"frozen{number}"
-        with bench.start(workdir, **PAIR, stall_minutes=0.1, flags=["--heartbeat_seconds=100"], epochs=1000.0) as pair:
-            until = int(rng.integers(2, 20))
+        # The heartbeat's 100 s are longer; the watchdog rests until the first evaluation (step 12) is compiled.
+        with bench.start(workdir, **PAIR, stall_minutes=0.1, epochs=1000.0) as pair:
+            until = int(rng.integers(13, 30))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[1].process.send_signal(signal.SIGSTOP)
             status = pair[0].ends()
@@ -133,7 +136,8 @@ def full_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     for number in range(rounds):
         workdir = bench.folder / f"full{number}"
         places = PAIR if number % 3 == 2 else {}
-        with bench.start(workdir, **places, async_save=bool(number % 2), log_steps=1000, epochs=200.0) as started:
+        more = {"async_save": bool(number % 2), "log_steps": 1000, "epochs": 200.0}
+        with bench.start(workdir, **places, flags=SHORT_HEARTBEAT, **more) as started:
             one, victim = started[0], started[rng.integers(len(started))]
             until = SAVE_STEPS * int(rng.integers(1, 10))
             hold(one.acknowledges(until), one.text()[-2000:])
