@@ -230,6 +230,19 @@ def test_the_page_of_an_evaluation_is_one_file_in_which_nothing_runs(made):
     assert "Against first: MAE -" in text and "difference to first" in text and 'class="better"' in text
 
 
+def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
+    def write(name):
+        picture = page.Picture(name, name, "words", "<svg></svg>", ["a"], [["1"]])
+        page.write(folders.epath.Path(tmp_path / "r.html"), page.Page("t", [], [page.Section("S", pictures=[picture])]))
+
+    write("old")
+    for name in ("mine.svg", "mine2.csv"):
+        (tmp_path / "report" / name).write_text("mine")
+    write("new")
+    left = {path.name for path in (tmp_path / "report").iterdir()}
+    assert left == {"new.svg", "new.csv", "mine.svg", "mine2.csv"}
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -101,11 +101,18 @@ def html(page: Page) -> str:
 
 
 def write(path: epath.Path, page: Page) -> None:
-    """Writes a page, and into the folder `report` beside it each picture's numbers (CSV) and the picture (SVG)."""
+    """Writes a page, and into the folder `report` beside it each picture's numbers (CSV) and the picture (SVG).
+
+    Pictures of an earlier page that this one has no more go, with their numbers.
+    """
     folder = path.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    for section in page.sections:
-        for picture in section.pictures:
-            files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
-            files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
+    pictures = {picture.name: picture for section in page.sections for picture in section.pictures}
+    for old in folder.glob("*.svg"):
+        if old.stem not in pictures and old.with_suffix(".csv").exists():
+            old.unlink()
+            old.with_suffix(".csv").unlink()
+    for name, picture in pictures.items():
+        files.write_text(folder / f"{name}.csv", csv_text(picture.header, picture.rows))
+        files.write_text(folder / f"{name}.svg", picture.svg + "\n")
     files.write_text(path, html(page))
