@@ -61,7 +61,6 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
     Args: hosts: names under which a client may call it (None: any); a page of another site that gave its own name this
     machine's address is refused by them.
     """
-    gate = Gate(ages.limits)
     warming: set[asyncio.Task] = set()
 
     @contextlib.asynccontextmanager
@@ -75,10 +74,15 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
         title="lae_jax", version=about.versions["lae-jax"], lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Ages of the faces in photographs. Nothing is stored, and nothing is sent anywhere.",
     )  # fmt: skip
+    _add_pages(app, about)
+    _add_api(app, ages, about)
+    _add_errors(app)
+    return _Guard(app, hosts)
+
+
+def _add_pages(app: FastAPI, about: answers.About) -> None:
     app.mount("/static", StaticFiles(directory=str(STATIC)))
     app.mount("/swagger", StaticFiles(directory=str(SWAGGER)))
-    level = ages.wanted.interval if ages.calibrated else None
-    refusals = {code: {"model": answers.Refusal, "description": text} for code, text in _REFUSALS.items()}
 
     @app.get("/", include_in_schema=False)
     def page() -> Response:
@@ -91,6 +95,12 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         return FileResponse(str(STATIC / "docs.html"))
+
+
+def _add_api(app: FastAPI, ages: Ages, about: answers.About) -> None:
+    gate = Gate(ages.limits)
+    level = ages.wanted.interval if ages.calibrated else None
+    refusals = {code: {"model": answers.Refusal, "description": text} for code, text in _REFUSALS.items()}
 
     @app.post(
         "/v1/predict",
@@ -127,6 +137,8 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
         response.status_code = 200 if ages.ready else 503
         return answers.Health(status="ok" if ages.ready else "warming up", ready=ages.ready)
 
+
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     def refused(_, refusal: Refused) -> Response:
         headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
@@ -144,8 +156,6 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
     @app.exception_handler(Exception)
     def failed(*_) -> Response:
         return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
-
-    return _Guard(app, hosts)
 
 
 async def _unless_left(request: Request, work):
