@@ -98,26 +98,30 @@ def _names(identities: np.ndarray) -> set[str]:
 
 def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     """What a report says beside the scores: the leaks that the run was trained with and those between its training
-    split and the one that is scored; and how many people are on both sides, None where that is unknown.
+    split and the one that is scored; whether the two could be compared at all; and how many people are on both sides,
+    None where that is unknown.
 
     Args: meta: of the run's checkpoint; dataset, split: what is scored.
     """
     config = runs.from_json(meta["config"])
     train = inputs.split_name(config, config.data.train)
     findings, state = audits.read(dataset)
-    same = meta["data_hash"] == dataset.hash
-    leaks = audits.leaks(findings, train, split, None if same else meta["data_hash"])
-    names, trained_on = dataset.column("identity"), np.zeros(0, np.int64)
-    scored = _names(names[dataset.rows(split)])
-    both = None
+    same = compared = meta["data_hash"] == dataset.hash
+    names, both = dataset.column("identity"), None
     if same:
-        trained_on = dataset.rows(train)
-        leaks += _same_rows(dataset, train, split)
-        known = {people.normalised(name) for name in _names(names[trained_on])}
-        both = len(known & {people.normalised(name) for name in scored}) if known and scored else None
+        leaks = [*audits.leaks(findings, train, split), *_same_rows(dataset, train, split)]
+        known = {people.normalised(name) for name in _names(names[dataset.rows(train)])}
+        scored = {people.normalised(name) for name in _names(names[dataset.rows(split)])}
+        both = len(known & scored) if known and scored else None
+    else:
+        own, compared = _with_training(meta, config, train, dataset, split, state)
+        known = {(finding["kind"], *finding["splits"]) for finding in own}
+        findings = own + [f for f in findings if "other" not in f or (f["kind"], *f["splits"]) not in known]
+        leaks = audits.leaks(findings, train, split, meta["data_hash"])
     pretrained = people.compare(meta.get("identities"), names[dataset.rows(split)], dataset.hash)
     return {
         "audit": state,
+        "compared_with_training": compared,
         "findings": [{name: f[name] for name in ("kind", "severity", "splits", "message")} for f in findings],
         "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in leaks]),
         "same_people_on_both_sides": both,
@@ -126,3 +130,17 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
             "shared": len(pretrained["shared"]) if pretrained["compared"] else None,
         },
     }
+
+
+def _with_training(
+    meta: Mapping, config: ConfigDict, train: str, dataset: records.Dataset, split: str, audit: str
+) -> tuple[list[dict], bool]:
+    """What another data set shares with the training's, where that is at hand; and whether the two were compared, here
+    or by an audit of both."""
+    try:
+        training = records.open_dataset(config.data.path, "quick")
+    except InputError:
+        training = None
+    if training is not None and training.hash == meta["data_hash"]:
+        return audits.between(training, train, dataset, split), True
+    return [], audit == "read" and audits.compared_with(dataset, meta["data_hash"])

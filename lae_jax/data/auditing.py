@@ -149,47 +149,53 @@ def _partners(codes: np.ndarray, a: np.ndarray, b: np.ndarray, near: np.ndarray 
     return np.where(codes[b] >= 0, first[codes[b]], -1)
 
 
+def between(one: Table, a: str, two: Table, b: str) -> list[dict]:
+    """The findings of split `a` of a data set, which was trained on, and split `b` of another one, which is scored."""
+    return list(_of_sides(_Pool([one, two]), 0, a, 1, b))
+
+
 def _across(pool: _Pool, number: int) -> Iterator[dict]:
     """Files, pictures and people on both sides."""
     for one, a, two, b in pool.sides(number):
-        rows_a, rows_b = pool.rows(one, a), pool.rows(two, b)
-        told_a = a if one == two else f"{a} of {pool.tables[one].path}"
+        yield from _of_sides(pool, one, a, two, b)
 
-        def example(hits, rows_b=rows_b, partner=None):
-            return ((pool.names[partner[i]], pool.names[rows_b[i]]) for i in hits)
 
-        found = []
-        file = _partners(pool.file, rows_a, rows_b)
-        near = np.where(file < 0, _partners(pool.picture, rows_a, rows_b, pool.near), -1)
-        for kind, partner, told in (
-            ("same_file", file, "the same file"),
-            ("near_picture", near, "nearly the same picture"),
-        ):
-            hits = np.flatnonzero(partner >= 0)
-            if len(hits):
-                message = f"{len(hits)} of {len(rows_b)} images of {b} stand in {told_a} too: {told}"
-                found.append(_finding(kind, "leak", len(hits), message, (a, b), example(hits, partner=partner)))
-        partner = _partners(pool.person, rows_a, rows_b)
+def _of_sides(pool: _Pool, one: int, a: str, two: int, b: str) -> Iterator[dict]:
+    rows_a, rows_b = pool.rows(one, a), pool.rows(two, b)
+    told_a = a if one == two else f"{a} of {pool.tables[one].path}"
+    other = {} if one == two else {"other": {"path": pool.tables[one].path, "hash": pool.tables[one].hash}}
+
+    def finding(kind, severity, count, message, hits, partner):
+        examples = ((pool.names[partner[i]], pool.names[rows_b[i]]) for i in hits)
+        return {**_finding(kind, severity, count, message, (a, b), examples), **other}
+
+    file = _partners(pool.file, rows_a, rows_b)
+    near = np.where(file < 0, _partners(pool.picture, rows_a, rows_b, pool.near), -1)
+    for kind, partner, told in (
+        ("same_file", file, "the same file"),
+        ("near_picture", near, "nearly the same picture"),
+    ):
         hits = np.flatnonzero(partner >= 0)
         if len(hits):
-            shared, where = np.unique(pool.person[rows_b[hits]], return_index=True)
-            protocol = pool.tables[number].protocol
-            severity = {"identity": "leak", "image": "note"}.get(protocol, "warning") if one == two else "warning"
-            why = (
-                {
-                    "identity": ", although it was split by identity",
-                    "image": ": it was split by image, so that is by design",
-                    "column": ": the source's own split has them there",
-                }[protocol]
-                if one == two
-                else ""
-            )
-            message = f"people on both sides: {len(shared)}, in {told_a} and with {len(hits)} of the images of {b}{why}"
-            found.append(
-                _finding("same_identity", severity, len(shared), message, (a, b), example(hits[where], partner=partner))
-            )
-        other = {} if one == two else {"other": {"path": pool.tables[one].path, "hash": pool.tables[one].hash}}
-        yield from ({**finding, **other} for finding in found)
+            message = f"{len(hits)} of {len(rows_b)} images of {b} stand in {told_a} too: {told}"
+            yield finding(kind, "leak", len(hits), message, hits, partner)
+    partner = _partners(pool.person, rows_a, rows_b)
+    hits = np.flatnonzero(partner >= 0)
+    if len(hits):
+        shared, where = np.unique(pool.person[rows_b[hits]], return_index=True)
+        severity, why = "warning", ""
+        if one == two:
+            severity, why = _SAME_PEOPLE[pool.tables[two].protocol]
+        message = f"people on both sides: {len(shared)}, in {told_a} and with {len(hits)} of the images of {b}{why}"
+        yield finding("same_identity", severity, len(shared), message, hits[where], partner)
+
+
+# Of one data set, by how it was split.
+_SAME_PEOPLE = {
+    "identity": ("leak", ", although it was split by identity"),
+    "image": ("note", ": it was split by image, so that is by design"),
+    "column": ("warning", ": the source's own split has them there"),
+}
 
 
 def _extremes(codes: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """audit.json beside a data set: written by an audit, read by a run and an evaluation."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -50,7 +51,7 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
             "splits": table and {name: len(rows) for name, rows in table.splits.items()},
             "image_size": table.image_size if table else image_size,
             "near_bits": phash.NEAR,
-            "compared_with": [str(other) for other in tables if other != path],
+            "compared_with": [{"path": t.path, "hash": t.hash} for other, t in tables.items() if other != path],
             "findings": found[path] if table else [auditing.damaged(damages[path])],
         }
         try:
@@ -135,6 +136,20 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
         and train in finding["splits"]
         and (split == "all" or split in finding["splits"])
     ]
+
+
+def compared_with(dataset: records.Dataset, other_hash: str) -> bool:
+    """Whether a data set's audit.json, which `read` has found in order, is of a comparison with another one too."""
+    report = json.loads((dataset.path / FILE).read_text())
+    return other_hash in [other["hash"] for other in report["compared_with"]]
+
+
+def between(training: records.Dataset, train: str, scored: records.Dataset, split: str) -> list[dict]:
+    """The findings of what a run was trained on and a split of another data set that it is scored on."""
+    one, two = _table(training, None), _table(scored, None)
+    one = dataclasses.replace(one, splits={train: training.rows(train)})
+    two = dataclasses.replace(two, splits={split: scored.rows(split)})
+    return auditing.between(one, train, two, split)
 
 
 def tell(report: dict) -> str:

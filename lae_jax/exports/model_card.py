@@ -157,6 +157,12 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
             for leak in report.get("leaks", [])
             if leak["message"] not in found
         ]
+    for report in evaluations:
+        if not report.get("compared_with_training", True):
+            lines.append(
+                f"- `{report['data']}` was not compared with the training's data, which was not at hand: whether it"
+                " holds the same pictures is unknown."
+            )
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
     if any(report.get("audit", "read") != "read" for report in evaluations):

@@ -1,0 +1,146 @@
+"""Leaks: a run heeds what an audit found, and its reports say so."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from planted import TRAIN, age_of, draw, prepared
+
+from lae_jax import checkpoints, evaluate, leaks, main, runs, train
+from lae_jax.data import audits, records
+from lae_jax.errors import InputError
+from lae_jax.exports import model_card
+from lae_jax.plan import make_plan
+from lae_jax.reports import words
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> pathlib.Path:
+    return draw(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture
+def leaking(faces, tmp_path, small_config):
+    """A config whose data set holds a picture that was stored again in its validation split."""
+    out = prepared(faces, tmp_path / "leaking", ("again.jpg", age_of(0), "validation", 0), named=True)
+    audits.run([out])
+    config = small_config("represent")
+    config.data.path = str(out)
+    return config
+
+
+def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config, capsys):
+    with pytest.raises(InputError, match=r"1 of 25 images of validation stand in train too.*--allow-leak"):
+        train.train(leaking)
+    assert not pathlib.Path(leaking.workdir).exists()
+    leaking.data.allow_leak = True
+    train.train(leaking)
+    meta = checkpoints.load_run(leaking.workdir).meta
+    assert meta["config"]["data"]["allow_leak"] and [leak["kind"] for leak in meta["leaks"]] == ["near_picture"]
+    for split, expected in [("validation", ["near_picture"]), ("train", ["near_picture", "same_rows"])]:
+        evaluate.main(["--run", leaking.workdir, "--split", split])
+        report = json.loads((pathlib.Path(leaking.workdir) / f"evaluation/data-{split}/report.json").read_text())
+        assert [leak["kind"] for leak in report["leaks"]] == expected
+        told = capsys.readouterr().out
+        assert told.count("LEAK") == len(expected) and "nearly the same picture" in told
+        # 'person 0' is in both splits, by the source's own choice.
+        assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)
+        count = report["same_people_on_both_sides"]
+        assert f"people on both sides, trained on and scored: {count}" in told and report["audit"] == "read"
+
+    # The stage that starts from it inherits the leak, even on other data.
+    third = small_config("classify")
+    third.init_from = leaking.workdir
+    plan = make_plan(third)
+    assert [leak["data"] for leak in plan.leaks] == [str(leaking.data.path)]
+
+
+def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_unknown(faces, tmp_path, small_config):
+    """By the evaluation itself, also of a split with the name of the one trained on; by an audit of both; else not."""
+    config = small_config("represent")
+    config.data.path = str(prepared(faces, tmp_path / "own", named=True))
+    training = records.open_dataset(config.data.path)
+    meta = {"config": runs.as_json(config), "data_hash": training.hash}
+    other = records.open_dataset(
+        prepared(faces, tmp_path / "other", ("same.jpg", age_of(0), "test", 0), ("again.jpg", age_of(0), "test", 0))
+    )
+
+    def told(split):
+        report = leaks.of_evaluation(meta, other, split)
+        report = {"data": str(other.path), "protocol": "column", **report}
+        return report, words.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
+
+    report, lines, card = told("test")
+    planted = ["same_file", "near_picture"]
+    assert report["compared_with_training"] and [leak["kind"] for leak in report["leaks"]] == planted
+    assert "1 of 2 images of test stand in train of" in lines[0] and "No leak was found" not in card
+    assert [f["kind"] for f in report["findings"] if f["severity"] == "leak"] == planted
+    # Its own 0.jpg was left out, being the same file as same.jpg.
+    assert [leak["count"] for leak in told("train")[0]["leaks"]] == [TRAIN - 1]
+
+    # Gone, or prepared anew: nobody knows, unless an audit compared them before.
+    audits.run([other.path, training.path])
+    shutil.move(training.path, tmp_path / "moved")
+    again, _, _ = told("test")
+    assert again["compared_with_training"] and [leak["kind"] for leak in again["leaks"]] == planted
+    audits.run([other.path])
+    report, lines, card = told("test")
+    assert report["leaks"] == [] and not report["compared_with_training"]
+    assert ["could not be compared with the data that the run was trained on" in line for line in lines] == [True]
+    assert "was not compared with the training's data" in card and "No leak was found" not in card
+
+
+def test_training_on_what_is_validated_is_a_leak(small_config):
+    config = small_config("represent")
+    config.data.train = "all"
+    with pytest.raises(InputError, match="64 images of validation are in all"):
+        make_plan(config)
+
+
+def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_them(
+    faces, tmp_path, small_config, caplog
+):
+    caplog.set_level("INFO", "lae_jax")
+    first = small_config("pretrain")
+    first.epochs, first.data.split = 0.3, ""
+    train.train(first)
+    handed = checkpoints.load_run(first.workdir).meta["identities"]
+    dataset = records.open_dataset(first.data.path)
+    trained_on = {*dataset.column("identity")[dataset.rows("train")]}
+    assert len(handed["hashes"]) == len(trained_on) and handed["schemes"] == [f"label of {dataset.hash[:12]}"]
+
+    second = small_config("represent")
+    second.init_from = first.workdir
+    plan = make_plan(second)
+    assert plan.identities == handed and "0 people of validation were in the backbone's" in caplog.text
+    second.data.train, second.data.split = "test", "train"
+    with pytest.raises(InputError, match=f"{len(trained_on)} people of train were in the backbone's pre-training"):
+        make_plan(second)
+
+    # Numbers of another data set are other people: nothing can be said.
+    second.data.path = str(prepared(faces, tmp_path / "other", named=True))
+    second.data.train, second.data.split = "train", "validation"
+    caplog.clear()
+    assert make_plan(second).leaks == []
+    assert "unknown whether people of validation were in pre-training: none of its 24 names" in caplog.text
+
+
+@pytest.mark.parametrize("spelling", ["--allow_leak", "--allow-leak"])
+def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
+    from lae_jax.configs import demo, represent
+
+    for config in (represent.get_config(), demo.get_config()):
+        got = []
+        monkeypatch.setattr(main, "check_paths", lambda config: None)
+        monkeypatch.setattr(main, "set_up_devices", lambda: None)
+        monkeypatch.setattr(main, "run", lambda c, signals, profile, got=got: got.append(c))
+        monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
+        main.flags.FLAGS.unparse_flags()
+        try:
+            main.flags.FLAGS(["main", spelling])
+            main.main(["main"], None)
+        finally:
+            main.flags.FLAGS["allow_leak"].unparse()
+        stages = got[0].stages.values() if "stages" in got[0] else got
+        assert all(stage.data.allow_leak for stage in stages)
