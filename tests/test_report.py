@@ -135,6 +135,34 @@ def test_sigma_of_few_images_lies_in_its_interval_and_a_handful_has_none():
     assert estimates["mae_71-81"].interval == "" and estimates["mae"].interval
 
 
+def test_shares_of_none_and_of_few_images_are_not_taken_for_sure():
+    ages = np.linspace(10, 60, 40)
+    cs5 = next(s for s in scores.MAIN if s.name == "cs5")
+    for off, expected in ((1, (0.912, 1)), (9, (0, 0.088))):  # Wilson's of 40 of 40, and of none
+        found = scores.score(scores.Sample(ages, ages + off, np.full(40, -1))).estimate(cs5)
+        assert (found.low, found.high) == pytest.approx(expected, abs=1e-3)
+    few = scores.score(scores.Sample(ages[:3], ages[:3] + [1, 2, 9], np.full(3, -1)))
+    assert [few.estimate(s).interval for s in scores.MAIN] == [""] * len(scores.MAIN)
+    assert few.difference(few, cs5).interval == "" and few.estimate(cs5).value == pytest.approx(2 / 3)
+
+
+def test_the_rates_of_a_decision_have_intervals_of_people():
+    rng = np.random.default_rng(0)
+    ages, people = rng.uniform(10, 30, 400), np.arange(400) % 100
+    chances = np.clip((ages - 18) / 16 + 0.5 + rng.normal(0, 0.2, 400), 0, 1)
+    cuts = (0.5, 0.9, 1.1)
+    found = scores.decisions(scores.Sample(ages, ages, people), chances, 18, cuts)
+    for (counted, accepts, rejects), cut in zip(found, cuts, strict=True):
+        assert counted == metrics.decision(ages, chances, 18, cut)
+        for rate, estimate in ((counted.false_accept_rate, accepts), (counted.false_reject_rate, rejects)):
+            assert estimate.value == rate and estimate.low <= rate <= estimate.high and estimate.low < estimate.high
+    assert found[2][1].low == 0 < found[2][1].high < 0.1 and found[2][2].high == 1
+    width = [1.96 * (r * (1 - r) / n) ** 0.5 for r, n in ((found[0][1].value, found[0][0].younger),)][0]
+    assert (found[0][1].high - found[0][1].low) / 2 == pytest.approx(width, rel=0.3)
+    young = scores.decisions(scores.Sample(ages[:3], ages[:3], people[:3]), chances[:3], 40, (0.5,))
+    assert young[0][1].interval == "" and not young[0][2].is_known
+
+
 def test_pairs_make_a_small_difference_sure():
     one = sample(300)
     errors = one.predictions - one.ages

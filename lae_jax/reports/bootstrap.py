@@ -6,6 +6,7 @@ comes out of one matrix product; two lists of predictions of the same images sha
 
 import numpy as np
 from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -14,6 +15,8 @@ MOST_UNITS = 5_000
 _CHUNK = 100
 # A score that is undefined in more replicates than these has no interval: its group has a handful of images.
 _MOST_UNDEFINED = 0.05
+# So many people or images alone, drawn again, say nothing of others.
+TOO_FEW = 3
 
 
 def units(people: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -62,3 +65,12 @@ def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(defined, ndtr(2 * shift + ndtri([tail, 1 - tail])))
     return float(low), float(high)
+
+
+def share_interval(estimate: float, values: np.ndarray, count: int) -> tuple[float, float]:
+    """That of a share of `count` people or images; where it is none of them or all, which all replicates then are too,
+    Wilson's (Wilson, "Probable Inference", 1927)."""
+    if estimate in (0.0, 1.0):
+        found = binomtest(round(estimate * count), count).proportion_ci(LEVEL, "wilson")
+        return float(found.low), float(found.high)
+    return interval(estimate, values)

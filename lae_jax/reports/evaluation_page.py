@@ -146,14 +146,9 @@ def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Secti
     for label, one in zip(labels, evaluations, strict=True):
         if threshold is None or one.report.get("threshold") != threshold:
             continue
-        for cut in _CUTS:
-            found = metrics.decision(one.sample.ages, one.chances, threshold, cut)
-            rates = [
-                Estimate(found.false_accept_rate, digits=1, percent=True),
-                Estimate(found.false_reject_rate, digits=1, percent=True),
-            ]
+        for found, accepts, rejects in scores.decisions(one.sample, one.chances, threshold, _CUTS):
             counts = [f"{found.false_accepts} of {found.younger}", f"{found.false_rejects} of {found.older}"]
-            rows.append((label, f"{cut:g}", rates[0], counts[0], rates[1], counts[1]))
+            rows.append((label, f"{found.cut:g}", accepts, counts[0], rejects, counts[1]))
     if not rows:
         return Section("Decision")
     text = (

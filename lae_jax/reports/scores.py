@@ -78,15 +78,22 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-    """values: score -> number, NaN where undefined; drawn: score -> (B,) of the replicates."""
+    """values: score -> number, NaN where undefined; drawn: score -> (B,) of the replicates, empty where there are too
+    few units for them; units: people or images."""
 
     values: dict[str, float]
     drawn: dict[str, np.ndarray]
+    units: int
 
     def estimate(self, score: Score) -> Estimate:
         """A score with its 95 % interval."""
-        value = self.values.get(score.name, math.nan)
-        low, high = bootstrap.interval(value, self.drawn[score.name]) if score.name in self.drawn else (math.nan,) * 2
+        value, low, high = self.values.get(score.name, math.nan), math.nan, math.nan
+        if score.name in self.drawn:
+            drawn = self.drawn[score.name]
+            if score.percent:
+                low, high = bootstrap.share_interval(value, drawn, self.units)
+            else:
+                low, high = bootstrap.interval(value, drawn)
         return Estimate(value, low, high, score.digits, score.percent)
 
     def difference(self, other: "Scored", score: Score) -> Estimate:
@@ -119,7 +126,32 @@ def score(sample: Sample, seed: int = 0) -> Scored:
         return _statistics(*np.split(sums, edges, axis=-1))
 
     values = {name: float(value) for name, value in statistics(sums.sum(axis=0)).items()}
-    return Scored(values, statistics(bootstrap.replicates(sums, seed)))
+    drawn = statistics(bootstrap.replicates(sums, seed)) if count > bootstrap.TOO_FEW else {}
+    return Scored(values, drawn, count)
+
+
+def decisions(
+    sample: Sample, chances: np.ndarray, threshold: float, cuts: Sequence[float], seed: int = 0
+) -> list[tuple[metrics.Decision, Estimate, Estimate]]:
+    """P(age >= threshold) (N,) as a decision at each cut, with its rates of false accepts and of false rejects."""
+    found = [metrics.decision(sample.ages, chances, threshold, cut) for cut in cuts]
+    older = np.asarray(sample.ages)[:, None] >= threshold
+    accepted = np.asarray(chances)[:, None] >= np.asarray(cuts)
+    columns = np.concatenate([~older, older, accepted & ~older, older & ~accepted], axis=1)
+    unit = bootstrap.units(sample.people, seed)
+    drawn = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1), seed)
+
+    def rate(value: float, wrong: int, of: int) -> Estimate:
+        count = len(np.unique(unit[columns[:, of]]))
+        low = high = math.nan
+        if count > bootstrap.TOO_FEW:
+            low, high = bootstrap.share_interval(value, _ratio(drawn[:, wrong], drawn[:, of]), count)
+        return Estimate(value, low, high, digits=1, percent=True)
+
+    return [
+        (one, rate(one.false_accept_rate, 2 + i, 0), rate(one.false_reject_rate, 2 + len(cuts) + i, 1))
+        for i, one in enumerate(found)
+    ]
 
 
 def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
