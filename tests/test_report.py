@@ -1,4 +1,4 @@
-"""Reports: intervals that mean what they say, pages that need nothing else and run nothing, comparisons of like."""
+"""Reports: pages that need nothing else and run nothing, comparisons of like."""
 
 import base64
 import csv
@@ -13,19 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT
+from samples import sample
 
 from lae_jax import metrics, report
 from lae_jax.errors import InputError
-from lae_jax.reports import bootstrap, comparison_page, evaluation_page, figures, folders, page, scores, tables, words
+from lae_jax.reports import comparison_page, evaluation_page, figures, folders, page, tables, words
 
 HOSTILE = '<script>alert("1")</script><img src="https://evil.example/x.png">'
-
-
-def sample(n=400, spread=5.0, seed=0, people=None, **more):
-    rng = np.random.default_rng(seed)
-    ages = rng.uniform(1, 81, n)
-    people = np.full(n, -1) if people is None else people
-    return scores.Sample(ages, ages + rng.normal(0, spread, n), people, **more)
 
 
 def write_run(folder, name, ages, predictions, *, people=None, start="", **changed):
@@ -72,117 +66,6 @@ def made(tmp_path_factory):
     write_run(folder, "second", one.ages, better, people=one.people, start=str(folder / "first"))
     write_run(folder, "other", one.ages, better, data_hash="b" * 64)
     return folder
-
-
-# --- intervals
-
-
-def test_scores_of_sums_are_the_scores():
-    one = sample(500, training_count=np.arange(101) * 2)
-    found, whole = scores.score(one).values, metrics.age_report(one.ages, one.predictions)
-    for name in ("mae", "sigma", "mmae", "aar_2021", "aar_2022"):
-        assert found[name] == pytest.approx(getattr(whole, name), rel=1e-9)
-    assert [found[f"mae_{group}"] for group in metrics.GROUPS] == pytest.approx(whole.group_mae)
-    assert [found[f"bias_{group}"] for group in metrics.GROUPS] == pytest.approx(whole.bias)
-    assert found["cs5"] == pytest.approx(whole.cs[5])
-    assert found["class_mae"] == pytest.approx(metrics.class_mae(one.ages, one.predictions))
-    assert found["geometric_mean"] == pytest.approx(metrics.geometric_mean(one.ages, one.predictions))
-    few = metrics.shots(one.ages, one.training_count) == 2
-    assert found["mae_few"] == pytest.approx(np.abs(one.predictions - one.ages)[few].mean())
-    assert np.isnan(found["epsilon"])
-
-
-def test_an_interval_is_as_wide_as_theory_says_and_seeded():
-    one = sample(2000)
-    errors = np.abs(one.predictions - one.ages)
-    estimate = scores.score(one).estimate(scores.MAIN[0])
-    half = 1.96 * errors.std() / len(errors) ** 0.5
-    assert estimate.value == pytest.approx(errors.mean())
-    assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.12)
-    assert scores.score(one).estimate(scores.MAIN[0]) == estimate
-    assert scores.score(one, seed=1).estimate(scores.MAIN[0]) != estimate
-
-
-def test_images_of_a_person_are_drawn_together():
-    """Four copies of an image tell nothing new: the interval is twice as wide as over images."""
-    alone = sample(300)
-    four = scores.Sample(np.repeat(alone.ages, 4), np.repeat(alone.predictions, 4), np.repeat(np.arange(300), 4))
-    apart = scores.Sample(four.ages, four.predictions, np.full(1200, -1))
-    widths = [e.high - e.low for e in (scores.score(s).estimate(scores.MAIN[0]) for s in (four, apart))]
-    assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)
-    assert bootstrap.units(np.array([3, -1, 3, -1, 0])).tolist() == [3, 1, 3, 0, 2]
-
-
-def test_many_units_are_put_together_without_changing_the_width(monkeypatch):
-    one = sample(3000)
-    plain = scores.score(one).estimate(scores.MAIN[0])
-    monkeypatch.setattr(bootstrap, "MOST_UNITS", 500)
-    assert bootstrap.units(one.people).max() == 499
-    merged = scores.score(one).estimate(scores.MAIN[0])
-    assert merged.high - merged.low == pytest.approx(plain.high - plain.low, rel=0.15)
-    assert merged.value == pytest.approx(plain.value)
-
-
-def test_sigma_of_few_images_lies_in_its_interval_and_a_handful_has_none():
-    rng = np.random.default_rng(0)
-    ages = np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], 16)
-    one = scores.Sample(ages, ages + rng.normal(0, 5, len(ages)), np.full(len(ages), -1))
-    found = scores.score(one).estimate(next(s for s in scores.MAIN if s.name == "sigma"))
-    assert found.low < found.value < found.high
-    lone = one.part(np.flatnonzero((ages != 75) | (np.arange(len(ages)) == len(ages) - 1)))
-    estimates = {s.name: scores.score(lone).estimate(s) for s in scores.MAIN}
-    assert np.isfinite(estimates["sigma"].value) and np.isnan(estimates["sigma"].low)
-    assert estimates["mae_71-81"].interval == "" and estimates["mae"].interval
-
-
-def test_shares_of_none_and_of_few_images_are_not_taken_for_sure():
-    ages = np.linspace(10, 60, 40)
-    cs5 = next(s for s in scores.MAIN if s.name == "cs5")
-    for off, expected in ((1, (0.912, 1)), (9, (0, 0.088))):  # Wilson's of 40 of 40, and of none
-        found = scores.score(scores.Sample(ages, ages + off, np.full(40, -1))).estimate(cs5)
-        assert (found.low, found.high) == pytest.approx(expected, abs=1e-3)
-    few = scores.score(scores.Sample(ages[:3], ages[:3] + [1, 2, 9], np.full(3, -1)))
-    assert [few.estimate(s).interval for s in scores.MAIN] == [""] * len(scores.MAIN)
-    assert few.difference(few, cs5).interval == "" and few.estimate(cs5).value == pytest.approx(2 / 3)
-
-
-def test_the_rates_of_a_decision_have_intervals_of_people():
-    rng = np.random.default_rng(0)
-    ages, people = rng.uniform(10, 30, 400), np.arange(400) % 100
-    chances = np.clip((ages - 18) / 16 + 0.5 + rng.normal(0, 0.2, 400), 0, 1)
-    cuts = (0.5, 0.9, 1.1)
-    found = scores.decisions(scores.Sample(ages, ages, people), chances, 18, cuts)
-    for (counted, accepts, rejects), cut in zip(found, cuts, strict=True):
-        assert counted == metrics.decision(ages, chances, 18, cut)
-        for rate, estimate in ((counted.false_accept_rate, accepts), (counted.false_reject_rate, rejects)):
-            assert estimate.value == rate and estimate.low <= rate <= estimate.high and estimate.low < estimate.high
-    assert found[2][1].low == 0 < found[2][1].high < 0.1 and found[2][2].high == 1
-    width = [1.96 * (r * (1 - r) / n) ** 0.5 for r, n in ((found[0][1].value, found[0][0].younger),)][0]
-    assert (found[0][1].high - found[0][1].low) / 2 == pytest.approx(width, rel=0.3)
-    young = scores.decisions(scores.Sample(ages[:3], ages[:3], people[:3]), chances[:3], 40, (0.5,))
-    assert young[0][1].interval == "" and not young[0][2].is_known
-
-
-def test_pairs_make_a_small_difference_sure():
-    one = sample(300)
-    errors = one.predictions - one.ages
-    other = scores.Sample(one.ages, one.ages + errors * 0.97, one.people)
-    first, second = scores.score(one), scores.score(other)
-    mae = scores.MAIN[0]
-    difference = second.difference(first, mae)
-    assert difference.high < 0 and scores.verdict(difference, mae) == "better"
-    assert second.estimate(mae).high > first.estimate(mae).low, "without pairs they could not be told apart"
-    assert scores.verdict(first.difference(first, mae), mae) == "not sure"
-    aar = next(s for s in scores.MAIN if s.name == "aar_2022")
-    assert scores.verdict(tables.Estimate(-1.0, -2.0, -0.5), aar) == "worse"
-
-
-def test_values_of_a_column():
-    numbers = scores.values_of([str(i) for i in range(100)] + [None, ""])
-    assert [mask.sum() for mask in numbers.values()] == [25, 25, 25, 25, 2] and [*numbers][-1] == "unknown"
-    many = scores.values_of([f"camera {i}" for i in range(30)] + ["canon"] * 5)
-    assert [*many][0] == "canon" and len(many) == 21 and many["11 others"].sum() == 11 - 1 + 1
-    assert sum(mask.sum() for mask in many.values()) == 35
 
 
 # --- tables
