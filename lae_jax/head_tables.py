@@ -130,16 +130,16 @@ def improvement(tries: Sequence[Try]) -> str:
 
 
 def markdown(tries: Sequence[Try], split: str) -> str:
-    """The table of a split, a line a method."""
-    return tables.markdown(_table(tries, split))
+    """The tables of a split, a line a method: over all ages, and by age group."""
+    return "\n".join(map(tables.markdown, _tables(tries, split)))
 
 
 def latex(tries: Sequence[Try], split: str) -> str:
-    """The same as a tabular that needs no package."""
-    return tables.latex(_table(tries, split), texts=2)
+    """The same as tabulars that need no package."""
+    return "\n".join(map(tables.latex, _tables(tries, split)))
 
 
-def _table(tries: Sequence[Try], split: str) -> tables.Table:
+def _tables(tries: Sequence[Try], split: str) -> list[tables.Table]:
     reference = next((one for one in tries if one.method.name == REFERENCE), None)
     header = ["method", "setting", *_TITLES, *metrics.GROUPS]
     if reference:
@@ -152,7 +152,7 @@ def _table(tries: Sequence[Try], split: str) -> tables.Table:
         if reference:
             row += ["" if one is reference else _interval(*paired(one, reference, split, s)) for s in ("mae", "sigma")]
         rows.append(row)
-    return tables.Table(header, rows)
+    return tables.cut(tables.Table(header, rows, names=2), metrics.GROUPS)
 
 
 def csv_of(tries: Sequence[Try]) -> str:

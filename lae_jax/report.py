@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from lae_jax.reports import comparison_page, folders, page, tables
+    from lae_jax.reports import comparison_page, folders, page
 
     args = parse_args(argv)
     places, out = [epath.Path(run) for run in args.runs], epath.Path(args.out)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     comparison_page.write_tables(out, named)
     page.write(out / folders.PAGE, made)
-    print(tables.markdown(table))
+    print("\n\n".join(comparison_page.plain(part) for part in comparison_page.cut(table)) + "\n")
     for line in [*made.warnings, *made.verdict]:
         print(line)
     print(f"{out}/: " + ", ".join(sorted(path.name for path in out.iterdir())))

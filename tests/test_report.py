@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -75,10 +76,12 @@ def test_a_table_in_four_forms():
     cell = tables.Estimate(0.5, 0.25, 0.75, 1, percent=True)
     table = tables.Table(("run", "CS@5"), [("a|b_<x>", cell), ("$c", tables.Estimate(float("nan")))])
     assert tables.markdown(table).splitlines()[2] == r"| a\|b_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
-    assert r"a|b\_\textless{}x\textgreater{} & 50.0 \% (25.0 \% to 75.0 \%) \\" in tables.latex(table)
+    interval = r"{\tiny 25.0 \% to 75.0 \%}"
+    assert rf"a|b\_\textless{{}}x\textgreater{{}} & \shortstack[r]{{50.0 \%\\{interval}}} \\" in tables.latex(table)
     below = tables.Table(("run", "minus", "change"), [("a", "b", tables.Estimate(-1.5, -2.0, -1.0)), ("1-10", "x", "")])
     assert r"\begin{tabular}{llr}" in tables.latex(below)
-    assert r"a & b & $-$1.50 ($-$2.00 to $-$1.00) \\" in tables.latex(below) and "1-10 & x" in tables.latex(below)
+    assert r"a & b & \shortstack[r]{$-$1.50\\{\tiny $-$2.00 to $-$1.00}} \\" in tables.latex(below)
+    assert "1-10 & x" in tables.latex(below)
     rows = list(csv.reader(io.StringIO(tables.csv_of(table))))
     assert rows == [["run", "CS@5", "CS@5 low", "CS@5 high"], ["a|b_<x>", "0.5", "0.25", "0.75"], ["$c", "", "", ""]]
 
@@ -213,7 +216,8 @@ def test_words_under_pictures_of_little():
 def test_runs_on_the_same_images_are_compared_in_four_forms(made, tmp_path, capsys):
     report.main([str(made / "first"), str(made / "second"), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().out
-    assert "second against first: MAE -" in told and "better" in told and "| first |" in told
+    assert "second against first: MAE -" in told and "better" in told and "first   4.07   0.66" in told
+    assert max(map(len, told.partition("\n\nLowest")[0].splitlines())) < 100
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "report",
@@ -254,6 +258,29 @@ def test_what_is_not_alike_is_not_compared(made, tmp_path):
     with pytest.raises(InputError, match="is damaged .*evaluate the run again"):
         report.main([str(made / "first"), str(tmp_path / "changed"), *out])
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path, capsys):
+    """With mirror images and without; on several data sets."""
+    run = tmp_path / "run"
+    shutil.copytree(made / "first", run)
+    plain = run / "evaluation" / "faces-test"
+    for name, changed in (("faces-test-flip", {"flip": True}), ("new-test", {"data_hash": "c" * 64, "data": "new"})):
+        shutil.copytree(plain, plain.with_name(name))
+        content = json.loads((plain / "report.json").read_text())
+        (plain.with_name(name) / "report.json").write_text(json.dumps({**content, **changed}))
+    out = ["--out", str(tmp_path / "out")]
+    report.main([str(plain.with_name("faces-test-flip")), str(plain), *out])
+    lines = (tmp_path / "out" / "table.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines[1:]] == ["faces-test-flip", "faces-test"]
+    capsys.readouterr()
+    both = r"test of data/faces \(aaaaaaaa\), test of data/faces \(aaaaaaaa, --flip\), test of new \(cccccccc\)"
+    with pytest.raises(InputError, match=rf"on more than one split \({both}\): name their folders, RUN/evaluation"):
+        report.main([str(run), str(run), "--split", "test", *out])
+    (run / "config.json").write_text(json.dumps({"stage": "pretrain"}))
+    shutil.rmtree(run / "evaluation")
+    with pytest.raises(InputError, match="stage 1, which learns who people are"):
+        report.main([str(run), str(run), *out])
 
 
 def test_a_bench_has_its_report(tmp_path, capsys):

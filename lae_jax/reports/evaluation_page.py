@@ -87,8 +87,10 @@ _IDENTITY = {
 
 
 def names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Of the runs, with as many of their folders as it takes to tell them apart."""
+    """Of the runs, with as many of their folders as it takes to tell them apart, or else with the evaluation's."""
     parts = [one.run.parts for one in evaluations]
+    if len(set(parts)) < len(parts) == len({one.folder for one in evaluations}):
+        parts = [(*part, one.folder.name) for part, one in zip(parts, evaluations, strict=True)]
     for count in range(1, 9):
         found = ["/".join(part[-count:]) for part in parts]
         if len(set(found)) == len(found):

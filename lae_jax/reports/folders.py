@@ -100,7 +100,7 @@ def evaluations(run: epath.Path) -> list[epath.Path]:
 
 
 def _kind(report: dict) -> tuple:
-    """What evaluations must share to be compared."""
+    """What evaluations must share to be compared, mirror images or not last."""
     return report["data_hash"], report["split"], bool(report.get("flip"))
 
 
@@ -124,13 +124,13 @@ def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
     """
     folders = [epath.Path(place) for place in places]
     fixed = {folder: read(folder) for folder in folders if is_evaluation(folder)}
-    if fixed:
-        kinds = {_kind(evaluation.report) for evaluation in fixed.values()}
-    else:
-        kinds = None
-        for folder in folders:
-            own = {_kind(files.read_json(path / REPORT)) for path in _some(folder)}
-            kinds = own if kinds is None else kinds & own
+    kinds = {_kind(evaluation.report) for evaluation in fixed.values()}
+    # What mirror images bring is a question of its own: it is asked by naming the evaluations.
+    if len(fixed) == len({*folders}) and len({kind[:2] for kind in kinds}) == 1:
+        kinds = {next(iter(kinds))}
+    if not fixed:
+        of_each = [{_kind(files.read_json(path / REPORT)) for path in _some(folder)} for folder in folders]
+        kinds = set.intersection(*of_each)
     if split is not None:
         kinds = {kind for kind in kinds if kind[1] == split}
     if len(kinds) != 1:
@@ -153,27 +153,35 @@ def _some(run: epath.Path) -> list[epath.Path]:
     if found := evaluations(run):
         return found
     if (run / "config.json").exists():
+        if read_run(run).config.get("stage") == "pretrain":
+            raise InputError(f"{run} is a run of stage 1, which learns who people are: it has no ages to compare")
         raise InputError(f"{run} has no evaluation of ages yet: {_EVALUATE.format(run)} makes one")
     raise InputError(f"{run} holds neither a run nor an evaluation nor a long-tail bench")
 
 
 def _not_together(folders: list[epath.Path], kinds: set, split: str | None) -> str:
-    if kinds and not all(map(is_evaluation, folders)):
-        names = ", ".join(sorted(f"{kind[1]}{' with --flip' * kind[2]}" for kind in kinds))
-        return (
-            f"the runs were evaluated together on more than one split ({names}): choose with --split, or name folders"
-        )
-    told = []
+    told, known = [], {}
     for folder in folders:
         places = [folder] if is_evaluation(folder) else evaluations(folder)
-        reports = [files.read_json(place / REPORT) for place in places]
-        on = ", ".join(f"{r['split']} of {r['data']} ({r['data_hash'][:8]})" for r in reports)
-        told.append(f"{folder}: {on or 'nothing'}")
+        on = {_kind(found): _on(found) for found in (files.read_json(place / REPORT) for place in places)}
+        told.append(f"{folder}: {', '.join(on.values()) or 'nothing'}")
+        known |= on
+    if kinds and not all(map(is_evaluation, folders)):
+        names = ", ".join(sorted(known[kind] for kind in kinds))
+        how = "name their folders, RUN/evaluation/NAME"
+        if split is None and len({kind[1] for kind in kinds}) == len(kinds):
+            how = f"choose with --split, or {how}"
+        return f"the runs were evaluated together on more than one split ({names}): {how}"
     which = f" on split {split!r}" if split else ""
     return (
         f"these were not evaluated{which} on the same images, so they cannot be compared ({'; '.join(told)}):"
         " evaluate each with the same --data and --split"
     )
+
+
+def _on(report: dict) -> str:
+    mirrored = ", --flip" * bool(report.get("flip"))
+    return f"{report['split']} of {report['data']} ({report['data_hash'][:8]}{mirrored})"
 
 
 def same_images(one: Evaluation, other: Evaluation) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Estimate:
         if not math.isfinite(number):
             return "–"
         number, sign = number * (100 if self.percent else 1), "+" * self.signed
-        return f"{number:{sign}z.{self.digits}f}{' %' * self.percent}"
+        unit = "" if not self.percent else " points" if self.signed else " %"  # of a difference percentage points
+        return f"{number:{sign}z.{self.digits}f}{unit}"
 
     @property
     def is_known(self) -> bool:
@@ -38,17 +39,38 @@ class Estimate:
         """'1.20 to 1.40'; '' where it is not known."""
         return f"{self._text(self.low)} to {self._text(self.high)}" if math.isfinite(self.low + self.high) else ""
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing but 0 is in its interval: a difference of what is the same."""
+        return self.value == self.low == self.high == 0
+
     def __str__(self) -> str:
         return f"{self.text} ({self.interval})" if self.interval else self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells are texts or estimates."""
+    """Cells are texts or estimates; the first `names` columns say what a row is of."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Estimate]]
     caption: str = ""
+    names: int = 1
+
+
+def cut(table: Table, apart: Collection[str]) -> list[Table]:
+    """Two tables that are not as wide: the columns `apart` and the others, each beside the names; one if none is."""
+    header = table.header
+    second = [i for i in range(table.names, len(header)) if header[i] in apart]
+    if not second:
+        return [table]
+    names = range(table.names)
+    return [_columns(table, [i for i in range(len(header)) if i not in second]), _columns(table, [*names, *second])]
+
+
+def _columns(table: Table, places: Sequence[int]) -> Table:
+    header, *rows = ([row[i] for i in places] for row in (table.header, *table.rows))
+    return dataclasses.replace(table, header=header, rows=rows)
 
 
 def markdown(table: Table) -> str:
@@ -76,17 +98,20 @@ _LATEX = str.maketrans(
 )
 
 
-def latex(table: Table, texts: int = 1) -> str:
-    """A tabular that needs no package; the first `texts` columns stand to the left, and so do others without digits."""
+def latex(table: Table) -> str:
+    """A tabular that needs no package, intervals below their values; names stand to the left, and so do other columns
+    without digits."""
     lines = [" & ".join(_in_latex(c) for c in line) + r" \\" for line in [table.header, *table.rows]]
     words = [not any(re.search(r"\d", str(row[i])) for row in table.rows) for i in range(len(table.header))]
-    columns = "".join("l" if i < texts or alone else "r" for i, alone in enumerate(words))
+    columns = "".join("l" if i < table.names or alone else "r" for i, alone in enumerate(words))
     begin, rule = [rf"\begin{{tabular}}{{{columns}}}", r"\hline"], r"\hline"
     return "\n".join([*begin, lines[0], rule, *lines[1:], rule, r"\end{tabular}"]) + "\n"
 
 
 def _in_latex(cell: str | Estimate) -> str:
     """A hyphen before a digit is a minus, unless a letter, digit, point or hyphen stands before it."""
+    if isinstance(cell, Estimate) and cell.interval:
+        return rf"\shortstack[r]{{{_in_latex(cell.text)}\\{{\tiny {_in_latex(cell.interval)}}}}}"
     text = " ".join(str(cell).split()).translate(_LATEX)
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 

@@ -83,7 +83,9 @@ def comparison(scored: Scored, other: Scored, what: str) -> str:
     for name in ("mae", "sigma", "aar_2021"):
         score = _BY_NAME[name]
         difference = scored.difference(other, score)
-        if math.isfinite(difference.value):
+        if difference.is_zero:
+            told.append(f"{score.title} the same")
+        elif math.isfinite(difference.value):
             word = {"better": "better", "worse": "worse", "not sure": "no sure difference"}[verdict(difference, score)]
             told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
     return f"{what}: {'; '.join(told)}."
