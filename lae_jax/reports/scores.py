@@ -106,7 +106,9 @@ class Scored:
 
 
 def verdict(difference: Estimate, score: Score) -> str:
-    """'better', 'worse', or 'not sure' where the interval of a difference holds 0."""
+    """'better', 'worse', 'not sure' where a difference's interval holds 0, 'the same' where it holds nothing else."""
+    if difference.is_zero:
+        return "the same"
     if not (difference.low > 0 or difference.high < 0):
         return "not sure"
     return "better" if (difference.value > 0) == (score.better > 0) else "worse"

@@ -111,7 +111,8 @@ def latex(table: Table) -> str:
 def _in_latex(cell: str | Estimate) -> str:
     """A hyphen before a digit is a minus, unless a letter, digit, point or hyphen stands before it."""
     if isinstance(cell, Estimate) and cell.interval:
-        return rf"\shortstack[r]{{{_in_latex(cell.text)}\\{{\tiny {_in_latex(cell.interval)}}}}}"
+        below = rf"{{\tiny {_in_latex(cell.interval)}}}"
+        return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{_in_latex(cell.text)}\\[-3pt]{below}\end{{tabular}}"
     text = " ".join(str(cell).split()).translate(_LATEX)
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 

@@ -83,10 +83,13 @@ def comparison(scored: Scored, other: Scored, what: str) -> str:
     for name in ("mae", "sigma", "aar_2021"):
         score = _BY_NAME[name]
         difference = scored.difference(other, score)
-        if difference.is_zero:
+        if not difference.is_known:
+            continue
+        word = verdict(difference, score)
+        if word == "the same":
             told.append(f"{score.title} the same")
-        elif math.isfinite(difference.value):
-            word = {"better": "better", "worse": "worse", "not sure": "no sure difference"}[verdict(difference, score)]
+        else:
+            word = "no sure difference" if word == "not sure" else word
             told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
     return f"{what}: {'; '.join(told)}."
 
