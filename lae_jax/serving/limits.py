@@ -15,6 +15,12 @@ from lae_jax.serving import multipart
 # A client that still sends would not read the answer: its bytes are taken, and thrown away, for as long as this.
 _DISCARD_SECONDS = 5.0
 _NAME_LENGTH = 150
+# That an upload under way may still take once the server is stopped: those who stop it wait 10 to 30 seconds.
+STOPPING_SECONDS = 5.0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,34 @@ class Gate:
 
     def __init__(self, limits: Limits):
         self.limits, self.working, self.held = limits, 0, 0
+        self.stopping = False
+        self._uploads: set[asyncio.Timeout] = set()
+
+    def stop(self) -> None:
+        """Gives uploads that are not whole yet a few seconds more and no longer, since the server is to end."""
+        self.stopping = True
+        for upload in self._uploads:
+            upload.reschedule(min(upload.when(), self._last()))
+
+    @contextlib.asynccontextmanager
+    async def uploading(self) -> AsyncIterator[None]:
+        """While a request is received. Raises Refused where it takes too long."""
+        seconds = self.limits.upload_seconds
+        try:
+            async with asyncio.timeout_at(self._last() if self.stopping else _now() + seconds) as upload:
+                self._uploads.add(upload)
+                try:
+                    yield
+                finally:
+                    self._uploads.discard(upload)
+        except TimeoutError:
+            if self.stopping:
+                raise Refused(503, "the server was stopped before the upload was whole: send it again", 5) from None
+            raise Refused(408, f"the upload took longer than {seconds:g} seconds") from None
+
+    @staticmethod
+    def _last() -> float:
+        return _now() + STOPPING_SECONDS
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
@@ -78,7 +112,7 @@ class Gate:
                 self.check_busy()
                 yield await upload.files()
             except Refused as refusal:
-                if refusal.status != 408:
+                if refusal.status not in (408, 503):
                     await upload.discard()
                 raise
         finally:
@@ -97,10 +131,8 @@ class _Upload:
         if int(headers.get("content-length", 0)) > limits.bytes:
             raise self._too_large()
         try:
-            async with asyncio.timeout(limits.upload_seconds):
+            async with self.gate.uploading():
                 files = await self._read(multipart.Files(kind, limits.files))
-        except TimeoutError:
-            raise Refused(408, f"the upload took longer than {limits.upload_seconds:g} seconds") from None
         except multipart.TooManyFiles:
             raise Refused(413, f"more than {limits.files} files: send them in several requests") from None
         except multipart.BadForm as reason:

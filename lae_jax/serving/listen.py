@@ -1,6 +1,7 @@
 """The socket, and a server on it that slow clients cannot fill and that finishes what it accepted when stopped."""
 
 import logging
+import resource
 import signal
 import socket
 
@@ -13,9 +14,9 @@ logger = logging.getLogger("lae_jax")
 
 # Of a connection without a whole request line and headers; also between two requests.
 HEADER_SECONDS = 10.0
-# Open at once; one more is answered with 503.
-_CONNECTIONS = 500
-# That accepted requests may take, beyond the time of an upload, once the server is stopped.
+# Waiting to be accepted.
+_BACKLOG = 500
+# That accepted requests may take once the server is stopped.
 _DRAIN_SECONDS = 120
 
 
@@ -43,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises InputError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise InputError(f"--host {host} --port {port}: {error}; name another") from error
 
@@ -54,7 +55,15 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def server(app, upload_seconds: float) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """Tells its application when it is to stop, which then need not wait for uploads that take their time."""
+
+    async def shutdown(self, sockets=None) -> None:
+        self.config.app.stop()
+        await super().shutdown(sockets)
+
+
+def server(app) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=_Impatient,
@@ -64,22 +73,24 @@ def server(app, upload_seconds: float) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=int(HEADER_SECONDS),
-        timeout_graceful_shutdown=int(upload_seconds + _DRAIN_SECONDS),
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
-def serve(app, listening: socket.socket, upload_seconds: float) -> None:
+def serve(app, listening: socket.socket) -> None:
     """Until SIGTERM or SIGINT: then new connections are refused, accepted requests answered, and it returns."""
     # uvicorn raises the signal again when it has drained; a handler of ours lets the process end by itself, with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # Each connection takes a file; many systems give a process 1,024 unless it asks for more.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # What is wrong with a request is told to its client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn_logger = logging.getLogger("uvicorn")
     uvicorn_logger.setLevel(logging.ERROR)
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
-    server(app, upload_seconds).run(sockets=[listening])
+    server(app).run(sockets=[listening])
     logger.info("stopped: every request that was accepted has been answered")
