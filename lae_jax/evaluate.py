@@ -53,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, epath.Path]:
         baseline=args.baseline,
     )
     handed = checkpoints.load_run(args.run, args.step)
-    reporting.check(wanted, handed, args.data)
+    reporting.check(wanted, handed, args.data, args.split, args.flip)
     done = evaluation.predict(
         handed,
         args.data,

@@ -45,18 +45,21 @@ class Wanted:
     baseline: str = ""
 
 
-def check(wanted: Wanted, handed: checkpoints.Handed, data: str | None) -> None:
-    """Raises InputError, before anything is predicted, for a column that is not there and a baseline that is no run."""
+def check(wanted: Wanted, handed: checkpoints.Handed, data: str | None, split: str | None, flip: bool) -> None:
+    """Raises InputError, before anything is predicted, for a column that is not there, and for a baseline that is no
+    run or was not evaluated on what this one is to be."""
     spread = wanted.spread.split(",") if wanted.spread else []
     if len(spread) > 2:
         raise InputError(f"--spread {wanted.spread}: a column of standard deviations, or MEAN,STD")
-    if spread or wanted.slices:
-        dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
-        for column in [*wanted.slices, *spread]:
-            dataset.column(column)
+    if not (spread or wanted.slices or wanted.baseline):
+        return
+    dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
+    for column in [*wanted.slices, *spread]:
+        dataset.column(column)
     if wanted.baseline and not folders.evaluations(epath.Path(wanted.baseline)):
         command = f"python -m lae_jax.evaluate --run {wanted.baseline}"
         raise InputError(f"--baseline {wanted.baseline} has no evaluation of ages: make it with {command}")
+    _baseline(wanted.baseline, dataset, split or evaluation.validation_split(handed), flip)
 
 
 def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, flip: bool = False) -> dict:
@@ -87,15 +90,16 @@ def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, fli
         files.write_json(folder / folders.REPORT, report)
         page.write(folder / folders.PAGE, evaluation_page.of_run(handed.workdir, report))
         return report
-    baseline = _baseline(wanted.baseline, report)
+    baseline = _baseline(wanted.baseline, dataset, done.split, flip)
     temperature = estimator.read_temperature(handed.workdir, handed.step)
     report["interval"] = evaluation.sureness(done, wanted.interval, temperature)
     report["threshold"] = wanted.threshold
     report["training"] = _training(done)
-    report["constant"] = _constant(done.targets)
     files.write_text(folder / folders.PREDICTIONS, _predictions(done, wanted, temperature))
     files.write_json(folder / folders.REPORT, report)
-    report |= _with_intervals(folders.read(folder).sample)
+    sample = folders.read(folder).sample
+    scored = scores.score(sample)
+    report |= _with_intervals(sample, scored) | {"constant": _constant(sample, scored)}
     files.write_json(folder / folders.REPORT, report)
     files.write_text(folder / folders.CARD, exporting.card_of(handed, [report], flip))
     faces = _faces(done, temperature) if wanted.faces else []
@@ -131,12 +135,13 @@ def place(done: evaluation.Evaluated, suffix: str = "") -> epath.Path:
     return done.handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
 
 
-def _baseline(run: str, report: dict) -> folders.Evaluation | None:
+def _baseline(run: str, dataset: records.Dataset, split: str, flip: bool) -> folders.Evaluation | None:
     if not run:
         return None
-    found = folders.matching(epath.Path(run), report)
+    like = {"data": str(dataset.path), "data_hash": dataset.hash, "split": split, "flip": flip}
+    found = folders.matching(epath.Path(run), like)
     if found is None:
-        raise InputError(f"--baseline {run} was not evaluated on these images: {folders.command(run, report)}")
+        raise InputError(f"--baseline {run} was not evaluated on these images: {folders.command(run, like)}")
     return found
 
 
@@ -150,12 +155,17 @@ def _training(done: evaluation.Evaluated) -> dict | None:
     return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
 
 
-def _constant(ages: np.ndarray) -> dict | None:
-    """The best that an answer can do which looks at no image; None where all ages are one."""
-    if np.ptp(ages) == 0:
+def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
+    """The best that an answer can do which looks at no image, and the interval of the model's MAE minus its; None where
+    all ages are one."""
+    if np.ptp(sample.ages) == 0:
         return None
-    median = float(np.median(ages))
-    return {"age": median, "mae": float(np.abs(ages - median).mean())}
+    median = float(np.median(sample.ages))
+    constant = scores.score(dataclasses.replace(sample, predictions=np.full(len(sample.ages), median)))
+    (mae,) = (score for score in scores.MAIN if score.name == "mae")
+    difference = scored.difference(constant, mae)
+    interval = [difference.low, difference.high] if np.isfinite(difference.low) else None
+    return {"age": median, "mae": constant.values["mae"], "difference": interval}
 
 
 def _predictions(done: evaluation.Evaluated, wanted: Wanted, temperature: float) -> str:
@@ -176,7 +186,7 @@ def _predictions(done: evaluation.Evaluated, wanted: Wanted, temperature: float)
     if wanted.threshold is not None:
         columns[f"p_at_least_{wanted.threshold:g}"] = distributions.at_least(probabilities, wanted.threshold)
     if wanted.spread:
-        columns["epsilon"] = _epsilons(done, wanted.spread)
+        columns |= dict(zip(folders.GUESSES, _guesses(done, wanted.spread).T, strict=True))
     for column in wanted.slices:
         columns[folders.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
     lines = zip(*(_plain(values) for values in columns.values()), strict=True)
@@ -187,16 +197,16 @@ def _plain(values) -> list:
     return values.tolist() if isinstance(values, np.ndarray) else values
 
 
-def _epsilons(done: evaluation.Evaluated, spread: str) -> np.ndarray:
-    """Of each image, NaN where the source gives no spread."""
+def _guesses(done: evaluation.Evaluated, spread: str) -> np.ndarray:
+    """Mean and standard deviation of people's guesses of each image: (N, 2), NaN where the source lacks one."""
     *mean, std = spread.split(",")
-    spreads = _numbers(done, std)
     means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)
-    known = np.isfinite(spreads) & np.isfinite(means)
-    if not known.any():
+    result = np.stack([means, _numbers(done, std)], axis=1)
+    result[~np.isfinite(result).all(axis=1)] = np.nan
+    if np.isnan(result).all():
         raise InputError(f"--spread {spread}: no image of {done.split} has numbers there")
-    result = np.full(len(known), np.nan)
-    result[known] = metrics.epsilon_errors(means[known], spreads[known], done.outputs[known])
+    if (result[:, 1] < 0).any():
+        raise InputError(f"--spread {spread}: numbers below 0, which no standard deviation is")
     return result
 
 
@@ -208,9 +218,8 @@ def _numbers(done: evaluation.Evaluated, column: str) -> np.ndarray:
         raise InputError(f"--spread: column {column} of {done.dataset.path} holds no numbers ({error})") from error
 
 
-def _with_intervals(sample: scores.Sample) -> dict:
+def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
     """Further scores and the intervals of all, for report.json."""
-    scored = scores.score(sample)
     estimates = {score.name: scored.estimate(score) for score in (*scores.MAIN, *scores.MORE)}
     further = {score.name: estimates[score.name] for score in scores.MORE if score.name not in ("mmae", "bias")}
     intervals = {name: [e.low, e.high] for name, e in estimates.items() if np.isfinite(e.low)}

@@ -52,7 +52,9 @@ def test_report_predictions_and_pictures_agree(run, capsys):
     assert low < report["mae"] < high and report["bootstrap"]["units"] == "people"
     assert sum(report["training"]["count"]) == 96
     median = np.median(ages)
-    assert report["constant"] == {"age": median, "mae": pytest.approx(np.abs(ages - median).mean())}
+    constant = report["constant"]
+    assert (constant["age"], constant["mae"]) == (median, pytest.approx(np.abs(ages - median).mean(), abs=1e-4))
+    assert constant["difference"][0] < report["mae"] - constant["mae"] < constant["difference"][1]
     inside = [float(row["lower"]) <= float(row["age"]) <= float(row["upper"]) for row in rows]
     by_rank = [abs(float(row["below"]) - 0.5) <= report["interval"]["level"] / 2 for row in rows]
     assert inside == by_rank and np.mean(inside) == pytest.approx(report["interval"]["coverage"])
@@ -78,14 +80,19 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     # All images are 32 wide: that is the spread.
     errors = found.sample.predictions - found.sample.ages
     assert report["epsilon"] == pytest.approx((1 - np.exp(-((errors / 32) ** 2) / 2)).mean(), abs=1e-4)
+    table = next(line for line in text.split("<tr>") if "epsilon-error" in line)
+    assert table.count(f"{report['epsilon']:.3f}") == 2, "the same model has the same, also evaluated without a spread"
+    assert "Of other it is not known: evaluate with --threshold 18 there as well." in text
     assert ((found.chances > 0) & (found.chances < 1)).any() and report["threshold"] == 18
     assert {*found.slices} == {"split", "identity"} and {*found.slices["split"]} == {"test"}
     with pytest.raises(InputError, match="unknown column 'sex'"):
         evaluate.evaluate(arguments(run, "--slice", "sex"))
     with pytest.raises(InputError, match="column name of .* holds no numbers"):
         evaluate.evaluate(arguments(run, "--split", "test", "--spread", "name"))
+    before = {*folder.parent.iterdir()}
     with pytest.raises(InputError, match="other was not evaluated on these images: python -m .* --split validation"):
-        evaluate.evaluate(arguments(run, "--baseline", str(other)))
+        evaluate.evaluate(arguments(run, "--baseline", str(other), "--flip"))
+    assert {*folder.parent.iterdir()} == before
 
 
 def test_a_run_that_ended_has_its_report(run):

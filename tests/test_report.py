@@ -166,11 +166,16 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
         ({"missing_groups": ["71-81"]}, "no image of age 71-81"),
         ({"audit": "stale"}, "audit.json is stale"),
         ({"constant": {"age": 33.0, "mae": 7.0}}, "no better than no model: answering 33 for everyone"),
+        (
+            {"constant": {"age": 33.0, "mae": 7.1, "difference": [-0.4, 0.2]}},
+            "not surely better than no model: answering 33 for everyone, the median of the ages, is wrong by 7.10 years"
+            " (difference in MAE, 95 %: -0.40 to +0.20)",
+        ),
     ],
 )
 def test_what_must_not_be_overlooked_stands_above_the_verdict(changed, told):
     clean = {"audit": "read", "leaks": [], "data": "d", "protocol": "image", "missing_groups": [], "mae": 7.0}
-    clean["constant"] = {"age": 33.0, "mae": 7.1}
+    clean["constant"] = {"age": 33.0, "mae": 7.1, "difference": [-0.3, -0.1]}
     assert words.warnings(clean) == []
     lines = words.warnings({**clean, **changed})
     assert len(lines) == 1 and told in lines[0]

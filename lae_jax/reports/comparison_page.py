@@ -22,6 +22,7 @@ _OF_GROUP = [f"mae_{group}" for group in metrics.GROUPS]
 
 def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     """Page, the table like the paper's Table 2, and the differences to the first run, of the same images."""
+    evaluations = folders.sharing_guesses(evaluations)
     labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
     table = Table(
         ("run", *(_title(score) for score in MAIN)),

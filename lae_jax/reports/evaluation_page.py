@@ -23,7 +23,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
     evaluation = folders.read(folder)
     run = folders.read_run(evaluation.run)
     others, missing = _others(evaluation, run, baseline)
-    everyone = [evaluation, *others]
+    everyone = folders.sharing_guesses([evaluation, *others])
     labels, scored = names(everyone), [scores.score(one.sample) for one in everyone]
     verdict = [words.summary(evaluation, scored[0])]
     verdict += [
@@ -144,9 +144,11 @@ def _more_table(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
 
 def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Section:
     """P(age >= T) as a decision, at several cuts."""
-    rows, threshold = [], evaluations[0].report.get("threshold")
+    rows, without, threshold = [], [], evaluations[0].report.get("threshold")
     for label, one in zip(labels, evaluations, strict=True):
-        if threshold is None or one.report.get("threshold") != threshold:
+        if one.report.get("threshold") != threshold:
+            without.append(label)
+        if threshold is None or label in without:
             continue
         for found, accepts, rejects in scores.decisions(one.sample, one.chances, threshold, _CUTS):
             counts = [f"{found.false_accepts} of {found.younger}", f"{found.false_rejects} of {found.older}"]
@@ -158,6 +160,8 @@ def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Secti
         " the younger ones, false rejects of the others. It is no proof of age."
     )
     header = ("run", "cut", "false accepts", "number", "false rejects", "number")
+    if without:
+        text += f" Of {', '.join(without)} it is not known: evaluate with --threshold {threshold:g} there as well."
     return Section("Decision", texts=[text], tables=[Table(header, rows)])
 
 
@@ -172,7 +176,7 @@ def _slices(evaluation: Evaluation) -> Section:
             rows.append((value, f"{mask.sum()}", *estimates))
         header = (column, "images", "MAE", "bias", "CS@5", "sigma")
         found.append(Table(header, rows, f"By {column}"))
-    return Section("Slices", tables=found)
+    return Section("Slices", texts=[f"Of {evaluation.label} alone."] * bool(found), tables=found)
 
 
 _OF_SLICES = [next(s for s in (*MAIN, *MORE) if s.name == name) for name in ("bias", "cs5", "sigma")]

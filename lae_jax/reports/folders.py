@@ -14,6 +14,7 @@ from lae_jax.errors import InputError
 from lae_jax.reports.scores import Sample
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
+GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
 SLICE = "slice:"  # before the name of a further column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
 
@@ -76,7 +77,9 @@ def read(folder: epath.Path) -> Evaluation:
                 predictions,
                 _numbers(columns.get("person"), len(rows), -1).astype(np.int64),
                 training and np.array(training["count"]),
-                _numbers(columns["epsilon"], len(rows), np.nan) if "epsilon" in columns else None,
+                np.stack([_numbers(columns[name], len(rows), np.nan) for name in GUESSES], axis=1)
+                if GUESSES[0] in columns
+                else None,
             ),
             _numbers(columns["below"], len(rows), np.nan) if "below" in columns else None,
             columns[chance].astype(np.float64) if chance else None,
@@ -192,6 +195,12 @@ def same_images(one: Evaluation, other: Evaluation) -> None:
             f"{one.folder} and {other.folder} hold other images or ages, although data set and split have"
             " the same names: evaluate both again"
         )
+
+
+def sharing_guesses(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The same evaluations, of the same images: what one of them knows of people's guesses holds for all."""
+    known = next((one.sample.guesses for one in evaluations if one.sample.guesses is not None), None)
+    return [dataclasses.replace(one, sample=dataclasses.replace(one.sample, guesses=known)) for one in evaluations]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -51,25 +51,33 @@ BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.GRO
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """What is scored. ages, predictions: (N,) years; people: (N,) numbers, -1 where unknown; training_count: (K,)
-    training images of each whole age, None where unknown; epsilons: (N,) of
-    metrics.epsilon_errors, NaN where no spread is known, or None."""
+    training images of each whole age, None where unknown; guesses: (N, 2), mean and standard deviation of what people
+    guessed, NaN where unknown, or None."""
 
     ages: np.ndarray
     predictions: np.ndarray
     people: np.ndarray
     training_count: np.ndarray | None = None
-    epsilons: np.ndarray | None = None
+    guesses: np.ndarray | None = None
 
     def part(self, places: np.ndarray | slice) -> "Sample":
         """Of some images, by place or mask."""
-        epsilons = None if self.epsilons is None else self.epsilons[places]
         return dataclasses.replace(
             self,
             ages=self.ages[places],
             predictions=self.predictions[places],
             people=self.people[places],
-            epsilons=epsilons,
+            guesses=None if self.guesses is None else self.guesses[places],
         )
+
+    @property
+    def epsilons(self) -> np.ndarray:
+        """(N,) of metrics.epsilon_errors, NaN where no spread is known."""
+        result = np.full(len(self.ages), np.nan)
+        if self.guesses is not None:
+            known = np.isfinite(self.guesses).all(axis=1)
+            result[known] = metrics.epsilon_errors(*self.guesses[known].T, self.predictions[known])
+        return result
 
     @property
     def unit(self) -> str:
@@ -166,7 +174,7 @@ def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
     shot = np.zeros((len(ages), _SHOTS))
     if sample.training_count is not None:
         shot = _one_hot(metrics.shots(ages, sample.training_count), _SHOTS)
-    epsilons = np.full(len(ages), np.nan) if sample.epsilons is None else sample.epsilons
+    epsilons = sample.epsilons
     known = ~np.isnan(epsilons)
     epsilons = np.where(known, epsilons, 0.0)
     return [

@@ -45,9 +45,23 @@ def warnings(report: Mapping) -> list[str]:
         lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
     if report.get("missing_groups"):
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
-    if (constant := report.get("constant")) and report["mae"] >= constant["mae"]:
-        lines.append(f"the model is no better than no model: {_constant(constant)}")
+    if line := _no_better(report):
+        lines.append(line)
     return lines
+
+
+def _no_better(report: Mapping) -> str:
+    """A warning where answering the median age for everyone does as well, '' elsewhere."""
+    constant = report.get("constant")
+    if not constant:
+        return ""
+    low, high = constant.get("difference") or (-math.inf, -math.inf)
+    if report["mae"] >= constant["mae"]:
+        return f"the model is no better than no model: {_constant(constant)}"
+    if high >= 0:
+        between = f"difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f}"
+        return f"the model is not surely better than no model: {_constant(constant)} ({between})"
+    return ""
 
 
 def summary(evaluation: Evaluation, scored: Scored) -> str:
@@ -66,7 +80,7 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
     sigma = scored.estimate(_BY_NAME["sigma"])
     if math.isfinite(sigma.value):
         parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
-    if (constant := report.get("constant")) and report["mae"] < constant["mae"]:  # else a warning tells
+    if (constant := report.get("constant")) and not _no_better(report):
         parts.append(f"without a model: {_constant(constant)}")
     return "; ".join(parts) + "."
 
