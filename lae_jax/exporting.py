@@ -80,10 +80,14 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
     return _write(out, content, program, handed, line)
 
 
-def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> str:
-    """The model card of a run of stage 2 or 3 that is used as it is, Markdown. Raises InputError."""
+def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> tuple[str, list[dict]]:
+    """The model card of a run of stage 2 or 3 that is used as it is, Markdown, and the reports of its evaluations.
+
+    Raises InputError.
+    """
     handed = estimator.load_ages(run, step)[0]
-    return card_of(handed, _evaluations(handed), flip)
+    evaluations = _evaluations(handed)
+    return card_of(handed, evaluations, flip), evaluations
 
 
 def card_of(handed: checkpoints.Handed, evaluations: Sequence[Mapping], flip: bool = False) -> str:

@@ -79,12 +79,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def card_of(args: argparse.Namespace) -> str:
+def described(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The model card, and what its evaluations warn of; of an export the card says it."""
     if folder.is_export(args.run):
-        return pathlib.Path(args.run, folder.CARD).read_text()
+        return pathlib.Path(args.run, folder.CARD).read_text(), []
     from lae_jax import exporting
+    from lae_jax.reports import words
 
-    return exporting.run_card(args.run, args.step, args.flip)
+    card, evaluations = exporting.run_card(args.run, args.step, args.flip)
+    doubts = [
+        f"On {report['split']} of {report['data']}: {line}." for report in evaluations for line in words.doubts(report)
+    ]
+    return card, doubts
 
 
 def hosts_of(args: argparse.Namespace) -> set[str] | None:
@@ -123,9 +129,11 @@ def application_of(args: argparse.Namespace, estimator: AgeEstimator):
         wait=args.max_wait / 1000,
         interval=args.interval,
     )
+    card, doubts = described(args)
     about = answers.About(
         model=estimator.source,
-        card=card_of(args),
+        card=card,
+        doubts=doubts,
         crop=estimator.crop,
         aligned=args.aligned,
         input={"image_size": estimator.input.image_size, "resize": estimator.input.resize},

@@ -85,7 +85,7 @@ def test_photographs_have_the_ages_that_predict_gives_in_any_company(tmp_path):
     (dict.fromkeys("abcde", b"x"), {}, 413, "more than 4 files"),
     ({}, {}, 422, "no file"),
     ({"a.txt": b"no picture"}, {}, 422, "a.txt: not an image that can be read"),
-    ({"a.png": served.crop(0, 101)}, {}, 422, "claims 101x101 pixels, more than 10,000"),
+    ({"a.png": served.crop(0, 101)}, {}, 422, "101 x 101 pixels are more than 10,000"),
     ({"a.png": served.crop(0)[:-50]}, {}, 422, "does not decode"),
     ({"..\\b/ ": b"", "../c": b""}, {}, 422, "image 1: empty file; c: empty file"),
     ({"a.png": served.crop(0)}, {"content-type": "image/png"}, 415, "multipart/form-data"),
@@ -100,6 +100,17 @@ def test_what_cannot_be_answered_has_a_status_and_a_sentence(crops_server, conte
     assert (reply.status_code, words in reply.json()["error"]) == (status, True), reply.text
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert send(crops_server[0], {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_a_tolerant_answer_has_reasons_in_place_of_an_error(crops_server):
+    address = crops_server[0]
+    body, kind = served.multipart({"a.txt": b"no picture"})
+    ask = {"content": body, "headers": {"content-type": kind}}
+    reply = httpx2.post(f"{address}/v1/predict?tolerant=true", **ask)
+    (image,) = reply.json()["images"]
+    assert reply.status_code == 200 and (image["faces"], image["reason"]) == ([], "not an image that can be read")
+    reply = httpx2.post(f"{address}/v1/predict?tolerant=perhaps", **ask)
+    assert reply.status_code == 400 and reply.json()["error"].startswith("query.tolerant: Input should be a valid bool")
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes(crops_server):

@@ -27,11 +27,11 @@ def _open(encoded: bytes) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
+            raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
         except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
             raise BadImage("not an image that can be read") from error
     if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
     return image
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lae_jax.metrics import GROUPS
+from lae_jax.reports import words
 
 USE = """\
 For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
@@ -140,6 +141,7 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
         flip = ", averaged with mirror images" * report["flip"]
         parts.append(f"Evaluated on split `{report['split']}` of `{report['data']}`{other}{crop}{flip}.")
         parts.append(_table(report))
+        parts += [f"**{line[0].upper()}{line[1:]}.**" for line in words.doubts(report)]
         if sure := report.get("interval"):
             parts.append(
                 f"{sure['level']:.0%} intervals at temperature {sure['temperature']:.3f} hold {sure['coverage']:.1%} of"

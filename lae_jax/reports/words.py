@@ -38,15 +38,21 @@ def leaks(report: Mapping) -> list[str]:
     return lines
 
 
-def warnings(report: Mapping) -> list[str]:
-    """The lines that belong above every number of a report.json."""
-    lines = leaks(report)
+def doubts(report: Mapping) -> list[str]:
+    """The lines of a report.json that say why not to rely on the model, or on its scores; leaks aside."""
+    lines = []
     if report.get("other_crop_than_training"):
         lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
-    if report.get("missing_groups"):
-        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
     if line := _no_better(report):
         lines.append(line)
+    return lines
+
+
+def warnings(report: Mapping) -> list[str]:
+    """The lines that belong above every number of a report.json."""
+    lines = [*leaks(report), *doubts(report)]
+    if report.get("missing_groups"):
+        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
     return lines
 
 

@@ -45,6 +45,7 @@ class Refusal(BaseModel):
 class About(BaseModel):
     model: str
     card: str = Field(description="the model card, Markdown")
+    doubts: list[str] = Field([], description="what the model's evaluations warn of")
     crop: dict[str, Any] = Field(description="the crop contract: how the faces of its training were cut")
     aligned: bool = Field(description="whether images must be crops that were cut so; else they are photographs")
     input: dict[str, int] = Field(description="pixels of the model's input, and what a crop is resized to first")

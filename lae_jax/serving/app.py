@@ -5,9 +5,11 @@ import contextlib
 import dataclasses
 import importlib.resources
 from collections.abc import AsyncIterator, Callable, Collection
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -115,12 +117,17 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: answers.About) -> None
         openapi_extra={"requestBody": _BODY},
         summary="Ages of the faces in one or many images",
     )
-    async def predict(request: Request):
+    async def predict(
+        request: Request,
+        tolerant: Annotated[
+            bool, Query(description="200 with each image's reason even where none gave an age")
+        ] = False,
+    ):
         async with gate.received(request) as uploads:
             with gate.work():
                 results = await _unless_left(request, ages(uploads))
         images = [answers.image(*result, level) for result in results]
-        if not any(image.faces for image in images):
+        if not tolerant and not any(image.faces for image in images):
             content = answers.Refusal(error=answers.nothing(images), images=images)
             return JSONResponse(content.model_dump(exclude_none=True), 422)
         return answers.Prediction(model=about.model, images=images)
@@ -153,6 +160,11 @@ def _add_errors(app: FastAPI) -> None:
     def known(request: Request, error: HTTPException) -> Response:
         sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; /docs lists what there is"
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_, error: RequestValidationError) -> Response:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return JSONResponse({"error": told}, 400)
 
     @app.exception_handler(ClientDisconnect)
     def left(*_) -> Response:

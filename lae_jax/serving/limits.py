@@ -184,5 +184,5 @@ def checked(image: Uploaded, limits: Limits) -> str:
     except BadImage as reason:
         return str(reason)
     if width * height > limits.pixels:
-        return f"claims {width}x{height} pixels, more than {limits.pixels:,}"
+        return f"{width} x {height} pixels are more than {limits.pixels:,}"
     return ""

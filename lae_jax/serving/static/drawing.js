@@ -14,9 +14,11 @@ function svg(name, attributes, ...children) {
 
 // Boxes in pixels of the photograph; their numbers where there are several.
 export function boxes(faces, width, height) {
-  const size = Math.max(width, height) / 22;
+  const largest = Math.max(width, height);
   const shapes = faces.flatMap((face) => {
     const [left, top, right, bottom] = face.box;
+    // On the box's corner, and small beside the face, as long as it can be read.
+    const size = Math.min(Math.max(0.2 * (right - left), largest / 50), largest / 22);
     const place = { x: left, y: top, width: right - left, height: bottom - top };
     const outlines = [svg("rect", { ...place, class: "outline under" }), svg("rect", { ...place, class: "outline" })];
     if (faces.length === 1) return outlines;

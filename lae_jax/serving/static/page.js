@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const [input, drop, output, results, status, progress] = ["files", "drop", "output", "results", "status", "progress"].map($);
 
 let limits = { bytes: Infinity };
+let about = {};
 let waiting = [];
 let done = [];
 let active = 0;
@@ -28,6 +29,9 @@ async function describeModel() {
   const what = model.aligned ? "face crops that are cut as its training's were" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it tells no intervals.";
   $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
+  $("doubts").append(...model.doubts.map((line) => element("li", line)));
+  $("doubts").hidden = !model.doubts.length;
+  about = { model: model.model, versions: model.versions };
   const card = await fetch("card");
   if (!card.ok) throw new Error(card.statusText);
   $("card").innerHTML = await card.text();
@@ -75,9 +79,9 @@ async function ask(file) {
     for (let attempt = 1; ; attempt++) {
       const body = new FormData();
       body.append("images", file);
-      const reply = await fetch("v1/predict", { method: "POST", body });
+      const reply = await fetch("v1/predict?tolerant=true", { method: "POST", body });
       const content = await reply.json();
-      if (reply.status === 429 && attempt < TRIES) {
+      if ([429, 503].includes(reply.status) && attempt < TRIES) {
         await new Promise((resume) => setTimeout(resume, 1000 * (reply.headers.get("retry-after") ?? 1) * attempt));
         continue;
       }
@@ -94,7 +98,8 @@ async function show(place, file, image) {
   const picture = await decoded(file);
   if (picture) place.append(framed(picture, file.name, image.faces));
   if (image.reason) {
-    place.append(element("p", `No age: ${image.reason}.`, "problem"));
+    const end = image.reason.endsWith("?") ? "" : ".";
+    place.append(element("p", `No age: ${image.reason}${end}`, "problem"));
     return;
   }
   const list = element("ol", "", "faces");
@@ -168,7 +173,7 @@ drop.addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 $("csv").addEventListener("click", () => save("ages.csv", "text/csv", csv(inOrder())));
-$("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify({ images: inOrder() }, null, 1)));
+$("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify({ ...about, images: inOrder() }, null, 1)));
 $("clear").addEventListener("click", () => {
   [waiting, done, total, without] = [[], [], 0, 0];
   results.replaceChildren();
