@@ -1,5 +1,6 @@
 """What a person sees in the terminal: log lines, the one progress line, tables, and errors without a traceback."""
 
+import io
 import logging
 import os
 import sys
@@ -86,8 +87,7 @@ def progress(
     counted, in the plural; active: false on all hosts but the first; initial: what was done before; leave: whether
     the line stays when it is done.
     """
-    # A terminal that does not say how large it is has 0 columns.
-    known = bool(_columns())
+    known = _has_size()
     return _Line(
         iterable,
         total=total,
@@ -104,11 +104,12 @@ def progress(
     )
 
 
-def _columns() -> int:
+def _has_size() -> bool:
+    """Whether the terminal says how large it is; one that does not has 0 columns, or lines."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError):  # no terminal
-        return 0
+        return False
 
 
 def clock(seconds: float) -> str:
@@ -145,6 +146,9 @@ def door(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> N
     Args: leave: ends the process with a status other than 0.
     """
     setup_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding gets an escape for what it cannot show, and not a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with logging_redirect_tqdm(loggers=[logger]):
             main()

@@ -22,7 +22,7 @@ def write_text(path: os.PathLike, text: str) -> None:
         path.write_text(text)
         return
     temporary = path.with_name(path.name + ".incomplete")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         # What is told afterwards must outlive a power cut.

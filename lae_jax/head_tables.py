@@ -168,12 +168,20 @@ def csv_of(tries: Sequence[Try]) -> str:
         for split in (VALIDATION, EXPECTED, TEST):
             pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
             setting = f"{one.setting:g}" if one.method.setting else ""
-            row = [one.method.name, setting, f"{one.rate:g}", split, len(one.reports[TEST]), one.bad_steps]
+            row = [
+                one.method.name,
+                one.method.setting,
+                setting,
+                f"{one.rate:g}",
+                split,
+                len(one.reports[TEST]),
+                one.bad_steps,
+            ]
             to_reference: list[float] = []
             for score in DIFFERENCES.values() if reference else ():
                 to_reference += paired(one, reference, split, score) if one is not reference else _UNKNOWN
             rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *to_reference])])
-    header = ["method", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
+    header = ["method", "parameter", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
     return tables.csv_text(header, rows)
 
 

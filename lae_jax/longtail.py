@@ -113,7 +113,7 @@ def tell(args: argparse.Namespace, report: dict) -> str:
     seconds = report["seconds"]
     return "\n".join(
         [
-            (epath.Path(args.out) / "table.md").read_text(),
+            (epath.Path(args.out) / "table.md").read_text("utf-8"),
             *report["sentences"].values(),
             f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
             *words.leaks(report),

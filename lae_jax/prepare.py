@@ -242,10 +242,13 @@ def main(argv: list[str] | None = None) -> None:
     print(console.table(["split", "images"], rows))
     if not any(name.endswith("train") for name in manifest["splits"]):
         logger.warning("no split is called train: name the one to train on with --config.data.train")
-    print(
-        f"{console.counted(manifest['count'], 'image')} in {args.out}, split by {manifest['protocol']};"
-        f" {manifest['rejected']:,} rejected{f' (see {args.out}/rejected.csv)' if manifest['rejected'] else ''}"
-    )
+    left_out = manifest["left_out_of_split"]
+    told = f"{manifest['rejected']:,} rejected"
+    if left_out:
+        told += f", {left_out:,} left out of the splits, being files that stand in another one"
+    if manifest["rejected"] or left_out:
+        told += f" (see {args.out}/rejected.csv)"
+    print(f"{console.counted(manifest['count'], 'image')} in {args.out}, split by {manifest['protocol']}; {told}")
     if several := manifest["several_faces"]:
         taken = {"all": "each has the photograph's age", "centre": "the one in the middle was taken"}
         print(

@@ -126,7 +126,7 @@ def of_run(workdir: epath.Path) -> None:
     if parallel.is_first_host():
         folder = place(done)
         write(done, folder, Wanted())
-        files.write_text(path, (folder / folders.PAGE).read_text())
+        files.write_text(path, (folder / folders.PAGE).read_text("utf-8"))
         logger.info("report: %s", path)
 
 

@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def described(args: argparse.Namespace) -> tuple[str, list[str]]:
     """The model card, and what its evaluations warn of; of an export the card says it."""
     if folder.is_export(args.run):
-        return pathlib.Path(args.run, folder.CARD).read_text(), []
+        return pathlib.Path(args.run, folder.CARD).read_text("utf-8"), []
     from lae_jax import exporting
     from lae_jax.reports import words
 

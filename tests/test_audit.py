@@ -217,7 +217,7 @@ def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, c
 
 def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, capsys):
     lines = "".join(f"{name},{age},{split}\n" for name, age, split in [
-        ("0.jpg", 5, "train"), ("1.jpg", 6, "train"), ("2.jpg", 7, "validation"), ("again.jpg", 5, "validation"),
+        ("0.jpg", 5, "train"), ("again.jpg", 5, "train"), ("2.jpg", 7, "validation"), ("same.jpg", 5, "validation"),
     ])  # fmt: skip
     (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
     words = [
@@ -233,7 +233,10 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
         "none",
     ]
     prepare.main([*words, "--out", str(tmp_path / "out")])
-    assert "leak: 1 of 2 images of validation" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "leak: 1 of 2 images of validation" in told
+    # 0.jpg, whose other copy is validated on.
+    assert "0 rejected, 1 left out of the splits, being files that stand in another one (see " in told
     assert audits.read(records.open_dataset(tmp_path / "out"))[1] == "read"
 
 

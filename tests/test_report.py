@@ -291,12 +291,12 @@ def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path,
 def test_a_bench_has_its_report(tmp_path, capsys):
     bench = tmp_path / "bench"
     bench.mkdir()
-    header = ["method", "setting", "base_rate", "split", "n"]
+    header = ["method", "parameter", "setting", "base_rate", "split", "n"]
     header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
     header += [f"mae_{group}" for group in metrics.GROUPS]
     header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]
     lines = [
-        [method, "", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3, *[mae - 4, 0.25] * 2]
+        [method, "tau", "0.5", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3, *[mae - 4, 0.25] * 2]
         for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
         for split in ("validation", "test")
     ]

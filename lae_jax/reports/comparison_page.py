@@ -177,7 +177,7 @@ _DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
 def _lines(path: epath.Path) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
 
 
 def _bench_row(line: dict) -> list[str | Estimate]:
@@ -195,7 +195,7 @@ def _bench_row(line: dict) -> list[str | Estimate]:
         if name in line:
             value, half = (float(line[key] or "nan") for key in (name, f"{name}_half"))
             cells.append(Estimate(value, value - half, value + half, signed=True))
-    return [line["method"], line["setting"], *cells]
+    return [line["method"], f"{line['parameter']} {line['setting']}".strip(), *cells]
 
 
 def _plain(value) -> str:

@@ -226,4 +226,4 @@ def _provenance(report: Mapping, run: Run) -> Section:
 
 def _card(folder: epath.Path) -> Section:
     path = folder / folders.CARD
-    return Section("Model card", markdown=path.read_text() if path.exists() else "")
+    return Section("Model card", markdown=path.read_text("utf-8") if path.exists() else "")

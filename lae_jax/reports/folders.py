@@ -63,7 +63,7 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(f"{folder} holds no evaluation of ages ({REPORT} and {PREDICTIONS} of lae_jax.evaluate)")
     report = files.read_json(folder / REPORT)
     try:
-        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text(), newline="")))
+        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")

@@ -77,7 +77,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _template(name: str) -> str:
-    return resources.files(__package__).joinpath("templates", name).read_text()
+    return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
 def _csv_link(picture: Picture) -> str:
