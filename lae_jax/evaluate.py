@@ -75,7 +75,7 @@ def tell(report: dict) -> str:
     from lae_jax.reports import words
 
     if "group_mae" not in report:
-        scores = [f"{name:18} {value}" for name, value in report.items() if isinstance(value, (int, float))]
+        scores = [f"{title}: {number}" for title, number in words.of_identities(report)]
         return "\n".join([*scores, *words.warnings(report)])
 
     def number(value, digits=2):

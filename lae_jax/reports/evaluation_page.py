@@ -15,6 +15,9 @@ _FACES = (
     "Of each age group the face with the smallest error, a typical one and the one with the largest. Below it is the"
     " distribution that was predicted, with the true age as a line and the predicted one dotted."
 )
+_NO_HISTOGRAM = (
+    "How many images of each age the run was trained on is not shown: its training's data set is another than this one."
+)
 _CUTS = (0.5, 0.75, 0.9, 0.95, 0.99)
 
 
@@ -37,6 +40,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             Section("Scores", texts=[told, *missing], tables=[_main_table(evaluation, labels, scored)]),
             Section(
                 "Pictures",
+                texts=[] if evaluation.report.get("training") else [_NO_HISTOGRAM],
                 pictures=_there(
                     figures.histogram(evaluation),
                     figures.groups(everyone, labels, scored),
@@ -64,11 +68,12 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     Args: report: of its evaluation (identities), if there is one.
     """
     run, report = folders.read_run(folder), report or {}
-    rows = [(name, f"{value:.4g}") for name, value in {**(run.summary.get("scores") or {}), **report}.items() if
-            isinstance(value, (int, float)) and not isinstance(value, bool) and name in _IDENTITY]  # fmt: skip
-    rows = [(_IDENTITY[name], value) for name, value in rows]
+    found = {**(run.summary.get("scores") or {}), **report}
+    rows = words.of_identities(found)
     stage, step = run.summary.get("stage", run.config.get("stage")), run.summary.get("step")
     verdict = f"{run.folder.name} is a run of stage {stage}; step {step} was kept."
+    if (rate := found.get("equal_error_rate")) is not None:
+        verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %."
     if not run.summary.get("scores"):
         verdict += " It has no scores: it was trained without a validation split."
     with pictures.style():
@@ -76,14 +81,6 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     scores_of = Section("Scores", tables=[Table(("score", "value"), rows)] if rows else [])
     sections = [scores_of, curves, _audit(report), _provenance(report, run)]
     return Page(f"{run.folder.name}, stage {stage}", [verdict], sections, words.warnings(report))
-
-
-_IDENTITY = {
-    "equal_error_rate": "equal error rate",
-    "true_accept_rate": "true accepts where 1 impostor in 1,000 is accepted",
-    "pairs": "pairs",
-    "genuine_pairs": "of them genuine",
-}
 
 
 def names(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -201,7 +198,7 @@ def _audit(report: Mapping) -> Section:
 def _provenance(report: Mapping, run: Run) -> Section:
     known = run.provenance
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items() if version)
-    devices = known.get("devices", [])
+    devices, crop = known.get("devices", []), report.get("crop", known.get("crop")) or {}
     facts = {
         "run": run.folder,
         "step": report.get("step", run.summary.get("step")),
@@ -213,7 +210,7 @@ def _provenance(report: Mapping, run: Run) -> Section:
         "the training's data": {True: "yes", False: "no, another"}.get(report.get("same_data_as_training")),
         "split": report.get("split"),
         "split by": report.get("protocol", known.get("protocol")),
-        "crop": report.get("crop", known.get("crop")),
+        "crop": ", ".join(f"{name} {value}" for name, value in crop.items()) or None,
         "mirror images": {True: "averaged", False: "not used"}.get(report.get("flip")),
         "seed": known.get("seed"),
         "devices": f"{len(devices)} x {devices[0]}, {known.get('hosts')} host(s)" if devices else None,

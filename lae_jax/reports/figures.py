@@ -60,7 +60,7 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     drawn, axis = figure()
     axis.bar(np.arange(top + 1), images, width=1.0, color=BARS, linewidth=0)
     axis.set(xlabel="age, years", ylabel=f"images in {training['split']} (bars)", xlim=(-0.5, top + 0.5))
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
     over.plot(np.arange(top + 1), error, ".-", color=LINE, markersize=4, linewidth=1)
@@ -140,7 +140,11 @@ def density(evaluation: Evaluation) -> Picture:
     axis.plot(present, means, ".", color=LINE, markersize=4, label="mean prediction of each age")
     axis.plot([0, top], [0, top], color=INK, linewidth=0.8, label="right")
     drawn.colorbar(
-        shown, ax=axis, label=f"images in {_CELL} x {_CELL} years", shrink=0.8, ticks=MaxNLocator(integer=True)
+        shown,
+        ax=axis,
+        label=f"images in {_CELL} x {_CELL} years",
+        shrink=0.8,
+        ticks=MaxNLocator(integer=True),
     )
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", xlabel="true age, years", ylabel="predicted age, years")
     axis.legend(loc="upper left")
@@ -245,7 +249,7 @@ def loss(lines: Sequence[dict]) -> Picture | None:
     style = {"marker": "." if len(steps) < 20 else ""}  # a single one is no line
     axis.plot(steps, losses, color=RUNS[0], linewidth=1.2, **style)
     axis.set(xlabel="step", ylabel="training loss", ylim=(0, 1.05 * max(np.quantile(losses, 0.98), 1e-9)))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
     over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":", **style)
@@ -284,8 +288,9 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
         told.append(f"the lowest {title.split(',')[0]} was {lowest:.3g} at step {step}, the last {points[-1][1]:.3g}")
     if kept is not None:
         axis.axvline(kept, color=MUTED, linewidth=1, linestyle="--", label="kept")
-    axis.set(xlabel="step", ylim=(0, None), ylabel="on the validation split")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    highest = max(line[name] for line in found for name in names if line.get(name) is not None)
+    axis.set(xlabel="step", ylim=(0, 1.08 * highest or 1), ylabel="on the validation split")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.legend(loc="outside upper left", ncols=2)
     finding = "; ".join(told) + ("" if kept is None else f"; step {kept} was kept") + "."
     rows = [(line["step"], *(line.get(name) if line.get(name) is not None else "" for name in names)) for line in found]

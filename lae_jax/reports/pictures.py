@@ -28,7 +28,7 @@ _STYLE = {
     "svg.hashsalt": "lae_jax",  # the same numbers give the same file
     "text.parse_math": False,  # a $ in a name is a $
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -39,7 +39,7 @@ _STYLE = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 8.5,
 }
 
 
@@ -60,7 +60,7 @@ def style():
     return matplotlib.rc_context(_STYLE)
 
 
-def figure(width: float = 5.2, height: float = 3.4):
+def figure(width: float = 4.8, height: float = 3.2):
     """(figure, axis), inches; as narrow as a phone, since a wide picture could not be read there."""
     drawn = Figure(figsize=(width, height), layout="constrained")
     axis = drawn.subplots()

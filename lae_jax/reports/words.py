@@ -18,6 +18,12 @@ MEANINGS = (
     "Bias: the mean of prediction minus age; above 0 people are made older.",
 )
 
+_OF_IDENTITIES = {
+    "equal_error_rate": "equal error rate",
+    "true_accept_rate": "true accepts where 1 impostor in 1,000 is accepted",
+    "pairs": "pairs",
+    "genuine_pairs": "of them genuine",
+}
 _BY_NAME = {score.name: score for score in MAIN}
 
 
@@ -68,6 +74,11 @@ def _no_better(report: Mapping) -> str:
         between = f"difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f}"
         return f"the model is not surely better than no model: {_constant(constant)} ({between})"
     return ""
+
+
+def of_identities(report: Mapping) -> list[tuple[str, str]]:
+    """The scores of stage 1, (what, number)."""
+    return [(title, f"{report[name]:.4g}") for name, title in _OF_IDENTITIES.items() if report.get(name) is not None]
 
 
 def summary(evaluation: Evaluation, scored: Scored) -> str:
