@@ -25,8 +25,9 @@ class Checkpoints:
     """The checkpoints of one run. A checkpoint is a state and its `meta`, a dict of JSON:
 
     step, epoch, stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises,
-    or null), handed (what the loss was given of an earlier run), config, crop, data, data_hash, leaks (findings of an
-    audit that it was trained with), identities (hashed people of the backbone's pre-training, or null).
+    or null), handed (what the loss was given of an earlier run), config, crop, data, data_hash, trained_on (what it and
+    the runs before it learnt from: data, data_hash, split), leaks (findings of an audit that it was trained with),
+    identities (hashed people of the backbone's pre-training, or null).
 
     It counts once it is sealed (seals.py): committed by orbax, its files hashed, "saved" logged. The newest two and the
     best one are kept.

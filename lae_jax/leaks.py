@@ -96,35 +96,47 @@ def _names(identities: np.ndarray) -> set[str]:
     return set(identities.tolist()) - {None}
 
 
+def trained_on(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
+    """What a run and those before it were trained on, [{'data', 'data_hash', 'split'}], as its checkpoints carry it."""
+    found = [*(before or {}).get("trained_on", []), _training(config, str(dataset.path), dataset.hash)]
+    return list({(one["data_hash"], one["split"]): one for one in found}.values())
+
+
+def _training(config: ConfigDict, data: str, data_hash: str) -> dict:
+    return {"data": data, "data_hash": data_hash, "split": inputs.split_name(config, config.data.train)}
+
+
 def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
-    """What a report says beside the scores: the leaks that the run was trained with and those between its training
-    split and the one that is scored; whether the two could be compared at all; and how many people are on both sides,
-    None where that is unknown.
+    """What a report says beside the scores: the leaks that the run was trained with and those between the split that is
+    scored and what the run, and those before it, were trained on; the data sets that could not be compared; and how
+    many people are on both sides, None where that is unknown.
 
     Args: meta: of the run's checkpoint; dataset, split: what is scored.
     """
-    config = runs.from_json(meta["config"])
-    train = inputs.split_name(config, config.data.train)
     findings, state = audits.read(dataset)
-    same = compared = meta["data_hash"] == dataset.hash
-    names, both = dataset.column("identity"), None
-    if same:
-        leaks = [*audits.leaks(findings, train, split), *_same_rows(dataset, train, split)]
-        known = {people.normalised(name) for name in _names(names[dataset.rows(train)])}
-        scored = {people.normalised(name) for name in _names(names[dataset.rows(split)])}
-        both = len(known & scored) if known and scored else None
-    else:
-        own, compared = _with_training(meta, config, train, dataset, split, state)
-        known = {(finding["kind"], *finding["splits"]) for finding in own}
-        findings = own + [f for f in findings if "other" not in f or (f["kind"], *f["splits"]) not in known]
-        leaks = audits.leaks(findings, train, split, meta["data_hash"])
-    pretrained = people.compare(meta.get("identities"), names[dataset.rows(split)], dataset.hash)
+    names, scored = dataset.column("identity"), dataset.rows(split)
+    known, found, not_compared = set(), [], []
+    alone = [_training(runs.from_json(meta["config"]), meta["data"], meta["data_hash"])]
+    for training in meta.get("trained_on", alone):
+        train, same = training["split"], training["data_hash"] == dataset.hash
+        if same:
+            found += [*audits.leaks(findings, train, split), *_same_rows(dataset, train, split)]
+            known |= {people.normalised(name) for name in _names(names[dataset.rows(train)])}
+            continue
+        shared = _shared(training, dataset, split)
+        if shared is not None:
+            findings = [*shared, *(one for one in findings if not _is_of(one, training, split))]
+        elif state != "read" or not audits.compared_with(dataset, training["data_hash"]):
+            not_compared.append(training["data"])
+        found += audits.leaks(findings, train, split, training["data_hash"])
+    own = {people.normalised(name) for name in _names(names[scored])}
+    pretrained = people.compare(meta.get("identities"), names[scored], dataset.hash)
     return {
         "audit": state,
-        "compared_with_training": compared,
         "findings": [{name: f[name] for name in ("kind", "severity", "splits", "message")} for f in findings],
-        "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in leaks]),
-        "same_people_on_both_sides": both,
+        "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in found]),
+        "not_compared": not_compared,
+        "same_people_on_both_sides": len(known & own) if known and own else None,
         "pretrained_people": {
             "compared": pretrained["compared"],
             "shared": len(pretrained["shared"]) if pretrained["compared"] else None,
@@ -132,15 +144,16 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     }
 
 
-def _with_training(
-    meta: Mapping, config: ConfigDict, train: str, dataset: records.Dataset, split: str, audit: str
-) -> tuple[list[dict], bool]:
-    """What another data set shares with the training's, where that is at hand; and whether the two were compared, here
-    or by an audit of both."""
+def _shared(training: Mapping, dataset: records.Dataset, split: str) -> list[dict] | None:
+    """The findings of another data set, trained on, and the split that is scored; None where it is not at hand."""
     try:
-        training = records.open_dataset(config.data.path, "quick")
+        other = records.open_dataset(training["data"], "quick")
     except InputError:
-        training = None
-    if training is not None and training.hash == meta["data_hash"]:
-        return audits.between(training, train, dataset, split), True
-    return [], audit == "read" and audits.compared_with(dataset, meta["data_hash"])
+        return None
+    return audits.between(other, training["split"], dataset, split) if other.hash == training["data_hash"] else None
+
+
+def _is_of(finding: Mapping, training: Mapping, split: str) -> bool:
+    """Whether a finding of an audit is of the same two splits."""
+    of = finding.get("other", {}).get("hash"), finding["splits"]
+    return of == (training["data_hash"], [training["split"], split])

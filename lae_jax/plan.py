@@ -39,6 +39,7 @@ class Plan:
     order: sampling.Order  # of positions in `training`
     augmentation: Augmentation
     handed: dict  # what the loss is given beside outputs and targets
+    trained_on: list[dict]  # the splits that it and the runs before it learnt from
     leaks: list[dict]  # that it is trained with; they stand in its checkpoints and reports
     identities: dict | None  # hashed people that its backbone was pre-trained on
     init: checkpoints.Handed | None  # what a fresh run starts from; None when an earlier start is gone on with
@@ -136,6 +137,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         augmentation=inputs.augmentation(config),
         handed={**config.loss, **handed},
         leaks=leaking,
+        trained_on=leaks.trained_on(config, dataset, before),
         identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),
         init=init,
     )

@@ -281,6 +281,7 @@ class _Loop:
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
+                "trained_on": plan.trained_on,
                 "leaks": plan.leaks,
                 "identities": plan.identities,
             },

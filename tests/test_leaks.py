@@ -54,6 +54,7 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
     third.init_from = leaking.workdir
     plan = make_plan(third)
     assert [leak["data"] for leak in plan.leaks] == [str(leaking.data.path)]
+    assert [one["data"] for one in plan.trained_on] == [str(leaking.data.path), str(third.data.path)]
 
 
 def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_unknown(faces, tmp_path, small_config):
@@ -61,7 +62,7 @@ def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_
     config = small_config("represent")
     config.data.path = str(prepared(faces, tmp_path / "own", named=True))
     training = records.open_dataset(config.data.path)
-    meta = {"config": runs.as_json(config), "data_hash": training.hash}
+    meta = {"config": runs.as_json(config), "data": str(training.path), "data_hash": training.hash}
     other = records.open_dataset(
         prepared(faces, tmp_path / "other", ("same.jpg", age_of(0), "test", 0), ("again.jpg", age_of(0), "test", 0))
     )
@@ -73,7 +74,7 @@ def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_
 
     report, lines, card = told("test")
     planted = ["same_file", "near_picture"]
-    assert report["compared_with_training"] and [leak["kind"] for leak in report["leaks"]] == planted
+    assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == planted
     assert "1 of 2 images of test stand in train of" in lines[0] and "No leak was found" not in card
     assert [f["kind"] for f in report["findings"] if f["severity"] == "leak"] == planted
     # Its own 0.jpg was left out, being the same file as same.jpg.
@@ -83,12 +84,12 @@ def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_
     audits.run([other.path, training.path])
     shutil.move(training.path, tmp_path / "moved")
     again, _, _ = told("test")
-    assert again["compared_with_training"] and [leak["kind"] for leak in again["leaks"]] == planted
+    assert not again["not_compared"] and [leak["kind"] for leak in again["leaks"]] == planted
     audits.run([other.path])
     report, lines, card = told("test")
-    assert report["leaks"] == [] and not report["compared_with_training"]
-    assert ["could not be compared with the data that the run was trained on" in line for line in lines] == [True]
-    assert "was not compared with the training's data" in card and "No leak was found" not in card
+    assert report["leaks"] == [] and report["not_compared"] == [str(training.path)]
+    assert ["which the model was trained on and which is not at hand" in line for line in lines] == [True]
+    assert "was not compared with `" in card and "No leak was found" not in card
 
 
 def test_training_on_what_is_validated_is_a_leak(small_config):

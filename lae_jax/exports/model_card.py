@@ -160,11 +160,11 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
             if leak["message"] not in found
         ]
     for report in evaluations:
-        if not report.get("compared_with_training", True):
-            lines.append(
-                f"- `{report['data']}` was not compared with the training's data, which was not at hand: whether it"
-                " holds the same pictures is unknown."
-            )
+        lines += [
+            f"- `{report['data']}` was not compared with `{training}`, which it was trained on and which was not at"
+            " hand: whether they hold the same pictures is unknown."
+            for training in report.get("not_compared", [])
+        ]
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
     if any(report.get("audit", "read") != "read" for report in evaluations):
