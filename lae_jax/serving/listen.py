@@ -1,5 +1,6 @@
 """The socket, and a server on it that slow clients cannot fill and that finishes what it accepted when stopped."""
 
+import asyncio
 import logging
 import resource
 import signal
@@ -25,14 +26,22 @@ class _Impatient(H11Protocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
         self._watch()
+
+    def connection_lost(self, exc) -> None:
+        # It would keep the connection and its request in memory until it comes.
+        self._timer.cancel()
+        super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         self._watch()
         super().on_response_complete()
 
     def _watch(self) -> None:
-        self.loop.call_later(HEADER_SECONDS, self._close_unless_after, self.cycle)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_unless_after, self.cycle)
 
     def _close_unless_after(self, last) -> None:
         """Closes the connection where no request has come after `last`."""
