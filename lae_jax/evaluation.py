@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 
-from lae_jax import checkpoints, distributions, estimator, inputs, parallel, runs, stages
+from lae_jax import checkpoints, distributions, estimator, inputs, leaks, parallel, runs, stages
 from lae_jax.data import records
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
@@ -21,7 +21,7 @@ _ENOUGH = 200  # images that a temperature is fitted on
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
     """targets: (N,) of the rows that have one; outputs: (N,) ages in years, or embeddings (N, D); probabilities:
-    (N, 101) of the ages, before the temperature; None for identities."""
+    (N, 101) of the ages, before the temperature; None for identities; leaks: as leaks.of_evaluation tells them."""
 
     handed: checkpoints.Handed
     stage: stages.Stage
@@ -31,6 +31,7 @@ class Evaluated:
     targets: np.ndarray
     outputs: np.ndarray
     probabilities: np.ndarray | None
+    leaks: dict
 
     @property
     def same_data(self) -> bool:
@@ -71,6 +72,8 @@ def predict(
     if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = inputs.examples(dataset, split, stage)
+    # On all hosts, so that none waits for another one.
+    found = leaks.of_evaluation(handed.meta, dataset, split)
     module = runs.model(config, stage, handed.meta["num_outputs"])
     is_age = stage.target == "age"
     gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1)) if is_age else stage
@@ -85,7 +88,7 @@ def predict(
     )
     probabilities = outputs if is_age else None
     ages = distributions.expected_ages(outputs) if is_age else outputs
-    return Evaluated(handed, stage, dataset, split, examples.rows, examples.targets, ages, probabilities)
+    return Evaluated(handed, stage, dataset, split, examples.rows, examples.targets, ages, probabilities, found)
 
 
 def validation_split(handed: checkpoints.Handed) -> str:

@@ -1,7 +1,7 @@
 """What a run has to know of leaks: those between its splits, of its backbone's people, and what its reports say."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -38,8 +38,13 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
 
 
 def merged(*lists: list[dict]) -> list[dict]:
-    """Leaks, each once: one of the same kind, splits and data set is the same."""
-    return list({(f["kind"], *f["splits"], f["data"]): f for leaks in lists for f in leaks}.values())
+    """Leaks, each once: one of the same kind, splits and data sets is the same."""
+    return list({(f["kind"], *f["splits"], f["data"], _other(f)): f for leaks in lists for f in leaks}.values())
+
+
+def _other(finding: Mapping) -> str | None:
+    """The hash of the other data set, where a finding is of two."""
+    return finding.get("other", {}).get("hash")
 
 
 def known_people(dataset: records.Dataset, rows: np.ndarray, before: Mapping | None, trains_identities: bool):
@@ -98,8 +103,17 @@ def _names(identities: np.ndarray) -> set[str]:
 
 def trained_on(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
     """What a run and those before it were trained on, [{'data', 'data_hash', 'split'}], as its checkpoints carry it."""
-    found = [*(before or {}).get("trained_on", []), _training(config, str(dataset.path), dataset.hash)]
+    found = [*_trainings(before or {}), _training(config, str(dataset.path), dataset.hash)]
     return list({(one["data_hash"], one["split"]): one for one in found}.values())
+
+
+def _trainings(meta: Mapping) -> list[dict]:
+    """The same of a checkpoint's meta; of one that does not carry it, and of weights, as much as they tell."""
+    if "trained_on" in meta:
+        return meta["trained_on"]
+    if "data_hash" not in meta:
+        return []
+    return [_training(runs.from_json(meta["config"]), meta["data"], meta["data_hash"])]
 
 
 def _training(config: ConfigDict, data: str, data_hash: str) -> dict:
@@ -108,27 +122,29 @@ def _training(config: ConfigDict, data: str, data_hash: str) -> dict:
 
 def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     """What a report says beside the scores: the leaks that the run was trained with and those between the split that is
-    scored and what the run, and those before it, were trained on; the data sets that could not be compared; and how
-    many people are on both sides, None where that is unknown.
+    scored and what the run, and those before it, were trained on; the data sets that could not be compared, and why;
+    and how many people are on both sides, None where that is unknown.
 
     Args: meta: of the run's checkpoint; dataset, split: what is scored.
     """
     findings, state = audits.read(dataset)
     names, scored = dataset.column("identity"), dataset.rows(split)
     known, found, not_compared = set(), [], []
-    alone = [_training(runs.from_json(meta["config"]), meta["data"], meta["data_hash"])]
-    for training in meta.get("trained_on", alone):
-        train, same = training["split"], training["data_hash"] == dataset.hash
-        if same:
+    for training in _trainings(meta):
+        train, data_hash = training["split"], training["data_hash"]
+        if data_hash == dataset.hash:
             found += [*audits.leaks(findings, train, split), *_same_rows(dataset, train, split)]
             known |= {people.normalised(name) for name in _names(names[dataset.rows(train)])}
             continue
-        shared = _shared(training, dataset, split)
+        shared, why = _shared(training, dataset, split)
         if shared is not None:
-            findings = [*shared, *(one for one in findings if not _is_of(one, training, split))]
-        elif state != "read" or not audits.compared_with(dataset, training["data_hash"]):
-            not_compared.append(training["data"])
-        found += audits.leaks(findings, train, split, training["data_hash"])
+            rest = (f for f in findings if _other(f) != data_hash or not audits.is_between(f, train, split))
+            findings = [*shared, *rest]
+        elif state == "read" and audits.have_compared(dataset, split, data_hash, train):
+            why = ""
+        if why:
+            not_compared.append({"data": training["data"], "why": why})
+        found += audits.leaks(findings, train, split, data_hash)
     own = {people.normalised(name) for name in _names(names[scored])}
     pretrained = people.compare(meta.get("identities"), names[scored], dataset.hash)
     return {
@@ -144,16 +160,24 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     }
 
 
-def _shared(training: Mapping, dataset: records.Dataset, split: str) -> list[dict] | None:
-    """The findings of another data set, trained on, and the split that is scored; None where it is not at hand."""
+def of_evaluations(metas: Sequence[Mapping], dataset: records.Dataset, split: str) -> dict:
+    """The same of several runs that are scored on one split: that of the first, with the leaks of all."""
+    reports = [of_evaluation(meta, dataset, split) for meta in metas]
+    not_compared = {one["data"]: one for report in reports for one in report["not_compared"]}
+    leaks = merged(*(report["leaks"] for report in reports))
+    return {**reports[0], "leaks": leaks, "not_compared": list(not_compared.values())}
+
+
+def _shared(training: Mapping, dataset: records.Dataset, split: str) -> tuple[list[dict] | None, str]:
+    """The findings of another data set, trained on, and the split that is scored, and why they are not all there are;
+    None where the data set is not at hand."""
     try:
         other = records.open_dataset(training["data"], "quick")
-    except InputError:
-        return None
-    return audits.between(other, training["split"], dataset, split) if other.hash == training["data_hash"] else None
-
-
-def _is_of(finding: Mapping, training: Mapping, split: str) -> bool:
-    """Whether a finding of an audit is of the same two splits."""
-    of = finding.get("other", {}).get("hash"), finding["splits"]
-    return of == (training["data_hash"], [training["split"], split])
+    except (InputError, OSError) as error:
+        logger.info("%s cannot be compared: %s", training["data"], error)
+        return None, "it is not at hand"
+    if other.hash != training["data_hash"]:
+        return None, "it was prepared again since"
+    alike = other.has_column("phash") and dataset.has_column("phash")
+    why = "" if alike else "only files were, without perceptual hashes"
+    return audits.between(other, training["split"], dataset, split), why

@@ -79,7 +79,7 @@ def bench(args: argparse.Namespace) -> dict:
         "base_rates": rates,
         "optim": config.optim.to_dict(),
         "seconds": {"features": round(with_features - started, 1), "heads": round(done - with_features, 1)},
-        **leaks.of_evaluation(extractors[0].handed.meta, extractors[0].dataset, args.test),
+        **leaks.of_evaluations([one.handed.meta for one in extractors], extractors[0].dataset, args.test),
     }
     report["sentences"] = _write(out, tries, prepared[0].bench.ages, report)
     return report

@@ -16,7 +16,6 @@ from lae_jax import (
     exporting,
     files,
     inputs,
-    leaks,
     metrics,
     parallel,
     runs,
@@ -83,7 +82,7 @@ def write(done: evaluation.Evaluated, folder: epath.Path, wanted: Wanted, *, fli
         "protocol": dataset.manifest["protocol"],
         "crop": dataset.crop,
         "other_crop_than_training": not done.same_crop,
-        **leaks.of_evaluation(handed.meta, dataset, done.split),
+        **done.leaks,
     }
     folder.mkdir(parents=True, exist_ok=True)
     if done.probabilities is None:

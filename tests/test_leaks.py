@@ -57,39 +57,95 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
     assert [one["data"] for one in plan.trained_on] == [str(leaking.data.path), str(third.data.path)]
 
 
-def test_what_another_data_set_shares_with_the_trainings_is_found_or_said_to_be_unknown(faces, tmp_path, small_config):
-    """By the evaluation itself, also of a split with the name of the one trained on; by an audit of both; else not."""
+@pytest.fixture
+def strangers(faces, tmp_path, small_config):
+    """The meta of a run on a data set, and another one whose test split holds the same file and a picture of it."""
     config = small_config("represent")
     config.data.path = str(prepared(faces, tmp_path / "own", named=True))
-    training = records.open_dataset(config.data.path)
-    meta = {"config": runs.as_json(config), "data": str(training.path), "data_hash": training.hash}
-    other = records.open_dataset(
-        prepared(faces, tmp_path / "other", ("same.jpg", age_of(0), "test", 0), ("again.jpg", age_of(0), "test", 0))
-    )
-
-    def told(split):
-        report = leaks.of_evaluation(meta, other, split)
-        report = {"data": str(other.path), "protocol": "column", **report}
-        return report, words.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
-
-    report, lines, card = told("test")
-    planted = ["same_file", "near_picture"]
-    assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == planted
-    assert "1 of 2 images of test stand in train of" in lines[0] and "No leak was found" not in card
-    assert [f["kind"] for f in report["findings"] if f["severity"] == "leak"] == planted
-    # Its own 0.jpg was left out, being the same file as same.jpg.
-    assert [leak["count"] for leak in told("train")[0]["leaks"]] == [TRAIN - 1]
-
-    # Gone, or prepared anew: nobody knows, unless an audit compared them before.
-    audits.run([other.path, training.path])
-    shutil.move(training.path, tmp_path / "moved")
-    again, _, _ = told("test")
-    assert not again["not_compared"] and [leak["kind"] for leak in again["leaks"]] == planted
+    own = records.open_dataset(config.data.path)
+    rows = [(name, age_of(0), "test", 0) for name in ("same.jpg", "again.jpg")]
+    other = records.open_dataset(prepared(faces, tmp_path / "other", *rows))
     audits.run([other.path])
-    report, lines, card = told("test")
-    assert report["leaks"] == [] and report["not_compared"] == [str(training.path)]
-    assert ["which the model was trained on and which is not at hand" in line for line in lines] == [True]
+    return {"config": runs.as_json(config), "data": str(own.path), "data_hash": own.hash}, other
+
+
+PLANTED = ["same_file", "near_picture"]
+
+
+def told(meta, dataset, split):
+    """The report's fields, its lines in red, and what the model card says."""
+    report = leaks.of_evaluation(meta, dataset, split)
+    report = {"data": str(dataset.path), "protocol": "column", **report}
+    return report, words.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
+
+
+def test_what_another_data_set_shares_with_the_trainings_is_found_by_the_evaluation(strangers):
+    meta, other = strangers
+    report, lines, card = told(meta, other, "test")
+    assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == PLANTED
+    assert "1 of 2 images of test stand in train of" in lines[0] and "No leak was found" not in card
+    assert [f["kind"] for f in report["findings"] if f["severity"] == "leak"] == PLANTED
+    # Also where both splits have one name. Its own 0.jpg was left out, being the same file as same.jpg.
+    assert [leak["count"] for leak in told(meta, other, "train")[0]["leaks"]] == [TRAIN - 1]
+
+
+def test_where_the_trainings_data_is_gone_an_audit_of_both_tells_or_nobody(strangers, tmp_path, monkeypatch):
+    meta, other = strangers
+    audits.run([other.path, pathlib.Path(meta["data"])])
+    shutil.move(meta["data"], tmp_path / "moved")
+    report, _, _ = told(meta, other, "test")
+    assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == PLANTED
+    # What is called alike an audit does not compare.
+    for split in ("train", "all"):
+        assert told(meta, other, split)[0]["not_compared"] == [{"data": meta["data"], "why": "it is not at hand"}]
+    audits.run([other.path])
+    report, lines, card = told(meta, other, "test")
+    assert report["leaks"] == [] and ["whether they hold the same pictures is unknown" in line for line in lines] == [
+        True
+    ]
     assert "was not compared with `" in card and "No leak was found" not in card
+    shutil.copytree(other.path, meta["data"])
+    assert told(meta, other, "test")[0]["not_compared"][0]["why"] == "it was prepared again since"
+    monkeypatch.setattr(records, "open_dataset", lambda *_: (_ for _ in ()).throw(PermissionError("closed")))
+    one = {"data": "mine", "data_hash": "b" * 64, "split": "train"}
+    report, _, _ = told({"trained_on": [one]}, other, "test")
+    assert report["not_compared"] == [{"data": "mine", "why": "it is not at hand"}]
+
+
+def test_without_perceptual_hashes_only_files_are_compared_and_that_is_said(strangers, monkeypatch):
+    meta, other = strangers
+    has = records.Dataset.has_column
+    monkeypatch.setattr(records.Dataset, "has_column", lambda self, name: name != "phash" and has(self, name))
+    report, lines, _ = told(meta, other, "test")
+    assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1]
+    assert "(only files were, without perceptual hashes)" in lines[-1]
+
+
+def test_all_that_a_run_and_those_before_it_were_trained_on_is_compared(strangers, faces, tmp_path, small_config):
+    meta, other = strangers
+    config = small_config("classify")
+    more = ("again.jpg", age_of(0), "validation", 0)
+    config.data.path = str(prepared(faces, tmp_path / "second", more, named=True))
+    second = records.open_dataset(config.data.path)
+    trained_on = leaks.trained_on(config, second, meta)
+    assert [one["data"] for one in trained_on] == [meta["data"], str(second.path)]
+    assert leaks.trained_on(config, second, {"trained_on": trained_on}) == trained_on
+    # Of weights nobody knows what they were trained on.
+    assert leaks.trained_on(config, second, {"crop": {}}) == trained_on[1:]
+    found = told({"trained_on": trained_on}, other, "test")[0]["leaks"]
+    assert [(leak["kind"], leak["other"]["path"]) for leak in found] == [
+        (kind, data) for data in (meta["data"], str(second.path)) for kind in PLANTED
+    ]
+
+
+def test_the_order_tells_which_data_set_a_split_is_of():
+    finding = {"severity": "leak", "kind": "same_file", "splits": ["test", "train"], "other": {"hash": "a"}}
+    assert audits.leaks([finding], "test", "train", "a") and audits.leaks([finding], "test", "all", "a")
+    assert not audits.leaks([finding], "train", "test", "a") and not audits.leaks([finding], "test", "train")
+    own = {**finding, "splits": ["train", "validation"]}
+    del own["other"]
+    assert audits.leaks([own], "validation", "train") and audits.leaks([own], "train", "all")
+    assert not audits.leaks([own], "train", "test")
 
 
 def test_training_on_what_is_validated_is_a_leak(small_config):

@@ -82,6 +82,7 @@ def test_a_table_in_four_forms():
     assert r"\begin{tabular}{llr}" in tables.latex(below)
     assert r"a & b & " in tables.latex(below) and r"$-$1.50\\[-3pt]{\tiny $-$2.00 to $-$1.00}" in tables.latex(below)
     assert "1-10 & x" in tables.latex(below)
+    assert "{[}a] & " in tables.latex(tables.Table(("run", "x"), [("[a]", "y")]))
     rows = list(csv.reader(io.StringIO(tables.csv_of(table))))
     assert rows == [["run", "CS@5", "CS@5 low", "CS@5 high"], ["a|b_<x>", "0.5", "0.25", "0.75"], ["$c", "", "", ""]]
 
@@ -149,12 +150,14 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
         picture = page.Picture(name, name, "words", "<svg></svg>", ["a"], [["1"]])
         page.write(folders.epath.Path(tmp_path / "r.html"), page.Page("t", [], [page.Section("S", pictures=[picture])]))
 
-    write("old")
-    for name in ("mine.svg", "mine2.csv"):
+    write("loss")
+    for name in ("mine.svg", "mine.csv"):
         (tmp_path / "report" / name).write_text("mine")
-    write("new")
+    write("bias")
     left = {path.name for path in (tmp_path / "report").iterdir()}
-    assert left == {"new.svg", "new.csv", "mine.svg", "mine2.csv"}
+    assert left == {"bias.svg", "bias.csv", "mine.svg", "mine.csv"}
+    with pytest.raises(ValueError, match="no picture is called 'mine'"):
+        write("mine")
 
 
 @pytest.mark.parametrize(

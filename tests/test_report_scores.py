@@ -77,6 +77,23 @@ def test_shares_of_none_and_of_few_images_are_not_taken_for_sure():
     assert few.difference(few, cs5).interval == "" and few.estimate(cs5).value == pytest.approx(2 / 3)
 
 
+def test_different_models_that_are_always_within_5_years_are_not_the_same():
+    ages, cs5 = np.linspace(10, 60, 40), next(s for s in scores.MAIN if s.name == "cs5")
+    one, other = (scores.score(scores.Sample(ages, ages + off, np.full(40, -1))) for off in (1, 2))
+    difference = one.difference(other, cs5)
+    assert difference.value == 0 and (difference.low, difference.high) == pytest.approx((-0.088, 0.088), abs=1e-3)
+    assert scores.verdict(difference, cs5) == "not sure"
+
+
+def test_a_share_of_many_images_is_as_sure_as_they_are_many(monkeypatch):
+    monkeypatch.setattr(bootstrap, "MOST_UNITS", 50)
+    ages, cs5 = np.linspace(10, 60, 400), next(s for s in scores.MAIN if s.name == "cs5")
+    lone = scores.Sample(ages, ages, np.full(400, -1))
+    assert scores.score(lone).estimate(cs5).low == pytest.approx(1 - 3.84 / 403.84, abs=1e-4)
+    ((_, accepts, _),) = scores.decisions(lone, np.zeros(400), 40, (0.5,))
+    assert accepts.high == pytest.approx(3.84 / (240 + 3.84), abs=1e-3)
+
+
 def test_the_rates_of_a_decision_have_intervals_of_people():
     rng = np.random.default_rng(0)
     ages, people = rng.uniform(10, 30, 400), np.arange(400) % 100

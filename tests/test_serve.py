@@ -168,19 +168,19 @@ def poll(ask, wanted):
     raise AssertionError("waited in vain")
 
 
-def test_slow_clients_stop_nobody_and_are_sent_away(crops_server, monkeypatch):
-    address, _ = crops_server
+def test_slow_clients_stop_nobody_and_are_sent_away(monkeypatch):
     monkeypatch.setattr(listen, "HEADER_SECONDS", 0.3)
     body, kind = served.multipart({"a.png": served.crop(0)})
-    silent = [served.begun(address, b"GET / HT") for _ in range(20)]
-    slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
-    assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 10
-    assert [served.reply(connection) for connection in silent] == [b""] * 20
-    answers = [served.reply(connection) for connection in slow[:3]]
-    assert all(b" 408 " in answer and b"longer than 2 seconds" in answer for answer in answers)
-    for connection in slow:
-        connection.close()
-    assert send(address, {"good.png": served.crop(1)}).status_code == 200
+    with served.serving(served.aligned(served.stand_in([]), requests=3, upload_seconds=6.0)) as address:
+        silent = [served.begun(address, b"GET / HT") for _ in range(20)]
+        slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
+        assert send(address, {"good.png": served.crop(1)}).elapsed.total_seconds() < 5
+        assert [served.reply(connection) for connection in silent] == [b""] * 20
+        answers = [served.reply(connection) for connection in slow[:3]]
+        assert all(b" 408 " in answer and b"longer than 6 seconds" in answer for answer in answers)
+        for connection in slow:
+            connection.close()
+        assert send(address, {"good.png": served.crop(1)}).status_code == 200
 
 
 def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("lae_jax")
 FILE, PICTURE = "audit.json", "audit.png"
 IMAGE_SIZE = 224
 COMMAND = "python -m lae_jax.audit"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
@@ -110,7 +110,8 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
     path = dataset.path / FILE
     try:
         report = json.loads(path.read_text())
-        findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
+        own = (report["format"], report["data_hash"]) == (_FORMAT, dataset.hash)
+        findings, state = report["findings"], "read" if own else "stale"
         if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
             raise ValueError("a finding without a message")
     except FileNotFoundError:
@@ -133,23 +134,38 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
         for finding in findings
         if finding["severity"] == "leak"
         and finding.get("other", {}).get("hash") == train_hash
-        and train in finding["splits"]
-        and (split == "all" or split in finding["splits"])
+        and is_between(finding, train, split)
     ]
 
 
-def compared_with(dataset: records.Dataset, other_hash: str) -> bool:
-    """Whether a data set's audit.json, which `read` has found in order, is of a comparison with another one too."""
+def is_between(finding: Mapping, train: str, split: str) -> bool:
+    """Whether a finding is of these two splits ('all': any that is scored); of two data sets the order tells whose."""
+    first, *second = finding["splits"]
+    ordered = first == train and (split == "all" or split in second)
+    if "other" in finding:
+        return ordered
+    return ordered or train in second and split in ("all", first)
+
+
+def have_compared(dataset: records.Dataset, split: str, other_hash: str, train: str) -> bool:
+    """Whether a data set's audit.json, which `read` has found in order, compared one of its splits with another data
+    set's: an audit of both does, where the splits' names are not of the same role."""
     report = json.loads((dataset.path / FILE).read_text())
-    return other_hash in [other["hash"] for other in report["compared_with"]]
+    audited = other_hash in [other["hash"] for other in report["compared_with"]]
+    return audited and "all" not in (train, split) and auditing.disjoint(train, split)
 
 
 def between(training: records.Dataset, train: str, scored: records.Dataset, split: str) -> list[dict]:
     """The findings of what a run was trained on and a split of another data set that it is scored on."""
-    one, two = _table(training, None), _table(scored, None)
-    one = dataclasses.replace(one, splits={train: training.rows(train)})
-    two = dataclasses.replace(two, splits={split: scored.rows(split)})
-    return auditing.between(one, train, two, split)
+    return auditing.between(_of_split(training, train), train, _of_split(scored, split), split)
+
+
+def _of_split(dataset: records.Dataset, split: str) -> auditing.Table:
+    """The rows of one split alone: the rest of a large data set would be searched for nothing."""
+    table, rows = _table(dataset, None), dataset.rows(split)
+    columns = ("names", "ages", "identities", "sha256", "phash", "sides", "faces")
+    kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
+    return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
 
 
 def tell(report: dict) -> str:

@@ -161,9 +161,9 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
         ]
     for report in evaluations:
         lines += [
-            f"- `{report['data']}` was not compared with `{training}`, which it was trained on and which was not at"
-            " hand: whether they hold the same pictures is unknown."
-            for training in report.get("not_compared", [])
+            f"- `{report['data']}` was not compared with `{other['data']}`, which it was trained on ({other['why']}):"
+            " whether they hold the same pictures is unknown."
+            for other in report.get("not_compared", [])
         ]
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")

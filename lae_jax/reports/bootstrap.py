@@ -19,13 +19,18 @@ _MOST_UNDEFINED = 0.05
 TOO_FEW = 3
 
 
-def units(people: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The unit that each image is drawn with: (N,) numbers of people, -1 where unknown -> (N,) int64 from 0.
+def single(people: np.ndarray) -> np.ndarray:
+    """The person or image that each image is of: (N,) numbers of people, -1 where unknown -> (N,) int64 from 0.
 
     An image of nobody known is a unit of its own.
     """
     own = np.where(people < 0, -1 - np.arange(len(people)), people)
-    _, unit = np.unique(own, return_inverse=True)
+    return np.unique(own, return_inverse=True)[1]
+
+
+def units(people: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The unit that each image is drawn with, of one or, beyond MOST_UNITS, of several people: (N,) -> (N,) from 0."""
+    unit = single(people)
     count = int(unit.max()) + 1
     if count <= MOST_UNITS:
         return unit

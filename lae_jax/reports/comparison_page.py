@@ -195,7 +195,7 @@ def _bench_row(line: dict) -> list[str | Estimate]:
         if name in line:
             value, half = (float(line[key] or "nan") for key in (name, f"{name}_half"))
             cells.append(Estimate(value, value - half, value + half, signed=True))
-    return [line["method"], f"{line['parameter']} {line['setting']}".strip(), *cells]
+    return [line["method"], f"{line.get('parameter') or ''} {line['setting']}".strip(), *cells]
 
 
 def _plain(value) -> str:

@@ -198,9 +198,14 @@ def same_images(one: Evaluation, other: Evaluation) -> None:
 
 
 def sharing_guesses(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The same evaluations, of the same images: what one of them knows of people's guesses holds for all."""
+    """The same evaluations, of the same images: those that know nothing of people's guesses take what another knows."""
     known = next((one.sample.guesses for one in evaluations if one.sample.guesses is not None), None)
-    return [dataclasses.replace(one, sample=dataclasses.replace(one.sample, guesses=known)) for one in evaluations]
+    return [
+        one
+        if one.sample.guesses is not None
+        else dataclasses.replace(one, sample=dataclasses.replace(one.sample, guesses=known))
+        for one in evaluations
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import markupsafe
 from etils import epath
 
 from lae_jax import files, markdown
-from lae_jax.reports.pictures import Picture, inline
+from lae_jax.reports.pictures import NAMES, Picture, inline
 from lae_jax.reports.tables import Estimate, Table, csv_text
 
 
@@ -107,12 +107,11 @@ def write(path: epath.Path, page: Page) -> None:
     """
     folder = path.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {picture.name: picture for section in page.sections for picture in section.pictures}
-    for old in folder.glob("*.svg"):
-        if old.stem not in pictures and old.with_suffix(".csv").exists():
-            old.unlink()
-            old.with_suffix(".csv").unlink()
-    for name, picture in pictures.items():
-        files.write_text(folder / f"{name}.csv", csv_text(picture.header, picture.rows))
-        files.write_text(folder / f"{name}.svg", picture.svg + "\n")
+    pictures = [picture for section in page.sections for picture in section.pictures]
+    for picture in pictures:
+        files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
+        files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
     files.write_text(path, html(page))
+    for name in NAMES - {picture.name for picture in pictures}:
+        for suffix in ("csv", "svg"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)

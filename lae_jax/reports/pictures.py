@@ -43,9 +43,13 @@ _STYLE = {
 }
 
 
+# Of all pictures: on a page without one, files of that name are an earlier page's.
+NAMES = frozenset({"histogram", "groups", "density", "bias", "cs", "coverage", "loss", "validation", "head_tail"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """name: of its files; finding: what it shows, for those who cannot see it; header, rows: its numbers."""
+    """name: of its files, one of NAMES; finding: what it shows, for those who cannot see; header, rows: its numbers."""
 
     name: str
     title: str
@@ -53,6 +57,10 @@ class Picture:
     svg: str
     header: Sequence[str]
     rows: Sequence[Sequence]
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise ValueError(f"no picture is called {self.name!r}")
 
 
 def style():

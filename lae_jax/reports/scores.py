@@ -110,6 +110,10 @@ class Scored:
         low = high = math.nan
         if score.name in self.drawn and score.name in other.drawn:
             low, high = bootstrap.interval(value, self.drawn[score.name] - other.drawn[score.name])
+            if score.percent and {self.values[score.name], other.values[score.name]} <= {0.0, 1.0}:
+                # No replicate tells them from none and all, which does not make it sure.
+                one, two = self.estimate(score), other.estimate(score)
+                low, high = one.low - two.high, one.high - two.low
         return Estimate(value, low, high, score.digits, score.percent, signed=True)
 
 
@@ -137,7 +141,7 @@ def score(sample: Sample, seed: int = 0) -> Scored:
 
     values = {name: float(value) for name, value in statistics(sums.sum(axis=0)).items()}
     drawn = statistics(bootstrap.replicates(sums, seed)) if count > bootstrap.TOO_FEW else {}
-    return Scored(values, drawn, count)
+    return Scored(values, drawn, int(bootstrap.single(sample.people).max()) + 1)
 
 
 def decisions(
@@ -148,11 +152,11 @@ def decisions(
     older = np.asarray(sample.ages)[:, None] >= threshold
     accepted = np.asarray(chances)[:, None] >= np.asarray(cuts)
     columns = np.concatenate([~older, older, accepted & ~older, older & ~accepted], axis=1)
-    unit = bootstrap.units(sample.people, seed)
+    unit, single = bootstrap.units(sample.people, seed), bootstrap.single(sample.people)
     drawn = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1), seed)
 
     def rate(value: float, wrong: int, of: int) -> Estimate:
-        count = len(np.unique(unit[columns[:, of]]))
+        count = len(np.unique(single[columns[:, of]]))
         low = high = math.nan
         if count > bootstrap.TOO_FEW:
             low, high = bootstrap.share_interval(value, _ratio(drawn[:, wrong], drawn[:, of]), count)

@@ -87,6 +87,7 @@ def _in_markdown(cell: str | Estimate) -> str:
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
+        "[": "{[}",  # after the end of a row it would begin a length
         **{c: "\\" + c for c in "_%&#${}"},
         "±": r"$\pm$",
         "^": r"\^{}",

@@ -30,10 +30,10 @@ _BY_NAME = {score.name: score for score in MAIN}
 def leaks(report: Mapping) -> list[str]:
     """The lines of a report.json that speak of leaks and of people on both sides."""
     lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
-    for data in report.get("not_compared", []):
+    for other in report.get("not_compared", []):
         lines.append(
-            f"{report['data']} could not be compared with {data}, which the model was trained on and which is not at"
-            " hand: whether they hold the same pictures is unknown (python -m lae_jax.audit TRAINING THIS tells)"
+            f"{report['data']} was not compared with {other['data']}, which the model was trained on ({other['why']}):"
+            " whether they hold the same pictures is unknown"
         )
     if report.get("audit", "read") != "read":
         lines.append(

@@ -67,7 +67,8 @@ class Gate:
         """Gives uploads that are not whole yet a few seconds more and no longer, since the server is to end."""
         self.stopping = True
         for upload in self._uploads:
-            upload.reschedule(min(upload.when(), self._last()))
+            if not upload.expired():
+                upload.reschedule(min(upload.when(), self._last()))
 
     @contextlib.asynccontextmanager
     async def uploading(self) -> AsyncIterator[None]:

@@ -1,6 +1,7 @@
 """The socket, and a server on it that slow clients cannot fill and that finishes what it accepted when stopped."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import signal
@@ -95,7 +96,8 @@ def serve(app, listening: socket.socket) -> None:
         signal.signal(number, lambda *_: None)
     # Each connection takes a file; many systems give a process 1,024 unless it asks for more.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # What is wrong with a request is told to its client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn_logger = logging.getLogger("uvicorn")
