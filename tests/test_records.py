@@ -221,7 +221,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
         ("text.jpg", "not an image"),
         ("empty.jpg", "empty file"),
         ("cut.jpg", "does not decode"),
-        ("bomb.png", "5000x4000"),
+        ("bomb.png", "5000 x 4000 pixels are more than 16,000,000"),
         ("old.jpg", "outside 0 to 100"),
         ("young.jpg", "outside 0 to 100"),
         ("word.jpg", "no number"),
