@@ -34,7 +34,7 @@ from lae_jax.data import synthetic
 OUT = pathlib.Path("build/serve_load")
 SIDES = {"batched": 32, "one by one": 1}
 MALFORMED_ROUNDS = 40
-GROWTH = 0.05  # share of the memory that later rounds may add
+GROWTH = 0.003  # share of the memory that later rounds may add
 
 
 def photographs() -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import re
 import signal
@@ -160,8 +161,8 @@ def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
         assert "as many bytes" in send(address, {"large": b"x" * 120_000}).json()["error"]
 
 
-def poll(ask, wanted):
-    for _ in range(1500):
+def poll(ask, wanted, times=1500):
+    for _ in range(times):
         if wanted(answer := ask()):
             return answer
         threading.Event().wait(0.02)
@@ -181,6 +182,19 @@ def test_slow_clients_stop_nobody_and_are_sent_away(monkeypatch):
         for connection in slow:
             connection.close()
         assert send(address, {"good.png": served.crop(1)}).status_code == 200
+
+
+def test_closed_connections_leave_nothing_in_memory(monkeypatch):
+    monkeypatch.setattr(listen, "HEADER_SECONDS", 600)
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(one, listen._Impatient) for one in gc.get_objects())
+
+    with served.serving(served.aligned(served.stand_in([]))) as address:
+        for _ in range(40):
+            assert httpx2.get(f"{address}/healthz").status_code == 200
+        poll(alive, lambda count: count < 10, times=50)
 
 
 def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):
