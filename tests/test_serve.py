@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import httpx2
 import numpy as np
@@ -219,6 +220,25 @@ def test_a_server_that_stops_waits_a_little_for_half_an_upload(monkeypatch):
         assert httpx2.get(f"{address}/healthz").status_code == 200  # behind it in the queue of connections
     reply = served.reply(half)
     assert b" 503 " in reply and b"stopped before the upload was whole: send it again" in reply
+
+
+def test_a_server_can_stop_in_the_moment_in_which_an_upload_has_run_out_of_time():
+    async def main():
+        loop, gate = asyncio.get_running_loop(), limits.Gate(limits.Limits(upload_seconds=0.05))
+
+        async def upload():
+            async with gate.uploading():
+                await asyncio.Event().wait()
+
+        task, stopped = asyncio.ensure_future(upload()), loop.create_future()
+        await asyncio.sleep(0)
+        loop.call_later(0.06, lambda: stopped.set_result(gate.stop()))
+        time.sleep(0.1)  # so that both are due at once
+        await asyncio.wait_for(stopped, 10)
+        with pytest.raises(limits.Refused):
+            await task
+
+    asyncio.run(main())
 
 
 def test_bytes_that_are_no_request_end_their_connection_alone(crops_server):
