@@ -72,7 +72,7 @@ def predict(
     if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = inputs.examples(dataset, split, stage)
-    # On all hosts, so that none waits for another one.
+    # Before anything is predicted, and on all hosts: none comes late to what they do together.
     found = leaks.of_evaluation(handed.meta, dataset, split)
     module = runs.model(config, stage, handed.meta["num_outputs"])
     is_age = stage.target == "age"

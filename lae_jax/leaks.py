@@ -1,6 +1,8 @@
 """What a run has to know of leaks: those between its splits, of its backbone's people, and what its reports say."""
 
+import json
 import logging
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 from lae_jax import inputs, parallel, runs
 from lae_jax.data import audits, people, records
 from lae_jax.errors import InputError
+from lae_jax.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
@@ -128,31 +131,36 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     Args: meta: of the run's checkpoint; dataset, split: what is scored.
     """
     findings, state = audits.read(dataset)
-    names, scored = dataset.column("identity"), dataset.rows(split)
-    known, found, not_compared = set(), [], []
+    names, found, known, not_compared = dataset.column("identity"), [], None, []
     for training in _trainings(meta):
         train, data_hash = training["split"], training["data_hash"]
-        if data_hash == dataset.hash:
+        own = data_hash == dataset.hash
+        other, why = (dataset, "") if own else _at_hand(training)
+        if own:
             found += [*audits.leaks(findings, train, split), *_same_rows(dataset, train, split)]
-            known |= {people.normalised(name) for name in _names(names[dataset.rows(train)])}
-            continue
-        shared, why = _shared(training, dataset, split)
-        if shared is not None:
-            rest = (f for f in findings if _other(f) != data_hash or not audits.is_between(f, train, split))
-            findings = [*shared, *rest]
-        elif state == "read" and audits.have_compared(dataset, split, data_hash, train):
-            why = ""
+        else:
+            if other is not None:
+                shared = audits.between(other, train, dataset, split)
+                rest = (f for f in findings if _other(f) != data_hash or not audits.is_between(f, train, split))
+                findings = [*shared, *rest]
+                if not (other.has_column("phash") and dataset.has_column("phash")):
+                    why = "there are no perceptual hashes, so only files were"
+            elif state == "read" and audits.have_compared(dataset, split, data_hash, train):
+                why = ""
+            found += audits.leaks(findings, train, split, data_hash)
+        if other is not None:
+            known = people.hashed(other.column("identity")[other.rows(train)], data_hash, known)
         if why:
             not_compared.append({"data": training["data"], "why": why})
-        found += audits.leaks(findings, train, split, data_hash)
-    own = {people.normalised(name) for name in _names(names[scored])}
-    pretrained = people.compare(meta.get("identities"), names[scored], dataset.hash)
+    both, pretrained = (
+        people.compare(hashes, names[dataset.rows(split)], dataset.hash) for hashes in (known, meta.get("identities"))
+    )
     return {
         "audit": state,
         "findings": [{name: f[name] for name in ("kind", "severity", "splits", "message")} for f in findings],
         "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in found]),
         "not_compared": not_compared,
-        "same_people_on_both_sides": len(known & own) if known and own else None,
+        "same_people_on_both_sides": len(both["shared"]) if both["compared"] else None,
         "pretrained_people": {
             "compared": pretrained["compared"],
             "shared": len(pretrained["shared"]) if pretrained["compared"] else None,
@@ -161,23 +169,30 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
 
 
 def of_evaluations(metas: Sequence[Mapping], dataset: records.Dataset, split: str) -> dict:
-    """The same of several runs that are scored on one split: that of the first, with the leaks of all."""
+    """The same of several runs that are scored on one split: findings and leaks of all, and the most people of one."""
     reports = [of_evaluation(meta, dataset, split) for meta in metas]
-    not_compared = {one["data"]: one for report in reports for one in report["not_compared"]}
-    leaks = merged(*(report["leaks"] for report in reports))
-    return {**reports[0], "leaks": leaks, "not_compared": list(not_compared.values())}
+    people_of_each = [n for report in reports if (n := report["same_people_on_both_sides"]) is not None]
+
+    def once(name: str) -> list[dict]:
+        return list({json.dumps(one, sort_keys=True): one for report in reports for one in report[name]}.values())
+
+    return {
+        **reports[0],
+        "findings": once("findings"),
+        "leaks": merged(*(report["leaks"] for report in reports)),
+        "not_compared": once("not_compared"),
+        "same_people_on_both_sides": max(people_of_each, default=None),
+    }
 
 
-def _shared(training: Mapping, dataset: records.Dataset, split: str) -> tuple[list[dict] | None, str]:
-    """The findings of another data set, trained on, and the split that is scored, and why they are not all there are;
-    None where the data set is not at hand."""
+def _at_hand(training: Mapping) -> tuple[records.Dataset | None, str]:
+    """Another data set that was trained on; or None, and why."""
+    if is_remote(training["data"]) or not pathlib.Path(training["data"]).exists():
+        return None, "it is not at hand"
     try:
         other = records.open_dataset(training["data"], "quick")
     except (InputError, OSError) as error:
-        logger.info("%s cannot be compared: %s", training["data"], error)
-        return None, "it is not at hand"
+        return None, f"it cannot be read: {error}"
     if other.hash != training["data_hash"]:
-        return None, "it was prepared again since"
-    alike = other.has_column("phash") and dataset.has_column("phash")
-    why = "" if alike else "only files were, without perceptual hashes"
-    return audits.between(other, training["split"], dataset, split), why
+        return None, "something else lies there now"
+    return other, ""

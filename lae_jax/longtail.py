@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def bench(args: argparse.Namespace) -> dict:
     """Features, heads, scores, files; returns the report."""
-    from lae_jax import head_bench, head_features, head_methods, leaks
+    from lae_jax import checkpoints, head_bench, head_features, head_methods, leaks
 
     out = epath.Path(args.out)
     names = [name for name in args.methods.split(",") if name] or list(head_methods.METHODS)
@@ -79,7 +79,11 @@ def bench(args: argparse.Namespace) -> dict:
         "base_rates": rates,
         "optim": config.optim.to_dict(),
         "seconds": {"features": round(with_features - started, 1), "heads": round(done - with_features, 1)},
-        **leaks.of_evaluations([one.handed.meta for one in extractors], extractors[0].dataset, args.test),
+        **leaks.of_evaluations(
+            [one.handed.meta for one in extractors] + [checkpoints.load_run(run).meta for run in args.like],
+            extractors[0].dataset,
+            args.test,
+        ),
     }
     report["sentences"] = _write(out, tries, prepared[0].bench.ages, report)
     return report

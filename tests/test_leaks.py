@@ -7,7 +7,7 @@ import shutil
 import pytest
 from planted import TRAIN, age_of, draw, prepared
 
-from lae_jax import checkpoints, evaluate, leaks, main, runs, train
+from lae_jax import checkpoints, evaluate, leaks, main, prepare, runs, train
 from lae_jax.data import audits, records
 from lae_jax.errors import InputError
 from lae_jax.exports import model_card
@@ -100,16 +100,15 @@ def test_where_the_trainings_data_is_gone_an_audit_of_both_tells_or_nobody(stran
         assert told(meta, other, split)[0]["not_compared"] == [{"data": meta["data"], "why": "it is not at hand"}]
     audits.run([other.path])
     report, lines, card = told(meta, other, "test")
-    assert report["leaks"] == [] and ["whether they hold the same pictures is unknown" in line for line in lines] == [
-        True
-    ]
-    assert "was not compared with `" in card and "No leak was found" not in card
+    assert report["leaks"] == [] and len(lines) == 1
+    assert lines[0].endswith("(it is not at hand): whether they hold the same pictures is unknown")
+    assert "could not be compared in full with `" in card and "No leak was found" not in card
     shutil.copytree(other.path, meta["data"])
-    assert told(meta, other, "test")[0]["not_compared"][0]["why"] == "it was prepared again since"
+    assert told(meta, other, "test")[0]["not_compared"][0]["why"] == "something else lies there now"
+    (pathlib.Path(meta["data"]) / "columns.parquet").write_bytes(b"x")
+    assert "it cannot be read: " in told(meta, other, "test")[0]["not_compared"][0]["why"]
     monkeypatch.setattr(records, "open_dataset", lambda *_: (_ for _ in ()).throw(PermissionError("closed")))
-    one = {"data": "mine", "data_hash": "b" * 64, "split": "train"}
-    report, _, _ = told({"trained_on": [one]}, other, "test")
-    assert report["not_compared"] == [{"data": "mine", "why": "it is not at hand"}]
+    assert told(meta, other, "test")[0]["not_compared"] == [{"data": meta["data"], "why": "it cannot be read: closed"}]
 
 
 def test_without_perceptual_hashes_only_files_are_compared_and_that_is_said(strangers, monkeypatch):
@@ -118,7 +117,12 @@ def test_without_perceptual_hashes_only_files_are_compared_and_that_is_said(stra
     monkeypatch.setattr(records.Dataset, "has_column", lambda self, name: name != "phash" and has(self, name))
     report, lines, _ = told(meta, other, "test")
     assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1]
-    assert "(only files were, without perceptual hashes)" in lines[-1]
+    assert "(there are no perceptual hashes, so only files were)" in lines[-1]
+    # Nor did an audit of both.
+    audits.run([other.path, pathlib.Path(meta["data"])])
+    shutil.rmtree(meta["data"])
+    report, lines, _ = told(meta, other, "test")
+    assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1] and "(it is not at hand)" in lines[-1]
 
 
 def test_all_that_a_run_and_those_before_it_were_trained_on_is_compared(strangers, faces, tmp_path, small_config):
@@ -133,14 +137,45 @@ def test_all_that_a_run_and_those_before_it_were_trained_on_is_compared(stranger
     # Of weights nobody knows what they were trained on.
     assert leaks.trained_on(config, second, {"crop": {}}) == trained_on[1:]
     found = told({"trained_on": trained_on}, other, "test")[0]["leaks"]
+    assert leaks.of_evaluations([{"trained_on": [one]} for one in trained_on], other, "test")["leaks"] == found
     assert [(leak["kind"], leak["other"]["path"]) for leak in found] == [
         (kind, data) for data in (meta["data"], str(second.path)) for kind in PLANTED
     ]
 
 
+def test_people_of_all_trainings_count_where_their_names_can_be_compared(faces, tmp_path):
+    """'person 7' is a label, and somebody else in another data set; a name is not."""
+
+    def made(folder, names):
+        lines = [f"{i}.jpg,{age_of(i)},{'train' if i < 8 else 'test'},{name}" for i, name in enumerate(names)]
+        (tmp_path / folder).mkdir()
+        table = tmp_path / folder / "faces.csv"
+        table.write_text("\n".join(["path,age,split,identity", *lines]) + "\n")
+        words = ["--reader", "csv", "--source", str(table), "--images", str(faces), "--workers", "1", "--align", "none"]
+        prepare.prepare(prepare.parse_args([*words, "--out", str(table.parent / "data")]))
+        dataset = records.open_dataset(table.parent / "data")
+        return dataset, {"data": str(dataset.path), "data_hash": dataset.hash, "split": "train"}
+
+    named = ["Ada Lovelace", "Alan Turing", "Grace Hopper", "Kurt Goedel", "Emmy Noether", "Carl Gauss"]
+    one, trained_on_one = made("one", named + ["Someone Else"] * 2 + ["Nobody Here"] * 2)
+    two, trained_on_two = made("two", ["Ada Lovelace"] * 8 + ["Alan_Turing", "grace hopper"])
+    numbered, trained_on_numbers = made("three", [f"person {i}" for i in range(10)])
+
+    def both(*trainings, dataset=two):
+        return leaks.of_evaluation({"trained_on": list(trainings)}, dataset, "test")["same_people_on_both_sides"]
+
+    assert both(trained_on_one) == both(trained_on_one, trained_on_two) == 2 and both(trained_on_two) == 0
+    assert both(trained_on_numbers) is None and both(trained_on_numbers, dataset=numbered) == 0
+    metas = [{"trained_on": [one]} for one in (trained_on_numbers, trained_on_two, trained_on_one)]
+    report = leaks.of_evaluations(metas, two, "test")
+    assert report["same_people_on_both_sides"] == 2
+    assert [f["kind"] for f in report["findings"]] == ["same_identity"]
+
+
 def test_the_order_tells_which_data_set_a_split_is_of():
     finding = {"severity": "leak", "kind": "same_file", "splits": ["test", "train"], "other": {"hash": "a"}}
     assert audits.leaks([finding], "test", "train", "a") and audits.leaks([finding], "test", "all", "a")
+    assert audits.leaks([finding], "all", "train", "a") and not audits.leaks([finding], "all", "test", "a")
     assert not audits.leaks([finding], "train", "test", "a") and not audits.leaks([finding], "test", "train")
     own = {**finding, "splits": ["train", "validation"]}
     del own["other"]

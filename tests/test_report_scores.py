@@ -83,6 +83,11 @@ def test_different_models_that_are_always_within_5_years_are_not_the_same():
     difference = one.difference(other, cs5)
     assert difference.value == 0 and (difference.low, difference.high) == pytest.approx((-0.088, 0.088), abs=1e-3)
     assert scores.verdict(difference, cs5) == "not sure"
+    assert scores.verdict(one.difference(one, cs5), cs5) == "the same"
+    # Nor are two that miss the same image.
+    missing = [ages + np.where(ages == 60, 9, off) for off in (1, 2)]
+    one, other = (scores.score(scores.Sample(ages, predicted, np.full(40, -1))) for predicted in missing)
+    assert one.difference(other, cs5).high == pytest.approx(0.088, abs=1e-3)
 
 
 def test_a_share_of_many_images_is_as_sure_as_they_are_many(monkeypatch):

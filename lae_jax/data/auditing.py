@@ -103,8 +103,8 @@ class _Pool:
         self.person = people.codes(np.concatenate([_global_names(t, len(tables) > 1) for t in tables]))[0]
 
     def sides(self, number: int) -> Iterator[tuple[int, str, int, str]]:
-        """(data set, split, data set, split) of what should share nothing, where the second is of data set `number`
-        or, if the first is, of any other; the split that is trained on comes first."""
+        """(data set, split, data set, split) of what should share nothing; the second data set is `number`. Within one
+        data set the split that is trained on comes first, of two each may be either."""
         for one, table in enumerate(self.tables):
             for a, b in itertools.product(table.splits, self.tables[number].splits):
                 if not disjoint(a, b):

@@ -19,7 +19,7 @@ logger = logging.getLogger("lae_jax")
 FILE, PICTURE = "audit.json", "audit.png"
 IMAGE_SIZE = 224
 COMMAND = "python -m lae_jax.audit"
-_FORMAT = 2
+_FORMAT = 1
 
 
 def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
@@ -51,7 +51,11 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
             "splits": table and {name: len(rows) for name, rows in table.splits.items()},
             "image_size": table.image_size if table else image_size,
             "near_bits": phash.NEAR,
-            "compared_with": [{"path": t.path, "hash": t.hash} for other, t in tables.items() if other != path],
+            "compared": [
+                {"path": one.path, "hash": one.hash, "pictures": one.phash is not None and table.phash is not None}
+                for other, one in tables.items()
+                if table and other != path
+            ],
             "findings": found[path] if table else [auditing.damaged(damages[path])],
         }
         try:
@@ -110,10 +114,11 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
     path = dataset.path / FILE
     try:
         report = json.loads(path.read_text())
-        own = (report["format"], report["data_hash"]) == (_FORMAT, dataset.hash)
-        findings, state = report["findings"], "read" if own else "stale"
+        findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
         if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
             raise ValueError("a finding without a message")
+        if any(f["severity"] == "leak" and len(f["splits"]) != 2 for f in findings):
+            raise ValueError("a leak that is not between two splits")
     except FileNotFoundError:
         findings, state = [], "missing"
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,20 +144,18 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
 
 
 def is_between(finding: Mapping, train: str, split: str) -> bool:
-    """Whether a finding is of these two splits ('all': any that is scored); of two data sets the order tells whose."""
+    """Whether a finding is of these two splits ('all': any); of two data sets the order tells whose."""
     first, *second = finding["splits"]
-    ordered = first == train and (split == "all" or split in second)
-    if "other" in finding:
-        return ordered
-    return ordered or train in second and split in ("all", first)
+    ways = [(first, one) for one in second] + [(one, first) for one in second if "other" not in finding]
+    return any(train in ("all", one) and split in ("all", other) for one, other in ways)
 
 
 def have_compared(dataset: records.Dataset, split: str, other_hash: str, train: str) -> bool:
-    """Whether a data set's audit.json, which `read` has found in order, compared one of its splits with another data
-    set's: an audit of both does, where the splits' names are not of the same role."""
-    report = json.loads((dataset.path / FILE).read_text())
-    audited = other_hash in [other["hash"] for other in report["compared_with"]]
-    return audited and "all" not in (train, split) and auditing.disjoint(train, split)
+    """Whether a data set's audit.json, which `read` has found in order, compared the pictures of one of its splits with
+    another data set's: an audit of both does, where the names of the splits are not of the same role."""
+    audited = json.loads((dataset.path / FILE).read_text()).get("compared", [])
+    known = other_hash in [other["hash"] for other in audited if other["pictures"]]
+    return known and "all" not in (train, split) and auditing.disjoint(train, split)
 
 
 def between(training: records.Dataset, train: str, scored: records.Dataset, split: str) -> list[dict]:
@@ -162,7 +165,7 @@ def between(training: records.Dataset, train: str, scored: records.Dataset, spli
 
 def _of_split(dataset: records.Dataset, split: str) -> auditing.Table:
     """The rows of one split alone: the rest of a large data set would be searched for nothing."""
-    table, rows = _table(dataset, None), dataset.rows(split)
+    table, rows = _table(dataset, IMAGE_SIZE), dataset.rows(split)
     columns = ("names", "ages", "identities", "sha256", "phash", "sides", "faces")
     kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
     return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})

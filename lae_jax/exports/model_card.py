@@ -151,18 +151,18 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
 
 
 def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
-    found = {leak["message"]: leak for leak in meta.get("leaks", [])}
-    lines = [f"- The model was trained with a leak ({leak['data']}): {message}" for message, leak in found.items()]
+    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks", [])}
+    lines = [f"- The model was trained with a leak ({data}): {message}" for data, message in found]
     for report in evaluations:
         lines += [
             f"- In the evaluation on `{report['split']}` ({leak['data']}): {leak['message']}"
             for leak in report.get("leaks", [])
-            if leak["message"] not in found
+            if (leak["data"], leak["message"]) not in found
         ]
     for report in evaluations:
         lines += [
-            f"- `{report['data']}` was not compared with `{other['data']}`, which it was trained on ({other['why']}):"
-            " whether they hold the same pictures is unknown."
+            f"- `{report['data']}` could not be compared in full with `{other['data']}`, which it was trained on"
+            f" ({other['why']}): whether they hold the same pictures is unknown."
             for other in report.get("not_compared", [])
         ]
     if not lines:

@@ -189,10 +189,9 @@ def _audit(report: Mapping) -> Section:
     state = report.get("audit")
     if state is None:
         return Section("Audit")
-    if state != "read":
-        return Section("Audit", texts=[f"audit.json is {state}."])
     items = [f"{finding['severity']}: {finding['message']}" for finding in report.get("findings", [])]
-    return Section("Audit", texts=[] if items else ["The audit found nothing."], items=items)
+    texts = ["The audit found nothing."] if not items else []
+    return Section("Audit", texts=texts if state == "read" else [f"audit.json is {state}."], items=items)
 
 
 def _provenance(report: Mapping, run: Run) -> Section:

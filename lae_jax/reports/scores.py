@@ -110,10 +110,10 @@ class Scored:
         low = high = math.nan
         if score.name in self.drawn and score.name in other.drawn:
             low, high = bootstrap.interval(value, self.drawn[score.name] - other.drawn[score.name])
-            if score.percent and {self.values[score.name], other.values[score.name]} <= {0.0, 1.0}:
-                # No replicate tells them from none and all, which does not make it sure.
-                one, two = self.estimate(score), other.estimate(score)
-                low, high = one.low - two.high, one.high - two.low
+            if score.percent and low == high == 0 and not np.array_equal(self.drawn["mae"], other.drawn["mae"]):
+                # Other predictions, and no image on which they differ here: at most so many may among others.
+                high = bootstrap.share_interval(0.0, self.drawn[score.name], self.units)[1]
+                low = -high
         return Estimate(value, low, high, score.digits, score.percent, signed=True)
 
 

@@ -87,7 +87,7 @@ def _in_markdown(cell: str | Estimate) -> str:
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
-        "[": "{[}",  # after the end of a row it would begin a length
+        **{c: f"{{{c}}}" for c in "[*"},  # after the end of a row they would belong to it
         **{c: "\\" + c for c in "_%&#${}"},
         "±": r"$\pm$",
         "^": r"\^{}",

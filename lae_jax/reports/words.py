@@ -32,8 +32,8 @@ def leaks(report: Mapping) -> list[str]:
     lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
     for other in report.get("not_compared", []):
         lines.append(
-            f"{report['data']} was not compared with {other['data']}, which the model was trained on ({other['why']}):"
-            " whether they hold the same pictures is unknown"
+            f"{report['data']} could not be compared in full with {other['data']}, which the model was trained on"
+            f" ({other['why']}): whether they hold the same pictures is unknown"
         )
     if report.get("audit", "read") != "read":
         lines.append(
