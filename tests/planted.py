@@ -35,17 +35,11 @@ def prepared(faces, out, *more, named=False):
         writer = csv.writer(file)
         writer.writerow(["path", "age", "split", "identity"])
         writer.writerows((p, a, s, f"person {i}" if named else "") for p, a, s, i in [*rows, *more])
-    words = [
-        "--reader",
-        "csv",
-        "--source",
-        str(out / "faces.csv"),
-        "--images",
-        str(faces),
-        "--workers",
-        "1",
-        "--align",
-        "none",
-    ]
-    prepare.prepare(prepare.parse_args([*words, "--out", str(out / "data")]))
+    prepare.prepare(prepare.parse_args(words(out / "faces.csv", faces, out / "data")))
     return out / "data"
+
+
+def words(table, faces, out) -> list[str]:
+    """Of prepare, for a CSV of these pictures."""
+    words = ["--reader", "csv", "--source", str(table), "--images", str(faces), "--out", str(out)]
+    return [*words, "--align", "none", "--workers", "1"]

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import planted
 import pytest
 from PIL import Image
 from planted import TRAIN, VALIDATION, age_of, draw, prepared
@@ -74,9 +75,8 @@ def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, cap
 def test_a_split_that_is_made_here_keeps_nearly_the_same_pictures_together(faces, tmp_path, seed):
     rows = [f"{i}.jpg,{age_of(i)}" for i in range(12)] + ["again.jpg,5", "same.jpg,5"]
     (tmp_path / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
-    words = ["--reader", "csv", "--source", str(tmp_path / "faces.csv"), "--images", str(faces), "--align", "none"]
-    words += ["--workers", "1", "--split", "1:1", "--seed", str(seed), "--out", str(tmp_path / "out")]
-    prepare.prepare(prepare.parse_args(words))
+    split = ["--split", "1:1", "--seed", str(seed)]
+    prepare.prepare(prepare.parse_args([*planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"), *split]))
     dataset = records.open_dataset(tmp_path / "out")
     sides = [{*dataset.column("name")[dataset.rows(name)]} for name in ("train", "validation")]
     assert any({"0.jpg", "again.jpg", "same.jpg"} <= side for side in sides)
@@ -84,8 +84,7 @@ def test_a_split_that_is_made_here_keeps_nearly_the_same_pictures_together(faces
 
 def test_people_without_ages_are_audited(faces, tmp_path):
     (tmp_path / "people.csv").write_text("path,identity\n" + "".join(f"{i}.jpg,anna{i // 2}\n" for i in range(8)))
-    words = ["--reader", "csv", "--source", str(tmp_path / "people.csv"), "--images", str(faces), "--align", "none"]
-    prepare.main([*words, "--workers", "1", "--out", str(tmp_path / "out")])
+    prepare.main(planted.words(tmp_path / "people.csv", faces, tmp_path / "out"))
     assert "identity_unknown" not in findings(tmp_path / "out")
 
 
@@ -220,19 +219,7 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
         ("0.jpg", 5, "train"), ("again.jpg", 5, "train"), ("2.jpg", 7, "validation"), ("same.jpg", 5, "validation"),
     ])  # fmt: skip
     (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
-    words = [
-        "--reader",
-        "csv",
-        "--source",
-        str(tmp_path / "faces.csv"),
-        "--images",
-        str(faces),
-        "--workers",
-        "1",
-        "--align",
-        "none",
-    ]
-    prepare.main([*words, "--out", str(tmp_path / "out")])
+    prepare.main(planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"))
     told = capsys.readouterr().out
     assert "leak: 1 of 2 images of validation" in told
     # 0.jpg, whose other copy is validated on.

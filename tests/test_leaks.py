@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import planted
 import pytest
 from planted import TRAIN, age_of, draw, prepared
 
@@ -151,8 +152,7 @@ def test_people_of_all_trainings_count_where_their_names_can_be_compared(faces, 
         (tmp_path / folder).mkdir()
         table = tmp_path / folder / "faces.csv"
         table.write_text("\n".join(["path,age,split,identity", *lines]) + "\n")
-        words = ["--reader", "csv", "--source", str(table), "--images", str(faces), "--workers", "1", "--align", "none"]
-        prepare.prepare(prepare.parse_args([*words, "--out", str(table.parent / "data")]))
+        prepare.prepare(prepare.parse_args(planted.words(table, faces, table.parent / "data")))
         dataset = records.open_dataset(table.parent / "data")
         return dataset, {"data": str(dataset.path), "data_hash": dataset.hash, "split": "train"}
 
