@@ -18,7 +18,7 @@ import served
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import predictions, serve, train
+from lae_jax import exporting, predictions, serve, train
 from lae_jax.data import synthetic
 from lae_jax.errors import InputError
 from lae_jax.faces import crops, photographs
@@ -283,6 +283,17 @@ def test_items_of_many_callers_share_batches_and_failures_stay_with_theirs():
 
     asyncio.run(main())
     assert [len(items) for items in seen] == [4, 4, 2, 1, 1] and 99 not in sum(seen, [])
+
+
+def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
+    constant = {"age": 40.0, "mae": 8.0}
+    reports = [
+        {"split": "test", "data": "d", "mae": 9.0, "constant": {**constant, "difference": [0.5, 1.5]}},
+        {"split": "validation", "data": "d", "mae": 5.0, "constant": {**constant, "difference": [-4.0, -2.0]}},
+    ]
+    monkeypatch.setattr(exporting, "run_card", lambda *_: ("# Card", reports))
+    card, (doubt,) = serve.described(serve.parse_args(["--run", "runs/none"]))
+    assert card == "# Card" and doubt.startswith("On test of d: the model is no better than no model: answering 40")
 
 
 def test_the_page_asks_no_other_host_for_anything(crops_server):

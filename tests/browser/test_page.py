@@ -42,7 +42,9 @@ def test_photographs_get_boxes_ages_and_plots_and_can_be_taken_home(opened, addr
     assert centre == pytest.approx(100 / 300, abs=0.06)
     rows = list(csv.DictReader(io.StringIO(download(page, page.get_by_text("Download CSV").click))))
     assert [row["name"] for row in rows] == ["1.png", "5.png", "5.png", "nobody.png"]
-    images = json.loads(download(page, page.get_by_text("Download JSON").click))["images"]
+    whole = json.loads(download(page, page.get_by_text("Download JSON").click))
+    images = whole["images"]
+    assert " step " in whole["model"] and whole["versions"]["jax"]
     assert float(rows[0]["age"]) == images[0]["faces"][0]["age"] and len(images[0]["faces"][0]["distribution"]) == 101
     assert rows[3]["reason"] == "no face found" and float(rows[1]["right"]) > float(rows[1]["left"])
 
