@@ -67,7 +67,7 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run.workdir, other, ignore=shutil.ignore_patterns("evaluation", "tensorboard"))
     words = ["--split", "test", "--threshold", "18", "--slice", "split", "--slice", "identity", "--spread", "width"]
-    with pytest.raises(InputError, match=r"other has no evaluation of ages: make it with python -m lae_jax.evaluate"):
+    with pytest.raises(InputError, match=r"other has no evaluation of ages yet: python -m lae_jax.evaluate"):
         evaluate.evaluate(arguments(run, *words, "--baseline", str(other)))
     evaluate.main(["--run", str(other), "--split", "test"])
     report, folder = evaluate.evaluate(arguments(run, *words, "--faces", "--baseline", str(other)))

@@ -132,7 +132,7 @@ def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
     if len(fixed) == len({*folders}) and len({kind[:2] for kind in kinds}) == 1:
         kinds = {next(iter(kinds))}
     if not fixed:
-        of_each = [{_kind(files.read_json(path / REPORT)) for path in _some(folder)} for folder in folders]
+        of_each = [{_kind(files.read_json(path / REPORT)) for path in some(folder)} for folder in folders]
         kinds = set.intersection(*of_each)
     if split is not None:
         kinds = {kind for kind in kinds if kind[1] == split}
@@ -152,7 +152,8 @@ def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
     return found
 
 
-def _some(run: epath.Path) -> list[epath.Path]:
+def some(run: epath.Path) -> list[epath.Path]:
+    """The evaluations of a run that has some. Raises InputError that says how to make one, or why there is none."""
     if found := evaluations(run):
         return found
     if (run / "config.json").exists():
