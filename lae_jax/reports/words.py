@@ -104,7 +104,7 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
 
 def _constant(constant: Mapping) -> str:
     return (
-        f"answering {constant['age']:g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
+        f"answering {constant['age']:.3g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
     )
 
 
