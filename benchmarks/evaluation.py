@@ -124,7 +124,7 @@ def measure(args: argparse.Namespace) -> dict:
     return {
         **vars(args),
         "device": jax.devices()[0].device_kind,
-        "cores": runs.cores(),
+        "cores": cpu.cores(),
         "images": count,
         "images_per_second": rates,
         "evaluate": [a / b for a, b in zip(rates["evaluate"], bare, strict=True)],

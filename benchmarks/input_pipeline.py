@@ -18,7 +18,7 @@ import sys
 
 from PIL import Image
 
-from lae_jax import console, prepare, runs
+from lae_jax import console, cpu, prepare
 from lae_jax.data import synthetic
 
 TUNED = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
             console.table([f"{args.image_size} px from {size}", "images/s", "this pipeline is faster by"], cells(found))
         )
         print()
-    machine = {"machine": platform.machine(), "cores": runs.cores(), "python": platform.python_version()}
+    machine = {"machine": platform.machine(), "cores": cpu.cores(), "python": platform.python_version()}
     print(json.dumps(machine | {"image_size": args.image_size, "results": results}))
 
 

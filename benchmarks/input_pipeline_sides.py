@@ -10,7 +10,7 @@ FOREVER = 1 << 40
 
 def ours(args) -> Iterator:
     """As training runs it: a prepared data set, its order, its pipeline."""
-    from lae_jax import runs
+    from lae_jax import cpu
     from lae_jax.configs import common
     from lae_jax.data import pipeline, records, sampling
     from lae_jax.data.augment import Augmentation
@@ -21,7 +21,7 @@ def ours(args) -> Iterator:
     stream = pipeline.train_batches(
         dataset, rows, dataset.column("age")[rows], sampling.shuffled(len(rows), args.batch, 0),
         Augmentation(image_size=args.image_size, **full), seed=0, start=0, stop=FOREVER,
-        places=pipeline.Places(args.batch, 0, args.batch), threads=runs.cores() if args.cores else 1,
+        places=pipeline.Places(args.batch, 0, args.batch), threads=cpu.cores() if args.cores else 1,
     )  # fmt: skip
     return (batch["image"] for batch in stream)
 

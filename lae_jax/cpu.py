@@ -1,6 +1,7 @@
-"""What makes the steps of a process fast on CPUs, arranged before anything asks JAX for its devices.
+"""How many cores there are, and what makes steps fast on them, arranged before anything asks JAX for its devices.
 
-Both figures are of a train step on two cores, batch 64, 64 px: efficientnet_v2_tiny, ResNet-18.
+JAX is imported where it is needed: a program that asks for the number of cores may do without it. Both
+figures are of a train step on two cores, batch 64, 64 px: efficientnet_v2_tiny, ResNet-18.
 """
 
 import ctypes
@@ -9,8 +10,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Collection
-
-import jax
 
 # <malloc.h> of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -22,6 +21,11 @@ _KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # Whose XLA knows this flag and that of `train_options`: one that does not ends the process, and TensorFlow's reads the
 # same variable.
 _KNOWN = {"jaxlib": ("0.10.", "0.11."), "tensorflow": ("2.21.",)}
+
+
+def cores() -> int:
+    """CPU cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare() -> None:
@@ -36,6 +40,8 @@ def prepare() -> None:
 
 def only_cpus() -> bool:
     """Whether JAX will find CPUs alone, without asking it for its devices: told so, or nothing else is installed."""
+    import jax
+
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -77,6 +83,8 @@ def train_options(trains: Collection[str]) -> dict[str, bool]:
     (0.88 with EfficientNetV2-M, which then takes 1.6 times as long to compile). A forward pass would take 1.3 times as
     long, so it is no flag of the process.
     """
+    import jax
+
     if "backbone" not in trains or jax.default_backend() != "cpu" or not _knows("jaxlib"):
         return {}
     return {"xla_cpu_use_fusion_emitters": False}

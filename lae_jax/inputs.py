@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import inference, metrics, parallel, runs, stages
+from lae_jax import cpu, inference, metrics, parallel, runs, stages
 from lae_jax.data import pipeline, records
 from lae_jax.data.augment import Augmentation
 from lae_jax.errors import InputError
@@ -98,4 +98,4 @@ def calibration(
 
 
 def threads(config: ConfigDict) -> int:
-    return config.data.threads or runs.cores()
+    return config.data.threads or cpu.cores()

@@ -12,16 +12,13 @@ lines); without it a table is printed. The last form is the contest's: a line `n
 import argparse
 import csv
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Iterator
 
-from lae_jax import console, folders
+from lae_jax import console, cpu, folders
 
 if __name__ == "__main__":
-    from lae_jax import cpu
-
     cpu.prepare()  # before the imports that start threads, so also before `--devices` is known
 
 from lae_jax import predictions
@@ -91,7 +88,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def found(args: argparse.Namespace, estimator: AgeEstimator, items: Iterator[photographs.Named]):
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     recipe = None  # crops are ready
     if not args.aligned:
         recipe = predictions.recipe_of(
@@ -101,7 +97,7 @@ def found(args: argparse.Namespace, estimator: AgeEstimator, items: Iterator[pho
             faces=args.faces or ("largest" if args.data else "all"),
             undetected="centre" if args.data else "reject",
         )
-    return photographs.found(items, recipe, estimator.input.pixels, threads=threads)
+    return photographs.found(items, recipe, estimator.input.pixels, threads=cpu.cores())
 
 
 def count(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax import console, folders
+from lae_jax import console, cpu, folders
 from lae_jax.data import audits, joining, phash, readers, shards, splits
 from lae_jax.errors import InputError
 from lae_jax.faces import crops
@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="JPEG quality of images that are encoded (default 95)")
     add("--shards", type=int, default=0, help=f"number of shards (default: one for {shards.IMAGES_PER_SHARD} images,"
         f" but not more than {shards.MANY_SHARDS})")  # fmt: skip
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    add("--workers", type=int, default=cpu.cores(), help="processes (default: all cores)")
     add("--beam-runner", help="make the shards on Apache Beam: DirectRunner, DataflowRunner, ...; --out may then"
         " be a bucket (docs/data.md)")  # fmt: skip
     add("--beam-option", action="append", default=[], help="NAME=VALUE of Beam's options (again for each)")

@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import platform
 import subprocess
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import files, models, optim, parallel, stages, steps
+from lae_jax import cpu, files, models, optim, parallel, stages, steps
 from lae_jax.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -89,11 +88,6 @@ def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Para
     """The mapped inference step (variables of the backbone, uint8 images) -> pooled features (B, F)."""
     plain = dataclasses.replace(stage, output=lambda features: features)
     return forward(config, plain, model(config, stage, 0), par)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +200,7 @@ def provenance(config: ConfigDict, dataset) -> dict:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
-        "cores": cores(),
+        "cores": cpu.cores(),
         "deterministic": parallel.is_deterministic(),
         "data": str(dataset.path),
         "data_hash": dataset.hash,

@@ -37,15 +37,26 @@ def test_unknown_names_the_nearest():
     )
 
 
-def report(first, last, sigma):
-    return {"group_mae": [first, 5, 5, 5, 5, 5, 5, last], "sigma": sigma}
+def difference(score, value, low, high, verdict):
+    numbers = {"difference": str(value), "difference low": str(low), "difference high": str(high)}
+    return {"run": "classify", "minus": "represent", "score": score, "verdict": verdict, **numbers}
 
 
-def test_the_demo_fails_where_the_effect_is_not_there():
-    before, after = report(20, 20, 8.0), report(10, 10, 5.0)
-    assert demo.shortfalls(before, after, {"represent": 5.0, "classify": 6.0}) == []
-    told = demo.shortfalls(before, report(20, 20, 7.0), {"represent": 5.0, "classify": 6.5})
-    assert len(told) == 3 and "0.75" in told[0] and "25 %" in told[2]
+def test_the_demo_says_with_its_numbers_where_the_effect_is_not_there():
+    there = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
+    assert demo.shortfalls(there) == []
+    missing = demo.shortfalls([difference("sigma", 0.5, -0.25, 1.5, "not sure"), there[1]])
+    assert missing == ["sigma: +0.50 years (95 %: -0.25 to +1.50)", "MAE 71-81: not known for both"]
+    validation = {"represent": 4.5, "classify": 6.0}
+    assert "from 4.50 to 6.00 years" in demo.conclusion([], validation)
+    told = demo.conclusion(missing, validation)
+    assert "does not show" in told and missing[0] in told and "reports are" in told
+
+
+def test_the_demo_ends_with_the_status_of_a_program_that_fails(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        demo.call(tmp_path, ["report", "--out", "a"], ["report", str(tmp_path / "none"), "--out", "b"])
+    assert end.value.code == 2 and "required: RUN" in capfd.readouterr().out
 
 
 def in_terminal(columns, *words, interrupt=False):

@@ -4,13 +4,12 @@ import asyncio
 import functools
 import io
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from lae_jax import predictions
+from lae_jax import cpu, predictions
 from lae_jax.estimator import AgeEstimator
 from lae_jax.faces import crops, photographs
 from lae_jax.serving.batching import Batcher
@@ -40,8 +39,7 @@ class Ages:
         self.wanted = predictions.Wanted(interval, distribution=True)
         self.batch, self.ready = min(batch, estimator.sizes[-1]), False
         self._cut = functools.partial(photographs.of_chunk, recipe=recipe, to_input=estimator.input.pixels)
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._faces = Batcher(self._cut, size=min(batch, _PHOTOGRAPHS), wait=wait, threads=threads)
+        self._faces = Batcher(self._cut, size=min(batch, _PHOTOGRAPHS), wait=wait, threads=cpu.cores())
         self._outputs = Batcher(self._forward, size=self.batch, wait=wait)
 
     @property
