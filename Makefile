@@ -7,7 +7,7 @@ BEAM_STAMP := $(BEAM_VENV)/.installed
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.installed
 
-.PHONY: setup setup-beam setup-peers demo test test-browser test-beam fuzz lint check-long clean
+.PHONY: setup setup-beam setup-peers demo test test-portable test-avx2 test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,22 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -rs
 
+# Numbers that must hold on any CPU, on what this one can pretend to be: its own instructions, fewer of them, TensorFlow
+# without oneDNN, one core. Compiled as for users, not as quickly as in `make test`. A CPU whose own set is AVX2 sees
+# another one with AVX alone.
+PORTABLE = $(VENV)/bin/python -m pytest -m portable
+OPTIMISED = --xla_backend_optimization_level=3
+test-portable: $(STAMP)
+	XLA_FLAGS="$(OPTIMISED)" $(PORTABLE)
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE)
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX $(PORTABLE)
+	XLA_FLAGS="$(OPTIMISED)" TF_ENABLE_ONEDNN_OPTS=0 $(PORTABLE)
+	XLA_FLAGS="$(OPTIMISED)" taskset -c 0 $(PORTABLE) --numprocesses 0
+
+# The quick ones of them, with AVX2.
+test-avx2: $(STAMP)
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE) -m "portable and not slow"
+
 # Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
@@ -59,7 +75,8 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, in and out, the readers under a fuzzer, the server under load, and the demo's effect in three of three seeds.
+# that weights are published for, in and out, the readers under a fuzzer, the server under load, numbers on every kind of
+# CPU, and the demo's effect in three of three seeds.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -68,6 +85,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(VENV)/bin/python -m benchmarks.serve_load
 	$(MAKE) fuzz
+	$(MAKE) test-portable
 	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
 
 clean:

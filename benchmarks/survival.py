@@ -71,7 +71,7 @@ def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             if status:
                 found = newest_whole(workdir)
                 hold(found >= acknowledged, f"step {acknowledged} was acknowledged, {found} is there")
-        hold_equal(whole, workdir)
+        hold_equal(whole, workdir, bench.steps)
         left = [path.name for path in (workdir / checkpoints.FOLDER).iterdir() if not path.name.isdigit()]
         hold(not left and not list((workdir / checkpoints.FOLDER).rglob("*tmp*")), f"left behind: {left}")
     return f"{number} runs ended bitwise equal; {during} kills during a save"
@@ -83,7 +83,7 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     for number in range(rounds):
         workdir = bench.folder / f"stopped{number}"
         with bench.start(workdir, **PAIR) as pair:
-            until = int(rng.integers(1, 24))
+            until = int(rng.integers(1, bench.steps - 6))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[rng.integers(2)].process.send_signal(signal.SIGTERM)
             statuses = [one.ends() for one in pair]
@@ -92,7 +92,7 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         hold(told[0] == told[1] and len(told[0]) == 1, f"saved at {told}")
         hold(newest_whole(workdir) == int(told[0][0]), "the step that was told is not the newest")
         bench.run(workdir, **PAIR)
-        hold_equal(whole, workdir)
+        hold_equal(whole, workdir, bench.steps)
         at.append(told[0][0])
     return f"saved at steps {', '.join(at)}"
 
@@ -103,7 +103,7 @@ def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     for number in range(rounds):
         workdir = bench.folder / f"bereft{number}"
         with bench.start(workdir, **PAIR, flags=SHORT_HEARTBEAT) as pair:
-            until, victim = int(rng.integers(4, 24)), int(rng.integers(2))
+            until, victim = int(rng.integers(4, bench.steps - 6)), int(rng.integers(2))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[victim].process.kill()
             begun = time.monotonic()
@@ -111,7 +111,7 @@ def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             waited.append(time.monotonic() - begun)
         hold(status not in (0, Preempted.status) and waited[-1] < 60, f"status {status} after {waited[-1]:.0f} s")
         bench.run(workdir, **PAIR)
-        hold_equal(whole, workdir)
+        hold_equal(whole, workdir, bench.steps)
     return f"the other one ended after at most {max(waited):.0f} s (heartbeat 10 s)"
 
 

@@ -2,20 +2,19 @@
 
 import contextlib
 import gc
-import hashlib
 import logging
 import os
 import pathlib
-import platform
 import sys
 from collections.abc import Iterator
 
 import jax
 
+from lae_jax import cpu
+
 logger = logging.getLogger("lae_jax")
 
 MAX_BYTES = 4_000_000_000  # of the folder; a step of EfficientNetV2-M on a CPU has 10 MB
-_CPU = pathlib.Path("/proc/cpuinfo")
 
 
 def keep() -> None:
@@ -54,12 +53,10 @@ def without_collector() -> Iterator[None]:
 
 
 def folder() -> pathlib.Path:
-    """`~/.cache/lae_jax/compiled-<kind of CPU>`, or under XDG_CACHE_HOME: a home may be shared by machines whose CPUs
+    """`~/.cache/lae_jax/compiled-<instructions>`, or under XDG_CACHE_HOME: a home may be shared by machines whose CPUs
     have other instructions, and XLA's keys do not tell all of them apart."""
-    flags = {line for line in _CPU.read_text().splitlines() if line[:5] in ("flags", "Featu")} if _CPU.exists() else ()
-    kind = hashlib.sha256(" ".join([platform.machine(), *sorted(flags)]).encode()).hexdigest()[:8]
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return caches / "lae_jax" / f"compiled-{kind}"
+    return caches / "lae_jax" / f"compiled-{cpu.instructions()}"
 
 
 def _trim(top: pathlib.Path, at_most: int) -> None:

@@ -5,12 +5,16 @@ figures are of a train step on two cores, batch 64, 64 px: efficientnet_v2_tiny,
 """
 
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
+import platform
 import sys
 from collections.abc import Collection
 
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
 # <malloc.h> of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _MOST = 2**31 - 1
@@ -26,6 +30,24 @@ _KNOWN = {"jaxlib": ("0.10.", "0.11."), "tensorflow": ("2.21.",)}
 def cores() -> int:
     """CPU cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instructions() -> str:
+    """The architecture and the instruction sets of this CPU, as 8 hexadecimal digits."""
+    return hashlib.sha256(" ".join([platform.machine(), *sorted(_said("flags", "Features"))]).encode()).hexdigest()[:8]
+
+
+def name() -> str:
+    """The CPU's model and instruction sets. Of two machines that differ here, sums may differ in their last bits."""
+    return f"{min(_said('model name'), default=platform.machine())} ({instructions()})"
+
+
+def _said(*fields: str) -> set[str]:
+    """What /proc/cpuinfo says of its cores under these names; nothing where there is none."""
+    if not _CPUINFO.exists():
+        return set()
+    lines = (line.partition(":") for line in _CPUINFO.read_text().splitlines())
+    return {value.strip() for field, _, value in lines if field.strip() in fields}
 
 
 def prepare() -> None:

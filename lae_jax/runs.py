@@ -174,7 +174,7 @@ def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
     """Says where a run that goes on is no longer the same bit for bit, given its provenance now."""
     path = workdir / "provenance.json"
     before = files.read_json(path) if path.exists() else {}
-    names = ("devices", "hosts", "cores", "deterministic", "versions")
+    names = ("devices", "hosts", "cpu", "cores", "deterministic", "versions")
     changed = [name for name in names if name in before and before[name] != now[name]]
     if changed:
         logger.warning(
@@ -200,6 +200,7 @@ def provenance(config: ConfigDict, dataset) -> dict:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
+        "cpu": cpu.name(),
         "cores": cpu.cores(),
         "deterministic": parallel.is_deterministic(),
         "data": str(dataset.path),

@@ -1,8 +1,10 @@
 """Eight simulated devices, quick compilation, a compile cache shared by all tests, and a small prepared data set."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -10,11 +12,15 @@ from lae_jax.data.tensorflow import tf
 
 # TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
 tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
-# JAX's does not: models here are tiny, so that the time goes into compiling, not into running.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+# JAX's does not, unless it is told to (make test-portable): models here are tiny, so that the time goes into compiling
+# them, not into running.
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    quick = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):  # another may not know it, and then ends
+        quick.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
+import filelock
 import jax
 import pytest
 
@@ -23,22 +29,58 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 CACHE = ROOT / "build" / "test-cache"
 TOOLS = "awk bash cat cmp cp dirname env grep gzip head mkdir mktemp rm sed seq sleep tail tar timeout touch"
 
+# The files that take longest start first, so that no worker has one of them left at the end.
+LONGEST = ("faults", "train", "pretrained", "export", "predict", "serve", "head_training", "words", "longtail", "steps")
+# Files whose numbers must hold on any CPU: make test-portable. Of those that are slow .ci/run leaves out.
+QUICK = {"align", "crops", "detect", "distributions", "head_losses", "layers", "losses", "metrics", "optim", "phash"}
+QUICK |= {"augment", "pillow_ops", "pipeline", "steps"}
+SLOW = {"evaluate", "export", "head_methods", "head_training", "models", "predict", "pretrained", "train", "words"}
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_collection_modifyitems(items):
+    def kind(item) -> str:
+        return item.path.stem.removeprefix("test_")
+
+    items.sort(key=lambda item: LONGEST.index(kind(item)) if kind(item) in LONGEST else len(LONGEST))
+    for item in items:
+        if kind(item) in QUICK | SLOW:
+            item.add_marker("portable")
+        if kind(item) in SLOW:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory) -> pathlib.Path:
+def once(tmp_path_factory):
+    """(name, make) -> a folder that make(folder) has filled, once for all workers."""
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+
+    def folder(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        with filelock.FileLock(top / f"{name}.lock"):
+            if not (top / f"{name}.made").exists():
+                make(top / name)
+                (top / f"{name}.made").touch()
+        return top / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(once) -> pathlib.Path:
     """A prepared data set: 96 + 64 + 16 drawn faces of 32 px in two shards, with identities and all three splits."""
     from lae_jax import prepare
 
-    out = tmp_path_factory.mktemp("data") / "drawn"
-    sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
-    args = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1", "--out", str(out)]
-    prepare.prepare(prepare.parse_args(args))
-    return out
+    def make(out):
+        sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
+        words = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1"]
+        prepare.prepare(prepare.parse_args([*words, "--out", str(out)]))
+
+    return once("drawn", make)
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +102,20 @@ def make_config(drawn):
         return c
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(once, make_config) -> Callable[[str], pathlib.Path]:
+    """stage name -> the run of such a config, for all tests to read: copy it before you change it. Stage 2 starts from
+    scratch."""
+    from lae_jax import train
+
+    def run(stage: str) -> pathlib.Path:
+        if stage == "classify":
+            run("represent")
+        return once(stage, lambda folder: train.train(make_config(stage, folder.parent)))
+
+    return run
 
 
 @pytest.fixture

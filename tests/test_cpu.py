@@ -53,6 +53,18 @@ def test_accelerators_are_foreseen_without_asking_for_devices(platforms, plugin,
         jax.config.update("jax_platforms", before)
 
 
+def test_a_cpu_is_known_by_its_model_and_its_instructions(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    plain, old = cpu.instructions(), "model name : One\nflags : avx avx2\n"
+    assert cpu.name().endswith(f" ({plain})")
+    (tmp_path / "cpuinfo").write_text(old + "\n" + old)
+    assert cpu.name() == f"One ({cpu.instructions()})" and cpu.instructions() != plain
+    with_old = cpu.instructions()
+    (tmp_path / "cpuinfo").write_text(old.replace("avx2", "avx2 avx512f"))
+    assert cpu.instructions() != with_old
+    assert cpu.cores() >= 1
+
+
 STARTS = """
 import runpy, sys
 from lae_jax import cpu

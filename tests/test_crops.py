@@ -97,13 +97,15 @@ def test_other_choices_are_another_recipe(photographs, tmp_path):
 
 
 def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
+    """To the tolerance of docs/results.md."""
     pictures = [crops.Photograph(Image.open(photographs / name).convert("RGB")) for name in ("scene.jpg", "one.png")]
     recipe = crops.Recipe("landmarks", 96, faces="all")
     together = crops.cut([*pictures[::-1], *pictures], recipe)
     for number, picture in enumerate(pictures):
         (alone,) = crops.cut([picture], recipe)
         for one, two in zip(alone, together[2 + number], strict=True):
-            assert one.image.tobytes() == two.image.tobytes()
+            difference = np.abs(np.asarray(one.image, int) - np.asarray(two.image, int)).max(axis=2)
+            assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
 
 
 def test_a_contract_gives_its_recipe_again():

@@ -38,11 +38,13 @@ def error(landmarks, truth):
     return np.linalg.norm(landmarks - truth, axis=1).mean() / np.linalg.norm(truth[1] - truth[0])
 
 
-def same(one, two):
-    return len(one) == len(two) and all(
-        np.array_equal(a.landmarks, b.landmarks) and np.array_equal(a.box, b.box) and a.confidence == b.confidence
-        for a, b in zip(one, two, strict=True)
-    )
+def assert_same(one, two):
+    """As docs/results.md promises: the place in a batch decides on some CPUs how a matrix product is summed."""
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a.landmarks, b.landmarks, atol=0.01)
+        np.testing.assert_allclose(a.box, b.box, atol=0.01)
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
 
 
 def test_the_landmarks_of_a_portrait_are_those_marked_by_hand(portrait):
@@ -71,8 +73,8 @@ def test_a_photograph_gives_the_same_alone_and_in_any_batch(drawn_faces, found, 
     pictures = drawn_faces[0][:10]
     backwards = detect.detect([portrait, *pictures[::-1]])[1:]
     for number in range(10):
-        assert same(found[number], backwards[::-1][number])
-    assert same(found[0], detect.detect(pictures[:1])[0])
+        assert_same(found[number], backwards[::-1][number])
+    assert_same(found[0], detect.detect(pictures[:1])[0])
 
 
 def test_it_is_what_the_package_finds_alone(drawn_faces, found):

@@ -10,21 +10,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, reporting, runs, stages, train
+from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, reporting, runs, stages
 from lae_jax.data import records
 from lae_jax.errors import InputError
 from lae_jax.reports import folders
 
 
 @pytest.fixture(scope="module")
-def run(drawn, tmp_path_factory):
-    from lae_jax.configs import represent
-
-    c = represent.get_config()
-    c.workdir = str(tmp_path_factory.mktemp("runs") / "represent")
-    c.data.path, c.data.image_size, c.data.threads = str(drawn), 24, 2
-    c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 32, 32, 1.0
-    train.train(c)
+def run(trained, make_config, tmp_path_factory):
+    """The config of a run, whose folder is this file's own."""
+    c = make_config("represent", tmp_path_factory.mktemp("runs"))
+    shutil.copytree(trained("represent"), c.workdir)
     return c
 
 

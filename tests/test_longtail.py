@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lae_jax import checkpoints as saved
-from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages, train
+from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.errors import InputError
@@ -17,17 +17,9 @@ from lae_jax.reports import comparison_page
 
 
 @pytest.fixture(scope="module")
-def finished(drawn, tmp_path_factory):
-    """Stages 2 and 3 on drawn faces, in one folder; their heads have a hidden layer."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, module in (("represent", represent), ("classify", classify)):
-        c = module.get_config()
-        c.workdir, c.data.path, c.data.image_size, c.data.threads = str(folder / name), str(drawn), 24, 2
-        c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 32, 32, 1.0
-        c.model.hidden = 8
-        c.init_from = str(folder / "represent") if name == "classify" else ""
-        train.train(c)
-    return folder
+def finished(trained):
+    """The folder of stages 2 and 3 on drawn faces."""
+    return trained("classify").parent
 
 
 def words(finished, drawn, out, *more):

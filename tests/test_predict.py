@@ -169,14 +169,12 @@ def test_the_contests_interface(folder, evaluated, tmp_path, caplog):
     assert "nobody.png: no face found: a centre crop" in caplog.text and "lost.png: file not found" in caplog.text
 
 
-def test_a_model_of_ready_crops_takes_crops_only(folder, drawn, small_config, tmp_path):
-    c = small_config("represent")
-    c.epochs = 0.3
-    train.train(c)
+def test_a_model_of_ready_crops_takes_crops_only(folder, trained, tmp_path):
+    run = str(trained("represent"))
     photograph = str(folder / "photographs" / "1.png")
     with pytest.raises(InputError, match="how they were cut is unknown. Give crops .* with --aligned"):
-        predict.main(["--run", c.workdir, photograph])
-    predict.main(["--run", c.workdir, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
+        predict.main(["--run", run, photograph])
+    predict.main(["--run", run, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
     assert lines(tmp_path / "o.jsonl")[0]["age"] > 0
 
 

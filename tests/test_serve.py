@@ -18,7 +18,7 @@ import served
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import exporting, predictions, serve, train
+from lae_jax import exporting, predictions, serve
 from lae_jax.data import synthetic
 from lae_jax.errors import InputError
 from lae_jax.faces import crops, photographs
@@ -46,7 +46,7 @@ def crops_server():
         yield address, seen
 
 
-def test_photographs_have_the_ages_that_predict_gives_in_any_company(tmp_path):
+def test_photographs_have_the_ages_that_predict_gives_beside_any_others(tmp_path):
     estimator, recipe = served.stand_in([], temperature=0.8), crops.Recipe("landmarks", size=64)
     scene = Image.new("RGB", (420, 200), (120, 130, 140))
     scene.paste(face(3), (10, 20))
@@ -66,11 +66,16 @@ def test_photographs_have_the_ages_that_predict_gives_in_any_company(tmp_path):
 
     def same(image: dict) -> None:
         rows = expected[image["name"]]
-        assert [face["age"] for face in image["faces"]] == [row.age for row in rows if row.face]
+        assert len(image["faces"]) == sum(bool(row.face) for row in rows)
         assert image.get("reason", "") == rows[0].reason
         for answer, row in zip(image["faces"], rows, strict=False):
-            assert answer["box"] == row.box and answer["distribution"] == row.distribution
-            assert answer["interval"] == {"level": 0.8, "lower": row.lower, "upper": row.upper}
+            # To the tolerances of docs/results.md.
+            assert answer["age"] == pytest.approx(row.age, abs=0.01)
+            assert answer["box"] == pytest.approx(row.box, abs=0.01)
+            assert answer["distribution"] == pytest.approx(row.distribution, abs=1e-4)
+            interval = answer["interval"]
+            assert [interval["lower"], interval["upper"]] == pytest.approx([row.lower, row.upper], abs=0.05)
+            assert interval["level"] == 0.8
             assert np.shape(answer["landmarks"]) == (5, 2) and answer["cut_by"] == "mtcnn"
 
     with served.serving(ages.Ages(estimator, recipe, interval=0.8)) as address:
@@ -314,13 +319,11 @@ def test_the_page_asks_no_other_host_for_anything(crops_server):
     assert {"200", "413", "422", "429"} <= set(described["paths"]["/v1/predict"]["post"]["responses"])
 
 
-def test_sigterm_answers_what_was_accepted_and_ends_with_0(small_config):
-    c = small_config("represent")
-    c.epochs = 0.3
-    train.train(c)
+def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
+    run = str(trained("represent"))
     with pytest.raises(InputError, match="how they were cut is unknown. Give crops"):
-        serve.main(["--run", c.workdir, "--port", "0"])
-    words = ["-m", "lae_jax.serve", "--run", c.workdir, "--port", "0", "--aligned", "--max-batch", "1"]
+        serve.main(["--run", run, "--port", "0"])
+    words = ["-m", "lae_jax.serve", "--run", run, "--port", "0", "--aligned", "--max-batch", "1"]
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))

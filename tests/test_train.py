@@ -80,12 +80,10 @@ def test_the_three_stages_hand_over(small_config, trace_count):
 
 
 @pytest.mark.parametrize("stage", ["represent", "classify"])
-def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, monkeypatch, stage):
+def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, trained, monkeypatch, stage):
     config = small_config(stage)
     if stage == "classify":
-        before = small_config("represent")
-        before.epochs = 0.3
-        train.train(before)
+        config.init_from = str(trained("represent"))
         # With more than a head and its momentum to go on with: factors, and statistics of the features.
         both = dataclasses.replace(METHODS["lws"], name="both", smooth_features=True)
         monkeypatch.setitem(METHODS, "both", both)
@@ -165,16 +163,12 @@ def test_a_done_run_that_lost_its_checkpoint_goes_on_from_the_rest(small_config)
     assert again["step"] == 3 and again["scores"] == summary["scores"]
 
 
-def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config):
-    second = small_config("represent")
-    second.epochs = 0.3
-    train.train(second)
+def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config, trained):
     third = small_config("classify")
-    third.data.image_size = 32
+    third.init_from, third.data.image_size = str(trained("represent")), 32
     with pytest.raises(InputError, match="data.image_size 24 and not 32: add --config.data.image_size=24, or"):
         train.train(third)
-    third = small_config("classify")
-    third.model.hidden = 8
+    third.data.image_size, third.model.hidden = 24, 8
     with pytest.raises(InputError, match="model.hidden 0 and not 8: add --config.model.hidden=0, or"):
         train.train(third)
     third.classify.method = "two_layers"
@@ -198,6 +192,16 @@ def test_a_run_older_than_the_hidden_layer_has_none(small_config):
     assert runs.from_json(older).model.hidden == 0 and not runs.differences(older, runs.as_json(config))
     config.model.hidden = 8
     assert runs.differences(older, runs.as_json(config)) == ["model.hidden: 0 there, 8 now"]
+
+
+def test_going_on_with_another_cpu_says_that_the_numbers_are_up_to_rounding(tmp_path, caplog):
+    caplog.set_level("WARNING", "lae_jax")
+    before = {"devices": ["cpu"], "hosts": 1, "cpu": "A", "cores": 2, "deterministic": True, "versions": {"jax": "1"}}
+    (tmp_path / "provenance.json").write_text(json.dumps(before))
+    runs.warn_of_another_machine(tmp_path, before)
+    assert not caplog.text
+    runs.warn_of_another_machine(tmp_path, before | {"cpu": "B", "cores": 4})
+    assert "begun with other cpu, cores" in caplog.text and "up to rounding" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["", "file", "data", "/proc/run"])
@@ -290,32 +294,28 @@ def test_stage_1_without_pairs_of_a_person_is_an_error_before_it_trains(small_co
         train.train(config)
 
 
-def test_data_prepared_again_is_refused_by_stage_3(small_config, monkeypatch):
-    second = small_config("represent")
-    second.epochs = 0.3
-    train.train(second)
+def test_data_prepared_again_is_refused_by_stage_3(small_config, trained, monkeypatch):
+    third = small_config("classify")
+    third.init_from = str(trained("represent"))
     monkeypatch.setattr(records.Dataset, "hash", "a" * 64)
     with pytest.raises(InputError, match="prepared again"):
-        train.train(small_config("classify"))
+        train.train(third)
 
 
-def test_foreign_runs_are_refused_by_name(small_config):
-    first = small_config("pretrain")
-    first.epochs, first.data.split = 0.3, ""
-    train.train(first)
-    third = small_config("classify")
-    third.init_from = first.workdir
+def test_foreign_runs_are_refused_by_name(small_config, trained):
+    first, third = str(trained("pretrain")), small_config("classify")
+    third.init_from = first
     with pytest.raises(InputError, match="a run of stage pretrain; stage classify starts from one of represent"):
         train.train(third)
     second = small_config("represent")
-    second.init_from, second.model.name = first.workdir, "resnet18"
+    second.init_from, second.model.name = first, "resnet18"
     with pytest.raises(
         InputError,
         match="trained with model.name 'efficientnet_v2_pico' and not 'resnet18': add --config.model.name=eff",
     ):
         train.train(second)
     second = small_config("represent")
-    second.init_from, second.data.split, second.epochs = first.workdir, "", 0.3
+    second.init_from, second.data.split, second.epochs = first, "", 0.3
     train.train(second)
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
@@ -339,42 +339,32 @@ jax.config.update('jax_compilation_cache_dir', sys.argv[3])
 from lae_jax import runs, train
 jax.distributed.initialize('localhost:' + sys.argv[1], 2, int(sys.argv[2]))
 import json
-for path in sys.argv[4:]:
-    train.train(runs.from_json(json.load(open(path))))
+train.train(runs.from_json(json.load(open(sys.argv[4]))))
 """
 
 
-def test_two_processes_of_four_devices_train_and_hand_over_like_one_of_eight(small_config, tmp_path):
+def test_two_processes_of_four_devices_take_over_and_train_like_one_of_eight(small_config, trained, tmp_path):
+    """Stage 3; stage 2 is tested in test_faults.py."""
     import socket
 
-    config = small_config("represent")
-    config.optim.base_rate = 0.05
-    one = config.copy_and_resolve_references()
-    one.workdir += "_one"
-    train.train(one)
-    third = small_config("classify")
-    one_third = third.copy_and_resolve_references()
-    one_third.workdir, one_third.init_from = third.workdir + "_one", one.workdir
-    train.train(one_third)
-    paths = [tmp_path / f"{c.stage}.json" for c in (config, third)]
-    for path, c in zip(paths, (config, third), strict=True):
-        path.write_text(json.dumps(runs.as_json(c)))
+    config, alone = small_config("classify"), trained("classify")
+    config.init_from = str(trained("represent"))
+    (tmp_path / "config.json").write_text(json.dumps(runs.as_json(config)))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), *map(str, paths)],
+            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), str(tmp_path / "config.json")],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
     errors = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    for alone, together in ((one, config), (one_third, third)):
-        a, b = leaves(alone.workdir, 3), leaves(together.workdir, 3)
-        for name in a:
-            if "params" in name or "batch_stats" in name:
-                np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
-        mae = [lines(c.workdir, "validation")[0]["mae"] for c in (alone, together)]
-        np.testing.assert_allclose(*mae, rtol=1e-4)
+    a, b = leaves(alone, 3), leaves(config.workdir, 3)
+    for name in a:
+        if "params" in name or "batch_stats" in name:
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
+    mae = [lines(workdir, "validation")[0]["mae"] for workdir in (alone, config.workdir)]
+    np.testing.assert_allclose(*mae, rtol=1e-4)

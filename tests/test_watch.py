@@ -31,7 +31,7 @@ def test_a_first_signal_asks():
     process = start(WAITING.format(then="pass"))
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "asked\n") and "SIGTERM: finishing the step" in err
 
 
@@ -42,7 +42,7 @@ def test_a_second_signal_leaves_at_once_even_where_python_does_not_come_back():
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=30)[1]
+    err = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGINT and "left at once" in err
 
 
@@ -56,7 +56,7 @@ with watch.Signals().caught():
 assert [signal.getsignal(number) for number in watch.ASKING] == before and signal.set_wakeup_fd(-1) == -1
 """
     process = start(code)
-    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
 
 
 WATCHED = """
@@ -64,29 +64,28 @@ import time
 from lae_jax import watch
 def stuck():
     {body}
-with watch.Watchdog(0.01) as dog:
+with watch.Watchdog({minutes}) as dog:
     stuck()
 """
 
 
 def test_the_watchdog_ends_what_hangs_with_its_stacks():
-    begun = time.monotonic()
-    process = start(WATCHED.format(body="dog.beat(); time.sleep(60)"))
-    err = process.communicate(timeout=30)[1]
+    process = start(WATCHED.format(minutes=0.01, body="dog.beat(); time.sleep(1000)"))
+    err = process.communicate(timeout=120)[1]
     assert process.returncode == STALLED and "in stuck" in err and "stall_minutes" in err
-    assert time.monotonic() - begun < 20
 
 
 def test_the_watchdog_leaves_alone_what_goes_on_or_compiles():
-    going_on = "[(dog.beat(), time.sleep(0.1)) for _ in range(15)]"
-    process = start(WATCHED.format(body=f"time.sleep(1.5); {going_on}; dog.rest(); time.sleep(1.5)"))
-    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+    # A beat every 0.1 s of the 3 that it waits: a machine may be slow.
+    going_on = "[(dog.beat(), time.sleep(0.1)) for _ in range(35)]"
+    process = start(WATCHED.format(minutes=0.05, body=f"time.sleep(3.5); {going_on}; dog.rest(); time.sleep(3.5)"))
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
 
 
 def test_a_process_that_slept_is_not_ended_when_it_wakes_up():
-    process = start(WATCHED.format(body="dog.beat(); print('ready', flush=True); time.sleep(0.2)"))
+    process = start(WATCHED.format(minutes=0.02, body="dog.beat(); print('ready', flush=True); time.sleep(0.2)"))
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(1.5)
+    time.sleep(2.5)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0

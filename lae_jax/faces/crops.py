@@ -118,8 +118,9 @@ def how_to_cut_alike(there: dict, here: dict) -> str:
 
 
 def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
-    """The crops of each photograph, or why there are none; the same alone and in any list.
+    """The crops of each photograph, or why there are none.
 
+    Alone and in any list a crop is the same to one grey level in one pixel of a thousand.
     Without a face it is one centre crop or the reason, by `recipe.undetected`.
     """
     from lae_jax.faces import detect

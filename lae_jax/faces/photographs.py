@@ -116,9 +116,9 @@ def found(
 
 
 def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -> list[Found]:
-    """What is found in each of a few images, the same alone and in any list; recipe, to_input: as in `found`.
+    """What is found in each of a few images; what else is in the list matters as little as in `crops.cut`.
 
-    Args: items: `Named`, or what else has a `name` and gives its bytes by `read`.
+    Args: items: `Named`, or what else has a `name` and gives its bytes by `read`; recipe, to_input: as in `found`.
     """
     loaded: list[Image.Image | BadImage] = []
     for item in items:
