@@ -6,6 +6,7 @@ BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest
 
 .PHONY: setup setup-beam setup-peers demo test test-portable test-avx2 test-browser test-beam fuzz lint check-long clean
 
@@ -39,28 +40,27 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -rs
+	$(PYTEST) -rs
 
 # Numbers that must hold on any CPU, on what this one can pretend to be: its own instructions, fewer of them, TensorFlow
 # without oneDNN, one core. Compiled as for users, not as quickly as in `make test`. A CPU whose own set is AVX2 sees
 # another one with AVX alone.
-PORTABLE = $(VENV)/bin/python -m pytest -m portable
 OPTIMISED = --xla_backend_optimization_level=3
 test-portable: $(STAMP)
-	XLA_FLAGS="$(OPTIMISED)" $(PORTABLE)
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE)
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX $(PORTABLE)
-	XLA_FLAGS="$(OPTIMISED)" TF_ENABLE_ONEDNN_OPTS=0 $(PORTABLE)
-	XLA_FLAGS="$(OPTIMISED)" taskset -c 0 $(PORTABLE) --numprocesses 0
+	XLA_FLAGS="$(OPTIMISED)" $(PYTEST) -m portable
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m portable
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX $(PYTEST) -m portable
+	XLA_FLAGS="$(OPTIMISED)" TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) -m portable
+	XLA_FLAGS="$(OPTIMISED)" taskset -c 0 $(PYTEST) -m portable --numprocesses 0
 
 # The quick ones of them, with AVX2.
 test-avx2: $(STAMP)
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE) -m "portable and not slow"
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "portable and not slow"
 
 # Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	BROWSER=required $(VENV)/bin/python -m pytest tests/browser -rs --numprocesses 0 --durations 5
+	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
 
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5

@@ -261,7 +261,7 @@ def one_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 def all_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """NaN in all batches from some step on, also after a restart."""
     for number in range(rounds):
-        workdir, first = bench.folder / f"nans{number}", int(rng.integers(2, 12))
+        workdir, first = bench.folder / f"nans{number}", int(rng.integers(2, min(12, bench.steps - 10)))
         config = bench.config(workdir, save_steps=2, seed=number)
         for _ in range(2):
             try:
