@@ -42,18 +42,18 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -rs
 
-# Numbers that must hold on any CPU, on what this one can pretend to be: its own instructions, fewer of them, TensorFlow
-# without oneDNN, one core. Compiled as for users, not as quickly as in `make test`. A CPU whose own set is AVX2 sees
-# another one with AVX alone.
+# Tests of numbers that must hold on any CPU. This CPU stands in for others: its own instructions, AVX2 only, AVX only
+# (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.
 OPTIMISED = --xla_backend_optimization_level=3
 test-portable: $(STAMP)
 	XLA_FLAGS="$(OPTIMISED)" $(PYTEST) -m portable
 	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m portable
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX $(PYTEST) -m portable
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX OPENBLAS_CORETYPE=Sandybridge \
+	  NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4" $(PYTEST) -m portable
 	XLA_FLAGS="$(OPTIMISED)" TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) -m portable
 	XLA_FLAGS="$(OPTIMISED)" taskset -c 0 $(PYTEST) -m portable --numprocesses 0
 
-# The quick ones of them, with AVX2.
+# The quick tests of test-portable, limited to AVX2.
 test-avx2: $(STAMP)
 	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "portable and not slow"
 

@@ -40,7 +40,7 @@ def hold(condition: bool, what: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A folder with a prepared data set, and what starts runs on it; steps: of a run that is not told otherwise."""
+    """A folder with a prepared data set, on which it starts runs of `steps` steps, unless a call overrides `epochs`."""
 
     folder: pathlib.Path
     steps: int = 30
@@ -206,7 +206,7 @@ def validation_scores(workdir: pathlib.Path) -> list[dict]:
 
 
 def hold_equal(one: pathlib.Path, two: pathlib.Path, step: int) -> None:
-    """After a step, the states of two runs are equal bit for bit, and so are all their scores."""
+    """Checks that two runs have bitwise equal states after `step`, and equal scores."""
     a, b = leaves(one, step), leaves(two, step)
     differing = [name for name in a if a[name].tobytes() != b[name].tobytes()]
     hold(a.keys() == b.keys() and not differing, f"{two} differs from {one} in {differing[:3]}")

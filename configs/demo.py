@@ -16,11 +16,11 @@ def _stage(shared: ConfigDict, name: str, epochs: float, rate: float) -> ConfigD
     c.seed = shared.get_ref("seed")
     c.model.name = "efficientnet_v2_nano"
     c.data.path = shared.get_ref("faces")
-    # The faces are drawn at 36 px: resizing them would take longer than decoding them.
+    # The faces are drawn at 36 px, so nothing is resized; resizing takes longer than decoding.
     c.data.image_size, c.data.resize = 32, 36
     c.data.augment = common.augmentation("flip")
     c.data.augment.patch = "crop"
-    # On 8 simulated devices an image costs half of what it does in batches of 64.
+    # On 8 simulated devices an image takes half the time that it takes at batch size 64.
     c.batch_size, c.eval_batch_size = 256, 400
     c.optim.base_rate = rate * 256 / c.batch_size
     c.optim.clip_norm = 5.0

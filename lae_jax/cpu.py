@@ -1,7 +1,8 @@
-"""How many cores there are, and what makes steps fast on them, arranged before anything asks JAX for its devices.
+"""CPUs: number of cores, identity, and settings that make steps fast.
 
-JAX is imported where it is needed: a program that asks for the number of cores may do without it. Both
-figures are of a train step on two cores, batch 64, 64 px: efficientnet_v2_tiny, ResNet-18.
+Apply the settings before anything asks JAX for its devices. JAX is imported only where it is needed, so that a program
+can count cores without it. Where two figures are given, they are for a train step on two cores, batch 64, 64 px:
+efficientnet_v2_tiny, ResNet-18.
 """
 
 import ctypes
@@ -33,17 +34,17 @@ def cores() -> int:
 
 
 def instructions() -> str:
-    """The architecture and the instruction sets of this CPU, as 8 hexadecimal digits."""
+    """A hash (8 hexadecimal digits) of this CPU's architecture and instruction sets."""
     return hashlib.sha256(" ".join([platform.machine(), *sorted(_said("flags", "Features"))]).encode()).hexdigest()[:8]
 
 
 def name() -> str:
-    """The CPU's model and instruction sets. Of two machines that differ here, sums may differ in their last bits."""
+    """The CPU's model and instruction sets. On two machines whose names differ, sums may differ in their last bits."""
     return f"{min(_said('model name'), default=platform.machine())} ({instructions()})"
 
 
 def _said(*fields: str) -> set[str]:
-    """What /proc/cpuinfo says of its cores under these names; nothing where there is none."""
+    """Values of these fields in /proc/cpuinfo; an empty set if the file does not exist."""
     if not _CPUINFO.exists():
         return set()
     lines = (line.partition(":") for line in _CPUINFO.read_text().splitlines())

@@ -1,10 +1,10 @@
-"""The whole method on drawn faces in minutes: prepares, trains the three stages, evaluates, compares.
+"""The whole method on drawn faces, in minutes: prepare, train three stages, evaluate, compare.
 
     python -m lae_jax.demo --out build/demo --seed 0
 
-Runs the programs that a user runs and prints each command. It ends with a comparison on a balanced test set, and with
-status 1 if that comparison does not show what the paper shows. A demo that was stopped goes on when started again
-(`make demo` starts afresh).
+Runs the programs that a user runs and prints each command. It ends with a comparison on a balanced test set. The exit
+status is 1 if the comparison does not show the paper's effect. To resume a stopped demo, start it again (`make demo`
+starts afresh).
 """
 
 import argparse
@@ -23,10 +23,11 @@ from lae_jax.errors import InputError
 
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
 ROWS = ("represent", "classify")
-# What classification must make better, as the report of the comparison names it. The limit is 0 and no figure of one
-# machine: the 95 % interval of the difference, over the same test faces, must lie below it.
+# Scores that classification must improve, named as in the comparison's report. The 95 % interval of each difference,
+# over the same test faces, must lie below 0: a limit measured on one machine would not suit another.
 EFFECT = ("sigma", "MAE 1-10", "MAE 71-81")
-# Seconds on two cores and on one of the machine of docs/results.md, and of drawing a face there, of so many drawn.
+# Measured on the machine of docs/results.md: seconds of the demo on two cores and on one, and seconds to draw a face.
+# Then the number of faces that are drawn to compare this machine with it.
 _SECONDS, _SECONDS_ON_ONE_CORE, _SECONDS_A_FACE, _FACES = 175, 280, 0.008, 100
 
 
@@ -41,11 +42,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
-    """Runs programs of the package side by side; the first that fails ends the demo with its status.
+    """Runs programs of the package in parallel. If one fails, the demo exits with its status.
 
-    Args: commands: the name of a program and its arguments, each. What several say is printed once they have ended.
+    Args:
+      out: Folder that holds the compile cache.
+      commands: The name and the arguments of each program. The output of several programs is printed in this order,
+        each after its program ends.
     """
-    # What one program has compiled the next one loads.
+    # Each program loads what earlier programs compiled.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(out.absolute() / "compiled")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     for program, *words in commands:
@@ -67,10 +71,10 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
 
 
 def estimated_minutes() -> float:
-    """How long the demo takes here: what it took elsewhere, by how long a few faces take to draw."""
+    """Estimates the demo's minutes on this machine: its time on another one, scaled by the time to draw a few faces."""
     from lae_jax.data import synthetic
 
-    synthetic.draw_face(0, 30.0, 0, 36)  # the first one makes tables
+    synthetic.draw_face(0, 30.0, 0, 36)  # the first call builds tables
     begun = time.perf_counter()
     for face in range(_FACES):
         synthetic.draw_face(face, 30.0, 0, 36)
@@ -79,16 +83,17 @@ def estimated_minutes() -> float:
 
 
 def shortfalls(differences: Iterable[Mapping[str, str]]) -> list[str]:
-    """What of the paper's effect a comparison does not show, with its numbers.
+    """Lists the parts of the paper's effect that a comparison does not show, with their numbers.
 
-    Args: differences: lines of differences.csv, as `lae_jax.report` writes them for runs named as in ROWS.
+    Args:
+      differences: Lines of differences.csv, as `lae_jax.report` writes them for runs named as in ROWS.
     """
     found = {(line["run"], line["score"]): line for line in differences}
     missing = []
     for score in EFFECT:
         line = found.get(("classify", score))
         if line is None:
-            missing.append(f"{score}: not known for both")
+            missing.append(f"{score}: missing from the comparison")
         elif line["verdict"] != "better":
             value, low, high = (float(line[name]) for name in ("difference", "difference low", "difference high"))
             missing.append(f"{score}: {value:+.2f} years (95 %: {low:+.2f} to {high:+.2f})")
@@ -96,30 +101,37 @@ def shortfalls(differences: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def conclusion(missing: Sequence[str], validation: Mapping[str, float]) -> str:
-    """What the comparison means. Args: missing: of `shortfalls`; validation: MAE of each row of ROWS in years."""
+    """Explains the comparison in words.
+
+    Args:
+      missing: The result of `shortfalls`.
+      validation: Validation MAE in years of each run in ROWS.
+    """
+    before, after = validation["represent"], validation["classify"]
     if not missing:
         return (
-            "As in the paper, the classification stage makes the errors of the rarest ages smaller and all errors more"
-            " alike (sigma), and pays\nwhere faces are many: the MAE on the long-tailed validation set goes from"
-            f" {validation['represent']:.2f} to {validation['classify']:.2f} years."
+            "As in the paper, classification reduces the errors at the rarest ages and makes the errors of all age"
+            f" groups more alike (sigma).\nOn the long-tailed validation set its MAE is {after:.2f} years, that of"
+            f" representation {before:.2f}" + (": the common ages pay for the rare ones." if after > before else ".")
         )
     return (
-        "This demo does not show the paper's effect. Classification minus representation, on the balanced test set:\n  "
+        "This demo does not show the paper's effect. Differences on the balanced test set (classification minus"
+        " representation):\n  "
         + "\n  ".join(missing)
-        + "\nAn interval that holds 0 means that the test faces do not tell the two stages apart, one above 0 that"
-        " classification made it worse.\nNeither was seen on the machines of docs/results.md, where the intervals end"
-        " far below 0: something is wrong with this machine's\nlibraries or with this version. Runs and reports are"
-        " kept; provenance.json of each run says what it was made with."
+        + "\nIf an interval contains 0, the test faces cannot tell the two stages apart. If it lies above 0,"
+        " classification makes that score worse.\nOn the machines of docs/results.md the intervals lie far below 0, so"
+        " the cause is probably this machine's libraries or this version of\nthe code. Run `make test`, then compare"
+        " the versions in each run's provenance.json with requirements.txt. The runs and reports are kept."
     )
 
 
 def next_commands() -> list[str]:
-    """What to run on photographs of one's own."""
+    """Returns the commands to run next on your own photographs."""
     python = os.path.relpath(sys.executable)
     python = sys.executable if python.startswith("..") else python
     return [
-        f"{python} -m lae_jax.prepare --reader csv --source faces.csv --out data/faces   # a CSV with path,age",
-        f"{python} -m lae_jax.main --config configs/small.py:tuned                       # stages 2 and 3, for CPUs",
+        f"{python} -m lae_jax.prepare --reader csv --source faces.csv --out data/faces   # columns path and age",
+        f"{python} -m lae_jax.main --config configs/small.py:tuned                       # trains stages 2 and 3",
         f"{python} -m lae_jax.predict --run runs/tuned/classify photo.jpg",
     ]
 
@@ -138,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     overrides = {"workdir": runs, "faces": faces, "seed": args.seed}
     fields = [f"--config.{name}={value}" for name, value in overrides.items()]
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
-    # Batches as large as those of training's own evaluations: their program is compiled already.
+    # The batch size of the evaluations during training: its program is already compiled.
     on_test = ["--split", "test", "--batch-size", "400", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
@@ -147,10 +159,11 @@ def main(argv: list[str] | None = None) -> None:
         missing = shortfalls(csv.DictReader(file))
     validation = {row: files.read_json(runs / row / "summary.json")["scores"]["mae"] for row in ROWS}
     print(f"\n{conclusion(missing, validation)}\n")
-    print(f"{(time.perf_counter() - started) / 60:.1f} minutes. Open {comparison}/report.html to see it.")
+    minutes = (time.perf_counter() - started) / 60
+    print(f"The demo took {minutes:.1f} minutes. Open {comparison}/report.html to see the comparison.")
     if missing:
         sys.exit(1)
-    print("With photographs of your own, next:\n  " + "\n  ".join(next_commands()))
+    print("To use your own photographs, run:\n  " + "\n  ".join(next_commands()))
 
 
 if __name__ == "__main__":

@@ -178,8 +178,9 @@ def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
     changed = [name for name in names if name in before and before[name] != now[name]]
     if changed:
         logger.warning(
-            "%s was begun with other %s (provenance.json): the order of the examples is the same, the numbers are up to"
-            " rounding",
+            "%s: the run was begun on another machine or in another way (provenance.json differs in %s). The examples"
+            " come in the same order, and the numbers agree up to rounding. To resume bit for bit, use the first"
+            " machine",
             workdir,
             ", ".join(changed),
         )

@@ -16,7 +16,9 @@ tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
 # them, not into running.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     quick = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-    if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):  # another may not know it, and then ends
+    if importlib.metadata.version("jaxlib").startswith(
+        ("0.10.", "0.11.")
+    ):  # a jaxlib that does not know the flag aborts
         quick.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
@@ -29,9 +31,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 CACHE = ROOT / "build" / "test-cache"
 TOOLS = "awk bash cat cmp cp dirname env grep gzip head mkdir mktemp rm sed seq sleep tail tar timeout touch"
 
-# The files that take longest start first, so that no worker has one of them left at the end.
+# The slowest files start first, so that no worker is left with one at the end.
 LONGEST = ("faults", "train", "pretrained", "export", "predict", "serve", "head_training", "words", "longtail", "steps")
-# Files whose numbers must hold on any CPU: make test-portable. Of those that are slow .ci/run leaves out.
+# Files whose numbers must hold on any CPU (make test-portable). make test-avx2, which .ci/run calls, skips SLOW.
 QUICK = {"align", "crops", "detect", "distributions", "head_losses", "layers", "losses", "metrics", "optim", "phash"}
 QUICK |= {"augment", "pillow_ops", "pipeline", "steps"}
 SLOW = {"evaluate", "export", "head_methods", "head_training", "models", "predict", "pretrained", "train", "words"}
@@ -56,7 +58,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """(name, make) -> a folder that make(folder) has filled, once for all workers."""
+    """A function (name, make) -> folder, which calls make(folder) once for all workers."""
     top = tmp_path_factory.getbasetemp()
     top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
 
@@ -106,8 +108,8 @@ def make_config(drawn):
 
 @pytest.fixture(scope="session")
 def trained(once, make_config) -> Callable[[str], pathlib.Path]:
-    """stage name -> the run of such a config, for all tests to read: copy it before you change it. Stage 2 starts from
-    scratch."""
+    """A function: stage name -> folder of a finished run. All tests share it: copy it before you change it. Stage 2
+    starts from scratch."""
     from lae_jax import train
 
     def run(stage: str) -> pathlib.Path:

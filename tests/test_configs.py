@@ -107,7 +107,7 @@ def test_the_trained_part_of_stage_3_is_the_head():
     ([], "name a config"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' way of reading a config
-def test_a_wrong_call_is_told_in_a_sentence(words, message, monkeypatch):
+def test_a_wrong_call_raises_a_one_line_error(words, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["main", *words])
     with flagsaver.flagsaver(), pytest.raises(InputError) as error:

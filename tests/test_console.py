@@ -42,15 +42,17 @@ def difference(score, value, low, high, verdict):
     return {"run": "classify", "minus": "represent", "score": score, "verdict": verdict, **numbers}
 
 
-def test_the_demo_says_with_its_numbers_where_the_effect_is_not_there():
+def test_the_demo_lists_missing_effects_with_their_numbers():
     there = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
     assert demo.shortfalls(there) == []
     missing = demo.shortfalls([difference("sigma", 0.5, -0.25, 1.5, "not sure"), there[1]])
-    assert missing == ["sigma: +0.50 years (95 %: -0.25 to +1.50)", "MAE 71-81: not known for both"]
+    assert missing == ["sigma: +0.50 years (95 %: -0.25 to +1.50)", "MAE 71-81: missing from the comparison"]
     validation = {"represent": 4.5, "classify": 6.0}
-    assert "from 4.50 to 6.00 years" in demo.conclusion([], validation)
+    told = demo.conclusion([], validation)
+    assert "6.00 years" in told and "representation 4.50: the common ages pay" in told
+    assert demo.conclusion([], {"represent": 4.5, "classify": 4.0}).endswith("4.50.")
     told = demo.conclusion(missing, validation)
-    assert "does not show" in told and missing[0] in told and "reports are" in told
+    assert "does not show" in told and missing[0] in told and "reports are kept" in told
 
 
 def test_the_demo_ends_with_the_status_of_a_program_that_fails(tmp_path, capfd):

@@ -39,7 +39,7 @@ def error(landmarks, truth):
 
 
 def assert_same(one, two):
-    """As docs/results.md promises: the place in a batch decides on some CPUs how a matrix product is summed."""
+    """To the tolerances of docs/results.md: on some CPUs the position in a batch changes the order of summation."""
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a.landmarks, b.landmarks, atol=0.01)

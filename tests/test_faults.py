@@ -1,4 +1,4 @@
-"""A round of most faults of `benchmarks/survival.py`; `make check-long` does all of all."""
+"""A few rounds of most faults in `benchmarks/survival.py`; `make check-long` runs all rounds of all faults."""
 
 import numpy as np
 import pytest

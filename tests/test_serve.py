@@ -46,7 +46,7 @@ def crops_server():
         yield address, seen
 
 
-def test_photographs_have_the_ages_that_predict_gives_beside_any_others(tmp_path):
+def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
     estimator, recipe = served.stand_in([], temperature=0.8), crops.Recipe("landmarks", size=64)
     scene = Image.new("RGB", (420, 200), (120, 130, 140))
     scene.paste(face(3), (10, 20))

@@ -194,14 +194,14 @@ def test_a_run_older_than_the_hidden_layer_has_none(small_config):
     assert runs.differences(older, runs.as_json(config)) == ["model.hidden: 0 there, 8 now"]
 
 
-def test_going_on_with_another_cpu_says_that_the_numbers_are_up_to_rounding(tmp_path, caplog):
+def test_resuming_on_another_cpu_warns_that_numbers_agree_up_to_rounding(tmp_path, caplog):
     caplog.set_level("WARNING", "lae_jax")
     before = {"devices": ["cpu"], "hosts": 1, "cpu": "A", "cores": 2, "deterministic": True, "versions": {"jax": "1"}}
     (tmp_path / "provenance.json").write_text(json.dumps(before))
     runs.warn_of_another_machine(tmp_path, before)
     assert not caplog.text
     runs.warn_of_another_machine(tmp_path, before | {"cpu": "B", "cores": 4})
-    assert "begun with other cpu, cores" in caplog.text and "up to rounding" in caplog.text
+    assert "differs in cpu, cores" in caplog.text and "up to rounding" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["", "file", "data", "/proc/run"])
@@ -343,7 +343,7 @@ train.train(runs.from_json(json.load(open(sys.argv[4]))))
 """
 
 
-def test_two_processes_of_four_devices_take_over_and_train_like_one_of_eight(small_config, trained, tmp_path):
+def test_two_processes_of_four_devices_start_from_stage_2_and_train_like_one_of_eight(small_config, trained, tmp_path):
     """Stage 3; stage 2 is tested in test_faults.py."""
     import socket
 

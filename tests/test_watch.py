@@ -76,7 +76,7 @@ def test_the_watchdog_ends_what_hangs_with_its_stacks():
 
 
 def test_the_watchdog_leaves_alone_what_goes_on_or_compiles():
-    # A beat every 0.1 s of the 3 that it waits: a machine may be slow.
+    # Beats come every 0.1 s and the watchdog waits 3 s, which allows for a slow machine.
     going_on = "[(dog.beat(), time.sleep(0.1)) for _ in range(35)]"
     process = start(WATCHED.format(minutes=0.05, body=f"time.sleep(3.5); {going_on}; dog.rest(); time.sleep(3.5)"))
     assert process.communicate(timeout=120)[1] == "" and process.returncode == 0

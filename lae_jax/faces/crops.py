@@ -120,7 +120,7 @@ def how_to_cut_alike(there: dict, here: dict) -> str:
 def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
     """The crops of each photograph, or why there are none.
 
-    Alone and in any list a crop is the same to one grey level in one pixel of a thousand.
+    A crop is the same alone and in any list, except that at most 1 pixel in 1,000 may differ by one grey level.
     Without a face it is one centre crop or the reason, by `recipe.undetected`.
     """
     from lae_jax.faces import detect

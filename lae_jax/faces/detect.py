@@ -3,8 +3,9 @@
 Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. The package's
 own loop over the cascade lets the photographs of a batch move each other's landmarks by pixels (ties in its sorting,
 sums in another order). Here every photograph goes onto one canvas, the networks see batches of fixed sizes, and what
-lies between them is done photograph by photograph. So a photograph has the same faces alone and at any place of any
-batch, its landmarks within 0.01 pixels: some CPUs sum a row of a matrix product differently at another place.
+lies between them is done photograph by photograph. So a photograph has the same faces alone and at any position in any
+batch. Its landmarks agree within 0.01 pixels: some CPUs sum a row of a matrix product in an order that depends on its
+position.
 """
 
 import dataclasses
@@ -58,8 +59,10 @@ def contract() -> dict:
 
 
 def detect(photographs: Sequence[Image.Image]) -> list[list[Face]]:
-    """The faces of each upright RGB photograph, the largest one first; what else is in the list moves landmarks by less
-    than 0.01 pixels."""
+    """Finds the faces of each upright RGB photograph, largest first.
+
+    Other photographs in the list move the landmarks by less than 0.01 pixels.
+    """
     found: list[list[Face]] = []
     for start in range(0, len(photographs), _PHOTOS):
         found += _detect([_Canvas.of(photograph) for photograph in photographs[start : start + _PHOTOS]])

@@ -116,9 +116,11 @@ def found(
 
 
 def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -> list[Found]:
-    """What is found in each of a few images; what else is in the list matters as little as in `crops.cut`.
+    """Finds the faces in each of a few images. Other images in the list change a result within `crops.cut`'s tolerance.
 
-    Args: items: `Named`, or what else has a `name` and gives its bytes by `read`; recipe, to_input: as in `found`.
+    Args:
+      items: `Named`, or any objects with a `name` and a `read` method that returns the bytes.
+      recipe, to_input: As in `found`.
     """
     loaded: list[Image.Image | BadImage] = []
     for item in items:
