@@ -7,8 +7,10 @@ BEAM_STAMP := $(BEAM_VENV)/.installed
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest
+FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers demo test test-portable test-avx2 test-browser test-beam fuzz lint check-long clean
+.PHONY: setup setup-beam setup-peers demo test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+  test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -45,17 +47,27 @@ test: $(STAMP)
 # Tests of numbers that must hold on any CPU. This CPU stands in for others: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.
 OPTIMISED = --xla_backend_optimization_level=3
+AVX2 = XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2
+PORTABLE = portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core
+
 test-portable: $(STAMP)
+	$(MAKE) --keep-going $(PORTABLE)
+
+portable-own:
 	XLA_FLAGS="$(OPTIMISED)" $(PYTEST) -m portable
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m portable
+portable-avx2:
+	$(AVX2) $(PYTEST) -m portable
+portable-avx:
 	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX" ONEDNN_MAX_CPU_ISA=AVX OPENBLAS_CORETYPE=Sandybridge \
 	  NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4" $(PYTEST) -m portable
+portable-no-onednn:
 	XLA_FLAGS="$(OPTIMISED)" TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) -m portable
-	XLA_FLAGS="$(OPTIMISED)" taskset -c 0 $(PYTEST) -m portable --numprocesses 0
+portable-one-core:
+	XLA_FLAGS="$(OPTIMISED)" taskset -c $$($(FIRST_CORE)) $(PYTEST) -m portable --numprocesses 0
 
 # The quick tests of test-portable, limited to AVX2.
 test-avx2: $(STAMP)
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "portable and not slow"
+	$(AVX2) $(PYTEST) -m "portable and not slow"
 
 # Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
 test-browser: $(STAMP)
@@ -76,7 +88,7 @@ lint: $(STAMP)
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
 # that weights are published for, in and out, the readers under a fuzzer, the server under load, numbers on every kind of
-# CPU, and the demo's effect in three of three seeds.
+# CPU, and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -86,7 +98,10 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.serve_load
 	$(MAKE) fuzz
 	$(MAKE) test-portable
-	for seed in 0 1 2; do $(VENV)/bin/python -m lae_jax.demo --out build/demo --seed $$seed || exit 1; done
+	rm -rf build/demos
+	for seed in 0 1 2 3 4; do $(VENV)/bin/python -m lae_jax.demo --out build/demos --seed $$seed || exit 1; done
+	XLA_FLAGS=--xla_cpu_max_isa=AVX ONEDNN_MAX_CPU_ISA=AVX $(VENV)/bin/python -m lae_jax.demo --out build/demos/avx
+	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
 	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV)

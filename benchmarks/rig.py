@@ -16,16 +16,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, prepare, seals
+from lae_jax import checkpoints, cpu, prepare, seals
 from lae_jax.configs import represent
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAVE_STEPS = 3
 PAIR = {"processes": 2, "devices": 4}
 # Models here are tiny: the time goes into compiling, not into running.
-QUICK_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
+QUICK_COMPILE = cpu.quick_compilation()
 TIMEOUT = 300
 
 

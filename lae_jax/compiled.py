@@ -53,10 +53,13 @@ def without_collector() -> Iterator[None]:
 
 
 def folder() -> pathlib.Path:
-    """`~/.cache/lae_jax/compiled-<instructions>`, or under XDG_CACHE_HOME: a home may be shared by machines whose CPUs
-    have other instructions, and XLA's keys do not tell all of them apart."""
+    """`~/.cache/lae_jax/compiled-<instructions>-<cores>`, or under XDG_CACHE_HOME.
+
+    A program is compiled for instructions and a number of cores, and XLA's keys do not tell all of them apart; a home
+    may be shared by several machines, and a process may be given fewer cores than the one before it.
+    """
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return caches / "lae_jax" / f"compiled-{cpu.instructions()}"
+    return caches / "lae_jax" / f"compiled-{cpu.instructions()}-{cpu.cores()}"
 
 
 def _trim(top: pathlib.Path, at_most: int) -> None:

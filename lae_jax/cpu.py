@@ -99,6 +99,14 @@ def spread_convolutions() -> bool:
     return True
 
 
+def quick_compilation() -> str:
+    """Flags with which XLA compiles quickly what then runs slowly: for programs that run a few times on tiny inputs."""
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    if all(map(_knows, _KNOWN)):
+        flags.append("--xla_cpu_use_fusion_emitters=false")  # a third of the time
+    return " ".join(flags)
+
+
 def train_options(trains: Collection[str]) -> dict[str, bool]:
     """What a step that trains these parts of a model is to be compiled with on CPUs, as options of `map_train`.
 

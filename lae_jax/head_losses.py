@@ -113,7 +113,7 @@ def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noi
 
     `2 s^2 (-log N(y; y_hat, s^2) + log sum_k p_k N(k; y_hat, s^2))`, p the training ages' frequencies and s = `noise`
     in years (Ren et al., CVPR 2022, equation 3.7 with the ages as buckets); the Gaussians' factors cancel. Unlike the
-    batch-based form it gives an example the same loss in any batch.
+    batch-based form it gives an example one loss, whatever else is in its batch.
     """
     exponents = -((jnp.arange(counts.shape[0], dtype=predictions.dtype)[None, :] - predictions[:, None]) ** 2)
     evidence = jax.nn.logsumexp(exponents / (2 * noise**2), axis=-1, b=(counts / jnp.sum(counts))[None, :])

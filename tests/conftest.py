@@ -1,26 +1,23 @@
 """Eight simulated devices, quick compilation, a compile cache shared by all tests, and a small prepared data set."""
 
-import importlib.metadata
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What this was started with: pytest's workers inherit what is added below.
+os.environ["XLA_FLAGS"] = os.environ.setdefault("XLA_FLAGS_AT_START", os.environ.get("XLA_FLAGS", ""))
 
+from lae_jax import cpu
 from lae_jax.data.tensorflow import tf
 
 # TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
 tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
 # JAX's does not, unless it is told to (make test-portable): models here are tiny, so that the time goes into compiling
 # them, not into running.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    quick = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-    if importlib.metadata.version("jaxlib").startswith(
-        ("0.10.", "0.11.")
-    ):  # a jaxlib that does not know the flag aborts
-        quick.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {cpu.quick_compilation()}".strip()
 
 import filelock
 import jax
@@ -28,15 +25,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-CACHE = ROOT / "build" / "test-cache"
+# Programs are compiled for a number of cores, which XLA's keys do not tell.
+CACHE = ROOT / "build" / f"test-cache-{cpu.cores()}"
 TOOLS = "awk bash cat cmp cp dirname env grep gzip head mkdir mktemp rm sed seq sleep tail tar timeout touch"
 
 # The slowest files start first, so that no worker is left with one at the end.
 LONGEST = ("faults", "train", "pretrained", "export", "predict", "serve", "head_training", "words", "longtail", "steps")
 # Files whose numbers must hold on any CPU (make test-portable). make test-avx2, which .ci/run calls, skips SLOW.
-QUICK = {"align", "crops", "detect", "distributions", "head_losses", "layers", "losses", "metrics", "optim", "phash"}
-QUICK |= {"augment", "pillow_ops", "pipeline", "steps"}
-SLOW = {"evaluate", "export", "head_methods", "head_training", "models", "predict", "pretrained", "train", "words"}
+QUICK = {"align", "augment", "crops", "detect", "distributions", "head_losses", "layers", "losses", "metrics", "optim"}
+QUICK |= {"phash", "pillow_ops", "pipeline", "sampling", "shards", "splits", "steps", "synthetic"}
+SLOW = {"evaluate", "export", "faults", "head_methods", "head_training", "longtail", "models", "predict", "pretrained"}
+SLOW |= {"records", "serve", "train", "words"}
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -65,6 +64,7 @@ def once(tmp_path_factory):
     def folder(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
         with filelock.FileLock(top / f"{name}.lock"):
             if not (top / f"{name}.made").exists():
+                shutil.rmtree(top / name, ignore_errors=True)  # of a worker that was interrupted
                 make(top / name)
                 (top / f"{name}.made").touch()
         return top / name

@@ -107,8 +107,8 @@ def test_the_trained_part_of_stage_3_is_the_head():
     ([], "name a config"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' way of reading a config
-def test_a_wrong_call_raises_a_one_line_error(words, message, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_a_wrong_call_raises_a_one_line_error(words, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where nobody has trained anything
     monkeypatch.setattr(sys, "argv", ["main", *words])
     with flagsaver.flagsaver(), pytest.raises(InputError) as error:
         main.cli()

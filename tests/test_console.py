@@ -42,17 +42,17 @@ def difference(score, value, low, high, verdict):
     return {"run": "classify", "minus": "represent", "score": score, "verdict": verdict, **numbers}
 
 
-def test_the_demo_lists_missing_effects_with_their_numbers():
-    there = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
-    assert demo.shortfalls(there) == []
-    missing = demo.shortfalls([difference("sigma", 0.5, -0.25, 1.5, "not sure"), there[1]])
-    assert missing == ["sigma: +0.50 years (95 %: -0.25 to +1.50)", "MAE 71-81: missing from the comparison"]
+def test_the_demo_concludes_from_intervals_and_tells_its_numbers():
     validation = {"represent": 4.5, "classify": 6.0}
-    told = demo.conclusion([], validation)
-    assert "6.00 years" in told and "representation 4.50: the common ages pay" in told
-    assert demo.conclusion([], {"represent": 4.5, "classify": 4.0}).endswith("4.50.")
-    told = demo.conclusion(missing, validation)
-    assert "does not show" in told and missing[0] in told and "reports are kept" in told
+    lines = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
+    shown, told = demo.conclusion(lines, validation)
+    assert shown and "sigma      -3.00 years (95 %: -4.00 to -2.00), better" in told and "from 4.50 to 6.00" in told
+    lines = [difference("sigma", 0.5, -0.25, 1.5, "not sure"), difference("MAE 1-10", -3.0, "", "", "not sure")]
+    shown, told = demo.conclusion(lines, validation)
+    assert not shown and "does not show the paper's effect" in told and "reports are kept" in told
+    assert "+0.50 years (95 %: -0.25 to +1.50), not sure" in told and "-3.00 years (no interval)" in told
+    assert "MAE 71-81  missing from the comparison" in told
+    assert not demo.conclusion([], validation)[0]
 
 
 def test_the_demo_ends_with_the_status_of_a_program_that_fails(tmp_path, capfd):

@@ -1,5 +1,6 @@
 """Steps on CPUs: freed memory is kept for the next one, and XLA is told what it knows."""
 
+import os
 import subprocess
 import sys
 
@@ -32,9 +33,12 @@ print(faults())
 def test_memory_that_was_freed_is_taken_again_without_page_faults():
     def faults(what):
         command = [sys.executable, "-c", CODE, what]
-        return int(subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=True).stdout)
+        # With huge pages few faults would be many bytes.
+        env = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+        options = dict(cwd=ROOT, env=env, timeout=120, capture_output=True, text=True, check=True)
+        return int(subprocess.run(command, **options).stdout)
 
-    assert faults("kept") < 100 < faults("given back")
+    assert faults("kept") < 0.1 * faults("given back")
 
 
 @pytest.mark.parametrize(("platforms", "plugin", "alone"), [("cpu", True, True), ("cuda,cpu", False, False),

@@ -1,4 +1,4 @@
-"""Evaluating: the same predictions for any batch size and number of devices, and files that agree with each other."""
+"""Evaluating: batch size and devices change predictions by rounding alone, and files agree with each other."""
 
 import csv
 import json

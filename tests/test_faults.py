@@ -10,7 +10,7 @@ ROUNDS = {
     "killed": 1,
     "stopped": 1,
     "frozen": 1,
-    "full_disk": 1,
+    "full_disk": 2,
     "damaged": 4,
     "damaged_shard": 5,
     "one_nan": 1,
@@ -34,7 +34,7 @@ def test_a_run_survives(name, bench):
 def test_two_processes_of_four_devices_train_like_one_of_eight(bench):
     one, two = (rig.leaves(bench.whole(*places), bench.steps) for places in ((1, 8), (2, 4)))
     for part in ("params", "batch_stats"):
-        assert 0 < rig.distance(one, two, part) < 1e-3
+        assert rig.distance(one, two, part) < 1e-3
 
 
 def test_the_bench_sees_what_is_broken(bench, monkeypatch):

@@ -1,10 +1,11 @@
 """The rules of the house: imports go one way, doors are not imported, and TensorFlow stays in its rooms."""
 
 import ast
+import re
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import LONGEST, QUICK, ROOT, SLOW
 
 PACKAGE = ROOT / "lae_jax"
 DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo", "report", "serve"}
@@ -85,3 +86,11 @@ from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inf
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_every_promise_of_the_results_has_tests_that_run_on_all_kinds_of_cpu():
+    promises = (ROOT / "docs" / "results.md").read_text().partition("| promise | tolerance | test |")[2]
+    named = [re.findall(r"`test_(\w+)`", row) for row in promises.partition("\n\n")[0].splitlines()[2:]]
+    assert len(named) > 20 and all(named)
+    assert {name for names in named for name in names} <= QUICK | SLOW
+    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in {*QUICK, *SLOW, *LONGEST})

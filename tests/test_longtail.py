@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lae_jax import checkpoints as saved
-from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages
+from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages, train
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.errors import InputError
@@ -64,6 +64,18 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         real = evaluation.predict(saved.load_run(finished / run), split="test").scores()
         row = next(r for r in rows if r["method"] == name and r["split"] == "test")
         assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
+
+
+def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_config, drawn, tmp_path):
+    c = make_config("represent", tmp_path)
+    c.model.hidden = 8
+    train.train(c)
+    names = ["--run", c.workdir, "--data", str(drawn), "--out", str(tmp_path / "out"), "--methods", "stage2,lae"]
+    longtail.main([*names, "--passes", "1", "--seeds", "1"])
+    with (tmp_path / "out" / "tries.csv").open() as file:
+        row = next(r for r in csv.DictReader(file) if r["method"] == "stage2" and r["split"] == "test")
+    real = evaluation.predict(saved.load_run(c.workdir), split="test").scores()
+    assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
 
 
 def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monkeypatch):

@@ -111,6 +111,24 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, t
         assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
 
 
+def test_a_run_goes_on_with_half_of_the_devices(small_config, trained, monkeypatch):
+    config = small_config("represent")
+    config.save_steps = 1
+    signals = watch.Signals()
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 2 of 3"):
+        patch.setattr(
+            train._Loop, "save", lambda *_, original=train._Loop.save: setattr(signals, "asked", True) or original(*_)
+        )
+        train.train(config, signals)
+    half = jax.local_devices()[:4]
+    monkeypatch.setattr(jax, "local_devices", lambda: half)
+    train.train(config)
+    one, two = leaves(trained("represent"), 3), leaves(config.workdir, 3)
+    for name in one:
+        if "params" in name or "batch_stats" in name:
+            np.testing.assert_allclose(two[name], one[name], rtol=2e-4, atol=2e-6, err_msg=name)
+
+
 def test_a_signal_before_the_first_step_ends_the_run_before_it_begins(small_config):
     signals = watch.Signals()
     signals.asked = True

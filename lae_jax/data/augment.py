@@ -1,7 +1,8 @@
 """Images in training and in evaluation: decode, patch, resize, flip, colour jitter, RandAugment. All TensorFlow.
 
-Every function is pure: what is random is a function of `seed`, an int32 (2,) tensor, and of nothing else, so images do
-not depend on the number of threads, on what came before, or on where a run was resumed. All work in eager mode, in
+Every function is pure: what is random is a function of `seed`, an int32 (2,) tensor, and of nothing else. So images do
+not depend on the number of threads, on what came before, or on where a run was resumed; another CPU may round colour
+jitter and the place of a patch otherwise. All work in eager mode, in
 tf.function and in tf.data. Images are uint8 (H, W, 3).
 """
 

@@ -1,6 +1,7 @@
 """The tf.data pipeline: order -> raw records -> decode and augment in parallel -> uint8 batches.
 
-Nothing here has state: the batch of a step is a pure function of (seed, step), so a run resumes by starting at a step.
+Nothing here has state: the batch of a step is a pure function of (seed, step), up to the rounding of another CPU. So a
+run resumes by starting at a step.
 """
 
 import collections

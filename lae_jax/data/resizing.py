@@ -46,15 +46,21 @@ def _canvases(size: int, method: str) -> list[int]:
 def _branches(size: int, method: str) -> list[tf.types.experimental.ConcreteFunction]:
     """One for each reach, and one for what is larger: traced once, whatever graph or loop asks for them."""
     ways = [functools.partial(_compiled, size=size, canvas=n, method=method) for n in _canvases(size, method)]
-    ways += [functools.partial(_by_kernels, size=size, method=method)]
+    ways += [functools.partial(_by_kernels, size=size, method=method, larger=True)]
     signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
     with tf.init_scope():
         return [tf.function(way, signature, autograph=False).get_concrete_function() for way in ways]
 
 
-def _by_kernels(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
+def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
+    """Args: larger: A side is known to be larger than `size`.
+
+    Branches of a case need it: called eagerly on a single core, a tf.cond inside one waits for ever.
+    """
     filtered = functools.partial(tf.image.resize, method=method, antialias=True)
-    if method == "bilinear":
+    if method == "bilinear" and larger:
+        values = filtered(image, [size, size])
+    elif method == "bilinear":
         longest = tf.reduce_max(tf.shape(image)[:2])
         # Without the filter it is three times quicker, and the same wherever the image is not larger.
         quick = functools.partial(tf.image.resize, image, [size, size])

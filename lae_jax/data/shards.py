@@ -1,5 +1,6 @@
 """Writes the shards of a prepared data set: each is a pure function of (source, recipe, shard number).
 
+On another CPU the crops of photographs may differ by a grey level (docs/results.md, "promises and tolerances").
 Shard i holds the source rows i*n/N up to (i+1)*n/N, so a rejected image shortens its own shard and moves nothing else.
 Processes, machines (beam.py) and starting again after a kill are three ways to call `write_shard` for the shards that
 are missing; joining.py makes the data set of them. What the files are is told in records.py, which reads them.

@@ -43,9 +43,10 @@ class Plan:
 def draw_face(identity: int, age: float, seed: int, size: int = 128, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw picture `index` of a person at an age: uint8 (size, size, 3) and landmarks float32 (5, 2).
 
-    A pure function of its arguments. The landmarks are the true places, in pixels (x, y), of: the eye at the image's
-    left, the eye at its right, nose tip, mouth corner at the left, mouth corner at the right. With the same index
-    another age is the same person in the same pose and light, older or younger, and another size the same picture.
+    A pure function of its arguments, up to the rounding of another CPU. The landmarks are the true places, in pixels
+    (x, y), of: the eye at the image's left, the eye at its right, nose tip, mouth corner at the left, mouth corner at
+    the right. With the same index another age is the same person in the same pose and light, older or younger, and
+    another size the same picture.
 
     Raises:
       ValueError: an age outside 0..100, a size under 16, a negative identity, seed or index.

@@ -43,7 +43,7 @@ def by_unit(unit: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
 
 
 def replicates(sums: np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.ndarray:
-    """Sums (U, M) of the units -> (count, M) of units that were drawn with replacement, the same for the same seed."""
+    """Sums (U, M) of the units -> (count, M) of units that were drawn with replacement; the seed decides which."""
     rng, number = np.random.default_rng(seed), len(sums)
     single = sums.astype(np.float32)  # the replicates scatter by far more than it rounds
     parts = []
