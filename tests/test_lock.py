@@ -55,7 +55,7 @@ def test_where_the_file_system_knows_no_locks_there_are_stamps(tmp_path, monkeyp
 
 def test_stamps_in_a_bucket(tmp_path):
     folder = epath.Path(tmp_path)
-    with lock._stamped(folder, seconds=0.05), pytest.raises(FolderInUse), lock._stamped(folder, seconds=0.1):
+    with lock._stamped(folder, seconds=0.2), pytest.raises(FolderInUse), lock._stamped(folder, seconds=0.6):
         pass
     assert not (folder / lock.NAME).exists()
     # A stamp that nobody writes any more is taken over.

@@ -176,7 +176,7 @@ def poll(ask, wanted, times=1500):
 
 
 def test_slow_clients_stop_nobody_and_are_sent_away(monkeypatch):
-    monkeypatch.setattr(listen, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(listen, "HEADER_SECONDS", 2.0)
     body, kind = served.multipart({"a.png": served.crop(0)})
     with served.serving(served.aligned(served.stand_in([]), requests=3, upload_seconds=6.0)) as address:
         silent = [served.begun(address, b"GET / HT") for _ in range(20)]
