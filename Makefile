@@ -42,7 +42,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(PYTEST) -rs
+	$(PYTEST) -rs --ignore tests/browser
 
 # Tests of numbers that must hold on any CPU. This CPU stands in for others: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.

@@ -136,7 +136,7 @@ def full_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     for number in range(rounds):
         workdir = bench.folder / f"full{number}"
         places = PAIR if number % 3 == 2 else {}
-        more = {"async_save": bool(number % 2), "log_steps": 1000, "epochs": 200.0}
+        more = {"async_save": number % 2 == 0, "log_steps": 1000, "epochs": 200.0}
         with bench.start(workdir, **places, flags=SHORT_HEARTBEAT, **more) as started:
             one, victim = started[0], started[rng.integers(len(started))]
             until = SAVE_STEPS * int(rng.integers(1, 10))

@@ -10,7 +10,7 @@ ROUNDS = {
     "killed": 1,
     "stopped": 1,
     "frozen": 1,
-    "full_disk": 2,
+    "full_disk": 1,
     "damaged": 4,
     "damaged_shard": 5,
     "one_nan": 1,
