@@ -223,7 +223,11 @@ def _start_worker(rows) -> None:
     _rows_done = rows
     # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker has one core, also in what its libraries do.
+    _take_one_thread()
+
+
+def _take_one_thread() -> None:
+    """One core for TensorFlow's operations too, before it starts: on some CPUs its sums depend on the threads."""
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
 
 
@@ -236,6 +240,7 @@ def _write_in_worker(task: shards.ShardTask) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    _take_one_thread()  # so that one worker, which is this process, makes the bytes that several make
     args = parse_args(argv)
     manifest = prepare(args)
     rows = [(name, count) for name, count in manifest["splits"].items()]

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from lae_jax import prepare
@@ -106,6 +109,17 @@ def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
         for one, two in zip(alone, together[2 + number], strict=True):
             difference = np.abs(np.asarray(one.image, int) - np.asarray(two.image, int)).max(axis=2)
             assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
+
+
+def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
+    made = []
+    for workers in "12":
+        out = tmp_path / workers
+        words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--shards", "2", "--size", "96"]
+        command = [sys.executable, "-m", "lae_jax.prepare", *words, "--workers", workers, "--out", str(out)]
+        subprocess.run([*command, "--split", "1:1"], cwd=ROOT, timeout=300, check=True, capture_output=True)
+        made.append([path.read_bytes() for path in sorted(out.glob("*array_record*"))])
+    assert len(made[0]) == 2 and made[0] == made[1]
 
 
 def test_a_contract_gives_its_recipe_again():
