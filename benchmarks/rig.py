@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -16,14 +17,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, cpu, prepare, seals
-from lae_jax.configs import represent
+from lae_jax import checkpoints, prepare, seals
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAVE_STEPS = 3
-PAIR = {"processes": 2, "devices": 4}
-# Models here are tiny: the time goes into compiling, not into running.
-QUICK_COMPILE = cpu.quick_compilation()
+PAIR = {"processes": 2, "devices": 8}
 TIMEOUT = 300
 
 
@@ -42,6 +40,7 @@ class Bench:
 
     folder: pathlib.Path
     steps: int = 30
+    whole_pair: bool = True  # see hold_like_whole
 
     @property
     def data(self) -> pathlib.Path:
@@ -70,22 +69,24 @@ class Bench:
             **more,
         }
 
-    def config(self, workdir: pathlib.Path, **more):
+    def config(self, workdir: pathlib.Path, stage: str = "represent", **more):
         """For a run in this process."""
-        config = represent.get_config()
+        config = importlib.import_module(f"lae_jax.configs.{stage}").get_config()
         config.update_from_flattened_dict(self.fields(workdir, **more))
         return config
 
     @contextlib.contextmanager
-    def start(self, workdir: pathlib.Path, processes: int = 1, devices: int = 8, flags=(), **more):
-        """A run in one or more processes of `devices` devices in all; whatever is left of them ends with the block."""
+    def start(self, workdir: pathlib.Path, processes=1, devices=8, flags=(), stage="represent", **more):
+        """A run in one or more processes of `devices` devices in all; whatever is left of them ends with the block.
+
+        They have the XLA_FLAGS of this process.
+        """
         words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
         words += [f"--devices={devices // processes}", *flags]
         if processes > 1:
             words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}"]
         environment = {
             **os.environ,
-            "XLA_FLAGS": QUICK_COMPILE,
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_ENABLE_X64": str(more.get("model.dtype") == "float64").lower(),
@@ -94,7 +95,7 @@ class Bench:
         try:
             for i in range(processes):
                 log = workdir.parent / f"{workdir.name}.log{i}"
-                command = [sys.executable, "-m", "lae_jax.main", "--config", "represent", *words]
+                command = [sys.executable, "-m", "lae_jax.main", "--config", stage, *words]
                 # Through another process: a limit on this one's files must not cut its words short.
                 with open(log, "wb") as file:
                     writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
@@ -116,6 +117,16 @@ class Bench:
         if not workdir.exists():
             self.run(workdir, processes=processes, devices=devices)
         return workdir
+
+    def hold_like_whole(self, workdir: pathlib.Path, processes: int, devices: int) -> None:
+        """Checks that a run in which something happened ended bitwise equal to the whole one on the same devices; or a
+        pair of processes, without `whole_pair`, close to the whole run of one process, which other faults need too."""
+        if processes == 1 or self.whole_pair:
+            hold_equal(self.whole(processes, devices), workdir, self.steps)
+            return
+        one, two = leaves(self.whole(1, devices), self.steps), leaves(workdir, self.steps)
+        worst = max(distance(one, two, part) for part in ("params", "batch_stats"))
+        hold(worst < 1e-3, f"{workdir} is {worst:.1e} away from one process")
 
     def run(self, workdir: pathlib.Path, **more) -> None:
         """Runs to the end, with status 0."""
@@ -198,9 +209,10 @@ def leaves(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def validation_scores(workdir: pathlib.Path) -> list[dict]:
+def told(workdir: pathlib.Path, kind: str) -> list[dict]:
+    """The lines of metrics.jsonl of a kind, 'train' or 'validation'."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "validation"]
+    return [row for row in rows if row["kind"] == kind]
 
 
 def hold_equal(one: pathlib.Path, two: pathlib.Path, step: int) -> None:
@@ -208,7 +220,7 @@ def hold_equal(one: pathlib.Path, two: pathlib.Path, step: int) -> None:
     a, b = leaves(one, step), leaves(two, step)
     differing = [name for name in a if a[name].tobytes() != b[name].tobytes()]
     hold(a.keys() == b.keys() and not differing, f"{two} differs from {one} in {differing[:3]}")
-    hold(validation_scores(one) == validation_scores(two), f"the scores of {two} differ from those of {one}")
+    hold(told(one, "validation") == told(two, "validation"), f"the scores of {two} differ from those of {one}")
 
 
 def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray], part: str) -> float:

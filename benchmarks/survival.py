@@ -28,19 +28,18 @@ import numpy as np
 
 from benchmarks.rig import (
     PAIR,
-    QUICK_COMPILE,
     SAVE_STEPS,
     Bench,
     Broken,
     distance,
     hold,
-    hold_equal,
     leaves,
     logged_steps,
     newest_whole,
     saving,
+    told,
 )
-from lae_jax import checkpoints, train
+from lae_jax import checkpoints, cpu, train
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
 
@@ -51,7 +50,7 @@ SHORT_HEARTBEAT = ["--heartbeat_seconds=10"]  # where a dead process is to be mi
 
 def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGKILL at random moments, a third of them during a save."""
-    whole, number, done, during = bench.whole(1, 8), 0, 0, 0
+    number, done, during = 0, 0, 0
     while done < rounds:
         workdir, acknowledged = bench.folder / f"killed{number}", 0
         number += 1
@@ -71,7 +70,7 @@ def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             if status:
                 found = newest_whole(workdir)
                 hold(found >= acknowledged, f"step {acknowledged} was acknowledged, {found} is there")
-        hold_equal(whole, workdir, bench.steps)
+        bench.hold_like_whole(workdir, 1, 8)
         left = [path.name for path in (workdir / checkpoints.FOLDER).iterdir() if not path.name.isdigit()]
         hold(not left and not list((workdir / checkpoints.FOLDER).rglob("*tmp*")), f"left behind: {left}")
     return f"{number} runs ended bitwise equal; {during} kills during a save"
@@ -79,7 +78,7 @@ def killed(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 
 def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGTERM to one of two processes."""
-    whole, at = bench.whole(**PAIR), []
+    at = []
     for number in range(rounds):
         workdir = bench.folder / f"stopped{number}"
         with bench.start(workdir, **PAIR) as pair:
@@ -87,19 +86,19 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[rng.integers(2)].process.send_signal(signal.SIGTERM)
             statuses = [one.ends() for one in pair]
-            told = [re.findall(r"is saved at step (\d+)", one.text()) for one in pair]
+            saved = [re.findall(r"is saved at step (\d+)", one.text()) for one in pair]
         hold(statuses == [Preempted.status] * 2, f"statuses {statuses}: {pair[0].text()[-2000:]}")
-        hold(told[0] == told[1] and len(told[0]) == 1, f"saved at {told}")
-        hold(newest_whole(workdir) == int(told[0][0]), "the step that was told is not the newest")
+        hold(saved[0] == saved[1] and len(saved[0]) == 1, f"saved at {saved}")
+        hold(newest_whole(workdir) == int(saved[0][0]), "the step that was told is not the newest")
         bench.run(workdir, **PAIR)
-        hold_equal(whole, workdir, bench.steps)
-        at.append(told[0][0])
+        bench.hold_like_whole(workdir, **PAIR)
+        at.append(saved[0][0])
     return f"saved at steps {', '.join(at)}"
 
 
 def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGKILL of one of two processes."""
-    whole, waited = bench.whole(**PAIR), []
+    waited = []
     for number in range(rounds):
         workdir = bench.folder / f"bereft{number}"
         with bench.start(workdir, **PAIR, flags=SHORT_HEARTBEAT) as pair:
@@ -111,16 +110,19 @@ def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             waited.append(time.monotonic() - begun)
         hold(status not in (0, Preempted.status) and waited[-1] < 60, f"status {status} after {waited[-1]:.0f} s")
         bench.run(workdir, **PAIR)
-        hold_equal(whole, workdir, bench.steps)
+        bench.hold_like_whole(workdir, **PAIR)
     return f"the other one ended after at most {max(waited):.0f} s (heartbeat 10 s)"
 
 
 def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
-    """SIGSTOP of one of two processes."""
+    """SIGSTOP of one of two processes, in stage 3."""
+    alone = bench.folder / "frozen_alone"
+    stage = {"stage": "classify", "init_from": str(bench.whole(1, 8)), "optim.schedule": "constant"}
+    train.train(bench.config(alone, epochs=4.0, **stage))
     for number in range(rounds):
         workdir = bench.folder / f"frozen{number}"
         # The heartbeat's 100 s are longer; the watchdog rests until the first evaluation (step 12) is compiled.
-        with bench.start(workdir, **PAIR, stall_minutes=0.1, epochs=1000.0) as pair:
+        with bench.start(workdir, **PAIR, stall_minutes=0.1, epochs=1000.0, **stage) as pair:
             until = int(rng.integers(13, 30))
             hold(pair[0].reaches(until), pair[0].text()[-2000:])
             pair[1].process.send_signal(signal.SIGSTOP)
@@ -128,7 +130,10 @@ def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         text = pair[0].text()
         hold(status == STALLED, f"status {status}: {text[-2000:]}")
         hold("no step ended" in text and "train.py" in text, f"no stacks: {text[-2000:]}")
-    return "the watchdog of the other one ended it"
+        for kind, score in (("train", "loss"), ("validation", "mae")):
+            one, two = ([row[score] for row in told(folder, kind)] for folder in (alone, workdir))
+            hold(one and np.allclose(one, two[: len(one)], rtol=1e-3), f"{kind}: {one}, in two processes {two}")
+    return "the watchdog of the other one ended it; until then it trained like one process"
 
 
 def full_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
@@ -324,7 +329,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(FAULTS), help="names with commas between (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    os.environ["XLA_FLAGS"] = QUICK_COMPILE
+    os.environ["XLA_FLAGS"] = cpu.quick_compilation()  # tiny models: the time goes into compiling
     logging.getLogger("lae_jax").setLevel(logging.CRITICAL)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)

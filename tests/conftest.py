@@ -1,27 +1,15 @@
 """Eight simulated devices, quick compilation, a compile cache shared by all tests, and a small prepared data set."""
 
+import gc
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What this was started with: pytest's workers inherit what is added below.
-os.environ["XLA_FLAGS"] = os.environ.setdefault("XLA_FLAGS_AT_START", os.environ.get("XLA_FLAGS", ""))
+import filelock
+import pytest
 
 from lae_jax import cpu
-from lae_jax.data.tensorflow import tf
-
-# TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
-tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
-# JAX's does not, unless it is told to (make test-portable): models here are tiny, so that the time goes into compiling
-# them, not into running.
-if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {cpu.quick_compilation()}".strip()
-
-import filelock
-import jax
-import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -37,10 +25,31 @@ QUICK |= {"phash", "pillow_ops", "pipeline", "sampling", "shards", "splits", "st
 SLOW = {"evaluate", "export", "faults", "head_methods", "head_training", "longtail", "models", "predict", "pretrained"}
 SLOW |= {"records", "serve", "train", "words"}
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What this was started with: pytest's workers inherit what is added below.
+os.environ["XLA_FLAGS"] = os.environ.setdefault("XLA_FLAGS_AT_START", os.environ.get("XLA_FLAGS", ""))
+
+
+def pytest_configure(config):
+    """Before the tests are imported, in every process that runs some."""
+    if config.getoption("numprocesses") and not hasattr(config, "workerinput"):
+        return  # pytest's workers run them
+    # Tracing makes many objects that live on: looking at all of them so often takes a twentieth of the time.
+    gc.set_threshold(10_000)
+    from lae_jax.data.tensorflow import tf
+
+    # TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
+    tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
+    # JAX's does not, unless it is told to (make test-portable): models here are tiny, so that the time goes into
+    # compiling them, not into running.
+    if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {cpu.quick_compilation()}".strip()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_modifyitems(items):

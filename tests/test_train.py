@@ -4,13 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import CACHE, ROOT
 
 from lae_jax import checkpoints, lock, runs, steps, train, watch
 from lae_jax.data import records
@@ -347,42 +344,3 @@ def test_the_selecting_score_is_settled_by_the_groups_that_are_there():
     assert stages.CLASSIFY.select(ages) == "mae_plus_sigma"
     assert stages.CLASSIFY.select(ages[1:]) == "mean_group_mae"
     assert stages.REPRESENT.select(ages) == "mae" and stages.PRETRAIN.select(np.array(["a", "a", "b"])) is None
-
-
-_WORKER = """
-import sys, jax
-jax.config.update('jax_platforms', 'cpu')
-jax.config.update('jax_num_cpu_devices', 4)
-jax.config.update('jax_compilation_cache_dir', sys.argv[3])
-from lae_jax import runs, train
-jax.distributed.initialize('localhost:' + sys.argv[1], 2, int(sys.argv[2]))
-import json
-train.train(runs.from_json(json.load(open(sys.argv[4]))))
-"""
-
-
-def test_two_processes_of_four_devices_start_from_stage_2_and_train_like_one_of_eight(small_config, trained, tmp_path):
-    """Stage 3; stage 2 is tested in test_faults.py."""
-    import socket
-
-    config, alone = small_config("classify"), trained("classify")
-    config.init_from = str(trained("represent"))
-    (tmp_path / "config.json").write_text(json.dumps(runs.as_json(config)))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, port, str(i), str(CACHE), str(tmp_path / "config.json")],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    a, b = leaves(alone, 3), leaves(config.workdir, 3)
-    for name in a:
-        if "params" in name or "batch_stats" in name:
-            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-6, err_msg=name)
-    mae = [lines(workdir, "validation")[0]["mae"] for workdir in (alone, config.workdir)]
-    np.testing.assert_allclose(*mae, rtol=1e-4)
