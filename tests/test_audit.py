@@ -82,9 +82,17 @@ def test_a_split_that_is_made_here_keeps_nearly_the_same_pictures_together(faces
     assert any({"0.jpg", "again.jpg", "same.jpg"} <= side for side in sides)
 
 
-def test_people_without_ages_are_audited(faces, tmp_path):
+@pytest.fixture
+def program(monkeypatch):
+    """`prepare` as a program, whose settings for TensorFlow end with the test."""
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.setenv(name, "1")
+    return prepare.main
+
+
+def test_people_without_ages_are_audited(faces, tmp_path, program):
     (tmp_path / "people.csv").write_text("path,identity\n" + "".join(f"{i}.jpg,anna{i // 2}\n" for i in range(8)))
-    prepare.main(planted.words(tmp_path / "people.csv", faces, tmp_path / "out"))
+    program(planted.words(tmp_path / "people.csv", faces, tmp_path / "out"))
     assert "identity_unknown" not in findings(tmp_path / "out")
 
 
@@ -214,12 +222,12 @@ def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, c
         audit.parse_args([str(out), str(out)])
 
 
-def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, capsys):
+def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, capsys, program):
     lines = "".join(f"{name},{age},{split}\n" for name, age, split in [
         ("0.jpg", 5, "train"), ("again.jpg", 5, "train"), ("2.jpg", 7, "validation"), ("same.jpg", 5, "validation"),
     ])  # fmt: skip
     (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
-    prepare.main(planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"))
+    program(planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"))
     told = capsys.readouterr().out
     assert "leak: 1 of 2 images of validation" in told
     # 0.jpg, whose other copy is validated on.

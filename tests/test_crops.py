@@ -112,14 +112,14 @@ def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
 
 
 def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
-    made = []
-    for workers in "12":
-        out = tmp_path / workers
-        words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--shards", "2", "--size", "96"]
-        command = [sys.executable, "-m", "lae_jax.prepare", *words, "--workers", workers, "--out", str(out)]
-        subprocess.run([*command, "--split", "1:1"], cwd=ROOT, timeout=300, check=True, capture_output=True)
-        made.append([path.read_bytes() for path in sorted(out.glob("*array_record*"))])
-    assert len(made[0]) == 2 and made[0] == made[1]
+    words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--shards", "2", "--size", "96"]
+    alone, together = ([*words, "--split", "1:1", "--workers", n, "--out", str(tmp_path / n)] for n in "12")
+    # A worker alone is the program's own process; of several, each is one that this one starts.
+    command = [sys.executable, "-m", "lae_jax.prepare", *alone]
+    subprocess.run(command, cwd=ROOT, timeout=300, check=True, capture_output=True)
+    prepare.prepare(prepare.parse_args(together))
+    one, two = ([path.read_bytes() for path in sorted((tmp_path / n).glob("*array_record*"))] for n in "12")
+    assert len(one) == 2 and one == two
 
 
 def test_a_contract_gives_its_recipe_again():

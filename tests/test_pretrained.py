@@ -1,5 +1,6 @@
 """Published layouts: features equal those of the networks that they are of; and what a run does with such weights."""
 
+import functools
 import io
 import json
 import logging
@@ -50,20 +51,26 @@ def resnet18(tmp_path_factory):
     return path, state, images, foreign.resnet_features(18, state, images)
 
 
+@pytest.fixture(scope="module")
+def read(keras_files):
+    """name of a file -> what is read of it, once."""
+    return functools.cache(lambda name: pretrained.read(keras_files[0] / name, S))
+
+
 def equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-def test_features_of_every_efficientnet_file_equal_those_of_keras(keras_files):
-    folder, theirs = keras_files
-    weights = pretrained.read(folder / "plain.keras", S)
+def test_features_of_every_efficientnet_file_equal_those_of_keras(keras_files, read):
+    _, theirs = keras_files
+    weights = read("plain.keras")
     mean, std = map(np.array, weights.statistics)
     # The statistics are right as well: Keras saw pixels, and normalises inside.
     ours = foreign.our_features(S, weights.variables, (PIXELS / 255 - mean) / std)
     assert foreign.relative_error(ours, theirs) < 1e-10
     for name in ("model.weights.h5", "legacy.h5", "wrapped.keras", "timm.safetensors"):
-        assert equal(pretrained.load(folder / name, S), weights.variables), name
+        assert equal(read(name).variables, weights.variables), name
     expected = models.initialise(models.create(S, 0), 32, 0)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), weights.variables) == jax.tree.map(
         lambda a: (a.shape, a.dtype), expected
@@ -76,20 +83,19 @@ def test_features_of_a_resnet_equal_torchvisions(resnet18):
     assert foreign.relative_error(ours, theirs) < 1e-10
 
 
-def test_statistics_are_those_that_the_weights_were_trained_with(keras_files, resnet18):
-    folder, _ = keras_files
+def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18):
     for name in ("plain.keras", "legacy.h5", "model.weights.h5"):
-        assert np.allclose(pretrained.read(folder / name, S).statistics, 128 / 255, rtol=1e-12)
-    assert pretrained.read(folder / "timm.safetensors", S).statistics == ((0.5,) * 3, (0.5,) * 3)
+        assert np.allclose(read(name).statistics, 128 / 255, rtol=1e-12)
+    assert read("timm.safetensors").statistics == ((0.5,) * 3, (0.5,) * 3)
     assert pretrained.read(resnet18[0], "resnet18").statistics == pretrained_names.IMAGENET
 
-    mean, std = map(np.array, pretrained.read(folder / "wrapped.keras", S).statistics)
+    mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
     inside = (2 * inside + 3) / 128 - 1
     np.testing.assert_allclose((PIXELS / 255 - mean) / std, inside, rtol=1e-9, atol=1e-12)
 
 
-def test_layers_without_names_are_found_by_their_order(keras_files, tmp_path):
+def test_layers_without_names_are_found_by_their_order(keras_files, read, tmp_path):
     """As Keras 3.0 and tf.keras 2.12 saved them."""
     folder, _ = keras_files
     path = tmp_path / "nameless.keras"
@@ -102,7 +108,7 @@ def test_layers_without_names_are_found_by_their_order(keras_files, tmp_path):
                 file[name].attrs.pop("name")
         stripped.writestr("model.weights.h5", weights.getvalue())
         stripped.writestr("config.json", archive.read("config.json"))
-    assert equal(pretrained.load(path, S), pretrained.load(folder / "plain.keras", S))
+    assert equal(pretrained.load(path, S), read("plain.keras").variables)
     (tmp_path / "nameless.weights.h5").write_bytes(weights.getvalue())
     with pytest.raises(InputError, match="does not name its layers, as older releases of Keras"):
         pretrained.load(tmp_path / "nameless.weights.h5", S)
