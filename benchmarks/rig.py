@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, prepare, seals
+from lae_jax import checkpoints, cpu, prepare, seals
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAVE_STEPS = 3
@@ -79,7 +79,8 @@ class Bench:
     def start(self, workdir: pathlib.Path, processes=1, devices=8, flags=(), stage="represent", **more):
         """A run in one or more processes of `devices` devices in all; whatever is left of them ends with the block.
 
-        They have the XLA_FLAGS of this process.
+        They have the XLA_FLAGS of this process, and compile quickly: of two that share few cores, one waits for the
+        other for at most 30 seconds (Gloo).
         """
         words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
         words += [f"--devices={devices // processes}", *flags]
@@ -87,6 +88,7 @@ class Bench:
             words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}"]
         environment = {
             **os.environ,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {cpu.quick_compilation()}".strip(),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_ENABLE_X64": str(more.get("model.dtype") == "float64").lower(),
