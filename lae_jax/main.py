@@ -185,7 +185,8 @@ def _tell(summary: dict, workdir: str) -> None:
 
 def main(argv: list[str], signals: watch.Signals) -> None:
     if len(argv) > 1:
-        raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
+        words = " ".join(argv[1:])
+        raise InputError(f"unexpected words on the command line: {words}; a config is named by --config {argv[1]}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
     from lae_jax import tracing
@@ -216,7 +217,8 @@ def find_shipped_config(argv: list[str]) -> list[str]:
             found = shipped / (pathlib.Path(file).name.removesuffix(".py") + ".py")
             if not found.exists():
                 known = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in ("common", "__init__"))
-                raise InputError(f"--config {file}: no such file, and no config of the package ({', '.join(known)})")
+                told = unknown("config of the package", found.stem, known)
+                raise InputError(f"--config {file}: no such file, and {told}")
             argv[place] = f"{flag}={found}{colon}{row}" if place == i else f"{found}{colon}{row}"
     return argv
 

@@ -62,7 +62,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: tra
         if done:
             summary = files.read_json(workdir / "summary.json")
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
-                logger.info("%s is done", workdir)
+                logger.info("%s is done; to train anew, name another workdir or remove this one", workdir)
                 return summary
             logger.warning("%s was done, but the checkpoint that it kept is lost: it goes on from the rest", workdir)
         resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
@@ -93,10 +93,10 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: tra
                     }
                 files.write_json(workdir / "provenance.json", provenance)
             logger.info(
-                "batches of %d images, %d a device; %d steps an epoch, %d in all",
+                "batches of %d images, %d a device; %s an epoch, %d in all",
                 config.batch_size,
                 plan.par.per_device(config.batch_size),
-                plan.steps_per_epoch,
+                console.counted(plan.steps_per_epoch, "step"),
                 plan.total_steps,
             )
             state = plan.par.place(state)

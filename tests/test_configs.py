@@ -102,7 +102,9 @@ def test_the_trained_part_of_stage_3_is_the_head():
     (["--config", "configs/table2.py:baselin"], "did you mean 'baseline'? (known: architecture, augmentation"),
     (["--config", "small:tuned", "--config.model.name=resnet50"], "unknown config field 'model' (in a recipe"),
     (["--config", "configs/submission.py"], "runs/pretrain holds no run"),
-    (["--config", "configs/nothing.py"], "no such file, and no config of the package (baseline, classify"),
+    (["--config", "configs/nothing.py"], "no such file, and unknown config of the package 'nothing' (known: "),
+    (["--config", "configs/smal.py:tuned"], "did you mean 'small'?"),
+    (["configs/small.py:tuned"], "a config is named by --config configs/small.py:tuned"),
     (["--config", "configs/represent.py", "--processes=2"], "need --coordinator"),
     ([], "name a config"),
 ])  # fmt: skip
@@ -133,5 +135,5 @@ def test_help_lists_the_flags(monkeypatch, capsys):
 def test_a_shipped_config_is_found_by_its_name():
     found = main.find_shipped_config(["main", "--config", "represent", "--config=table2.py:baseline"])
     assert found[2].endswith("configs/represent.py") and found[3].endswith("configs/table2.py:baseline")
-    with pytest.raises(InputError, match="no config of the package"):
+    with pytest.raises(InputError, match="unknown config of the package"):
         main.find_shipped_config(["main", "--config=nothing"])

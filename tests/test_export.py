@@ -191,6 +191,10 @@ def test_an_export_says_what_it_is(run, exported, drawn):
     nobody = model_card.write(content, checkpoints.load_run(run).meta, [], [unnamed], data)
     assert "whom it was trained on: unknown, since nobody says who they are" in nobody
     assert "not split by identity" not in nobody
+    # An evaluation of the validation split counted its people; and the only checkpoint was not chosen.
+    counted = {**test, "split": "validation", "same_people_on_both_sides": 0}
+    card = model_card.write(content, checkpoints.load_run(run).meta, [], [counted], {**data, "protocol": "column"})
+    assert "not split by identity" not in card and "was chosen by" not in card
 
 
 def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):

@@ -139,7 +139,12 @@ def test_a_command_that_found_nothing_leaves_nothing_in_the_way(source, tmp_path
     with pytest.raises(InputError, match="none of .* images can be used .*file not found.*--images"):
         run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="is a folder: name its CSV, or take --reader folders"):
+        run(tmp_path / "out", "--source", source.parent)
     run(tmp_path / "out", "--source", source)
+    fewer = make_source(tmp_path / "fewer", [(f"{i}.jpg", 20 + i, f"p{i // 3}") for i in range(24)])
+    with pytest.raises(InputError, match=r"another recipe \(.*source: other rows: 30 rows there, 24 now"):
+        run(tmp_path / "out", "--source", fewer)
 
 
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):

@@ -292,7 +292,7 @@ def _of_one(table: Table) -> Iterator[dict]:
         yield _finding("several_faces", "warning", len(several), message, (), examples)
     small = np.flatnonzero(table.sides < table.image_size)
     if len(small):
-        message = f"{len(small)} of {len(table.names)} images are smaller than {table.image_size} pixels"
+        message = f"{len(small)} of {len(table.names)} faces have fewer than {table.image_size} pixels in the source"
         examples = ((table.names[i], f"{table.sides[i]} pixels") for i in small)
         yield _finding("small_images", "note", len(small), message, (), examples)
     named = sum(name is not None for name in table.identities.tolist())

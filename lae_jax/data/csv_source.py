@@ -139,6 +139,8 @@ def vggface2_identity(name: str) -> str | None:
 def _read(sources: list[str], options: Options, identity_of: Callable[[str], str | None]) -> Source:
     parsed = [_split_and_path(source) for source in sources]
     for _, path in parsed:
+        if path.is_dir():
+            raise InputError(f"--source {path} is a folder: name its CSV, or take --reader folders")
         if not path.is_file():
             raise InputError(f"--source {path}: no such file")
     folders = {str(path.parent) for _, path in parsed}

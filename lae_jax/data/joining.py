@@ -50,11 +50,15 @@ def finish(
     count = sum(shard["count"] for shard in shards)
     if not count:
         told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
-        crops = "" if crop["align"] == "none" else ", say that they are face crops already with --align none"
+        mend = ["mend it"]
+        if "no face found" in told and crop["align"] != "none":
+            mend.append("say that they are face crops already with --align none")
+        if "file not found" in told or "path leads out" in told:
+            mend.append("name the folder that the paths start from with --images")
         _remove(tasks)
         raise InputError(
-            f"none of {refused} images can be used ({told}). Nothing was kept: mend it{crops}, or name the folder that"
-            " the paths start from with --images, and give the command again"
+            f"none of {refused} images can be used ({told}). Nothing was kept: {', or '.join(mend)}, and give the"
+            " command again"
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, columns_path)

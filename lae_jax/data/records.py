@@ -71,7 +71,7 @@ class Dataset:
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
         if split not in self.manifest["splits"]:
-            hint = "; config.data.train and config.data.split name the splits of a run"
+            hint = "; a run names its splits with config.data.train and config.data.split, evaluate with --split"
             if split.startswith("fold"):
                 hint = "; folds are made by prepare --folds K"
             elif any(name.startswith("fold") for name in self.manifest["splits"]):

@@ -132,7 +132,8 @@ def _table(scores: Mapping) -> str:
 def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
     parts = []
     if meta.get("scores"):
-        selected = " The checkpoint was chosen by a score on these images." * bool(meta.get("selected_by"))
+        several = meta["config"]["epochs"] > meta["config"]["eval_epochs"]
+        selected = " The checkpoint was chosen by a score on these images." * bool(meta.get("selected_by") and several)
         parts.append(f"While training, on the validation split `{meta['config']['data']['split']}`.{selected}")
         parts.append(_table(meta["scores"]))
     for report in evaluations:
@@ -169,7 +170,12 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
     if any(report.get("audit", "read") != "read" for report in evaluations):
         lines.append("- Data that it was evaluated on was not audited: whether its splits share pictures is unknown.")
-    if data.get("protocol") != "identity":
+    validation = [
+        report["same_people_on_both_sides"]
+        for report in evaluations
+        if report["same_data_as_training"] and report["split"] == meta["config"]["data"]["split"]
+    ]
+    if data.get("protocol") != "identity" and all(people is None for people in validation):
         told = "is unknown: the data was not split by identity"
         lines.append(f"- Whether people whom it was trained on are in the validation split {told}.")
     for report in evaluations:
