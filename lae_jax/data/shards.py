@@ -210,9 +210,8 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
             if "crop" in told and "crop" in before:
                 told["crop"] = f"crop: {crops.differing(before['crop'], written['crop'])}"
             if "source_sha256" in told:
-                rows = f"{before.get('source_rows')} rows there, {count} now"
-                told = {"source": f"other rows: {rows}"} | told
-                told = {key: words for key, words in told.items() if not key.startswith("source_")}
+                rest = {key: words for key, words in told.items() if not key.startswith("source_")}
+                told = {"source": f"other rows: {before.get('source_rows')} there, {count} now"} | rest
             listed = ", ".join(told.values())
             raise InputError(
                 f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
