@@ -76,7 +76,7 @@ PLANTED = ["same_file", "near_picture"]
 def told(meta, dataset, split):
     """The report's fields, its lines in red, and what the model card says."""
     report = leaks.of_evaluation(meta, dataset, split)
-    report = {"data": str(dataset.path), "protocol": "column", **report}
+    report = {"data": str(dataset.path), "same_data_as_training": False, "protocol": "column", **report}
     return report, words.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
 
 
