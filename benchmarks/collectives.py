@@ -20,8 +20,11 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable
 import jax
 import jax.numpy as jnp
 
-from lae_jax import console, parallel, runs, stages, steps
+from lae_jax import stages
 from lae_jax.configs import common
+from lae_jax.runs import build
+from lae_jax.runtime import console, parallel
+from lae_jax.train import steps
 
 STEPS = ("efficientnet_v2_m:represent", "efficientnet_v2_m:classify", "resnet18:represent")
 IMAGE_SIZE = 64
@@ -62,10 +65,10 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
     """The optimised HLO of the train step that `train` maps, and the shapes of its state."""
     config, stage = common.get_config(), stages.get(stage_name)
     config.model.name = model
-    module = runs.model(config, stage, runs.NUM_AGES)
+    module = build.model(config, stage, build.NUM_AGES)
     image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
-    tx = runs.optimiser(config, runs.schedules(config, 100, 1000), variables["params"], stage.trains)
+    tx = build.optimiser(config, build.schedules(config, 100, 1000), variables["params"], stage.trains)
     state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
     step = functools.partial(
         steps.train_step, model=module, loss=stage.loss, handed={**config.loss, "mae": 2.0}, tx=tx,

@@ -13,7 +13,8 @@ import argparse
 import json
 import time
 
-from lae_jax import cpu
+from lae_jax.runs import fields
+from lae_jax.runtime import cpu
 
 if __name__ == "__main__":
     cpu.prepare()  # as `lae_jax.evaluate` does, before the imports that start threads
@@ -22,10 +23,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, compiled, console, distributions, inputs, models, parallel, runs, stages
-from lae_jax import estimator as estimators
+from lae_jax import models, stages
 from lae_jax.configs import represent
 from lae_jax.data import pipeline, records
+from lae_jax.predict import estimator as estimators
+from lae_jax.runs import build, distributions, inputs
+from lae_jax.runtime import checkpoints, compile_cache, console, parallel
 
 
 def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Handed:
@@ -33,11 +36,11 @@ def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints
     config = represent.get_config()
     config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
     config.data.path = args.data
-    module = runs.model(config, stages.REPRESENT, runs.NUM_AGES)
+    module = build.model(config, stages.REPRESENT, build.NUM_AGES)
     meta = {
         "stage": "represent",
-        "config": runs.as_json(config),
-        "num_outputs": runs.NUM_AGES,
+        "config": fields.as_json(config),
+        "num_outputs": build.NUM_AGES,
         "crop": dataset.crop,
         "handed": {},
     }
@@ -51,11 +54,11 @@ class Sides:
     def __init__(self, args: argparse.Namespace):
         self.dataset = records.open_dataset(args.data)
         handed = untrained(args, self.dataset)
-        self.config, self.par = runs.from_json(handed.meta["config"]), parallel.Parallel()
+        self.config, self.par = fields.from_json(handed.meta["config"]), parallel.Parallel()
         estimators.load_ages = lambda *_: (handed, self.config, stages.REPRESENT)
         self.estimator = estimators.AgeEstimator.from_run("nowhere")
-        module = runs.model(self.config, stages.REPRESENT, runs.NUM_AGES)
-        self.forward = runs.forward(self.config, stages.REPRESENT, module, self.par)
+        module = build.model(self.config, stages.REPRESENT, build.NUM_AGES)
+        self.forward = build.forward(self.config, stages.REPRESENT, module, self.par)
         self.variables = self.par.place(handed.variables)
         rows = self.dataset.rows("all")
         rows = rows[~np.isnan(self.dataset.column("age")[rows])]
@@ -145,7 +148,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="at most, whole batches of them")
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
-    compiled.keep()
+    compile_cache.keep()
     found = measure(args)
     print(json.dumps(found))
     rows = [[name, f"{wall:.0f}", f"{own:.0f}"] for name, (wall, own) in found["images_per_second"].items()]

@@ -13,9 +13,12 @@ import tempfile
 import jax
 import numpy as np
 
-from lae_jax import console, estimator, exporting, models, steps
-from lae_jax.exports import folder
-from lae_jax.exports.program import Program
+from lae_jax import models
+from lae_jax.export import convert, folder
+from lae_jax.export.program import Program
+from lae_jax.runs import preprocessing
+from lae_jax.runtime import console
+from lae_jax.train import steps
 
 MODELS = ("resnet18:64", "resnet50:64", "efficientnet_v2_s:96", "efficientnet_v2_m:224")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,13 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for model in args.models:
         name, _, side = model.partition(":")
-        crops = exporting.drawn(estimator.Input(int(side)))
+        crops = convert.drawn(preprocessing.Input(int(side)))
         program = program_of(name, int(side), crops.images)
         for form in args.formats:
             with tempfile.TemporaryDirectory() as place:
                 path = pathlib.Path(place)
                 with console.progress(total=2, what=f"{model} {form}", unit="steps", leave=False) as line:
-                    made = exporting.write_model(form, path, program, crops, line)
+                    made = convert.write_model(form, path, program, crops, line)
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
             check, seconds = made["check"], made["seconds"]
             differences = (f"{check[key]:.1e}" for key in ("max_age_difference", "max_distribution_difference"))

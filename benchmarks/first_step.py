@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from lae_jax import console
+from lae_jax.runtime import console
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 3
@@ -44,14 +44,15 @@ def child(args: argparse.Namespace) -> None:
 
     import jax
 
-    from lae_jax import compiled, cpu
+    from lae_jax.runtime import compile_cache, cpu
 
-    compiled.keep()
+    compile_cache.keep()
     cpu.prepare()
-    from lae_jax import parallel, steps, train
+    from lae_jax.runtime import parallel
+    from lae_jax.train import loop, steps
 
     mark("Python, imports")
-    marked(train, "make_plan", "plan, data set")
+    marked(loop, "make_plan", "plan, data set")
     marked(steps, "create_state", "initial values")
     marked(parallel.Parallel, "place", "state on the devices")
 
@@ -81,7 +82,7 @@ def child(args: argparse.Namespace) -> None:
     config.workdir, config.data.path, config.data.split = args.workdir, args.data, ""
     config.model.name, config.data.image_size, config.batch_size = args.model, args.image_size, args.batch_size
     config.epochs = 100.0
-    train.train(config)
+    loop.train(config)
 
 
 def start(args: argparse.Namespace, folder: pathlib.Path, number: int) -> dict[str, tuple[float, float]]:

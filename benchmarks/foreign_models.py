@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from lae_jax import models
-from lae_jax.data.tensorflow import tf
+from lae_jax.faces.tensorflow import tf
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 

@@ -16,11 +16,11 @@ import tempfile
 from collections.abc import Callable
 
 from benchmarks import raw_sources
-from lae_jax import console
-from lae_jax.data import filenames, source
-from lae_jax.data.images import BadImage
-from lae_jax.data.readers import READERS, Options
-from lae_jax.errors import InputError
+from lae_jax.data.sources import filenames, interface
+from lae_jax.data.sources.readers import READERS, Options
+from lae_jax.faces.images import BadImage
+from lae_jax.runtime import console
+from lae_jax.runtime.errors import InputError
 
 _LIMITS = ["-rss_limit_mb=2048", "-timeout=10", "-max_len=65536"]
 _CHILD = """
@@ -69,16 +69,16 @@ def _names(data: bytes) -> None:
     """`data`: a path, as a file system or a CSV may give it."""
     name = os.fsdecode(data)
     for layout in (filenames.UTKFACE, filenames.FGNET, filenames.AGEDB):
-        rows = source.Rows(list(layout.words))
+        rows = interface.Rows(list(layout.words))
         try:
             age, identity, further = layout.labels(name)
             rows.add(name, age, identity, further=further)
         except BadImage as reason:
             rows.reject(name, reason)
-        rows.source(source.FileReader("."), {})
+        rows.source(interface.FileReader("."), {})
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder:
         try:
-            source.read_inside(folder, name)
+            interface.read_inside(folder, name)
         except BadImage:
             return
     raise AssertionError(f"{name!r} was read from an empty folder")

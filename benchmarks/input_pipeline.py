@@ -18,8 +18,9 @@ import sys
 
 from PIL import Image
 
-from lae_jax import console, cpu, prepare
-from lae_jax.data import synthetic
+from lae_jax.data.sources import synthetic
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime import console, cpu
 
 TUNED = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 PEERS = {

@@ -10,10 +10,10 @@ FOREVER = 1 << 40
 
 def ours(args) -> Iterator:
     """As training runs it: a prepared data set, its order, its pipeline."""
-    from lae_jax import cpu
     from lae_jax.configs import common
     from lae_jax.data import pipeline, records, sampling
     from lae_jax.data.augment import Augmentation
+    from lae_jax.runtime import cpu
 
     dataset = records.open_dataset(args.data)
     rows = dataset.rows("all")
@@ -28,7 +28,7 @@ def ours(args) -> Iterator:
 
 def limit(args) -> Iterator:
     """Decode, random patch, resize in TensorFlow's own operations, files in memory."""
-    from lae_jax.data.tensorflow import tf
+    from lae_jax.faces.tensorflow import tf
 
     encoded = [path.read_bytes() for path in sorted(pathlib.Path(args.pictures).glob("*.jpg"))]
     size = args.image_size

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides, step_variants
-from lae_jax import cpu, losses, models, optim, parallel, stages, steps
+from lae_jax import losses, models, optim, stages
+from lae_jax.runs.forward import forward_step
+from lae_jax.runtime import cpu, parallel
+from lae_jax.train import steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,7 +79,7 @@ def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.st
     constants = dict(model=model, dtype=jnp.dtype(case["dtype"]), mean=MEAN, std=STD)
     batch = par.place(make_batch(case))
     if case["mode"] == "inference":
-        step = functools.partial(steps.forward_step, output=losses.expected_age, flip=False, **constants)
+        step = functools.partial(forward_step, output=losses.expected_age, flip=False, **constants)
         arguments = par.place(variables), batch["image"]
         return functools.partial(jax.jit(par.map_forward(step)).lower, *arguments), arguments
     stage = stages.get(STAGES[case["mode"]])

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lae_jax import prepare
-from lae_jax.data import joining, readers, shards, stored
-from lae_jax.files import write_json
+from lae_jax.data import joining, shards, stored
+from lae_jax.data.sources import readers
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.files import write_json
 
 PEOPLE_OF = 100  # images a person
 

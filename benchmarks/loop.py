@@ -16,7 +16,7 @@ import pathlib
 import tempfile
 import time
 
-from lae_jax import cpu
+from lae_jax.runtime import cpu
 
 if __name__ == "__main__":
     cpu.prepare()  # as `lae_jax.main` does, before the imports that start threads
@@ -24,9 +24,14 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from lae_jax import checkpoints, compiled, console, models, prepare, runs, steps, tracing, train, watch
+from lae_jax import models
 from lae_jax.configs import represent
-from lae_jax.plan import make_plan
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runs import build
+from lae_jax.runtime import checkpoints, compile_cache, console, watch
+from lae_jax.train import loop as train
+from lae_jax.train import profiling, steps
+from lae_jax.train.plan import make_plan
 
 WARM_UP = 3  # steps of a turn before its clock starts
 
@@ -38,11 +43,11 @@ def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints
     config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
     config.batch_size, config.save_steps, config.log_steps = args.batch_size, 10**9, args.log_steps
     plan = make_plan(config)
-    module = runs.model(config, plan.stage, plan.num_outputs)
+    module = build.model(config, plan.stage, plan.num_outputs)
     variables = models.initialise(module, args.image_size, 0)
-    tx = runs.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+    tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
     state = plan.par.place(steps.create_state(variables, tx))
-    trace = tracing.Trace(plan.workdir, None, 0, plan.total_steps)
+    trace = profiling.Trace(plan.workdir, None, 0, plan.total_steps)
     return train._Loop(plan, module, tx, saved, watch.Signals(), None, trace), state
 
 
@@ -137,7 +142,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < WARM_UP + 2:
         parser.error(f"--steps {args.steps}: at least {WARM_UP + 2}, of which {WARM_UP} warm up")
-    compiled.keep()
+    compile_cache.keep()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))
     print(json.dumps(found))

@@ -17,8 +17,9 @@ import tempfile
 
 from PIL import Image
 
-from lae_jax import console, prepare
-from lae_jax.data import audits
+from lae_jax.audit import saved
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime import console
 
 _FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 _LEAKS = {"near_picture", "near_picture_ages", "same_identity", "same_file_ages"}
@@ -31,7 +32,7 @@ def audited(folder: pathlib.Path, rows: list[dict], name: str) -> tuple[list[dic
     out = folder / name
     words = ["--reader", "csv", "--source", str(table), "--images", str(folder / "images"), "--out", str(out)]
     manifest = prepare.prepare(prepare.parse_args([*words, "--align", "none", "--shards", "4"]))
-    (report,) = audits.run([out], 64)
+    (report,) = saved.run([out], 64)
     shutil.rmtree(out)
     return [finding for finding in report["findings"] if finding["kind"] in _LEAKS], manifest["left_out_of_split"]
 

@@ -20,8 +20,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from lae_jax import console, prepare
-from lae_jax.data import images, readers, shards, synthetic
+from lae_jax.data import shards
+from lae_jax.data.sources import readers, synthetic
+from lae_jax.faces import images
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime import console
 
 
 def draw(folder: pathlib.Path, count: int) -> None:

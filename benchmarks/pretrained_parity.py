@@ -18,8 +18,8 @@ import time
 import numpy as np
 
 from benchmarks import foreign_models as foreign
-from lae_jax import console
 from lae_jax.models import pretrained
+from lae_jax.runtime import console
 
 NAMES = [f"efficientnet_v2_{size}" for size in "sml"] + ["resnet18", "resnet50"]
 SECONDS, SIZES = 10.0, 3.0

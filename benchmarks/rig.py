@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax import checkpoints, cpu, prepare, seals
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime import checkpoints, checksums, cpu
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAVE_STEPS = 3
@@ -193,14 +194,14 @@ def saving(workdir: pathlib.Path) -> bool:
     """Whether a checkpoint is being written just now."""
     folder = workdir / checkpoints.FOLDER
     with contextlib.suppress(FileNotFoundError):
-        return any(not path.name.isdigit() or not (path / seals.NAME).exists() for path in folder.iterdir())
+        return any(not path.name.isdigit() or not (path / checksums.NAME).exists() for path in folder.iterdir())
     return False
 
 
 def newest_whole(workdir: pathlib.Path) -> int:
     """The newest checkpoint that is as it was sealed, without changing anything; 0 if there is none."""
     folders = [path for path in (workdir / checkpoints.FOLDER).glob("*") if path.name.isdigit()]
-    whole = [path for path in map(epath.Path, folders) if seals.is_sealed(path) and seals.damage(path) is None]
+    whole = [path for path in map(epath.Path, folders) if checksums.is_sealed(path) and checksums.damage(path) is None]
     return max((int(path.name) for path in whole), default=0)
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from lae_jax import console
-from lae_jax.data import synthetic
+from lae_jax.data.sources import synthetic
+from lae_jax.runtime import console
 
 OUT = pathlib.Path("build/serve_load")
 SIDES = {"batched": 32, "one by one": 1}
@@ -52,8 +52,9 @@ def photographs() -> list[bytes]:
 
 def small_run(folder: pathlib.Path) -> pathlib.Path:
     """A run of little worth, on crops that were cut from drawn photographs: what is measured is the server."""
-    from lae_jax import prepare, train
     from lae_jax.configs import represent
+    from lae_jax.prepare import __main__ as prepare
+    from lae_jax.train import loop
 
     if (folder / "run" / "summary.json").exists():
         return folder / "run"
@@ -68,7 +69,7 @@ def small_run(folder: pathlib.Path) -> pathlib.Path:
     c = represent.get_config()
     c.workdir, c.data.path, c.data.image_size = str(folder / "run"), str(folder / "data"), 64
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "resnet18", 8, 8, 1.0
-    train.train(c)
+    loop.train(c)
     return folder / "run"
 
 

@@ -39,9 +39,10 @@ from benchmarks.rig import (
     saving,
     told,
 )
-from lae_jax import checkpoints, cpu, train
 from lae_jax.data import pipeline, records, sampling
-from lae_jax.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
+from lae_jax.runtime import checkpoints, cpu
+from lae_jax.runtime.errors import STALLED, Diverged, InputError, Preempted, SaveFailed
+from lae_jax.train import loop
 
 SHORT_HEARTBEAT = ["--heartbeat_seconds=10"]  # where a dead process is to be missed; 100 s otherwise
 
@@ -118,7 +119,7 @@ def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """SIGSTOP of one of two processes, in stage 3."""
     alone = bench.folder / "frozen_alone"
     stage = {"stage": "classify", "init_from": str(bench.whole(1, 8)), "optim.schedule": "constant"}
-    train.train(bench.config(alone, epochs=4.0, **stage))
+    loop.train(bench.config(alone, epochs=4.0, **stage))
     for number in range(rounds):
         workdir = bench.folder / f"frozen{number}"
         # The heartbeat's 100 s are longer; the watchdog rests until the first evaluation (step 12) is compiled.
@@ -129,7 +130,7 @@ def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             status = pair[0].ends()
         text = pair[0].text()
         hold(status == STALLED, f"status {status}: {text[-2000:]}")
-        hold("no step ended" in text and "train.py" in text, f"no stacks: {text[-2000:]}")
+        hold("no step ended" in text and "loop.py" in text, f"no stacks: {text[-2000:]}")
         for kind, score in (("train", "loss"), ("validation", "mae")):
             one, two = ([row[score] for row in told(folder, kind)] for folder in (alone, workdir))
             hold(one and np.allclose(one, two[: len(one)], rtol=1e-3), f"{kind}: {one}, in two processes {two}")
@@ -175,7 +176,7 @@ def damage_file(path: pathlib.Path, kind: str, rng: np.random.Generator) -> None
 def damaged(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     """One bit flipped, a file cut, emptied, deleted in the newest checkpoint."""
     whole, workdir = bench.folder / "damaged_whole", bench.folder / "damaged"
-    train.train(bench.config(whole, epochs=3.0, eval_epochs=3.0))
+    loop.train(bench.config(whole, epochs=3.0, eval_epochs=3.0))
     older, newest = sorted(int(path.name) for path in (whole / checkpoints.FOLDER).iterdir())[-2:]
     for number in range(rounds):
         shutil.rmtree(workdir, ignore_errors=True)
@@ -251,7 +252,7 @@ def one_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         workdir, bad = bench.folder / f"nan{number}", int(rng.integers(2, 9))
         config = bench.config(workdir, epochs=3.0, save_steps=1, seed=number)
         with poisoned(lambda step, bad=bad: step == bad):
-            summary = train.train(config)
+            summary = loop.train(config)
         hold(summary["bad_steps"] == 1 and summary["last_step"] == 9, f"{summary}")
         (row,) = [json.loads(line) for line in (workdir / "divergence.jsonl").read_text().splitlines()]
         dataset = records.open_dataset(bench.data)
@@ -271,7 +272,7 @@ def all_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         for _ in range(2):
             try:
                 with poisoned(lambda step, first=first: step >= first):
-                    train.train(config)
+                    loop.train(config)
             except Diverged as error:
                 hold("10 steps in a row" in str(error), str(error))
             else:

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 
 from benchmarks import sides, step_variants
-from lae_jax import console
 from lae_jax.models import BACKBONES, efficientnet_v2
+from lae_jax.runtime import console
 
 MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for first: --minutes may end them
 TIMM = {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"} | {

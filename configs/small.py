@@ -12,7 +12,7 @@ runs/<variant>/pretrain, represent and classify. What to expect is in docs/resul
 from ml_collections import ConfigDict
 
 from lae_jax.configs import common
-from lae_jax.errors import unknown
+from lae_jax.runtime.errors import unknown
 
 VARIANTS = ("small", "tuned", "yardstick", "paper_augmentation")
 

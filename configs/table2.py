@@ -19,7 +19,7 @@ comparisons of batch sizes and schedules are one override of the row `representa
 """
 
 from lae_jax.configs import baseline, classify, common, represent, submission
-from lae_jax.errors import unknown
+from lae_jax.runtime.errors import unknown
 
 
 def _architecture():

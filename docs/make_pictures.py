@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image, ImageDraw, ImageFilter
 
-from lae_jax import prepare
-from lae_jax.data import images, records, synthetic
-from lae_jax.faces import align
+from lae_jax.data import records
+from lae_jax.data.sources import synthetic
+from lae_jax.faces import align, images
+from lae_jax.prepare import __main__ as prepare
 
 matplotlib.use("Agg")
 HERE = pathlib.Path(__file__).parent

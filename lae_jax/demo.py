@@ -20,8 +20,8 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lae_jax import console, cpu, files
-from lae_jax.errors import InputError
+from lae_jax.runtime import console, cpu, files
+from lae_jax.runtime.errors import InputError
 
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
 ROWS = ("represent", "classify")
@@ -76,7 +76,7 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
 
 def estimated_minutes() -> int:
     """Estimates the demo's minutes on this machine: its time on another one, scaled by the time to draw a face."""
-    from lae_jax.data import synthetic
+    from lae_jax.data.sources import synthetic
 
     seconds = []
     for face in range(_FACES):

@@ -16,9 +16,9 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax import console, folders, watch
-from lae_jax.errors import InputError, unknown
-from lae_jax.files import is_remote
+from lae_jax.runtime import console, layout, watch
+from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
@@ -54,9 +54,9 @@ def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax import compiled, cpu, parallel
+    from lae_jax.runtime import compile_cache, cpu, parallel
 
-    compiled.keep()
+    compile_cache.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
         raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
     if COORDINATOR.value and CLUSTER.value:
@@ -131,13 +131,15 @@ def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
 
 def _train(config: ConfigDict, signals: watch.Signals, profile) -> None:
     """Trains a stage, tells its scores and writes its report."""
-    from lae_jax import parallel, reporting, train
+    from lae_jax.evaluate import results
+    from lae_jax.runtime import parallel
+    from lae_jax.train import loop
 
-    _tell(train.train(config, signals, profile), config.workdir)
+    _tell(loop.train(config, signals, profile), config.workdir)
     if parallel.on_any_host(signals.asked):
         return  # the same command, given again, writes it
     try:
-        reporting.of_run(epath.Path(config.workdir))
+        results.of_run(epath.Path(config.workdir))
     except (InputError, OSError) as error:
         logger.warning("%s is done, but its report could not be written: %s", config.workdir, error)
 
@@ -162,7 +164,7 @@ def check_paths(config: ConfigDict) -> None:
         if name not in recipe:
             continue  # an error of its own
         stage = recipe[name]
-        if (epath.Path(config.workdir) / name / folders.CONFIG).exists():
+        if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
             continue  # begun: it goes on without what it was started from, and tells itself what else it needs
         for field in ("init_from", "mae_from"):
             source = stage[field]
@@ -171,13 +173,13 @@ def check_paths(config: ConfigDict) -> None:
             follows = _FOLLOWS.get(stage.stage)
             if epath.Path(source).suffix or not follows:
                 raise InputError(f"config.{field}: there is no file or folder {source}")
-            folders.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+            layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
         if not is_remote(stage.data.path):
-            folders.require_dataset(stage.data.path)
+            layout.require_dataset(stage.data.path)
 
 
 def _tell(summary: dict, workdir: str) -> None:
-    from lae_jax import journal
+    from lae_jax.train import journal
 
     told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
     logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
@@ -189,9 +191,9 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         raise InputError(f"unexpected words on the command line: {words}; a config is named by --config {argv[1]}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
-    from lae_jax import tracing
+    from lae_jax.train import profiling
 
-    profile = tracing.parse(PROFILE.value) if PROFILE.value else None
+    profile = profiling.parse(PROFILE.value) if PROFILE.value else None
     config = CONFIG.value
     # One of several processes must not end before the others can know of it.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):

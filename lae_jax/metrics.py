@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from lae_jax.errors import InputError
+from lae_jax.runtime.errors import InputError
 
 GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
 MAX_CS = 10  # years: the cumulative score is given for 0..MAX_CS

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lae_jax.errors import InputError
+from lae_jax.runtime.errors import InputError
 
 PARTS = ("backbone", "head")  # the two top keys of every model's parameters
 

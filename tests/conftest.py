@@ -9,7 +9,7 @@ from collections.abc import Callable
 import filelock
 import pytest
 
-from lae_jax import cpu
+from lae_jax.runtime import cpu
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -36,7 +36,7 @@ def pytest_configure(config):
         return  # pytest's workers run them
     # Tracing makes many objects that live on: looking at all of them so often takes a twentieth of the time.
     gc.set_threshold(10_000)
-    from lae_jax.data.tensorflow import tf
+    from lae_jax.faces.tensorflow import tf
 
     # TensorFlow's XLA reads its flags here, and optimises: what pixels become is tested in the code that users run.
     tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1))
@@ -84,7 +84,7 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn(once) -> pathlib.Path:
     """A prepared data set: 96 + 64 + 16 drawn faces of 32 px in two shards, with identities and all three splits."""
-    from lae_jax import prepare
+    from lae_jax.prepare import __main__ as prepare
 
     def make(out):
         sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
@@ -119,12 +119,12 @@ def make_config(drawn):
 def trained(once, make_config) -> Callable[[str], pathlib.Path]:
     """A function: stage name -> folder of a finished run. All tests share it: copy it before you change it. Stage 2
     starts from scratch."""
-    from lae_jax import train
+    from lae_jax.train import loop
 
     def run(stage: str) -> pathlib.Path:
         if stage == "classify":
             run("represent")
-        return once(stage, lambda folder: train.train(make_config(stage, folder.parent)))
+        return once(stage, lambda folder: loop.train(make_config(stage, folder.parent)))
 
     return run
 

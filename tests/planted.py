@@ -6,8 +6,9 @@ import shutil
 
 from PIL import Image
 
-from lae_jax import prepare
-from lae_jax.data import images, synthetic
+from lae_jax.data.sources import synthetic
+from lae_jax.faces import images
+from lae_jax.prepare import __main__ as prepare
 
 TRAIN, VALIDATION = 40, 24
 

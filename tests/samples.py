@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lae_jax.reports import scores
+from lae_jax.report import scores
 
 
 def sample(n=400, spread=5.0, seed=0, people=None, **more):

@@ -8,10 +8,10 @@ import threading
 import numpy as np
 from PIL import Image
 
-from lae_jax.estimator import AgeEstimator, Input
-from lae_jax.serving import ages, answers, app, limits, listen
+from lae_jax.predict.estimator import AgeEstimator, Input
+from lae_jax.serve import ages, app, limits, listen, schema
 
-ABOUT = answers.About(
+ABOUT = schema.About(
     model="stand-in", card="# Model card", crop={}, aligned=True, input={"image_size": 24, "resize": 0},
     temperature=1.0, versions={"lae-jax": "0"}, limits={"bytes": 1, "files": 1, "pixels": 1},
 )  # fmt: skip

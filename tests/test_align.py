@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lae_jax.data.images import BadImage
 from lae_jax.faces import align
+from lae_jax.faces.images import BadImage
 
 
 def turned(points, degrees, scale, shift):

@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 from planted import TRAIN, VALIDATION, age_of, draw, prepared
 
-from lae_jax import audit, prepare
-from lae_jax.data import auditing, audits, people, records, synthetic
-from lae_jax.errors import InputError, LeakFound
-from lae_jax.files import sha256_of
+from lae_jax.audit import __main__ as audit
+from lae_jax.audit import checks, saved
+from lae_jax.data import people, records
+from lae_jax.data.sources import synthetic
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError, LeakFound
+from lae_jax.runtime.files import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,8 @@ def rewrite(out, protocol=None, **splits):
 
 def findings(out, image_size=40):
     """{kind: finding} as they stand in audit.json."""
-    audits.run([out], image_size)
-    return {finding["kind"]: finding for finding in json.loads((out / audits.FILE).read_text())["findings"]}
+    saved.run([out], image_size)
+    return {finding["kind"]: finding for finding in json.loads((out / saved.FILE).read_text())["findings"]}
 
 
 def test_a_clean_data_set_stays_clean(faces, tmp_path, capsys):
@@ -43,7 +46,7 @@ def test_a_clean_data_set_stays_clean(faces, tmp_path, capsys):
     assert findings(out) == {}
     audit.main([str(out), "--image-size", "40"])
     assert "clean" in capsys.readouterr().out
-    pixels = np.asarray(Image.open(out / audits.PICTURE).convert("L"))
+    pixels = np.asarray(Image.open(out / saved.PICTURE).convert("L"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
 
 
@@ -137,18 +140,18 @@ def table(count, path="a", ages=None, splits=None, identities=None, **fields):
         "all_faces": False,
         "splits": splits or {"all": np.arange(count)},
     }
-    return auditing.Table(**{**given, **fields})
+    return checks.Table(**{**given, **fields})
 
 
 def kinds(*tables):
-    return [{(f["kind"], *f["splits"]) for f in found} for found in auditing.audit(tables)]
+    return [{(f["kind"], *f["splits"]) for f in found} for found in checks.audit(tables)]
 
 
 def test_folds_are_compared_with_themselves_and_not_with_each_other():
-    assert auditing.disjoint("fold0-train", "fold0-validation") and auditing.disjoint("fold0-train", "test")
-    assert auditing.disjoint("train", "test") and auditing.disjoint("validation", "test")
-    assert not auditing.disjoint("fold0-train", "fold1-validation")
-    assert not auditing.disjoint("fold0-train", "fold1-train") and not auditing.disjoint("train", "train_noisy")
+    assert checks.disjoint("fold0-train", "fold0-validation") and checks.disjoint("fold0-train", "test")
+    assert checks.disjoint("train", "test") and checks.disjoint("validation", "test")
+    assert not checks.disjoint("fold0-train", "fold1-validation")
+    assert not checks.disjoint("fold0-train", "fold1-train") and not checks.disjoint("train", "train_noisy")
     half = np.arange(200), np.arange(200, 400)
     folds = {f"fold{k}-{name}": half[k ^ (name == "train")] for k in (0, 1) for name in ("train", "validation")}
     files = np.array([f"{i}" for i in range(400)], object)
@@ -168,13 +171,13 @@ def test_data_sets_are_compared_with_each_other_by_role():
     b.sha256[7] = a.sha256[9]
     b.phash[20] = a.phash[30]
     a.ages[[9, 30]], b.ages[[7, 20]] = 10, 50
-    found_a, found_b = auditing.audit([a, b])
+    found_a, found_b = checks.audit([a, b])
     assert {f["kind"]: (f["severity"], f["count"]) for f in found_b if f["severity"] != "note"} == {
         "same_file": ("leak", 1), "near_picture": ("leak", 1), "same_identity": ("warning", 1),
         "same_file_ages": ("warning", 1), "near_picture_ages": ("warning", 1),
     }  # fmt: skip
     assert all(f["other"] == {"path": "a", "hash": "a" * 64} for f in found_b if f["severity"] == "leak")
-    assert audits.leaks(found_b, "train", "test", "a" * 64) and not audits.leaks(found_b, "train", "test")
+    assert saved.leaks(found_b, "train", "test", "a" * 64) and not saved.leaks(found_b, "train", "test")
     assert {f["kind"] for f in found_a if f["severity"] == "leak"} == {"same_file", "near_picture"}
 
 
@@ -184,7 +187,7 @@ def test_an_empty_group_small_images_and_missing_knowledge_are_said():
     sides = np.full(1000, 224)
     sides[:30] = 223
     identities = np.array([None] * 1000, object)
-    (found,) = auditing.audit([table(1000, ages=ages, splits=splits, sides=sides, identities=identities, phash=None)])
+    (found,) = checks.audit([table(1000, ages=ages, splits=splits, sides=sides, identities=identities, phash=None)])
     told = {f["kind"]: f for f in found}
     assert told["group_without_images"]["message"].startswith("test has no image of age 71-81")
     assert (told["small_images"]["count"], len(told["small_images"]["examples"])) == (30, 30)
@@ -195,15 +198,15 @@ def test_an_empty_group_small_images_and_missing_knowledge_are_said():
 def test_ages_are_heaped_where_multiples_of_5_stand_out_of_their_neighbourhood():
     counts = np.array(synthetic.MIVIA_AGE_COUNTS)
     smooth = np.repeat(np.arange(1, 82), np.maximum(counts // 50, 1)).astype(float)
-    assert auditing.heaping(smooth)[0] == pytest.approx(1, abs=0.02)
+    assert checks.heaping(smooth)[0] == pytest.approx(1, abs=0.02)
     rounded = smooth.copy()
     rounded[::4] = 5 * np.round(rounded[::4] / 5)
-    assert auditing.heaping(rounded)[0] > 1.5
+    assert checks.heaping(rounded)[0] > 1.5
     assert {kind for kind, *_ in kinds(table(len(smooth), ages=smooth))[0]} == set()
     assert ("heaped_ages",) in kinds(table(len(rounded), ages=rounded))[0]
     # A few ages, and ages of a narrow range, are no histogram.
     assert ("heaped_ages",) not in kinds(table(4, ages=np.array([20.0, 30, 40, 50])))[0]
-    assert auditing.heaping(np.repeat([20.0, 21], 500)) is None and auditing.heaping(np.zeros(0)) is None
+    assert checks.heaping(np.repeat([20.0, 21], 500)) is None and checks.heaping(np.zeros(0)) is None
 
 
 def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, capsys):
@@ -214,7 +217,7 @@ def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, c
     shard.write_bytes(content)
     with pytest.raises(InputError, match="cannot be used"):
         audit.main([str(out)])
-    (found,) = json.loads((out / audits.FILE).read_text())["findings"]
+    (found,) = json.loads((out / saved.FILE).read_text())["findings"]
     assert found["kind"] == "damaged" and shard.name in found["message"] and shard.name in capsys.readouterr().out
     with pytest.raises(InputError, match="no prepared data set"):
         audit.main([str(tmp_path)])
@@ -232,22 +235,22 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
     assert "leak: 1 of 2 images of validation" in told
     # 0.jpg, whose other copy is validated on.
     assert "0 rejected, 1 left out of the splits, being files that stand in another one (see " in told
-    assert audits.read(records.open_dataset(tmp_path / "out"))[1] == "read"
+    assert saved.read(records.open_dataset(tmp_path / "out"))[1] == "read"
 
 
 def test_an_audit_that_is_missing_stale_or_damaged_is_said_and_not_believed(faces, tmp_path, caplog):
     out = prepared(faces, tmp_path / "a", ("again.jpg", age_of(0), "validation", 0))
     dataset = records.open_dataset(out)
-    assert audits.read(dataset) == ([], "missing")
-    audits.run([out])
-    assert len(audits.read(dataset)[0]) > 1
-    report = json.loads((out / audits.FILE).read_text())
+    assert saved.read(dataset) == ([], "missing")
+    saved.run([out])
+    assert len(saved.read(dataset)[0]) > 1
+    report = json.loads((out / saved.FILE).read_text())
     for text, state in [
         (json.dumps({**report, "data_hash": "0" * 64}), "stale"), ("{", "damaged"), ("[]", "damaged"),
         (json.dumps({**report, "findings": [{"kind": "x"}]}), "damaged"),
     ]:  # fmt: skip
-        (out / audits.FILE).write_text(text)
-        assert audits.read(dataset) == ([], state)
+        (out / saved.FILE).write_text(text)
+        assert saved.read(dataset) == ([], state)
     assert "python -m lae_jax.audit" in caplog.text
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lae_jax.data import augment
 from lae_jax.data.augment import OPS, Augmentation
-from lae_jax.estimator import Input
+from lae_jax.predict.estimator import Input
 
 # Colour jitter: torchvision's functional_tensor, on levels / 255 in float64
 

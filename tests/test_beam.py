@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import prepare
-from lae_jax.errors import InputError
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None, reason="Apache Beam has its own environment: make test-beam"

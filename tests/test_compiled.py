@@ -6,7 +6,7 @@ import os
 import jax
 import pytest
 
-from lae_jax import compiled
+from lae_jax.runtime import compile_cache
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_sec
 
 
 def test_a_folder_of_the_user_alone_is_taken(untold, tmp_path):
-    compiled.keep()
+    compile_cache.keep()
     (folder,) = (tmp_path / "lae_jax").iterdir()
     assert jax.config.jax_compilation_cache_dir == str(folder) and folder.stat().st_mode & 0o777 == 0o700
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
@@ -32,24 +32,24 @@ def test_a_folder_of_the_user_alone_is_taken(untold, tmp_path):
 
 def test_a_folder_that_jax_was_told_of_stays(untold, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    compiled.keep()
+    compile_cache.keep()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
 
 
 def test_where_no_folder_can_be_made_nothing_is_kept(untold, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    compiled.keep()
+    compile_cache.keep()
     assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_what_was_not_used_for_longest_goes_first(untold, monkeypatch):
-    monkeypatch.setattr(compiled, "MAX_BYTES", 25)
-    folder = compiled.folder()
+    monkeypatch.setattr(compile_cache, "MAX_BYTES", 25)
+    folder = compile_cache.folder()
     folder.mkdir(parents=True)
     for age, name in enumerate(("new", "used", "old", "oldest")):
         (folder / name).write_bytes(bytes(10))
         os.utime(folder / name, (1e9 - age, 1e9 - age - 100 * (name == "used")))
-    compiled.keep()
+    compile_cache.keep()
     assert sorted(path.name for path in folder.iterdir()) == ["new", "used"]
 
 
@@ -57,7 +57,7 @@ def test_the_collector_rests_and_is_as_it_was_afterwards():
     for before in (True, False):
         (gc.enable if before else gc.disable)()
         try:
-            with pytest.raises(ZeroDivisionError), compiled.without_collector():
+            with pytest.raises(ZeroDivisionError), compile_cache.without_collector():
                 assert not gc.isenabled()
                 raise ZeroDivisionError
             assert gc.isenabled() == before

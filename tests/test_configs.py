@@ -14,9 +14,13 @@ from absl.testing import flagsaver
 from conftest import ROOT
 from ml_collections import ConfigDict
 
-from lae_jax import inputs, main, optim, parallel, runs, stages, steps
+from lae_jax import main, optim, stages
 from lae_jax.configs import common, small, table2
-from lae_jax.errors import InputError
+from lae_jax.runs import build as runs
+from lae_jax.runs import fields, inputs
+from lae_jax.runtime import parallel
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import steps
 
 NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
 NAMES += [f"table2:{row}" for row in table2.ROWS] + [f"small:{name}" for name in small.VARIANTS]
@@ -66,7 +70,7 @@ def test_every_config_builds_and_its_step_has_the_right_shapes(name):
         assert np.isfinite(float(schedule.rate(999)))
         optimiser = runs.optimiser(config, schedule, {"backbone": jnp.ones(1), "head": jnp.ones(1)}, ("head",))
         assert jax.tree.leaves(optimiser.init({"backbone": jnp.ones(1), "head": jnp.ones(1)}))
-        check_step(config.stage, json.dumps(runs.as_json(config.model), sort_keys=True), config.data.image_size)
+        check_step(config.stage, json.dumps(fields.as_json(config.model), sort_keys=True), config.data.image_size)
 
 
 def test_the_settings_are_the_papers():

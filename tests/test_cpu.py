@@ -10,12 +10,13 @@ import jaxlib
 import pytest
 from conftest import ROOT
 
-from lae_jax import cpu, train
+from lae_jax.runtime import cpu
+from lae_jax.train import loop
 
 CODE = """
 import resource, sys
 import numpy as np
-from lae_jax import cpu
+from lae_jax.runtime import cpu
 import jax
 jax.config.update("jax_platforms", "cpu")
 if sys.argv[1] == "kept":
@@ -71,7 +72,7 @@ def test_a_cpu_is_known_by_its_model_and_its_instructions(monkeypatch, tmp_path)
 
 STARTS = """
 import runpy, sys
-from lae_jax import cpu
+from lae_jax.runtime import cpu
 def note():
     print("late" if "pyarrow" in sys.modules else "early")
     raise SystemExit
@@ -115,11 +116,11 @@ def test_a_flag_is_set_where_all_know_it_and_once(monkeypatch):
 def test_what_is_installed_knows_the_flag():
     """An unknown one would end the process."""
     code = """
-from lae_jax import cpu
+from lae_jax.runtime import cpu
 assert cpu.spread_convolutions()
 import jax
 print(jax.jit(lambda x: x + 1)(1))
-from lae_jax.data.tensorflow import tf
+from lae_jax.faces.tensorflow import tf
 print(tf.function(lambda x: x + 1, jit_compile=True)(1).numpy())
 """
     env = {key: value for key, value in cpu.os.environ.items() if key != "XLA_FLAGS"}
@@ -147,4 +148,4 @@ def test_options_are_for_backbones_and_known_versions_on_cpus_alone(monkeypatch)
 def test_options_of_a_step_reach_the_compiler(small_config, monkeypatch):
     monkeypatch.setattr(cpu, "train_options", lambda trains: {"no_such_option": "backbone" in trains})
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_option'"):
-        train.train(small_config("represent"))
+        loop.train(small_config("represent"))

@@ -10,10 +10,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import prepare
-from lae_jax.data import audits, records, synthetic
-from lae_jax.errors import InputError
+from lae_jax.audit import saved
+from lae_jax.data import records
+from lae_jax.data.sources import synthetic
 from lae_jax.faces import align, crops
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_the_face_in_the_centre_or_all_of_them(photographs, tmp_path):
     assert every.column("faces").tolist() == [2, 2, 1]
     for dataset, count, told in ((centre, 1, "one was taken, and whether"), (every, 2, "all have its age")):
         assert dataset.manifest["several_faces"] == 1
-        (report,) = audits.run([dataset.path])
+        (report,) = saved.run([dataset.path])
         (found,) = [finding for finding in report["findings"] if finding["kind"] == "several_faces"]
         assert (found["severity"], found["count"]) == ("warning", count) and told in found["message"]
         assert found["examples"][0] == ["scene.jpg", "2 faces"] and report["image_size"] == 96

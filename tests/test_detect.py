@@ -7,9 +7,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from lae_jax.data import synthetic
-from lae_jax.errors import InputError
+from lae_jax.data.sources import synthetic
 from lae_jax.faces import detect
+from lae_jax.runtime.errors import InputError
 
 # Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
 BY_HAND = np.array([[203.3, 101], [246.5, 103], [223.5, 127], [203, 140], [244.5, 141]])

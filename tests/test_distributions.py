@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from lae_jax import distributions
+from lae_jax.runs import distributions
 
 
 def one_hot(*ages):

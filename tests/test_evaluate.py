@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lae_jax import checkpoints, evaluate, inference, inputs, metrics, parallel, reporting, runs, stages
+from lae_jax import metrics, stages
 from lae_jax.data import records
-from lae_jax.errors import InputError
-from lae_jax.reports import folders
+from lae_jax.evaluate import __main__ as evaluate
+from lae_jax.evaluate import results as reporting
+from lae_jax.report import loading
+from lae_jax.runs import build, inference, inputs
+from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     text = (folder / "report.html").read_text()
     for title in ("Decision", "Slices", "Faces"):
         assert f">{title}</h2>" in text
-    found = folders.read(folder)
+    found = loading.read(folder)
     groups = {*metrics.age_group(found.sample.ages)} - {-1}
     assert text.count("data:image/jpeg") == 3 * len(groups) and "difference to other" in text
     # All images are 32 wide: that is the spread.
@@ -110,11 +114,11 @@ def test_default_split_is_the_runs_validation_and_scores_are_the_checkpoints(run
 def test_predictions_do_not_depend_on_batch_size_or_devices(run):
     handed, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
     rows, stage = dataset.rows("validation"), stages.REPRESENT
-    module = runs.model(run, stage, 101)
+    module = build.model(run, stage, 101)
     results = []
     for devices, batch_size in [(8, 64), (8, 24), (1, 13), (2, 64)]:
         par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
-        forward = runs.forward(run, stage, module, par)
+        forward = build.forward(run, stage, module, par)
         results.append(inputs.outputs_of(run, dataset, rows, forward, par.place(handed.variables), par, batch_size))
     assert all(result.shape == rows.shape for result in results)
     for result in results[1:]:

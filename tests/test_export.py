@@ -14,11 +14,18 @@ from conftest import ROOT
 from etils import epath
 from PIL import Image
 
-from lae_jax import checkpoints, estimator, evaluate, export, exporting, models, predict, train
+from lae_jax import models
 from lae_jax.configs import common, represent
 from lae_jax.data import records
-from lae_jax.errors import ExportDiffers, InputError
-from lae_jax.exports import folder, model_card, onnx_model, program, saved_model, stablehlo
+from lae_jax.evaluate import __main__ as evaluate
+from lae_jax.export import __main__ as export
+from lae_jax.export import convert, folder, onnx_model, program, saved_model, stablehlo
+from lae_jax.predict import __main__ as predict
+from lae_jax.report import model_card
+from lae_jax.runs import calibration, lineage
+from lae_jax.runtime import checkpoints
+from lae_jax.runtime.errors import ExportDiffers, InputError
+from lae_jax.train import loop
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxruntime are not installed (the extra onnx)")
@@ -117,8 +124,8 @@ def run(drawn, tmp_path_factory):
     c.data.augment = common.augmentation("flip")
     c.model.name, c.model.dtype, c.model.hidden = "efficientnet_v2_pico", "bfloat16", 16
     c.batch_size, c.eval_batch_size, c.epochs = 32, 32, 1.0
-    train.train(c)
-    estimator.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
+    loop.train(c)
+    calibration.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
     evaluate.main(["--run", str(folder), "--split", "test"])
     return folder
 
@@ -222,17 +229,17 @@ def test_an_export_with_a_wrong_weight_is_deleted(run, form, tmp_path, monkeypat
 
     monkeypatch.setattr(folder.FORMATS[form], "write", corrupting)
     with pytest.raises(ExportDiffers, match=rf"the {form} gives ages that differ .* it was deleted") as end:
-        exporting.export(run, form, tmp_path / "out")
+        convert.export(run, form, tmp_path / "out")
     assert end.value.status == 1 and not [*tmp_path.iterdir()]
 
 
 def test_ages_that_are_not_numbers_are_a_difference(run, tmp_path, monkeypatch):
-    crops = exporting.Crops(images_of(24), "random images")
+    crops = convert.Crops(images_of(24), "random images")
     made = program_of("efficientnet_v2_pico", 24)
     nowhere = dataclasses.replace(made, mean=(float("nan"),) * 3)
     stablehlo.write(tmp_path, nowhere)
     with pytest.raises(ExportDiffers, match="nan years"):
-        exporting.compared("stablehlo", tmp_path, made, crops)
+        convert.compared("stablehlo", tmp_path, made, crops)
 
 
 def test_drawn_faces_stand_in_for_a_data_set_that_is_gone(run, monkeypatch, caplog):
@@ -240,7 +247,7 @@ def test_drawn_faces_stand_in_for_a_data_set_that_is_gone(run, monkeypatch, capl
         raise InputError("data/faces is no prepared data set")
 
     monkeypatch.setattr(records, "open_dataset", gone)
-    crops = exporting.crops_of(checkpoints.load_run(run))
+    crops = convert.crops_of(checkpoints.load_run(run))
     assert crops.images.shape == (32, 24, 24, 3) and "drawn faces" in crops.told
     assert len(np.unique(crops.images.reshape(32, -1), axis=0)) == 32
 
@@ -254,7 +261,7 @@ import sys
 for name in {[*others, "orbax", "optax", "ml_collections"]!r}:
     sys.modules[name] = None
 import numpy as np
-from lae_jax.estimator import AgeEstimator
+from lae_jax.predict import AgeEstimator
 print(AgeEstimator.from_run({str(exported(form))!r}).predict([np.full((50, 40, 3), 90, np.uint8)])[0])
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -346,7 +353,7 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "provenance.json").write_text(json.dumps({"init": recorded}))
     meta = {**handed.meta, "config": {**handed.meta["config"], "init_from": str(tmp_path / "last")}}
-    found = exporting.starts(dataclasses.replace(handed, meta=meta))
+    found = lineage.starts(dataclasses.replace(handed, meta=meta))
     assert [(start["kind"], start["from"]) for start in found] == [
         ("run", str(tmp_path / "last")),
         ("run", str(tmp_path / "middle")),
@@ -359,17 +366,17 @@ def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is there already"):
-        exporting.export(run, "stablehlo", tmp_path / "full")
+        convert.export(run, "stablehlo", tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     with pytest.raises(InputError, match="export to a local disk"):
-        exporting.export(run, "stablehlo", "gs://bucket/out")
+        convert.export(run, "stablehlo", "gs://bucket/out")
     with pytest.raises(InputError, match="has no checkpoint of step 999"):
-        exporting.export(run, "stablehlo", tmp_path / "out", step=999)
+        convert.export(run, "stablehlo", tmp_path / "out", step=999)
     with pytest.raises(InputError, match="holds no run"):
-        exporting.export(tmp_path, "stablehlo", tmp_path / "out")
+        convert.export(tmp_path, "stablehlo", tmp_path / "out")
     handed = checkpoints.load_run(run)
     other = dataclasses.replace(handed, meta={**handed.meta, "stage": "pretrain"})
     monkeypatch.setattr(checkpoints, "load_run", lambda *_: other)
     with pytest.raises(InputError, match="is a run of stage pretrain, which estimates no ages"):
-        exporting.export(run, "stablehlo", tmp_path / "out")
+        convert.export(run, "stablehlo", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import survival
-from lae_jax import seals
+from lae_jax.runtime import checksums
 
 ROUNDS = {
     "killed": 1,
@@ -32,6 +32,6 @@ def test_a_run_survives(name, bench):
 
 
 def test_the_bench_sees_what_is_broken(bench, monkeypatch):
-    monkeypatch.setattr(seals, "damage", lambda folder: None)
+    monkeypatch.setattr(checksums, "damage", lambda folder: None)
     with pytest.raises(survival.Broken, match="was taken"):
         survival.damaged(bench, 1, np.random.default_rng(0))

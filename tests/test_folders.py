@@ -2,8 +2,8 @@
 
 import pytest
 
-from lae_jax import folders
-from lae_jax.errors import InputError
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def places(tmp_path):
     ("nothing", "holds no run: make it with COMMAND"),
 ])  # fmt: skip
 def test_what_is_no_run_is_told(places, name, message):
-    folders.require_run(places / "runs" / "one")
+    layout.require_run(places / "runs" / "one")
     with pytest.raises(InputError, match=message):
-        folders.require_run(places / name, "COMMAND")
+        layout.require_run(places / name, "COMMAND")
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -47,17 +47,17 @@ def test_what_is_no_run_is_told(places, name, message):
     ("nothing", "make it with .* --out .*nothing$"),
 ])  # fmt: skip
 def test_what_is_no_data_set_is_told_and_prepare_is_advised_only_where_it_may_write(places, name, message):
-    folders.require_dataset(places / "data" / "faces")
+    layout.require_dataset(places / "data" / "faces")
     with pytest.raises(InputError, match=message):
-        folders.require_dataset(places / name)
+        layout.require_dataset(places / name)
 
 
 def test_a_data_set_is_prepared_into_an_empty_folder_or_the_one_it_was_begun_in(places):
     (places / "empty" / ".DS_Store").touch()
     (places / "killed" / "parts").mkdir(parents=True)
     for name in ("nothing", "empty", "half", "killed"):
-        folders.require_place(places / name)
+        layout.require_place(places / name)
     with pytest.raises(InputError, match="holds a run"):
-        folders.require_place(places / "runs" / "one")
+        layout.require_place(places / "runs" / "one")
     with pytest.raises(InputError, match=r"holds other files \(a\): name a new or an empty folder"):
-        folders.require_place(places / "other")
+        layout.require_place(places / "other")

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import head_losses, head_methods, head_mixing, head_training, losses
+from lae_jax import losses
 from lae_jax.configs import classify
-from lae_jax.errors import InputError
-from lae_jax.head_methods import METHODS
+from lae_jax.longtail import fitting
+from lae_jax.runtime.errors import InputError
+from lae_jax.stages import method_losses, methods, mixing
+from lae_jax.stages.methods import METHODS
 
 
 def head(seed, width=7):
@@ -25,32 +27,32 @@ def bench():
     config = classify.get_config()
     config.batch_size, config.epochs = 32, 4.0
     own = {"fc": {"kernel": np.zeros((8, 101), np.float32), "bias": np.zeros(101, np.float32)}}
-    return head_training.Bench(features[None].astype(np.float32), ages, own, 3.0, config, 0.0)
+    return fitting.Bench(features[None].astype(np.float32), ages, own, 3.0, config, 0.0)
 
 
 def test_tau_normalisation_divides_by_the_norm_to_tau():
     own, features = head(0), np.random.default_rng(1).normal(size=(5, 7))
     for tau in (0.0, 0.5, 1.0):
-        kernel = head_methods.normalised(own, own, tau)["fc"]["kernel"]
+        kernel = methods.normalised(own, own, tau)["fc"]["kernel"]
         paper = own["fc"]["kernel"] / np.linalg.norm(own["fc"]["kernel"], axis=0) ** tau
         ratio = np.asarray(kernel) / paper
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
         np.testing.assert_array_equal(np.argmax(features @ np.asarray(kernel), 1), np.argmax(features @ paper, 1))
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), np.linalg.norm(kernel, axis=0)[0], rtol=1e-5)
-    np.testing.assert_allclose(head_methods.normalised(own, own, 0.0)["fc"]["kernel"], own["fc"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(methods.normalised(own, own, 0.0)["fc"]["kernel"], own["fc"]["kernel"], rtol=1e-6)
 
 
 def test_interpolation_and_adjustment_end_in_what_they_lie_between():
     own, trained = head(0), head(1)
     for share, end in ((0.0, own), (1.0, trained)):
         np.testing.assert_allclose(
-            head_methods.interpolated(own, trained, share)["fc"]["kernel"], end["fc"]["kernel"], atol=1e-6
+            methods.interpolated(own, trained, share)["fc"]["kernel"], end["fc"]["kernel"], atol=1e-6
         )
     logits, counts = np.random.default_rng(2).normal(size=(4, 101)), np.arange(1.0, 102.0)
     handed = {"counts": jnp.asarray(counts), "smoothed": jnp.asarray(counts)}
     p = np.exp(logits) / counts**0.5
     expected = (p / p.sum(axis=1, keepdims=True)) @ np.arange(101)
-    np.testing.assert_allclose(head_methods.adjusted(logits, logits, handed, 0.5), expected, rtol=1e-5)
+    np.testing.assert_allclose(methods.adjusted(logits, logits, handed, 0.5), expected, rtol=1e-5)
 
 
 def test_routing_keeps_stage_2_where_the_ages_are_frequent():
@@ -62,9 +64,9 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
     smoothed = np.zeros(101)
     smoothed[30], smoothed[70] = 100.0, 10.0
     handed = {"smoothed": jnp.asarray(smoothed)}
-    got = head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.2)
+    got = methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.2)
     np.testing.assert_allclose(got, [25, 70], atol=1e-3)
-    np.testing.assert_allclose(head_methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
+    np.testing.assert_allclose(methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
 
 
 def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
@@ -72,8 +74,8 @@ def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
     # Each example's features say which one it is.
 
     def draw(seed):
-        partner, share = head_mixing.c_mixup(ages, head_mixing.key_of(seed, 5), 2.0)
-        return [head_mixing.mixed(x, x[partner], share) for x in (jnp.eye(4), ages)]
+        partner, share = mixing.c_mixup(ages, mixing.key_of(seed, 5), 2.0)
+        return [mixing.mixed(x, x[partner], share) for x in (jnp.eye(4), ages)]
 
     mixed, of_ages = (np.asarray(part) for part in jax.vmap(draw)(jnp.arange(400)))
     np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
@@ -97,7 +99,7 @@ def test_records_hold_together():
     assert METHODS["lae"].training == METHODS["routing"].training == METHODS["interpolation"].training
     assert METHODS["lae"].training != METHODS["lae_power"].training
     with pytest.raises(InputError, match="unknown method 'lea'; did you mean 'lae'"):
-        head_methods.get("lea")
+        methods.get("lea")
 
 
 TRAINED = {n: m for n, m in METHODS.items() if m.loss is not None and m.sets != "finish"}
@@ -107,7 +109,7 @@ MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.mix, m.sets): n f
 
 def test_every_loss_pulls_a_head_towards_the_ages():
     ages, middle = jnp.array([3.0, 20.0, 81.0]), 50.0  # of the empty head's logits
-    handed = {"mae": 2.0, "er_weight": 1.0, **head_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))}
+    handed = {"mae": 2.0, "er_weight": 1.0, **method_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))}
     handed = jax.tree.map(jnp.asarray, handed)
     for name, method in TRAINED.items():
         slope = jax.grad(lambda x, m=method: m.loss(x, ages, handed, m.settings[-1]).mean())(jnp.zeros((3, 101)))

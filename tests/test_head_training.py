@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from lae_jax import checkpoints, head_features, head_training, train
-from lae_jax.head_methods import METHODS
+from lae_jax.longtail import extraction, fitting
+from lae_jax.runtime import checkpoints
+from lae_jax.stages.methods import METHODS
+from lae_jax.train import loop
 
 
 def bare(config):
@@ -21,8 +23,8 @@ def extractor(make_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage2")
     before = bare(make_config("represent", folder))
     before.epochs = 0.4
-    train.train(before)
-    return head_features.open_run(before.workdir, before.data.path, folder / "features")
+    loop.train(before)
+    return extraction.open_run(before.workdir, before.data.path, folder / "features")
 
 
 @pytest.mark.parametrize(
@@ -42,14 +44,14 @@ def test_a_cached_head_is_that_of_a_real_stage_3(extractor, small_config, name, 
     third.init_from, third.data.split = str(extractor.handed.workdir), ""
     third.model.dropout, third.seed, third.optim.base_rate = dropout, 7, rate
     third.classify.method, third.classify.setting = name, setting
-    summary = train.train(third)
+    summary = loop.train(third)
     with checkpoints.Checkpoints(third.workdir, read_only=True) as saved:
         real = saved.arrays(summary["last_step"])["params"]["head"]
-    assert train.train(third) == summary, "what the method settled is no other config"
+    assert loop.train(third) == summary, "what the method settled is no other config"
 
     features = extractor.features("train")
     mae = extractor.handed.meta["scores"]["mae"]
-    bench = head_training.Bench(features.values, features.ages, extractor.own_head(), mae, third, dropout)
+    bench = fitting.Bench(features.values, features.ages, extractor.own_head(), mae, third, dropout)
     peak = third.optim.base_rate * third.batch_size / 256
     heads, bad = bench.train(method, [setting or 0.0] * 2, [peak / 2, peak], [3, 7])
     assert bad.shape == (2, 2) and not bad.any()

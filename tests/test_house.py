@@ -8,27 +8,32 @@ import sys
 from conftest import LONGEST, QUICK, ROOT, SLOW
 
 PACKAGE = ROOT / "lae_jax"
-DOORS = {"audit", "main", "prepare", "evaluate", "predict", "export", "longtail", "demo", "report", "serve"}
+# From the first level to the last: a file imports its own room and rooms of earlier levels, and nothing else.
 LEVELS = [
-    {"errors", "files", "folders", "compiled", "tracing", "cpu", "markdown"},
-    {"losses", "metrics", "optim", "models", "console", "parallel", "seals", "lock", "watch", "distributions"},
-    {"head_losses", "head_methods", "head_mixing"},
-    {"stages", "steps", "checkpoints", "data", "faces", "journal", "figures", "exports", "reports"},
-    {"inference", "runs", "estimator", "pretrained"},
-    {"inputs", "head_training"},
-    {"leaks"},
-    {"train", "plan", "evaluation", "predictions", "exporting", "head_features", "reporting"},
-    {"head_bench"},
-    {"head_tables", "serving"},
-    DOORS,
+    {"runtime"},
+    {"losses", "metrics", "optim", "models", "faces"},
+    {"data", "stages", "report"},
+    {"audit"},
+    {"runs"},
+    {"train", "evaluate", "export"},
+    {"prepare", "predict", "longtail"},
+    {"serve", "main", "demo"},
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+ENDINGS = ("s", "es", "er", "ers", "or", "ing", "ings", "ed", "ion", "ions", "ation")
 
 
 def modules():
+    """{full name: path}; a package stands for its __init__."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "configs" not in path.parts:
-            yield path, path.relative_to(PACKAGE).with_suffix("").parts
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "configs" not in parts:
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
 
 
 def imported(path):
@@ -37,38 +42,74 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: an import is written in full"
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def room(parts):
-    """A file of its own level inside a folder stands for itself: it reads runs, which its neighbours do not know."""
-    return "pretrained" if tuple(parts[:2]) == ("models", "pretrained") else parts[0]
+def arrows():
+    """{module: modules of this package that it imports}."""
+    graph = {}
+    for module, path in MODULES.items():
+        names = {name for name in imported(path) if name.startswith("lae_jax.")}
+        graph[module] = {name if name in MODULES else name.rpartition(".")[0] for name in names} & set(MODULES)
+    return graph
+
+
+def room(module):
+    return module.split(".")[1]
 
 
 def test_imports_go_one_way():
-    for path, parts in modules():
-        if parts == ("__init__",):
-            continue
-        for name in imported(path):
-            words = name.split(".")
-            if words[0] != "lae_jax" or len(words) < 2 or words[1] == "configs":
-                continue
-            there = room(words[1:])
-            assert there not in DOORS, f"{path} imports the door {there}"
-            if there != room(parts):
-                assert LEVEL[there] <= LEVEL[room(parts)], f"{path} (level {LEVEL[room(parts)]}) imports {name}"
+    assert {room(module) for module in MODULES if module != "lae_jax"} == set(LEVEL)
+    for module, names in arrows().items():
+        for name in names - {"lae_jax"}:
+            own = room(name) == room(module)
+            assert own or LEVEL[room(name)] < LEVEL[room(module)], f"{module} imports {name}"
+            assert not name.endswith(".__main__") and name not in ("lae_jax.main", "lae_jax.demo"), f"{module}: {name}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph, done = arrows(), set()
+
+    def walk(module, before):
+        assert module not in before, " -> ".join([*before[before.index(module) :], module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                walk(name, [*before, module])
+            done.add(module)
+
+    for module in graph:
+        walk(module, [])
+
+
+def test_the_house_is_small_enough_to_remember():
+    assert len(LEVEL) <= 20 and len(LEVELS) <= 8
+    for folder in {path.parent for path in MODULES.values()}:
+        files = [path for path in folder.iterdir() if path.is_file() and path.suffix == ".py"]
+        assert len(files) <= 15, f"{folder}: {len(files)} files"
+    for module, path in MODULES.items():
+        assert len(path.read_text().splitlines()) <= 400, module
+
+
+def test_no_two_names_are_alike():
+    """No two files or rooms have one name, or names that differ by an ending."""
+    names = [name.rpartition(".")[2] for name in MODULES if not name.endswith("__main__")]
+    assert len(names) == len({*names}), sorted(name for name in {*names} if names.count(name) > 1)
+    twins = [(name, name + ending) for name in names for ending in ENDINGS if name + ending in names]
+    twins += [(name, name[:-1] + ending) for name in names for ending in ENDINGS if name[:-1] + ending in names]
+    assert not [(a, b) for a, b in twins if a != b]
 
 
 def test_tensorflow_stays_in_its_rooms():
-    for path, parts in modules():
-        if parts[0] not in ("data", "faces") and parts != ("exports", "saved_model"):
+    for module, path in MODULES.items():
+        if module != "lae_jax" and room(module) not in ("data", "faces") and module != "lae_jax.export.saved_model":
             assert not any(name.split(".")[0].startswith("tensorflow") for name in imported(path)), path
 
 
 def test_only_one_file_names_pmap():
     uses = {
         path.name: {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
-        for path, _ in modules()
+        for path in MODULES.values()
     }
     named = [name for name, attributes in uses.items() if "pmap" in attributes]
     assert named == ["parallel.py"]
@@ -82,7 +123,12 @@ class Refuse:
         if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets', 'ml_collections'):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from lae_jax import losses, metrics, models, optim, parallel, stages, steps, inference, estimator, distributions
+from lae_jax import losses, metrics, models, optim, stages
+from lae_jax.export import program
+from lae_jax.runs import distributions, forward, inference, preprocessing
+from lae_jax.runtime import checkpoints, parallel
+from lae_jax.train import steps
+import lae_jax.predict
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

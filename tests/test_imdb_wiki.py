@@ -10,9 +10,9 @@ import pytest
 import scipy.io
 
 from benchmarks import raw_sources
-from lae_jax.data import imdb_wiki
-from lae_jax.data.readers import READERS, Options
-from lae_jax.errors import InputError
+from lae_jax.data.sources import imdb_wiki
+from lae_jax.data.sources.readers import READERS, Options
+from lae_jax.runtime.errors import InputError
 
 
 def read(path, content, images=None):

@@ -9,9 +9,10 @@ from etils import epath
 from etils.epath import backend, gpath
 from ml_collections import ConfigDict
 
-from lae_jax import files, runs
-from lae_jax.errors import InputError
-from lae_jax.journal import Journal, Lines, told
+from lae_jax.runs import build
+from lae_jax.runtime import files
+from lae_jax.runtime.errors import InputError
+from lae_jax.train.journal import Journal, Lines, told
 
 
 def metrics(loss, bad=False, in_a_row=0):
@@ -46,7 +47,7 @@ def test_lines_after_the_step_are_cut_and_so_is_half_a_line(tmp_path, remote):
 
 def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
     config = ConfigDict({"log_steps": 2, "batch_size": 4})
-    schedule = runs.Schedules(lambda step: 0.1 / (1 + step), 0.9)
+    schedule = build.Schedules(lambda step: 0.1 / (1 + step), 0.9)
     with Journal(epath.Path(tmp_path), 0, schedule, config, active=True) as journal:
         assert journal.stepped(1, metrics(8.0)) == ""
         journal.bad_step(2, metrics(float("nan"), True, 1), ["a.jpg", "b.jpg"])

@@ -26,7 +26,7 @@ from stand_ins import (
     wait_for,
 )
 
-from lae_jax import errors
+from lae_jax.runtime import errors
 
 # ---- all scripts ----
 

@@ -8,12 +8,17 @@ import planted
 import pytest
 from planted import TRAIN, age_of, draw, prepared
 
-from lae_jax import checkpoints, evaluate, leaks, main, prepare, runs, train
-from lae_jax.data import audits, records
-from lae_jax.errors import InputError
-from lae_jax.exports import model_card
-from lae_jax.plan import make_plan
-from lae_jax.reports import words
+from lae_jax import main
+from lae_jax.audit import saved
+from lae_jax.data import records
+from lae_jax.evaluate import __main__ as evaluate
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.report import model_card, wording
+from lae_jax.runs import fields, leaks
+from lae_jax.runtime import checkpoints
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import loop
+from lae_jax.train.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def faces(tmp_path_factory) -> pathlib.Path:
 def leaking(faces, tmp_path, small_config):
     """A config whose data set holds a picture that was stored again in its validation split."""
     out = prepared(faces, tmp_path / "leaking", ("again.jpg", age_of(0), "validation", 0), named=True)
-    audits.run([out])
+    saved.run([out])
     config = small_config("represent")
     config.data.path = str(out)
     return config
@@ -33,10 +38,10 @@ def leaking(faces, tmp_path, small_config):
 
 def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config, capsys):
     with pytest.raises(InputError, match=r"1 of 25 images of validation stand in train too.*--allow-leak"):
-        train.train(leaking)
+        loop.train(leaking)
     assert not pathlib.Path(leaking.workdir).exists()
     leaking.data.allow_leak = True
-    train.train(leaking)
+    loop.train(leaking)
     meta = checkpoints.load_run(leaking.workdir).meta
     assert meta["config"]["data"]["allow_leak"] and [leak["kind"] for leak in meta["leaks"]] == ["near_picture"]
     for split, expected in [("validation", ["near_picture"]), ("train", ["near_picture", "same_rows"])]:
@@ -66,8 +71,8 @@ def strangers(faces, tmp_path, small_config):
     own = records.open_dataset(config.data.path)
     rows = [(name, age_of(0), "test", 0) for name in ("same.jpg", "again.jpg")]
     other = records.open_dataset(prepared(faces, tmp_path / "other", *rows))
-    audits.run([other.path])
-    return {"config": runs.as_json(config), "data": str(own.path), "data_hash": own.hash}, other
+    saved.run([other.path])
+    return {"config": fields.as_json(config), "data": str(own.path), "data_hash": own.hash}, other
 
 
 PLANTED = ["same_file", "near_picture"]
@@ -77,7 +82,7 @@ def told(meta, dataset, split):
     """The report's fields, its lines in red, and what the model card says."""
     report = leaks.of_evaluation(meta, dataset, split)
     report = {"data": str(dataset.path), "same_data_as_training": False, "protocol": "column", **report}
-    return report, words.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
+    return report, wording.leaks(report), model_card._leaks({}, [{"split": split, "flip": False, **report}], {})
 
 
 def test_what_another_data_set_shares_with_the_trainings_is_found_by_the_evaluation(strangers):
@@ -92,14 +97,14 @@ def test_what_another_data_set_shares_with_the_trainings_is_found_by_the_evaluat
 
 def test_where_the_trainings_data_is_gone_an_audit_of_both_tells_or_nobody(strangers, tmp_path, monkeypatch):
     meta, other = strangers
-    audits.run([other.path, pathlib.Path(meta["data"])])
+    saved.run([other.path, pathlib.Path(meta["data"])])
     shutil.move(meta["data"], tmp_path / "moved")
     report, _, _ = told(meta, other, "test")
     assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == PLANTED
     # What is called alike an audit does not compare.
     for split in ("train", "all"):
         assert told(meta, other, split)[0]["not_compared"] == [{"data": meta["data"], "why": "it is not at hand"}]
-    audits.run([other.path])
+    saved.run([other.path])
     report, lines, card = told(meta, other, "test")
     assert report["leaks"] == [] and len(lines) == 1
     assert lines[0].endswith("(it is not at hand): whether they hold the same pictures is unknown")
@@ -120,7 +125,7 @@ def test_without_perceptual_hashes_only_files_are_compared_and_that_is_said(stra
     assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1]
     assert "(there are no perceptual hashes, so only files were)" in lines[-1]
     # Nor did an audit of both.
-    audits.run([other.path, pathlib.Path(meta["data"])])
+    saved.run([other.path, pathlib.Path(meta["data"])])
     shutil.rmtree(meta["data"])
     report, lines, _ = told(meta, other, "test")
     assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1] and "(it is not at hand)" in lines[-1]
@@ -174,13 +179,13 @@ def test_people_of_all_trainings_count_where_their_names_can_be_compared(faces, 
 
 def test_the_order_tells_which_data_set_a_split_is_of():
     finding = {"severity": "leak", "kind": "same_file", "splits": ["test", "train"], "other": {"hash": "a"}}
-    assert audits.leaks([finding], "test", "train", "a") and audits.leaks([finding], "test", "all", "a")
-    assert audits.leaks([finding], "all", "train", "a") and not audits.leaks([finding], "all", "test", "a")
-    assert not audits.leaks([finding], "train", "test", "a") and not audits.leaks([finding], "test", "train")
+    assert saved.leaks([finding], "test", "train", "a") and saved.leaks([finding], "test", "all", "a")
+    assert saved.leaks([finding], "all", "train", "a") and not saved.leaks([finding], "all", "test", "a")
+    assert not saved.leaks([finding], "train", "test", "a") and not saved.leaks([finding], "test", "train")
     own = {**finding, "splits": ["train", "validation"]}
     del own["other"]
-    assert audits.leaks([own], "validation", "train") and audits.leaks([own], "train", "all")
-    assert not audits.leaks([own], "train", "test")
+    assert saved.leaks([own], "validation", "train") and saved.leaks([own], "train", "all")
+    assert not saved.leaks([own], "train", "test")
 
 
 def test_training_on_what_is_validated_is_a_leak(small_config):
@@ -196,7 +201,7 @@ def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_th
     caplog.set_level("INFO", "lae_jax")
     first = small_config("pretrain")
     first.epochs, first.data.split = 0.3, ""
-    train.train(first)
+    loop.train(first)
     handed = checkpoints.load_run(first.workdir).meta["identities"]
     dataset = records.open_dataset(first.data.path)
     trained_on = {*dataset.column("identity")[dataset.rows("train")]}

@@ -8,8 +8,8 @@ import signal
 import pytest
 from etils import epath
 
-from lae_jax import lock
-from lae_jax.errors import FolderInUse
+from lae_jax.runtime import lock
+from lae_jax.runtime.errors import FolderInUse
 
 
 def _hold(folder, ready):

@@ -7,13 +7,17 @@ import shutil
 import numpy as np
 import pytest
 
-from lae_jax import checkpoints as saved
-from lae_jax import evaluation, head_bench, head_features, head_tables, longtail, metrics, stages, train
+from lae_jax import metrics, stages
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
-from lae_jax.errors import InputError
-from lae_jax.head_methods import METHODS
-from lae_jax.reports import comparison_page
+from lae_jax.evaluate import measure
+from lae_jax.longtail import __main__ as longtail
+from lae_jax.longtail import extraction, summaries, trials
+from lae_jax.report import comparison_page
+from lae_jax.runtime import checkpoints as saved
+from lae_jax.runtime.errors import InputError
+from lae_jax.stages.methods import METHODS
+from lae_jax.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     assert "For the lowest MAE" in told and "| lae |" in told
     report = json.loads((out / "report.json").read_text())
     assert (
-        set(report["sentences"]) == {*head_tables.AIMS, "improvement"}
+        set(report["sentences"]) == {*summaries.AIMS, "improvement"}
         and report["data_hash"]
         and len(report["checkpoints"]) == 1
     )
@@ -52,7 +56,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         best = list(csv.DictReader(file))
     assert [r["method"] for r in best][::3] == [*dict.fromkeys(r["method"] for r in rows)]
     of_test = {r["method"]: r for r in best if r["split"] == "test"}
-    assert {name for name in comparison_page._DIFFERENCES if name in best[0]} == set(head_tables.DIFFERENCES)
+    assert {name for name in comparison_page._DIFFERENCES if name in best[0]} == set(summaries.DIFFERENCES)
     difference = float(of_test["lws"]["mae"]) - float(of_test["lae"]["mae"])
     assert float(of_test["lws"]["mae_minus_lae"]) == pytest.approx(difference, abs=1e-5)
     assert float(of_test["lws"]["mae_minus_lae_half"]) > 0 and of_test["lae"]["mae_minus_lae"] == ""
@@ -61,7 +65,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     assert r"tau\_norm" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1
     # Stage 2's own head and the run of stage 3 score as the programs for images say.
     for run, name in (("represent", "stage2"), ("classify", "stage3")):
-        real = evaluation.predict(saved.load_run(finished / run), split="test").scores()
+        real = measure.predict(saved.load_run(finished / run), split="test").scores()
         row = next(r for r in rows if r["method"] == name and r["split"] == "test")
         assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
 
@@ -69,32 +73,32 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
 def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_config, drawn, tmp_path):
     c = make_config("represent", tmp_path)
     c.model.hidden = 8
-    train.train(c)
+    loop.train(c)
     names = ["--run", c.workdir, "--data", str(drawn), "--out", str(tmp_path / "out"), "--methods", "stage2,lae"]
     longtail.main([*names, "--passes", "1", "--seeds", "1"])
     with (tmp_path / "out" / "tries.csv").open() as file:
         row = next(r for r in csv.DictReader(file) if r["method"] == "stage2" and r["split"] == "test")
-    real = evaluation.predict(saved.load_run(c.workdir), split="test").scores()
+    real = measure.predict(saved.load_run(c.workdir), split="test").scores()
     assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
 
 
 def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monkeypatch):
-    extractor = head_features.open_run(str(finished / "represent"), drawn, tmp_path)
+    extractor = extraction.open_run(str(finished / "represent"), drawn, tmp_path)
     like = str(finished / "classify")
-    taken = head_bench.recipe(extractor, [like, like], {"epochs": 3.0})
+    taken = trials.recipe(extractor, [like, like], {"epochs": 3.0})
     assert (taken.epochs, taken.batch_size, taken.optim.base_rate) == (3.0, 32, 0.001)
-    own = head_bench.recipe(extractor, [], {})
+    own = trials.recipe(extractor, [], {})
     assert (own.epochs, own.batch_size, own.model.name) == (8.0, 32, "efficientnet_v2_pico")
     longer = classify.get_config()
     longer.batch_size, longer.epochs = 32, 4.0
     known = {"like": taken, "longer": longer}
-    monkeypatch.setattr(head_bench, "_lae_config", known.get)
+    monkeypatch.setattr(trials, "_lae_config", known.get)
     with pytest.raises(InputError, match=r"differ in epochs: 3.0 there, 4.0 now"):
-        head_bench.recipe(extractor, ["like", "longer"], {})
+        trials.recipe(extractor, ["like", "longer"], {})
 
 
 def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatch):
-    made, opened = (head_features.open_run(str(finished / "represent"), drawn, tmp_path) for _ in range(2))
+    made, opened = (extraction.open_run(str(finished / "represent"), drawn, tmp_path) for _ in range(2))
     first, plain = made.features("train", 2), made.features("train")
     assert first.values.shape[:2] == (2, 96) and plain.values.shape[:2] == (1, 96)
     assert first.values.dtype == np.float32
@@ -144,7 +148,7 @@ def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_pa
     manifest["protocol"] = "another"
     (tmp_path / "other" / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="is not the data set that"):
-        head_features.open_run(str(finished / "represent"), tmp_path / "other", tmp_path)
+        extraction.open_run(str(finished / "represent"), tmp_path / "other", tmp_path)
 
 
 class _Fold:
@@ -156,12 +160,12 @@ class _Fold:
 
 
 def test_folds_need_a_run_for_each():
-    head_bench.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
+    trials.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
     for folds in ([None], [0, 1], [0, 0, 1, 2]):
         with pytest.raises(InputError, match="One backbone for all folds"):
-            head_bench.check_folds([_Fold(fold) for fold in folds], True)
+            trials.check_folds([_Fold(fold) for fold in folds], True)
     with pytest.raises(InputError, match="say --folds"):
-        head_bench.check_folds([_Fold(0), _Fold(1)], False)
+        trials.check_folds([_Fold(0), _Fold(1)], False)
 
 
 def one_try(name, validation, test, seeds, setting=0.0):
@@ -172,7 +176,7 @@ def one_try(name, validation, test, seeds, setting=0.0):
         return [metrics.age_report(ages, ages + error) for error in errors]
 
     both = {"validation": reports(validation), "test": reports(test)}
-    return head_bench.Try(METHODS[name], setting, 1.0, 0, both, seeds)
+    return trials.Try(METHODS[name], setting, 1.0, 0, both, seeds)
 
 
 def test_validation_chooses_and_test_is_only_told():
@@ -181,9 +185,9 @@ def test_validation_chooses_and_test_is_only_told():
         one_try("lae_power", [4.0, 4.0], [9.0, 9.2], 2, 0.25),
         one_try("lae_power", [4.5, 4.5], [1.0, 1.0], 2, 0.5),
     ]
-    assert head_tables.choose(tries, "lowest MAE") is tries[1]
-    assert head_tables.best_of_each(tries) == tries[:2]
-    told = head_tables.sentence(tries, "lowest MAE")
+    assert summaries.choose(tries, "lowest MAE") is tries[1]
+    assert summaries.best_of_each(tries) == tries[:2]
+    told = summaries.sentence(tries, "lowest MAE")
     assert (
         "take lae_power, power 0.25 (base_rate 1): from validation MAE 4.00 ± 0.00 is expected; on test MAE 9.10 ± 0.14"
         in told
@@ -202,51 +206,51 @@ def made(name, error, of_children, of_test=None):
 
     validation = reports(1)
     test = validation if of_test is None else reports(of_test)
-    return head_bench.Try(METHODS[name], 0.0, 1.0, 0, {"validation": validation, "test": test}, 2)
+    return trials.Try(METHODS[name], 0.0, 1.0, 0, {"validation": validation, "test": test}, 2)
 
 
 def test_an_improvement_is_worse_in_nothing():
     lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.0, 6.0), made("inverse", 5.0, 5.0)
-    told = head_tables.improvement([lae, even, dear])
+    told = summaries.improvement([lae, even, dear])
     assert "is expected of crt" in told and told.count(", lower") == 2
-    assert "No method is expected" in head_tables.improvement([lae, dear])
-    assert "is not known" in head_tables.improvement([even, dear])
+    assert "No method is expected" in summaries.improvement([lae, dear])
+    assert "is not known" in summaries.improvement([even, dear])
 
 
 def test_the_choice_is_for_the_groups_of_the_test_split():
     """What costs the frequent ages a little and gives the children much is chosen where the children count."""
     dear, cheap = (made(name, *errors, 20) for name, errors in (("crt", (3.5, 5.0)), ("lae", (3.2, 9.0))))
-    assert head_tables.choose([dear, cheap], "lowest MAE") is dear
+    assert summaries.choose([dear, cheap], "lowest MAE") is dear
     assert dear.mean("validation", "mae") > cheap.mean("validation", "mae")
     for one in (dear, cheap):
         assert one.mean("expected", "mae") == pytest.approx(one.mean("test", "mae"))
         assert one.mean("expected", "sigma") == pytest.approx(one.mean("test", "sigma"))
     few = [made(name, *errors, 1) for name, errors in (("crt", (3.5, 5.0)), ("lae", (3.2, 9.0)))]
-    assert head_tables.choose(few, "lowest MAE") is few[1]
+    assert summaries.choose(few, "lowest MAE") is few[1]
 
 
 def test_pairs_are_seeds_of_one_run_and_means_of_several():
     one, other = one_try("lae", [1.0], [5.0, 6.0, 7.0], 3), one_try("crt", [1.0], [4.0, 5.5, 5.0], 3)
-    mean, half = head_tables.paired(one, other, "test", "mae")
+    mean, half = summaries.paired(one, other, "test", "mae")
     differences = np.array([1.0, 0.5, 2.0])
     assert mean == pytest.approx(differences.mean())
     assert half == pytest.approx(4.30265 * differences.std(ddof=1) / 3**0.5, rel=1e-4)
     several = one_try("lae", [1.0], [5.0, 7.0, 8.0, 8.0], 2), one_try("crt", [1.0], [5.0, 5.0, 6.0, 5.0], 2)
-    mean, half = head_tables.paired(*several, "test", "mae")
+    mean, half = summaries.paired(*several, "test", "mae")
     assert mean == pytest.approx(1.75) and half == pytest.approx(12.7062 * 0.75 * 2**0.5 / 2**0.5, rel=1e-4)
-    assert np.isnan(head_tables.paired(one, several[0], "test", "mae")).all()
+    assert np.isnan(summaries.paired(one, several[0], "test", "mae")).all()
 
 
 def test_an_undefined_aim_is_said():
     ages = np.arange(11, 82, dtype=float)
     report = [metrics.age_report(ages, ages)]
-    one = head_bench.Try(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
-    assert "no image of age 1-10" in head_tables.sentence([one], "lowest sigma")
-    assert "take lae" in head_tables.sentence([one], "lowest MAE")
+    one = trials.Try(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
+    assert "no image of age 1-10" in summaries.sentence([one], "lowest sigma")
+    assert "take lae" in summaries.sentence([one], "lowest MAE")
 
 
 def test_head_groups_have_an_equal_share_or_more():
-    head, tail = head_tables.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
+    head, tail = summaries.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
     assert head.tolist() == [2, 3, 4] and tail.tolist() == [0, 1, 5, 6, 7]
 
 

@@ -7,7 +7,8 @@ import pytest
 from pictures import photograph
 from PIL import Image, ImageEnhance
 
-from lae_jax.data import images, phash, synthetic
+from lae_jax.data.sources import synthetic
+from lae_jax.faces import images, perceptual_hash
 
 
 def faces():
@@ -33,15 +34,14 @@ CHANGES = {
 def test_a_picture_that_was_stored_again_is_near_itself(change):
     for image in [*faces(), *(Image.fromarray(photograph(120, 100, seed)) for seed in range(8))]:
         changed, quality = CHANGES[change](image)
-        assert (
-            phash.distance(phash.of(images.encode(image, 95)), phash.of(images.encode(changed, quality))) <= phash.NEAR
-        )
+        one, other = (perceptual_hash.of(images.encode(*kind)) for kind in ((image, 95), (changed, quality)))
+        assert perceptual_hash.distance(one, other) <= perceptual_hash.NEAR
 
 
 def test_other_photographs_are_far_of_the_same_person_too():
-    hashes = [phash.of(images.encode(image, 95)) for image in faces()]
-    distances = [phash.distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
-    assert min(distances) > 2 * phash.NEAR
+    hashes = [perceptual_hash.of(images.encode(image, 95)) for image in faces()]
+    distances = [perceptual_hash.distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
+    assert min(distances) > 2 * perceptual_hash.NEAR
 
 
 def test_the_hash_is_the_signs_of_a_cosine_transform():
@@ -51,17 +51,17 @@ def test_the_hash_is_the_signs_of_a_cosine_transform():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     encoded = images.encode(Image.fromarray(pixels).convert("RGB"), 95)
     grey = np.asarray(Image.open(io.BytesIO(encoded)).convert("L"), np.float64)
-    expected = dctn(grey)[phash._V, phash._U]
+    expected = dctn(grey)[perceptual_hash._V, perceptual_hash._U]
     sure = np.abs(expected) > 200  # the cosines are rounded to 1/4096
-    bits = np.unpackbits(np.frombuffer(phash.of(encoded), np.uint8)).astype(bool)
+    bits = np.unpackbits(np.frombuffer(perceptual_hash.of(encoded), np.uint8)).astype(bool)
     np.testing.assert_array_equal(bits[sure], expected[sure] > 0)
-    assert sure.mean() > 0.9 and len({*zip(phash._V, phash._U, strict=True)}) == 256
+    assert sure.mean() > 0.9 and len({*zip(perceptual_hash._V, perceptual_hash._U, strict=True)}) == 256
 
 
 def test_a_picture_without_structure_is_near_to_none():
-    hashes = [phash.of(images.encode(Image.new("RGB", (40, 40), (level,) * 3), 95)) for level in (0, 90, 255)]
+    hashes = [perceptual_hash.of(images.encode(Image.new("RGB", (40, 40), (level,) * 3), 95)) for level in (0, 90, 255)]
     assert hashes == [bytes(32)] * 3
-    code, pairs = phash.search(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
+    code, pairs = perceptual_hash.search(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
     assert code.tolist() == [-1] * 3 and not len(pairs)
 
 
@@ -78,26 +78,26 @@ def planted(count, distances, seed=0):
 def test_the_search_finds_all_that_comparing_every_pair_finds():
     distances = [d for d in range(1, 16) for _ in range(20)] + [19, 25, 40]
     hashes = planted(3000, distances)
-    code, pairs = phash.search(hashes)
+    code, pairs = perceptual_hash.search(hashes)
     words = hashes.view(np.uint64)
     by_hand = set()
     for i in range(len(words) - 1):
-        near = np.bitwise_count(words[i] ^ words[i + 1 :]).sum(axis=1) <= phash.NEAR
+        near = np.bitwise_count(words[i] ^ words[i + 1 :]).sum(axis=1) <= perceptual_hash.NEAR
         by_hand |= {tuple(sorted((int(code[i]), int(code[j])))) for j in i + 1 + np.flatnonzero(near)}
     assert len(by_hand) == 300 and {tuple(pair) for pair in pairs.tolist()} == by_hand
 
 
 def test_equal_hashes_share_a_code_and_make_no_pair():
     hashes = np.repeat(planted(50, []), 4, axis=0)
-    code, pairs = phash.search(hashes)
+    code, pairs = perceptual_hash.search(hashes)
     assert len(np.unique(code)) == 50 and (code.reshape(50, 4).std(axis=1) == 0).all() and not len(pairs)
-    code, pairs = phash.search(np.zeros((0, 32), np.uint8))
+    code, pairs = perceptual_hash.search(np.zeros((0, 32), np.uint8))
     assert code.shape == (0,) and pairs.shape == (0, 2)
 
 
 def test_where_everything_is_alike_the_search_ends_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(phash, "MAX_PAIRS", 1000)
+    monkeypatch.setattr(perceptual_hash, "MAX_PAIRS", 1000)
     hashes = np.ones((3000, 32), np.uint8)
     hashes[:, :2] = np.random.default_rng(0).integers(0, 256, (3000, 2))
-    _, pairs = phash.search(hashes)
+    _, pairs = perceptual_hash.search(hashes)
     assert len(pairs) == 1000 and "more than 1000 pairs" in caplog.text

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.data.augment import Augmentation
-from lae_jax.errors import InputError
+from lae_jax.runtime.errors import InputError
 
 AUGMENT = Augmentation(image_size=24, patch="area", brightness=0.125, num_ops=2)
 

@@ -14,10 +14,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import evaluate, predict, prepare, train
-from lae_jax.data import records, synthetic
-from lae_jax.errors import InputError, NothingPredicted
-from lae_jax.faces import photographs
+from lae_jax.data import records
+from lae_jax.data.sources import synthetic
+from lae_jax.evaluate import __main__ as evaluate
+from lae_jax.predict import __main__ as predict
+from lae_jax.predict import photographs
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError, NothingPredicted
+from lae_jax.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def folder(tmp_path_factory):
     c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
-    train.train(c)
+    loop.train(c)
     return folder
 
 
@@ -229,7 +233,7 @@ import sys
 for name in ("tensorflow", "tensorflow_datasets", "mtcnn", "array_record", "pyarrow"):
     sys.modules[name] = None
 import numpy as np
-from lae_jax.estimator import AgeEstimator
+from lae_jax.predict import AgeEstimator
 estimator = AgeEstimator.from_run({str(folder / "run")!r})
 print(estimator.predict([np.full((50, 40, 3), 90, np.uint8)])[0])
 """

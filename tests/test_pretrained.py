@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from benchmarks import foreign_models as foreign
-from lae_jax import checkpoints, main, models, train, watch
+from lae_jax import main, models
 from lae_jax.configs import small
-from lae_jax.errors import InputError
-from lae_jax.models import pretrained, pretrained_names
-from lae_jax.plan import make_plan
+from lae_jax.models import pretrained
+from lae_jax.models.pretrained import naming
+from lae_jax.runtime import checkpoints, watch
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import loop
+from lae_jax.train.plan import make_plan
 
 S, PICO = "efficientnet_v2_s", "efficientnet_v2_pico"
 # An odd and an even side: every stride of 2 meets both.
@@ -87,7 +90,7 @@ def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18)
     for name in ("plain.keras", "legacy.h5", "model.weights.h5"):
         assert np.allclose(read(name).statistics, 128 / 255, rtol=1e-12)
     assert read("timm.safetensors").statistics == ((0.5,) * 3, (0.5,) * 3)
-    assert pretrained.read(resnet18[0], "resnet18").statistics == pretrained_names.IMAGENET
+    assert pretrained.read(resnet18[0], "resnet18").statistics == naming.IMAGENET
 
     mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
@@ -136,7 +139,7 @@ def test_layers_without_names_are_found_by_their_order(keras_files, read, tmp_pa
     ),
 ])  # fmt: skip
 def test_names_and_shapes_are_as_published(model, names):
-    layout = pretrained_names.torch_layout(model, pretrained._shapes(model))
+    layout = naming.torch_layout(model, pretrained._shapes(model))
     assert {name: layout[name].shape for name in names} == names
     # Of timm 1.0.31: 782 and 320 tensors, less the classifier's two and a count of batches for each norm.
     norms = sum(name.endswith("running_var") for name in layout)
@@ -207,9 +210,9 @@ def test_a_source_that_is_none_is_one_sentence(tmp_path, source, model, message)
 @pytest.fixture
 def pico(small_config, tmp_path, monkeypatch):
     """stage -> a config that starts from `pico.safetensors`: the smallest model, as if timm had it."""
-    monkeypatch.setitem(pretrained_names.ARCHITECTURES, PICO, "tf_efficientnetv2_pico")
+    monkeypatch.setitem(naming.ARCHITECTURES, PICO, "tf_efficientnetv2_pico")
     rng = np.random.default_rng(0)
-    layout = pretrained_names.torch_layout(PICO, pretrained._shapes(PICO))
+    layout = naming.torch_layout(PICO, pretrained._shapes(PICO))
     state = {name: rng.uniform(0.1, 0.2, want.shape) for name, want in layout.items()}
     path = tmp_path / "pico.safetensors"
     foreign.write_safetensors(path, state)
@@ -230,7 +233,7 @@ def test_a_run_starts_from_a_file_follows_its_statistics_and_hands_both_on(pico,
     config.optim.base_rate = 0.0
     weights = pretrained.read(path, PICO)
     with caplog.at_level(logging.INFO, "lae_jax"):
-        train.train(config)
+        loop.train(config)
     assert f"from {path}: loaded backbone; made new head" in caplog.text
     assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] of the images are the weights', not the paper's" in caplog.text
     handed = checkpoints.load_run(config.workdir)
@@ -243,7 +246,7 @@ def test_a_run_starts_from_a_file_follows_its_statistics_and_hands_both_on(pico,
     # The same command goes on, and needs the file no more.
     path.unlink()
     (tmp_path / "represent" / "summary.json").unlink()
-    train.train(config)
+    loop.train(config)
     # Stage 3 follows its run.
     third = pico("classify", normalize="weights")
     assert make_plan(third).config.data.std == (0.5, 0.5, 0.5)
@@ -266,7 +269,7 @@ def test_stage_1_and_the_baseline_start_from_a_file_too(pico):
 def test_statistics_that_differ_are_told(pico, caplog):
     with caplog.at_level(logging.INFO, "lae_jax"):
         plan = make_plan(pico("represent"))
-    assert plan.config.data.mean == pretrained_names.IMAGENET.mean
+    assert plan.config.data.mean == naming.IMAGENET.mean
     assert "trained on images of mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], this run takes [0.485, 0.456" in caplog.text
     assert "--config.data.normalize=weights follows the weights" in caplog.text
 

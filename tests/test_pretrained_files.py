@@ -11,8 +11,9 @@ import pytest
 from etils import epath
 
 from benchmarks import foreign_models as foreign
-from lae_jax.errors import InputError
-from lae_jax.models import keras_file, pretrained, pretrained_names, safetensors_file
+from lae_jax.models import pretrained
+from lae_jax.models.pretrained import keras_file, naming, safetensors_file
+from lae_jax.runtime.errors import InputError
 
 S = "efficientnet_v2_s"
 
@@ -20,7 +21,7 @@ S = "efficientnet_v2_s"
 @pytest.fixture(scope="module", autouse=True)
 def traced():
     """The models' shapes, which are found once; while memory is traced it would take ten times as long."""
-    for name in pretrained_names.ARCHITECTURES:
+    for name in naming.ARCHITECTURES:
         pretrained._shapes(name)
 
 

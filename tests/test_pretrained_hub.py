@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import foreign_models as foreign
-from lae_jax.errors import InputError
-from lae_jax.models import pretrained, pretrained_hub
+from lae_jax.models import pretrained
+from lae_jax.models.pretrained import hub as pretrained_hub
+from lae_jax.runtime.errors import InputError
 
 COMMIT = "c0ffee" + 34 * "0"
 CONFIG = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
@@ -176,7 +177,7 @@ pretrained.load("hf:timm/resnet18.a1_in1k", "resnet18")
 
 def test_the_endpoint_and_offline_come_from_the_environment(hub, tmp_path, monkeypatch):
     """In a new process, as a user has it: fetched once, then HF_HUB_OFFLINE=1."""
-    code = "from lae_jax.models import pretrained_hub; print(pretrained_hub.fetch('hf:timm/resnet18.a1_in1k').path)"
+    code = "from lae_jax.models.pretrained import hub; print(hub.fetch('hf:timm/resnet18.a1_in1k').path)"
     command = [sys.executable, "-W", "error", "-c", code]
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     online = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

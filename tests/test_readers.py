@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import raw_sources
-from lae_jax import prepare
-from lae_jax.data import records, source
-from lae_jax.data.images import BadImage
-from lae_jax.data.readers import READERS, Options
-from lae_jax.errors import InputError
+from lae_jax.data import records
+from lae_jax.data.sources import interface
+from lae_jax.data.sources.readers import READERS, Options
+from lae_jax.faces.images import BadImage
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError
 
 
 def read(reader, *sources, images=None):
@@ -124,7 +125,7 @@ def test_mivia_knows_people_where_the_name_has_vggface2s_folder(tmp_path):
 
 
 def test_csv_rows_keep_their_order_over_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(interface, "_BATCH_ROWS", 7)
     text = "".join(f"{i}.jpg,{i % 90},p{i // 4}\n" for i in range(50))
     (tmp_path / "faces.csv").write_text("path,age,identity\n" + text)
     read_set = read("csv", tmp_path / "faces.csv")
@@ -206,20 +207,21 @@ def test_a_path_that_means_harm_is_not_read(tmp_path, name, reason):
     (inside / "loop.jpg").symlink_to(inside / "loop.jpg")
     os.mkfifo(inside / "pipe.jpg")
     with open(inside / "huge.jpg", "wb") as file:
-        file.truncate(source.MAX_FILE_BYTES + 1)
+        file.truncate(interface.MAX_FILE_BYTES + 1)
     with pytest.raises(BadImage, match=reason):
-        source.read_inside(str(inside), name)
+        interface.read_inside(str(inside), name)
 
 
 def test_a_device_in_the_image_folder_is_not_read():
     with pytest.raises(BadImage, match="no regular file"):
-        source.read_inside("/dev", "zero")
+        interface.read_inside("/dev", "zero")
 
 
 def test_links_that_stay_inside_and_absolute_paths_are_read(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"face")
     (tmp_path / "b.jpg").symlink_to("a.jpg")
-    assert source.read_inside(str(tmp_path), "b.jpg") == source.read_inside("/", str(tmp_path / "a.jpg")) == b"face"
+    assert interface.read_inside(str(tmp_path), "b.jpg") == b"face"
+    assert interface.read_inside("/", str(tmp_path / "a.jpg")) == b"face"
 
 
 def test_a_tree_with_loops_odd_names_and_closed_folders_is_walked_once(tmp_path):

@@ -5,11 +5,12 @@ import struct
 import pytest
 
 from benchmarks import raw_sources
-from lae_jax import prepare
-from lae_jax.data import recordio, records
-from lae_jax.data.images import BadImage
-from lae_jax.data.readers import READERS, Options
-from lae_jax.errors import InputError
+from lae_jax.data import records
+from lae_jax.data.sources import recordio
+from lae_jax.data.sources.readers import READERS, Options
+from lae_jax.faces.images import BadImage
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError
 
 
 def read(folder):

@@ -11,10 +11,11 @@ import tensorflow_datasets as tfds
 from pictures import photograph
 from PIL import Image
 
-from lae_jax import prepare
-from lae_jax.data import images, phash, readers, records, shards
-from lae_jax.errors import InputError
-from lae_jax.faces import crops
+from lae_jax.data import records, shards
+from lae_jax.data.sources import readers
+from lae_jax.faces import crops, images, perceptual_hash
+from lae_jax.prepare import __main__ as prepare
+from lae_jax.runtime.errors import InputError
 
 
 def make_source(folder, rows, header="path,age,identity"):
@@ -352,7 +353,7 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
 
 def test_store_form_gives_the_size_of_the_source():
     encoded = images.encode(Image.new("RGB", (30, 50)), 90)
-    assert images.store_form(encoded, 64, 90) == (encoded, phash.of(encoded), 30, 50)
+    assert images.store_form(encoded, 64, 90) == (encoded, perceptual_hash.of(encoded), 30, 50)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -16,9 +16,10 @@ import pytest
 from conftest import ROOT
 from samples import sample
 
-from lae_jax import metrics, report
-from lae_jax.errors import InputError
-from lae_jax.reports import comparison_page, evaluation_page, figures, folders, page, tables, words
+from lae_jax import metrics
+from lae_jax.report import __main__ as report
+from lae_jax.report import charts, comparison_page, evaluation_page, loading, page, tables, wording
+from lae_jax.runtime.errors import InputError
 
 HOSTILE = '<script>alert("1")</script><img src="https://evil.example/x.png">'
 
@@ -124,7 +125,7 @@ def checked(text):
 
 def test_the_page_of_an_evaluation_is_one_file_in_which_nothing_runs(made):
     folder = made / "second" / "evaluation" / "faces-test"
-    page.write(folder / "report.html", evaluation_page.of_evaluation(folders.epath.Path(folder)))
+    page.write(folder / "report.html", evaluation_page.of_evaluation(loading.epath.Path(folder)))
     text = (folder / "report.html").read_text()
     found = checked(text)
     assert "<script" not in text and "evil.example/x" in text, "a hostile name is shown, as text"
@@ -148,7 +149,7 @@ def test_the_page_of_an_evaluation_is_one_file_in_which_nothing_runs(made):
 def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
     def write(name):
         picture = page.Picture(name, name, "words", "<svg></svg>", ["a"], [["1"]])
-        page.write(folders.epath.Path(tmp_path / "r.html"), page.Page("t", [], [page.Section("S", pictures=[picture])]))
+        page.write(loading.epath.Path(tmp_path / "r.html"), page.Page("t", [], [page.Section("S", pictures=[picture])]))
 
     write("loss")
     for name in ("mine.svg", "mine.csv"):
@@ -179,8 +180,8 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
 def test_what_must_not_be_overlooked_stands_above_the_verdict(changed, told):
     clean = {"audit": "read", "leaks": [], "data": "d", "protocol": "image", "missing_groups": [], "mae": 7.0}
     clean["constant"] = {"age": 33.0, "mae": 7.1, "difference": [-0.3, -0.1]}
-    assert words.warnings(clean) == []
-    lines = words.warnings({**clean, **changed})
+    assert wording.warnings(clean) == []
+    lines = wording.warnings({**clean, **changed})
     assert len(lines) == 1 and told in lines[0]
     text = page.html(page.Page("title", ["It is good."], [], lines))
     assert 0 < text.index('class="warnings"') < text.index(told) < text.index("It is good.") and "<script" not in text
@@ -188,7 +189,7 @@ def test_what_must_not_be_overlooked_stands_above_the_verdict(changed, told):
 
 def test_an_evaluation_with_a_group_alone_and_no_training_data_has_its_page(tmp_path):
     run = write_run(tmp_path, "run", np.full(3, 30.0), np.full(3, 31.0), training=None, threshold=None)
-    made = evaluation_page.of_evaluation(folders.epath.Path(run / "evaluation" / "faces-test"))
+    made = evaluation_page.of_evaluation(loading.epath.Path(run / "evaluation" / "faces-test"))
     text = page.html(made)
     checked(text)
     assert "histogram" not in [picture.name for section in made.sections for picture in section.pictures]
@@ -198,7 +199,7 @@ def test_an_evaluation_with_a_group_alone_and_no_training_data_has_its_page(tmp_
 
 def test_a_run_without_ages_has_a_page_too(made):
     text = page.html(
-        evaluation_page.of_run(folders.epath.Path(made / "first"), {"equal_error_rate": 0.25, "pairs": 10})
+        evaluation_page.of_run(loading.epath.Path(made / "first"), {"equal_error_rate": 0.25, "pairs": 10})
     )
     checked(text)
     assert "equal error rate" in text and "0.25" in text and "no scores" in text
@@ -206,13 +207,13 @@ def test_a_run_without_ages_has_a_page_too(made):
 
 def test_words_under_pictures_of_little():
     lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "rate": 0.1} for step in range(1, 31)]
-    assert figures.loss(lines[:1]).finding == "The training loss was written down once, at step 1: 9.00."
-    assert figures.loss(lines[:2]).finding.endswith("from 9.00 (step 1) to 4.50, the last line.")
-    assert figures.loss(lines).finding.endswith("to 0.31, the mean of the last 3 of 30 lines.")
+    assert charts.loss(lines[:1]).finding == "The training loss was written down once, at step 1: 9.00."
+    assert charts.loss(lines[:2]).finding.endswith("from 9.00 (step 1) to 4.50, the last line.")
+    assert charts.loss(lines).finding.endswith("to 0.31, the mean of the last 3 of 30 lines.")
 
     def told(share, count):
         one = SimpleNamespace(coverage=lambda levels: np.full(len(levels), share), sample=sample(count))
-        return re.search(r"\((.*)\)", figures.coverage([one], ["a"]).finding)[1]
+        return re.search(r"\((.*)\)", charts.coverage([one], ["a"]).finding)[1]
 
     assert told(0.85, 100) == told(0.95, 100) == told(0.87, 10_000) == "about right"
     assert (told(0.82, 100), told(0.86, 10_000), told(0.97, 2000)) == ("too narrow", "too narrow", "too wide")
@@ -330,7 +331,7 @@ class Refuse:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 from lae_jax import report
-from lae_jax.reports import comparison_page, evaluation_page
+from lae_jax.report import comparison_page, evaluation_page
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ import pytest
 from samples import sample
 
 from lae_jax import metrics
-from lae_jax.reports import bootstrap, scores, tables
+from lae_jax.report import bootstrap, scores, tables
 
 
 def test_scores_of_sums_are_the_scores():

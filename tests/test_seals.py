@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 from etils.epath import backend, gpath
 
-from lae_jax import checkpoints, files, seals
-from lae_jax.errors import InputError
+from lae_jax.runtime import checkpoints, checksums, files
+from lae_jax.runtime.errors import InputError
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -21,14 +21,14 @@ def folder(request, tmp_path, monkeypatch):
     (folder / "meta").write_text("{}")
     (folder / "state" / "a").write_bytes(bytes(range(256)) * 8)
     (folder / "state" / "b").write_bytes(b"b" * 100)
-    seals.seal(folder)
+    checksums.seal(folder)
     return folder
 
 
 def test_a_folder_as_it_was_sealed_is_whole(folder):
-    assert seals.is_sealed(folder) and seals.damage(folder) is None
+    assert checksums.is_sealed(folder) and checksums.damage(folder) is None
     (folder / ".nfs0001").write_text("a file system's own")
-    assert seals.damage(folder) is None
+    assert checksums.damage(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -38,20 +38,20 @@ def test_a_folder_as_it_was_sealed_is_whole(folder):
         (lambda f: (f / "state" / "b").write_bytes(b"b" * 99), "state/b has 99 bytes, not 100"),
         (lambda f: (f / "meta").unlink(), "meta is missing"),
         (lambda f: (f / "state" / "c").write_text("c"), "state/c does not belong there"),
-        (lambda f: (f / seals.NAME).write_text("{"), "sha256.json cannot be read"),
-        (lambda f: (f / seals.NAME).write_text("[]"), "sha256.json cannot be read"),
+        (lambda f: (f / checksums.NAME).write_text("{"), "sha256.json cannot be read"),
+        (lambda f: (f / checksums.NAME).write_text("[]"), "sha256.json cannot be read"),
     ],
 )
 def test_a_change_is_named(folder, change, named):
     change(folder)
-    assert named in seals.damage(folder)
+    assert named in checksums.damage(folder)
 
 
 def sealed(workdir, *steps):
     for step in steps:
         (workdir / "checkpoints" / str(step)).mkdir(parents=True)
         (workdir / "checkpoints" / str(step) / "meta").write_text("{}")
-        seals.seal(workdir / "checkpoints" / str(step))
+        checksums.seal(workdir / "checkpoints" / str(step))
 
 
 def names(folder):
@@ -66,7 +66,7 @@ def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_was_not_sealed(
     (workdir / "checkpoints" / "3" / "meta").write_text("")
     assert checkpoints.recover(workdir) == 9
     assert names(workdir / "checkpoints") == ["7", "9"] and names(workdir / "damaged") == ["11", "3"]
-    (folder / seals.NAME).unlink()
+    (folder / checksums.NAME).unlink()
     assert checkpoints.recover(workdir) == 9
     assert names(workdir / "damaged") == ["11", "3", "7"]
 

@@ -18,12 +18,15 @@ import served
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax import exporting, predictions, serve
-from lae_jax.data import synthetic
-from lae_jax.errors import InputError
-from lae_jax.faces import crops, photographs
-from lae_jax.serving import ages, app, limits, listen
-from lae_jax.serving.batching import Batcher
+from lae_jax.data.sources import synthetic
+from lae_jax.faces import crops
+from lae_jax.predict import answers as predictions
+from lae_jax.predict import photographs
+from lae_jax.runs import lineage
+from lae_jax.runtime.errors import InputError
+from lae_jax.serve import __main__ as serve
+from lae_jax.serve import ages, app, limits, listen
+from lae_jax.serve.batching import Batcher
 
 
 def face(k: int) -> Image.Image:
@@ -296,7 +299,7 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
         {"split": "test", "data": "d", "mae": 9.0, "constant": {**constant, "difference": [0.5, 1.5]}},
         {"split": "validation", "data": "d", "mae": 5.0, "constant": {**constant, "difference": [-4.0, -2.0]}},
     ]
-    monkeypatch.setattr(exporting, "run_card", lambda *_: ("# Card", reports))
+    monkeypatch.setattr(lineage, "run_card", lambda *_: ("# Card", reports))
     card, (doubt,) = serve.described(serve.parse_args(["--run", "runs/none"]))
     assert card == "# Card" and doubt.startswith("On test of d: the model is no better than no model: answering 40")
 
@@ -371,8 +374,8 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch)
     with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; name another"):
         listen.bind(*taken.getsockname())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "lae_jax.serving.listen")
-    monkeypatch.delattr("lae_jax.serving.listen")
+    monkeypatch.delitem(sys.modules, "lae_jax.serve.listen")
+    monkeypatch.delattr("lae_jax.serve.listen")
     with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install -e .\[serve\]"):
         serve.main(["--run", "runs/r"])
 

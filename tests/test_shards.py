@@ -5,17 +5,18 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from lae_jax.data import rejected, shards, source
-from lae_jax.data.images import BadImage
-from lae_jax.errors import InputError
+from lae_jax.data import rejected, shards
+from lae_jax.data.sources import interface
 from lae_jax.faces import crops
+from lae_jax.faces.images import BadImage
+from lae_jax.runtime.errors import InputError
 
 
-def made(rows, further=("camera",)) -> source.Source:
-    collected = source.Rows(further)
+def made(rows, further=("camera",)) -> interface.Source:
+    collected = interface.Rows(further)
     for row in rows:
         collected.add(*row)
-    return collected.source(source.FileReader("/photographs"), {})
+    return collected.source(interface.FileReader("/photographs"), {})
 
 
 ROWS = [
@@ -86,7 +87,7 @@ def test_a_shard_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_a_reader_refuses_is_kept_in_order():
-    rows = source.Rows()
+    rows = interface.Rows()
     told = [(f"{i}.jpg", f"reason {i}") for i in range(20_000)]
     for name, reason in told:
         rows.reject(name, BadImage(reason))

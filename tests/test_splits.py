@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lae_jax.data import splits
-from lae_jax.errors import InputError
+from lae_jax.runtime.errors import InputError
 
 
 def test_rows_that_share_a_person_or_a_file_are_one_group_also_through_a_third():

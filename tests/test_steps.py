@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from lae_jax import models, optim, parallel, stages, steps
-from lae_jax.errors import InputError
+from lae_jax import models, optim, stages
+from lae_jax.runtime import parallel
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import steps
 
 BATCH, PIXELS = 16, 16
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lae_jax import metrics
-from lae_jax.data import drawing, looks, synthetic
+from lae_jax.data.sources import synthetic
+from lae_jax.faces.drawing import looks, render
 
 SIZE = 48
 
@@ -65,7 +66,7 @@ def plain(**changes):
 
 
 def draw(look, size=128):
-    return drawing.render(look, size, np.random.default_rng(0))
+    return render.render(look, size, np.random.default_rng(0))
 
 
 def test_landmarks_move_with_the_pose():

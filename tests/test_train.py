@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from lae_jax import checkpoints, lock, runs, steps, train, watch
 from lae_jax.data import records
-from lae_jax.errors import Diverged, FolderInUse, InputError, Preempted
-from lae_jax.head_methods import METHODS
-from lae_jax.plan import make_plan, settled
+from lae_jax.runs import build, fields, provenance
+from lae_jax.runtime import checkpoints, lock, watch
+from lae_jax.runtime.errors import Diverged, FolderInUse, InputError, Preempted
+from lae_jax.stages.methods import METHODS
+from lae_jax.train import loop, steps
+from lae_jax.train.plan import make_plan, settled
 
 
 def leaves(workdir, step):
@@ -46,13 +48,13 @@ def trace_count(monkeypatch):
 
 def test_the_three_stages_hand_over(small_config, trace_count):
     first = small_config("pretrain")
-    summary = train.train(first)
+    summary = loop.train(first)
     assert summary["selected_by"] is None and 0 <= summary["scores"]["equal_error_rate"] <= 1
     assert len(trace_count) == 1
 
     second = small_config("represent")
     second.init_from, second.epochs = first.workdir, 2.0
-    summary = train.train(second)
+    summary = loop.train(second)
     assert summary["selected_by"] == "mae" and summary["last_step"] == 6
     assert len(trace_count) == 2, "a run of two epochs, each evaluated and saved, traces its step once"
     scored = lines(second.workdir, "validation")
@@ -62,7 +64,7 @@ def test_the_three_stages_hand_over(small_config, trace_count):
     assert meta["data_hash"] == dataset.hash and meta["crop"] == dataset.crop and meta["stage"] == "represent"
 
     third = small_config("classify")
-    summary = train.train(third)
+    summary = loop.train(third)
     handed = checkpoints.load_run(second.workdir)
     assert summary["handed"] == {"mae": handed.meta["scores"]["mae"]}
     before, after = leaves(second.workdir, handed.step), leaves(third.workdir, summary["last_step"])
@@ -73,7 +75,7 @@ def test_the_three_stages_hand_over(small_config, trace_count):
     for name in ("config.json", "provenance.json", "summary.json", "metrics.jsonl"):
         assert (pathlib.Path(third.workdir) / name).exists()
     assert list((pathlib.Path(third.workdir) / "tensorboard").iterdir())
-    assert train.train(third) == summary
+    assert loop.train(third) == summary
 
 
 @pytest.mark.parametrize("stage", ["represent", "classify"])
@@ -88,18 +90,18 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, t
     config.epochs, config.save_steps = 2.0, 2
     whole = config.copy_and_resolve_references()
     whole.workdir += "_whole"
-    train.train(whole)
+    loop.train(whole)
 
     signals = watch.Signals()
 
-    def save(self, state, number, scores, original=train._Loop.save):
+    def save(self, state, number, scores, original=loop._Loop.save):
         original(self, state, number, scores)
         signals.asked = number == 3
 
     with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 4 of 6"):
-        patch.setattr(train._Loop, "save", save)
-        train.train(config, signals)
-    train.train(config)
+        patch.setattr(loop._Loop, "save", save)
+        loop.train(config, signals)
+    loop.train(config)
     one, two = leaves(whole.workdir, 6), leaves(config.workdir, 6)
     assert one.keys() == two.keys()
     for name in one:
@@ -114,12 +116,12 @@ def test_a_run_goes_on_with_half_of_the_devices(small_config, trained, monkeypat
     signals = watch.Signals()
     with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 2 of 3"):
         patch.setattr(
-            train._Loop, "save", lambda *_, original=train._Loop.save: setattr(signals, "asked", True) or original(*_)
+            loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
         )
-        train.train(config, signals)
+        loop.train(config, signals)
     half = jax.local_devices()[:4]
     monkeypatch.setattr(jax, "local_devices", lambda: half)
-    train.train(config)
+    loop.train(config)
     one, two = leaves(trained("represent"), 3), leaves(config.workdir, 3)
     for name in one:
         if "params" in name or "batch_stats" in name:
@@ -131,7 +133,7 @@ def test_a_signal_before_the_first_step_ends_the_run_before_it_begins(small_conf
     signals.asked = True
     config = small_config("represent")
     with pytest.raises(Preempted, match="not begun"):
-        train.train(config, signals)
+        loop.train(config, signals)
     assert not pathlib.Path(config.workdir).exists()
 
 
@@ -141,23 +143,23 @@ def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, m
     signals = watch.Signals()
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         patch.setattr(
-            train._Loop, "save", lambda *_, original=train._Loop.save: setattr(signals, "asked", True) or original(*_)
+            loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
         )
-        train.train(config, signals)
+        loop.train(config, signals)
     with (
         monkeypatch.context() as patch,
         pytest.raises(InputError, match="not the data set that .* its hash is aaaa"),
     ):
         patch.setattr(records.Dataset, "hash", "a" * 64)
-        train.train(config)
+        loop.train(config)
     with monkeypatch.context() as patch, pytest.raises(InputError, match="101 outputs, .* asks for 90"):
-        patch.setattr(runs, "NUM_AGES", 90)
-        train.train(config)
+        patch.setattr(build, "NUM_AGES", 90)
+        loop.train(config)
     (pathlib.Path(config.workdir) / "config.json").unlink()
     other = config.copy_and_resolve_references()
     other.optim.clip_norm = 1.0
     with pytest.raises(InputError, match="the checkpoint .* another config: optim.clip_norm: 0.0 there, 1.0 now"):
-        train.train(other)
+        loop.train(other)
     plan = make_plan(config, checkpoints.read_meta(config.workdir, 3))
     wrong = steps.TrainState(np.int32(0), np.int32(0), {"head": np.zeros(3)}, {}, {})
     with (
@@ -170,10 +172,10 @@ def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, m
 def test_a_done_run_that_lost_its_checkpoint_goes_on_from_the_rest(small_config):
     config = small_config("represent")
     config.save_steps = 2
-    summary = train.train(config)
-    assert train.train(config) == summary
+    summary = loop.train(config)
+    assert loop.train(config) == summary
     (pathlib.Path(config.workdir) / "checkpoints" / "3" / "meta" / "metadata").write_text("")
-    again = train.train(config)
+    again = loop.train(config)
     assert (pathlib.Path(config.workdir) / "damaged" / "3").is_dir()
     assert again["step"] == 3 and again["scores"] == summary["scores"]
 
@@ -182,10 +184,10 @@ def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config, t
     third = small_config("classify")
     third.init_from, third.data.image_size = str(trained("represent")), 32
     with pytest.raises(InputError, match="data.image_size 24 and not 32: add --config.data.image_size=24, or"):
-        train.train(third)
+        loop.train(third)
     third.data.image_size, third.model.hidden = 24, 8
     with pytest.raises(InputError, match="model.hidden 0 and not 8: add --config.model.hidden=0, or"):
-        train.train(third)
+        loop.train(third)
     third.classify.method = "two_layers"
     assert make_plan(third).config.model.hidden == 8
 
@@ -202,20 +204,20 @@ def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
 
 def test_a_run_older_than_the_hidden_layer_has_none(small_config):
     config = small_config("represent")
-    older = runs.as_json(config)
+    older = fields.as_json(config)
     del older["model"]["hidden"]
-    assert runs.from_json(older).model.hidden == 0 and not runs.differences(older, runs.as_json(config))
+    assert fields.from_json(older).model.hidden == 0 and not fields.differences(older, fields.as_json(config))
     config.model.hidden = 8
-    assert runs.differences(older, runs.as_json(config)) == ["model.hidden: 0 there, 8 now"]
+    assert fields.differences(older, fields.as_json(config)) == ["model.hidden: 0 there, 8 now"]
 
 
 def test_resuming_on_another_cpu_warns_that_numbers_agree_up_to_rounding(tmp_path, caplog):
     caplog.set_level("WARNING", "lae_jax")
     before = {"devices": ["cpu"], "hosts": 1, "cpu": "A", "cores": 2, "deterministic": True, "versions": {"jax": "1"}}
     (tmp_path / "provenance.json").write_text(json.dumps(before))
-    runs.warn_of_another_machine(tmp_path, before)
+    provenance.warn_of_another_machine(tmp_path, before)
     assert not caplog.text
-    runs.warn_of_another_machine(tmp_path, before | {"cpu": "B", "cores": 4})
+    provenance.warn_of_another_machine(tmp_path, before | {"cpu": "B", "cores": 4})
     assert "differs in cpu, cores" in caplog.text and "up to rounding" in caplog.text
 
 
@@ -225,25 +227,25 @@ def test_a_folder_that_can_be_no_runs_is_refused(small_config, tmp_path, drawn, 
     (tmp_path / "file").write_text("")
     config.workdir = {"file": str(tmp_path / "file"), "data": str(drawn)}.get(place, place)
     with pytest.raises(InputError, match="name a folder for the run, of its own|cannot be made"):
-        train.train(config)
+        loop.train(config)
 
 
 def test_two_runs_in_one_folder(small_config):
     config = small_config("represent")
     with lock.hold(config.workdir), pytest.raises(FolderInUse, match=f"in use by process {os.getpid()}"):
-        train.train(config)
+        loop.train(config)
     assert not pathlib.Path(config.workdir).exists()
 
 
 def test_going_on_with_another_config_is_refused_with_the_difference(small_config):
     config = small_config("represent")
     plan = make_plan(config)
-    runs.claim_folder(plan.workdir, config)
+    fields.claim_folder(plan.workdir, config)
     config.log_steps = 7
-    runs.claim_folder(plan.workdir, config)
+    fields.claim_folder(plan.workdir, config)
     config.optim.base_rate = 0.5
     with pytest.raises(InputError, match=r"optim.base_rate: 0.005 there, 0.5 now"):
-        runs.claim_folder(plan.workdir, config)
+        fields.claim_folder(plan.workdir, config)
 
 
 def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
@@ -251,13 +253,13 @@ def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
     config.epochs, config.max_bad_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0
     config.optim.base_rate, config.optim.schedule = 1e30, "constant"
     with pytest.raises(Diverged, match="4 steps in a row.*base_rate"):
-        train.train(config)
+        loop.train(config)
     with checkpoints.Checkpoints(config.workdir, read_only=True) as saved:
         assert saved.latest() == 4
     config.workdir += "_scored"
     config.eval_epochs = 1.0
     with pytest.raises(Diverged, match="outputs on the validation split are not finite"):
-        train.train(config)
+        loop.train(config)
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tmp_path):
@@ -265,22 +267,22 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tm
     with pytest.raises(
         InputError, match="represent holds no run: make it with python -m lae_jax.main --config configs/represent.py"
     ):
-        train.train(config)
+        loop.train(config)
     config.init_from = ""
     with pytest.raises(InputError, match="--config.init_from"):
-        train.train(config)
+        loop.train(config)
     config = small_config("represent")
     config.data.path = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="python -m lae_jax.prepare"):
-        train.train(config)
+        loop.train(config)
     config = small_config("represent")
     config.data.train = "trian"
     with pytest.raises(InputError, match="did you mean 'train'"):
-        train.train(config)
+        loop.train(config)
     config = small_config("represent")
     config.init_from = str(tmp_path / "pretrain")
     with pytest.raises(InputError, match="--config configs/pretrain.py"):
-        train.train(config)
+        loop.train(config)
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
@@ -293,7 +295,7 @@ def test_a_config_that_cannot_run_does_not_claim_the_folder(small_config, field,
     config = small_config("represent")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=message):
-        train.train(config)
+        loop.train(config)
     assert not pathlib.Path(config.workdir).exists()
 
 
@@ -306,7 +308,7 @@ def test_stage_1_without_pairs_of_a_person_is_an_error_before_it_trains(small_co
 
     monkeypatch.setattr(records.Dataset, "column", column)
     with pytest.raises(InputError, match="two images"):
-        train.train(config)
+        loop.train(config)
 
 
 def test_data_prepared_again_is_refused_by_stage_3(small_config, trained, monkeypatch):
@@ -314,27 +316,27 @@ def test_data_prepared_again_is_refused_by_stage_3(small_config, trained, monkey
     third.init_from = str(trained("represent"))
     monkeypatch.setattr(records.Dataset, "hash", "a" * 64)
     with pytest.raises(InputError, match="prepared again"):
-        train.train(third)
+        loop.train(third)
 
 
 def test_foreign_runs_are_refused_by_name(small_config, trained):
     first, third = str(trained("pretrain")), small_config("classify")
     third.init_from = first
     with pytest.raises(InputError, match="a run of stage pretrain; stage classify starts from one of represent"):
-        train.train(third)
+        loop.train(third)
     second = small_config("represent")
     second.init_from, second.model.name = first, "resnet18"
     with pytest.raises(
         InputError,
         match="trained with model.name 'efficientnet_v2_pico' and not 'resnet18': add --config.model.name=eff",
     ):
-        train.train(second)
+        loop.train(second)
     second = small_config("represent")
     second.init_from, second.data.split, second.epochs = first, "", 0.3
-    train.train(second)
+    loop.train(second)
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
-        train.train(third)
+        loop.train(third)
 
 
 def test_the_selecting_score_is_settled_by_the_groups_that_are_there():

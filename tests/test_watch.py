@@ -7,11 +7,11 @@ import time
 
 from conftest import ROOT
 
-from lae_jax.errors import STALLED
+from lae_jax.runtime.errors import STALLED
 
 WAITING = """
 import time
-from lae_jax import watch
+from lae_jax.runtime import watch
 with watch.Signals().caught() as signals:
     print("ready", flush=True)
     while not signals.asked:
@@ -49,7 +49,7 @@ def test_a_second_signal_leaves_at_once_even_where_python_does_not_come_back():
 def test_what_was_there_before_is_there_again():
     code = """
 import signal
-from lae_jax import watch
+from lae_jax.runtime import watch
 before = [signal.getsignal(number) for number in watch.ASKING]
 with watch.Signals().caught():
     assert [signal.getsignal(number) for number in watch.ASKING] != before
@@ -61,7 +61,7 @@ assert [signal.getsignal(number) for number in watch.ASKING] == before and signa
 
 WATCHED = """
 import time
-from lae_jax import watch
+from lae_jax.runtime import watch
 def stuck():
     {body}
 with watch.Watchdog({minutes}) as dog:

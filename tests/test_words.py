@@ -12,7 +12,8 @@ from conftest import ROOT
 from pictures import photograph
 from PIL import Image
 
-from lae_jax.data import augment, jitter, resizing, words
+from lae_jax.data import augment
+from lae_jax.data.augment import jitter, packing, resizing
 
 LARGE = 112
 
@@ -20,9 +21,9 @@ LARGE = 112
 def test_words_hold_an_image():
     for shape in ((5, 7), (LARGE, LARGE)):
         image = photograph(*shape, 1)
-        packed = words.from_image(tf.constant(image))
+        packed = packing.from_image(tf.constant(image))
         assert packed.dtype == tf.int32 and packed[2, 3] == int(image[2, 3] @ np.array([1, 256, 65536]))
-        np.testing.assert_array_equal(words.to_image(packed), image)
+        np.testing.assert_array_equal(packing.to_image(packed), image)
 
 
 @pytest.mark.parametrize("names", [("brightness", "contrast", "saturation", "hue"), ("contrast", "offset"), ("hue",)])
@@ -35,7 +36,7 @@ def test_the_compiled_jitter_is_the_steps_one_after_the_other(names):
         drawn = [tf.constant(factors, tf.float32), tf.constant(order)]
         hue = tf.constant(order.index(names.index("hue")) if "hue" in names else 0)
         expected = jitter._one_by_one(tf.constant(image), names, *drawn)
-        got = words.to_image(jitter._chained(words.from_image(tf.constant(image)), names, *drawn, hue))
+        got = packing.to_image(jitter._chained(packing.from_image(tf.constant(image)), names, *drawn, hue))
         difference = np.abs(np.asarray(got, int) - np.asarray(expected, int))
         # Half a level may be rounded up here and down there.
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3, order
@@ -57,7 +58,7 @@ def test_every_side_of_an_image_is_resized_as_pillow_does_it(size, step, method)
     chosen = getattr(Image.Resampling, method.upper())
     largest = resizing._canvases(size, method)[-1]
     noise = np.random.default_rng(size).integers(0, 256, (largest, largest, 3), np.uint8)
-    resize = tf.function(lambda image: words.to_image(resizing.resized(image, size, method)), autograph=False)
+    resize = tf.function(lambda image: packing.to_image(resizing.resized(image, size, method)), autograph=False)
     resize = resize.get_concrete_function(tf.TensorSpec([None, None, 3], tf.uint8))
     wrong = []
     for side in range(step, largest + 1, step):
@@ -76,7 +77,7 @@ def test_an_image_is_resized_as_pillow_does_it(shape, method):
         image[10 * seed :, -30:] = 0
         chosen = getattr(Image.Resampling, method.upper())
         expected = Image.fromarray(image).resize((LARGE, shape[0]), chosen).resize((LARGE, LARGE), chosen)
-        got = words.to_image(resizing.resized(tf.constant(image), LARGE, method))
+        got = packing.to_image(resizing.resized(tf.constant(image), LARGE, method))
         exact = max(shape) <= {"bilinear": 2.25, "bicubic": 4.0}[method] * LARGE
         assert np.abs(np.asarray(got, int) - expected).max() <= (0 if exact else 1)
 

@@ -25,10 +25,10 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from lae_jax import folders
 from lae_jax.data import shards
-from lae_jax.errors import InputError
-from lae_jax.files import is_remote, read_json
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.files import is_remote, read_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -81,7 +81,7 @@ class Beam:
         with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
             folder = pathlib.Path(local)
             (folder / "parts").mkdir()
-            folders.require_place(self._out, self._sizes())
+            layout.require_place(self._out, self._sizes())
             self._fetch(folder, [name for name in ("recipe.json",) if name in self._sizes()])
             self._fetch(folder, [f"parts/{name}" for name in self._sizes("parts") if name.endswith(".json")])
             try:

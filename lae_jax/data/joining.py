@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from lae_jax.data.shards import FORMAT, ShardTask, source_path, template
-from lae_jax.errors import InputError
-from lae_jax.files import read_json, sha256_of, write_json
+from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
 _GROUP_ROWS = 1 << 16  # of columns.parquet that are read and written together

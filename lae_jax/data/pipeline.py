@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from lae_jax.data import augment, records, sampling
-from lae_jax.data.tensorflow import tf
-from lae_jax.errors import InputError
+from lae_jax.faces.tensorflow import tf
+from lae_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

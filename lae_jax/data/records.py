@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from lae_jax import folders
-from lae_jax.errors import InputError, unknown
-from lae_jax.files import is_remote, sha256_of, write_json
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.files import is_remote, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -112,7 +112,7 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
         )
     path = pathlib.Path(path)
     again = "prepare it again (python -m lae_jax.prepare ...)"
-    folders.require_dataset(path)
+    layout.require_dataset(path)
     try:
         manifest = json.loads((path / "dataset.json").read_text())
         expected = {**{s["file"]: s for s in manifest["shards"]}, **manifest["files"]}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lae_jax.data.tensorflow import tf
+from lae_jax.faces.tensorflow import tf
 
 _WORD = 2**31
 

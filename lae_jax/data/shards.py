@@ -23,11 +23,11 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lae_jax.data import images, stored
-from lae_jax.data.readers import Picture, Source
-from lae_jax.errors import InputError
-from lae_jax.faces import crops
-from lae_jax.files import read_json, sha256_of, write_json
+from lae_jax.data import stored
+from lae_jax.data.sources.readers import Picture, Source
+from lae_jax.faces import crops, images
+from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from lae_jax.errors import InputError
+from lae_jax.runtime.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
 MAX_NAMED = 1000  # splits that a source may name: each is a file, and a place in the manifest

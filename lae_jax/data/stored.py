@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lae_jax.data import images, phash
-from lae_jax.data.readers import Picture
-from lae_jax.faces import crops
+from lae_jax.data.sources.readers import Picture
+from lae_jax.faces import crops, images, perceptual_hash
 
 # The columns that are made here, beside the source's own.
 COLUMNS = {
@@ -22,7 +21,7 @@ COLUMNS = {
     "landmarks": pa.list_(pa.float32()),  # x, y, x, y ... in pixels of the upright source image; null: unknown
     "box": pa.list_(pa.float32()),  # left, top, right, bottom of the face that was found, likewise
     "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
-    "phash": pa.binary(phash.BYTES),  # perceptual hash of the stored image
+    "phash": pa.binary(perceptual_hash.BYTES),  # perceptual hash of the stored image
     "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
     "faces": pa.int32(),  # that were found in the source image; null: nobody looked
 }
@@ -113,7 +112,7 @@ def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[lis
                 jpeg,
                 {
                     **columns,
-                    "phash": phash.of(jpeg),
+                    "phash": perceptual_hash.of(jpeg),
                     "landmarks": None if crop.landmarks is None else crop.landmarks.ravel().tolist(),
                     "box": None if crop.box is None else crop.box.tolist(),
                     "cut_by": crop.how,

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from lae_jax.data.images import BadImage
+from lae_jax.faces.images import BadImage
 
 # Eye, eye, nose tip, mouth corner, mouth corner in a 112x112 crop: the template of ArcFace (Deng et al., 2019) and of
 # the data sets that are published with it.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from lae_jax.data.images import BadImage
-from lae_jax.errors import InputError
 from lae_jax.faces import align
+from lae_jax.faces.images import BadImage
+from lae_jax.runtime.errors import InputError
 
 ALIGN = ("landmarks", "none")
 FACES = ("largest", "centre", "all")

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from lae_jax.data.tensorflow import tf
-from lae_jax.errors import InputError
+from lae_jax.faces.tensorflow import tf
+from lae_jax.runtime.errors import InputError
 
 CANVAS = 512  # side in pixels of the square that the networks see
 INNER = 416  # longer side of the photograph on it: a border lets faces that fill the photograph be found

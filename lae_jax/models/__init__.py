@@ -15,13 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax.errors import InputError, unknown
 from lae_jax.models import efficientnet_v2, resnet
 from lae_jax.models.efficientnet_v2 import EfficientNetV2
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
 from lae_jax.models.initial_values import initialise
 from lae_jax.models.layers import Compute
 from lae_jax.models.resnet import ResNet
+from lae_jax.runtime.errors import InputError, unknown
 
 __all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lae_jax import compiled
+from lae_jax.runtime import compile_cache
 
 CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
 
@@ -55,7 +55,7 @@ def leaf(path: tuple[str, ...], shape: tuple[int, ...], dtype, seed: int) -> np.
     scale = standard_deviation(path, shape)
     generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
     if path[-2] == "hidden":
-        # Drawn in float64, as for the heads on cached features (head_training).
+        # Drawn in float64, as for the heads on cached features (longtail.fitting).
         return (scale * generator.standard_normal(shape)).astype(np.float32).astype(dtype)
     return (np.float32(scale) * generator.standard_normal(shape, np.float32)).astype(dtype)
 
@@ -75,7 +75,7 @@ def initialise(module: nn.Module, image_size: int, seed: int) -> dict:
       {'params': ..., 'batch_stats': ...}, nested dicts of numpy arrays, in the shapes and dtypes of `module.init`.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    with compiled.without_collector():
+    with compile_cache.without_collector():
         shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
 
     def make(keys, struct):

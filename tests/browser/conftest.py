@@ -39,9 +39,11 @@ def _missing() -> str:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> pathlib.Path:
     """photographs/ of drawn people; run/, trained on their crops, calibrated and evaluated."""
-    from lae_jax import evaluate, prepare, train
     from lae_jax.configs import represent
-    from lae_jax.data import synthetic
+    from lae_jax.data.sources import synthetic
+    from lae_jax.evaluate import __main__ as evaluate
+    from lae_jax.prepare import __main__ as prepare
+    from lae_jax.train import loop
 
     folder = tmp_path_factory.mktemp("browser")
     (folder / "photographs").mkdir()
@@ -64,7 +66,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
     c.data.image_size, c.data.threads = 24, 2
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
-    train.train(c)
+    loop.train(c)
     evaluate.main(["--run", c.workdir, "--calibrate"])
     return folder
 

@@ -1,0 +1,1 @@
+"""Audits of prepared data sets: leaks between splits, double images, labels that cannot be."""

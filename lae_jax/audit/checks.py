@@ -1,0 +1,312 @@
+"""What an audit finds: pure functions over the columns and splits of prepared data sets.
+
+A finding is a dict of JSON: kind, severity ('leak' | 'warning' | 'note'), splits (of which it speaks, the one trained
+on first), count, examples (lists of names, 1,000 at most), message. Between two data sets it has also `other`, path
+and hash of the other one, whose split is then the first.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from lae_jax import metrics
+from lae_jax.data import people
+from lae_jax.faces import perceptual_hash
+
+EXAMPLES = 1000
+YEARS_APART = 2.0
+# Of Whipple's index (United Nations, Demographic Yearbook): up to 1.10 ages count as fairly accurate.
+HEAPED = 1.10
+_SURE = 4.0  # standard deviations by which a share must differ from chance
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """What is looked at of one data set; arrays have its N rows."""
+
+    path: str
+    hash: str
+    protocol: str  # 'image' | 'identity' | 'column'
+    names: np.ndarray  # str
+    ages: np.ndarray  # float64, years, NaN where unknown
+    identities: np.ndarray  # str, None where unknown
+    sha256: np.ndarray  # str, of the source's file
+    phash: np.ndarray | None  # (N, 32) uint8; None in a data set that was prepared without
+    sides: np.ndarray  # int, the shorter side of the picture in pixels
+    image_size: int  # side of a model's input, pixels
+    faces: np.ndarray | None  # that were found in the photograph, NaN where nobody looked; None: prepared without
+    all_faces: bool  # whether each of them is an image of its own
+    splits: Mapping[str, np.ndarray]  # name -> rows
+
+
+def _finding(kind: str, severity: str, count: int, message: str, splits=(), examples=()) -> dict:
+    """With strings only where JSON wants them, and no more examples than are read."""
+    listed = [[str(word) for word in example] for example in itertools.islice(examples, EXAMPLES)]
+    return {
+        "kind": kind,
+        "severity": severity,
+        "splits": list(splits),
+        "count": int(count),
+        "examples": listed,
+        "message": message,
+    }
+
+
+def _role(split: str) -> tuple[str | None, str]:
+    """'fold0-train' -> ('fold0', 'train'); what begins with 'train' is trained on."""
+    fold, name = re.fullmatch(r"(?:(fold\d+)-)?(.*)", split).groups()
+    return fold, "train" if name.startswith("train") else name
+
+
+def place(split: str) -> int:
+    """Of two splits the one that is trained on comes first, and the test set last."""
+    return {"train": 0, "test": 2}.get(_role(split)[1], 1)
+
+
+def disjoint(a: str, b: str) -> bool:
+    """Whether two splits are meant to share nothing: of different roles, and not of two different folds."""
+    (fold_a, role_a), (fold_b, role_b) = _role(a), _role(b)
+    return role_a != role_b and (fold_a == fold_b or None in (fold_a, fold_b))
+
+
+def audit(tables: Sequence[Table]) -> list[list[dict]]:
+    """The findings of each data set, those between it and the others included.
+
+    Time and memory grow with the number of rows, not with that of their pairs.
+    """
+    pool = _Pool(tables)
+    result = []
+    for number, table in enumerate(tables):
+        findings = [*_across(pool, number), *_ages_apart(pool, number), *_of_one(table)]
+        order = ("leak", "warning", "note")
+        result.append(sorted(findings, key=lambda finding: order.index(finding["severity"])))
+    return result
+
+
+class _Pool:
+    """The rows of all data sets, one after the other, with codes that are equal where files, pictures, people are."""
+
+    def __init__(self, tables: Sequence[Table]):
+        self.tables = tables
+        self.starts = np.cumsum([0, *(len(table.names) for table in tables)])
+        self.names = np.concatenate([table.names for table in tables])
+        self.ages = np.concatenate([table.ages for table in tables])
+        file = pa.array(np.concatenate([table.sha256 for table in tables]), pa.string()).dictionary_encode()
+        self.file = file.indices.to_numpy().astype(np.int64)
+        none = [
+            np.zeros((len(table.names), perceptual_hash.BYTES), np.uint8) for table in tables if table.phash is None
+        ]
+        hashes = [none.pop(0) if table.phash is None else table.phash for table in tables]
+        self.picture, self.near = perceptual_hash.search(np.concatenate(hashes))
+        # A label means somebody else in another data set.
+        self.person = people.codes(np.concatenate([_global_names(t, len(tables) > 1) for t in tables]))[0]
+
+    def sides(self, number: int) -> Iterator[tuple[int, str, int, str]]:
+        """(data set, split, data set, split) of what should share nothing; the second data set is `number`. Within one
+        data set the split that is trained on comes first, of two each may be either."""
+        for one, table in enumerate(self.tables):
+            for a, b in itertools.product(table.splits, self.tables[number].splits):
+                if not disjoint(a, b):
+                    continue
+                if one == number and (place(a), a) > (place(b), b):
+                    continue
+                yield one, a, number, b
+
+    def rows(self, number: int, split: str) -> np.ndarray:
+        return self.tables[number].splits[split] + self.starts[number]
+
+
+def _global_names(table: Table, several: bool) -> np.ndarray:
+    if not several:
+        return table.identities
+    kept = {}
+    for name in set(table.identities.tolist()) - {None}:
+        label = people.scheme(people.normalised(name), table.hash).startswith("label")
+        kept[name] = f"{name}\t{table.hash}" if label else name
+    return np.array([kept.get(name) for name in table.identities], object)
+
+
+def _first_rows(codes: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """The first of `rows` that has each code (count,), -1 where none has."""
+    first = np.full(count, -1, np.int64)
+    rows = rows[codes[rows] >= 0][::-1]
+    first[codes[rows]] = rows
+    return first
+
+
+def _partners(codes: np.ndarray, a: np.ndarray, b: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    """For each of the rows `b` a row of `a` with the same code, or with one that is near to it; -1 where none is."""
+    if not codes.size or codes.max() < 0:
+        return np.full(len(b), -1)
+    first = _first_rows(codes, a, codes.max() + 1)
+    if near is not None and len(near):
+        reached = first.copy()
+        for u, v in (near.T, near.T[::-1]):
+            there = (first[u] >= 0) & (first[v] < 0)
+            reached[v[there]] = first[u[there]]
+        first = reached
+    return np.where(codes[b] >= 0, first[codes[b]], -1)
+
+
+def between(one: Table, a: str, two: Table, b: str) -> list[dict]:
+    """The findings of split `a` of a data set, which was trained on, and split `b` of another one, which is scored."""
+    return list(_of_sides(_Pool([one, two]), 0, a, 1, b))
+
+
+def _across(pool: _Pool, number: int) -> Iterator[dict]:
+    """Files, pictures and people on both sides."""
+    for one, a, two, b in pool.sides(number):
+        yield from _of_sides(pool, one, a, two, b)
+
+
+def _of_sides(pool: _Pool, one: int, a: str, two: int, b: str) -> Iterator[dict]:
+    rows_a, rows_b = pool.rows(one, a), pool.rows(two, b)
+    told_a = a if one == two else f"{a} of {pool.tables[one].path}"
+    other = {} if one == two else {"other": {"path": pool.tables[one].path, "hash": pool.tables[one].hash}}
+
+    def finding(kind, severity, count, message, hits, partner):
+        examples = ((pool.names[partner[i]], pool.names[rows_b[i]]) for i in hits)
+        return {**_finding(kind, severity, count, message, (a, b), examples), **other}
+
+    file = _partners(pool.file, rows_a, rows_b)
+    near = np.where(file < 0, _partners(pool.picture, rows_a, rows_b, pool.near), -1)
+    for kind, partner, told in (
+        ("same_file", file, "the same file"),
+        ("near_picture", near, "nearly the same picture"),
+    ):
+        hits = np.flatnonzero(partner >= 0)
+        if len(hits):
+            message = f"{len(hits)} of {len(rows_b)} images of {b} stand in {told_a} too: {told}"
+            yield finding(kind, "leak", len(hits), message, hits, partner)
+    partner = _partners(pool.person, rows_a, rows_b)
+    hits = np.flatnonzero(partner >= 0)
+    if len(hits):
+        shared, where = np.unique(pool.person[rows_b[hits]], return_index=True)
+        severity, why = "warning", ""
+        if one == two:
+            severity, why = _SAME_PEOPLE[pool.tables[two].protocol]
+        message = f"people on both sides: {len(shared)}, in {told_a} and with {len(hits)} of the images of {b}{why}"
+        yield finding("same_identity", severity, len(shared), message, hits[where], partner)
+
+
+# Of one data set, by how it was split.
+_SAME_PEOPLE = {
+    "identity": ("leak", ", although it was split by identity"),
+    "image": ("note", ": it was split by image, so that is by design"),
+    "column": ("warning", ": the source's own split has them there"),
+}
+
+
+def _extremes(codes: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in the order of (code, age), and the places in it of each code's youngest and oldest."""
+    order = np.lexsort((ages, codes))
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    return order, starts, np.append(starts[1:], len(order)) - 1
+
+
+def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
+    """Files and pictures that occur several times, at least once in data set `number`, with different ages."""
+    known = np.flatnonzero(~np.isnan(pool.ages))
+    if not len(known):
+        return
+    ages = pool.ages
+
+    def here(*rows):
+        start, end = pool.starts[number], pool.starts[number + 1]
+        return np.any([(r >= start) & (r < end) for r in rows], axis=0)
+
+    def told(kind, what, young, old):
+        apart = (ages[old] - ages[young] > YEARS_APART) & here(young, old)
+        young, old = young[apart], old[apart]
+        if len(young):
+            worst = np.argsort(ages[young] - ages[old], kind="stable")
+            examples = ((f"{pool.names[y]} ({ages[y]:g})", f"{pool.names[o]} ({ages[o]:g})")
+                        for y, o in zip(young[worst], old[worst], strict=True))  # fmt: skip
+            message = f"{what} with ages more than {YEARS_APART:g} years apart: {len(young)}"
+            yield _finding(kind, "warning", len(young), message, (), examples)
+
+    order, first, last = _extremes(pool.file[known], ages[known])
+    yield from told("same_file_ages", "files that occur several times", known[order[first]], known[order[last]])
+
+    known = known[pool.picture[known] >= 0]
+    if not len(known):
+        return
+    order, first, last = _extremes(pool.picture[known], ages[known])
+    young, old = known[order[first]], known[order[last]]
+    own = pool.file[young] != pool.file[old]  # the same file was told above
+    at = np.full(pool.picture.max() + 1, -1)
+    at[pool.picture[young]] = np.arange(len(young))
+    u, v = at[pool.near.T]
+    both = (u >= 0) & (v >= 0)
+    u, v = u[both], v[both]
+    swapped = ages[old[u]] - ages[young[v]] > ages[old[v]] - ages[young[u]]
+    yield from told(
+        "near_picture_ages",
+        "pairs of nearly the same picture",
+        np.concatenate([young[own], np.where(swapped, young[v], young[u])]),
+        np.concatenate([old[own], np.where(swapped, old[u], old[v])]),
+    )
+
+
+def heaping(ages: np.ndarray) -> tuple[float, float] | None:
+    """(index, standard deviations from chance) of ages in years: Whipple's index over the ages that are there.
+
+    The index is the share of whole ages that are multiples of 5, over the fifth of their neighbourhood (two years to
+    both sides) that a smooth histogram would put there: 1 is not heaped, 5 is all. Only multiples whose neighbourhood
+    lies between the 1st and 99th percentile count. None where there is none.
+    """
+    if not len(ages):
+        return None
+    whole = metrics.age_class(ages)
+    low, high = np.percentile(whole, [1, 99])
+    count = np.bincount(np.maximum(whole, 0), minlength=int(whole.max()) + 3)
+    middles = [m for m in range(5, int(whole.max()) + 1, 5) if low <= m - 2 and m + 2 <= high]
+    around = sum(count[m - 2 : m + 3].sum() for m in middles)
+    if not around:
+        return None
+    share = count[middles].sum() / around
+    return float(5 * share), float((share - 0.2) / np.sqrt(0.16 / around))
+
+
+def _of_one(table: Table) -> Iterator[dict]:
+    known = ~np.isnan(table.ages)
+    for split, rows in table.splits.items():
+        ages = table.ages[rows][known[rows]]
+        count = np.bincount(metrics.age_group(ages) + 1, minlength=len(metrics.GROUPS) + 1)[1:]
+        empty = [group for group, images in zip(metrics.GROUPS, count, strict=True) if not images]
+        if len(ages) and empty:
+            message = f"{split} has no image of age {', '.join(empty)}: sigma and AAR are undefined there"
+            yield _finding("group_without_images", "warning", len(empty), message, (split,), [[g] for g in empty])
+    heaped = heaping(table.ages[known])
+    if heaped and heaped[0] > HEAPED and heaped[1] > _SURE:
+        share = f"{heaped[0] / 5:.1%} of the ages are multiples of 5, where a smooth histogram has 20 %"
+        yield _finding("heaped_ages", "warning", known.sum(), f"{share}: many were rounded")
+    several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
+    if len(several):
+        taken = (
+            "all have its age" if table.all_faces else "one was taken, and whether it is the one of that age is unknown"
+        )
+        message = f"{len(several)} of {len(table.names)} images are of photographs with several faces: {taken}"
+        examples = ((table.names[i], f"{table.faces[i]:.0f} faces") for i in several)
+        yield _finding("several_faces", "warning", len(several), message, (), examples)
+    small = np.flatnonzero(table.sides < table.image_size)
+    if len(small):
+        message = f"{len(small)} of {len(table.names)} faces have fewer than {table.image_size} pixels in the source"
+        examples = ((table.names[i], f"{table.sides[i]} pixels") for i in small)
+        yield _finding("small_images", "note", len(small), message, (), examples)
+    named = sum(name is not None for name in table.identities.tolist())
+    if named < len(table.names):
+        message = f"{len(table.names) - named} of {len(table.names)} images have no identity: whether their people"
+        yield _finding("identity_unknown", "note", len(table.names) - named, f"{message} are on both sides is unknown")
+    if table.phash is None:
+        message = "prepared without perceptual hashes: only whole files were compared; prepare it again"
+        yield _finding("no_perceptual_hash", "note", len(table.names), message)
+
+
+def damaged(message: str) -> dict:
+    """The finding of a data set that cannot be opened."""
+    return _finding("damaged", "warning", 1, message)

@@ -1,0 +1,187 @@
+"""audit.json beside a data set: written by an audit, read by a run and an evaluation."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lae_jax.audit import checks
+from lae_jax.data import records
+from lae_jax.faces import perceptual_hash
+from lae_jax.report import overviews
+from lae_jax.runtime import console, layout
+from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.files import read_json, write_json
+
+logger = logging.getLogger("lae_jax")
+
+FILE, PICTURE = "audit.json", "audit.png"
+IMAGE_SIZE = 224
+COMMAND = "python -m lae_jax.audit"
+_FORMAT = 1
+
+
+def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
+    """Audits data sets, each alone and all against each other; writes audit.json and audit.png into each.
+
+    Args: image_size: side of a model's input, pixels (default: 224, or less where a data set was prepared smaller: who
+    does so means to train a smaller model). Returns: what stands in each audit.json. One that is damaged has
+    that as its only finding. Raises InputError for a folder that holds no data set, or one that cannot be written to.
+    """
+    paths = [pathlib.Path(path) for path in paths]
+    tables, damages = {}, {}
+    for path in paths:
+        try:
+            tables[path] = _table(records.open_dataset(path, "full"), image_size)
+        except InputError as error:
+            if not (path / "dataset.json").exists():
+                raise
+            damages[path] = str(error)
+    found = dict(zip(tables, checks.audit(list(tables.values())) if tables else [], strict=True))
+    reports = []
+    for path in paths:
+        table = tables.get(path)
+        report = {
+            "format": _FORMAT,
+            "data": str(path),
+            "data_hash": table and table.hash,
+            "protocol": table and table.protocol,
+            "images": table and len(table.names),
+            "splits": table and {name: len(rows) for name, rows in table.splits.items()},
+            "image_size": table.image_size if table else image_size,
+            "near_bits": perceptual_hash.NEAR,
+            "compared": [
+                {"path": one.path, "hash": one.hash, "pictures": one.phash is not None and table.phash is not None}
+                for other, one in tables.items()
+                if table and other != path
+            ],
+            "findings": found[path] if table else [checks.damaged(damages[path])],
+        }
+        try:
+            write_json(path / FILE, report)
+            if table is not None:
+                _draw(path, table)
+        except OSError as error:
+            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): mount it writable") from error
+        reports.append(report)
+    return reports
+
+
+def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
+    hashes = None
+    if dataset.has_column("phash"):
+        hashes = np.frombuffer(b"".join(dataset.column("phash").tolist()), np.uint8).reshape(-1, perceptual_hash.BYTES)
+    # Pixels of the source behind the stored side: of crops that were enlarged there are fewer.
+    sides = np.minimum(dataset.column("width"), dataset.column("height"))
+    if dataset.has_column("scale"):
+        scale = dataset.column("scale")
+        size = dataset.crop.get("size")
+        sides = np.rint(sides / scale if size is None else size * np.minimum(scale, 1)).astype(int)
+    return checks.Table(
+        path=str(dataset.path),
+        hash=dataset.hash,
+        protocol=dataset.manifest["protocol"],
+        names=dataset.column("name"),
+        ages=dataset.column("age"),
+        identities=dataset.column("identity"),
+        sha256=dataset.column("sha256"),
+        phash=hashes,
+        sides=sides,
+        image_size=image_size or min(IMAGE_SIZE, _prepared_size(dataset)),
+        faces=dataset.column("faces").astype(np.float64) if dataset.has_column("faces") else None,
+        all_faces=len(np.unique(dataset.column("source_row"))) < len(dataset),
+        splits={name: dataset.rows(name) for name in dataset.manifest["splits"]},
+    )
+
+
+def _prepared_size(dataset: records.Dataset) -> int:
+    """Side in pixels that a data set was prepared for; that of a usual input where its recipe is gone."""
+    path = dataset.path / layout.RECIPE
+    return int(read_json(path).get("size", IMAGE_SIZE)) if path.exists() else IMAGE_SIZE
+
+
+def _draw(path: pathlib.Path, table: checks.Table) -> None:
+    named = sorted(table.splits, key=checks.place)
+    ages = {name: table.ages[table.splits[name]] for name in named if not name.startswith("fold")}
+    ages = {name: a[~np.isnan(a)] for name, a in (ages or {"all": table.ages}).items()}
+    if any(len(a) for a in ages.values()):
+        overviews.age_histogram(path / PICTURE, ages, f"{path.resolve().name}: images by age")
+
+
+def read(dataset: records.Dataset) -> tuple[list[dict], str]:
+    """(findings, 'read') of a data set's audit.json; ([], 'missing' | 'stale' | 'damaged') with a warning otherwise."""
+    path = dataset.path / FILE
+    try:
+        report = json.loads(path.read_text())
+        findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
+        if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
+            raise ValueError("a finding without a message")
+        if any(f["severity"] == "leak" and len(f["splits"]) != 2 for f in findings):
+            raise ValueError("a leak that is not between two splits")
+    except FileNotFoundError:
+        findings, state = [], "missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        findings, state = [], "damaged"
+    if state == "read":
+        return findings, state
+    logger.warning("%s is %s, so leaks between its splits are unknown: %s %s", path, state, COMMAND, dataset.path)
+    return [], state
+
+
+def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | None = None) -> list[dict]:
+    """The leaks between what is trained on and another split ('all': any).
+
+    Args: findings: of the data set that holds `split`; train_hash: of the data set that holds `train`, if another.
+    """
+    return [
+        finding
+        for finding in findings
+        if finding["severity"] == "leak"
+        and finding.get("other", {}).get("hash") == train_hash
+        and is_between(finding, train, split)
+    ]
+
+
+def is_between(finding: Mapping, train: str, split: str) -> bool:
+    """Whether a finding is of these two splits ('all': any); of two data sets the order tells whose."""
+    first, *second = finding["splits"]
+    ways = [(first, one) for one in second] + [(one, first) for one in second if "other" not in finding]
+    return any(train in ("all", one) and split in ("all", other) for one, other in ways)
+
+
+def have_compared(dataset: records.Dataset, split: str, other_hash: str, train: str) -> bool:
+    """Whether a data set's audit.json, which `read` has found in order, compared the pictures of one of its splits with
+    another data set's: an audit of both does, where the names of the splits are not of the same role."""
+    audited = json.loads((dataset.path / FILE).read_text()).get("compared", [])
+    known = other_hash in [other["hash"] for other in audited if other["pictures"]]
+    return known and "all" not in (train, split) and checks.disjoint(train, split)
+
+
+def between(training: records.Dataset, train: str, scored: records.Dataset, split: str) -> list[dict]:
+    """The findings of what a run was trained on and a split of another data set that it is scored on."""
+    return checks.between(_of_split(training, train), train, _of_split(scored, split), split)
+
+
+def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
+    """The rows of one split alone: the rest of a large data set would be searched for nothing."""
+    table, rows = _table(dataset, IMAGE_SIZE), dataset.rows(split)
+    columns = ("names", "ages", "identities", "sha256", "phash", "sides", "faces")
+    kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
+    return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
+
+
+def tell(report: dict) -> str:
+    """What stands in an audit.json, as a table for a terminal, with an example of each finding."""
+    place = f"{report['data']}/{FILE}"
+    if not report["findings"]:
+        return f"{place}: clean"
+    rows = [(f["kind"], f["severity"], f["count"], "-".join(f["splits"]) or "all") for f in report["findings"]]
+    lines = [console.table(["finding", "severity", "count", "splits"], rows)]
+    for finding in report["findings"]:
+        example = f" ({', '.join(finding['examples'][0])})" if finding["examples"] else ""
+        lines.append(f"{finding['severity']}: {finding['message']}{example}")
+    return "\n".join([*lines, f"{place} has examples"])

@@ -1,0 +1,333 @@
+"""Images in training and in evaluation: decode, patch, resize, flip, colour jitter, RandAugment. All TensorFlow.
+
+Every function is pure: what is random is a function of `seed`, an int32 (2,) tensor, and of nothing else. So images do
+not depend on the number of threads, on what came before, or on where a run was resumed; another CPU may round colour
+jitter and the place of a patch otherwise. All work in eager mode, in
+tf.function and in tf.data. Images are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lae_jax.data.augment.jitter import (
+    STEPS,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_offset,
+    adjust_saturation,
+    check_jitter,
+    color_jitter,
+    require,
+    require_between,
+)
+from lae_jax.data.augment.operations import OPS
+from lae_jax.data.augment.packing import as_words, case, compiled, is_large, on_image, on_words, size_of, to_image
+from lae_jax.data.augment.resizing import METHODS, resized
+from lae_jax.faces.tensorflow import tf
+
+__all__ = [
+    "OPS",
+    "Augmentation",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_offset",
+    "adjust_saturation",
+    "centre_crop",
+    "color_jitter",
+    "decode",
+    "draw_ops",
+    "draw_patch",
+    "op_strengths",
+    "rand_augment",
+    "random_crop",
+    "random_flip",
+    "random_patch",
+    "resize",
+    "translate_pixels",
+]
+
+_TRIES = 10
+_AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
+_PATCHES = ("area", "crop", "none")
+
+
+def _require_range(name: str, value: Sequence[float], high: float) -> None:
+    good = len(value) == 2 and 0 < value[0] <= value[1] <= high
+    require(good, f"{name} is {value!r}, it must be (low, high) with 0 < low <= high <= {high}")
+
+
+# From bytes to an image of the right size
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """JPEG or PNG bytes, () string -> uint8 (H, W, 3), the pixels that Pillow's convert('RGB') gives.
+
+    Grey becomes three equal channels, alpha is dropped. Bytes that are no image raise tf.errors.InvalidArgumentError.
+    """
+    # This op decodes PNG as well. Its default transform differs from Pillow's by up to 5 levels.
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+@on_image
+def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', as Pillow resizes it.
+
+    Every level is that of Pillow's resizing of the width, then of the height, where `size` is at least 48 and no side
+    more than 4 times that (bilinear 2.25 times); else within 1.
+    """
+    require(method in METHODS, f"resize: method is {method!r}, it must be one of {METHODS}")
+    same = tf.reduce_all(tf.shape(image)[:2] == size)
+    result = tf.cond(same, lambda: image, lambda: to_image(resized(image, size, method)))
+    return tf.ensure_shape(result, [size, size, 3])
+
+
+def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
+    return tf.ensure_shape(tf.slice(image, [top, left, 0], [size, size, 3]), [size, size, 3])
+
+
+def _room(image: tf.Tensor, size: int, what: str) -> tuple:
+    """(H - size, W - size); raises where a static side is too small (a dynamic one makes tf.slice raise)."""
+    for side in image.shape[:2]:
+        require(side is None or side >= size, f"{what}: no {size} x {size} patch in an image of shape {image.shape}")
+    height, width = size_of(image)
+    return height - size, width - size
+
+
+@on_image
+def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch whose place is uniform. ValueError if H or W is below size."""
+    room = tf.cast(tf.stack(_room(image, size, "random_crop")), tf.float32)
+    corner = tf.cast(tf.random.stateless_uniform([2], seed) * (room + 1.0), tf.int32)
+    return _crop(image, corner[0], corner[1], size)
+
+
+@on_image
+def centre_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): the middle; ValueError if H or W is below size."""
+    rows, columns = _room(image, size, "centre_crop")
+    return _crop(image, rows // 2, columns // 2, size)
+
+
+def draw_patch(
+    height, width, seed: tf.Tensor, area: Sequence[float] = _AREA, aspect: Sequence[float] = _ASPECT
+) -> tf.Tensor:
+    """int32 (4,): top, left, height, width of a patch, drawn as torchvision's RandomResizedCrop does.
+
+    height, width: of the image, in pixels. area: range of the patch's share of the image, uniform. aspect: range of
+    width / height, log-uniform. The first of ten tries that fits is taken; else the largest centred patch whose aspect
+    is in the range.
+    """
+    draws = tf.random.stateless_uniform([2 * _TRIES + 2], seed)
+    return _patch_drawing(tuple(area), tuple(aspect))(draws, height, width)
+
+
+@functools.cache
+def _patch_drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Callable:
+    # Compiled whatever the image's size: 30 operations on a few numbers cost more than one call.
+    return compiled(functools.partial(_draw_patch, area=area, aspect=aspect))
+
+
+def _draw_patch(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor, area: tuple, aspect: tuple) -> tf.Tensor:
+    image_sides = tf.cast(tf.stack([height, width]), tf.float32)
+    share = area[0] + (area[1] - area[0]) * draws[:_TRIES]
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    half_log = 0.5 * (log_low + (log_high - log_low) * draws[_TRIES : 2 * _TRIES])
+    side = tf.sqrt(share * (image_sides[0] * image_sides[1]))
+    tries = tf.round(tf.stack([side * tf.exp(-half_log), side * tf.exp(half_log)], axis=1))
+    fits = tf.reduce_all((tries >= 1.0) & (tries <= image_sides), axis=1)
+    largest = tf.round(tf.minimum(image_sides, image_sides[::-1] * tf.constant([1 / aspect[0], aspect[1]], tf.float32)))
+    # The fallback stands behind the tries and always fits: the first that fits is the one.
+    chosen = tf.argmax(tf.concat([fits, [True]], 0), output_type=tf.int32)
+    sides = tf.gather(tf.concat([tries, largest[None]], 0), chosen)
+    room = image_sides - sides
+    corner = tf.where(chosen < _TRIES, tf.floor(draws[2 * _TRIES :] * (room + 1.0)), tf.floor(room / 2.0))
+    return tf.cast(tf.concat([corner, sides], 0), tf.int32)
+
+
+@on_image
+def random_patch(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: int,
+    area: Sequence[float] = _AREA,
+    aspect: Sequence[float] = _ASPECT,
+    words: bool = False,
+) -> tf.Tensor:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch as `draw_patch` draws it, resized bilinearly.
+
+    Filtered against aliasing where the patch is larger than the output, as Pillow does it. words: give the patch as
+    words, int32 (size, size).
+    """
+    _require_range("area", area, 1.0)
+    _require_range("aspect", aspect, math.inf)
+    box = draw_patch(*size_of(image), seed, area, aspect)
+    patch = tf.slice(image, tf.pad(box[:2], [[0, 1]]), tf.concat([box[2:], [3]], 0))
+    result = resized(patch, size, "bilinear")
+    return result if words else to_image(result)
+
+
+@on_words
+def random_flip(words: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
+    """The mirror image (left and right exchanged) with `probability`, else the image; also of words."""
+    flip = tf.random.stateless_uniform([], seed) < probability
+    return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(words, [1]), lambda: words), words.shape)
+
+
+# RandAugment
+
+_SIGNED = ("rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
+_ENHANCE = ("color", "contrast", "brightness", "sharpness")
+
+
+def _check_rand_augment(num_ops: int, magnitude: int, num_levels: int) -> None:
+    require(num_ops >= 0, f"num_ops is {num_ops}, it must be 0 or more")
+    require(num_levels >= 2, f"num_levels is {num_levels}, it must be 2 or more")
+    require_between("magnitude", magnitude, 0, num_levels - 1)
+
+
+def op_strengths(magnitude: int = 9, num_levels: int = 31) -> dict[str, float]:
+    """How far each operation goes at a level, as in torchvision.transforms.RandAugment.
+
+    Degrees for rotate, shear, bits for posterize, a threshold for solarize, the distance of the factor from 1 for the
+    enhancements; 0 for those without a strength. translate_* depends on the image: `translate_pixels`.
+    """
+    share = magnitude / (num_levels - 1)
+    strengths = dict.fromkeys(OPS, 0.0)
+    strengths |= dict.fromkeys(_ENHANCE, 0.9 * share)
+    strengths |= {"shear_x": 0.3 * share, "shear_y": 0.3 * share, "rotate": 30.0 * share}
+    strengths |= {"solarize": 255.0 * (1.0 - share), "posterize": 8.0 - round(magnitude / ((num_levels - 1) / 4))}
+    return strengths
+
+
+def translate_pixels(side, magnitude: int = 9, num_levels: int = 31):
+    """int(150 / 331 * side * magnitude / (num_levels - 1)), without rounding: side is an int or an int32 tensor."""
+    return 150 * side * magnitude // (331 * (num_levels - 1))
+
+
+def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Operations, int32 (num_ops,) places in OPS, uniform with replacement; signs, -1.0 or 1.0, float32 (num_ops,)."""
+    return _ops_of(tf.random.stateless_uniform([2, num_ops], seed))
+
+
+def _ops_of(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.cast(draws[0] * len(OPS), tf.int32), tf.where(draws[1] < 0.5, -1.0, 1.0)
+
+
+@functools.cache
+def _ops_drawing(magnitude: int, num_levels: int) -> tuple[Callable, Callable]:
+    """Plain and compiled: draws, height, width -> places in OPS, int32 (n,); their values, float32 (n,)."""
+
+    def draw(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        strengths: dict = op_strengths(magnitude, num_levels)
+        strengths["translate_x"] = tf.cast(translate_pixels(width, magnitude, num_levels), tf.float32)
+        strengths["translate_y"] = tf.cast(translate_pixels(height, magnitude, num_levels), tf.float32)
+        base = tf.constant([float(name in _ENHANCE) for name in OPS])
+        signed = tf.constant([name in _SIGNED for name in OPS])
+        chosen, signs = _ops_of(draws)
+        strength = tf.gather(tf.stack(list(strengths.values())), chosen)
+        return chosen, tf.gather(base, chosen) + strength * tf.where(tf.gather(signed, chosen), signs, 1.0)
+
+    return draw, compiled(draw)
+
+
+@functools.lru_cache(maxsize=16)
+def _op_branches(height: int | None, width: int | None) -> list[tf.types.experimental.ConcreteFunction]:
+    """The operations traced for words of this shape: once, whatever graph or loop asks for them."""
+    signature = (tf.TensorSpec([height, width], tf.int32), tf.TensorSpec([], tf.float32))
+    with tf.init_scope():
+        return [tf.function(op, signature, autograph=False).get_concrete_function() for op in OPS.values()]
+
+
+@on_words
+def rand_augment(
+    words: tf.Tensor, seed: tf.Tensor, num_ops: int = 2, magnitude: int = 9, num_levels: int = 31
+) -> tf.Tensor:
+    """RandAugment (Cubuk et al. 2020): uint8 (H, W, 3) -> uint8 (H, W, 3), or words -> words.
+
+    num_ops of the 14 operations one after the other, each uniform, at level `magnitude` of `num_levels` (counted from
+    0), with a random sign where there is one. ValueError if num_ops is negative or the magnitude is no level.
+    """
+    _check_rand_augment(num_ops, magnitude, num_levels)
+    if num_ops == 0:
+        return words
+    draws = tf.random.stateless_uniform([2, num_ops], seed)
+    plain, quick = _ops_drawing(magnitude, num_levels)
+    chosen, values = (quick if is_large(words) else plain)(draws, *size_of(words))
+    branches = _op_branches(*words.shape)
+    for i in range(num_ops):
+        words = case(chosen[i], branches, words, values[i])
+    return words
+
+
+# The whole of it
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a stored image in training and in evaluation.
+
+    ValueError at construction names the field that is wrong and what it may be.
+    """
+
+    image_size: int = 224  # side of what comes out, pixels
+    patch: str = "area"  # 'area': random patch, resized; 'crop': resize, random crop; 'none': resize, centre crop
+    resize: int = 0  # side the whole image is resized to for 'crop', 'none' and evaluation; 0: image_size
+    area: tuple[float, float] = _AREA  # of a random patch, as a share of the image
+    aspect: tuple[float, float] = _ASPECT  # of a random patch, width / height
+    flip: float = 0.5  # probability
+    brightness: float = 0.125  # factor 1 +- this
+    contrast: float = 0.125  # factor 1 +- this
+    saturation: float = 0.125  # factor 1 +- this
+    hue: float = 0.05  # turns, +- this
+    offset: float = 0.0  # grey levels added, +- this
+    num_ops: int = 2  # of RandAugment; 0: none
+    magnitude: int = 9  # of RandAugment, 0..num_levels - 1
+    num_levels: int = 31  # of RandAugment
+    resize_method: str = "bicubic"  # of the whole image; a random patch is resized bilinearly
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 1, f"image_size is {self.image_size}, it must be 1 or more")
+        require(self.patch in _PATCHES, f"patch is {self.patch!r}, it must be one of {_PATCHES}")
+        good = self.resize == 0 or self.resize >= self.image_size
+        require(good, f"resize is {self.resize}, it must be 0 or at least image_size ({self.image_size})")
+        _require_range("area", self.area, 1.0)
+        _require_range("aspect", self.aspect, math.inf)
+        require_between("flip", self.flip, 0.0, 1.0)
+        check_jitter(self._jitter())
+        _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
+        good = self.resize_method in METHODS
+        require(good, f"resize_method is {self.resize_method!r}, it must be one of {METHODS}")
+
+    def _jitter(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in STEPS}
+
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
+    def train(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """JPEG or PNG bytes, () string, and an int32 (2,) seed -> uint8 (image_size, image_size, 3)."""
+        patch_seed, flip_seed, jitter_seed, ops_seed = tf.unstack(tf.random.split(seed, 4))
+        if self.patch == "area":
+            image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect, words=True)
+        elif self.patch == "crop":
+            image = random_crop(self._whole(encoded), patch_seed, self.image_size)
+        else:
+            image = centre_crop(self._whole(encoded), self.image_size)
+        words = as_words(image)
+        if self.flip > 0:
+            words = random_flip(words, flip_seed, self.flip)
+        words = color_jitter(words, jitter_seed, **self._jitter())
+        return to_image(rand_augment(words, ops_seed, self.num_ops, self.magnitude, self.num_levels))
+
+    @tf.autograph.experimental.do_not_convert
+    def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:
+        """JPEG or PNG bytes, () string -> uint8 (image_size, image_size, 3): resized, its centre. Nothing is random."""
+        return centre_crop(self._whole(encoded), self.image_size)
+
+    def _whole(self, encoded: tf.Tensor) -> tf.Tensor:
+        return resize(decode(encoded), self.resize or self.image_size, self.resize_method)

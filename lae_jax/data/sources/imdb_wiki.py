@@ -1,0 +1,262 @@
+"""IMDB-WIKI: photographs beside a Matlab file that says who, born when, photographed when."""
+
+import datetime
+import io
+import math
+import os
+import pathlib
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import scipy.io
+
+from lae_jax.data.sources.interface import FileReader, Options, Rows, Source, parse_age
+from lae_jax.faces.images import BadImage
+from lae_jax.runtime.errors import InputError
+
+MAX_MAT_BYTES = 1 << 28  # of the file; imdb.mat has a tenth of it
+MAX_VARIABLE_BYTES = 1 << 29  # of its one variable, decompressed
+MAX_VARIABLES = 100  # looked at in search of that one
+MAX_ARRAYS = 4_000_000  # in that variable: a cell is one; IMDB needs 1.4 million
+MAX_DEPTH = 2  # struct, cell, text
+_NUMBERS = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
+_NAMES = ("imdb", "wiki")
+_DATENUM_OF_ORDINAL_0 = 366  # Matlab counts days from the year 0
+# Of Matlab's level 5 format ("MAT-File Format", MathWorks): kinds of elements, and classes of arrays.
+_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
+_CELL, _STRUCT, _CHAR = 1, 2, 4
+_WIDTH = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}  # bytes of a number
+_TEXT = {1, 2, 3, 4, 16, 17, 18}
+_WORDS = struct.Struct("<II")
+
+
+class _Unfit(ValueError):
+    pass
+
+
+class _Walk:
+    """Walks through a variable before scipy may read it.
+
+    scipy makes arrays of the size that a file claims, and calls itself as deep as a file is nested. So every length is
+    held against the bytes there are, and only what this data set needs may occur: a struct of numbers, text and cells.
+    """
+
+    def __init__(self, data: bytes):
+        self._data, self._arrays = data, 0
+
+    def element(self, at: int, end: int) -> tuple[int, int, int, int]:
+        """(kind, start, length, start of the next) of the element at `at`."""
+        if end - at < 8:
+            raise _Unfit("an element is cut off")
+        kind, length = _WORDS.unpack_from(self._data, at)
+        if kind >> 16:
+            kind, length, start, following = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+            if length > 4:
+                raise _Unfit("a short element is too long")
+        else:
+            start = at + 8
+            following = start + -(-length // 8) * 8
+        if following > end:
+            raise _Unfit("an element is longer than what holds it")
+        return kind, start, length, following
+
+    def expect(self, at: int, end: int, kind: int, length: int | None = None) -> tuple[int, int, int]:
+        found, start, given, following = self.element(at, end)
+        if found != kind or length not in (None, given):
+            raise _Unfit("an element is not of the kind that must stand there")
+        return start, given, following
+
+    def array(self, at: int, end: int, depth: int = 0) -> None:
+        """The content of a matrix element from `at` to `end`. Raises _Unfit."""
+        self._arrays += 1
+        if self._arrays > MAX_ARRAYS:
+            raise _Unfit(f"more than {MAX_ARRAYS:,} arrays")
+        if at == end and depth:
+            return
+        at, kind, count = self._head(at, end)
+        if kind in (_CELL, _STRUCT):
+            if depth == MAX_DEPTH:
+                raise _Unfit("cells or structs are nested too deep")
+            if kind == _STRUCT:
+                at, fields = self._fields(at, end)
+                count *= fields
+            if count > (end - at) // 8:
+                raise _Unfit("an array claims more cells than it holds")
+            for _ in range(count):
+                start, length, at = self.expect(at, end, _MATRIX)
+                self.array(start, start + length, depth + 1)
+        else:
+            element, _, length, at = self.element(at, end)
+            if kind == _CHAR and (element not in _TEXT or count > length):
+                raise _Unfit("a text claims more characters than it holds")
+            if kind != _CHAR and (element not in _WIDTH or count * _WIDTH[element] != length):
+                raise _Unfit("an array claims another number of numbers than it holds")
+        if at != end:
+            raise _Unfit("an array is longer than its content")
+
+    def _head(self, at: int, end: int) -> tuple[int, int, int]:
+        """Flags, dimensions, name -> (place behind them, class, number of elements)."""
+        start, _, at = self.expect(at, end, _UINT32, 8)
+        flags = _WORDS.unpack_from(self._data, start)[0]
+        kind = flags & 0xFF
+        if flags & 0x0800 or not (kind in (_CELL, _STRUCT, _CHAR) or 6 <= kind <= 15):
+            raise _Unfit("it holds what is neither numbers, text, cell nor struct")
+        start, _, at = self.expect(at, end, _INT32, 8)
+        rows, columns = struct.unpack_from("<ii", self._data, start)
+        if rows < 0 or columns < 0:
+            raise _Unfit("a dimension is negative")
+        _, length, at = self.expect(at, end, _INT8)
+        if length > 64:
+            raise _Unfit("a name is too long")
+        return at, kind, rows * columns
+
+    def _fields(self, at: int, end: int) -> tuple[int, int]:
+        start, _, at = self.expect(at, end, _INT32, 4)
+        width = struct.unpack_from("<i", self._data, start)[0]
+        start, length, at = self.expect(at, end, _INT8)
+        if not 1 <= width <= 64 or length % width or not 1 <= length // width <= 64:
+            raise _Unfit("the names of the fields are in disorder")
+        names = [self._data[i : i + width] for i in range(start, start + length, width)]
+        if not all(0 in name and name.split(b"\0")[0].isascii() for name in names) or len({*names}) < len(names):
+            raise _Unfit("the names of the fields are in disorder")
+        return at, length // width
+
+
+def _variables(data: bytes):
+    """(name, content of the matrix element) of each variable; what is large is decompressed only when asked for."""
+    at = 128
+    for _ in range(MAX_VARIABLES):
+        if at == len(data):
+            return
+        if len(data) - at < 8:
+            raise _Unfit("an element is cut off")
+        kind, length = _WORDS.unpack_from(data, at)
+        if kind not in (_MATRIX, _COMPRESSED) or length > len(data) - at - 8:
+            raise _Unfit("an element is cut off, or no variable")
+        stored = data[at + 8 : at + 8 + length]
+        at += 8 + length
+        # Tag, flags, dimensions and name are within the first bytes.
+        first = (
+            zlib.decompressobj().decompress(stored, 128)
+            if kind == _COMPRESSED
+            else data[at - length - 8 : at - length + 120]
+        )
+        walk = _Walk(first)
+        _, _, place = walk.expect(8, len(first), _UINT32, 8)
+        _, _, place = walk.expect(place, len(first), _INT32)
+        start, size, _ = walk.expect(place, len(first), _INT8)
+        yield first[start : start + size].decode("latin-1"), kind, stored
+
+
+def _content(kind: int, stored: bytes) -> bytes:
+    """The content of a variable's matrix element, decompressed, of bounded size."""
+    if kind == _MATRIX:
+        return stored
+    stream = zlib.decompressobj()
+    content = stream.decompress(stored, MAX_VARIABLE_BYTES)
+    if not stream.eof:
+        raise _Unfit(f"its variable is cut off, or has more than {MAX_VARIABLE_BYTES:,} bytes")
+    if _WORDS.unpack_from(content) != (_MATRIX, len(content) - 8):
+        raise _Unfit("its variable is in disorder")
+    return content[8:]
+
+
+def load_mat(path: pathlib.Path) -> np.void:
+    """The struct `imdb` or `wiki` of a Matlab file of level 5 (`save -v7` or `-v6`). Raises InputError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_MAT_BYTES + 1 if os.fstat(file.fileno()).st_size > MAX_MAT_BYTES else -1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_MAT_BYTES:
+        raise InputError(f"{path} has more than {MAX_MAT_BYTES:,} bytes: is it IMDB-WIKI's?")
+    if data[124:128] == b"\x00\x02IM" or data.startswith(b"\x89HDF"):
+        raise InputError(f"{path} is of Matlab v7.3 (HDF5), which is not read: save it in Matlab with -v7")
+    if data[124:128] != b"\x00\x01IM":
+        raise InputError(f"{path} is no Matlab file of level 5 (little-endian): give imdb.mat or wiki.mat as published")
+    try:
+        for name, kind, stored in _variables(data):
+            if name in _NAMES:
+                content = _content(kind, stored)
+                _Walk(content).array(0, len(content))
+                return _load(name, content)
+    except Exception as error:  # scipy's and zlib's own, of many kinds on hostile bytes
+        raise InputError(f"{path} is damaged, or not IMDB-WIKI's: {error}") from error
+    raise InputError(f"{path} holds no variable {' or '.join(_NAMES)}: give imdb.mat or wiki.mat as published")
+
+
+def _load(name: str, content: bytes) -> np.void:
+    """By scipy, from bytes that were walked through, under a header of our own."""
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    buffer = io.BytesIO(header + _WORDS.pack(_MATRIX, len(content)) + content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value = scipy.io.loadmat(buffer, variable_names=[name])[name]
+    if value.shape != (1, 1) or value.dtype.names is None:
+        raise _Unfit(f"`{name}` is no struct")
+    return value[0, 0]
+
+
+def _numbers(record: np.void, field: str) -> np.ndarray:
+    """A field as float64 (N,); NaN is unknown."""
+    values = record[field]
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"the field {field} is not of numbers")
+    return values.ravel().astype(np.float64)
+
+
+def _texts(record: np.void, field: str) -> list[str]:
+    """A cell of texts; '' where a cell holds none."""
+    if field not in record.dtype.names:
+        return []
+    return [
+        str(cell.ravel()[0]) if isinstance(cell, np.ndarray) and cell.dtype.kind == "U" and cell.size == 1 else ""
+        for cell in record[field].ravel()
+    ]
+
+
+def age_in(year: float, born: float) -> int:
+    """Completed years on 1 July of `year` of someone born on a Matlab day number. Raises BadImage."""
+    try:
+        day = datetime.date.fromordinal(int(born) - _DATENUM_OF_ORDINAL_0)
+        return int(year) - day.year - ((7, 1) < (day.month, day.day))
+    except (ValueError, OverflowError):
+        raise BadImage(f"date of birth {born} or year {year} is unknown") from None
+
+
+def read_imdb_wiki(sources: list[str], options: Options) -> Source:
+    """IMDB-WIKI's `imdb.mat` or `wiki.mat`; the images below `options.images` (default: the file's folder).
+
+    The age is completed years in the middle of the year in which the photograph was taken, as its authors compute it;
+    the identity is the name. Refused: no face found (face_score -inf or NaN), a second face, ages outside 0 to 100.
+    """
+    if len(sources) != 1 or not os.path.isfile(sources[0]):
+        raise InputError("--reader imdb_wiki needs one --source FILE: imdb.mat or wiki.mat")
+    path = pathlib.Path(sources[0])
+    record = load_mat(path)
+    if missing := {*_NUMBERS, "full_path"} - {*record.dtype.names}:
+        raise InputError(f"{path} has no field {sorted(missing)[0]}: is it IMDB-WIKI's?")
+    try:
+        born, taken, gender, score, second = (_numbers(record, field) for field in _NUMBERS)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    names, people = _texts(record, "full_path"), _texts(record, "name")
+    people = people or [""] * len(names)
+    if any(len(column) != len(names) for column in (born, taken, gender, score, second, people)):
+        raise InputError(f"{path}: its fields are not of equal length")
+    rows = Rows(["gender", "face_score", "photo_taken"])
+    for i, name in enumerate(names):
+        try:
+            if not math.isfinite(score[i]):
+                raise BadImage(f"no face was found (face_score {score[i]})")
+            if not math.isnan(second[i]):
+                raise BadImage(f"a second face was found (second_face_score {second[i]})")
+            age = parse_age(str(age_in(taken[i], born[i])))
+            word = {0.0: "female", 1.0: "male"}.get(gender[i])
+            rows.add(name, age, people[i].strip(), further=[word, f"{score[i]:g}", f"{taken[i]:.0f}"])
+        except BadImage as reason:
+            rows.reject(name or f"{path.name} entry {i + 1}", reason)
+    root = options.images or str(path.parent)
+    return rows.source(FileReader(root), {"images": os.path.realpath(root)})

@@ -1,0 +1,272 @@
+"""From what a run predicted to the folder of its evaluation: scores, predictions, model card and the page."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from lae_jax import metrics
+from lae_jax.data import people, pipeline, records
+from lae_jax.data.sources.interface import read_inside
+from lae_jax.evaluate import measure
+from lae_jax.faces import images
+from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
+from lae_jax.runs import calibration, distributions, fields, inputs, lineage
+from lae_jax.runtime import checkpoints, files, parallel
+from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+_SIDE = 240  # pixels of a photograph on a page
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """interval: share of the distribution whose coverage is told; threshold: years, of P(age >= threshold); slices:
+    further columns of the source; spread: 'STD' or 'MEAN,STD', columns of the source, for the epsilon-error; faces:
+    show some; baseline: another run, evaluated on the same images."""
+
+    interval: float = 0.9
+    threshold: float | None = None
+    slices: Sequence[str] = ()
+    spread: str = ""
+    faces: bool = False
+    baseline: str = ""
+
+
+def check(wanted: Wanted, handed: checkpoints.Handed, data: str | None, split: str | None, flip: bool) -> None:
+    """Raises InputError, before anything is predicted, for a column that is not there, and for a baseline that is no
+    run or was not evaluated on what this one is to be."""
+    spread = wanted.spread.split(",") if wanted.spread else []
+    if len(spread) > 2:
+        raise InputError(f"--spread {wanted.spread}: a column of standard deviations, or MEAN,STD")
+    if not (spread or wanted.slices or wanted.baseline):
+        return
+    dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
+    for column in [*wanted.slices, *spread]:
+        dataset.column(column)
+    if wanted.baseline:
+        loading.some(epath.Path(wanted.baseline))
+    _baseline(wanted.baseline, dataset, split or measure.validation_split(handed), flip)
+
+
+def write(done: measure.Evaluated, folder: epath.Path, wanted: Wanted, *, flip: bool = False) -> dict:
+    """Writes the evaluation's folder and returns its report.json.
+
+    report.json, report.html; of ages also predictions.csv, model_card.md, and report/ with the pictures and their
+    numbers. Raises InputError for a baseline that was not evaluated on these images.
+    """
+    handed, dataset = done.handed, done.dataset
+    report = {
+        **done.scores(),
+        "run": str(handed.workdir),
+        "step": handed.step,
+        "stage": done.stage.name,
+        "model": handed.meta["model"],
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "same_data_as_training": done.same_data,
+        "split": done.split,
+        "flip": flip,
+        "protocol": dataset.manifest["protocol"],
+        "crop": dataset.crop,
+        "other_crop_than_training": not done.same_crop,
+        **done.leaks,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if done.probabilities is None:
+        files.write_json(folder / loading.REPORT, report)
+        page.write(folder / loading.PAGE, evaluation_page.of_run(handed.workdir, report))
+        return report
+    baseline = _baseline(wanted.baseline, dataset, done.split, flip)
+    temperature = calibration.read_temperature(handed.workdir, handed.step)
+    report["interval"] = measure.sureness(done, wanted.interval, temperature)
+    report["threshold"] = wanted.threshold
+    report["training"] = _training(done)
+    files.write_text(folder / loading.PREDICTIONS, _predictions(done, wanted, temperature))
+    files.write_json(folder / loading.REPORT, report)
+    sample = loading.read(folder).sample
+    scored = scores.score(sample)
+    report |= _with_intervals(sample, scored) | {"constant": _constant(sample, scored)}
+    files.write_json(folder / loading.REPORT, report)
+    files.write_text(folder / loading.CARD, lineage.card_of(handed, [report], flip))
+    faces = _faces(done, temperature) if wanted.faces else []
+    page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
+    return report
+
+
+def of_run(workdir: epath.Path) -> None:
+    """The report of a run that has ended, RUN/report.html: that of its kept checkpoint on its validation split.
+
+    A report that is there already stays.
+    """
+    path = workdir / loading.PAGE
+    # All hosts must go the same way.
+    if parallel.from_first_host(path.exists()):
+        return
+    handed = checkpoints.load_run(workdir)
+    if not handed.meta["config"]["data"]["split"]:
+        if parallel.is_first_host():
+            page.write(path, evaluation_page.of_run(workdir))
+        return
+    config = fields.from_json(handed.meta["config"])
+    done = measure.predict(handed, batch_size=config.eval_batch_size)
+    if parallel.is_first_host():
+        folder = place(done)
+        write(done, folder, Wanted())
+        files.write_text(path, (folder / loading.PAGE).read_text("utf-8"))
+        logger.info("report: %s", path)
+
+
+def place(done: measure.Evaluated, suffix: str = "") -> epath.Path:
+    """The folder of an evaluation: RUN/evaluation/<data set>-<split>."""
+    return done.handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
+
+
+def _baseline(run: str, dataset: records.Dataset, split: str, flip: bool) -> loading.Evaluation | None:
+    if not run:
+        return None
+    like = {"data": str(dataset.path), "data_hash": dataset.hash, "split": split, "flip": flip}
+    found = loading.matching(epath.Path(run), like)
+    if found is None:
+        raise InputError(f"--baseline {run} was not evaluated on these images: {loading.command(run, like)}")
+    return found
+
+
+def _training(done: measure.Evaluated) -> dict | None:
+    """Images of each whole age that the run was trained on; None where its data set is another."""
+    if not done.same_data:
+        return None
+    config = fields.from_json(done.handed.meta["config"])
+    split = inputs.split_name(config, config.data.train)
+    ages = done.dataset.column("age")[done.dataset.rows(split)]
+    return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
+
+
+def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
+    """The best that an answer can do which looks at no image, and the interval of the model's MAE minus its; None where
+    all ages are one."""
+    if np.ptp(sample.ages) == 0:
+        return None
+    median = float(np.median(sample.ages))
+    constant = scores.score(dataclasses.replace(sample, predictions=np.full(len(sample.ages), median)))
+    (mae,) = (score for score in scores.MAIN if score.name == "mae")
+    difference = scored.difference(constant, mae)
+    interval = [difference.low, difference.high] if np.isfinite(difference.low) else None
+    return {"age": median, "mae": constant.values["mae"], "difference": interval}
+
+
+def _predictions(done: measure.Evaluated, wanted: Wanted, temperature: float) -> str:
+    """predictions.csv: a line an image."""
+    dataset, rows = done.dataset, done.rows
+    probabilities = distributions.tempered(done.probabilities, temperature)
+    low, high = distributions.intervals(probabilities, wanted.interval).T
+    person = people.codes(dataset.column("identity")[rows])[0]
+    columns = {
+        "name": dataset.column("name")[rows],
+        "age": [repr(float(age)) for age in done.targets],
+        "prediction": [f"{age:.6f}" for age in done.outputs],
+        "lower": low,
+        "upper": high,
+        "below": distributions.below(probabilities, done.targets),
+        "person": ["" if number < 0 else str(number) for number in person],
+    }
+    if wanted.threshold is not None:
+        columns[f"p_at_least_{wanted.threshold:g}"] = distributions.at_least(probabilities, wanted.threshold)
+    if wanted.spread:
+        columns |= dict(zip(loading.GUESSES, _guesses(done, wanted.spread).T, strict=True))
+    for column in wanted.slices:
+        columns[loading.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
+    lines = zip(*(_plain(values) for values in columns.values()), strict=True)
+    return tables.csv_text([*columns], lines)
+
+
+def _plain(values) -> list:
+    return values.tolist() if isinstance(values, np.ndarray) else values
+
+
+def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:
+    """Mean and standard deviation of people's guesses of each image: (N, 2), NaN where the source lacks one."""
+    *mean, std = spread.split(",")
+    means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)
+    result = np.stack([means, _numbers(done, std)], axis=1)
+    result[~np.isfinite(result).all(axis=1)] = np.nan
+    if np.isnan(result).all():
+        raise InputError(f"--spread {spread}: no image of {done.split} has numbers there")
+    if (result[:, 1] < 0).any():
+        raise InputError(f"--spread {spread}: numbers below 0, which no standard deviation is")
+    return result
+
+
+def _numbers(done: measure.Evaluated, column: str) -> np.ndarray:
+    values = done.dataset.column(column)[done.rows]
+    try:
+        return np.array([float(value) if value not in (None, "") else np.nan for value in values])
+    except ValueError as error:
+        raise InputError(f"--spread: column {column} of {done.dataset.path} holds no numbers ({error})") from error
+
+
+def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
+    """Further scores and the intervals of all, for report.json."""
+    estimates = {score.name: scored.estimate(score) for score in (*scores.MAIN, *scores.MORE)}
+    further = {score.name: estimates[score.name] for score in scores.MORE if score.name not in ("mmae", "bias")}
+    intervals = {name: [e.low, e.high] for name, e in estimates.items() if np.isfinite(e.low)}
+    return {
+        **{name: estimate.value for name, estimate in further.items() if estimate.is_known},
+        "intervals": intervals,
+        "bootstrap": {"units": sample.unit, "replicates": bootstrap.REPLICATES, "level": bootstrap.LEVEL},
+    }
+
+
+def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
+    """Of each age group the faces with the smallest, the median and the largest error."""
+    groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
+    titles, chosen = [], []
+    for number, group in enumerate(metrics.GROUPS):
+        order = np.flatnonzero(groups == number)
+        order = order[np.argsort(errors[order], kind="stable")]
+        if len(order):
+            titles += [f"{group}: {kind}" for kind in ("best", "typical", "worst")]
+            chosen += [order[0], order[(len(order) - 1) // 2], order[-1]]
+    crops = _crops(done, done.rows[chosen])
+    probabilities = distributions.tempered(done.probabilities[chosen], temperature)
+    with pictures.style():
+        return [_face(done, *parts) for parts in zip(titles, chosen, crops, probabilities, strict=True)]
+
+
+def _face(done: measure.Evaluated, title: str, place: int, crop: bytes, probabilities: np.ndarray) -> page.Face:
+    age, predicted = float(done.targets[place]), float(done.outputs[place])
+    original = _photograph(done.dataset, done.rows[place])
+    told = f"{age:g} year{'s' * (age != 1)}, predicted {predicted:.1f} ({predicted - age:+z.1f})"
+    svg = charts.distribution(probabilities, age, predicted)
+    name = str(done.dataset.column("name")[done.rows[place]])
+    return page.Face(title, name, [crop] if original is None else [original, crop], svg, told)
+
+
+def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
+    """The aligned faces as the model sees them, JPEG."""
+    config = fields.from_json(done.handed.meta["config"])
+    places = pipeline.Places(len(rows), 0, len(rows))
+    (batch,) = pipeline.eval_batches(
+        done.dataset, rows, inputs.augmentation(config), places=places, threads=inputs.threads(config)
+    )
+    return [images.encode(Image.fromarray(image), 90) for image in batch["image"]]
+
+
+def _photograph(dataset, row: int) -> bytes | None:
+    """The source photograph, small, JPEG; None where the source is not there any more, or was a crop already."""
+    recipe = dataset.path / "recipe.json"
+    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    if root is None or dataset.crop.get("align") == "none":
+        return None
+    name = str(dataset.column("name")[row]).partition("#")[0]
+    try:
+        image = images.load(read_inside(root, name))
+    except images.BadImage as reason:
+        logger.info("%s is not shown: %s", name, reason)
+        return None
+    image.thumbnail((_SIDE, _SIDE))
+    return images.encode(image, 85)

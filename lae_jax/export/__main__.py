@@ -1,0 +1,61 @@
+"""Exports a run as a model that other programs call, checked against the run.
+
+    python -m lae_jax.export --run runs/classify --format saved_model --out exports/saved_model
+    python -m lae_jax.export --run runs/classify --format onnx --out exports/onnx
+    python -m lae_jax.export --run runs/classify --format stablehlo --out exports/stablehlo
+
+Writes DIR/: the model (uint8 face crops in, ages and distributions out), export.json (the contract of its input, the
+check, SHA-256 of every file) and model_card.md. docs/serving.md says how it is served. It runs on the CPU.
+"""
+
+import argparse
+import pathlib
+
+from lae_jax.export import folder
+from lae_jax.runtime import console, layout
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lae_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", required=True, help="folder of a run of stage 2 or 3")
+    add("--format", required=True, choices=[*folder.FORMATS], help="of TensorFlow, of jax.export, or ONNX")
+    add("--out", required=True, metavar="DIR", help="new folder")
+    add("--step", type=int, help="checkpoint (default: the best)")
+    add("--flip", choices=("yes", "no"), default="no", help="average with the mirror image (default no)")
+    return parser.parse_args(argv)
+
+
+def tell(content: dict, out: str) -> str:
+    """A written export as text for a terminal."""
+    check, size = content["check"], sum(entry["bytes"] for entry in content["files"].values())
+    seconds = content["seconds"]
+    return "\n".join(
+        [
+            f"{content['source']['model']} of {content['source']['run']} step {content['source']['step']} as"
+            f" {content['format']}: {size / 1e6:.1f} MB in {seconds['write']:.1f} s",
+            f"read back by {check['runtime']} in {seconds['check']:.1f} s: ages differ by at most"
+            f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
+            f" ({check['images']} images, {check['from']})",
+            f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    layout.require_run(args.run)
+    layout.require_new(args.out)
+    import jax
+
+    # Reference and read-back are float32 on the CPU; accelerators round more coarsely, and stay free for others.
+    jax.config.update("jax_platforms", "cpu")
+    from lae_jax.export import convert
+
+    print(tell(convert.export(args.run, args.format, args.out, args.step, args.flip == "yes"), args.out))
+
+
+if __name__ == "__main__":
+    console.door(main)

@@ -1,0 +1,93 @@
+"""The folder of an export: the model, `model_card.md`, and `export.json`, which says all of it and is written last."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from etils import epath
+
+from lae_jax.export import onnx_model, saved_model, stablehlo
+from lae_jax.runtime import checksums, files
+from lae_jax.runtime.errors import InputError, unknown
+
+FILE, CARD = "export.json", "model_card.md"
+VERSION = 1  # of export.json
+FORMATS = {"saved_model": saved_model, "stablehlo": stablehlo, "onnx": onnx_model}
+_AGAIN = "export it again (python -m lae_jax.export ...)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Export:
+    """forward: as `form.Readable` has it; image_size, resize: pixels, as in `preprocessing.Input`; crop: the contract
+    of the faces; temperature: of the distributions; source: where it is from; content: all of export.json."""
+
+    forward: Callable[[np.ndarray], object]
+    image_size: int
+    resize: int
+    crop: dict
+    temperature: float
+    source: str
+    content: Mapping
+
+
+def is_export(path: os.PathLike | str) -> bool:
+    """Whether a folder holds an export, or what is left of one."""
+    path = epath.Path(path)
+    return any((path / name).exists() for name in (FILE, *(form.FILE for form in FORMATS.values())))
+
+
+def close(path: os.PathLike | str, content: Mapping) -> None:
+    """Writes export.json: the content, and size and SHA-256 of each file that is there."""
+    path = epath.Path(path)
+    files.write_json(path / FILE, {**content, "version": VERSION, "files": checksums.entries(path, FILE)})
+
+
+def open_export(path: os.PathLike | str) -> Export:
+    """Checks an export's files and reads its model with the format's own runtime.
+
+    Raises InputError, naming the folder, where it is damaged, none of ours, or its runtime is not installed.
+    """
+    if files.is_remote(path):
+        raise InputError(
+            f"{path}: an export is read from a local disk: copy it there (gcloud storage cp -r {path} DIR)"
+        )
+    path = epath.Path(path)
+    if not (path / FILE).exists():
+        raise InputError(f"{path} has no {FILE}: it was not finished, or is no export of lae_jax; {_AGAIN}")
+    content = files.read_json(path / FILE)
+    try:
+        name, version = content["format"], content["version"]
+        size, resize = int(content["input"]["image_size"]), int(content["input"]["resize"])
+        crop, temperature = dict(content["crop"]), float(content["temperature"])
+        source = f"{path} ({name} of {content['source']['run']} step {content['source']['step']})"
+        if version != VERSION:
+            raise ValueError(f"version {version}, and not {VERSION}")
+        if size < 1 or resize < 0 or not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"image_size {size}, resize {resize}, temperature {temperature}")
+        damage = checksums.difference(path, content["files"], FILE)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path / FILE} is damaged or of another program ({error!r}): {_AGAIN}") from error
+    if damage:
+        raise InputError(f"{path} is damaged ({damage}): restore it, or {_AGAIN}")
+    if name not in FORMATS:
+        raise InputError(f"{path / FILE}: " + unknown("format", str(name), FORMATS))
+    readable = read(name, path)
+    if readable.dtype != "uint8" or tuple(readable.shape) != (None, size, size, 3):
+        raise InputError(
+            f"{path}: its model takes {readable.dtype} {readable.shape}, {FILE} says uint8 (None, {size}, {size}, 3):"
+            f" {_AGAIN}"
+        )
+    return Export(readable.forward, size, resize, crop, temperature, source, content)
+
+
+def read(name: str, path: os.PathLike):
+    """The model (form.Readable) of a format in a folder, unchecked. Raises InputError where it cannot be read."""
+    try:
+        return FORMATS[name].read(path)
+    except InputError:
+        raise
+    except Exception as error:  # each runtime has its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path}: its {name} cannot be read here ({reason[0]}): {_AGAIN}") from error

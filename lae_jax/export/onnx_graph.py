@@ -1,0 +1,200 @@
+"""The architectures a second time, as an ONNX graph: images (B, S, S, 3) uint8 -> age (B,), distribution (B, K).
+
+A statement of its own: it reads names and shapes of the variables and none of the modules, so that ONNX Runtime against
+JAX checks both. BatchNorm is folded into the convolution before it, in float64. Inside it is NCHW, as ONNX wants it.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from lae_jax.export.program import TINY, Program
+from lae_jax.models import efficientnet_v2, resnet
+from lae_jax.models.layers import same_padding
+
+OPSET, IR_VERSION = 17, 8
+
+
+class _Graph:
+    """Nodes and weights as they are added. A tensor is its name; methods return the name of what they compute."""
+
+    def __init__(self):
+        self.nodes, self.weights = [], {}
+
+    def add(self, operation: str, *inputs: str, **attributes) -> str:
+        output = f"{operation.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operation, [*inputs], [output], name=output, **attributes))
+        return output
+
+    def weight(self, name: str, value: np.ndarray, dtype=np.float32) -> str:
+        # The mirror image meets every layer a second time.
+        self.weights[name] = np.ascontiguousarray(value, dtype)
+        return name
+
+
+class _Layers:
+    """Layers over the variables of a backbone, named by their path in it."""
+
+    def __init__(self, graph: _Graph, params: dict, statistics: dict, epsilon: float):
+        self.graph, self.params, self.statistics, self.epsilon = graph, params, statistics, epsilon
+
+    def conv(self, x: str, side: int, path: tuple, conv: str, norm: str, stride: int = 1, padding=None) -> tuple:
+        """A convolution and its BatchNorm; padding: pixels on each side, None: TensorFlow's 'same'.
+
+        Args: side: of x, pixels. Returns: the output and its side.
+        """
+        params, statistics = _at(self.params, path), _at(self.statistics, path)[norm]
+        kernel = np.asarray(params[conv]["kernel"], np.float64)  # (k, k, C / groups, C')
+        scale = np.asarray(params[norm]["scale"], np.float64)
+        scale = scale / np.sqrt(np.asarray(statistics["var"], np.float64) + self.epsilon)
+        bias = np.asarray(params[norm]["bias"], np.float64) - np.asarray(statistics["mean"], np.float64) * scale
+        size = kernel.shape[0]
+        before, after = same_padding(side, size, stride) if padding is None else (padding, padding)
+        name = "/".join((*path, conv))
+        x = self.graph.add(
+            "Conv",
+            x,
+            self.graph.weight(f"{name}/kernel", (kernel * scale).transpose(3, 2, 0, 1)),
+            self.graph.weight(f"{name}/bias", bias),
+            kernel_shape=[size, size],
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            # Every depthwise convolution of these models is in as many groups as it has channels.
+            group=kernel.shape[3] if conv == "depthwise_conv" else 1,
+        )
+        return x, (side + before + after - size) // stride + 1
+
+    def swish(self, x: str) -> str:
+        return self.graph.add("Mul", x, self.graph.add("Sigmoid", x))
+
+    def squeeze_excite(self, x: str, path: tuple) -> str:
+        gate = self.graph.add("GlobalAveragePool", x)
+        gate = self._with_bias(self.swish(self._with_bias(gate, (*path, "se_reduce"))), (*path, "se_expand"))
+        return self.graph.add("Mul", x, self.graph.add("Sigmoid", gate))
+
+    def _with_bias(self, x: str, path: tuple) -> str:
+        params, name = _at(self.params, path), "/".join(path)
+        kernel = self.graph.weight(f"{name}/kernel", np.asarray(params["kernel"]).transpose(3, 2, 0, 1))
+        return self.graph.add("Conv", x, kernel, self.graph.weight(f"{name}/bias", params["bias"]))
+
+
+def _at(tree, path: tuple):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _efficientnet_v2(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
+    layers = _Layers(graph, params, statistics, efficientnet_v2.EPSILON)
+    x, side = layers.conv(x, side, (), "stem_conv", "stem_bn", 2)
+    x = layers.swish(x)
+    for i, group in enumerate(architecture.stages, start=1):
+        for j in range(group.blocks):
+            path, stride, shortcut = (f"block{i}_{j}",), group.stride if j == 0 else 1, x
+            if group.fused and group.expand == 1:
+                x, side = layers.conv(x, side, path, "project_conv", "project_bn", stride)
+                x = layers.swish(x)
+            else:
+                x, side = layers.conv(x, side, path, "expand_conv", "expand_bn", stride if group.fused else 1)
+                x = layers.swish(x)
+                if not group.fused:
+                    x, side = layers.conv(x, side, path, "depthwise_conv", "depthwise_bn", stride)
+                    x = layers.squeeze_excite(layers.swish(x), path)
+                x, side = layers.conv(x, side, path, "project_conv", "project_bn")
+            # The first block of a group changes the channels, or the size, unless both are as they were.
+            if stride == 1 and (j > 0 or _features_before(architecture, i) == group.features):
+                x = graph.add("Add", shortcut, x)
+    x, side = layers.conv(x, side, (), "top_conv", "top_bn")
+    return graph.add("GlobalAveragePool", layers.swish(x))
+
+
+def _features_before(architecture, stage: int) -> int:
+    return architecture.stem if stage == 1 else architecture.stages[stage - 2].features
+
+
+def _resnet(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
+    layers = _Layers(graph, params, statistics, resnet.EPSILON)
+    x, side = layers.conv(x, side, (), "conv1", "bn1", 2, padding=3)
+    x = graph.add("Relu", x)
+    # ONNX pads a maximum with -inf.
+    x, side = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), (side - 1) // 2 + 1
+    sizes = (1, 3, 1) if architecture.bottleneck else (3, 3)
+    for i, blocks in enumerate(architecture.layers, start=1):
+        for j in range(blocks):
+            path, block_stride = (f"layer{i}_{j}",), 2 if j == 0 and i > 1 else 1
+            shortcut, before = x, side
+            strided = sizes.index(3)  # the first 3x3 has the stride
+            for k, size in enumerate(sizes):
+                stride = block_stride if k == strided else 1
+                x, side = layers.conv(x, side, path, f"conv{k + 1}", f"bn{k + 1}", stride, padding=size // 2)
+                if k < len(sizes) - 1:
+                    x = graph.add("Relu", x)
+            if "downsample_conv" in params[path[0]]:
+                shortcut, _ = layers.conv(
+                    shortcut, before, path, "downsample_conv", "downsample_bn", block_stride, padding=0
+                )
+            x = graph.add("Relu", graph.add("Add", shortcut, x))
+    return graph.add("GlobalAveragePool", x)
+
+
+_FAMILIES = {
+    **{f"efficientnet_v2_{key}": (_efficientnet_v2, value) for key, value in efficientnet_v2.ARCHITECTURES.items()},
+    **{f"resnet{key}": (_resnet, value) for key, value in resnet.ARCHITECTURES.items()},
+}
+
+
+def _probabilities(graph: _Graph, x: str, program: Program) -> str:
+    """Normalised images (B, 3, S, S) -> (B, K)."""
+    family, architecture = _FAMILIES[program.name]
+    params, statistics = program.variables["params"], program.variables["batch_stats"]
+    x = family(graph, x, program.image_size, params["backbone"], statistics["backbone"], architecture)
+    x = graph.add("Flatten", x)
+    if "hidden" in params["head"]:
+        x = graph.add("Relu", _dense(graph, x, params["head"], "hidden"))
+    return graph.add("Softmax", _dense(graph, x, params["head"], "fc"), axis=1)
+
+
+def _dense(graph: _Graph, x: str, params: dict, layer: str) -> str:
+    kernel, bias = (graph.weight(f"head/{layer}/{name}", params[layer][name]) for name in ("kernel", "bias"))
+    return graph.add("Gemm", x, kernel, bias)
+
+
+def model_of(program: Program) -> onnx.ModelProto:
+    """An ONNX model of opset 17 with an input `image` and the outputs `age` and `distribution`, free in the batch."""
+    graph, side = _Graph(), program.image_size
+    mean, std = np.asarray(program.mean, np.float64), np.asarray(program.std, np.float64)
+    x = graph.add("Transpose", graph.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    x = graph.add("Mul", x, graph.weight("normalise/scale", (1 / (255 * std)).reshape(1, 3, 1, 1)))
+    x = graph.add("Add", x, graph.weight("normalise/shift", (-mean / std).reshape(1, 3, 1, 1)))
+    raw = _probabilities(graph, x, program)
+    if program.flip:
+        ends = ((-1, "start"), (-(2**31), "end"), (3, "axis"), (-1, "step"))
+        slices = [graph.weight(f"mirror/{name}", np.array([value]), np.int64) for value, name in ends]
+        raw = graph.add("Add", raw, _probabilities(graph, graph.add("Slice", x, *slices), program))
+        raw = graph.add("Mul", raw, graph.weight("mirror/half", np.array(0.5)))
+    years = graph.weight("ages", np.arange(program.num_ages).reshape(-1, 1))
+    axis = graph.weight("age/axis", np.array([1]), np.int64)
+    age = graph.add("Squeeze", graph.add("MatMul", raw, years), axis)
+    distribution = raw
+    if program.temperature != 1:
+        logits = graph.add("Log", graph.add("Max", raw, graph.weight("tiny", np.array(TINY))))
+        warm = graph.add("Mul", logits, graph.weight("one_by_temperature", np.array(1 / program.temperature)))
+        distribution = graph.add("Softmax", warm, axis=1)
+    for name, tensor in (("age", age), ("distribution", distribution)):
+        graph.nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
+    made = helper.make_graph(
+        graph.nodes,
+        program.name,
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, 3])],
+        [
+            helper.make_tensor_value_info("age", TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info("distribution", TensorProto.FLOAT, ["batch", program.num_ages]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in graph.weights.items()],
+    )
+    return helper.make_model(
+        made,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="lae_jax",
+    )

@@ -1,0 +1,1 @@
+"""Drawn faces: people with an age, an identity and a look, painted by numpy."""

@@ -1,0 +1,152 @@
+"""The pooled features of a run's backbone, computed once for each split and kept as arrays beside what they hang on."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from lae_jax import stages
+from lae_jax.data import pipeline, records, sampling
+from lae_jax.faces import crops
+from lae_jax.runs import build, fields, inference, inputs
+from lae_jax.runtime import checkpoints, files, parallel
+from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+BATCH_SIZE = 256  # of the passes; fixed, so that the augmentation's draws do not depend on the machine
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """values: (passes, N, F) float32, one pass where nothing is augmented; ages: (N,) float64 years; rows: (N,)."""
+
+    values: np.ndarray
+    ages: np.ndarray
+    rows: np.ndarray
+
+
+class Extractor:
+    """A run's backbone in inference mode, over all devices."""
+
+    def __init__(self, handed: checkpoints.Handed, dataset: records.Dataset, folder: pathlib.Path):
+        self.handed, self.dataset, self.folder = handed, dataset, pathlib.Path(folder)
+        self.config = fields.from_json(handed.meta["config"])
+        self.stage = stages.get(handed.meta["stage"])
+        self.checkpoint = hash_of(handed.variables)
+        self.par = parallel.Parallel()
+        self._mapped = None
+
+    def features(self, split: str, passes: int = 0) -> Features:
+        """Of a split's rows that have an age: from `folder` where they are of this checkpoint and data, else computed.
+
+        Args: passes: over the augmented images, with the run's augmentation and seed; 0: one over the plain ones.
+        Raises InputError for a split that is not there.
+        """
+        examples = inputs.examples(self.dataset, split, self.stage)
+        wanted = {
+            "checkpoint": self.checkpoint,
+            "data": self.dataset.hash,
+            "split": split,
+            "passes": passes,
+            "seed": self.config.seed,
+            "input": fields.as_json(self.config)["data"]["augment"] if passes else {},
+            "image_size": self.config.data.image_size,
+            "shape": [max(1, passes), len(examples.rows)],
+        }
+        # JSON makes lists of tuples.
+        wanted = json.loads(json.dumps(wanted))
+        name = f"{split}-{passes}-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]}"
+        array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
+        if told.exists() and files.read_json(told).get("of") == wanted:
+            if files.sha256_of(array) == files.read_json(told).get("sha256"):
+                logger.info("%s: features of %s are there", self.handed.workdir, split)
+                return Features(np.load(array, mmap_mode="r", allow_pickle=False), examples.targets, examples.rows)
+            logger.warning("%s is not as it was written: computed again", array)
+        values = self._compute(examples, passes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with array.open("wb") as file:
+            np.save(file, values)
+        files.write_json(told, {"of": wanted, "sha256": files.sha256_of(array)})
+        return Features(values, examples.targets, examples.rows)
+
+    def _compute(self, examples: inputs.Examples, passes: int) -> np.ndarray:
+        config, par, count = self.config, self.par, len(examples.rows)
+        if self._mapped is None:
+            variables = {name: tree["backbone"] for name, tree in self.handed.variables.items() if "backbone" in tree}
+            self._mapped = build.forward_features(config, self.stage, par), par.place(variables)
+        forward, variables = self._mapped
+        size = -(-BATCH_SIZE // par.device_count) * par.device_count
+        if not passes:
+            plain = inputs.outputs_of(config, self.dataset, examples.rows, forward, variables, par, size)
+            return plain[None].astype(np.float32)
+        steps = -(-count // size)
+        once = sampling.sequential(count, size)
+        first, local = par.local_places(size)
+        batches = pipeline.train_batches(
+            self.dataset,
+            examples.rows,
+            examples.targets.astype(np.float32),
+            lambda step: once(step % steps),
+            inputs.augmentation(config),
+            seed=config.seed,
+            start=0,
+            stop=passes * steps,
+            places=pipeline.Places(size, first, local),
+            threads=inputs.threads(config),
+        )
+        here = first + np.arange(local)
+
+        def placed():
+            for step, batch in enumerate(batches):
+                place = step % steps * size + here
+                # Padding repeats the last row and lies behind all passes.
+                position = np.where(place < count, step // steps * count + place, passes * count)
+                yield {"image": batch["image"], "position": position}
+
+        values = inference.over_batches(
+            forward, variables, placed(), passes * count, par=par, total=passes * steps, what="features"
+        )
+        return values.reshape(passes, count, -1).astype(np.float32)
+
+    def own_head(self) -> dict:
+        """The run's head, {'fc': {'kernel', 'bias'}} and 'hidden' alike where it has such a layer, float32."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.handed.variables["params"]["head"])
+
+
+def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
+    """A run of stage 2 and a data set, for features in `folder`.
+
+    Raises InputError for a run of another stage, faces that were cut otherwise, and a data set that was prepared again.
+    """
+    handed = checkpoints.load_run(path, None, "python -m lae_jax.main --config configs/represent.py")
+    if handed.meta["stage"] != "represent":
+        raise InputError(f"{path} is a run of stage {handed.meta['stage']}: name one of stage represent with --run")
+    dataset = records.open_dataset(data, handed.meta["config"]["data"]["verify"])
+    if handed.meta["crop"] != dataset.crop:
+        both = handed.meta["crop"], dataset.crop
+        raise InputError(
+            f"{path} was trained on other crops than {data} holds ({crops.differing(*both)}):"
+            f" {crops.how_to_cut_alike(*both)}"
+        )
+    if handed.meta["data_hash"] != dataset.hash:
+        raise InputError(
+            f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"
+            f" {handed.meta['data_hash'][:12]}), so its validation split may hold what that run trained on: name that"
+            " one, or train stage 2 on this one"
+        )
+    return Extractor(handed, dataset, folder)
+
+
+def hash_of(variables: dict) -> str:
+    """SHA-256 of names, shapes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

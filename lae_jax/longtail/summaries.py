@@ -1,0 +1,207 @@
+"""What the long-tail bench tells: tables, differences, the head-tail curve's points, the method for each aim.
+
+Chosen is by what validation lets expect on test (`trials.EXPECTED`); test itself chooses nothing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from lae_jax import metrics
+from lae_jax.longtail.trials import EXPECTED, STAGE3, TEST, VALIDATION, Try
+from lae_jax.report import tables
+
+# aim -> (score, best of a sequence)
+AIMS = {"lowest MAE": ("mae", min), "lowest sigma": ("sigma", min), "highest AAR (2021)": ("aar_2021", max)}
+_SCORES = ("mae", "sigma", "aar_2021", "aar_2022", "mmae", "cs5")
+_TITLES = ("MAE", "sigma", "AAR 2021", "AAR 2022", "mMAE", "CS@5")
+REFERENCE = "lae"
+# Column of table.csv -> score, of the differences to the reference.
+DIFFERENCES = {f"mae_minus_{REFERENCE}": "mae", f"sigma_minus_{REFERENCE}": "sigma"}
+_UNKNOWN = (math.nan, math.nan)
+
+
+def best_of_each(tries: Sequence[Try]) -> list[Try]:
+    """Of each method the try with the lowest expected MAE + sigma, or, where a group has no image in validation, with
+    the lowest mean of the group errors there."""
+    by_method: dict[str, list[Try]] = {}
+    for one in tries:
+        by_method.setdefault(one.method.name, []).append(one)
+    return [min(group, key=_balance) for group in by_method.values()]
+
+
+def _balance(one: Try) -> float:
+    value = one.mean(EXPECTED, "mae_plus_sigma")
+    return value if math.isfinite(value) else one.mean(VALIDATION, "mean_group_mae")
+
+
+def choose(tries: Sequence[Try], aim: str) -> Try | None:
+    """The try with the best expected score in the mean, the first of equals; None where the score is undefined.
+
+    A run of stage 3 on images is no choice among methods and is left out.
+    """
+    score, best = AIMS[aim]
+    known = [one for one in tries if one.method is not STAGE3 and math.isfinite(one.mean(EXPECTED, score))]
+    return best(known, key=lambda one: one.mean(EXPECTED, score)) if known else None
+
+
+def paired(one: Try, other: Try, split: str, score: str) -> tuple[float, float]:
+    """Mean of the differences one - other, and half of their 95 % interval (Student's t).
+
+    Pairs are seeds; with several runs they are the runs, each with its mean over the seeds, since the seeds of one
+    backbone say nothing about another. Half is NaN with fewer than two pairs, both are for lists that are no pairs.
+    """
+    a, b = one.values(split, score), other.values(split, score)
+    if one.seeds != other.seeds or len(a) != len(b):
+        return math.nan, math.nan
+    differences = (a - b).reshape(-1, one.seeds)
+    differences = differences.mean(axis=1) if len(differences) > 1 else differences[0]
+    count, mean = len(differences), float(differences.mean())
+    if count < 2:
+        return mean, math.nan
+    return mean, float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+
+
+def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places in GROUPS of the groups with at least an equal share (1/8) of the training images, and of the others."""
+    groups = metrics.age_group(training_ages)
+    counts = np.bincount(groups[groups >= 0], minlength=len(metrics.GROUPS))
+    is_head = counts >= counts.sum() / len(metrics.GROUPS)
+    return np.flatnonzero(is_head), np.flatnonzero(~is_head)
+
+
+def curve_point(one: Try, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
+    """Mean MAE of the head groups and of the tail groups, over the groups that have images."""
+    groups = one.group_mae(split)
+    return tuple(float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else math.nan
+                 for part in (groups[head], groups[tail]))  # fmt: skip
+
+
+def sentence(tries: Sequence[Try], aim: str) -> str:
+    """Names the method for an aim, with its scores on test."""
+    score, _ = AIMS[aim]
+    chosen = choose(tries, aim)
+    if chosen is None:
+        missing = ", ".join(tries[0].reports[VALIDATION][0].missing_groups)
+        return f"For the {aim} nothing can be chosen: the validation split has no image of age {missing}."
+    if score == "aar_2021" and not chosen.mean(EXPECTED, score) > 0:
+        return f"For the {aim} nothing can be chosen: every method is expected to have 0."
+    rate = f" (base_rate {chosen.rate:g})" if chosen.rate else ""
+    on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
+    expected = f"from validation {_title(score)} {_pm(chosen, EXPECTED, score)} is expected"
+    text = f"For the {aim} take {chosen.name}{rate}: {expected}; on test {on_test}."
+    reference = [one for one in best_of_each(tries) if one.method.name == REFERENCE]
+    if reference and reference[0].method is not chosen.method:
+        told = (f"{_title(s)} {_interval(*paired(chosen, reference[0], TEST, s))}" for s in ("mae", "sigma"))
+        text += f" Against {REFERENCE} on test: {', '.join(told)}."
+    return text
+
+
+def improvement(tries: Sequence[Try]) -> str:
+    """Says what has the lowest expected MAE + sigma among what is expected to be no worse than LAE in either, and the
+    differences on test.
+
+    LAE stands with the rate that is chosen for it.
+    """
+    reference = next((one for one in best_of_each(tries) if one.method.name == REFERENCE), None)
+    at_most = {score: reference.mean(EXPECTED, score) for score in ("mae", "sigma")} if reference else {}
+    if not at_most or not all(math.isfinite(value) for value in at_most.values()):
+        return f"Whether a method improves on {REFERENCE} is not known: it was left out, or a score is undefined."
+    others = [one for one in tries if one.method is not STAGE3]
+    others = [one for one in others if all(one.mean(EXPECTED, s) <= value for s, value in at_most.items())]
+    chosen = min(others, key=_balance)
+    if chosen is reference:
+        return f"No method is expected to be no worse than {REFERENCE} in MAE and in sigma and better in one of them."
+    told = []
+    for score in at_most:
+        mean, half = paired(chosen, reference, TEST, score)
+        sure = "not sure" if not abs(mean) > half else "lower" if mean < 0 else "higher"
+        told.append(f"{_title(score)} {_interval(mean, half)}, {sure}")
+    expected = ", ".join(
+        f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
+    )
+    return (
+        f"The lowest MAE + sigma at no more than {REFERENCE} in either is expected of {chosen.name} (base_rate"
+        f" {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the paired difference on test:"
+        f" {'; '.join(told)}."
+    )
+
+
+def markdown(tries: Sequence[Try], split: str) -> str:
+    """The tables of a split, a line a method: over all ages, and by age group."""
+    return "\n".join(map(tables.markdown, _tables(tries, split)))
+
+
+def latex(tries: Sequence[Try], split: str) -> str:
+    """The same as tabulars that need no package."""
+    return "\n".join(map(tables.latex, _tables(tries, split)))
+
+
+def _tables(tries: Sequence[Try], split: str) -> list[tables.Table]:
+    reference = next((one for one in tries if one.method.name == REFERENCE), None)
+    header = ["method", "setting", *_TITLES, *metrics.GROUPS]
+    if reference:
+        header += [f"{title} - {REFERENCE}" for title in ("MAE", "sigma")]
+    rows = []
+    for one in tries:
+        setting = f"{one.method.setting} {one.setting:g}" if one.method.setting else ""
+        row = [one.method.name, setting, *(_pm(one, split, score) for score in _SCORES)]
+        row += [_number(value) for value in one.group_mae(split)]
+        if reference:
+            row += ["" if one is reference else _interval(*paired(one, reference, split, s)) for s in ("mae", "sigma")]
+        rows.append(row)
+    return tables.cut(tables.Table(header, rows, names=2), metrics.GROUPS)
+
+
+def csv_of(tries: Sequence[Try]) -> str:
+    """Every number of every try: a line a split and one of what is expected; means and spreads; empty where
+    undefined. Where one of the tries is LAE also the differences to it and half of their intervals."""
+    scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
+    groups = [f"mae_{group}" for group in metrics.GROUPS]
+    references = [one for one in tries if one.method.name == REFERENCE]
+    reference = references[0] if len(references) == 1 else None
+    differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if reference else []
+    rows = []
+    for one in tries:
+        for split in (VALIDATION, EXPECTED, TEST):
+            pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
+            setting = f"{one.setting:g}" if one.method.setting else ""
+            row = [
+                one.method.name,
+                one.method.setting,
+                setting,
+                f"{one.rate:g}",
+                split,
+                len(one.reports[TEST]),
+                one.bad_steps,
+            ]
+            to_reference: list[float] = []
+            for score in DIFFERENCES.values() if reference else ():
+                to_reference += paired(one, reference, split, score) if one is not reference else _UNKNOWN
+            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *to_reference])])
+    header = ["method", "parameter", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
+    return tables.csv_text(header, rows)
+
+
+def _title(score: str) -> str:
+    return dict(zip(_SCORES, _TITLES, strict=True))[score]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def _pm(one: Try, split: str, score: str) -> str:
+    mean, digits = one.mean(split, score), 3 if score == "cs5" else 2
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + f" ± {one.spread(split, score):.{digits}f}" * (len(one.values(split, score)) > 1)
+
+
+def _interval(mean: float, half: float) -> str:
+    if not math.isfinite(mean):
+        return "-"
+    # No ±, which stands for a standard deviation.
+    return f"{mean:+z.2f}" + f" ({mean - half:+z.2f} to {mean + half:+z.2f})" * math.isfinite(half)

@@ -1,0 +1,273 @@
+"""The long-tail bench: every method on the cached features of one run or several, scored on validation and test."""
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lae_jax import metrics, models
+from lae_jax.longtail import extraction
+from lae_jax.longtail.fitting import Bench
+from lae_jax.runs import fields, inputs, leaks
+from lae_jax.runtime import checkpoints, console
+from lae_jax.runtime.errors import InputError
+from lae_jax.stages.methods import Method
+
+logger = logging.getLogger("lae_jax")
+
+VALIDATION, TEST = "validation", "test"
+# What validation lets expect on test: its errors of the groups, weighted as the groups are frequent in test. A test
+# split with equal groups asks for other settings than a validation split with the long tail.
+EXPECTED = "expected"
+STAGE3 = Method("stage3", "Bao et al., 2021 (LAE)", "a run of stage 3 that was trained on images, not on features")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Try:
+    """A method with a setting and a peak rate: its scores over runs and seeds.
+
+    rate: of the schedule's peak as base_rate counts it; bad_steps: over all seeds; reports: split -> those of each
+    (run, seed), runs outermost; seeds: of a run.
+    """
+
+    method: Method
+    setting: float
+    rate: float
+    bad_steps: int
+    reports: dict[str, list[metrics.AgeReport]]
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.method.name}, {self.method.setting} {self.setting:g}" if self.method.setting else self.method.name
+        )
+
+    def values(self, split: str, score: str) -> np.ndarray:
+        """A score of each (run, seed): a field of the report, or 'cs5', or 'mae_plus_sigma'."""
+        return np.array([_score(report, score) for report in self._reports(split)], np.float64)
+
+    @functools.cached_property
+    def _expected(self) -> list[metrics.AgeReport]:
+        counts = self.reports[TEST][0].group_count
+        return [metrics.reweighted(report, counts) for report in self.reports[VALIDATION]]
+
+    def _reports(self, split: str) -> list[metrics.AgeReport]:
+        return self._expected if split == EXPECTED else self.reports[split]
+
+    def mean(self, split: str, score: str) -> float:
+        return float(self.values(split, score).mean())
+
+    def spread(self, split: str, score: str) -> float:
+        """Standard deviation over (run, seed); 0 for a single one."""
+        values = self.values(split, score)
+        return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+    def group_mae(self, split: str) -> np.ndarray:
+        """(8,) years, the mean over runs and seeds."""
+        return np.mean([report.group_mae for report in self._reports(split)], axis=0)
+
+
+def _score(report: metrics.AgeReport, score: str) -> float:
+    if score == "cs5":
+        return report.cs[5]
+    return report.mae + report.sigma if score == "mae_plus_sigma" else getattr(report, score)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """One run: its bench and the features of the splits that are scored."""
+
+    extractor: extraction.Extractor
+    bench: Bench
+    scored: dict[str, extraction.Features]
+
+
+def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, test: str, allow_leak: bool):
+    """The features of a run. Args: config: of a stage 3, for the heads; test: name of the split that is reported on.
+
+    Raises InputError for a run without a validation split, for splits that leak into each other, and for missing ones.
+    """
+    own, dataset, workdir = extractor.config, extractor.dataset, extractor.handed.workdir
+    mae = (extractor.handed.meta["scores"] or {}).get("mae")
+    if not own.data.split or mae is None:
+        raise InputError(
+            f"{workdir} was trained without a validation split, on which methods are chosen: train one that has"
+        )
+    checked = own.copy_and_resolve_references()
+    checked.data.allow_leak = allow_leak
+    leaks.check(checked, dataset, extractor.handed.meta)
+    if test not in dataset.manifest["splits"]:
+        raise InputError(
+            f"{dataset.path} has no split {test!r}, only {', '.join(dataset.manifest['splits'])}: name one that nothing"
+            " was chosen on with --test"
+        )
+    names = {VALIDATION: inputs.split_name(own, own.data.split), TEST: test}
+    if test == names[VALIDATION]:
+        raise InputError(f"--test {test}: methods are chosen on it; name a split that chooses nothing")
+    training = extractor.features(inputs.split_name(own, own.data.train), passes)
+    for split, name in names.items():
+        both = np.intersect1d(training.rows, dataset.rows(name))
+        if len(both) and not allow_leak:
+            raise InputError(f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on")
+    scored = {split: extractor.features(name) for split, name in names.items()}
+    bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
+    return Prepared(extractor, bench, scored)
+
+
+def _dropout(config: ConfigDict) -> float:
+    """Of the head: the config's, or as published for the model."""
+    published = models.BACKBONES[config.model.name][1].dropout
+    return published if config.model.dropout is None else config.model.dropout
+
+
+def check_folds(extractors: Sequence[extraction.Extractor], folds: bool) -> None:
+    """Raises InputError unless there is a run for each fold (with `folds`), or all runs are of the same split."""
+    of = [extractor.config.data.fold for extractor in extractors]
+    if not folds:
+        if len({*of}) > 1:
+            raise InputError(f"the runs are of folds {of}: say --folds, with a run for each fold")
+        return
+    splits = extractors[0].dataset.manifest["splits"]
+    wanted = sorted({int(name.split("-")[0][4:]) for name in splits if name.startswith("fold")})
+    if not wanted:
+        raise InputError(f"{extractors[0].dataset.path} has no folds: prepare it with --folds K, or leave out --folds")
+    if sorted(-1 if fold is None else fold for fold in of) != wanted:
+        told = ", ".join("none" if fold is None else str(fold) for fold in of)
+        raise InputError(
+            f"--folds needs a run of stage represent for each of the folds {wanted} (--config.data.fold=K), the runs"
+            f" are of: {told}. One backbone for all folds has seen the images that it would be scored on"
+        )
+
+
+def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) -> ConfigDict:
+    """The config that heads are trained with: of a run of stage 3, or of configs/classify.py with the run's batch size
+    and optimiser.
+
+    Args: like: runs of stage 3 with one recipe, or none; changed: fields that are set after that. Raises InputError for
+    a run that is no LAE, and for recipes that differ.
+    """
+    from lae_jax.configs import classify
+
+    own = extractor.config
+    if like:
+        config, *others = (_lae_config(path) for path in like)
+        for path, other in zip(like[1:], others, strict=True):
+            parts = ({name: fields.as_json(c)[name] for name in _RECIPE} for c in (config, other))
+            if differing := fields.differences(*parts):
+                raise InputError(f"{like[0]} and {path} of --like differ in {'; '.join(differing)}: name runs alike")
+    else:
+        config = classify.get_config()
+        base_rate = config.optim.base_rate
+        config.optim = own.optim.copy_and_resolve_references()
+        config.optim.base_rate, config.optim.schedule = base_rate, "one_cycle"
+        config.batch_size = own.batch_size
+        config.model = own.model.copy_and_resolve_references()
+    for name, value in changed.items():
+        config[name] = value
+    config.loss = own.loss.copy_and_resolve_references()
+    if config.batch_size < 1 or config.epochs <= 0:
+        raise InputError(f"batch size {config.batch_size} and epochs {config.epochs} must be above 0")
+    return config
+
+
+_RECIPE = ("batch_size", "epochs", "optim", "reinit_head")
+
+
+def _lae_config(path: str) -> ConfigDict:
+    handed = checkpoints.load_run(path)
+    config = fields.from_json(handed.meta["config"])
+    if handed.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
+        raise InputError(f"{path} is no run of LAE's stage 3 (classify, power 0), which --like names")
+    return config
+
+
+def _method_of(config: ConfigDict) -> str:
+    """Of a run's config, which may be older than the field."""
+    return config.classify.method if "classify" in config else "lae"
+
+
+def run(
+    prepared: Sequence[Prepared], methods: Sequence[Method], seeds: Sequence[int], base_rates: Sequence[float]
+) -> list[Try]:
+    """Trains and scores every method with each of its settings and each rate."""
+    tries = []
+    trained: dict = {}
+    for method in console.progress(methods, total=len(methods), what="heads", unit="methods", leave=False):
+        began = time.perf_counter()
+        tries += _tries(prepared, method, list(seeds), list(base_rates), trained)
+        logger.info("%s: %.1f s", method.name, time.perf_counter() - began)
+    return tries
+
+
+def _tries(prepared, method: Method, seeds: list[int], base_rates: list[float], trained: dict) -> list[Try]:
+    rates = base_rates if method.loss is not None else [0.0]
+    grid = [(setting, rate) for setting in method.settings for rate in rates]
+    reports: dict = {place: {VALIDATION: [], TEST: []} for place in range(len(grid))}
+    bad_steps = np.zeros(len(grid), int)
+    for number, one in enumerate(prepared):
+        heads, bad = _heads(one.bench, method, grid, seeds, rates, trained, number)
+        bad_steps += bad
+        for split, features in one.scored.items():
+            ages = one.bench.predict(method, heads, features.values[0], [setting for setting, _ in grid])
+            for place, of_seed in enumerate(ages):
+                reports[place][split] += [metrics.age_report(features.ages, predicted) for predicted in of_seed]
+    if bad_steps.any():
+        logger.warning("%s: %d steps were not finite and changed nothing", method.name, bad_steps.sum())
+    return [
+        Try(method, setting, rate, int(bad_steps[place]), reports[place], len(seeds))
+        for place, (setting, rate) in enumerate(grid)
+    ]
+
+
+def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, number: int):
+    """Heads (M, S, ...) for the grid, and bad steps (M,). What several methods share is trained once."""
+    if method.loss is None:
+        alike = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(grid), len(seeds), *leaf.shape)), bench.own)
+        return alike, np.zeros(len(grid), int)
+    by_setting = method.sets != "finish" and bool(method.setting)
+    points = grid if by_setting else [(method.settings[0], rate) for rate in rates]
+    # The setting of a finishing step is no part of what is trained.
+    key = (number, method.training, tuple(points) if by_setting else tuple(rates))
+    if key not in trained:
+        peaks = [rate * bench.config.batch_size / 256 for _, rate in points]
+        trained[key] = bench.train(method, [setting for setting, _ in points], peaks, seeds)
+    heads, bad = trained[key]
+    if not by_setting:
+        places = [rates.index(rate) for _, rate in grid]
+        heads, bad = jax.tree.map(lambda leaf: leaf[places], heads), bad[places]
+    return heads, bad.sum(axis=1)
+
+
+def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
+    """The heads of runs of stage 3, each on the features of the backbone that it has.
+
+    Raises InputError for one that has another backbone than every run.
+    """
+    if not paths:
+        return None
+    reports: dict[str, list] = {VALIDATION: [], TEST: []}
+    rate = 0.0
+    for path in paths:
+        handed = checkpoints.load_run(path)
+        backbone = extraction.hash_of(_backbone(handed))
+        same = [one for one in prepared if extraction.hash_of(_backbone(one.extractor.handed)) == backbone]
+        if not same:
+            raise InputError(
+                f"{path} has another backbone than the runs: name the run that it was started from with --run"
+            )
+        head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None, None], handed.variables["params"]["head"])
+        rate = handed.meta["config"]["optim"]["base_rate"]
+        for split, features in same[0].scored.items():
+            ages = same[0].bench.predict(STAGE3, head, features.values[0], [0.0])[0, 0]
+            reports[split].append(metrics.age_report(features.ages, ages))
+    return Try(STAGE3, 0.0, rate, 0, reports, 1)
+
+
+def _backbone(handed: checkpoints.Handed) -> dict:
+    return {name: tree["backbone"] for name, tree in handed.variables.items() if "backbone" in tree}

@@ -1,0 +1,261 @@
+"""Reads the backbones in Keras' files without Keras: `.keras`, `.weights.h5` and the older `.h5`.
+
+HDF5 is rich: a small file can claim 40 GB, or name other files to read from. So links other than plain ones and storage
+outside the file are refused, arrays are read only after shape and dtype were compared with the model's, and the config
+that may come with them is searched for the layers that normalise and is never built: no code in it can run.
+"""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from etils import epath
+
+from lae_jax.models.pretrained.naming import KERAS, Statistics
+from lae_jax.models.pretrained.tensors import Tensor
+from lae_jax.runtime.errors import InputError
+
+OBJECTS, DEPTH = 50_000, 16  # an EfficientNetV2-L with its optimiser has 8,000, 5 deep
+CONFIG_LIMIT = 16 << 20  # bytes; EfficientNetV2-L's is 1 million
+WEIGHTS_LIMIT = 4 << 30  # bytes; EfficientNetV2-L in float64 with two moments of Adam has 2.9 GB
+_MEMBER, _CONFIG = "model.weights.h5", "config.json"
+# Number of a layer's variables -> their names, in the order in which Keras makes them.
+_VARIABLES = {
+    1: ("kernel",),
+    2: ("kernel", "bias"),
+    3: ("mean", "variance", "count"),
+    4: ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+_OLD_NAMES = {"depthwise_kernel": "kernel"}
+
+
+class KerasFile(NamedTuple):
+    tensors: dict[str, Tensor]  # of the backbone: 'stem_conv/kernel'
+    statistics: Statistics
+    told: str  # where the statistics come from
+
+
+class _Variable(NamedTuple):
+    model: str  # the place of the model inside the file that it belongs to
+    name: str  # 'layer/variable'
+    tensor: Tensor
+
+
+@contextlib.contextmanager
+def opened(path: epath.Path) -> Iterator[KerasFile]:
+    """A file's backbone, whose tensors can be read until the context ends.
+
+    Raises:
+      InputError: it is damaged, is no EfficientNetV2's, or holds what no file of Keras does.
+    """
+    try:
+        with _hdf5(path) as (file, config):
+            if config is None and (text := _attribute(file, "model_config")) is not None:
+                config = _parsed(text, path)
+            variables = list(_variables(file, config, path))
+            models = {variable.model for variable in variables if variable.name.startswith("stem_conv/")}
+            if len(models) != 1:
+                raise InputError(
+                    f"{path} holds {len(models)} models with a layer stem_conv: it must hold one EfficientNetV2 of"
+                    " keras.applications"
+                )
+            tensors: dict[str, Tensor] = {}
+            for variable in variables:
+                if variable.model in models:
+                    if variable.name in tensors:
+                        raise InputError(f"{path} holds {variable.name} twice")
+                    tensors[variable.name] = variable.tensor
+            statistics, told = _statistics(config, {v.name: v.tensor for v in variables}, path)
+            yield KerasFile(tensors, statistics, told)
+    except (OSError, RuntimeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"{path} is truncated, damaged or no file of Keras ({error}); get it again") from error
+
+
+@contextlib.contextmanager
+def _hdf5(path: epath.Path) -> Iterator[tuple[h5py.File, dict | None]]:
+    """The HDF5 file, and in a `.keras`, which is a zip of both, the config. No other member is touched."""
+    if path.suffix != ".keras":
+        with path.open("rb") as raw, h5py.File(raw, "r") as file:
+            yield file, None
+        return
+    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive, tempfile.TemporaryFile() as weights:
+        limits = {_MEMBER: WEIGHTS_LIMIT, _CONFIG: CONFIG_LIMIT}
+        for name, limit in limits.items():
+            if name not in archive.namelist():
+                raise InputError(f"{path} has no {name}: it is no file that Keras 3 (or 2.12 and newer) saved")
+            if (size := archive.getinfo(name).file_size) > limit:
+                raise InputError(f"{path} claims {size} bytes of {name}; more than {limit} are not read")
+        config = _parsed(archive.read(_CONFIG), path)
+        with archive.open(_MEMBER) as member:
+            shutil.copyfileobj(member, weights, 1 << 20)
+        with h5py.File(weights, "r") as file:
+            yield file, config
+
+
+def _parsed(text: str | bytes, path) -> dict:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its model config is damaged ({error}); get it again") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _attribute(thing, name: str) -> str | None:
+    """A text among the attributes, or None; what it is is looked at before it is read."""
+    if name not in thing.attrs or thing.attrs.get_id(name).shape != ():
+        return None
+    value = thing.attrs[name]
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return value if isinstance(value, str) and len(value) <= CONFIG_LIMIT else None
+
+
+def _datasets(group: h5py.Group, path, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], h5py.Dataset]]:
+    """(path inside the file, data set) of everything but the optimiser's."""
+    if len(prefix) > DEPTH:
+        raise InputError(f"{path} is nested more than {DEPTH} deep: it is no file of Keras")
+    for name in group:
+        where = (*prefix, name)
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise InputError(f"{path}: {'/'.join(where)} is a link to elsewhere; links are not followed")
+        if where in (("optimizer",), ("optimizer_weights",)):
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, path, where)
+        elif isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise InputError(f"{path}: {'/'.join(where)} lies in another file, which is not read")
+            yield where, item
+
+
+def _variables(file: h5py.File, config: dict | None, path) -> Iterator[_Variable]:
+    names: dict[tuple[str, ...], str] = {}
+    for number, (where, data) in enumerate(_datasets(file, path)):
+        if number >= OBJECTS:
+            raise InputError(f"{path} holds more than {OBJECTS} arrays: it is no file of Keras")
+        tensor = Tensor(data.shape or (), data.dtype.name, _reader(data, path))
+        parent = where[:-1]
+        if parent and parent[-1] == "vars":
+            group = file["/".join(parent)]
+            if parent not in names:
+                names[parent] = _attribute(group, "name") or _name_by_order(config, parent, path)
+            variables = _VARIABLES.get(len(group), ())
+            known = where[-1].isdigit() and int(where[-1]) < len(variables)
+            variable = variables[int(where[-1])] if known else where[-1]
+            yield _Variable("/".join(parent[:-2]), f"{names[parent]}/{variable}", tensor)
+        elif len(where) > 1:
+            inner = where[1:] if where[0] == "model_weights" else where
+            layer, variable = where[-2], where[-1].partition(":")[0]
+            # <layer>/.../<layer>/<variable>, and of a model inside a model <model>/.../<layer>/<variable>
+            model = "" if inner[0] == layer else inner[0]
+            yield _Variable(model, f"{layer}/{_OLD_NAMES.get(variable, variable)}", tensor)
+
+
+def _reader(data: h5py.Dataset, path):
+    def read() -> np.ndarray:
+        # What was never written would read as zeros, and one chunk may claim any size.
+        if data.chunks is not None or data.id.get_storage_size() != math.prod(data.shape) * data.dtype.itemsize:
+            raise InputError(f"{path}: {data.name} is compressed or was never written: save the model again with Keras")
+        return data[()]
+
+    return read
+
+
+def _name_by_order(config: dict | None, parent: tuple[str, ...], path) -> str:
+    """The name of the layer at ('layers', 'conv2d_3', 'vars'): the fourth Conv2D of the config, in files without names.
+
+    '' for what is no layer.
+    """
+    names, node = [name for name in parent[:-1] if name not in ("layers", "_layer_checkpoint_dependencies")], config
+    if len(names) == 0:
+        return ""
+    if config is None:
+        raise InputError(
+            f"{path} does not name its layers, as older releases of Keras saved them: save the whole model as .keras,"
+            " or its weights with a newer Keras"
+        )
+    for name in names:
+        node = _by_group(node).get(name)
+        if node is None:
+            return ""
+    found = node.get("config", {}).get("name", "")
+    return found if isinstance(found, str) else ""
+
+
+def _by_group(node: dict) -> dict[str, dict]:
+    """Keras' name for the group of each layer inside a model: the class in snake case, numbered."""
+    counts: dict[str, int] = {}
+    result = {}
+    for layer in _layers(node):
+        name = re.sub(r"\W+", "", str(layer.get("class_name")))
+        name = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()
+        number = counts[name] = counts.get(name, -1) + 1
+        result[f"{name}_{number}" if number else name] = layer
+    return result
+
+
+def _layers(node: dict) -> list[dict]:
+    inner = node.get("config")
+    layers = inner.get("layers") if isinstance(inner, dict) else None
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+
+
+def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[Statistics, str]:
+    """What the layers Rescaling and Normalization of a config do to pixels, as statistics of images in [0, 1].
+
+    Without such layers: what keras.applications trained with.
+    """
+    scale, offset, told = np.ones(3), np.zeros(3), []
+    for layer in _walk(config or {}):
+        kind, inner = layer.get("class_name"), layer.get("config")
+        if kind not in ("Rescaling", "Normalization") or not isinstance(inner, dict):
+            continue
+        try:
+            if kind == "Rescaling":
+                factor, shift = _channels(inner["scale"]), _channels(inner.get("offset", 0.0))
+            else:
+                mean, variance = (_moment(inner, which, tensors) for which in ("mean", "variance"))
+                factor, shift = 1 / np.sqrt(variance), -mean / np.sqrt(variance)
+                if inner.get("invert"):
+                    factor, shift = np.sqrt(variance), mean
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: its layer {kind} cannot be understood ({error}); get the file again") from error
+        scale, offset = scale * factor, offset * factor + shift
+        told.append(kind)
+    if not told:
+        return KERAS, "as keras.applications trains; the file holds no layer that normalises"
+    if not (np.all(np.isfinite(offset)) and np.all(np.isfinite(scale)) and np.all(scale > 0)):
+        raise InputError(f"{path}: its layers {' and '.join(told)} scale by {scale.tolist()}: get the file again")
+    mean, std = -offset / scale / 255, 1 / scale / 255
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist())), f"from {' and '.join(told)} inside the model"
+
+
+def _walk(node: dict) -> Iterator[dict]:
+    for layer in _layers(node):
+        yield layer
+        yield from _walk(layer)
+
+
+def _moment(config: dict, which: str, tensors: dict[str, Tensor]) -> np.ndarray:
+    """Mean or variance of a Normalization: given in its config, or found in data and then among the weights."""
+    if config.get(which) is not None:
+        return _channels(config[which])
+    tensor = tensors[f"{config['name']}/{which}"]
+    if math.prod(tensor.shape) > 3:
+        raise ValueError(f"its {which} has the shape {list(tensor.shape)}")
+    return _channels(tensor.read())
+
+
+def _channels(value) -> np.ndarray:
+    """A number, or one for each of three channels, as Keras writes them."""
+    if isinstance(value, dict):  # {"class_name": "__numpy__", "config": {"value": [...]}}
+        value = value["config"]["value"]
+    return np.broadcast_to(np.asarray(value, np.float64).ravel(), (3,))

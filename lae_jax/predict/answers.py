@@ -1,0 +1,147 @@
+"""Rows of predictions: from faces that were found to ages, and from there to a table, a CSV or JSON lines."""
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lae_jax.faces import crops
+from lae_jax.predict import photographs
+from lae_jax.predict.estimator import AgeEstimator
+from lae_jax.runs import distributions
+from lae_jax.runtime import console
+from lae_jax.runtime.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """interval: share of the distribution between lower and upper; threshold: years, of P(age >= threshold);
+    distribution: the probabilities of the ages 0..100 too."""
+
+    interval: float = 0.9
+    threshold: float | None = None
+    distribution: bool = False
+
+
+def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> crops.Recipe:
+    """How photographs are cut for a model; allow_other, how: as `Recipe.of_contract` has them.
+
+    Raises InputError where it is not known how the model's crops were cut.
+    """
+    try:
+        return crops.Recipe.of_contract(estimator.crop, allow_other, **how)
+    except InputError as error:
+        raise InputError(f"{run}: {error}. Give crops that were cut alike, with --aligned") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A face and its age, or an image and why it has none.
+
+    Years; face: from 1, the largest first; lower, upper: the interval; box: left, top, right, bottom in pixels of the
+    upright photograph; cut_by: 'mtcnn' or 'centre', empty for a crop.
+    """
+
+    name: str
+    face: int | None = None
+    age: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    at_least: float | None = None
+    box: list[float] | None = None
+    cut_by: str = ""
+    reason: str = ""
+    distribution: list[float] | None = None
+
+
+def predicted(
+    estimator: AgeEstimator, found: Iterator[photographs.Found], wanted: Wanted
+) -> Iterator[tuple[photographs.Found, list[Row]]]:
+    """Each image with its rows, in order; the device works beside the threads that read and cut."""
+    # The images whose faces the device still has wait.
+    waiting, ahead = itertools.tee(found)
+    outputs = estimator.probabilities(face for one in ahead for face in one.inputs)
+    for one in waiting:
+        probabilities = np.array([*itertools.islice(outputs, len(one.inputs))])
+        yield one, rows_of(one, probabilities, estimator, wanted)
+
+
+def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, wanted: Wanted) -> list[Row]:
+    """The rows of an image, given what `estimator.probabilities` gave for its inputs: (faces, ...)."""
+    if not one.inputs:
+        return [Row(one.image.name, reason=one.reason)]
+    ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)
+    bounds = distributions.intervals(calibrated, wanted.interval)
+    chances = None if wanted.threshold is None else distributions.at_least(calibrated, wanted.threshold)
+    rows = []
+    for i, age in enumerate(ages):
+        crop = one.crops[i] if one.crops else None
+        rows.append(
+            Row(
+                name=one.image.name,
+                face=i + 1,
+                age=float(age),
+                lower=float(bounds[i, 0]),
+                upper=float(bounds[i, 1]),
+                at_least=None if chances is None else float(chances[i]),
+                box=None if crop is None or crop.box is None else crop.box.tolist(),
+                cut_by="" if crop is None else crop.how,
+                distribution=calibrated[i].tolist() if wanted.distribution else None,
+            )
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[Row]], None]]:
+    """What writes the rows of an image: to a .csv, a .jsonl, or (None) as a table on standard output."""
+    if out is None:
+        yield _Table(threshold)
+        return
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        if out.endswith(".jsonl"):
+            yield lambda rows: file.writelines(json.dumps(as_json(row)) + "\n" for row in rows)
+        else:
+            writer = csv.writer(file)
+            probability = [] if threshold is None else [f"p_at_least_{threshold:g}"]
+            box = ["left", "top", "right", "bottom"]
+            writer.writerow(["name", "face", "age", "lower", "upper", *probability, *box, "cut_by", "reason"])
+            yield lambda rows: writer.writerows(_cells(row, threshold) for row in rows)
+
+
+def _cells(row: Row, threshold: float | None) -> list:
+    probability = [] if threshold is None else [row.at_least]
+    cells = [row.name, row.face, row.age, row.lower, row.upper, *probability, *(row.box or [None] * 4)]
+    return ["" if cell is None else cell for cell in [*cells, row.cut_by, row.reason]]
+
+
+def as_json(row: Row) -> dict:
+    """The fields that a row has."""
+    return {name: value for name, value in dataclasses.asdict(row).items() if value not in (None, "")}
+
+
+class _Table:
+    """Prints rows as they come, a header above the first."""
+
+    WIDTH = 32  # of the names
+
+    def __init__(self, threshold: float | None):
+        self.threshold, self.begun = threshold, False
+
+    def __call__(self, rows: list[Row]) -> None:
+        if not self.begun:
+            chance = "" if self.threshold is None else f"  {f'P(>={self.threshold:g})':>8}"
+            console.write(f"{'name':{self.WIDTH}}  face    age  {'interval':>13}{chance}")
+            self.begun = True
+        for row in rows:
+            if row.age is None:
+                console.write(f"{row.name:{self.WIDTH}}  {row.reason}")
+                continue
+            interval = f"{row.lower:.1f} - {row.upper:.1f}"
+            chance = "" if row.at_least is None else f"  {row.at_least:8.3f}"
+            remark = "  no face found: a centre crop" * (row.cut_by == "centre")
+            console.write(f"{row.name:{self.WIDTH}}  {row.face:4}  {row.age:5.1f}  {interval:>13}{chance}{remark}")

@@ -1,0 +1,140 @@
+"""Ages from face crops, by a run: batches of a few fixed shapes over all local devices."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from lae_jax.export import folder
+from lae_jax.runs import calibration, distributions
+from lae_jax.runs.preprocessing import Input
+from lae_jax.runtime.errors import InputError
+
+# Images a device takes at once; a batch is filled up to the next of these, so nothing compiles again.
+_PER_DEVICE = (1, 8, 32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgeEstimator:
+    """A model that gives ages.
+
+    forward: uint8 (B, S, S, 3) -> probabilities (B, 101), or what becomes them by np.asarray, B being one of `sizes`;
+    crop: the contract of the faces that it was trained on; temperature: of the distributions; source: where it is from;
+    exported: forward gives (B, 102), the age and then the distribution at that temperature, as an export has them.
+    """
+
+    forward: Callable[[np.ndarray], object]
+    sizes: tuple[int, ...]
+    input: Input
+    crop: dict
+    temperature: float = 1.0
+    source: str = ""
+    exported: bool = False
+
+    @classmethod
+    def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
+        """Of a run of stage 2 or 3 (its best checkpoint, or that of `step`), or of an export, which needs its format's
+        runtime alone; flip: average with the mirror image.
+
+        Raises InputError where there is none.
+        """
+        if folder.is_export(path):
+            return cls._from_export(path, step, flip)
+        import jax
+
+        from lae_jax.runs import build
+        from lae_jax.runtime import parallel
+
+        handed, config, stage = build.load_ages(path, step)
+        par = parallel.Parallel()
+        module = build.model(config, stage, handed.meta["num_outputs"])
+        gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1))
+        mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(handed.variables)
+        return cls(
+            forward=lambda batch: _Collected(mapped(variables, batch), par),
+            sizes=tuple(size * len(par.devices) for size in _PER_DEVICE),
+            input=Input(config.data.image_size, config.data.resize),
+            crop=handed.meta["crop"],
+            temperature=calibration.read_temperature(handed.workdir, handed.step),
+            source=f"{handed.workdir} step {handed.step}",
+        )
+
+    @classmethod
+    def _from_export(cls, path: os.PathLike | str, step: int | None, flip: bool) -> "AgeEstimator":
+        if step is not None or flip:
+            raise InputError(f"{path} is an export, whose step and flip are settled: leave --step and --flip away")
+        export = folder.open_export(path)
+        return cls(
+            forward=export.forward,
+            sizes=_PER_DEVICE,
+            input=Input(export.image_size, export.resize),
+            crop=export.crop,
+            temperature=export.temperature,
+            source=export.source,
+            exported=True,
+        )
+
+    def predict(self, images: Sequence, distribution: bool = False):
+        """Ages (N,) float32 of face crops that were cut as the contract says (RGB pictures, or uint8 (H, W, 3) arrays).
+
+        distribution: also the calibrated distributions (N, 101) float32 over the ages 0..100.
+        """
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            raise InputError("predict takes a list of pictures or arrays: [picture]")
+        outputs = [*self.probabilities(self.input.pixels(image) for image in images)]
+        if not outputs:
+            return (
+                (np.zeros(0, np.float32), np.zeros((0, 101), np.float32)) if distribution else np.zeros(0, np.float32)
+            )
+        raw = np.stack(outputs)
+        ages = self.ages(raw).astype(np.float32)
+        return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
+
+    def probabilities(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """What `forward` gives for each input (S, S, 3), in order: `ages` and `calibrated` read it. The device works on
+        a batch while the next one is collected."""
+        pending, count, batch = None, 0, []
+        for image in inputs:
+            batch.append(image)
+            if len(batch) == self.sizes[-1]:
+                dispatched = self.forward(np.stack(batch))
+                if pending is not None:
+                    yield from np.asarray(pending)[:count]
+                pending, count, batch = dispatched, len(batch), []
+        if pending is not None:
+            yield from np.asarray(pending)[:count]
+        if batch:
+            yield from np.asarray(self.forward(self._filled(batch)))[: len(batch)]
+
+    def _filled(self, batch: list[np.ndarray]) -> np.ndarray:
+        size = next(size for size in self.sizes if size >= len(batch))
+        return np.stack(batch + batch[-1:] * (size - len(batch)))
+
+    def ages(self, outputs: np.ndarray) -> np.ndarray:
+        """Of the model's outputs (N, ...): (N,) float64 years, taken before the temperature."""
+        return np.asarray(outputs[:, 0], np.float64) if self.exported else distributions.expected_ages(outputs)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the run's distributions were fitted to its validation split (`lae_jax.evaluate --calibrate`)."""
+        return self.temperature != 1.0
+
+    def calibrated(self, outputs: np.ndarray) -> np.ndarray:
+        """Of the model's outputs (N, ...): the distributions (N, 101) at its temperature, float64."""
+        if self.exported:
+            return np.asarray(outputs[:, 1:], np.float64)
+        return distributions.tempered(outputs, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collected:
+    """Outputs that are still being computed."""
+
+    outputs: object
+    par: object
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.par.collect(self.outputs)

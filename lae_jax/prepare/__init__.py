@@ -1,0 +1,1 @@
+"""Prepared data sets: from photographs to aligned, checked, sharded faces."""

@@ -1,0 +1,224 @@
+"""The pages that compare: several runs on the same images, and the tries of the long-tail bench."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from lae_jax import metrics
+from lae_jax.report import bootstrap, charts, loading, pictures, scores, tables, wording
+from lae_jax.report.evaluation_page import names
+from lae_jax.report.loading import Evaluation
+from lae_jax.report.page import Page, Section
+from lae_jax.report.scores import MAIN, MORE, Scored
+from lae_jax.report.tables import Estimate, Table
+from lae_jax.runtime import console, files
+from lae_jax.runtime.errors import InputError
+
+_OF_GROUP = [f"mae_{group}" for group in metrics.GROUPS]
+
+
+def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
+    """Page, the table like the paper's Table 2, and the differences to the first run, of the same images."""
+    evaluations = loading.sharing_guesses(evaluations)
+    labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
+    table = Table(
+        ("run", *(_title(score) for score in MAIN)),
+        [(label, *(one.estimate(score) for score in MAIN)) for label, one in zip(labels, scored, strict=True)],
+    )
+    differences = _differences(labels, scored)
+    with pictures.style():
+        shown = [
+            charts.groups(evaluations, labels, scored),
+            charts.cumulative(evaluations, labels),
+            charts.coverage(evaluations, labels),
+        ]
+    rows = [(score.title, *(one.estimate(score) for one in scored)) for score in MORE]
+    more = Table(("score", *labels), [row for row in rows if any(cell.is_known for cell in row[1:])])
+    report = evaluations[0].report
+    verdict = [_best(labels, scored)]
+    verdict += [
+        wording.comparison(one, scored[0], f"{label} against {labels[0]}")
+        for label, one in zip(labels[1:], scored[1:], strict=True)
+    ]
+    told = wording.intervals([one.sample.unit for one in evaluations], bootstrap.REPLICATES)
+    provenance = [
+        (label, f"{one.run} step {one.report['step']}, {one.report['stage']}, {one.report['model']}")
+        for label, one in zip(labels, evaluations, strict=True)
+    ]
+    provenance += [("data", f"{report['data']} ({report['data_hash'][:12]})"), ("split", report["split"])]
+    differing = Section("Differences")
+    if differences.rows:
+        told_differences = f"Each run minus {labels[0]}, image by image (paired)."
+        # The second column, the first run's name, is for the files: here the text says it.
+        header, *rows = ([line[0], *line[2:]] for line in (differences.header, *differences.rows))
+        differing = Section("Differences", texts=[told_differences], tables=[Table(header, rows)])
+    sections = [
+        Section("Scores", texts=[told], tables=cut(table)),
+        differing,
+        Section("Pictures", pictures=[one for one in shown if one is not None]),
+        Section("Further scores", tables=[more]),
+        Section("What the scores mean", items=wording.MEANINGS),
+        Section("Provenance", facts=provenance),
+    ]
+    title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
+    return Page(title, verdict, sections, _warnings(labels, evaluations)), table, differences
+
+
+def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Each once, with the runs that it is of where it is not of all."""
+    of: dict[str, list[str]] = {}
+    for label, one in zip(labels, evaluations, strict=True):
+        for line in wording.warnings(one.report):
+            of.setdefault(line, []).append(label)
+    return [line if len(named) == len(labels) else f"{', '.join(named)}: {line}" for line, named in of.items()]
+
+
+def _title(score: scores.Score) -> str:
+    return f"MAE {score.title}" if score.name in _OF_GROUP else score.title
+
+
+def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
+    rows = []
+    for label, one in zip(labels[1:], scored[1:], strict=True):
+        found = [(score, one.difference(scored[0], score)) for score in MAIN]
+        rows += [
+            (label, labels[0], _title(score), cell, scores.verdict(cell, score))
+            for score, cell in found
+            if cell.is_known
+        ]
+    return Table(("run", "minus", "score", "difference", "verdict"), rows)
+
+
+def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
+    told = []
+    for score in MAIN:
+        if score.name not in ("mae", "sigma", "aar_2021", "aar_2022"):
+            continue
+        known = [(one.values[score.name], label) for label, one in zip(labels, scored, strict=True)]
+        known = [pair for pair in known if math.isfinite(pair[0])]
+        if known:
+            value = (min if score.better < 0 else max)(known)[0]
+            best = [label for other, label in known if other == value]
+            first = ", ".join(best) if len(best) < len(labels) or len(labels) == 1 else "the same for all"
+            told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})")
+    text = "; ".join(told) + (" (the intervals tell how sure that is)." if len(labels) > 1 else ".")
+    return text[0].upper() + text[1:]
+
+
+def is_bench(folder: epath.Path) -> bool:
+    return (folder / "tries.csv").exists() and (folder / loading.REPORT).exists()
+
+
+def of_bench(folder: epath.Path) -> tuple[Page, Table]:
+    """Page and table of a folder that lae_jax.longtail wrote. Raises InputError for a damaged one."""
+    report = files.read_json(folder / loading.REPORT)
+    try:
+        best, tries = (_lines(folder / name) for name in ("table.csv", "tries.csv"))
+        head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
+        points: dict[str, list] = {}
+        for line in (line for line in tries if line["split"] == "test"):
+            group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
+            point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
+            points.setdefault(line["method"], []).append(point)
+        rows = [_bench_row(line) for line in best if line["split"] == "test"]
+        sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
+        seeds = report["seeds"]
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
+    to = [title for name, title in _DIFFERENCES.items() if best and name in best[0]]
+    table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS, *to), rows, names=2)
+    with pictures.style():
+        picture = charts.head_tail(points, (head, tail))
+    several = any(line["n"] != "1" for line in best)
+    count = len(report["runs"])
+    spread = ": mean ± standard deviation over the seeds and runs" if several else ""
+    told = (
+        f"Each method on {report['test']}{spread} ({seeds}"
+        f" seed{'s' * (seeds != 1)} of the head on the features of {count} run{'s' * (count != 1)})."
+    )
+    if several and to:
+        told += " The differences to lae are paired, with 95 % intervals in brackets."
+    told += (
+        " Validation chose each method's setting for the lowest MAE + sigma. The sentences above choose for their own"
+        " aim, by validation as well: they may name another setting, or a method that another one beats on test."
+    )
+    names_of_facts = (
+        "runs",
+        "steps",
+        "data",
+        "data_hash",
+        "protocol",
+        "epochs",
+        "batch_size",
+        "base_rates",
+        "passes",
+        "seconds",
+    )
+    facts = [(name.replace("_", " "), _plain(report[name])) for name in names_of_facts if name in report]
+    sections = [
+        Section("Scores", texts=[told], tables=cut(table)),
+        Section("Head and tail", pictures=[picture]),
+        Section("What the scores mean", items=wording.MEANINGS),
+        Section("Provenance", facts=facts),
+    ]
+    title = f"Long-tail bench on {report['test']} of {report['data']}"
+    return Page(title, sentences, sections, wording.warnings(report)), table
+
+
+_SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
+_BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
+
+
+# As `longtail.summaries.DIFFERENCES` names them, which needs more to be imported than a report does.
+_DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
+
+
+def _lines(path: epath.Path) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+
+
+def _bench_row(line: dict) -> list[str | Estimate]:
+    cells = []
+    for score in _BENCH:
+        digits = 3 if score == "cs5" else 2
+        if not line[score]:
+            cells.append("–")
+            continue
+        spread = f" ± {float(line[f'{score}_spread']):.{digits}f}" * (line["n"] != "1")
+        cells.append(f"{float(line[score]):.{digits}f}{spread}")
+    groups = [line[f"mae_{group}"] for group in metrics.GROUPS]
+    cells += [f"{float(mae):.2f}" if mae else "–" for mae in groups]
+    for name in _DIFFERENCES:
+        if name in line:
+            value, half = (float(line[key] or "nan") for key in (name, f"{name}_half"))
+            cells.append(Estimate(value, value - half, value + half, signed=True))
+    return [line["method"], f"{line.get('parameter') or ''} {line['setting']}".strip(), *cells]
+
+
+def _plain(value) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {part}" for name, part in value.items()]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def cut(table: Table) -> list[Table]:
+    """A table of scores as two that fit a page: over all ages, and by age group."""
+    return tables.cut(table, [*metrics.GROUPS, *(_title(score) for score in MAIN if score.name in _OF_GROUP)])
+
+
+def plain(table: Table) -> str:
+    """For a terminal, which has no room for intervals."""
+    rows = [[cell.text if isinstance(cell, Estimate) else cell for cell in row] for row in table.rows]
+    return console.table(table.header, rows)
+
+
+def write_tables(out: epath.Path, named: dict[str, Table]) -> None:
+    """Each table as NAME.csv, and cut to the width of a page as NAME.md and NAME.tex."""
+    for name, table in named.items():
+        files.write_text(out / f"{name}.csv", tables.csv_of(table))
+        files.write_text(out / f"{name}.md", "\n".join(map(tables.markdown, cut(table))))
+        files.write_text(out / f"{name}.tex", "\n".join(map(tables.latex, cut(table))))

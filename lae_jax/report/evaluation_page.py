@@ -1,0 +1,225 @@
+"""The page of one evaluation, or of a run without one."""
+
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from lae_jax import metrics
+from lae_jax.report import bootstrap, charts, loading, pictures, scores, wording
+from lae_jax.report.loading import Evaluation, Run
+from lae_jax.report.page import Face, Page, Section
+from lae_jax.report.scores import MAIN, MORE, Scored
+from lae_jax.report.tables import Estimate, Table
+
+_FACES = (
+    "Of each age group the face with the smallest error, a typical one and the one with the largest. Below it is the"
+    " distribution that was predicted, with the true age as a line and the predicted one dotted."
+)
+_NO_HISTOGRAM = (
+    "How many images of each age the run was trained on is not shown: its training's data set is another than this one."
+)
+_CUTS = (0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces: Sequence[Face] = ()) -> Page:
+    """Args: folder: of the evaluation; baseline: of the same images; faces: three of each age group."""
+    evaluation = loading.read(folder)
+    run = loading.read_run(evaluation.run)
+    others, missing = _others(evaluation, run, baseline)
+    everyone = loading.sharing_guesses([evaluation, *others])
+    labels, scored = names(everyone), [scores.score(one.sample) for one in everyone]
+    verdict = [wording.summary(evaluation, scored[0])]
+    verdict += [
+        wording.comparison(scored[0], other, f"Against {label}")
+        for label, other in zip(labels[1:], scored[1:], strict=True)
+    ]
+    told = wording.intervals([one.sample.unit for one in everyone], bootstrap.REPLICATES)
+    with pictures.style():
+        curves = _curves(run)
+        sections = [
+            Section("Scores", texts=[told, *missing], tables=[_main_table(evaluation, labels, scored)]),
+            Section(
+                "Pictures",
+                texts=[] if evaluation.report.get("training") else [_NO_HISTOGRAM],
+                pictures=_there(
+                    charts.histogram(evaluation),
+                    charts.groups(everyone, labels, scored),
+                    charts.density(evaluation),
+                    charts.bias(evaluation, scored[0]),
+                    charts.cumulative(everyone, labels),
+                    charts.coverage(everyone, labels),
+                ),
+            ),
+            Section("Further scores", tables=[_more_table(labels, scored)]),
+            _decision(everyone, labels),
+            _slices(evaluation),
+            curves,
+        ]
+    sections.append(Section("Faces", texts=[_FACES] * bool(faces), faces=faces))
+    sections.append(Section("What the scores mean", items=wording.MEANINGS))
+    sections += [_audit(evaluation.report), _provenance(evaluation.report, run), _card(folder)]
+    title = f"{evaluation.label} on {evaluation.report['split']} of {evaluation.report['data']}"
+    return Page(title, verdict, sections, wording.warnings(evaluation.report))
+
+
+def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
+    """Of a run that has no ages to show: stage 1, or one without a validation split.
+
+    Args: report: of its evaluation (identities), if there is one.
+    """
+    run, report = loading.read_run(folder), report or {}
+    found = {**(run.summary.get("scores") or {}), **report}
+    rows = wording.of_identities(found)
+    stage, step = run.summary.get("stage", run.config.get("stage")), run.summary.get("step")
+    verdict = f"{run.folder.name} is a run of stage {stage}; step {step} was kept."
+    if (rate := found.get("equal_error_rate")) is not None:
+        verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %."
+    if not run.summary.get("scores"):
+        verdict += " It has no scores: it was trained without a validation split."
+    with pictures.style():
+        curves = _curves(run)
+    scores_of = Section("Scores", tables=[Table(("score", "value"), rows)] if rows else [])
+    sections = [scores_of, curves, _audit(report), _provenance(report, run)]
+    return Page(f"{run.folder.name}, stage {stage}", [verdict], sections, wording.warnings(report))
+
+
+def names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Of the runs, with as many of their folders as it takes to tell them apart, or else with the evaluation's."""
+    parts = [one.run.parts for one in evaluations]
+    if len(set(parts)) < len(parts) == len({one.folder for one in evaluations}):
+        parts = [(*part, one.folder.name) for part, one in zip(parts, evaluations, strict=True)]
+    for count in range(1, 9):
+        found = ["/".join(part[-count:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [f"{number}: {one.label}" for number, one in enumerate(evaluations, 1)]
+
+
+def _others(evaluation: Evaluation, run: Run, baseline: Evaluation | None) -> tuple[list[Evaluation], list[str]]:
+    """What the run is shown beside: what it started from, and the baseline; and a text on what is missing."""
+    others, missing, start = [], [], loading.started_from(run)
+    if start is not None and (beside := loading.matching(start, evaluation.report)) is not None:
+        others.append(beside)
+    elif start is not None and loading.read_run(start).config.get("stage") != "pretrain":
+        how = loading.command(start, evaluation.report)
+        missing.append(
+            f"It started from {start}, which was not evaluated on this split: after {how} it stands here too."
+        )
+    if baseline is not None and baseline.run not in [one.run for one in [evaluation, *others]]:
+        others.append(baseline)
+    for other in others:
+        loading.same_images(evaluation, other)
+    return others, missing
+
+
+def _there(*found) -> list:
+    return [one for one in found if one is not None]
+
+
+def _main_table(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[Scored]) -> Table:
+    count = scores.group_count(evaluation.sample.ages)
+    images = {f"mae_{group}": f" ({n})" for group, n in zip(metrics.GROUPS, count, strict=True)}
+    header = ["score", labels[0]]
+    for label in labels[1:]:
+        header += [label, f"difference to {label}", "verdict"]
+    rows = []
+    for score in MAIN:
+        title = f"{score.title}{images[score.name]}" if score.name in images else score.title
+        row: list[str | Estimate] = [title, scored[0].estimate(score)]
+        for other in scored[1:]:
+            difference = scored[0].difference(other, score)
+            word = scores.verdict(difference, score) if difference.is_known else ""
+            row += [other.estimate(score), difference, word]
+        rows.append(row)
+    return Table(header, rows, "Scores, of age groups the MAE (and number of images)")
+
+
+def _more_table(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
+    rows = [(score.title, *(one.estimate(score) for one in scored)) for score in MORE]
+    return Table(("score", *labels), [row for row in rows if any(cell.is_known for cell in row[1:])], "In years")
+
+
+def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Section:
+    """P(age >= T) as a decision, at several cuts."""
+    rows, without, threshold = [], [], evaluations[0].report.get("threshold")
+    for label, one in zip(labels, evaluations, strict=True):
+        if one.report.get("threshold") != threshold:
+            without.append(label)
+        if threshold is None or label in without:
+            continue
+        for found, accepts, rejects in scores.decisions(one.sample, one.chances, threshold, _CUTS):
+            counts = [f"{found.false_accepts} of {found.younger}", f"{found.false_rejects} of {found.older}"]
+            rows.append((label, f"{found.cut:g}", accepts, counts[0], rejects, counts[1]))
+    if not rows:
+        return Section("Decision")
+    text = (
+        f"Who is taken for {threshold:g} or older if P(age >= {threshold:g}) is at least the cut: false accepts are of"
+        " the younger ones, false rejects of the others. It is no proof of age."
+    )
+    header = ("run", "cut", "false accepts", "number", "false rejects", "number")
+    if without:
+        text += f" Of {', '.join(without)} it is not known: evaluate with --threshold {threshold:g} there as well."
+    return Section("Decision", texts=[text], tables=[Table(header, rows)])
+
+
+def _slices(evaluation: Evaluation) -> Section:
+    """The scores by further columns of the source."""
+    found = []
+    for column, values in evaluation.slices.items():
+        rows = []
+        for value, mask in scores.values_of(values).items():
+            part = scores.score(evaluation.sample.part(mask))
+            estimates = [part.estimate(score) for score in (MAIN[0], *_OF_SLICES)]
+            rows.append((value, f"{mask.sum()}", *estimates))
+        header = (column, "images", "MAE", "bias", "CS@5", "sigma")
+        found.append(Table(header, rows, f"By {column}"))
+    return Section("Slices", texts=[f"Of {evaluation.label} alone."] * bool(found), tables=found)
+
+
+_OF_SLICES = [next(s for s in (*MAIN, *MORE) if s.name == name) for name in ("bias", "cs5", "sigma")]
+
+
+def _curves(run: Run) -> Section:
+    kept = run.summary.get("step")
+    return Section("Training", pictures=_there(charts.loss(run.lines), charts.validation(run.lines, kept)))
+
+
+def _audit(report: Mapping) -> Section:
+    """What the audit of the data set found."""
+    state = report.get("audit")
+    if state is None:
+        return Section("Audit")
+    items = [f"{finding['severity']}: {finding['message']}" for finding in report.get("findings", [])]
+    texts = ["The audit found nothing."] if not items else []
+    return Section("Audit", texts=texts if state == "read" else [f"audit.json is {state}."], items=items)
+
+
+def _provenance(report: Mapping, run: Run) -> Section:
+    known = run.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items() if version)
+    devices, crop = known.get("devices", []), report.get("crop", known.get("crop")) or {}
+    facts = {
+        "run": run.folder,
+        "step": report.get("step", run.summary.get("step")),
+        "stage": report.get("stage", run.config.get("stage")),
+        "model": report.get("model") or run.config.get("model", {}).get("name"),
+        "started from": (known.get("init") or {}).get("from"),
+        "data": report.get("data", known.get("data")),
+        "data hash": report.get("data_hash", known.get("data_hash")),
+        "the training's data": {True: "yes", False: "no, another"}.get(report.get("same_data_as_training")),
+        "split": report.get("split"),
+        "split by": report.get("protocol", known.get("protocol")),
+        "crop": ", ".join(f"{name} {value}" for name, value in crop.items()) or None,
+        "mirror images": {True: "averaged", False: "not used"}.get(report.get("flip")),
+        "seed": known.get("seed"),
+        "devices": f"{len(devices)} x {devices[0]}, {known.get('hosts')} host(s)" if devices else None,
+        "commit": known.get("commit"),
+        "versions": f"Python {known['python']}, {versions}" if versions else None,
+        "training": f"{run.summary['seconds']:.0f} s" if "seconds" in run.summary else None,
+    }
+    return Section("Provenance", facts=[(name, str(value)) for name, value in facts.items() if value is not None])
+
+
+def _card(folder: epath.Path) -> Section:
+    path = folder / loading.CARD
+    return Section("Model card", markdown=path.read_text("utf-8") if path.exists() else "")

@@ -1,0 +1,239 @@
+"""What reports are made of: the folders of runs and of their evaluations, read; no model and no image."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from lae_jax.report.scores import Sample
+from lae_jax.runtime import files
+from lae_jax.runtime.errors import InputError
+
+REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
+GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
+SLICE = "slice:"  # before the name of a further column in predictions.csv
+_EVALUATE = "python -m lae_jax.evaluate --run {}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An evaluation of ages as it stands in its folder.
+
+    names: (N,); below: (N,) share of each distribution below the true age, from which the coverage of any interval
+    follows; chances: (N,) P(age >= report['threshold']); both None where they were not written. slices: column -> (N,)
+    texts.
+    """
+
+    folder: epath.Path
+    report: dict
+    names: np.ndarray
+    sample: Sample
+    below: np.ndarray | None
+    chances: np.ndarray | None
+    slices: dict[str, np.ndarray]
+
+    @property
+    def run(self) -> epath.Path:
+        """The run's folder: RUN/evaluation/<data set>-<split>."""
+        return self.folder.parent.parent
+
+    @property
+    def label(self) -> str:
+        return self.run.name
+
+    def coverage(self, levels: np.ndarray) -> np.ndarray | None:
+        """The share of the true ages inside the middle `levels` (L,) of their distributions: (L,)."""
+        if self.below is None:
+            return None
+        return (np.abs(self.below - 0.5)[:, None] <= np.asarray(levels) / 2 + 1e-12).mean(axis=0)
+
+
+def is_evaluation(folder: epath.Path) -> bool:
+    return (folder / REPORT).exists() and (folder / PREDICTIONS).exists()
+
+
+def read(folder: epath.Path) -> Evaluation:
+    """Raises InputError for a folder that holds no evaluation of ages, or a damaged one."""
+    folder = epath.Path(folder)
+    if not is_evaluation(folder):
+        raise InputError(f"{folder} holds no evaluation of ages ({REPORT} and {PREDICTIONS} of lae_jax.evaluate)")
+    report = files.read_json(folder / REPORT)
+    try:
+        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
+        columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
+        ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
+        training = report.get("training")
+        chance = f"p_at_least_{report['threshold']:g}" if report.get("threshold") is not None else ""
+        return Evaluation(
+            folder,
+            report,
+            columns["name"],
+            Sample(
+                ages,
+                predictions,
+                _numbers(columns.get("person"), len(rows), -1).astype(np.int64),
+                training and np.array(training["count"]),
+                np.stack([_numbers(columns[name], len(rows), np.nan) for name in GUESSES], axis=1)
+                if GUESSES[0] in columns
+                else None,
+            ),
+            _numbers(columns["below"], len(rows), np.nan) if "below" in columns else None,
+            columns[chance].astype(np.float64) if chance else None,
+            {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
+        )
+    except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{folder} is damaged ({error!r}): evaluate the run again") from error
+
+
+def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray:
+    if texts is None:
+        return np.full(count, unknown)
+    return np.array([float(text) if text else unknown for text in texts])
+
+
+def evaluations(run: epath.Path) -> list[epath.Path]:
+    """The folders of a run's evaluations of ages, by name."""
+    return sorted(
+        path.parent for path in (epath.Path(run) / "evaluation").glob(f"*/{REPORT}") if is_evaluation(path.parent)
+    )
+
+
+def _kind(report: dict) -> tuple:
+    """What evaluations must share to be compared, mirror images or not last."""
+    return report["data_hash"], report["split"], bool(report.get("flip"))
+
+
+def matching(run: epath.Path, like: dict) -> Evaluation | None:
+    """A run's evaluation on the same data set and split as `like` (a report.json); None where there is none."""
+    found = [folder for folder in evaluations(run) if _kind(files.read_json(folder / REPORT)) == _kind(like)]
+    # A step or a suffix makes the name longer: the plain one is of the best checkpoint.
+    return read(min(found, key=lambda folder: len(folder.name))) if found else None
+
+
+def command(run: epath.Path, like: dict) -> str:
+    """What makes the evaluation that `matching` misses."""
+    return f"{_EVALUATE.format(run)} --data {like['data']} --split {like['split']}" + " --flip" * bool(like.get("flip"))
+
+
+def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
+    """Evaluations of the same images, one a run, to be compared.
+
+    Args: places: folders of runs or of evaluations; split: which one of the runs' evaluations to take. Raises
+    InputError where they have none in common, or more than one.
+    """
+    folders = [epath.Path(place) for place in places]
+    fixed = {folder: read(folder) for folder in folders if is_evaluation(folder)}
+    kinds = {_kind(evaluation.report) for evaluation in fixed.values()}
+    # What mirror images bring is a question of its own: it is asked by naming the evaluations.
+    if len(fixed) == len({*folders}) and len({kind[:2] for kind in kinds}) == 1:
+        kinds = {next(iter(kinds))}
+    if not fixed:
+        of_each = [{_kind(files.read_json(path / REPORT)) for path in some(folder)} for folder in folders]
+        kinds = set.intersection(*of_each)
+    if split is not None:
+        kinds = {kind for kind in kinds if kind[1] == split}
+    if len(kinds) != 1:
+        raise InputError(_not_together(folders, kinds, split))
+    data_hash, name, flip = next(iter(kinds))
+    like = {"data_hash": data_hash, "split": name, "flip": flip}
+    found = []
+    for folder in folders:
+        evaluation = fixed.get(folder) or matching(folder, like)
+        if evaluation is None:
+            known = next(iter(fixed.values())).report
+            raise InputError(f"{folder} was not evaluated on split {name} of {known['data']}: {command(folder, known)}")
+        found.append(evaluation)
+    for other in found[1:]:
+        same_images(found[0], other)
+    return found
+
+
+def some(run: epath.Path) -> list[epath.Path]:
+    """The evaluations of a run that has some. Raises InputError that says how to make one, or why there is none."""
+    if found := evaluations(run):
+        return found
+    if (run / "config.json").exists():
+        if read_run(run).config.get("stage") == "pretrain":
+            raise InputError(f"{run} is a run of stage 1, which learns who people are: it has no ages to compare")
+        raise InputError(f"{run} has no evaluation of ages yet: {_EVALUATE.format(run)} makes one")
+    raise InputError(f"{run} holds neither a run nor an evaluation nor a long-tail bench")
+
+
+def _not_together(folders: list[epath.Path], kinds: set, split: str | None) -> str:
+    told, known = [], {}
+    for folder in folders:
+        places = [folder] if is_evaluation(folder) else evaluations(folder)
+        on = {_kind(found): _on(found) for found in (files.read_json(place / REPORT) for place in places)}
+        told.append(f"{folder}: {', '.join(on.values()) or 'nothing'}")
+        known |= on
+    if kinds and not all(map(is_evaluation, folders)):
+        names = ", ".join(sorted(known[kind] for kind in kinds))
+        how = "name their folders, RUN/evaluation/NAME"
+        if split is None and len({kind[1] for kind in kinds}) == len(kinds):
+            how = f"choose with --split, or {how}"
+        return f"the runs were evaluated together on more than one split ({names}): {how}"
+    which = f" on split {split!r}" if split else ""
+    return (
+        f"these were not evaluated{which} on the same images, so they cannot be compared ({'; '.join(told)}):"
+        " evaluate each with the same --data and --split"
+    )
+
+
+def _on(report: dict) -> str:
+    mirrored = ", --flip" * bool(report.get("flip"))
+    return f"{report['split']} of {report['data']} ({report['data_hash'][:8]}{mirrored})"
+
+
+def same_images(one: Evaluation, other: Evaluation) -> None:
+    """Raises InputError if two evaluations are not of the same images, in the same order, with the same ages."""
+    same = len(one.names) == len(other.names) and (one.names == other.names).all()
+    if not same or not np.allclose(one.sample.ages, other.sample.ages, atol=1e-4, rtol=0):
+        raise InputError(
+            f"{one.folder} and {other.folder} hold other images or ages, although data set and split have"
+            " the same names: evaluate both again"
+        )
+
+
+def sharing_guesses(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The same evaluations, of the same images: those that know nothing of people's guesses take what another knows."""
+    known = next((one.sample.guesses for one in evaluations if one.sample.guesses is not None), None)
+    return [
+        one
+        if one.sample.guesses is not None
+        else dataclasses.replace(one, sample=dataclasses.replace(one.sample, guesses=known))
+        for one in evaluations
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run's folder; what is not there yet is empty. lines: of metrics.jsonl."""
+
+    folder: epath.Path
+    config: dict
+    provenance: dict
+    summary: dict
+    lines: list[dict]
+
+
+def read_run(folder: epath.Path) -> Run:
+    folder = epath.Path(folder)
+    parts = [files.read_json(path) if (path := folder / f"{name}.json").exists() else {} for name in
+             ("config", "provenance", "summary")]  # fmt: skip
+    path = folder / "metrics.jsonl"
+    texts = path.read_text().splitlines() if path.exists() else []
+    # A line that a kill cut short has no end.
+    return Run(folder, *parts, [json.loads(text) for text in texts if text.endswith("}")])
+
+
+def started_from(run: Run) -> epath.Path | None:
+    """The folder of the run that another was started from, if it is still there."""
+    name = (run.provenance.get("init") or {}).get("from") or run.config.get("init_from")
+    for place in [epath.Path(name), run.folder.parent / epath.Path(name).name] if name else []:
+        if (place / "config.json").exists():
+            return place
+    return None

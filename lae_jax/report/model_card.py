@@ -1,0 +1,185 @@
+"""The model card of a run or an export, Markdown (Mitchell et al., "Model Cards for Model Reporting", 2019)."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from lae_jax.metrics import GROUPS
+from lae_jax.report import wording
+
+USE = """\
+For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
+photographs, research on age estimation.
+
+**Do not use it** to decide about a person's rights, access or treatment: not as a proof of age, not for asylum,
+policing, hiring, credit or insurance, not to watch people, and not on photographs of people who did not agree to it. An
+estimate for one face is often wrong by several years; P(age >= 18) is no proof of age."""
+
+LIMITS = """\
+- The errors differ between age groups (see the scores), and where a group has few images its score is uncertain.
+- Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) have larger errors that
+  no number here shows. Scores by other attributes than age are in an evaluation's report.html, if it was made
+  with `--slice`.
+- Ages below 0 and above 100 do not exist for the model. What is no face gets an age too.
+- Faces that are cut otherwise than the crop contract says get other ages, and nothing will say so."""
+
+
+def write(
+    content: Mapping, meta: Mapping, starts: Sequence[Mapping], evaluations: Sequence[Mapping], data: Mapping
+) -> str:
+    """The card's text.
+
+    Args: content: of export.json; of a run that is not exported without `format` and `check`; meta: of the run's
+    checkpoint; starts: what the model was started from, the latest first, each {'from', 'step', 'sha256', 'kind'};
+    evaluations: reports of this checkpoint; data: {'path', 'hash', 'reader', 'protocol'} of the training data, as far
+    as they are known.
+    """
+    source, check = content["source"], content.get("check")
+    exported = f", exported as {content['format']}" if check else ""
+    parts = [
+        f"# Model card: {source['model']}, {source['run']} step {source['step']}",
+        f"Estimates ages from face crops: {source['parameters']:,} parameters, stage `{source['stage']}` of Long-tailed"
+        f" Age Estimation, made by lae_jax {content['versions']['lae-jax']}{exported}.",
+        "## Use and misuse\n\n" + USE,
+        "## Input and output\n\n" + _contract(content),
+        "## Data\n\n" + _data(meta, data),
+        "## Starting weights\n\n" + _starts(starts),
+        "## Scores\n\n" + _scores(meta, evaluations),
+        "## Leaks\n\n" + _leaks(meta, evaluations, data),
+        "## Limits\n\n" + LIMITS,
+    ]
+    if check:
+        parts.append(_check(check, source))
+    return "\n\n".join(parts) + "\n"
+
+
+def _check(check: Mapping, source: Mapping) -> str:
+    return (
+        "## The export against the model\n\n"
+        f"{check['images']} images ({check['from']}), read back by {check['runtime']} on the CPU in batches of"
+        f" {', '.join(map(str, check['batches']))}: the ages differ from the model's in JAX by at most"
+        f" {check['max_age_difference']:.1e} years, the distributions by {check['max_distribution_difference']:.1e}."
+        f" Computed in float32 (the run in {source['dtype']})."
+    )
+
+
+def _contract(content: Mapping) -> str:
+    size, resize = content["input"]["image_size"], content["input"]["resize"]
+    side = resize or size
+    cut = f", then the centre of {size} x {size}" if side != size else ""
+    crop = json.dumps(content["crop"], indent=1, sort_keys=True)
+    temper = "not calibrated" if content["temperature"] == 1 else f"at temperature {content['temperature']:.4f}"
+    flip = " Each image is averaged with its mirror image." * content["flip"]
+    return (
+        f"`image`: uint8 (B, {size}, {size}, 3), RGB, any B; not normalised, the model does that. A face crop becomes"
+        f" one so: bicubic to {side} x {side} (Pillow's, which smooths when it shrinks){cut}.\n\n"
+        "`age`: float32 (B,), years, the mean of the distribution before the temperature. `distribution`: float32"
+        f" (B, 101), probabilities of the ages 0 to 100, {temper}.{flip}\n\n"
+        f"Crop contract (`lae_jax.faces` and `python -m lae_jax.predict` cut photographs so):\n\n```json\n{crop}\n```"
+    )
+
+
+def _data(meta: Mapping, data: Mapping) -> str:
+    config = meta["config"]["data"]
+    reader = f", read as `{data['reader']}`" if data.get("reader") else ""
+    protocol = f"; split by {data['protocol']}" if data.get("protocol") else ""
+    fold = "" if config.get("fold") is None else f", fold {config['fold']}"
+    return (
+        f"Prepared data set `{data['path']}`{reader}, hash `{data['hash']}`; trained on split `{config['train']}`,"
+        f" validated on `{config['split'] or 'none'}`{fold}{protocol}.\n\n"
+        "Licence: see docs/data.md of lae_jax for the terms of the data sets that it reads (most allow research alone);"
+        " the run itself records none, so name that of your own data here before you pass the model on. What the terms"
+        " of the photographs mean for weights that were trained on them is for you to judge."
+    )
+
+
+def _starts(starts: Sequence[Mapping]) -> str:
+    if not starts:
+        return "None: trained from random values."
+    lines = []
+    for start in starts:
+        step = "" if start.get("step") is None else f" step {start['step']}"
+        digest = f" (SHA-256 `{start['sha256']}`)" if start.get("sha256") else ""
+        lines.append(f"- {start['kind']} `{start['from']}`{step}{digest}. {_licence(start)}".rstrip())
+    return "The latest first:\n\n" + "\n".join(lines)
+
+
+def _licence(start: Mapping) -> str:
+    """Of weights that others trained: where it stands."""
+    if start["kind"] != "weights":
+        return ""
+    if hub := re.fullmatch(r"hf:([^@]+)(@.*)?", start["from"]):
+        return f"Source and licence: https://huggingface.co/{hub[1]}, and docs/training.md of lae_jax."
+    return "Licence: that of the place that this file is from; docs/training.md of lae_jax has the usual ones."
+
+
+def _number(value, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(scores: Mapping) -> str:
+    lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
+    columns = (GROUPS, scores["group_count"], scores["group_mae"], scores["bias"])
+    for group, count, mae, bias in zip(*columns, strict=True):
+        lines.append(f"| {group} | {count} | {_number(mae)} | {_number(bias, '+.2f')} |")
+    total = (
+        f"MAE {_number(scores['mae'])} years, sigma {_number(scores['sigma'])}, AAR (2021)"
+        f" {_number(scores['aar_2021'])}, mMAE {_number(scores['mmae'])}, {scores['n']} images."
+    )
+    return "\n".join(lines) + "\n\n" + total
+
+
+def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
+    parts = []
+    if meta.get("scores"):
+        several = meta["config"]["epochs"] > meta["config"]["eval_epochs"]
+        selected = " The checkpoint was chosen by a score on these images." * bool(meta.get("selected_by") and several)
+        parts.append(f"While training, on the validation split `{meta['config']['data']['split']}`.{selected}")
+        parts.append(_table(meta["scores"]))
+    for report in evaluations:
+        other = "" if report["same_data_as_training"] else ", another data set than the training's"
+        crop = "; its faces are cut otherwise" * bool(report.get("other_crop_than_training"))
+        flip = ", averaged with mirror images" * report["flip"]
+        parts.append(f"Evaluated on split `{report['split']}` of `{report['data']}`{other}{crop}{flip}.")
+        parts.append(_table(report))
+        parts += [f"**{line[0].upper()}{line[1:]}.**" for line in wording.doubts(report)]
+        if sure := report.get("interval"):
+            parts.append(
+                f"{sure['level']:.0%} intervals at temperature {sure['temperature']:.3f} hold {sure['coverage']:.1%} of"
+                f" the ages and are {sure['mean_width']:.1f} years wide in the mean."
+            )
+    return "\n\n".join(parts) or "None: it was trained without a validation split and not evaluated."
+
+
+def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
+    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks", [])}
+    lines = [f"- The model was trained with a leak ({data}): {message}" for data, message in found]
+    for report in evaluations:
+        lines += [
+            f"- In the evaluation on `{report['split']}` ({leak['data']}): {leak['message']}"
+            for leak in report.get("leaks", [])
+            if (leak["data"], leak["message"]) not in found
+        ]
+    for report in evaluations:
+        lines += [
+            f"- `{report['data']}` could not be compared in full with `{other['data']}`, which it was trained on"
+            f" ({other['why']}): whether they hold the same pictures is unknown."
+            for other in report.get("not_compared", [])
+        ]
+    if not lines:
+        lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
+    if any(report.get("audit", "read") != "read" for report in evaluations):
+        lines.append("- Data that it was evaluated on was not audited: whether its splits share pictures is unknown.")
+    validation = [
+        report["same_people_on_both_sides"]
+        for report in evaluations
+        if report["same_data_as_training"] and report["split"] == meta["config"]["data"]["split"]
+    ]
+    if data.get("protocol") != "identity" and all(people is None for people in validation):
+        told = "is unknown: the data was not split by identity"
+        lines.append(f"- Whether people whom it was trained on are in the validation split {told}.")
+    for report in evaluations:
+        people = report.get("same_people_on_both_sides")
+        told = "unknown, since nobody says who they are" if people is None else people
+        lines.append(f"- People of the evaluation on `{report['split']}` whom it was trained on: {told}.")
+    return "\n".join(lines)

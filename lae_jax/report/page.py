@@ -1,0 +1,117 @@
+"""Pages: sections of texts, tables and pictures become one HTML file that needs nothing else.
+
+Every text is escaped by the template; a content security policy in the page forbids scripts and the network besides.
+"""
+
+import base64
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+import jinja2
+import markupsafe
+from etils import epath
+
+from lae_jax.report.pictures import NAMES, Picture, inline
+from lae_jax.report.tables import Estimate, Table, csv_text
+from lae_jax.runtime import files, markdown
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """title: its group and which of that it is; images: of JPEG bytes; svg: its distribution; told: ages, as text."""
+
+    title: str
+    name: str
+    images: Sequence[bytes]
+    svg: str
+    told: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Empty parts are left out. facts: pairs of a name and a value; markdown: a text with headings of its own."""
+
+    title: str
+    texts: Sequence[str] = ()
+    items: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    faces: Sequence[Face] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    markdown: str = ""
+
+    @property
+    def id(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    @property
+    def is_empty(self) -> bool:
+        parts = (self.texts, self.items, self.tables, self.pictures, self.faces, self.facts, self.markdown)
+        return not any(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    title: str
+    verdict: Sequence[str]
+    sections: Sequence[Section]
+    warnings: Sequence[str] = ()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update(
+        style=markupsafe.Markup(_template("page.css")),
+        svg=lambda element, title: markupsafe.Markup(inline(element, title)),
+        is_estimate=lambda cell: isinstance(cell, Estimate),
+    )
+    environment.filters.update(csv=_csv_link, jpeg=_jpeg_link, markdown=_markdown)
+    return environment
+
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
+
+
+def _csv_link(picture: Picture) -> str:
+    return "data:text/csv;charset=utf-8;base64," + _base64(csv_text(picture.header, picture.rows).encode())
+
+
+def _jpeg_link(content: bytes) -> str:
+    return "data:image/jpeg;base64," + _base64(content)
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _markdown(text: str) -> markupsafe.Markup:
+    return markupsafe.Markup(markdown.html(text, below=2))
+
+
+def html(page: Page) -> str:
+    return _environment().get_template("page.html.j2").render(page=page)
+
+
+def write(path: epath.Path, page: Page) -> None:
+    """Writes a page, and into the folder `report` beside it each picture's numbers (CSV) and the picture (SVG).
+
+    Pictures of an earlier page that this one has no more go, with their numbers.
+    """
+    folder = path.parent / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [picture for section in page.sections for picture in section.pictures]
+    for picture in pictures:
+        files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
+        files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
+    files.write_text(path, html(page))
+    for name in NAMES - {picture.name for picture in pictures}:
+        for suffix in ("csv", "svg"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""Every score of an evaluation as a function of sums over its images, so that all have intervals and differences."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lae_jax import metrics
+from lae_jax.report import bootstrap
+from lae_jax.report.tables import Estimate
+
+_GROUPS, _SHOTS = len(metrics.GROUPS), len(metrics.SHOTS)
+_CHUNK = 50_000  # images whose columns are in memory at a time
+_MOST_VALUES = 20  # of a slice, the most frequent; the rest is one value
+_FEW_NUMBERS = 12  # a column with more different numbers is cut into quarters
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """better: -1 where lower is better, 1 where higher is, 0 where neither."""
+
+    name: str
+    title: str
+    better: int = -1
+    digits: int = 2
+    percent: bool = False
+
+
+MAIN = (
+    Score("mae", "MAE"),
+    *(Score(f"mae_{group}", group) for group in metrics.GROUPS),
+    Score("sigma", "sigma"),
+    Score("aar_2021", "AAR 2021", 1),
+    Score("aar_2022", "AAR 2022", 1),
+    Score("cs5", "CS@5", 1, 1, True),
+)
+MORE = (
+    Score("mmae", "mMAE, mean over the groups"),
+    Score("class_mae", "class-wise MAE, mean over the ages"),
+    *(Score(f"mae_{shot}", f"MAE, {shot}-shot ages") for shot in metrics.SHOTS),
+    Score("geometric_mean", "geometric mean of the errors"),
+    *(Score(f"geometric_mean_{shot}", f"geometric mean, {shot}-shot ages") for shot in metrics.SHOTS),
+    Score("bias", "bias", 0),
+    Score("epsilon", "epsilon-error", -1, 3),
+)
+BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.GROUPS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """What is scored. ages, predictions: (N,) years; people: (N,) numbers, -1 where unknown; training_count: (K,)
+    training images of each whole age, None where unknown; guesses: (N, 2), mean and standard deviation of what people
+    guessed, NaN where unknown, or None."""
+
+    ages: np.ndarray
+    predictions: np.ndarray
+    people: np.ndarray
+    training_count: np.ndarray | None = None
+    guesses: np.ndarray | None = None
+
+    def part(self, places: np.ndarray | slice) -> "Sample":
+        """Of some images, by place or mask."""
+        return dataclasses.replace(
+            self,
+            ages=self.ages[places],
+            predictions=self.predictions[places],
+            people=self.people[places],
+            guesses=None if self.guesses is None else self.guesses[places],
+        )
+
+    @property
+    def epsilons(self) -> np.ndarray:
+        """(N,) of metrics.epsilon_errors, NaN where no spread is known."""
+        result = np.full(len(self.ages), np.nan)
+        if self.guesses is not None:
+            known = np.isfinite(self.guesses).all(axis=1)
+            result[known] = metrics.epsilon_errors(*self.guesses[known].T, self.predictions[known])
+        return result
+
+    @property
+    def unit(self) -> str:
+        return "people" if (self.people >= 0).any() else "images"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """values: score -> number, NaN where undefined; drawn: score -> (B,) of the replicates, empty where there are too
+    few units for them; units: people or images."""
+
+    values: dict[str, float]
+    drawn: dict[str, np.ndarray]
+    units: int
+
+    def estimate(self, score: Score) -> Estimate:
+        """A score with its 95 % interval."""
+        value, low, high = self.values.get(score.name, math.nan), math.nan, math.nan
+        if score.name in self.drawn:
+            drawn = self.drawn[score.name]
+            if score.percent:
+                low, high = bootstrap.share_interval(value, drawn, self.units)
+            else:
+                low, high = bootstrap.interval(value, drawn)
+        return Estimate(value, low, high, score.digits, score.percent)
+
+    def difference(self, other: "Scored", score: Score) -> Estimate:
+        """This one minus the other with its interval, the replicates being pairs."""
+        value = self.values.get(score.name, math.nan) - other.values.get(score.name, math.nan)
+        low = high = math.nan
+        if score.name in self.drawn and score.name in other.drawn:
+            low, high = bootstrap.interval(value, self.drawn[score.name] - other.drawn[score.name])
+            if score.percent and low == high == 0 and not np.array_equal(self.drawn["mae"], other.drawn["mae"]):
+                # Other predictions, and no image on which they differ here: at most so many may among others.
+                high = bootstrap.share_interval(0.0, self.drawn[score.name], self.units)[1]
+                low = -high
+        return Estimate(value, low, high, score.digits, score.percent, signed=True)
+
+
+def verdict(difference: Estimate, score: Score) -> str:
+    """'better', 'worse', 'not sure' where a difference's interval holds 0, 'the same' where it holds nothing else."""
+    if difference.is_zero:
+        return "the same"
+    if not (difference.low > 0 or difference.high < 0):
+        return "not sure"
+    return "better" if (difference.value > 0) == (score.better > 0) else "worse"
+
+
+def score(sample: Sample, seed: int = 0) -> Scored:
+    """All scores of `MAIN`, `MORE` and `BIAS` that the sample allows, each with its replicates."""
+    unit, classes = bootstrap.units(sample.people, seed), np.unique(metrics.age_class(sample.ages))
+    count, sums = int(unit.max()) + 1, 0.0
+    for start in range(0, len(unit), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        columns = np.concatenate(_columns(sample.part(part), classes), axis=1)
+        sums = sums + bootstrap.by_unit(unit[part], columns, count)
+    edges = np.cumsum([7, 3 * _GROUPS, 2 * len(classes)])
+
+    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        return _statistics(*np.split(sums, edges, axis=-1))
+
+    values = {name: float(value) for name, value in statistics(sums.sum(axis=0)).items()}
+    drawn = statistics(bootstrap.replicates(sums, seed)) if count > bootstrap.TOO_FEW else {}
+    return Scored(values, drawn, int(bootstrap.single(sample.people).max()) + 1)
+
+
+def decisions(
+    sample: Sample, chances: np.ndarray, threshold: float, cuts: Sequence[float], seed: int = 0
+) -> list[tuple[metrics.Decision, Estimate, Estimate]]:
+    """P(age >= threshold) (N,) as a decision at each cut, with its rates of false accepts and of false rejects."""
+    found = [metrics.decision(sample.ages, chances, threshold, cut) for cut in cuts]
+    older = np.asarray(sample.ages)[:, None] >= threshold
+    accepted = np.asarray(chances)[:, None] >= np.asarray(cuts)
+    columns = np.concatenate([~older, older, accepted & ~older, older & ~accepted], axis=1)
+    unit, single = bootstrap.units(sample.people, seed), bootstrap.single(sample.people)
+    drawn = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1), seed)
+
+    def rate(value: float, wrong: int, of: int) -> Estimate:
+        count = len(np.unique(single[columns[:, of]]))
+        low = high = math.nan
+        if count > bootstrap.TOO_FEW:
+            low, high = bootstrap.share_interval(value, _ratio(drawn[:, wrong], drawn[:, of]), count)
+        return Estimate(value, low, high, digits=1, percent=True)
+
+    return [
+        (one, rate(one.false_accept_rate, 2 + i, 0), rate(one.false_reject_rate, 2 + len(cuts) + i, 1))
+        for i, one in enumerate(found)
+    ]
+
+
+def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
+    """What is summed of each image: in all, by group, by whole age, by shot."""
+    ages = np.asarray(sample.ages, np.float64)
+    differences = np.asarray(sample.predictions, np.float64) - ages
+    errors, logs = np.abs(differences), metrics.log_errors(ages, sample.predictions)
+    group = _one_hot(metrics.age_group(ages), _GROUPS)
+    by_class = _one_hot(np.searchsorted(classes, metrics.age_class(ages)), len(classes))
+    shot = np.zeros((len(ages), _SHOTS))
+    if sample.training_count is not None:
+        shot = _one_hot(metrics.shots(ages, sample.training_count), _SHOTS)
+    epsilons = sample.epsilons
+    known = ~np.isnan(epsilons)
+    epsilons = np.where(known, epsilons, 0.0)
+    return [
+        np.stack([np.ones_like(errors), errors, differences, errors <= 5, logs, epsilons, known], axis=1),
+        np.concatenate([group, group * errors[:, None], group * differences[:, None]], axis=1),
+        np.concatenate([by_class, by_class * errors[:, None]], axis=1),
+        np.concatenate([shot, shot * errors[:, None], shot * logs[:, None]], axis=1),
+    ]
+
+
+def group_count(ages: np.ndarray) -> np.ndarray:
+    """Images of each age group: (N,) years -> (8,)."""
+    return np.bincount(metrics.age_group(ages) + 1, minlength=_GROUPS + 1)[1:]
+
+
+def _one_hot(places: np.ndarray, count: int) -> np.ndarray:
+    return (places[:, None] == np.arange(count)).astype(np.float64)
+
+
+def _statistics(total, by_group, by_class, by_shot) -> dict[str, np.ndarray]:
+    """Sums (..., M) of `_columns` -> score -> (...)."""
+    count, errors, differences, within, logs, epsilons, with_epsilon = np.moveaxis(total, -1, 0)
+    group_count, group_errors, group_differences = np.split(by_group, 3, axis=-1)
+    class_count, class_errors = np.split(by_class, 2, axis=-1)
+    shot_count, shot_errors, shot_logs = np.split(by_shot, 3, axis=-1)
+    mae, group_mae, bias = errors / count, _ratio(group_errors, group_count), _ratio(group_differences, group_count)
+    sigma, mmae = metrics.group_deviation(group_mae, mae), group_mae.mean(axis=-1)
+    of_shot, logs_of_shot = _ratio(shot_errors, shot_count), _ratio(shot_logs, shot_count)
+    of_class = np.where(class_count > 0, _ratio(class_errors, class_count), 0.0)
+    return {
+        "mae": mae,
+        **{f"mae_{name}": group_mae[..., j] for j, name in enumerate(metrics.GROUPS)},
+        "sigma": sigma,
+        "aar_2021": metrics.aar_2021(mae, sigma),
+        "aar_2022": metrics.aar_2022(mmae, sigma),
+        "cs5": within / count,
+        "mmae": mmae,
+        "class_mae": of_class.sum(axis=-1) / (class_count > 0).sum(axis=-1),
+        **{f"mae_{name}": of_shot[..., j] for j, name in enumerate(metrics.SHOTS)},
+        "geometric_mean": np.exp(logs / count),
+        **{f"geometric_mean_{name}": np.exp(logs_of_shot[..., j]) for j, name in enumerate(metrics.SHOTS)},
+        "bias": differences / count,
+        "epsilon": _ratio(epsilons, with_epsilon),
+        **{f"bias_{name}": bias[..., j] for j, name in enumerate(metrics.GROUPS)},
+    }
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def values_of(values: Sequence) -> dict[str, np.ndarray]:
+    """A column (N,) -> value -> mask (N,), the most frequent first.
+
+    A column of many different numbers is cut into quarters; of other columns the values beyond the 20 most frequent
+    are one; what is empty is 'unknown'.
+    """
+    texts = np.array(["" if value is None or value != value else str(value) for value in values], object)
+    known = texts != ""
+    numbers = _numbers(texts[known])
+    if numbers is not None and len(np.unique(numbers)) > _FEW_NUMBERS:
+        edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+        place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
+        names = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
+        labels = np.full(len(texts), "unknown", object)
+        labels[known] = np.array(names, object)[place]
+        order = [*names, "unknown"]
+    else:
+        labels = np.where(known, texts, "unknown")
+        found, count = np.unique(labels.astype(str), return_counts=True)
+        order = found[np.argsort(-count, kind="stable")].tolist()
+        if len(order) > _MOST_VALUES:
+            rest = set(order[_MOST_VALUES:])
+            labels = np.array([f"{len(rest)} others" if label in rest else label for label in labels], object)
+            order = [*order[:_MOST_VALUES], f"{len(rest)} others"]
+    masks = {name: labels == name for name in order}
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def _numbers(texts: np.ndarray) -> np.ndarray | None:
+    try:
+        numbers = texts.astype(np.float64)
+    except ValueError:
+        return None
+    return numbers if len(numbers) and np.isfinite(numbers).all() else None

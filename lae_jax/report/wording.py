@@ -1,0 +1,145 @@
+"""What a report says in words: what must not be overlooked, and the verdict."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lae_jax import metrics
+from lae_jax.report.loading import Evaluation
+from lae_jax.report.scores import MAIN, Scored, verdict
+from lae_jax.report.tables import Estimate
+
+MEANINGS = (
+    "MAE: the mean absolute error in years; of each age group that of its images, by their true age.",
+    "sigma: the deviation of the eight group errors from the MAE, a root mean square. 0: equally wrong at every age.",
+    "AAR 2021: max(0, 7 - MAE) + max(0, 3 - sigma), of Guess The Age 2021: at most 10, and 0 where both are too large.",
+    "AAR 2022: max(0, 5 - mMAE) + max(0, 5 - sigma); mMAE is the mean of the eight group errors.",
+    "CS@5: the share of images with an error of at most 5 years.",
+    "Many, medium, few-shot: of ages with more than 100, 20 to 100, fewer than 20 training images.",
+    "Bias: the mean of prediction minus age; above 0 people are made older.",
+)
+
+_OF_IDENTITIES = {
+    "equal_error_rate": "equal error rate",
+    "true_accept_rate": "true accepts where 1 impostor in 1,000 is accepted",
+    "pairs": "pairs",
+    "genuine_pairs": "of them genuine",
+}
+_BY_NAME = {score.name: score for score in MAIN}
+
+
+def leaks(report: Mapping) -> list[str]:
+    """The lines of a report.json that speak of leaks and of people on both sides."""
+    lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
+    for other in report.get("not_compared", []):
+        lines.append(
+            f"{report['data']} could not be compared in full with {other['data']}, which the model was trained on"
+            f" ({other['why']}): whether they hold the same pictures is unknown"
+        )
+    if report.get("audit", "read") != "read":
+        lines.append(
+            f"audit.json is {report['audit']}: other leaks are unknown (python -m lae_jax.audit {report['data']})"
+        )
+    if count := report.get("same_people_on_both_sides"):
+        lines.append(f"people on both sides, trained on and scored: {count} (split by {report['protocol']})")
+    return lines
+
+
+def doubts(report: Mapping) -> list[str]:
+    """The lines of a report.json that say why not to rely on the model, or on its scores; leaks aside."""
+    lines = []
+    if report.get("other_crop_than_training"):
+        lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
+    if line := _no_better(report):
+        lines.append(line)
+    return lines
+
+
+def warnings(report: Mapping) -> list[str]:
+    """The lines that belong above every number of a report.json."""
+    lines = [*leaks(report), *doubts(report)]
+    if report.get("missing_groups"):
+        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+    return lines
+
+
+def _no_better(report: Mapping) -> str:
+    """A warning where answering the median age for everyone does as well, '' elsewhere."""
+    constant = report.get("constant")
+    if not constant:
+        return ""
+    low, high = constant.get("difference") or (-math.inf, -math.inf)
+    if report["mae"] >= constant["mae"]:
+        return f"the model is no better than no model: {_constant(constant)}"
+    if high >= 0:
+        between = f"difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f}"
+        return f"the model is not surely better than no model: {_constant(constant)} ({between})"
+    return ""
+
+
+def of_identities(report: Mapping) -> list[tuple[str, str]]:
+    """The scores of stage 1, (what, number)."""
+    return [(title, f"{report[name]:.4g}") for name, title in _OF_IDENTITIES.items() if report.get(name) is not None]
+
+
+def summary(evaluation: Evaluation, scored: Scored) -> str:
+    """What the model does, in a sentence or two."""
+    report, mae = evaluation.report, scored.estimate(_BY_NAME["mae"])
+    parts = [
+        f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} images of split"
+        f" {report['split']} of {report['data']}"
+    ]
+    known = {group: scored.values[f"mae_{group}"] for group in metrics.GROUPS if _is_known(scored, f"mae_{group}")}
+    if len(known) > 1:
+        best, worst = min(known, key=known.get), max(known, key=known.get)
+        bias = scored.values[f"bias_{worst}"]
+        way = f", whom it makes {abs(bias):.1f} years too {'old' if bias > 0 else 'young'}" if abs(bias) >= 0.5 else ""
+        parts.append(f"best for ages {best} ({known[best]:.2f}), worst for {worst} ({known[worst]:.2f}{way})")
+    sigma = scored.estimate(_BY_NAME["sigma"])
+    if math.isfinite(sigma.value):
+        parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
+    if (constant := report.get("constant")) and not _no_better(report):
+        parts.append(f"without a model: {_constant(constant)}")
+    return "; ".join(parts) + "."
+
+
+def _constant(constant: Mapping) -> str:
+    return (
+        f"answering {constant['age']:.3g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
+    )
+
+
+def comparison(scored: Scored, other: Scored, what: str) -> str:
+    """How a run differs from another, and whether that is sure; `what` begins it."""
+    told = []
+    for name in ("mae", "sigma", "aar_2021"):
+        score = _BY_NAME[name]
+        difference = scored.difference(other, score)
+        if not difference.is_known:
+            continue
+        word = verdict(difference, score)
+        if word == "the same":
+            told.append(f"{score.title} the same")
+        else:
+            word = "no sure difference" if word == "not sure" else word
+            told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
+    return f"{what}: {'; '.join(told)}."
+
+
+def _between(estimate: Estimate) -> str:
+    return f" (95 %: {estimate.interval})" if estimate.interval else ""
+
+
+def _is_known(scored: Scored, name: str) -> bool:
+    return math.isfinite(scored.values[name])
+
+
+def intervals(units: Sequence[str], replicates: int) -> str:
+    """What the intervals of a page are."""
+    over = "images, since who is on them is not known"
+    if "people" in units:
+        over = "people, each with all their images"
+    return (
+        f"In brackets: 95 % intervals, from {replicates} bootstrap samples of {over}. They tell how much the scores"
+        " would change with other images of the same kind, not how much with another training run. A dash stands for"
+        " what is undefined; a number without an interval is of too few images for one."
+    )

@@ -1,0 +1,1 @@
+"""What training, evaluating and predicting share: what a config builds, the examples of a run, its outputs."""

@@ -1,0 +1,74 @@
+"""The fields of a config: as JSON, compared, and kept in the folder of the run."""
+
+import json
+from collections.abc import Mapping
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from lae_jax.runtime import files, parallel
+from lae_jax.runtime.errors import InputError
+
+# Fields that may differ when a run is gone on with: they name places, logging, evaluating and saving.
+FREE_FIELDS = (
+    "workdir",
+    "data.path",
+    "data.threads",
+    "data.verify",
+    "data.allow_leak",
+    "eval_batch_size",
+    "save_steps",
+    "async_save",
+    "log_steps",
+    "max_bad_steps",
+    "stall_minutes",
+)
+
+
+def as_json(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def from_json(content: dict) -> ConfigDict:
+    """The config of a checkpoint or of `config.json`; one that is older than model.hidden means 0."""
+    config = ConfigDict(content)
+    config.model.hidden = config.model.get("hidden", 0)
+    return config
+
+
+def flat(config: Mapping, prefix: str = "") -> dict:
+    """Nested dict -> {'data.path': ...}."""
+    result = {}
+    for key, value in config.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return result
+
+
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """The fields, free ones apart, in which two configs (nested dicts of JSON) differ, with both values."""
+    before, now = ({"model.hidden": 0, **flat(config)} for config in (before, now))
+    return [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*before, *now})
+        if key not in FREE_FIELDS and before.get(key) != now.get(key)
+    ]
+
+
+def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
+    """Makes the folder and writes `config.json`; in a folder of an earlier start, refuses a config that differs."""
+    path = workdir / "config.json"
+    now = as_json(config)
+    if path.exists():
+        before = files.read_json(path)
+        if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
+            # Settled when the run was begun.
+            now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
+        if differing := differences(before, now):
+            raise InputError(
+                f"{workdir} holds a run with another config ({'; '.join(differing)}):"
+                f" go on with that one, or choose another --config.workdir"
+            )
+    elif parallel.is_first_host():
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, now)
+    parallel.wait_for_hosts("config")

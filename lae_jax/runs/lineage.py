@@ -1,0 +1,92 @@
+"""What is known of a checkpoint: what it was started from, its data, its evaluations; and its model card."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from lae_jax.report import model_card
+from lae_jax.runs import build, calibration, fields, provenance
+from lae_jax.runtime import checkpoints, files
+
+_PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "tensorflow", "onnx", "onnxruntime", "numpy")
+
+
+def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> tuple[str, list[dict]]:
+    """The model card of a run of stage 2 or 3 that is used as it is, Markdown, and the reports of its evaluations.
+
+    Raises InputError.
+    """
+    handed = build.load_ages(run, step)[0]
+    evaluations = evaluations_of(handed)
+    return card_of(handed, evaluations, flip), evaluations
+
+
+def card_of(handed: checkpoints.Handed, evaluations: Sequence[Mapping], flip: bool = False) -> str:
+    """The model card of a checkpoint with the evaluations that are given."""
+    content = described(handed, fields.from_json(handed.meta["config"]), handed.meta["stage"], flip)
+    return model_card.write(content, handed.meta, starts(handed), evaluations, data_of(handed))
+
+
+def described(handed: checkpoints.Handed, config: ConfigDict, stage: str, flip: bool) -> dict:
+    """What export.json says of a run."""
+    return {
+        "source": {
+            "run": str(handed.workdir),
+            "step": handed.step,
+            "stage": stage,
+            "model": config.model.name,
+            "dtype": config.model.dtype,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(handed.variables["params"])),
+            "data": handed.meta["data"],
+            "data_hash": handed.meta["data_hash"],
+        },
+        "input": {
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC, RGB",
+            "image_size": config.data.image_size,
+            "resize": config.data.resize,
+            "before": "cut the face as crop says; Pillow's bicubic to resize (0: image_size) squared; the centre of"
+            " image_size squared; no normalisation",
+        },
+        "crop": handed.meta["crop"],
+        "temperature": calibration.read_temperature(handed.workdir, handed.step),
+        "flip": flip,
+        "versions": {package: provenance.version(package) for package in _PACKAGES},
+    }
+
+
+def starts(handed: checkpoints.Handed) -> list[dict]:
+    """What a model was started from, the latest first, as far as the runs' folders are still there."""
+    found, workdir, config = [], handed.workdir, handed.meta["config"]
+    while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
+        path = workdir / "provenance.json"
+        recorded: Mapping = (files.read_json(path) if path.exists() else {}).get("init") or {}
+        before = epath.Path(name)
+        # A recorded step tells a run from weights also when the run's folder is gone.
+        is_run = recorded.get("step") is not None or (before / "config.json").exists()
+        start = {"step": config.get("init_step"), "from": name, **recorded, "kind": "run" if is_run else "weights"}
+        found.append(start)
+        if not is_run or not (before / "config.json").exists():
+            break
+        workdir, config = before, files.read_json(before / "config.json")
+    return found
+
+
+def evaluations_of(handed: checkpoints.Handed) -> list[dict]:
+    """The reports of this checkpoint that stand in its run."""
+    reports = [files.read_json(path) for path in sorted((handed.workdir / "evaluation").glob("*/report.json"))]
+    return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
+
+
+def data_of(handed: checkpoints.Handed) -> dict:
+    path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
+    return {
+        "path": handed.meta["data"],
+        "hash": handed.meta["data_hash"],
+        "reader": files.read_json(recipe).get("reader") if recipe.exists() else None,
+        "protocol": files.read_json(path).get("protocol") if path.exists() else None,
+    }

@@ -1,0 +1,86 @@
+"""Where a run's numbers come from: versions, commit, machine, data set."""
+
+import functools
+import importlib.metadata
+import logging
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from lae_jax.runtime import cpu, files, parallel
+
+logger = logging.getLogger("lae_jax")
+
+_PACKAGES = (
+    "lae-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "tensorflow-datasets",
+    "numpy",
+)
+
+
+def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
+    """Says where a run that goes on is no longer the same bit for bit, given its provenance now."""
+    path = workdir / "provenance.json"
+    before = files.read_json(path) if path.exists() else {}
+    names = ("devices", "hosts", "cpu", "cores", "deterministic", "versions")
+    changed = [name for name in names if name in before and before[name] != now[name]]
+    if changed:
+        logger.warning(
+            "%s: the run was begun on another machine or in another way (provenance.json differs in %s). The examples"
+            " come in the same order, and the numbers agree up to rounding. To resume bit for bit, use the first"
+            " machine",
+            workdir,
+            ", ".join(changed),
+        )
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(config: ConfigDict, dataset) -> dict:
+    """Of a run on a data set (records.Dataset): what is needed to say where a number came from."""
+    return {
+        "versions": {package: version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "hosts": jax.process_count(),
+        "cpu": cpu.name(),
+        "cores": cpu.cores(),
+        "deterministic": parallel.is_deterministic(),
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "protocol": dataset.manifest["protocol"],
+        "crop": dataset.crop,
+        "seed": config.seed,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with '+' if files were changed; None outside a checkout of it."""
+    here = pathlib.Path(__file__).resolve().parents[1]
+    try:
+        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        if pathlib.Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != here.parent:
+            return None
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout
+        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

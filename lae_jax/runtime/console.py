@@ -1,0 +1,169 @@
+"""What a person sees in the terminal: log lines, the one progress line, tables, and errors without a traceback."""
+
+import gc
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lae_jax.runtime.errors import Ended
+
+logger = logging.getLogger("lae_jax")
+
+
+def setup_logging() -> None:
+    """Sends this package's log to standard error, and silences the start-up chatter of the libraries."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    # Orbax logs the traceback of whatever it raises as well.
+    for chatty in ("absl", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+
+
+# Of fewer things than these the first ones say little of how long the rest takes, and so do fewer seconds.
+_FEW, _FEW_SECONDS = 10, 1.0
+
+
+class _Line(tqdm.tqdm):
+    """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; in a narrow terminal with less of it."""
+
+    _first: tuple[int, float] | None = None  # how many were done, and when, as the first were
+
+    def __str__(self) -> str:
+        shown = self.format_dict
+        done, elapsed, width = shown["n"], shown["elapsed"], shown["ncols"]
+        share = speed = ends = ""
+        if self.total:
+            share = f"{100 * done // self.total} %"
+        rate = self._rate(done, elapsed)
+        if rate:
+            speed = f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}/s"
+        if not self.total or done >= self.total:
+            ends = f"in {clock(elapsed)}"
+        elif rate:
+            ends = f"{clock((self.total - done) / rate)} left"
+        name = f"{shown['prefix']}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
+        further = shown["postfix"] or ""
+        # What is missed least goes first.
+        for words in ((share, speed, ends, further), (share, speed, ends), (share, ends), (ends,), ()):
+            text = "  ".join([name, *filter(None, words)])
+            if len(text) <= width:
+                return text
+        return name[:width]
+
+    def _rate(self, done: int, elapsed: float) -> float | None:
+        """Per second, without what came before the first: workers that start, a step that compiles."""
+        if self._first is None and done > self.initial:
+            self._first = done, elapsed
+        if self._first is None or (self.total and self.total < _FEW):
+            return None
+        since, seconds = done - self._first[0], elapsed - self._first[1]
+        return since / seconds if since and seconds >= _FEW_SECONDS else None
+
+
+def progress(
+    iterable: Iterable | None = None,
+    *,
+    total: int | None = None,
+    what: str,
+    unit: str,
+    active: bool = True,
+    initial: int = 0,
+    leave: bool = True,
+) -> tqdm.tqdm:
+    """The progress line of everything that takes long, on standard error; nothing at all where that is no terminal.
+
+    Args: iterable: its items are counted; without it `update(n)` counts; total: 0: nothing is shown; unit: what is
+    counted, in the plural; active: false on all hosts but the first; initial: what was done before; leave: whether
+    the line stays when it is done.
+    """
+    known = _has_size()
+    return _Line(
+        iterable,
+        total=total,
+        desc=what,
+        unit=unit,
+        disable=None if active and total != 0 else True,
+        dynamic_ncols=known,
+        ncols=None if known else 80,
+        nrows=None if known else 24,
+        mininterval=0.2,
+        miniters=1,
+        initial=initial,
+        leave=leave,
+    )
+
+
+def _has_size() -> bool:
+    """Whether the terminal says how large it is; one that does not has 0 columns, or lines."""
+    try:
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    except (OSError, ValueError):  # no terminal
+        return False
+
+
+def clock(seconds: float) -> str:
+    """Of a time in seconds, 0:09 or 1:02:09."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """'1 face', '1,203 faces'; `many` where the plural is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def write(text: str) -> None:
+    """A line on standard output, above a progress line."""
+    tqdm.tqdm.write(text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Lines of a plain table: the first column to the left, the others to the right; floats with two digits."""
+    cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+        for r in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def door(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
+    """Runs a program's main: log lines on; an end with a status of its own is one line on standard error.
+
+    Args: leave: ends the process with a status other than 0.
+    """
+    # Importing and tracing make many objects that live on. Python would look at all of them again and again, which is a
+    # sixth of the time in which JAX and TensorFlow are imported.
+    gc.set_threshold(10_000)
+    setup_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding gets an escape for what it cannot show, and not a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with logging_redirect_tqdm(loggers=[logger]):
+            main()
+        return
+    except Ended as end:
+        print(f"{end.label}: {end}", file=sys.stderr)
+        status = end.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    leave(status)

@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all, on local disks and in buckets (`gs://...`, by etils.epath)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+
+from etils import epath
+
+from lae_jax.runtime.errors import InputError
+
+
+def is_remote(path: os.PathLike | str) -> bool:
+    """Whether a path lies in a bucket, where files can be replaced but neither appended to nor locked."""
+    return "://" in os.fspath(path)
+
+
+def write_text(path: os.PathLike, text: str) -> None:
+    """Replaces a file by a new one, whole; on a disk under a temporary name first."""
+    path = epath.Path(path)
+    if is_remote(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".incomplete")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        # What is told afterwards must outlive a power cut.
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: os.PathLike, content: Mapping) -> None:
+    """Writes strict JSON (no NaN), sorted by key."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: os.PathLike) -> dict:
+    """Raises InputError, naming the file, where it is no JSON."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}): restore it, or choose another folder") from error
+
+
+def sha256_of(path: os.PathLike) -> str:
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        # A bucket's files lack what hashlib.file_digest asks for.
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

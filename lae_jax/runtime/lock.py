@@ -1,0 +1,109 @@
+"""One writer for a folder: a lock that ends with its process."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from lae_jax.runtime import files
+from lae_jax.runtime.errors import FolderInUse, InputError
+
+NAME = "lock"
+# In a bucket, or where there are no locks, nothing is released when a process dies: the owner writes a new stamp this
+# often, and who finds a stamp that stands still for several periods takes the folder over.
+STAMP_SECONDS = 20.0
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _in_use(folder: epath.Path, owner: str) -> FolderInUse:
+    return FolderInUse(f"{folder} is in use by {owner}: wait for it, end it, or choose another --config.workdir")
+
+
+@contextlib.contextmanager
+def hold(folder: epath.Path) -> Iterator[None]:
+    """Makes the folder and holds its lock; a folder that stays empty is removed again. Raises FolderInUse."""
+    folder = epath.Path(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    try:
+        handle = None if files.is_remote(folder) else _lock(folder)
+        with _stamped(folder) if handle is None else _locked(folder, handle):
+            yield
+    finally:
+        if made and not files.is_remote(folder):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _lock(folder: epath.Path) -> int | None:
+    """The handle of the locked file; None where the file system knows no locks (Lustre without `-o flock`)."""
+    path = os.fspath(folder / NAME)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise _in_use(folder, owner) from None
+        except OSError:
+            os.close(handle)
+            if not os.path.getsize(path):
+                os.unlink(path)
+            return None
+        # Its last owner may have removed the file between the two calls; then the lock is on a file without a name.
+        if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path, handle: int) -> Iterator[None]:
+    os.truncate(handle, 0)
+    os.write(handle, _owner().encode())
+    try:
+        yield
+    finally:
+        os.unlink(folder / NAME)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[None]:
+    path = folder / NAME
+    if path.exists():
+        before = path.read_text()
+        time.sleep(3 * seconds)
+        if path.exists() and path.read_text() != before:
+            raise _in_use(folder, before.partition(",")[0])
+    ended = threading.Event()
+
+    def stamp(count: int) -> None:
+        path.write_text(f"{_owner()}, stamp {count}")
+
+    def go_on() -> None:
+        count = 0
+        while not ended.wait(seconds):
+            count += 1
+            stamp(count)
+
+    stamp(0)
+    writer = threading.Thread(target=go_on, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+        path.unlink(missing_ok=True)

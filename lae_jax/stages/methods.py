@@ -1,0 +1,330 @@
+"""Cures for a long tail that touch the head alone: one frozen record a method, in the dict `METHODS`.
+
+A head is {'fc': {'kernel': (F, K), 'bias': (K,)}}, with {'hidden': ...} before it where it has two layers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lae_jax import losses
+from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.stages import method_losses, mixing
+
+HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
+
+# (logits (B, K), ages (B,), handed, setting) -> (B,); handed: mae (years), er_weight, counts and smoothed (K,).
+Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
+# (ages (B,), key, setting) -> of each example its partner in the batch and its own share.
+Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
+# (stage 2's logits (B, K), the trained head's, handed, setting) -> (B,) years.
+FinishOutputs = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
+# (stage 2's head, the trained one, setting) -> a head.
+FinishHead = Callable[[Mapping, Mapping, float | jax.Array], Mapping]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    name: str
+    paper: str
+    what: str  # it does, in a few words
+    loss: Loss | None = None  # None: nothing trains, it is about stage 2's own head
+    order: str = "class_balanced"  # | 'shuffled'
+    power: float = 0.0  # of the class-balanced order
+    start: str = "kept"  # stage 2's head | 'new'
+    trains: str = "head"  # | 'scales': a factor for each age | 'two_layers': a hidden layer and a new head
+    smooth_features: bool = False  # trained on features whose statistics are smoothed over the ages
+    mix: Mix | None = None  # whose features an example's are mixed with
+    finish_head: FinishHead | None = None
+    finish_outputs: FinishOutputs | None = None
+    settings: tuple[float, ...] = (0.0,)  # that are swept; one that is not used stands alone
+    setting: str = ""  # what it sets; '': nothing
+    sets: str = "loss"  # | 'power' | 'finish': what is given it
+
+    @property
+    def training(self) -> tuple:
+        """What decides the trained head: methods for which it is equal share one."""
+        how = (self.loss, self.order, self.power, self.start, self.trains, self.smooth_features, self.mix)
+        return (*how, self.sets == "power")
+
+    @property
+    def on_images(self) -> bool:
+        """Whether a run of stage 3 can do it: it trains something and leaves that as it is."""
+        finishes = self.finish_head is not None or self.finish_outputs is not None
+        return self.loss is not None and self.trains in ("head", "scales", "two_layers") and not finishes
+
+
+def _representation(logits, ages, handed, setting):
+    return losses.representation_loss(logits, ages, handed["er_weight"])
+
+
+def _lae(logits, ages, handed, setting):
+    return losses.classification_loss(logits, ages, handed["mae"])
+
+
+def _divergence(logits, ages, handed, setting):
+    return losses.label_divergence(logits, ages)
+
+
+def _balanced_softmax(logits, ages, handed, setting):
+    return method_losses.adjusted_divergence(logits, ages, handed["counts"], 1.0)
+
+
+def _logit_adjusted(logits, ages, handed, setting):
+    return method_losses.adjusted_divergence(logits, ages, handed["counts"], setting)
+
+
+def _weighted(weights: Callable) -> Loss:
+    """Stage 2's loss times a weight by age; weights: (handed, setting) -> (K,)."""
+
+    def loss(logits, ages, handed, setting):
+        return method_losses.of_age(weights(handed, setting), ages) * _representation(logits, ages, handed, setting)
+
+    return loss
+
+
+_inverse = _weighted(lambda handed, setting: method_losses.power_weights(handed["counts"], 1.0))
+_inverse_root = _weighted(lambda handed, setting: method_losses.power_weights(handed["counts"], 0.5))
+_effective = _weighted(lambda handed, setting: method_losses.effective_weights(handed["counts"], setting))
+_lds = _weighted(lambda handed, setting: method_losses.lds_weights(handed["counts"], handed["smoothed"], setting))
+
+
+def _balanced_mse(logits, ages, handed, setting):
+    return method_losses.balanced_mse(losses.expected_age(logits), ages, handed["counts"], setting)
+
+
+def normalised(own: Mapping, trained: Mapping, tau) -> Mapping:
+    """w_k (mean norm / |w_k|)^tau. The paper's w_k / |w_k|^tau times a number that is common to all ages: an argmax,
+    which it takes, does not see it; an expected age does. The biases stay."""
+    kernel = trained["fc"]["kernel"]
+    norms = jnp.linalg.norm(kernel, axis=0)
+    return {**trained, "fc": {**trained["fc"], "kernel": kernel * (jnp.mean(norms) / norms)[None, :] ** tau}}
+
+
+def interpolated(own: Mapping, trained: Mapping, share) -> Mapping:
+    """(1 - share) of stage 2's head and `share` of the trained one, weight by weight."""
+    return jax.tree.map(lambda a, b: (1 - share) * a + share * b, own, trained)
+
+
+def adjusted(own: jax.Array, trained: jax.Array, handed: Mapping, tau) -> jax.Array:
+    """Expected age of stage 2's logits - tau log prior."""
+    return losses.expected_age(own - tau * method_losses.log_prior(handed["counts"])[None, :])
+
+
+def routed(own: jax.Array, trained: jax.Array, handed: Mapping, threshold) -> jax.Array:
+    """Stage 2's age where the trained head's age is a frequent one, else the trained head's.
+
+    Frequent: its smoothed count is at least `threshold` of the largest one.
+    """
+    ages = losses.expected_age(trained)
+    frequency = method_losses.of_age(handed["smoothed"] / jnp.max(handed["smoothed"]), ages)
+    return jnp.where(frequency >= threshold, losses.expected_age(own), ages)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("stage2", "Bao et al., 2021 (LAE), section 2.1", "stage 2's own head, nothing trained"),
+        Method(
+            "lae",
+            "Bao et al., 2021 (LAE), equation 4",
+            "stage 3: ages equally likely, L_ld + (L_er - mae)^2",
+            loss=_lae,
+        ),
+        Method("lae_no_mse", "LAE without the second term", "ages equally likely, L_ld", loss=_divergence),
+        Method(
+            "lae_power",
+            "LAE; the power is progressively-balanced sampling's middle (Kang et al., ICLR 2020, section 4.1)",
+            "LAE, ages drawn in proportion to n^power",
+            loss=_lae,
+            settings=(0.25, 0.5, 0.75),
+            setting="power",
+            sets="power",
+        ),
+        Method("lae_new_head", "LAE, 'retrain' read literally", "LAE from a new head", loss=_lae, start="new"),
+        Method(
+            "crt",
+            "Kang et al., Decoupling representation and classifier, ICLR 2020 (cRT)",
+            "ages equally likely, a new head, stage 2's loss",
+            loss=_representation,
+            start="new",
+        ),
+        Method(
+            "lws",
+            "Kang et al., ICLR 2020 (LWS, equation 6)",
+            "ages equally likely, a factor for each age's weights is learnt with stage 2's loss",
+            loss=_representation,
+            trains="scales",
+        ),
+        Method(
+            "tau_norm",
+            "Kang et al., ICLR 2020 (tau-normalised, equation 5)",
+            "the length of each age's weights is evened out",
+            finish_head=normalised,
+            settings=(0.25, 0.5, 0.75, 1.0),
+            setting="tau",
+            sets="finish",
+        ),
+        Method(
+            "logit_adjustment",
+            "Menon et al., Long-tail learning via logit adjustment, ICLR 2021 (post-hoc, equation 9)",
+            "tau log prior is taken off stage 2's logits",
+            finish_outputs=adjusted,
+            settings=(0.25, 0.5, 0.75, 1.0),
+            setting="tau",
+            sets="finish",
+        ),
+        Method(
+            "logit_adjusted_loss",
+            "Menon et al., ICLR 2021 (loss, equation 10)",
+            "tau log prior is added to the logits in training",
+            loss=_logit_adjusted,
+            order="shuffled",
+            settings=(0.5, 0.75, 1.25),
+            setting="tau",
+        ),
+        Method(
+            "balanced_softmax",
+            "Ren et al., Balanced meta-softmax, NeurIPS 2020, equation 3",
+            "log prior is added to the logits in training",
+            loss=_balanced_softmax,
+            order="shuffled",
+        ),
+        Method(
+            "inverse",
+            "Re-weighting by the inverse frequency (Huang et al., CVPR 2016)",
+            "stage 2's loss, weights 1 / n",
+            loss=_inverse,
+            order="shuffled",
+        ),
+        Method(
+            "inverse_root",
+            "Re-weighting by its square root (Mahajan et al., ECCV 2018)",
+            "stage 2's loss, weights 1 / sqrt(n)",
+            loss=_inverse_root,
+            order="shuffled",
+        ),
+        Method(
+            "effective_number",
+            "Cui et al., Class-balanced loss, CVPR 2019, equation 2",
+            "stage 2's loss, weights 1 / effective number",
+            loss=_effective,
+            order="shuffled",
+            settings=(0.9, 0.99, 0.999),
+            setting="beta",
+        ),
+        Method(
+            "lds",
+            "Yang et al., Delving into deep imbalanced regression, ICML 2021 (LDS)",
+            "stage 2's loss, weights by the inverse of smoothed counts to a power",
+            loss=_lds,
+            order="shuffled",
+            settings=(0.5, 1.0),
+            setting="power",
+        ),
+        Method(
+            "feature_calibration",
+            "Yang et al., ICML 2021: of FDS the part that can act on frozen features",
+            "stage 2's loss on features whose mean and variance by age are smoothed",
+            loss=_representation,
+            order="shuffled",
+            smooth_features=True,
+        ),
+        Method(
+            "balanced_mse",
+            "Ren et al., Balanced MSE, CVPR 2022 (BNI)",
+            "squared error with the prior taken out",
+            loss=_balanced_mse,
+            order="shuffled",
+            settings=(2.0, 5.0),
+            setting="noise in years",
+        ),
+        Method(
+            "two_layers",
+            "A head with a hidden layer, trained as LAE's",
+            "LAE, a hidden layer before a new head",
+            loss=_lae,
+            start="new",
+            trains="two_layers",
+        ),
+        Method(
+            "two_layers_crt",
+            "cRT (Kang et al., ICLR 2020) with a hidden layer (ours)",
+            "ages equally likely, a hidden layer before a new head, stage 2's loss",
+            loss=_representation,
+            start="new",
+            trains="two_layers",
+        ),
+        Method(
+            "c_mixup",
+            "Yao et al., C-Mixup: improving generalization in regression, NeurIPS 2022, on features",
+            "LAE, features of near ages are mixed",
+            loss=_lae,
+            mix=mixing.c_mixup,
+            settings=(1.0, 3.0),
+            setting="bandwidth in years",
+        ),
+        Method(
+            "two_layers_c_mixup",
+            "C-Mixup (Yao et al., NeurIPS 2022) and a hidden layer (ours)",
+            "LAE, a hidden layer before a new head, features of near ages are mixed",
+            loss=_lae,
+            start="new",
+            trains="two_layers",
+            mix=mixing.c_mixup,
+            settings=(1.0, 3.0),
+            setting="bandwidth in years",
+        ),
+        Method(
+            "routing",
+            "Bao et al., GLAE, 2023: its routing, here by the frequency of the age that LAE's head gives",
+            "stage 2's age where LAE's is a frequent one, else LAE's",
+            loss=_lae,
+            finish_outputs=routed,
+            settings=(0.1, 0.2, 0.4, 0.6),
+            setting="threshold",
+            sets="finish",
+        ),
+        Method(
+            "crt_routing",
+            "Routing as above, between stage 2's head and cRT's (ours)",
+            "stage 2's age where cRT's is a frequent one, else cRT's",
+            loss=_representation,
+            start="new",
+            finish_outputs=routed,
+            settings=(0.4, 0.6, 0.8),
+            setting="threshold",
+            sets="finish",
+        ),
+        Method(
+            "two_layers_routing",
+            "Routing as above, between stage 2's head and the one of two layers (ours)",
+            "stage 2's age where the two layers' is a frequent one, else theirs",
+            loss=_lae,
+            start="new",
+            trains="two_layers",
+            finish_outputs=routed,
+            settings=(0.4, 0.6, 0.8),
+            setting="threshold",
+            sets="finish",
+        ),
+        Method(
+            "interpolation",
+            "Wortsman et al., Robust fine-tuning (WiSE-FT), CVPR 2022, on the head",
+            "the weights lie between stage 2's head and LAE's",
+            loss=_lae,
+            finish_head=interpolated,
+            settings=(0.25, 0.5, 0.75),
+            setting="share",
+            sets="finish",
+        ),
+    )
+}
+
+
+def get(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(unknown("method", name, METHODS))
+    return METHODS[name]

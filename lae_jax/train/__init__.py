@@ -1,0 +1,1 @@
+"""Training: the plan of a run, its steps, its loop, its journal."""

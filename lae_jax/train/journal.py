@@ -1,0 +1,190 @@
+"""What a run writes down while it goes: `metrics.jsonl`, `divergence.jsonl`, TensorBoard events, the progress text."""
+
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from lae_jax.runtime import files
+from lae_jax.runtime.errors import SaveFailed
+
+logger = logging.getLogger("lae_jax")
+
+
+class Lines:
+    """A file of JSON lines that goes on after step `start`: lines of later steps, of a try that was not saved, are cut.
+
+    Nothing can be appended to a file in a bucket: there the lines are kept and written whole by `publish`.
+    """
+
+    def __init__(self, path: epath.Path, start: int):
+        self._path = path
+        # A line that a kill cut short has no end.
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
+        self._lines = [json.dumps(row) + "\n" for row in self.rows]
+        self._file = None  # opened for the first line
+        if len(lines) > len(self._lines):
+            files.write_text(path, "".join(self._lines))
+
+    def append(self, row: Mapping) -> None:
+        """Raises SaveFailed, since what has no room here has none in a checkpoint."""
+        line = json.dumps(row) + "\n"
+        if files.is_remote(self._path):
+            self._lines.append(line)
+            return
+        try:
+            self._file = self._file or open(self._path, "a", encoding="utf-8")
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise SaveFailed(f"{self._path} could not be written ({error}): make room and start again") from error
+
+    def publish(self) -> None:
+        if self._lines and files.is_remote(self._path):
+            self._path.write_text("".join(self._lines))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def told(scores: Mapping) -> str:
+    """An evaluation's scores in a line."""
+    shown = {name: value for name, value in scores.items() if isinstance(value, float)}
+    if shown.get("mmae") == shown.get("mean_group_mae"):  # all groups are there
+        shown.pop("mean_group_mae", None)
+    return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+
+class Journal:
+    """Averages over `log_steps` steps: loss as (sum, weight), rate, images/s, share of the time spent waiting for data.
+
+    On the first host alone (`active`) anything is written. Lines of steps after `start` are cut off.
+    """
+
+    def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
+        self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
+        self.bad_steps = 0
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+        self._reset()
+        if not active:
+            return
+        self._metrics = Lines(workdir / "metrics.jsonl", start)
+        self._divergence = Lines(workdir / "divergence.jsonl", start)
+        self.bad_steps = len(self._divergence.rows)
+        rows = [row for row in self._metrics.rows if row["kind"] == "train"]
+        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        remote = files.is_remote(workdir)
+        self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
+        self._events = SummaryWriter(str(self._events_folder), purge_step=start + 1)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._active:
+            self.publish()
+            self._metrics.close()
+            self._divergence.close()
+            self._events.close()
+
+    @property
+    def seconds(self) -> float:
+        """Of all starts of the run."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _reset(self) -> None:
+        self._loss, self._weight, self._steps, self._waiting = 0.0, 0.0, 0, 0.0
+        self._begun = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which the device had no batch."""
+        self._waiting += seconds
+
+    def rate(self, step: int) -> float:
+        """The rate that step number `step` (from 1) was taken with; the optimiser does not count bad steps."""
+        return float(self._schedule.rate(step - 1 - self.bad_steps))
+
+    def stepped(self, step: int, metrics: Mapping) -> str:
+        """Takes a good step's metrics, or a bad one's after `bad_step`; text for the progress line if there is new."""
+        loss, weight = (float(value) for value in metrics["loss"])
+        if not metrics["bad"]:
+            self._loss, self._weight = self._loss + loss, self._weight + weight
+        self._steps += 1
+        if step % self._config.log_steps and self._steps < self._config.log_steps:
+            return ""
+        seconds = max(time.perf_counter() - self._begun, 1e-9)
+        row = {
+            "loss": self._loss / self._weight if self._weight else None,
+            "rate": self.rate(step),
+            "grad_norm": _plain(metrics["grad_norm"]),
+            "images_per_second": self._steps * self._config.batch_size / seconds,
+            "waiting": self._waiting / seconds,
+            "bad_steps": self.bad_steps,
+            "seconds": self.seconds,
+        }
+        self._write(step, "train", row)
+        self._reset()
+        loss_text = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        return (
+            f"loss {loss_text}, rate {row['rate']:.2e}, {row['images_per_second']:.0f} images/s,"
+            f" {row['waiting']:.0%} waiting for data"
+        )
+
+    def bad_step(self, step: int, metrics: Mapping, names: Sequence[str]) -> None:
+        """Writes down a step whose loss or gradients were not finite, with the names of its global batch's rows."""
+        loss, weight = (float(value) for value in metrics["loss"])
+        row = {
+            "step": step,
+            "rate": self.rate(step),
+            "loss": _plain(loss / weight),
+            "grad_norm": _plain(metrics["grad_norm"]),
+            "in_a_row": int(metrics["bad_steps"]),
+            "rows": list(names),
+        }
+        self.bad_steps += 1
+        logger.warning("step %d: loss or gradients were not finite; nothing was changed (divergence.jsonl)", step)
+        if self._active:
+            self._divergence.append(row)
+
+    def evaluated(self, step: int, scores: Mapping | None, steps_per_epoch: int) -> None:
+        """Writes an evaluation's scores; its time does not count as training."""
+        if scores is not None:
+            self._write(step, "validation", dict(scores))
+            logger.info("epoch %.4g, step %d: %s", step / steps_per_epoch, step, told(scores))
+        self._reset()
+
+    def publish(self) -> None:
+        """Brings what is kept here for a run in a bucket there."""
+        if not self._active or not files.is_remote(self._workdir):
+            return
+        self._metrics.publish()
+        self._divergence.publish()
+        self._events.flush()
+        folder = self._workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self._events_folder.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    def _write(self, step: int, kind: str, row: dict) -> None:
+        if not self._active:
+            return
+        self._metrics.append({"step": step, "kind": kind, **row})
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _plain(value) -> float | None:
+    value = float(value)
+    return value if np.isfinite(value) else None

@@ -1,0 +1,295 @@
+"""The one loop that all stages share."""
+
+import functools
+import logging
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from lae_jax import models, stages
+from lae_jax.data import pipeline
+from lae_jax.runs import build, fields, inputs, provenance
+from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
+from lae_jax.runtime.checkpoints import Checkpoints
+from lae_jax.runtime.errors import Diverged, InputError, Preempted
+from lae_jax.train import profiling, steps
+from lae_jax.train.journal import Journal
+from lae_jax.train.plan import Plan, make_plan, settled
+
+logger = logging.getLogger("lae_jax")
+
+
+_WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
+
+
+def train(config: ConfigDict, signals: watch.Signals | None = None, profile: profiling.Wanted | None = None) -> dict:
+    """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
+
+    Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.
+
+    Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
+    SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
+    """
+    workdir, config = epath.Path(config.workdir), settled(config)
+    signals = signals or watch.Signals()
+    if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
+        raise InputError(f"config.workdir is {config.workdir!r}: name a folder for the run, of its own")
+    with parallel.on_first_host(lock.hold(workdir)):
+        if parallel.on_any_host(signals.asked):
+            raise Preempted(f"{workdir} was not begun or gone on with; start it again")
+        # All hosts must go the same way, whatever the first has written by the time they look.
+        begun = parallel.from_first_host((workdir / "config.json").exists())
+        done = parallel.from_first_host((workdir / "summary.json").exists())
+        if begun:
+            fields.claim_folder(workdir, config)
+        newest = checkpoints.recover(workdir)
+        if done:
+            summary = files.read_json(workdir / "summary.json")
+            if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
+                logger.info("%s is done; to train anew, name another workdir or remove this one", workdir)
+                return summary
+            logger.warning("%s was done, but the checkpoint that it kept is lost: it goes on from the rest", workdir)
+        resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
+        plan = make_plan(config, resumed)
+        config = plan.config  # with what follows from the weights settled
+        module = build.model(config, plan.stage, plan.num_outputs)
+        variables = models.initialise(module, config.data.image_size, config.seed)
+        if plan.init is not None:
+            parts = ("backbone",) if config.reinit_head else plan.stage.loads
+            variables = checkpoints.take_over(variables, plan.init, parts)
+        tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains, plan.stage.factors)
+        state = steps.create_state(variables, tx)
+        if not begun:
+            # Only now: a folder must not be claimed by a config that cannot run.
+            fields.claim_folder(workdir, config)
+        with Checkpoints(workdir, asynchronous=config.async_save) as saved:
+            known = provenance.provenance(config, plan.dataset)
+            if resumed is not None:
+                provenance.warn_of_another_machine(workdir, known)
+                state = saved.restore(newest, state)
+                logger.info("%s goes on after step %d", workdir, newest)
+            elif parallel.is_first_host():
+                if plan.init is not None:
+                    known["init"] = {
+                        "from": str(plan.init.workdir),
+                        "step": plan.init.step,
+                        "sha256": plan.init.meta.get("sha256"),
+                    }
+                files.write_json(workdir / "provenance.json", known)
+            logger.info(
+                "batches of %d images, %d a device; %s an epoch, %d in all",
+                config.batch_size,
+                plan.par.per_device(config.batch_size),
+                console.counted(plan.steps_per_epoch, "step"),
+                plan.total_steps,
+            )
+            state = plan.par.place(state)
+            calibration = _calibration(plan, state)
+            trace = profiling.Trace(workdir, profile, int(state.step), plan.total_steps)
+            return _Loop(plan, module, tx, saved, signals, calibration, trace).run(state)
+
+
+def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] | None:
+    """Of the features in training, or None."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with watch.Watchdog(plan.config.stall_minutes) as watchdog:
+        return inputs.calibration(
+            plan.config, plan.dataset, plan.training, plan.stage, variables, plan.par, watchdog.beat
+        )
+
+
+class _Loop:
+    """Steps, scores and checkpoints of one run, from the state's step to the last."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        module,
+        tx,
+        saved: Checkpoints,
+        signals: watch.Signals,
+        calibration: dict[str, np.ndarray] | None,
+        trace: profiling.Trace,
+    ):
+        self.plan, self.saved, self.signals, self.trace = plan, saved, signals, trace
+        self.watchdog = watch.Watchdog(plan.config.stall_minutes)
+        config = plan.config
+        self.step = plan.par.map_train(
+            functools.partial(
+                steps.train_step,
+                model=module,
+                loss=plan.stage.loss,
+                handed=plan.handed,
+                tx=tx,
+                trains=plan.stage.trains,
+                seed=config.seed,
+                dtype=jnp.dtype(config.model.dtype),
+                mean=tuple(config.data.mean),
+                std=tuple(config.data.std),
+                calibration=calibration,
+                mix=plan.stage.mix,
+                accumulate=config.accumulate,
+            ),
+            cpu.train_options(plan.stage.trains),
+        )
+        self.forward = build.forward(config, plan.stage, module, plan.par)
+        self.any_host = plan.par.map_any()
+        self.has_evaluated = False
+
+    def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        plan, config = self.plan, self.plan.config
+        return pipeline.train_batches(
+            plan.dataset,
+            plan.training.rows,
+            plan.training.targets,
+            plan.order,
+            plan.augmentation,
+            seed=config.seed,
+            start=start,
+            stop=plan.total_steps,
+            threads=inputs.threads(config),
+            places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
+        )
+
+    def run(self, state: steps.TrainState) -> dict:
+        plan, config = self.plan, self.plan.config
+        start = int(state.step)
+        journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
+        line = console.progress(
+            total=plan.total_steps,
+            initial=start,
+            what=plan.stage.name,
+            unit="steps",
+            active=parallel.is_first_host(),
+        )
+        pending, stop = None, False
+        with journal, line, self.watchdog, self.trace:
+            batches = self.batches(start)
+            self.watchdog.beat()
+            for number in range(start + 1, plan.total_steps + 1):
+                self.trace.begin(number)
+                waiting = time.perf_counter()
+                batch = next(batches)
+                journal.waited(time.perf_counter() - waiting)
+                if number == start + 1:
+                    self.watchdog.rest()  # the first step compiles
+                # The scores of the step before are fetched after this one was dispatched: the device never waits.
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                dispatched["stop"] = self.any_host(self.signals.asked)
+                if pending is not None:
+                    stop = self._account(journal, line, number - 1, pending)
+                pending = dispatched
+                self.saved.poll()
+                ends = number == plan.total_steps or number % plan.eval_steps == 0
+                if ends or stop or number % config.save_steps == 0:
+                    stop = self._account(journal, line, number, pending) or stop
+                    pending = None
+                    scores = None
+                    if ends:
+                        scores = self.evaluate(state)
+                        journal.evaluated(number, scores, plan.steps_per_epoch)
+                    journal.publish()
+                    self.save(state, number, scores)
+                if stop and number < plan.total_steps:
+                    self.saved.wait()
+                    parallel.wait_for_hosts("stopped")
+                    raise Preempted(f"{plan.workdir} is saved at step {number} of {plan.total_steps}; start it again")
+            self.saved.wait()
+            return self._summary(journal)
+
+    def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
+        """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
+        metrics = jax.device_get(dispatched)  # all of them in one go
+        self.watchdog.beat()
+        self.trace.end(number)
+        if metrics["bad"]:
+            rows = self.plan.training.rows[self.plan.order(number - 1).numpy()]
+            journal.bad_step(number, metrics, self.plan.dataset.column("name")[rows])
+        text = journal.stepped(number, metrics)
+        line.update(number - line.n)
+        if text:
+            line.set_postfix_str(text, refresh=False)
+        if metrics["bad_steps"] >= self.plan.config.max_bad_steps:
+            self.saved.wait()
+            raise Diverged(
+                f"step {number}: the loss or the gradients were not finite in {metrics['bad_steps']} steps in a"
+                f" row (see divergence.jsonl); the last checkpoint of {self.plan.workdir} is step"
+                f" {self.saved.latest()}. {_WHAT_TO_DO}"
+            )
+        return bool(metrics["stop"])
+
+    def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
+        """Scores of the validation split; None without one."""
+        plan = self.plan
+        if plan.validation is None:
+            return None
+        if not self.has_evaluated:
+            self.watchdog.rest()  # the first batch compiles
+            self.has_evaluated = True
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        outputs = inputs.outputs_of(
+            plan.config,
+            plan.dataset,
+            plan.validation.rows,
+            self.forward,
+            variables,
+            plan.par,
+            plan.config.eval_batch_size,
+            self.watchdog.beat,
+        )
+        self.watchdog.beat()
+        if not np.isfinite(outputs).all():
+            self.saved.wait()
+            raise Diverged(
+                f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last"
+                f" checkpoint of {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
+            )
+        return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
+
+    def save(self, state: steps.TrainState, number: int, scores: stages.Scores | None) -> None:
+        plan = self.plan
+        self.saved.save(
+            state,
+            {
+                "step": number,
+                "epoch": number / plan.steps_per_epoch,
+                "stage": plan.stage.name,
+                "model": plan.config.model.name,
+                "num_outputs": plan.num_outputs,
+                "scores": scores,
+                "selected_by": plan.selected_by,
+                "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
+                "handed": {name: plan.handed[name] for name in plan.stage.needs},
+                "config": fields.as_json(plan.config),
+                "crop": plan.dataset.crop,
+                "data": str(plan.dataset.path),
+                "data_hash": plan.dataset.hash,
+                "trained_on": plan.trained_on,
+                "leaks": plan.leaks,
+                "identities": plan.identities,
+            },
+        )
+
+    def _summary(self, journal: Journal) -> dict:
+        best = self.saved.best()
+        meta = self.saved.meta(best)
+        summary = {
+            "stage": self.plan.stage.name,
+            "step": best,
+            "last_step": self.saved.latest(),
+            "scores": meta["scores"],
+            "selected_by": self.plan.selected_by,
+            "handed": meta["handed"],
+            "bad_steps": journal.bad_steps,
+            "seconds": round(journal.seconds, 1),
+        }
+        if parallel.is_first_host():
+            files.write_json(self.plan.workdir / "summary.json", summary)
+        parallel.wait_for_hosts("summary")
+        return summary

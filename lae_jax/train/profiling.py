@@ -1,0 +1,98 @@
+"""`--profile`: a trace of some steps of a run, for TensorBoard's profile plugin and for Perfetto."""
+
+import dataclasses
+import logging
+import os
+import re
+import socket
+import tempfile
+
+import jax
+from etils import epath
+
+from lae_jax.runtime import files
+from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+FOLDER = "profile"
+MAX_STEPS = 1000  # a trace of more is of no use to anybody: viewers read a million events at most
+_SKIPPED = 2  # first steps of a start that `--profile N` leaves out: they compile and fill the pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Steps `first` to `last`, both traced, counted from 1 over the whole run; or, where `first` is 0, the `last` steps
+    after the first two of a start."""
+
+    first: int
+    last: int
+
+    def of_start(self, before: int) -> tuple[int, int]:
+        """(first, last) for a start that goes on after step `before`."""
+        if self.first:
+            return self.first, self.last
+        return before + _SKIPPED + 1, before + _SKIPPED + self.last
+
+
+def parse(text: str) -> Wanted:
+    """'20' or '100:120'. Raises InputError."""
+    match = re.fullmatch(r"(?:(\d{1,9}):)?(\d{1,9})", text)
+    first, last = (int(match[1]) if match[1] else None, int(match[2])) if match else (None, 0)
+    if not match or first == 0 or last < (first or 1):
+        raise InputError(f"--profile {text}: a number of steps (--profile 20) or FIRST:LAST (--profile 100:120)")
+    if last - (first or 1) >= MAX_STEPS:
+        raise InputError(f"--profile {text}: at most {MAX_STEPS} steps, or no viewer opens the trace")
+    return Wanted(first or 0, last)
+
+
+class Trace:
+    """Traces the wanted steps of a start into `workdir/profile/host<number>`; without any, it does nothing.
+
+    `begin(step)` before a step is dispatched, `end(step)` when its results are there, by when the next one has begun.
+    Leaving the block ends a trace that is under way.
+    """
+
+    def __init__(self, workdir: epath.Path, wanted: Wanted | None, before: int, total: int):
+        """before, total: steps that are done, and of the run. Raises InputError where a wanted one is not to come."""
+        self._first, self._last = wanted.of_start(before) if wanted else (0, 0)
+        if wanted and not before < self._first <= self._last <= total:
+            raise InputError(
+                f"--profile: steps {self._first} to {self._last} are not among those to come, {before + 1} to {total}"
+            )
+        self._folder = workdir / FOLDER / f"host{jax.process_index()}"
+        self._running = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def begin(self, step: int) -> None:
+        if step != self._first:
+            return
+        # Nothing but XLA's own files can be written into a bucket: there they are copied.
+        self._written = tempfile.mkdtemp() if files.is_remote(self._folder) else os.fspath(self._folder)
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # a million events in a second, and each slows its function down
+        jax.profiler.start_trace(self._written, profiler_options=options)
+        self._running = True
+
+    def end(self, step: int) -> None:
+        if step == self._last:
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        jax.profiler.stop_trace()
+        if os.fspath(self._folder) != self._written:
+            for path in epath.Path(self._written).glob("**/*"):
+                if path.is_file():
+                    target = self._folder / path.relative_to(self._written)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_bytes())
+        newest = max((self._folder / "plugins" / "profile").iterdir(), key=lambda path: path.name)
+        logger.info("traced: open %s/%s.trace.json.gz in Perfetto (docs/training.md)", newest, socket.gethostname())
