@@ -75,7 +75,7 @@ test-browser: $(STAMP)
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
 
 test-beam: $(BEAM_STAMP)
-	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py --durations 5
+	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py --durations 5
 
 # Atheris comes for Linux only, so it is no requirement of the tests.
 fuzz: $(STAMP)

@@ -3,7 +3,7 @@
 python -m benchmarks.fuzz_readers --seconds 60 TARGET|all        (needs: pip install atheris)
 
 A target reads or refuses with InputError or BadImage; anything else, more than 10 seconds or more than 2 GB end it with
-an error and leave the input in the working folder. tests/test_fuzz_readers.py gives the same targets to hypothesis.
+an error and leave the input in the working folder. tests/bench/test_fuzz_readers.py gives the targets to hypothesis.
 """
 
 import argparse

@@ -18,12 +18,23 @@ CACHE = ROOT / "build" / f"test-cache-{cpu.cores()}"
 TOOLS = "awk bash cat cmp cp dirname env grep gzip head mkdir mktemp rm sed seq sleep tail tar timeout touch"
 
 # The slowest files start first, so that no worker is left with one at the end.
-LONGEST = ("faults", "train", "pretrained", "export", "predict", "serve", "head_training", "words", "longtail", "steps")
+LONGEST = ("survival", "loop", "pretrained", "export", "predict", "serve", "fitting", "packing", "longtail", "steps")
 # Files whose numbers must hold on any CPU (make test-portable). make test-avx2, which .ci/run calls, skips SLOW.
-QUICK = {"align", "augment", "crops", "detect", "distributions", "head_losses", "layers", "losses", "metrics", "optim"}
-QUICK |= {"phash", "pillow_ops", "pipeline", "sampling", "shards", "splits", "steps", "synthetic"}
-SLOW = {"evaluate", "export", "faults", "head_methods", "head_training", "longtail", "models", "predict", "pretrained"}
-SLOW |= {"records", "serve", "train", "words"}
+QUICK = {
+    "align",
+    "augment",
+    "crops",
+    "detect",
+    "distributions",
+    "method_losses",
+    "layers",
+    "losses",
+    "metrics",
+    "optim",
+}
+QUICK |= {"perceptual_hash", "operations", "pipeline", "sampling", "shards", "splits", "steps", "drawing"}
+SLOW = {"evaluate", "export", "survival", "methods", "fitting", "longtail", "backbones", "predict", "pretrained"}
+SLOW |= {"records", "serve", "loop", "packing"}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What this was started with: pytest's workers inherit what is added below.
