@@ -14,7 +14,7 @@ import json
 import time
 
 from lae_jax.runs import fields
-from lae_jax.runtime import cpu
+from lae_jax.runtime import cpu, start
 
 if __name__ == "__main__":
     cpu.prepare()  # as `lae_jax.evaluate` does, before the imports that start threads
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

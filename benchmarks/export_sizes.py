@@ -17,7 +17,7 @@ from lae_jax import models
 from lae_jax.export import convert, folder
 from lae_jax.export.program import Program
 from lae_jax.runs import preprocessing
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 from lae_jax.train import steps
 
 MODELS = ("resnet18:64", "resnet50:64", "efficientnet_v2_s:96", "efficientnet_v2_m:224")
@@ -83,4 +83,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 3
@@ -85,7 +85,7 @@ def child(args: argparse.Namespace) -> None:
     loop.train(config)
 
 
-def start(args: argparse.Namespace, folder: pathlib.Path, number: int) -> dict[str, tuple[float, float]]:
+def begin(args: argparse.Namespace, folder: pathlib.Path, number: int) -> dict[str, tuple[float, float]]:
     """Label -> seconds of wall and CPU time that the part took."""
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "image_size", "batch_size")]
     words += [f"--data={folder / 'drawn'}", f"--workdir={folder / f'run{number}'}", f"--started={time.time()}"]
@@ -121,7 +121,7 @@ def main() -> None:
             [sys.executable, "-m", "lae_jax.prepare", *words, "--out", str(folder / "drawn")],
             cwd=ROOT, check=True, capture_output=True,
         )  # fmt: skip
-        first, *later = [start(args, folder, number) for number in range(args.starts + 1)]
+        first, *later = [begin(args, folder, number) for number in range(args.starts + 1)]
     labels = list(first)[: list(first).index("step 1 run") + 1]
     second = {label: tuple(statistics.median(run[label][i] for run in later) for i in (0, 1)) for label in labels}
 
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

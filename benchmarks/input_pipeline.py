@@ -18,9 +18,9 @@ import sys
 
 from PIL import Image
 
+from lae_jax import prepare
 from lae_jax.data.sources import synthetic
-from lae_jax.prepare import __main__ as prepare
-from lae_jax.runtime import console, cpu
+from lae_jax.runtime import console, cpu, start
 
 TUNED = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 PEERS = {
@@ -50,8 +50,7 @@ def prepared(pictures: pathlib.Path, out: pathlib.Path, short_side: int) -> None
     csv = out.parent / f"{out.name}.csv"
     lines = [f"{path.resolve()},{20 + i % 50}" for i, path in enumerate(sorted(pictures.glob("*.jpg")))]
     csv.write_text("path,age\n" + "\n".join(lines) + "\n")
-    args = f"--reader csv --align none --size {short_side} --shards 1 --workers 1".split()
-    prepare.prepare(prepare.parse_args([*args, "--source", f"train={csv}", "--out", str(out)]))
+    prepare.prepare({"train": csv}, out, align="none", size=short_side, shards=1, workers=1)
 
 
 class Side:
@@ -157,4 +156,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

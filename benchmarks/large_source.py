@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from lae_jax.data import joining, shards, stored
 from lae_jax.data.sources import readers
-from lae_jax.prepare import __main__ as prepare
+from lae_jax.faces import crops
+from lae_jax.prepare import assembly
 from lae_jax.runtime.files import write_json
 
 PEOPLE_OF = 100  # images a person
@@ -97,20 +98,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=flags.out) as folder:
         out, table, clock = pathlib.Path(folder) / "out", pathlib.Path(folder) / "faces.csv", Clock()
         write_csv(table, flags.rows, flags.by == "column")
-        words = ["--reader", "csv", "--source", str(table), "--align", "none", "--out", str(out)]
-        words += {"identity": [], "column": [], "image": ["--by", "image"], "folds": ["--folds", "10"]}[flags.by]
-        args = prepare.parse_args(words)
+        how = assembly.Splitting(
+            ratio=(4, 1),
+            folds=10 if flags.by == "folds" else None,
+            by="image" if flags.by == "image" else None,
+            seed=0,
+        )
         clock.told("(the CSV is written)")
-        source = readers.READERS["csv"](args.source, readers.Options())
+        source = readers.READERS["csv"]([str(table)], readers.Options())
         clock.told("read")
-        tasks = shards.plan(source, out, "csv", prepare.recipe_of(args))
+        tasks = shards.plan(source, out, "csv", crops.Recipe("none"))
         rejected = source.rejected
         del source
         clock.told("plan")
         for task in tasks:
             write_part(task)
         clock.told("(parts are made up)")
-        manifest = joining.finish(tasks, rejected, lambda column: prepare.splitter(args, column))
+        manifest = joining.finish(tasks, rejected, lambda column: assembly.splitter(how, column))
         clock.told("join and split")
         print({key: manifest[key] for key in ("count", "rejected", "left_out_of_split", "splits", "protocol")})
     if peak() > flags.at_most:

@@ -16,7 +16,7 @@ import pathlib
 import tempfile
 import time
 
-from lae_jax.runtime import cpu
+from lae_jax.runtime import cpu, start
 
 if __name__ == "__main__":
     cpu.prepare()  # as `lae_jax.main` does, before the imports that start threads
@@ -24,9 +24,8 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from lae_jax import models
+from lae_jax import models, prepare
 from lae_jax.configs import represent
-from lae_jax.prepare import __main__ as prepare
 from lae_jax.runs import build
 from lae_jax.runtime import checkpoints, compile_cache, console, watch
 from lae_jax.train import loop as train
@@ -92,8 +91,8 @@ def of_step(loop: train._Loop, state: steps.TrainState, batches: list[dict], cou
 
 
 def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
-    words = ["--reader", "synthetic", "--source", f"train={args.batch_size}", "--size", "32", "--workers", "1"]
-    prepare.prepare(prepare.parse_args([*words, "--out", str(folder / "drawn")]))
+    source = {"train": str(args.batch_size)}
+    prepare.prepare(source, folder / "drawn", reader="synthetic", size=32, workers=1)
     random = np.random.default_rng(0)
     shape = (args.batch_size, args.image_size, args.image_size, 3)
     batches = [
@@ -152,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

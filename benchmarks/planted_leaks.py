@@ -17,9 +17,8 @@ import tempfile
 
 from PIL import Image
 
-from lae_jax.audit import saved
-from lae_jax.prepare import __main__ as prepare
-from lae_jax.runtime import console
+from lae_jax import audit, prepare
+from lae_jax.runtime import start
 
 _FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 _LEAKS = {"near_picture", "near_picture_ages", "same_identity", "same_file_ages"}
@@ -30,9 +29,8 @@ def audited(folder: pathlib.Path, rows: list[dict], name: str) -> tuple[list[dic
     table = folder / f"{name}.csv"
     _write(table, ["path", "age", "split", "identity"], rows)
     out = folder / name
-    words = ["--reader", "csv", "--source", str(table), "--images", str(folder / "images"), "--out", str(out)]
-    manifest = prepare.prepare(prepare.parse_args([*words, "--align", "none", "--shards", "4"]))
-    (report,) = saved.run([out], 64)
+    manifest = prepare.prepare(table, out, images=folder / "images", align="none", shards=4)
+    (report,) = audit.audit([out], image_size=64)
     shutil.rmtree(out)
     return [finding for finding in report["findings"] if finding["kind"] in _LEAKS], manifest["left_out_of_split"]
 
@@ -99,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

@@ -20,11 +20,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from lae_jax import prepare
 from lae_jax.data import shards
 from lae_jax.data.sources import readers, synthetic
-from lae_jax.faces import images
-from lae_jax.prepare import __main__ as prepare
-from lae_jax.runtime import console
+from lae_jax.faces import crops, images
+from lae_jax.runtime import console, start
 
 
 def draw(folder: pathlib.Path, count: int) -> None:
@@ -46,22 +46,20 @@ def copy_and_hash(paths: list[pathlib.Path], out: pathlib.Path) -> None:
 
 def write_shards(paths: list[pathlib.Path], out: pathlib.Path) -> None:
     """What `prepare` does with each image, without starting, splitting and auditing."""
-    args, source = _source(paths, out)
-    for task in shards.plan(source, out, args.reader, prepare.recipe_of(args)):
+    source = readers.READERS["csv"]([_table(paths, out)], readers.Options(str(paths[0].parent)))
+    for task in shards.plan(source, out, "csv", crops.Recipe("none")):
         shards.write_shard(task)
 
 
 def whole(paths: list[pathlib.Path], out: pathlib.Path) -> None:
     """The program but for its audit, one process."""
-    prepare.prepare(_source(paths, out)[0])
+    prepare.prepare(_table(paths, out), out, images=paths[0].parent, align="none", workers=1)
 
 
-def _source(paths: list[pathlib.Path], out: pathlib.Path):
+def _table(paths: list[pathlib.Path], out: pathlib.Path) -> str:
     table = out.with_suffix(".csv")
     table.write_text("path,age\n" + "".join(f"{path.absolute()},30\n" for path in paths))
-    words = ["--reader", "csv", "--source", str(table), "--images", str(paths[0].parent), "--align", "none"]
-    args = prepare.parse_args([*words, "--workers", "1", "--out", str(out)])
-    return args, readers.READERS["csv"](args.source, readers.Options(args.images, args.size, args.quality, args.seed))
+    return str(table)
 
 
 def decode_small(paths: list[pathlib.Path], out: pathlib.Path) -> None:
@@ -129,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

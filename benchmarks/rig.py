@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lae_jax.prepare import __main__ as prepare
+from lae_jax import prepare
 from lae_jax.runtime import checkpoints, checksums, cpu
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,9 +49,8 @@ class Bench:
 
     def prepare(self) -> None:
         """96 + 64 + 16 drawn faces of 32 px in two shards."""
-        sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
-        words = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1"]
-        prepare.prepare(prepare.parse_args([*words, "--out", str(self.data)]))
+        source = {"train": "96", "validation": "64", "test": "16"}
+        prepare.prepare(source, self.data, reader="synthetic", size=32, shards=2, workers=1)
 
     def fields(self, workdir: pathlib.Path, **more) -> dict:
         return {

@@ -29,7 +29,7 @@ import psutil
 from PIL import Image
 
 from lae_jax.data.sources import synthetic
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 
 OUT = pathlib.Path("build/serve_load")
 SIDES = {"batched": 32, "one by one": 1}
@@ -52,8 +52,8 @@ def photographs() -> list[bytes]:
 
 def small_run(folder: pathlib.Path) -> pathlib.Path:
     """A run of little worth, on crops that were cut from drawn photographs: what is measured is the server."""
+    from lae_jax import prepare
     from lae_jax.configs import represent
-    from lae_jax.prepare import __main__ as prepare
     from lae_jax.train import loop
 
     if (folder / "run" / "summary.json").exists():
@@ -64,8 +64,7 @@ def small_run(folder: pathlib.Path) -> pathlib.Path:
         (folder / "photographs" / f"{k}.jpg").write_bytes(content)
         rows.append(f"photographs/{k}.jpg,{5 * k + 3}")
     (folder / "faces.csv").write_text("\n".join(rows) + "\n")
-    words = ["--reader", "csv", "--source", str(folder / "faces.csv"), "--out", str(folder / "data"), "--split", "1:1"]
-    prepare.prepare(prepare.parse_args([*words, "--size", "96"]))
+    prepare.prepare(folder / "faces.csv", folder / "data", ratio="1:1", size=96)
     c = represent.get_config()
     c.workdir, c.data.path, c.data.image_size = str(folder / "run"), str(folder / "data"), 64
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "resnet18", 8, 8, 1.0
@@ -219,4 +218,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

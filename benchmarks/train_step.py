@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from benchmarks import sides, step_variants
 from lae_jax.models import BACKBONES, efficientnet_v2
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 
 MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for first: --minutes may end them
 TIMM = {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"} | {
@@ -67,7 +67,7 @@ def make_case(args: argparse.Namespace, mode: str, batch: int, **changes) -> dic
     return case | changes
 
 
-def start(side: sides.Side, case: dict, smallest: int = 1) -> tuple[dict, int]:
+def begin(side: sides.Side, case: dict, smallest: int = 1) -> tuple[dict, int]:
     """Starts a case at its batch, or at the largest half of it that fits. Returns its facts and that batch."""
     while True:
         try:
@@ -82,15 +82,15 @@ def start(side: sides.Side, case: dict, smallest: int = 1) -> tuple[dict, int]:
 def race(ours: sides.Side, ours_case: dict, other: sides.Side | None, other_case: dict, turns: int) -> list[dict]:
     """Rows of both sides at the largest batch that both can take; of ours alone where the other one cannot."""
     facts, batch = {}, ours_case["batch"]
-    facts[ours.name], batch = start(ours, ours_case)
+    facts[ours.name], batch = begin(ours, ours_case)
     racing = [ours]
     if other is not None:
         try:
-            facts[other.name], fits = start(other, other_case | {"batch": batch})
+            facts[other.name], fits = begin(other, other_case | {"batch": batch})
             racing.append(other)
             if fits < batch:
                 batch = fits
-                facts[ours.name], _ = start(ours, ours_case | {"batch": batch}, batch)
+                facts[ours.name], _ = begin(ours, ours_case | {"batch": batch}, batch)
         except sides.SideError as error:
             print(f"{other.name} left out: {error}", file=sys.stderr)
     found = sides.take_turns(racing, turns)
@@ -237,4 +237,4 @@ def answers(peer: sides.Side) -> bool:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

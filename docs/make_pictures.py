@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image, ImageDraw, ImageFilter
 
+from lae_jax import prepare
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
 from lae_jax.faces import align, images
-from lae_jax.prepare import __main__ as prepare
 
 matplotlib.use("Agg")
 HERE = pathlib.Path(__file__).parent
@@ -89,8 +89,7 @@ def main() -> None:
         (folder / "broken.jpg").write_bytes((folder / "broken.jpg").read_bytes()[:3000])
         lines = ["path,age", *(f"{name},30" for name in scenes), "missing.jpg,30", "upright.jpg,130"]
         (folder / "faces.csv").write_text("\n".join(lines) + "\n")
-        words = ["--reader", "csv", "--source", str(folder / "faces.csv"), "--out", str(folder / "out")]
-        prepare.prepare(prepare.parse_args([*words, "--workers", "1", "--split", "1:1"]))
+        prepare.prepare(folder / "faces.csv", folder / "out", workers=1, ratio="1:1")
         dataset = records.open_dataset(folder / "out")
         template = align.template(SIZE, MARGIN)
         above, below = [], []

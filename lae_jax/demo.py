@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lae_jax.runtime import console, cpu, files
+from lae_jax.runtime import cpu, files, flags, start
 from lae_jax.runtime.errors import InputError
 
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
@@ -35,12 +35,10 @@ _SECONDS, _SECONDS_ON_ONE_CORE, _SECONDS_A_FACE, _FACES = 175, 260, 0.0075, 60
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m lae_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="build/demo", help="folder of faces and runs (default build/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of faces and training (default 0)")
-    parser.add_argument("--devices", type=int, default=8, help="simulated devices (default 8)")
+    parser = flags.Parser("demo", __doc__)
+    parser.add_common("out", required=False, default="build/demo", help="folder of faces and runs")
+    parser.add_common("seed", help="seed of faces and training (default: 0)")
+    parser.add_common("devices", default=8, help="number of simulated devices on a CPU")
     return parser.parse_args(argv)
 
 
@@ -175,4 +173,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

@@ -16,7 +16,8 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax.runtime import console, layout, watch
+from lae_jax import __version__
+from lae_jax.runtime import layout, start, watch
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import is_remote
 
@@ -45,7 +46,6 @@ EXPECT_DEVICES = flags.DEFINE_integer(
     "expect_devices", 0, "Stop unless there are so many in all (0: any).", lower_bound=0
 )
 ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
-flags.DEFINE_alias("allow-leak", "allow_leak")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
 PROFILE = flags.DEFINE_string("profile", "", "Trace so many steps, or those of FIRST:LAST, into the run's profile/.")
 
@@ -54,18 +54,11 @@ def set_up_devices() -> None:
     """Simulated devices, and the other processes; before anything asks JAX for its devices."""
     import jax
 
-    from lae_jax.runtime import compile_cache, cpu, parallel
-
-    compile_cache.keep()
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
         raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
     if COORDINATOR.value and CLUSTER.value:
         raise InputError("--coordinator and --cluster exclude each other")
-    if DETERMINISTIC.value:
-        parallel.be_deterministic()
-    if DEVICES.value:
-        parallel.simulate_devices(DEVICES.value)
-    cpu.prepare()
+    start.devices(DEVICES.value, DETERMINISTIC.value)
     # JAX would take SIGTERM for itself; watch.Signals has it.
     jax.config.update("jax_enable_preemption_service", False)
     if COORDINATOR.value:
@@ -97,9 +90,8 @@ def leave(status: int) -> None:
     JAX would have one that ends alone wait for minutes and then abort; so it leaves after a while, and JAX aborts the
     others.
     """
-    import jax
-
-    if not jax.distributed.is_initialized():
+    jax = sys.modules.get("jax")  # a wrong flag ends it before JAX is loaded
+    if jax is None or not jax.distributed.is_initialized():
         sys.exit(status)
     # The status is settled: another signal must not change it.
     for number in watch.ASKING:
@@ -114,7 +106,7 @@ def leave(status: int) -> None:
 
 def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
     """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
-    before, unless its `init_from` says otherwise. profile: the steps of each to trace (tracing.Wanted)."""
+    before, unless its `init_from` says otherwise. profile: the steps of each to trace (profiling.Steps)."""
     if "stages" not in config:
         _train(config, signals, profile)
         return
@@ -205,6 +197,15 @@ def main(argv: list[str], signals: watch.Signals) -> None:
     run(config, signals, profile)
 
 
+def with_underscores(words: list[str]) -> list[str]:
+    """A command line whose flags have underscores, as absl has them, where they had hyphens."""
+    result = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        result.append(f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word)
+    return result
+
+
 def find_shipped_config(argv: list[str]) -> list[str]:
     """`--config represent` and `--config configs/represent.py`, away from a checkout, mean the package's own file."""
     argv, shipped = list(argv), pathlib.Path(__file__).parent / "configs"
@@ -243,9 +244,12 @@ def flag_error(error: Exception) -> str:
 
 def cli() -> None:
     """The program, with errors in the flags as one line. Without absl's app, which turns every library's log on."""
-    argv = find_shipped_config(sys.argv)
+    argv = find_shipped_config(with_underscores(sys.argv))
     if {"--help", "-h", "-help"} & {*argv}:
         print(__doc__, flags.FLAGS.module_help(CONFIG_MODULE), sep="\n")
+        return
+    if "--version" in argv:
+        print(f"lae_jax {__version__}")
         return
     try:
         words = flags.FLAGS(argv)
@@ -256,4 +260,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    console.door(cli, leave)
+    start.program(cli, leave)

@@ -95,12 +95,11 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn(once) -> pathlib.Path:
     """A prepared data set: 96 + 64 + 16 drawn faces of 32 px in two shards, with identities and all three splits."""
-    from lae_jax.prepare import __main__ as prepare
+    from lae_jax import prepare
 
     def make(out):
-        sources = ["--source", "train=96", "--source", "validation=64", "--source", "test=16"]
-        words = ["--reader", "synthetic", *sources, "--size", "32", "--shards", "2", "--workers", "1"]
-        prepare.prepare(prepare.parse_args([*words, "--out", str(out)]))
+        source = {"train": "96", "validation": "64", "test": "16"}
+        prepare.prepare(source, out, reader="synthetic", size=32, shards=2, workers=1)
 
     return once("drawn", make)
 

@@ -6,9 +6,9 @@ import shutil
 
 from PIL import Image
 
+from lae_jax import prepare
 from lae_jax.data.sources import synthetic
 from lae_jax.faces import images
-from lae_jax.prepare import __main__ as prepare
 
 TRAIN, VALIDATION = 40, 24
 
@@ -36,11 +36,10 @@ def prepared(faces, out, *more, named=False):
         writer = csv.writer(file)
         writer.writerow(["path", "age", "split", "identity"])
         writer.writerows((p, a, s, f"person {i}" if named else "") for p, a, s, i in [*rows, *more])
-    prepare.prepare(prepare.parse_args(words(out / "faces.csv", faces, out / "data")))
+    prepare.prepare(out / "faces.csv", out / "data", **crops_of(faces))
     return out / "data"
 
 
-def words(table, faces, out) -> list[str]:
-    """Of prepare, for a CSV of these pictures."""
-    words = ["--reader", "csv", "--source", str(table), "--images", str(faces), "--out", str(out)]
-    return [*words, "--align", "none", "--workers", "1"]
+def crops_of(faces) -> dict:
+    """Arguments of prepare for a CSV of these pictures."""
+    return {"images": faces, "align": "none", "workers": 1}

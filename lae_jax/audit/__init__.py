@@ -1,1 +1,34 @@
-"""Audits of prepared data sets: leaks between splits, double images, labels that cannot be."""
+"""Audits of prepared data sets: leaks between splits, pictures that stand twice, labels that cannot be."""
+
+import os
+from collections.abc import Sequence
+
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError
+
+
+def audit(data: Sequence[str | os.PathLike], *, image_size: int | None = None) -> list[dict]:
+    """Audits prepared data sets, each alone and all against each other.
+
+    Writes audit.json and audit.png into each of them.
+
+    Args:
+      data: Folders of prepared data sets.
+      image_size: Side of the model's input in pixels (default: 224, or less where a data set was prepared smaller).
+
+    Returns:
+      What stands in each audit.json. A finding is {'kind', 'severity': 'leak' | 'warning' | 'note', 'splits', 'count',
+      'message', ...}; a damaged data set has that as its only finding.
+
+    Raises:
+      InputError: A folder holds no data set, is named twice, or cannot be written to.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}: it must be at least 1 pixel")
+    if len({*map(os.fspath, data)}) < len(data):
+        raise InputError("a folder is named twice")
+    for path in data:
+        layout.require_dataset(path)
+    from lae_jax.audit import saved
+
+    return saved.run(data, image_size)

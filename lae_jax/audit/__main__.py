@@ -10,35 +10,28 @@ damaged.
 
 import argparse
 
-from lae_jax.runtime import console, layout
+from lae_jax import audit
+from lae_jax.runtime import flags, start
 from lae_jax.runtime.errors import InputError, LeakFound
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m lae_jax.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = flags.Parser("audit", __doc__)
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
         "--image-size",
         type=int,
-        help="of the input, pixels (default 224, or less where prepared with a smaller --size)",
+        metavar="PIXELS",
+        help="side of the model's input (default: 224, or less where prepared with a smaller --size)",
     )
-    args = parser.parse_args(argv)
-    if args.image_size is not None and args.image_size < 1:
-        raise InputError(f"--image-size {args.image_size}: at least 1 pixel")
-    if len({*args.data}) < len(args.data):
-        raise InputError("a folder is named twice")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    for path in args.data:
-        layout.require_dataset(path)
+    reports = audit.audit(args.data, image_size=args.image_size)
     from lae_jax.audit import saved
 
-    reports = saved.run(args.data, args.image_size)
     print("\n\n".join(saved.tell(report) for report in reports))
     if broken := [report["data"] for report in reports if report["data_hash"] is None]:
         raise InputError(f"{', '.join(broken)} cannot be used, see above")
@@ -48,4 +41,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

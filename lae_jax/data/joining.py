@@ -66,14 +66,14 @@ def finish(
     sizes = {name: len(rows) for name, rows in splits.items()}
     for name, size in sizes.items():
         if not size:
-            kept = "its images are kept: the same command with another --split goes on with them"
+            kept = "its images are kept: the same command with another --ratio goes on with them"
             if len(tasks) == 1:  # the work of a moment
                 columns_path.unlink()
                 _remove(tasks)
                 kept = "nothing was kept"
             raise InputError(
                 f"{out}: split {name!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
-                " Take another --split, or give more images or people"
+                " Take another --ratio, or give more images or people"
             )
     _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)

@@ -71,7 +71,7 @@ def parse_ratio(text: str) -> tuple[int, ...]:
     """'4:1' -> (4, 1): train and validation; '8:1:1' -> train, validation and test."""
     if not re.fullmatch(r"\d+:\d+(:\d+)?", text) or not all(int(part) for part in text.split(":")):
         raise InputError(
-            f"--split {text!r} is no ratio such as 4:1 (train:validation) or 8:1:1 (train:validation:test)"
+            f"--ratio {text!r} is no ratio such as 4:1 (train:validation) or 8:1:1 (train:validation:test)"
         )
     return tuple(int(part) for part in text.split(":"))
 

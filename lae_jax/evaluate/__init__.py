@@ -1,1 +1,90 @@
 """Evaluations: what a run predicts for a split, scored and written into a folder."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError
+
+
+class Evaluation(NamedTuple):
+    """An evaluation as it was written."""
+
+    report: dict  # what stands in report.json
+    folder: epath.Path
+
+
+def evaluate(
+    run: str | os.PathLike,
+    data: str | os.PathLike | None = None,
+    split: str | None = None,
+    *,
+    step: int | None = None,
+    flip: bool = False,
+    interval: float = 0.9,
+    baseline: str | os.PathLike | None = None,
+    threshold: float | None = None,
+    slices: Sequence[str] = (),
+    spread: str | None = None,
+    show_faces: bool = False,
+    calibrate: bool = False,
+    allow_other_crop: bool = False,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Scores a run on a split and writes RUN/evaluation/<data set>-<split>/.
+
+    Args:
+      run: Folder of a run.
+      data: Folder of a prepared data set (default: the run's own).
+      split: Name of a split, 'all' for every row (default: the run's validation split).
+      step: Step of the checkpoint to take (default: the best one).
+      flip: Average each estimate with that of the mirror image.
+      interval: Share of a predicted distribution that its interval holds, between 0 and 1.
+      baseline: Run that the page compares this one with; it was evaluated on the same split.
+      threshold: Age in years: the report tells how P(age >= threshold) decides.
+      slices: Columns of the data set by which the scores are told too.
+      spread: Column of the labels' standard deviation, or 'MEAN,STD', for the epsilon-error.
+      show_faces: Show the best, a typical and the worst face of each age group on the page.
+      calibrate: Fit the temperature of the distributions first, on the run's validation split.
+      allow_other_crop: Go on although faces are cut otherwise than the run's own.
+      batch_size: Images at a time, over all devices.
+
+    Returns:
+      The report and its folder.
+
+    Raises:
+      InputError: An argument, the run or the data set cannot be used.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
+    if not 0 < interval < 1:
+        raise InputError(f"interval is {interval}: it must lie between 0 and 1")
+    if threshold is not None and not 0 < threshold <= 100:
+        raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
+    layout.require_run(run)
+    if data:
+        layout.require_dataset(data)
+    # Here and not above: a program tells its flags without loading all this.
+    from lae_jax.evaluate import measure, results
+    from lae_jax.runtime import checkpoints
+
+    contents = results.Contents(
+        interval=interval,
+        threshold=threshold,
+        slices=tuple(dict.fromkeys(slices)),
+        spread=spread or "",
+        faces=show_faces,
+        baseline=os.fspath(baseline or ""),
+    )
+    handed = checkpoints.load_run(run, step)
+    data = None if data is None else os.fspath(data)
+    results.check(contents, handed, data, split, flip)
+    done = measure.predict(handed, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
+    if calibrate:
+        measure.calibrate(done, interval)
+    suffix = f"-step{step}" * (step is not None) + "-flip" * flip
+    folder = results.place(done, suffix)
+    return Evaluation(results.write(done, folder, contents, flip=flip), folder)

@@ -24,7 +24,7 @@ _SIDE = 240  # pixels of a photograph on a page
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Contents:
     """interval: share of the distribution whose coverage is told; threshold: years, of P(age >= threshold); slices:
     further columns of the source; spread: 'STD' or 'MEAN,STD', columns of the source, for the epsilon-error; faces:
     show some; baseline: another run, evaluated on the same images."""
@@ -37,23 +37,23 @@ class Wanted:
     baseline: str = ""
 
 
-def check(wanted: Wanted, handed: checkpoints.Handed, data: str | None, split: str | None, flip: bool) -> None:
+def check(contents: Contents, handed: checkpoints.Handed, data: str | None, split: str | None, flip: bool) -> None:
     """Raises InputError, before anything is predicted, for a column that is not there, and for a baseline that is no
     run or was not evaluated on what this one is to be."""
-    spread = wanted.spread.split(",") if wanted.spread else []
+    spread = contents.spread.split(",") if contents.spread else []
     if len(spread) > 2:
-        raise InputError(f"--spread {wanted.spread}: a column of standard deviations, or MEAN,STD")
-    if not (spread or wanted.slices or wanted.baseline):
+        raise InputError(f"--spread {contents.spread}: a column of standard deviations, or MEAN,STD")
+    if not (spread or contents.slices or contents.baseline):
         return
     dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
-    for column in [*wanted.slices, *spread]:
+    for column in [*contents.slices, *spread]:
         dataset.column(column)
-    if wanted.baseline:
-        loading.some(epath.Path(wanted.baseline))
-    _baseline(wanted.baseline, dataset, split or measure.validation_split(handed), flip)
+    if contents.baseline:
+        loading.some(epath.Path(contents.baseline))
+    _baseline(contents.baseline, dataset, split or measure.validation_split(handed), flip)
 
 
-def write(done: measure.Evaluated, folder: epath.Path, wanted: Wanted, *, flip: bool = False) -> dict:
+def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, flip: bool = False) -> dict:
     """Writes the evaluation's folder and returns its report.json.
 
     report.json, report.html; of ages also predictions.csv, model_card.md, and report/ with the pictures and their
@@ -81,19 +81,19 @@ def write(done: measure.Evaluated, folder: epath.Path, wanted: Wanted, *, flip: 
         files.write_json(folder / loading.REPORT, report)
         page.write(folder / loading.PAGE, evaluation_page.of_run(handed.workdir, report))
         return report
-    baseline = _baseline(wanted.baseline, dataset, done.split, flip)
+    baseline = _baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.read_temperature(handed.workdir, handed.step)
-    report["interval"] = measure.sureness(done, wanted.interval, temperature)
-    report["threshold"] = wanted.threshold
+    report["interval"] = measure.sureness(done, contents.interval, temperature)
+    report["threshold"] = contents.threshold
     report["training"] = _training(done)
-    files.write_text(folder / loading.PREDICTIONS, _predictions(done, wanted, temperature))
+    files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature))
     files.write_json(folder / loading.REPORT, report)
     sample = loading.read(folder).sample
     scored = scores.score(sample)
     report |= _with_intervals(sample, scored) | {"constant": _constant(sample, scored)}
     files.write_json(folder / loading.REPORT, report)
     files.write_text(folder / loading.CARD, lineage.card_of(handed, [report], flip))
-    faces = _faces(done, temperature) if wanted.faces else []
+    faces = _faces(done, temperature) if contents.faces else []
     page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
     return report
 
@@ -116,7 +116,7 @@ def of_run(workdir: epath.Path) -> None:
     done = measure.predict(handed, batch_size=config.eval_batch_size)
     if parallel.is_first_host():
         folder = place(done)
-        write(done, folder, Wanted())
+        write(done, folder, Contents())
         files.write_text(path, (folder / loading.PAGE).read_text("utf-8"))
         logger.info("report: %s", path)
 
@@ -159,11 +159,11 @@ def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
     return {"age": median, "mae": constant.values["mae"], "difference": interval}
 
 
-def _predictions(done: measure.Evaluated, wanted: Wanted, temperature: float) -> str:
+def _predictions(done: measure.Evaluated, contents: Contents, temperature: float) -> str:
     """predictions.csv: a line an image."""
     dataset, rows = done.dataset, done.rows
     probabilities = distributions.tempered(done.probabilities, temperature)
-    low, high = distributions.intervals(probabilities, wanted.interval).T
+    low, high = distributions.intervals(probabilities, contents.interval).T
     person = people.codes(dataset.column("identity")[rows])[0]
     columns = {
         "name": dataset.column("name")[rows],
@@ -174,11 +174,11 @@ def _predictions(done: measure.Evaluated, wanted: Wanted, temperature: float) ->
         "below": distributions.below(probabilities, done.targets),
         "person": ["" if number < 0 else str(number) for number in person],
     }
-    if wanted.threshold is not None:
-        columns[f"p_at_least_{wanted.threshold:g}"] = distributions.at_least(probabilities, wanted.threshold)
-    if wanted.spread:
-        columns |= dict(zip(loading.GUESSES, _guesses(done, wanted.spread).T, strict=True))
-    for column in wanted.slices:
+    if contents.threshold is not None:
+        columns[f"p_at_least_{contents.threshold:g}"] = distributions.at_least(probabilities, contents.threshold)
+    if contents.spread:
+        columns |= dict(zip(loading.GUESSES, _guesses(done, contents.spread).T, strict=True))
+    for column in contents.slices:
         columns[loading.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
     lines = zip(*(_plain(values) for values in columns.values()), strict=True)
     return tables.csv_text([*columns], lines)

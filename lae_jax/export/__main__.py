@@ -10,21 +10,25 @@ check, SHA-256 of every file) and model_card.md. docs/serving.md says how it is 
 
 import argparse
 import pathlib
+from typing import get_args
 
-from lae_jax.export import folder
-from lae_jax.runtime import console, layout
+from lae_jax import export
+from lae_jax.runtime import flags, layout, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m lae_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = flags.Parser("export", __doc__)
+    parser.add_common("run")
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="FORMAT",
+        type=flags.one_of("format", get_args(export.Format)),
+        help="saved_model (TensorFlow), stablehlo (jax.export) or onnx",
     )
-    add = parser.add_argument
-    add("--run", required=True, help="folder of a run of stage 2 or 3")
-    add("--format", required=True, choices=[*folder.FORMATS], help="of TensorFlow, of jax.export, or ONNX")
-    add("--out", required=True, metavar="DIR", help="new folder")
-    add("--step", type=int, help="checkpoint (default: the best)")
-    add("--flip", choices=("yes", "no"), default="no", help="average with the mirror image (default no)")
+    parser.add_common("out", help="folder to make")
+    parser.add_common("step")
+    parser.add_common("flip")
     return parser.parse_args(argv)
 
 
@@ -45,17 +49,16 @@ def tell(content: dict, out: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    layout.require_run(args.run)
-    layout.require_new(args.out)
+    args = vars(parse_args(argv))
+    layout.require_run(args["run"])
+    layout.require_new(args["out"])
     import jax
 
     # Reference and read-back are float32 on the CPU; accelerators round more coarsely, and stay free for others.
     jax.config.update("jax_platforms", "cpu")
-    from lae_jax.export import convert
-
-    print(tell(convert.export(args.run, args.format, args.out, args.step, args.flip == "yes"), args.out))
+    start.devices()
+    print(tell(export.export(**args), args["out"]))
 
 
 if __name__ == "__main__":
-    console.door(main)
+    start.program(main)

@@ -15,9 +15,10 @@ from lae_jax.data.sources import synthetic
 from lae_jax.export import folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
-from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing, provenance
+from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
 from lae_jax.runtime import checkpoints, console, files, layout
 from lae_jax.runtime.errors import ExportDiffers, InputError, unknown
+from lae_jax.runtime.versions import version
 
 logger = logging.getLogger("lae_jax")
 
@@ -143,7 +144,7 @@ def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> d
         "images": len(crops.images),
         "batches": [len(part) for part in parts if len(part)],
         "from": crops.told,
-        "runtime": f"{name} {provenance.version(name)}",
+        "runtime": f"{name} {version(name)}",
     }
 
 

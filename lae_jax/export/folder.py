@@ -9,10 +9,10 @@ import numpy as np
 from etils import epath
 
 from lae_jax.export import onnx_model, saved_model, stablehlo
-from lae_jax.runtime import checksums, files
+from lae_jax.runtime import checksums, files, layout
 from lae_jax.runtime.errors import InputError, unknown
 
-FILE, CARD = "export.json", "model_card.md"
+FILE, CARD = layout.EXPORT, "model_card.md"
 VERSION = 1  # of export.json
 FORMATS = {"saved_model": saved_model, "stablehlo": stablehlo, "onnx": onnx_model}
 _AGAIN = "export it again (python -m lae_jax.export ...)"
@@ -30,12 +30,6 @@ class Export:
     temperature: float
     source: str
     content: Mapping
-
-
-def is_export(path: os.PathLike | str) -> bool:
-    """Whether a folder holds an export, or what is left of one."""
-    path = epath.Path(path)
-    return any((path / name).exists() for name in (FILE, *(form.FILE for form in FORMATS.values())))
 
 
 def close(path: os.PathLike | str, content: Mapping) -> None:

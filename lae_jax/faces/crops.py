@@ -2,18 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces import align
+from lae_jax.faces import Align, Faces, Undetected, align
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
-ALIGN = ("landmarks", "none")
-FACES = ("largest", "centre", "all")
-UNDETECTED = ("reject", "centre")
 # Of ready crops nobody knows how they were cut.
 UNKNOWN = {"align": "none", "detector": "unknown"}
 
@@ -53,9 +50,9 @@ class Recipe:
     undetected: str = "reject"
 
     def __post_init__(self):
-        for name, known in (("align", ALIGN), ("faces", FACES), ("undetected", UNDETECTED)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r}: {' or '.join(known)}")
+        for name, known in (("align", Align), ("faces", Faces), ("undetected", Undetected)):
+            if getattr(self, name) not in get_args(known):
+                raise InputError(f"{name} {getattr(self, name)!r}: {' or '.join(get_args(known))}")
         if not 16 <= self.size <= 4096:
             raise InputError(f"--size {self.size}: 16 to 4096 pixels")
         if not 1 <= self.quality <= 100:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from lae_jax.faces import perceptual_hash
+from lae_jax.faces import MAX_PIXELS, perceptual_hash
 
-MAX_PIXELS = 16_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _EXIF_ORIENTATION = 0x0112
 

@@ -1,1 +1,132 @@
-"""The long-tail bench: cures for a long tail that touch the head alone, compared on cached features."""
+"""The long-tail bench: methods for a long tail that touch the head alone, compared on cached features."""
+
+import os
+import time
+from collections.abc import Sequence
+
+from etils import epath
+
+from lae_jax.runtime import files, layout
+from lae_jax.runtime.errors import InputError
+
+
+def compare(
+    runs: Sequence[str | os.PathLike],
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    methods: Sequence[str] = (),
+    like: Sequence[str | os.PathLike] = (),
+    test: str = "test",
+    passes: int = 4,
+    seeds: int = 5,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    base_rates: Sequence[float] = (),
+    by_fold: bool = False,
+    allow_leak: bool = False,
+) -> dict:
+    """Trains a head by every method on the features of one run or several, and scores all of them.
+
+    Writes `out`: features/, table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json.
+
+    Args:
+      runs: Runs of stage represent.
+      data: Folder of the prepared data set that they were trained on.
+      out: Folder to write; its features are used again while runs and data are the same.
+      methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS`).
+      like: Runs of stage classify whose batch size, epochs and optimiser the heads take. They are scored too.
+      test: Split that is reported on and chooses nothing.
+      passes: Passes over the augmented training images; 0: plain images.
+      seeds: Number of seeds of the sample order, dropout and new heads.
+      epochs: Epochs of the heads (default: those of `like`, else 8).
+      batch_size: Batch size of the heads (default: that of `like`, else the run's).
+      base_rates: Peak learning rates at batch 256 (default: that of `like`, else 0.001). Validation chooses one.
+      by_fold: The runs are those of the folds of the data set, one for each.
+      allow_leak: Go on although splits share pictures or people; the report says so.
+
+    Returns:
+      What stands in report.json.
+
+    Raises:
+      InputError: An argument, a run or the data set cannot be used.
+    """
+    if seeds < 1 or passes < 0:
+        raise InputError("seeds must be at least 1 and passes at least 0")
+    if any(not rate > 0 for rate in base_rates):
+        raise InputError("base_rates must be above 0")
+    layout.require_dataset(data)
+    for run in runs:
+        layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
+    for run in like:
+        layout.require_run(run)
+    # Here and not above: a program tells its flags without loading all this.
+    from lae_jax.longtail import extraction, trials
+    from lae_jax.runs import leaks
+    from lae_jax.runtime import checkpoints
+    from lae_jax.stages import methods as known
+
+    out, data = epath.Path(out), os.fspath(data)
+    runs, like = ([os.fspath(run) for run in given] for given in (runs, like))
+    chosen = [known.get(name) for name in dict.fromkeys(methods or known.METHODS)]
+    started = time.perf_counter()
+    extractors = [extraction.open_run(run, data, out / "features") for run in dict.fromkeys(runs)]
+    trials.check_folds(extractors, by_fold)
+    changed = {"epochs": epochs, "batch_size": batch_size}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    prepared = []
+    for extractor in extractors:
+        config = trials.recipe(extractor, like, changed)
+        prepared.append(trials.prepare(extractor, config, passes, test, allow_leak))
+    config = prepared[0].bench.config
+    rates = sorted({*(base_rates or [config.optim.base_rate])})
+    with_features = time.perf_counter()
+    tries = trials.run(prepared, chosen, range(seeds), rates)
+    if reference := trials.stage3(prepared, like):
+        tries.append(reference)
+    done = time.perf_counter()
+    report = {
+        "runs": [str(extractor.handed.workdir) for extractor in extractors],
+        "steps": [extractor.handed.step for extractor in extractors],
+        "checkpoints": [extractor.checkpoint for extractor in extractors],
+        "data": str(extractors[0].dataset.path),
+        "data_hash": extractors[0].dataset.hash,
+        "protocol": extractors[0].dataset.manifest["protocol"],
+        "test": test,
+        "passes": passes,
+        "seeds": seeds,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "base_rates": rates,
+        "optim": config.optim.to_dict(),
+        "seconds": {"features": round(with_features - started, 1), "heads": round(done - with_features, 1)},
+        **leaks.of_evaluations(
+            [one.handed.meta for one in extractors] + [checkpoints.load_run(run).meta for run in like],
+            extractors[0].dataset,
+            test,
+        ),
+    }
+    report["sentences"] = _write(out, tries, prepared[0].bench.ages, report)
+    return report
+
+
+def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[str, str]:
+    from lae_jax.longtail import summaries, trials
+    from lae_jax.report import overviews
+
+    best = summaries.best_of_each(tries)
+    sentences = {aim: summaries.sentence(tries, aim) for aim in summaries.AIMS}
+    sentences["improvement"] = summaries.improvement(tries)
+    files.write_text(out / "table.csv", summaries.csv_of(best))
+    files.write_text(out / "tries.csv", summaries.csv_of(tries))
+    files.write_text(out / "table.md", summaries.markdown(best, trials.TEST))
+    files.write_text(out / "table.tex", summaries.latex(best, trials.TEST))
+    head, tail = summaries.head_and_tail(training_ages)
+    points: dict[str, list] = {}
+    for one in tries:
+        point = summaries.curve_point(one, trials.TEST, head, tail)
+        points.setdefault(one.method.name, []).append(point)
+    overviews.head_tail(out / "head_tail.png", points, (head, tail), f"{', '.join(report['runs'])} on {report['test']}")
+    report["head_groups"], report["tail_groups"] = head.tolist(), tail.tolist()
+    files.write_json(out / "report.json", {**report, "sentences": sentences})
+    return sentences

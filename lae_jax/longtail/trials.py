@@ -131,16 +131,16 @@ def check_folds(extractors: Sequence[extraction.Extractor], folds: bool) -> None
     of = [extractor.config.data.fold for extractor in extractors]
     if not folds:
         if len({*of}) > 1:
-            raise InputError(f"the runs are of folds {of}: say --folds, with a run for each fold")
+            raise InputError(f"the runs are of folds {of}: say --by-fold, with a run for each fold")
         return
     splits = extractors[0].dataset.manifest["splits"]
     wanted = sorted({int(name.split("-")[0][4:]) for name in splits if name.startswith("fold")})
     if not wanted:
-        raise InputError(f"{extractors[0].dataset.path} has no folds: prepare it with --folds K, or leave out --folds")
+        raise InputError(f"{extractors[0].dataset.path} has no folds: prepare it with --folds K, or omit --by-fold")
     if sorted(-1 if fold is None else fold for fold in of) != wanted:
         told = ", ".join("none" if fold is None else str(fold) for fold in of)
         raise InputError(
-            f"--folds needs a run of stage represent for each of the folds {wanted} (--config.data.fold=K), the runs"
+            f"--by-fold needs a run of stage represent for each of the folds {wanted} (--config.data.fold=K), the runs"
             f" are of: {told}. One backbone for all folds has seen the images that it would be scored on"
         )
 

@@ -1,5 +1,80 @@
 """Ages of photographs and of face crops."""
 
-from lae_jax.predict.estimator import AgeEstimator
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["AgeEstimator"]
+from lae_jax.faces import Faces
+from lae_jax.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from lae_jax.predict.answers import Row
+    from lae_jax.predict.estimator import AgeEstimator
+
+__all__ = ["AgeEstimator", "predict"]
+
+
+def __getattr__(name: str):
+    # Only where it is used: a program tells its flags without loading it.
+    if name == "AgeEstimator":
+        from lae_jax.predict.estimator import AgeEstimator
+
+        return AgeEstimator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def predict(
+    run: str | os.PathLike,
+    photographs: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    step: int | None = None,
+    flip: bool = False,
+    aligned: bool = False,
+    faces: Faces = "all",
+    images: str | os.PathLike | None = None,
+    interval: float = 0.9,
+    threshold: float | None = None,
+    distribution: bool = False,
+    allow_other_crop: bool = False,
+) -> "Iterator[Row]":
+    """Estimates the ages of the faces in photographs, one after the other.
+
+    Args:
+      run: Folder of a run of stage 2 or 3, or of an export.
+      photographs: Files, folders (at any depth), globs, and CSVs of paths.
+      step: Step of the checkpoint to take (default: the best one).
+      flip: Average each estimate with that of the mirror image.
+      aligned: The images are face crops, cut as the run's own were.
+      faces: Which of several faces in a photograph to take.
+      images: Folder that the paths in a CSV start from (default: the CSV's own).
+      interval: Share of a predicted distribution that its interval holds, between 0 and 1.
+      threshold: Age in years: tell P(age >= threshold) too.
+      distribution: Tell the probabilities of the ages 0 to 100 too.
+      allow_other_crop: Go on although faces are cut otherwise than the run's own.
+
+    Yields:
+      A row (`answers.Row`) for each face, and for each image without an age, with the reason.
+
+    Raises:
+      InputError: An argument or the run cannot be used, or a folder or glob names no image.
+    """
+    check(interval, threshold)
+    from lae_jax.predict import answers
+    from lae_jax.predict import photographs as named
+    from lae_jax.predict.estimator import AgeEstimator
+
+    words = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
+    items = named.named([*map(os.fspath, words)], None if images is None else os.fspath(images))
+    estimator = AgeEstimator.from_run(run, step, flip)
+    recipe = None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, faces=faces)
+    fields = answers.Fields(interval, threshold, distribution)
+    for _, rows in answers.predicted(estimator, named.found(items, recipe, estimator.input.pixels), fields):
+        yield from rows
+
+
+def check(interval: float, threshold: float | None) -> None:
+    """Raises InputError for a share or an age that cannot be one."""
+    if not 0 < interval < 1:
+        raise InputError(f"interval is {interval}: it must lie between 0 and 1")
+    if threshold is not None and not 0 <= threshold <= 100:
+        raise InputError(f"threshold is {threshold}: it must be an age from 0 to 100")

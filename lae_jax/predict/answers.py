@@ -18,7 +18,7 @@ from lae_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Fields:
     """interval: share of the distribution between lower and upper; threshold: years, of P(age >= threshold);
     distribution: the probabilities of the ages 0..100 too."""
 
@@ -59,7 +59,7 @@ class Row:
 
 
 def predicted(
-    estimator: AgeEstimator, found: Iterator[photographs.Found], wanted: Wanted
+    estimator: AgeEstimator, found: Iterator[photographs.Found], fields: Fields
 ) -> Iterator[tuple[photographs.Found, list[Row]]]:
     """Each image with its rows, in order; the device works beside the threads that read and cut."""
     # The images whose faces the device still has wait.
@@ -67,16 +67,16 @@ def predicted(
     outputs = estimator.probabilities(face for one in ahead for face in one.inputs)
     for one in waiting:
         probabilities = np.array([*itertools.islice(outputs, len(one.inputs))])
-        yield one, rows_of(one, probabilities, estimator, wanted)
+        yield one, rows_of(one, probabilities, estimator, fields)
 
 
-def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, wanted: Wanted) -> list[Row]:
+def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, fields: Fields) -> list[Row]:
     """The rows of an image, given what `estimator.probabilities` gave for its inputs: (faces, ...)."""
     if not one.inputs:
         return [Row(one.image.name, reason=one.reason)]
     ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)
-    bounds = distributions.intervals(calibrated, wanted.interval)
-    chances = None if wanted.threshold is None else distributions.at_least(calibrated, wanted.threshold)
+    bounds = distributions.intervals(calibrated, fields.interval)
+    chances = None if fields.threshold is None else distributions.at_least(calibrated, fields.threshold)
     rows = []
     for i, age in enumerate(ages):
         crop = one.crops[i] if one.crops else None
@@ -90,7 +90,7 @@ def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEst
                 at_least=None if chances is None else float(chances[i]),
                 box=None if crop is None or crop.box is None else crop.box.tolist(),
                 cut_by="" if crop is None else crop.how,
-                distribution=calibrated[i].tolist() if wanted.distribution else None,
+                distribution=calibrated[i].tolist() if fields.distribution else None,
             )
         )
     return rows

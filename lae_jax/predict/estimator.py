@@ -11,6 +11,7 @@ from PIL import Image
 from lae_jax.export import folder
 from lae_jax.runs import calibration, distributions
 from lae_jax.runs.preprocessing import Input
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 # Images a device takes at once; a batch is filled up to the next of these, so nothing compiles again.
@@ -41,7 +42,7 @@ class AgeEstimator:
 
         Raises InputError where there is none.
         """
-        if folder.is_export(path):
+        if layout.is_export(path):
             return cls._from_export(path, step, flip)
         import jax
 

@@ -16,6 +16,7 @@ from PIL import Image
 from lae_jax.data.sources import csv_file, interface
 from lae_jax.faces import crops, images
 from lae_jax.faces.images import BadImage
+from lae_jax.runtime import cpu
 from lae_jax.runtime.errors import InputError
 
 
@@ -100,12 +101,14 @@ def found(
     recipe: crops.Recipe | None,
     to_input: Callable[[Image.Image], np.ndarray],
     *,
-    threads: int,
+    threads: int | None = None,
 ) -> Iterator[Found]:
     """What is found in each image, in order; a few more are read ahead than the caller has taken.
 
-    Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input.
+    Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input. threads: that read
+    and cut (default: one for each core).
     """
+    threads = threads or cpu.cores()
     chunks = iter(lambda: list(itertools.islice(items, 4)), [])
     work = functools.partial(of_chunk, recipe=recipe, to_input=to_input)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:

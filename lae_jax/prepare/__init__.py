@@ -1,1 +1,129 @@
 """Prepared data sets: from photographs to aligned, checked, sharded faces."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from lae_jax.faces import Align, Faces, Undetected
+from lae_jax.runtime import cpu, files, layout
+from lae_jax.runtime.errors import InputError, unknown
+
+Reader = Literal[
+    "agedb", "appa_real", "csv", "fgnet", "folders", "imdb_wiki", "mivia", "recordio", "synthetic", "utkface"
+]
+
+
+def prepare(
+    source: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    reader: Reader = "csv",
+    images: str | os.PathLike | None = None,
+    ratio: str = "4:1",
+    folds: int | None = None,
+    by: Literal["identity", "image"] | None = None,
+    seed: int = 0,
+    align: Align | None = None,
+    size: int = 256,
+    margin: float = 0.125,
+    faces: Faces = "largest",
+    undetected: Undetected = "reject",
+    quality: int = 95,
+    shards: int = 0,
+    workers: int | None = None,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> dict:
+    """Makes a prepared data set from photographs, or goes on with one that was stopped.
+
+    Args:
+      source: What the reader reads: a CSV or a folder, several of them, or one for each split ({'train': 'a.csv'}).
+      out: Folder of the prepared data set; with `beam_runner` it may be in a bucket.
+      reader: What the source is (docs/data.md).
+      images: Folder that the paths in a CSV start from (default: the CSV's own).
+      ratio: Sizes of train, validation and, if there are three, test, where the source names no splits.
+      folds: Number of folds instead of `ratio`: splits fold0-train, fold0-validation, and so on.
+      by: What stays on one side of a split (default: people, where the source knows them).
+      seed: Seed of the split and of drawn faces.
+      align: 'landmarks': faces are found and aligned; 'none': the images are face crops. Default: 'none' for the
+        readers synthetic and recordio, else 'landmarks'.
+      size: Side of the crops in pixels; with `align` 'none' the longest allowed shorter side.
+      margin: Margin around the template of 112 pixels, as a share of its side.
+      faces: Which of several faces in a photograph to take.
+      undetected: What becomes of a photograph without a face: rejected, or cut around its centre.
+      quality: JPEG quality of the images that are encoded, 1 to 100.
+      shards: Number of shards; 0: by the number of images.
+      workers: Number of processes (default: one for each core). With 1 the work is done in this process.
+      beam_runner: Apache Beam's runner that makes the shards, such as DirectRunner.
+      beam_options: NAME=VALUE options of Beam.
+
+    Returns:
+      The manifest, which stands in `out`/dataset.json: 'count', 'rejected', 'splits' and more.
+
+    Raises:
+      InputError: An argument, or the source, cannot be used.
+    """
+    workers = cpu.cores() if workers is None else workers
+    if seed < 0:
+        raise InputError(f"seed is {seed}: it must be at least 0")
+    if folds is not None and folds < 2:
+        raise InputError(f"folds is {folds}: it must be at least 2")
+    if workers < 1 or shards < 0:
+        raise InputError("workers must be at least 1 and shards at least 0")
+    _check_place(os.fspath(out), beam_runner, beam_options)
+    # Here and not above: a program tells its flags without loading all this.
+    from lae_jax.data import splits
+    from lae_jax.data.sources import readers
+    from lae_jax.faces import crops
+    from lae_jax.prepare import assembly
+
+    if reader not in readers.READERS:
+        raise InputError(unknown("reader", reader, readers.READERS))
+    how = assembly.Splitting(splits.parse_ratio(ratio), folds, by, seed)
+    align = align or ("none" if reader in ("synthetic", "recordio") else "landmarks")
+    recipe = crops.Recipe(align, size, margin, quality, faces, undetected)
+    options = readers.Options(None if images is None else os.fspath(images), size, quality, seed)
+    if beam_runner is None:
+        way = assembly.Processes(os.fspath(out), workers)
+    else:
+        from lae_jax.data import beam
+
+        way = beam.Beam(os.fspath(out), beam_runner, list(beam_options))
+    return assembly.prepare(
+        lambda: readers.READERS[reader](_named(source), options),
+        os.fspath(out),
+        way,
+        reader=reader,
+        recipe=recipe,
+        shards_wanted=shards,
+        how=how,
+    )
+
+
+def _named(source) -> list[str]:
+    """The source as on the command line: PATH or SPLIT=PATH."""
+    if isinstance(source, Mapping):
+        return [f"{split}={os.fspath(path)}" for split, path in source.items()]
+    if isinstance(source, (str, os.PathLike)):
+        return [os.fspath(source)]
+    return [os.fspath(path) for path in source]
+
+
+def _check_place(out: str, beam_runner: str | None, beam_options: Sequence[str]) -> None:
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise InputError(f"--out {out} is a file: name a folder")
+    if not files.is_remote(out):  # a bucket's names are read by data/beam.py
+        layout.require_place(out)
+    if beam_runner is None:
+        if beam_options:
+            raise InputError(f"--beam-option {beam_options[0]}: only with --beam-runner")
+        if files.is_remote(out):
+            raise InputError(
+                f"--out {out}: only --beam-runner writes into a bucket (docs/data.md); or name a folder and copy it"
+            )
+    elif importlib.util.find_spec("apache_beam") is None:
+        raise InputError(
+            f"--beam-runner {beam_runner}: Apache Beam is not installed here. It has an environment of its own, since"
+            " it needs other versions: make setup-beam, then .venv-beam/bin/python -m lae_jax.prepare ..."
+        )

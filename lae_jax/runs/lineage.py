@@ -8,8 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.report import model_card
-from lae_jax.runs import build, calibration, fields, provenance
+from lae_jax.runs import build, calibration, fields
 from lae_jax.runtime import checkpoints, files
+from lae_jax.runtime.versions import versions
 
 _PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "tensorflow", "onnx", "onnxruntime", "numpy")
 
@@ -55,7 +56,7 @@ def described(handed: checkpoints.Handed, config: ConfigDict, stage: str, flip: 
         "crop": handed.meta["crop"],
         "temperature": calibration.read_temperature(handed.workdir, handed.step),
         "flip": flip,
-        "versions": {package: provenance.version(package) for package in _PACKAGES},
+        "versions": versions(_PACKAGES),
     }
 
 

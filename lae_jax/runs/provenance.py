@@ -1,7 +1,6 @@
 """Where a run's numbers come from: versions, commit, machine, data set."""
 
 import functools
-import importlib.metadata
 import logging
 import pathlib
 import platform
@@ -13,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import cpu, files, parallel
+from lae_jax.runtime.versions import versions
 
 logger = logging.getLogger("lae_jax")
 
@@ -45,18 +45,10 @@ def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
         )
 
 
-def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def provenance(config: ConfigDict, dataset) -> dict:
     """Of a run on a data set (records.Dataset): what is needed to say where a number came from."""
     return {
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(_PACKAGES),
         "python": platform.python_version(),
         "commit": _commit(),
         "platform": jax.default_backend(),

@@ -1,17 +1,11 @@
-"""What a person sees in the terminal: log lines, the one progress line, tables, and errors without a traceback."""
+"""What a person sees in the terminal: log lines, the one progress line, tables."""
 
-import gc
-import io
 import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from lae_jax.runtime.errors import Ended
 
 logger = logging.getLogger("lae_jax")
 
@@ -139,31 +133,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
         for r in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-
-def door(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
-    """Runs a program's main: log lines on; an end with a status of its own is one line on standard error.
-
-    Args: leave: ends the process with a status other than 0.
-    """
-    # Importing and tracing make many objects that live on. Python would look at all of them again and again, which is a
-    # sixth of the time in which JAX and TensorFlow are imported.
-    gc.set_threshold(10_000)
-    setup_logging()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal of another encoding gets an escape for what it cannot show, and not a traceback.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        with logging_redirect_tqdm(loggers=[logger]):
-            main()
-        return
-    except Ended as end:
-        print(f"{end.label}: {end}", file=sys.stderr)
-        status = end.status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    leave(status)

@@ -15,10 +15,15 @@ import platform
 import sys
 from collections.abc import Collection
 
+from lae_jax.runtime.versions import version
+
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 # <malloc.h> of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _MOST = 2**31 - 1
+
+# Environment in which TensorFlow takes one core for its operations: on some CPUs its sums depend on the threads.
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # All that XLA gives to YNNPACK by default but convolutions.
@@ -123,7 +128,5 @@ def train_options(trains: Collection[str]) -> dict[str, bool]:
 
 def _knows(package: str) -> bool:
     """Whether the package's XLA knows the flags, or there is no such package."""
-    try:
-        return importlib.metadata.version(package).startswith(_KNOWN[package])
-    except importlib.metadata.PackageNotFoundError:
-        return package != "jaxlib"
+    installed = version(package)
+    return package != "jaxlib" if installed is None else installed.startswith(_KNOWN[package])

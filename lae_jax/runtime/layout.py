@@ -10,6 +10,7 @@ from lae_jax.runtime.errors import InputError
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
 DATASET, RECIPE = "dataset.json", "recipe.json"
 EXPORT = "export.json"
+MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # of the formats of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # Of a preparation that was killed before its recipe was written.
 _BEGUN = {"parts", RECIPE + ".incomplete"}
@@ -21,6 +22,11 @@ def is_run(path: os.PathLike | str) -> bool:
 
 def is_dataset(path: os.PathLike | str) -> bool:
     return (epath.Path(path) / DATASET).exists()
+
+
+def is_export(path: os.PathLike | str) -> bool:
+    """Whether a folder holds an export, or what is left of one."""
+    return any((epath.Path(path) / name).exists() for name in (EXPORT, *MODELS))
 
 
 def told(path: os.PathLike | str) -> str:

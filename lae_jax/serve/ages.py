@@ -37,7 +37,7 @@ class Ages:
         interval: float = 0.9,
     ):
         self.estimator, self.recipe, self.limits = estimator, recipe, limits or Limits()
-        self.wanted = answers.Wanted(interval, distribution=True)
+        self.fields = answers.Fields(interval, distribution=True)
         self.batch, self.ready = min(batch, estimator.sizes[-1]), False
         self._cut = functools.partial(photographs.of_chunk, recipe=recipe, to_input=estimator.input.pixels)
         self._faces = Batcher(self._cut, size=min(batch, _PHOTOGRAPHS), wait=wait, threads=cpu.cores())
@@ -73,7 +73,7 @@ class Ages:
         return [(one, self._rows(one, [next(outputs) for _ in one.inputs])) for one in found]
 
     def _rows(self, one: photographs.Found, outputs: list[np.ndarray]) -> list[answers.Row]:
-        return answers.rows_of(one, np.array(outputs), self.estimator, self.wanted)
+        return answers.rows_of(one, np.array(outputs), self.estimator, self.fields)
 
     def _forward(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [*self.estimator.probabilities(inputs)]

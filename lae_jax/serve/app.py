@@ -106,7 +106,7 @@ def _add_pages(app: FastAPI, about: schema.About) -> None:
 
 
 def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
-    level = ages.wanted.interval if ages.calibrated else None
+    level = ages.fields.interval if ages.calibrated else None
     refusals = {code: {"model": schema.Refusal, "description": text} for code, text in _REFUSALS.items()}
 
     @app.post(

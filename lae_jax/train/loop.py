@@ -27,7 +27,7 @@ logger = logging.getLogger("lae_jax")
 _WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
 
 
-def train(config: ConfigDict, signals: watch.Signals | None = None, profile: profiling.Wanted | None = None) -> dict:
+def train(config: ConfigDict, signals: watch.Signals | None = None, profile: profiling.Steps | None = None) -> dict:
     """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
 
     Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.

@@ -21,7 +21,7 @@ _SKIPPED = 2  # first steps of a start that `--profile N` leaves out: they compi
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Steps:
     """Steps `first` to `last`, both traced, counted from 1 over the whole run; or, where `first` is 0, the `last` steps
     after the first two of a start."""
 
@@ -35,7 +35,7 @@ class Wanted:
         return before + _SKIPPED + 1, before + _SKIPPED + self.last
 
 
-def parse(text: str) -> Wanted:
+def parse(text: str) -> Steps:
     """'20' or '100:120'. Raises InputError."""
     match = re.fullmatch(r"(?:(\d{1,9}):)?(\d{1,9})", text)
     first, last = (int(match[1]) if match[1] else None, int(match[2])) if match else (None, 0)
@@ -43,20 +43,20 @@ def parse(text: str) -> Wanted:
         raise InputError(f"--profile {text}: a number of steps (--profile 20) or FIRST:LAST (--profile 100:120)")
     if last - (first or 1) >= MAX_STEPS:
         raise InputError(f"--profile {text}: at most {MAX_STEPS} steps, or no viewer opens the trace")
-    return Wanted(first or 0, last)
+    return Steps(first or 0, last)
 
 
 class Trace:
-    """Traces the wanted steps of a start into `workdir/profile/host<number>`; without any, it does nothing.
+    """Traces the steps steps of a start into `workdir/profile/host<number>`; without any, it does nothing.
 
     `begin(step)` before a step is dispatched, `end(step)` when its results are there, by when the next one has begun.
     Leaving the block ends a trace that is under way.
     """
 
-    def __init__(self, workdir: epath.Path, wanted: Wanted | None, before: int, total: int):
-        """before, total: steps that are done, and of the run. Raises InputError where a wanted one is not to come."""
-        self._first, self._last = wanted.of_start(before) if wanted else (0, 0)
-        if wanted and not before < self._first <= self._last <= total:
+    def __init__(self, workdir: epath.Path, steps: Steps | None, before: int, total: int):
+        """before, total: steps that are done, and of the run. Raises InputError where a steps one is not to come."""
+        self._first, self._last = steps.of_start(before) if steps else (0, 0)
+        if steps and not before < self._first <= self._last <= total:
             raise InputError(
                 f"--profile: steps {self._first} to {self._last} are not among those to come, {before + 1} to {total}"
             )

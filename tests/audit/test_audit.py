@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from planted import TRAIN, VALIDATION, age_of, draw, prepared
 
-from lae_jax.audit import __main__ as audit
+from lae_jax import audit, prepare
+from lae_jax.audit import __main__ as door
 from lae_jax.audit import checks, saved
 from lae_jax.data import people, records
 from lae_jax.data.sources import synthetic
-from lae_jax.prepare import __main__ as prepare
+from lae_jax.prepare import __main__ as preparing
 from lae_jax.runtime.errors import InputError, LeakFound
 from lae_jax.runtime.files import sha256_of
 
@@ -37,14 +38,14 @@ def rewrite(out, protocol=None, **splits):
 
 def findings(out, image_size=40):
     """{kind: finding} as they stand in audit.json."""
-    saved.run([out], image_size)
+    audit.audit([out], image_size=image_size)
     return {finding["kind"]: finding for finding in json.loads((out / saved.FILE).read_text())["findings"]}
 
 
 def test_a_clean_data_set_stays_clean(faces, tmp_path, capsys):
     out = prepared(faces, tmp_path / "clean", named=True)
     assert findings(out) == {}
-    audit.main([str(out), "--image-size", "40"])
+    door.main([str(out), "--image-size", "40"])
     assert "clean" in capsys.readouterr().out
     pixels = np.asarray(Image.open(out / saved.PICTURE).convert("L"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
@@ -68,7 +69,7 @@ def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, cap
     leak = findings(out)["near_picture"]
     assert (leak["severity"], leak["count"], leak["examples"]) == ("leak", 1, [["0.jpg", "again.jpg"]])
     with pytest.raises(LeakFound, match="--allow-leak") as ended:
-        audit.main([str(out)])
+        door.main([str(out)])
     assert ended.value.status == 7
     told = capsys.readouterr().out
     assert "leak: 1 of 25 images of validation stand in train too: nearly the same picture (0.jpg, again.jpg)" in told
@@ -78,8 +79,8 @@ def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, cap
 def test_a_split_that_is_made_here_keeps_nearly_the_same_pictures_together(faces, tmp_path, seed):
     rows = [f"{i}.jpg,{age_of(i)}" for i in range(12)] + ["again.jpg,5", "same.jpg,5"]
     (tmp_path / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
-    split = ["--split", "1:1", "--seed", str(seed)]
-    prepare.prepare(prepare.parse_args([*planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"), *split]))
+    how = planted.crops_of(faces)
+    prepare.prepare(tmp_path / "faces.csv", tmp_path / "out", ratio="1:1", seed=seed, **how)
     dataset = records.open_dataset(tmp_path / "out")
     sides = [{*dataset.column("name")[dataset.rows(name)]} for name in ("train", "validation")]
     assert any({"0.jpg", "again.jpg", "same.jpg"} <= side for side in sides)
@@ -90,12 +91,17 @@ def program(monkeypatch):
     """`prepare` as a program, whose settings for TensorFlow end with the test."""
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.setenv(name, "1")
-    return prepare.main
+    return preparing.main
+
+
+def words(table, faces, out) -> list[str]:
+    given = {"reader": "csv", "source": table, "images": faces, "out": out, "align": "none", "workers": 1}
+    return [f"--{name}={value}" for name, value in given.items()]
 
 
 def test_people_without_ages_are_audited(faces, tmp_path, program):
     (tmp_path / "people.csv").write_text("path,identity\n" + "".join(f"{i}.jpg,anna{i // 2}\n" for i in range(8)))
-    program(planted.words(tmp_path / "people.csv", faces, tmp_path / "out"))
+    program(words(tmp_path / "people.csv", faces, tmp_path / "out"))
     assert "identity_unknown" not in findings(tmp_path / "out")
 
 
@@ -216,13 +222,13 @@ def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, c
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(InputError, match="cannot be used"):
-        audit.main([str(out)])
+        door.main([str(out)])
     (found,) = json.loads((out / saved.FILE).read_text())["findings"]
     assert found["kind"] == "damaged" and shard.name in found["message"] and shard.name in capsys.readouterr().out
     with pytest.raises(InputError, match="no prepared data set"):
-        audit.main([str(tmp_path)])
+        door.main([str(tmp_path)])
     with pytest.raises(InputError, match="named twice"):
-        audit.parse_args([str(out), str(out)])
+        audit.audit([out, out])
 
 
 def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, capsys, program):
@@ -230,7 +236,7 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
         ("0.jpg", 5, "train"), ("again.jpg", 5, "train"), ("2.jpg", 7, "validation"), ("same.jpg", 5, "validation"),
     ])  # fmt: skip
     (tmp_path / "faces.csv").write_text("path,age,split\n" + lines)
-    program(planted.words(tmp_path / "faces.csv", faces, tmp_path / "out"))
+    program(words(tmp_path / "faces.csv", faces, tmp_path / "out"))
     told = capsys.readouterr().out
     assert "leak: 1 of 2 images of validation" in told
     # 0.jpg, whose other copy is validated on.

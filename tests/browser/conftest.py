@@ -39,10 +39,9 @@ def _missing() -> str:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> pathlib.Path:
     """photographs/ of drawn people; run/, trained on their crops, calibrated and evaluated."""
+    from lae_jax import evaluate, prepare
     from lae_jax.configs import represent
     from lae_jax.data.sources import synthetic
-    from lae_jax.evaluate import __main__ as evaluate
-    from lae_jax.prepare import __main__ as prepare
     from lae_jax.train import loop
 
     folder = tmp_path_factory.mktemp("browser")
@@ -60,14 +59,13 @@ def folder(tmp_path_factory) -> pathlib.Path:
     Image.new("RGB", (300, 200), (118, 132, 140)).save(folder / "photographs" / "nobody.png")
     (folder / "photographs" / "broken.jpg").write_bytes(b"no picture")
     (folder / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
-    words = ["--reader", "csv", "--source", str(folder / "faces.csv"), "--out", str(folder / "data")]
-    prepare.prepare(prepare.parse_args([*words, "--size", "64", "--workers", "1", "--split", "1:1"]))
+    prepare.prepare(folder / "faces.csv", folder / "data", size=64, workers=1, ratio="1:1")
     c = represent.get_config()
     c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
     c.data.image_size, c.data.threads = 24, 2
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
     loop.train(c)
-    evaluate.main(["--run", c.workdir, "--calibrate"])
+    evaluate.evaluate(c.workdir, calibrate=True)
     return folder
 
 

@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from lae_jax.prepare import __main__ as prepare
+from lae_jax import prepare
+from lae_jax.prepare import __main__ as door
 from lae_jax.runtime.errors import InputError
 
 needs_beam = pytest.mark.skipif(
@@ -54,7 +55,7 @@ def bucket(tmp_path, monkeypatch) -> pathlib.Path:
 
 def run(out, *words):
     words = [str(word) for word in ("--out", out, "--shards", 6, "--workers", 1, *words)]
-    return prepare.prepare(prepare.parse_args(words))
+    return prepare.prepare(**door.parse_args(words))
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:

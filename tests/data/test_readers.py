@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import raw_sources
+from lae_jax import prepare
 from lae_jax.data import records
 from lae_jax.data.sources import interface
 from lae_jax.data.sources.readers import READERS, Options
 from lae_jax.faces.images import BadImage
-from lae_jax.prepare import __main__ as prepare
+from lae_jax.prepare import __main__ as door
 from lae_jax.runtime.errors import InputError
 
 
@@ -34,7 +35,7 @@ def first_picture(read):
 
 def prepared(reader, path, out, *words):
     args = ["--reader", reader, "--source", str(path), "--out", str(out), "--workers", "1", "--align", "none", *words]
-    return prepare.prepare(prepare.parse_args(args))
+    return prepare.prepare(**door.parse_args(args))
 
 
 def test_utkface_reads_what_the_names_say_and_refuses_malformed_ones(tmp_path):

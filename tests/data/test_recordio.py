@@ -5,11 +5,11 @@ import struct
 import pytest
 
 from benchmarks import raw_sources
+from lae_jax import prepare
 from lae_jax.data import records
 from lae_jax.data.sources import recordio
 from lae_jax.data.sources.readers import READERS, Options
 from lae_jax.faces.images import BadImage
-from lae_jax.prepare import __main__ as prepare
 from lae_jax.runtime.errors import InputError
 
 
@@ -64,9 +64,8 @@ def test_records_without_insightfaces_header_and_with_several_labels(tmp_path):
 
 def test_recordio_becomes_a_data_set_split_by_people(tmp_path):
     raw_sources.write_recordio(tmp_path / "faces_emore", [3] * 6)
-    words = ["--source", str(tmp_path / "faces_emore"), "--out", str(tmp_path / "out"), "--workers", "2"]
-    args = prepare.parse_args(["--reader", "recordio", *words, "--shards", "2", "--split", "2:1"])
-    assert prepare.prepare(args)["protocol"] == "identity"
+    source, how = tmp_path / "faces_emore", {"workers": 2, "shards": 2, "ratio": "2:1"}
+    assert prepare.prepare(source, tmp_path / "out", reader="recordio", **how)["protocol"] == "identity"
     data = records.open_dataset(tmp_path / "out")
     people = data.column("identity")
     assert len(data) == 18 and not {*people[data.rows("train")]} & {*people[data.rows("validation")]}

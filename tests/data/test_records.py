@@ -11,10 +11,12 @@ import tensorflow_datasets as tfds
 from pictures import photograph
 from PIL import Image
 
+from lae_jax import prepare
 from lae_jax.data import records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
-from lae_jax.prepare import __main__ as prepare
+from lae_jax.prepare import __main__ as door
+from lae_jax.prepare import assembly
 from lae_jax.runtime.errors import InputError
 
 
@@ -35,7 +37,7 @@ def run(out, *args):
     words = [str(word) for word in ("--out", out, "--workers", 1, "--align", "none", *args)]
     if "--reader" not in words:
         words += ["--reader", "csv"]
-    return prepare.prepare(prepare.parse_args(words))
+    return prepare.prepare(**door.parse_args(words))
 
 
 def rejected(out):
@@ -83,7 +85,7 @@ def test_larger_and_foreign_images_are_brought_into_form(tmp_path):
     Image.fromarray(deep).save(folder / "deep.png")
     names = ["large.jpg", "alpha.png", "cmyk.jpg", "turned.jpg", "deep.png"]
     csv_path = make_source(folder, [(name, 30, "") for name in names])
-    run(tmp_path / "out", "--source", csv_path, "--size", 64, "--split", "1:1")
+    run(tmp_path / "out", "--source", csv_path, "--size", 64, "--ratio", "1:1")
     data = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source("images")
     shapes = [example["image"].shape for example in data]
     assert shapes == [(85, 64, 3), (30, 40, 3), (30, 40, 3), (40, 20, 3), (20, 30, 3)]
@@ -119,7 +121,7 @@ def test_progress_is_told_row_by_row(source, tmp_path, workers):
     options = readers.Options(str(source.parent))
     rows, told = readers.READERS["csv"]([str(source)], options), []
     tasks = shards.plan(rows, tmp_path / "out", "csv", crops.Recipe(), 2)
-    prepare._Processes(str(tmp_path / "out"), workers).write(tasks, told.append)
+    assembly.Processes(str(tmp_path / "out"), workers).write(tasks, told.append)
     assert sum(told) == 30 and (workers > 1 or max(told) == 1)
 
 
@@ -176,9 +178,10 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--seed", "-1"], "negative"), (["--split", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
+    (["--seed", "-1"], "seed is -1: it must be at least 0"),
+    (["--ratio", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
     (["--quality", "0"], "1 to 100"), (["--by", "identity"], "no identities"),
-    (["--split", "1000:1"], r"'validation' would be empty \(6 images\)"),
+    (["--ratio", "1000:1"], r"'validation' would be empty \(6 images\)"),
 ])  # fmt: skip
 def test_wrong_flags(tmp_path, words, message):
     source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])
@@ -220,7 +223,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
     ]
     path = make_source(folder, rows)
     path.write_text(path.read_text() + "missing.jpg,5,\n../outside.jpg,5,\n/etc/hostname,5,\n")
-    manifest = run(tmp_path / "out", "--source", path, "--split", "1:1")
+    manifest = run(tmp_path / "out", "--source", path, "--ratio", "1:1")
     reasons = rejected(tmp_path / "out")
     assert manifest["count"] == 2 and manifest["rejected"] == len(reasons) == 12
     for name, reason in [
@@ -286,7 +289,7 @@ def test_a_folder_a_person(tmp_path):
         for i in range(3):
             pixels = np.random.default_rng([i, ord(person[0])]).integers(0, 255, (16, 16), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "people" / person / f"{i}.png")
-    run(tmp_path / "out", "--reader", "folders", "--source", tmp_path / "people", "--split", "2:1")
+    run(tmp_path / "out", "--reader", "folders", "--source", tmp_path / "people", "--ratio", "2:1")
     dataset = records.open_dataset(tmp_path / "out")
     assert dataset.column("identity").tolist() == ["anna"] * 3 + ["ben"] * 3 + ["cleo"] * 3
     assert len(dataset.rows("validation")) == 3 and np.isnan(dataset.column("age")).all()

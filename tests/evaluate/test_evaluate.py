@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lae_jax import metrics, stages
+from lae_jax import evaluate, metrics, stages
 from lae_jax.data import records
-from lae_jax.evaluate import __main__ as evaluate
+from lae_jax.evaluate import __main__ as door
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
 from lae_jax.runs import build, inference, inputs
@@ -28,12 +28,8 @@ def run(trained, make_config, tmp_path_factory):
     return c
 
 
-def arguments(run, *more):
-    return evaluate.parse_args(["--run", run.workdir, *more])
-
-
 def test_report_predictions_and_pictures_agree(run, capsys):
-    evaluate.main(["--run", run.workdir, "--split", "test", "--batch-size", "8"])
+    door.main(["--run", run.workdir, "--split", "test", "--batch-size", "8"])
     told = capsys.readouterr().out
     folder = pathlib.Path(run.workdir) / "evaluation" / "drawn-test"
     report = json.loads((folder / "report.json").read_text())
@@ -66,11 +62,11 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     """A baseline, a decision, slices, an epsilon-error and faces."""
     other = tmp_path / "other"
     shutil.copytree(run.workdir, other, ignore=shutil.ignore_patterns("evaluation", "tensorboard"))
-    words = ["--split", "test", "--threshold", "18", "--slice", "split", "--slice", "identity", "--spread", "width"]
+    shown = {"split": "test", "threshold": 18, "slices": ["split", "identity"], "spread": "width"}
     with pytest.raises(InputError, match=r"other has no evaluation of ages yet: python -m lae_jax.evaluate"):
-        evaluate.evaluate(arguments(run, *words, "--baseline", str(other)))
-    evaluate.main(["--run", str(other), "--split", "test"])
-    report, folder = evaluate.evaluate(arguments(run, *words, "--faces", "--baseline", str(other)))
+        evaluate.evaluate(run.workdir, **shown, baseline=other)
+    evaluate.evaluate(other, split="test")
+    report, folder = evaluate.evaluate(run.workdir, **shown, show_faces=True, baseline=other)
     text = (folder / "report.html").read_text()
     for title in ("Decision", "Slices", "Faces"):
         assert f">{title}</h2>" in text
@@ -86,12 +82,12 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     assert ((found.chances > 0) & (found.chances < 1)).any() and report["threshold"] == 18
     assert {*found.slices} == {"split", "identity"} and {*found.slices["split"]} == {"test"}
     with pytest.raises(InputError, match="unknown column 'sex'"):
-        evaluate.evaluate(arguments(run, "--slice", "sex"))
+        evaluate.evaluate(run.workdir, slices=["sex"])
     with pytest.raises(InputError, match="column name of .* holds no numbers"):
-        evaluate.evaluate(arguments(run, "--split", "test", "--spread", "name"))
+        evaluate.evaluate(run.workdir, split="test", spread="name")
     before = {*folder.parent.iterdir()}
     with pytest.raises(InputError, match="other was not evaluated on these images: python -m .* --split validation"):
-        evaluate.evaluate(arguments(run, "--baseline", str(other), "--flip"))
+        evaluate.evaluate(run.workdir, baseline=other, flip=True)
     assert {*folder.parent.iterdir()} == before
 
 
@@ -106,7 +102,7 @@ def test_a_run_that_ended_has_its_report(run):
 
 
 def test_default_split_is_the_runs_validation_and_scores_are_the_checkpoints(run):
-    report, folder = evaluate.evaluate(arguments(run))
+    report, folder = evaluate.evaluate(run.workdir)
     assert folder.name == "drawn-validation"
     assert report["mae"] == pytest.approx(checkpoints.load_run(run.workdir).meta["scores"]["mae"], abs=1e-4)
 
@@ -136,26 +132,26 @@ def test_padding_is_dropped_by_its_number_wherever_it_stands():
 
 
 def test_flip_averages_with_the_mirror_image(run):
-    plain, _ = evaluate.evaluate(arguments(run, "--split", "test"))
-    flipped, folder = evaluate.evaluate(arguments(run, "--split", "test", "--flip"))
+    plain, _ = evaluate.evaluate(run.workdir, split="test")
+    flipped, folder = evaluate.evaluate(run.workdir, split="test", flip=True)
     assert folder.name == "drawn-test-flip" and flipped["flip"] and flipped["mae"] != plain["mae"]
 
 
 def test_undefined_scores_are_told_with_the_missing_group():
     scores = stages.REPRESENT.score({"age": np.array([5.0, 25.0])}, np.array([6.0, 20.0]))
     assert scores["sigma"] is None
-    assert "no image of age 11-20, 31-40" in evaluate.tell(scores)
+    assert "no image of age 11-20, 31-40" in door.tell(scores)
 
 
 def test_wrong_calls_say_what_there_is(run, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
-        evaluate.evaluate(evaluate.parse_args(["--run", str(tmp_path)]))
+        evaluate.evaluate(tmp_path)
     with pytest.raises(InputError, match="known: all, test, train, validation"):
-        evaluate.evaluate(arguments(run, "--split", "nothing"))
+        evaluate.evaluate(run.workdir, split="nothing")
     with pytest.raises(InputError, match=r"no checkpoint of step 77, only \[3\]"):
-        evaluate.evaluate(arguments(run, "--step", "77"))
+        evaluate.evaluate(run.workdir, step=77)
     with pytest.raises(InputError, match="no prepared data set"):
-        evaluate.evaluate(arguments(run, "--data", str(tmp_path)))
+        evaluate.evaluate(run.workdir, tmp_path)
 
 
 def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tmp_path, capsys):
@@ -169,8 +165,8 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
         InputError,
         match=r"cut is unknown, there; align eyes.*, here\): .* with --align none, or say --allow-other-crop",
     ):
-        evaluate.main(words)
-    evaluate.main([*words, "--allow-other-crop"])
+        door.main(words)
+    door.main([*words, "--allow-other-crop"])
     assert "cut otherwise" in capsys.readouterr().out
     report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
     assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]

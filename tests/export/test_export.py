@@ -14,13 +14,11 @@ from conftest import ROOT
 from etils import epath
 from PIL import Image
 
-from lae_jax import models
+from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
 from lae_jax.data import records
-from lae_jax.evaluate import __main__ as evaluate
-from lae_jax.export import __main__ as export
 from lae_jax.export import convert, folder, onnx_model, program, saved_model, stablehlo
-from lae_jax.predict import __main__ as predict
+from lae_jax.predict import __main__ as door
 from lae_jax.report import model_card
 from lae_jax.runs import calibration, lineage
 from lae_jax.runtime import checkpoints
@@ -126,7 +124,7 @@ def run(drawn, tmp_path_factory):
     c.batch_size, c.eval_batch_size, c.epochs = 32, 32, 1.0
     loop.train(c)
     calibration.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
-    evaluate.main(["--run", str(folder), "--split", "test"])
+    evaluate.evaluate(folder, split="test")
     return folder
 
 
@@ -138,7 +136,7 @@ def exported(run, tmp_path_factory):
     def make(form):
         if form not in made:
             made[form] = tmp_path_factory.mktemp("exported") / form
-            export.main(["--run", str(run), "--format", form, "--out", str(made[form])])
+            export.export(run, form, made[form])
         return made[form]
 
     return make
@@ -163,14 +161,14 @@ def test_predict_takes_an_export(exported, tmp_path):
     Image.fromarray(images_of(30)[0]).save(tmp_path / "face.png")
     path, out = exported("stablehlo"), tmp_path / "ages.jsonl"
     words = ["--run", str(path), "--aligned", str(tmp_path / "face.png"), "--distribution", "--out", str(out)]
-    predict.main(words)
+    door.main(words)
     row = json.loads(out.read_text())
     (age,), (distribution,) = predict.AgeEstimator.from_run(path).predict([images_of(30)[0]], distribution=True)
     assert row["age"] == pytest.approx(age, abs=1e-4)
     np.testing.assert_allclose(row["distribution"], distribution, atol=1e-6)
     for more in (["--step", "3"], ["--flip"]):
         with pytest.raises(InputError, match="is an export, whose step and flip are settled"):
-            predict.main([*words, *more])
+            door.main([*words, *more])
 
 
 def test_an_export_says_what_it_is(run, exported, drawn):

@@ -10,11 +10,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from lae_jax import prepare
 from lae_jax.audit import saved
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
 from lae_jax.faces import align, crops
-from lae_jax.prepare import __main__ as prepare
 from lae_jax.runtime.errors import InputError
 
 
@@ -35,16 +35,15 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def made(photographs, out, *words):
+def made(photographs, out, **how):
     """The data set that `prepare` makes, and the reasons in rejected.csv by name."""
-    words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--out", str(out), *words]
-    prepare.prepare(prepare.parse_args([*words, "--workers", "1", "--size", "96"]))
+    prepare.prepare(photographs / "faces.csv", out, workers=1, size=96, **how)
     with open(out / "rejected.csv", newline="") as file:
         return records.open_dataset(out), dict(list(csv.reader(file))[1:])
 
 
 def test_the_largest_face_is_cut_and_what_has_none_is_rejected(photographs, tmp_path):
-    dataset, rejected = made(photographs, tmp_path / "out", "--split", "1:1")
+    dataset, rejected = made(photographs, tmp_path / "out", ratio="1:1")
     assert dataset.column("name").tolist() == ["scene.jpg", "one.png"]
     assert dataset.column("cut_by").tolist() == ["mtcnn", "mtcnn"]
     assert rejected["nobody.png"] == "no face found" and "does not decode" in rejected["broken.jpg"]
@@ -56,9 +55,9 @@ def test_the_largest_face_is_cut_and_what_has_none_is_rejected(photographs, tmp_
 
 
 def test_the_face_in_the_centre_or_all_of_them(photographs, tmp_path):
-    centre, _ = made(photographs, tmp_path / "centre", "--faces", "centre", "--split", "1:1")
+    centre, _ = made(photographs, tmp_path / "centre", faces="centre", ratio="1:1")
     assert centre.column("box")[0][0] > 260
-    every, _ = made(photographs, tmp_path / "all", "--faces", "all", "--split", "1:1")
+    every, _ = made(photographs, tmp_path / "all", faces="all", ratio="1:1")
     assert every.column("name").tolist() == ["scene.jpg", "scene.jpg#2", "one.png"]
     assert every.column("source_row").tolist() == [0, 0, 1] and every.column("age").tolist() == [30, 30, 32]
     assert every.column("faces").tolist() == [2, 2, 1]
@@ -74,7 +73,7 @@ def test_the_face_in_the_centre_or_all_of_them(photographs, tmp_path):
 
 
 def test_a_centre_crop_stands_in_where_no_face_is_found(photographs, tmp_path):
-    dataset, rejected = made(photographs, tmp_path / "out", "--undetected", "centre", "--split", "1:1")
+    dataset, rejected = made(photographs, tmp_path / "out", undetected="centre", ratio="1:1")
     assert dataset.column("cut_by").tolist() == ["mtcnn", "mtcnn", "centre"] and "nobody.png" not in rejected
     assert dataset.column("box")[2] is None and dataset.column("scale")[2] == pytest.approx(150 / 96)
 
@@ -83,22 +82,17 @@ def test_landmarks_of_the_source_are_used(photographs, tmp_path):
     marks = align.template(150, 0.2)
     text = " ".join(f"{number:.3f}" for number in marks.ravel())
     (photographs / "marked.csv").write_text(f"path,age,landmarks\nnobody.png,50,{text}\none.png,32,\n")
-    words = ["--reader", "csv", "--source", str(photographs / "marked.csv"), "--out", str(tmp_path / "out")]
-    prepare.prepare(prepare.parse_args([*words, "--workers", "1", "--size", "96", "--split", "1:1"]))
+    prepare.prepare(photographs / "marked.csv", tmp_path / "out", workers=1, size=96, ratio="1:1")
     dataset = records.open_dataset(tmp_path / "out")
     assert dataset.column("cut_by").tolist() == ["source", "mtcnn"]
     np.testing.assert_allclose(dataset.column("landmarks")[0], marks.ravel(), atol=1e-3)
 
 
 def test_other_choices_are_another_recipe(photographs, tmp_path):
-    made(photographs, tmp_path / "out", "--split", "1:1")
-    for words, named in [
-        (["--margin", "0.3"], "margin"),
-        (["--faces", "all"], "faces"),
-        (["--align", "none"], "align"),
-    ]:
-        with pytest.raises(InputError, match=f"another recipe .*{named}: "):
-            made(photographs, tmp_path / "out", "--split", "1:1", *words)
+    made(photographs, tmp_path / "out", ratio="1:1")
+    for name, value in {"margin": 0.3, "faces": "all", "align": "none"}.items():
+        with pytest.raises(InputError, match=f"another recipe .*{name}: "):
+            made(photographs, tmp_path / "out", ratio="1:1", **{name: value})
 
 
 def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
@@ -115,11 +109,11 @@ def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
 
 def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
     words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--shards", "2", "--size", "96"]
-    alone, together = ([*words, "--split", "1:1", "--workers", n, "--out", str(tmp_path / n)] for n in "12")
+    alone = [*words, "--ratio", "1:1", "--workers", "1", "--out", str(tmp_path / "1")]
     # A worker alone is the program's own process; of several, each is one that this one starts.
     command = [sys.executable, "-m", "lae_jax.prepare", *alone]
     subprocess.run(command, cwd=ROOT, timeout=300, check=True, capture_output=True)
-    prepare.prepare(prepare.parse_args(together))
+    prepare.prepare(photographs / "faces.csv", tmp_path / "2", shards=2, size=96, ratio="1:1", workers=2)
     one, two = ([path.read_bytes() for path in sorted((tmp_path / n).glob("*array_record*"))] for n in "12")
     assert len(one) == 2 and one == two
 

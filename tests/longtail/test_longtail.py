@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from lae_jax import metrics, stages
+from lae_jax import longtail, metrics, stages
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.evaluate import measure
-from lae_jax.longtail import __main__ as longtail
+from lae_jax.longtail import __main__ as door
 from lae_jax.longtail import extraction, summaries, trials
 from lae_jax.report import comparison_page
 from lae_jax.runtime import checkpoints as saved
@@ -34,7 +34,7 @@ def words(finished, drawn, out, *more):
 def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp_path, capsys):
     out = tmp_path / "out"
     like = ["--like", str(finished / "classify"), "--base-rate", "0.001", "--base-rate", "0.1"]
-    longtail.main(words(finished, drawn, out, *like))
+    door.main(words(finished, drawn, out, *like))
     told = capsys.readouterr().out
     assert "For the lowest MAE" in told and "| lae |" in told
     report = json.loads((out / "report.json").read_text())
@@ -74,8 +74,7 @@ def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_c
     c = make_config("represent", tmp_path)
     c.model.hidden = 8
     loop.train(c)
-    names = ["--run", c.workdir, "--data", str(drawn), "--out", str(tmp_path / "out"), "--methods", "stage2,lae"]
-    longtail.main([*names, "--passes", "1", "--seeds", "1"])
+    longtail.compare([c.workdir], drawn, tmp_path / "out", methods=["stage2", "lae"], passes=1, seeds=1)
     with (tmp_path / "out" / "tries.csv").open() as file:
         row = next(r for r in csv.DictReader(file) if r["method"] == "stage2" and r["split"] == "test")
     real = measure.predict(saved.load_run(c.workdir), split="test").scores()
@@ -127,9 +126,9 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--test", "nothing"], "has no split 'nothing'"),
         (["--test", "train"], "are trained on"),
         (["--test", "validation"], "methods are chosen on it"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--base-rate", "-1"], "--base-rate must be above 0"),
-        (["--folds"], "has no folds"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--base-rate", "-1"], "base_rates must be above 0"),
+        (["--by-fold"], "has no folds"),
         (["--like", "RUNS/represent"], "is no run of LAE's stage 3"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
         (["--run", "RUNS/nothing"], "holds no run"),
@@ -138,7 +137,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
 def test_bad_input_is_one_sentence(finished, drawn, tmp_path, more, told):
     more = [word.replace("RUNS", str(finished)) for word in more]
     with pytest.raises(InputError, match=told):
-        longtail.main(words(finished, drawn, tmp_path, *more))
+        door.main(words(finished, drawn, tmp_path, *more))
     assert not (tmp_path / "report.json").exists()
 
 
@@ -164,7 +163,7 @@ def test_folds_need_a_run_for_each():
     for folds in ([None], [0, 1], [0, 0, 1, 2]):
         with pytest.raises(InputError, match="One backbone for all folds"):
             trials.check_folds([_Fold(fold) for fold in folds], True)
-    with pytest.raises(InputError, match="say --folds"):
+    with pytest.raises(InputError, match="say --by-fold"):
         trials.check_folds([_Fold(0), _Fold(1)], False)
 
 

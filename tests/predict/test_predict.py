@@ -14,12 +14,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from lae_jax import evaluate, predict, prepare
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
-from lae_jax.evaluate import __main__ as evaluate
-from lae_jax.predict import __main__ as predict
+from lae_jax.predict import __main__ as door
 from lae_jax.predict import photographs
-from lae_jax.prepare import __main__ as prepare
 from lae_jax.runtime.errors import InputError, NothingPredicted
 from lae_jax.train import loop
 
@@ -37,8 +36,7 @@ def folder(tmp_path_factory):
         Image.fromarray(picture).save(folder / "photographs" / f"{k}.png")
         rows.append(f"photographs/{k}.png,{6 * k + 5}")
     (folder / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
-    words = ["--reader", "csv", "--source", str(folder / "faces.csv"), "--out", str(folder / "data")]
-    prepare.prepare(prepare.parse_args([*words, "--size", "64", "--workers", "1", "--split", "1:1"]))
+    prepare.prepare(folder / "faces.csv", folder / "data", size=64, workers=1, ratio="1:1")
     c = represent.get_config()
     c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
@@ -50,7 +48,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(folder):
     """name -> (age, prediction) of an evaluation of all images."""
-    evaluate.main(["--run", str(folder / "run"), "--split", "all"])
+    evaluate.evaluate(folder / "run", split="all")
     with open(folder / "run" / "evaluation" / "data-all" / "predictions.csv") as file:
         return {row["name"]: float(row["prediction"]) for row in csv.DictReader(file)}
 
@@ -66,7 +64,7 @@ def lines(path):
 
 def test_photographs_give_what_an_evaluation_of_their_crops_gives(folder, evaluated, tmp_path):
     out = tmp_path / "ages.csv"
-    predict.main(["--run", str(folder / "run"), str(folder / "faces.csv"), "--out", str(out), "--threshold", "18"])
+    door.main(["--run", str(folder / "run"), str(folder / "faces.csv"), "--out", str(out), "--threshold", "18"])
     with open(out) as file:
         rows = {row["name"]: row for row in csv.DictReader(file) if row["age"]}
     assert rows.keys() == evaluated.keys() and len(rows) >= 10
@@ -119,7 +117,7 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
     (tmp_path / "bomb.png").write_bytes(bomb)
     out = tmp_path / "ages.jsonl"
     words = ["--run", str(folder / "run"), str(tmp_path), "missing.jpg", "--out", str(out), "--distribution"]
-    predict.main(words)
+    door.main(words)
     rows = {pathlib.Path(row["name"]).name: row for row in lines(out)}
     assert (
         rows["text.jpg"]["reason"] == "not an image that can be read"
@@ -128,12 +126,12 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
     assert rows["bomb.png"]["reason"] == "more than 16,000,000 pixels"
     assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
     # Upright, and with its colours, it is the photograph that it was.
-    predict.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
+    door.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
     (straight,) = lines(out)
     assert rows["turned.jpg"]["age"] == pytest.approx(straight["age"], abs=1.0)
     assert len(rows["cmyk.jpg"]["distribution"]) == 101
     with pytest.raises(NothingPredicted) as end:
-        predict.main(["--run", str(folder / "run"), "missing.jpg"])
+        door.main(["--run", str(folder / "run"), "missing.jpg"])
     assert end.value.status == 1 and "file not found" in capsys.readouterr().out
 
 
@@ -152,7 +150,7 @@ def test_several_faces_have_a_row_each_and_are_drawn(folder, tmp_path):
         "--draw",
         str(tmp_path / "drawn"),
     ]
-    predict.main(words)
+    door.main(words)
     rows = lines(out)
     assert [row["face"] for row in rows] == [1, 2] and {round(row["box"][0] > 210) for row in rows} == {0, 1}
     (drawn,) = (tmp_path / "drawn").iterdir()
@@ -164,8 +162,8 @@ def test_the_contests_interface(folder, evaluated, tmp_path, caplog):
     Image.new("RGB", (60, 60), (70, 110, 60)).save(folder / "photographs" / "nobody.png")
     names = ["3.png", "nobody.png", "lost.png", "1.png"]
     (tmp_path / "foo_test.csv").write_text("".join(f"{name},1\n" for name in names))
-    words = ["--data", str(tmp_path / "foo_test.csv"), "--images", str(folder / "photographs")]
-    predict.main(["--run", str(folder / "run"), *words, "--results", str(tmp_path / "out.csv")])
+    words = ["--contest", str(tmp_path / "foo_test.csv"), "--images", str(folder / "photographs")]
+    door.main(["--run", str(folder / "run"), *words, "--out", str(tmp_path / "out.csv")])
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows] == names and rows[2][1] == "nan" and float(rows[1][1]) > 0
@@ -177,19 +175,19 @@ def test_a_model_of_ready_crops_takes_crops_only(folder, trained, tmp_path):
     run = str(trained("represent"))
     photograph = str(folder / "photographs" / "1.png")
     with pytest.raises(InputError, match="how they were cut is unknown. Give crops .* with --aligned"):
-        predict.main(["--run", run, photograph])
-    predict.main(["--run", run, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
+        door.main(["--run", run, photograph])
+    door.main(["--run", run, "--aligned", photograph, "--out", str(tmp_path / "o.jsonl")])
     assert lines(tmp_path / "o.jsonl")[0]["age"] > 0
 
 
-def test_a_calibration_travels_with_the_run(folder, capsys):
+def test_a_calibration_travels_with_the_run(folder):
     run = str(folder / "run")
     with pytest.raises(InputError, match="--calibrate fits on the validation split"):
-        evaluate.main(["--run", run, "--split", "train", "--calibrate"])
-    evaluate.main(["--run", run, "--calibrate"])
+        evaluate.evaluate(run, split="train", calibrate=True)
+    report, _ = evaluate.evaluate(run, calibrate=True)
     content = json.loads((folder / "run" / "calibration.json").read_text())
     assert predict.AgeEstimator.from_run(run).is_calibrated
-    assert f"{content['after']['coverage']:.1%} of the ages" in capsys.readouterr().out
+    assert report["interval"]["coverage"] == content["after"]["coverage"]
     estimator = predict.AgeEstimator.from_run(run)
     assert estimator.temperature == content["temperature"] != 1
     report = json.loads((folder / "run" / "evaluation" / "data-validation" / "report.json").read_text())
@@ -200,23 +198,23 @@ def test_a_calibration_travels_with_the_run(folder, capsys):
 
 @pytest.mark.parametrize(("words", "message"), [
     ([], "name photographs"),
-    (["a.jpg", "--interval", "1"], "--interval"),
-    (["a.jpg", "--threshold", "200"], "--threshold"),
+    (["a.jpg", "--interval", "1"], "interval is 1.0: it must lie between 0 and 1"),
+    (["a.jpg", "--threshold", "200"], "threshold is 200.0: it must be an age from 0 to 100"),
     (["a.jpg", "--out", "ages.txt"], "ends in .csv or .jsonl"),
     (["a.jpg", "--distribution"], "needs --out NAME.jsonl"),
-    (["--data", "a.csv"], "belong together"),
-    (["a.jpg", "--aligned", "--draw", "d"], "leave --aligned away"),
+    (["--contest", "a.csv"], "needs --out FILE.csv"),
+    (["a.jpg", "--aligned", "--draw", "d"], "omit --aligned"),
 ])  # fmt: skip
 def test_wrong_flags(words, message):
     with pytest.raises(InputError, match=message):
-        predict.parse_args(["--run", "runs/r", *words])
+        door.parse_args(["--run", "runs/r", *words])
 
 
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
     with pytest.raises(InputError, match=r"\*.webp: no file has such a name"):
-        predict.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
+        door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
     with pytest.raises(InputError, match=f"^{tmp_path}: no image there"):
-        predict.main(["--run", str(folder / "run"), str(tmp_path)])
+        door.main(["--run", str(folder / "run"), str(tmp_path)])
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):

@@ -1,6 +1,5 @@
 """Leaks: a run heeds what an audit found, and its reports say so."""
 
-import json
 import pathlib
 import shutil
 
@@ -8,11 +7,10 @@ import planted
 import pytest
 from planted import TRAIN, age_of, draw, prepared
 
-from lae_jax import main
+from lae_jax import evaluate, main, prepare
 from lae_jax.audit import saved
 from lae_jax.data import records
-from lae_jax.evaluate import __main__ as evaluate
-from lae_jax.prepare import __main__ as prepare
+from lae_jax.evaluate import __main__ as door
 from lae_jax.report import model_card, wording
 from lae_jax.runs import fields, leaks
 from lae_jax.runtime import checkpoints
@@ -36,7 +34,7 @@ def leaking(faces, tmp_path, small_config):
     return config
 
 
-def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config, capsys):
+def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config):
     with pytest.raises(InputError, match=r"1 of 25 images of validation stand in train too.*--allow-leak"):
         loop.train(leaking)
     assert not pathlib.Path(leaking.workdir).exists()
@@ -45,10 +43,9 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
     meta = checkpoints.load_run(leaking.workdir).meta
     assert meta["config"]["data"]["allow_leak"] and [leak["kind"] for leak in meta["leaks"]] == ["near_picture"]
     for split, expected in [("validation", ["near_picture"]), ("train", ["near_picture", "same_rows"])]:
-        evaluate.main(["--run", leaking.workdir, "--split", split])
-        report = json.loads((pathlib.Path(leaking.workdir) / f"evaluation/data-{split}/report.json").read_text())
+        report, _ = evaluate.evaluate(leaking.workdir, split=split)
         assert [leak["kind"] for leak in report["leaks"]] == expected
-        told = capsys.readouterr().out
+        told = door.tell(report)
         assert told.count("LEAK") == len(expected) and "nearly the same picture" in told
         # 'person 0' is in both splits, by the source's own choice.
         assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)
@@ -157,7 +154,7 @@ def test_people_of_all_trainings_count_where_their_names_can_be_compared(faces, 
         (tmp_path / folder).mkdir()
         table = tmp_path / folder / "faces.csv"
         table.write_text("\n".join(["path,age,split,identity", *lines]) + "\n")
-        prepare.prepare(prepare.parse_args(planted.words(table, faces, table.parent / "data")))
+        prepare.prepare(table, table.parent / "data", **planted.crops_of(faces))
         dataset = records.open_dataset(table.parent / "data")
         return dataset, {"data": str(dataset.path), "data_hash": dataset.hash, "split": "train"}
 
@@ -235,7 +232,7 @@ def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
         monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
         main.flags.FLAGS.unparse_flags()
         try:
-            main.flags.FLAGS(["main", spelling])
+            main.flags.FLAGS(main.with_underscores(["main", spelling]))
             main.main(["main"], None)
         finally:
             main.flags.FLAGS["allow_leak"].unparse()

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from lae_jax import demo
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 from lae_jax.runtime.errors import InputError, unknown
 
 
@@ -28,7 +28,7 @@ def test_a_door_turns_an_input_error_into_one_line_and_status_2(capsys):
         raise InputError("faces.csv is empty")
 
     with pytest.raises(SystemExit) as exit_:
-        console.door(main)
+        start.program(main)
     assert exit_.value.code == 2 and capsys.readouterr().err == "error: faces.csv is empty\n"
 
 
@@ -92,7 +92,7 @@ def in_terminal(columns, *words, interrupt=False):
 
 PROGRAM = """
 import time
-from lae_jax.runtime import console
+from lae_jax.runtime import console, start
 def main():
     with console.progress(total=1200, what="prepare", unit="images") as line:
         for number in range(6):
@@ -104,7 +104,7 @@ def main():
     assert list(console.progress([], total=0, what="nothing", unit="images")) == []
     print("1,200 images in data/faces")
     time.sleep(WAIT)
-console.door(main)
+start.program(main)
 """
 
 

@@ -82,11 +82,19 @@ runpy.run_module("lae_jax." + sys.argv.pop(1), run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("words", [["predict"], ["serve"], ["main", "--config", "configs/represent.py"]])
-def test_memory_is_arranged_before_the_imports_that_start_threads(words, drawn):
-    of_main = [f"--config.data.path={drawn}"] if "main" in words else []
-    command = [sys.executable, "-c", STARTS, *words, *of_main]
-    result = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+@pytest.mark.parametrize("program", ["predict", "serve", "evaluate", "export", "longtail", "main"])
+def test_memory_is_arranged_before_the_imports_that_start_threads(program, drawn, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    words = {
+        "predict": ["--run", "run", "photo.jpg"],
+        "serve": ["--run", "run"],
+        "evaluate": ["--run", "run"],
+        "export": ["--run", "run", "--format", "onnx", "--out", "new"],
+        "longtail": ["--run", "run", "--data", str(drawn), "--out", "new"],
+        "main": ["--config", "represent", f"--config.data.path={drawn}"],
+    }[program]
+    command = [sys.executable, "-c", STARTS, program, *words]
+    result = subprocess.run(command, cwd=tmp_path, timeout=120, capture_output=True, text=True)
     assert result.stdout == "early\n", result.stderr
 
 

@@ -18,14 +18,15 @@ import served
 from conftest import ROOT
 from PIL import Image
 
+from lae_jax import serve
 from lae_jax.data.sources import synthetic
 from lae_jax.faces import crops
 from lae_jax.predict import answers as predictions
 from lae_jax.predict import photographs
 from lae_jax.runs import lineage
 from lae_jax.runtime.errors import InputError
-from lae_jax.serve import __main__ as serve
-from lae_jax.serve import ages, app, limits, listen
+from lae_jax.serve import __main__ as door
+from lae_jax.serve import about, ages, app, limits, listen
 from lae_jax.serve.batching import Batcher
 
 
@@ -63,7 +64,7 @@ def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
     found = photographs.found(items, recipe, estimator.input.pixels, threads=1)
     expected = {
         one.image.name: rows
-        for one, rows in predictions.predicted(estimator, found, predictions.Wanted(0.8, None, True))
+        for one, rows in predictions.predicted(estimator, found, predictions.Fields(0.8, None, True))
     }
     assert len(expected["two.png"]) == 2 and sum(row.age is not None for rows in expected.values() for row in rows) >= 4
 
@@ -300,7 +301,7 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
         {"split": "validation", "data": "d", "mae": 5.0, "constant": {**constant, "difference": [-4.0, -2.0]}},
     ]
     monkeypatch.setattr(lineage, "run_card", lambda *_: ("# Card", reports))
-    card, (doubt,) = serve.described(serve.parse_args(["--run", "runs/none"]))
+    card, (doubt,) = about.described("runs/none", None, False)
     assert card == "# Card" and doubt.startswith("On test of d: the model is no better than no model: answering 40")
 
 
@@ -325,7 +326,7 @@ def test_the_page_asks_no_other_host_for_anything(crops_server):
 def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
     run = str(trained("represent"))
     with pytest.raises(InputError, match="how they were cut is unknown. Give crops"):
-        serve.main(["--run", run, "--port", "0"])
+        door.main(["--run", run, "--port", "0"])
     words = ["-m", "lae_jax.serve", "--run", run, "--port", "0", "--aligned", "--max-batch", "1"]
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
@@ -357,32 +358,37 @@ def refuses(address: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--max-mb", "0"], "--max-mb 0: more than 0"),
-    (["--max-pixels", "99000000"], "at most 16000000"),
-    (["--max-held-mb", "1"], "at least --max-mb"),
-    (["--max-wait", "-1"], "--max-wait"),
-    (["--interval", "1"], "--interval"),
-    (["--port", "65536"], "--port"),
+@pytest.mark.parametrize(("given", "message"), [
+    ({"max_mb": 0}, "max_mb is 0: it must be more than 0"),
+    ({"max_pixels": 99_000_000}, "at most 16000000"),
+    ({"max_held_mb": 1}, "at least max_mb"),
+    ({"max_wait": -1}, "max_wait is -1: it must lie between 0 and 10000"),
+    ({"interval": 1}, "interval is 1: it must lie between 0 and 1"),
 ])  # fmt: skip
-def test_wrong_flags(words, message):
+def test_wrong_arguments(given, message):
     with pytest.raises(InputError, match=message):
-        serve.parse_args(["--run", "runs/r", *words])
+        serve.application("runs/r", **given)
 
 
-def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch):
+def test_a_port_is_a_number_that_ports_have():
+    with pytest.raises(InputError, match="--port 65536: 0 to 65535"):
+        door.parse_args(["--run", "runs/r", "--port", "65536"])
+
+
+def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch, trained):
     with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; name another"):
         listen.bind(*taken.getsockname())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lae_jax.serve.listen")
     monkeypatch.delattr("lae_jax.serve.listen")
     with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install -e .\[serve\]"):
-        serve.main(["--run", "runs/r"])
+        door.main(["--run", str(trained("represent"))])
 
 
 def test_names_are_checked_on_this_machine_and_where_they_are_given():
     def hosts(*words):
-        return serve.hosts_of(serve.parse_args(["--run", "r", *words]))
+        args = door.parse_args(["--run", "r", *words])
+        return door.hosts_of(args.host, args.allow_host)
 
     assert "localhost" in hosts() and "::1" in hosts("--host", "::1") and hosts("--host", "0.0.0.0") is None
     assert "ages.example" in hosts("--allow-host", "ages.example") and "ages.example" not in hosts()

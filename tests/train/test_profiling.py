@@ -25,16 +25,16 @@ def test_a_number_leaves_the_steps_out_that_compile():
 def test_steps_that_are_not_to_come_are_an_error_before_any_is_taken(small_config):
     config = small_config("represent")
     with pytest.raises(InputError, match="steps 3 to 4 are not among those to come, 1 to 3"):
-        loop.train(config, profile=profiling.Wanted(3, 4))
+        loop.train(config, profile=profiling.Steps(3, 4))
     assert not (pathlib.Path(config.workdir) / "metrics.jsonl").exists()
     with pytest.raises(InputError, match="steps 4 to 4 .*, 5 to 9"):
-        profiling.Trace(epath.Path(config.workdir), profiling.Wanted(4, 4), 4, 9)
+        profiling.Trace(epath.Path(config.workdir), profiling.Steps(4, 4), 4, 9)
 
 
 def test_the_trace_of_a_run_has_its_steps_and_what_they_compute(small_config):
     config = small_config("represent")
     config.epochs = 2.0
-    loop.train(config, profile=profiling.Wanted(3, 4))
+    loop.train(config, profile=profiling.Steps(3, 4))
     folder = pathlib.Path(config.workdir) / "profile" / "host0" / "plugins" / "profile"
     (trace,) = folder.glob("*/*.trace.json.gz")
     (plane,) = folder.glob("*/*.xplane.pb")

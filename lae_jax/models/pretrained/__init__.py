@@ -17,7 +17,7 @@ from lae_jax.models import BACKBONES, create
 from lae_jax.models.efficientnet_v2 import EfficientNetV2
 from lae_jax.models.pretrained import hub, keras_file, naming, safetensors_file, tensors
 from lae_jax.models.pretrained.naming import Statistics
-from lae_jax.models.pretrained.tensors import Tensor, Wanted
+from lae_jax.models.pretrained.tensors import Expected, Tensor
 from lae_jax.runtime import checkpoints, files, layout
 from lae_jax.runtime.errors import InputError
 
@@ -182,7 +182,7 @@ def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
             name = "/".join([collection, *(key.key for key in path)])
             found[name] = Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: leaf)
     for path, shape in _shapes(model_name).items():
-        wanted["/".join(path)] = Wanted(path, shape, tuple(range(len(shape))))
+        wanted["/".join(path)] = Expected(path, shape, tuple(range(len(shape))))
     where = f"{source} step {handed.step}"
     if wrong := tensors.misfit(found, wanted):
         raise InputError(f"{where} is a run of {handed.meta.get('model')} and does not fit {model_name}: {wrong}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lae_jax.models import BACKBONES
 from lae_jax.models.efficientnet_v2 import EfficientNetV2
-from lae_jax.models.pretrained.tensors import Wanted
+from lae_jax.models.pretrained.tensors import Expected
 
 
 class Statistics(NamedTuple):
@@ -63,7 +63,7 @@ _KERAS_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "
 Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 
-def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Wanted]:
+def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
     """name in a state dict -> what it is. Kernels are OIHW there, depthwise ones (C, 1, kh, kw).
 
     Args: shapes: of the backbone's variables by path, ('params', 'stem_conv', 'kernel').
@@ -73,9 +73,9 @@ def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Wanted]:
         name = f"{_torch_layer(model_name, path[1:-1])}.{_TORCH[path[-1]]}"
         if path[-1] == "kernel":
             height, width, inputs, outputs = shape
-            result[name] = Wanted(path, (outputs, inputs, height, width), (2, 3, 1, 0))
+            result[name] = Expected(path, (outputs, inputs, height, width), (2, 3, 1, 0))
         else:
-            result[name] = Wanted(path, shape, (0,))
+            result[name] = Expected(path, shape, (0,))
     return result
 
 
@@ -86,7 +86,7 @@ def torch_spare(name: str) -> bool:
     )
 
 
-def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Wanted]:
+def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
     """'layer/variable' -> what it is. Kernels are HWIO there, depthwise ones (kh, kw, C, 1)."""
     result = {}
     for path, shape in shapes.items():
@@ -95,7 +95,7 @@ def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Wanted]:
         axes = tuple(range(len(shape)))
         if path[-2] == "depthwise_conv":
             axes = (0, 1, 3, 2)
-        result[name] = Wanted(path, tuple(shape[axis] for axis in axes), axes)
+        result[name] = Expected(path, tuple(shape[axis] for axis in axes), axes)
     return result
 
 

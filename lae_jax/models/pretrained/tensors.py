@@ -19,7 +19,7 @@ class Tensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-class Wanted(NamedTuple):
+class Expected(NamedTuple):
     """One of a model, as a file should hold it."""
 
     path: tuple[str, ...]  # in the model's variables: ('params', 'stem_conv', 'kernel')
@@ -33,7 +33,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted]) -> str:
+def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> str:
     """How the tensors of a file differ from those of a model, by name, shape and dtype; '' where they fit."""
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
@@ -54,7 +54,7 @@ def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted]) -> str:
     return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in found if names)
 
 
-def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted], where: str) -> dict:
+def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Expected], where: str) -> dict:
     """Reads what fits (`misfit` is ''): {'params': ..., 'batch_stats': ...}, float32, nested as the model has it.
 
     Raises:

@@ -1,0 +1,183 @@
+"""From a source to a prepared data set: its splits, and the processes that write its shards."""
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lae_jax.data import joining, shards, splits
+from lae_jax.data.sources import interface
+from lae_jax.faces import crops, perceptual_hash
+from lae_jax.runtime import console, cpu
+from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
+
+# Rows whose splits are tried before images are read: of more than these, none will be empty.
+_FEW = 10_000
+# Images whose perceptual hashes are compared: 600,000 take 8 seconds, and the memory of ten million is bounded.
+_NEAR_AT_MOST = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    """How rows are split, where the source names no splits: arguments of `lae_jax.prepare.prepare`."""
+
+    ratio: tuple[int, ...]
+    folds: int | None
+    by: str | None
+    seed: int
+
+
+def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joining.Splits:
+    """Columns, by name -> (protocol, rows of each split, rows that were taken out of train)."""
+    names = column("split")
+    if how.folds is None and _any(names):
+        return "column", *splits.by_column(names, column("sha256"))
+    identity = column("identity")
+    by = _by(how, identity)
+    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
+    return by, _parted(how, group), np.zeros(0, np.int64)
+
+
+def _by(how: Splitting, identity: pa.ChunkedArray) -> str:
+    known = _any(identity)
+    if how.by == "identity" and not known:
+        raise InputError("--by identity, but the source has no identities: add an `identity` column or use --by image")
+    return how.by or ("identity" if known else "image")
+
+
+def _parted(how: Splitting, group: np.ndarray) -> Mapping[str, np.ndarray]:
+    if how.folds is not None:
+        return splits.by_fold(group, how.folds, how.seed)
+    return splits.by_ratio(group, how.ratio, how.seed)
+
+
+def _check_splits(how: Splitting, table: pa.Table) -> None:
+    """Raises InputError where the rows cannot be split as is wanted, though none be rejected: before any is read."""
+    count, identity = table.num_rows, table["identity"]
+    if not count or (how.folds is None and _any(table["split"])):
+        return
+    people = _by(how, identity) == "identity"
+    if count > _FEW:
+        return
+    group = splits.groups(identity) if people else np.arange(count)
+    if empty := [name for name, rows in _parted(how, group).items() if not len(rows)]:
+        told = console.counted(len(np.unique(group)), "person", "people") + " in " if people else ""
+        raise InputError(
+            f"split {empty[0]!r} would be empty ({told}{console.counted(count, 'image')}): take another --ratio or"
+            f" --folds, or give more {'people' if people else 'images'}"
+        )
+
+
+def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
+    """A text that nearly the same pictures share, '' for the others."""
+    if count > _NEAR_AT_MOST:
+        logger.warning(
+            "of more than %d images, pictures that are nearly the same are not kept on one side: see the audit",
+            _NEAR_AT_MOST,
+        )
+        return np.full(count, "", object)
+    hashes = b"".join(column("phash").to_pylist())
+    number = perceptual_hash.clusters(np.frombuffer(hashes, np.uint8).reshape(-1, perceptual_hash.BYTES))
+    return np.array(["" if n < 0 else str(n) for n in number], object)
+
+
+def _any(texts: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.not_equal(texts, "")).as_py())  # null where every text is
+
+
+def prepare(
+    read: Callable[[], interface.Source],
+    out: str,
+    way,
+    *,
+    reader: str,
+    recipe: crops.Recipe,
+    shards_wanted: int,
+    how: Splitting,
+) -> dict:
+    """Reads, checks, shards, splits; returns the manifest.
+
+    Args:
+      read: Gives the source.
+      out: Folder of the prepared data set.
+      way: How shards are written: `Processes` or `data.beam.Beam`.
+    """
+    source = read()
+    rejected = source.rejected
+    _check_splits(how, source.table)
+    with way.folder() as folder:
+        tasks = shards.plan(source, folder, reader, recipe, shards_wanted)
+        del source  # its table; the tasks have it in a file
+        missing = way.missing(tasks)
+        if len(missing) < len(tasks):
+            logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
+        try:
+            with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:
+                way.write(missing, line.update)
+        except KeyboardInterrupt:
+            logger.info("%s keeps what is done: the same command goes on with it", out)
+            raise
+        return joining.finish(tasks, rejected, lambda column: splitter(how, column))
+
+
+class Processes:
+    """Shards made by processes of this machine, in a folder of this machine."""
+
+    def __init__(self, out: str, workers: int):
+        self._out, self._workers = pathlib.Path(out), workers
+
+    def folder(self) -> contextlib.AbstractContextManager[pathlib.Path]:
+        return contextlib.nullcontext(self._out)
+
+    def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
+        return shards.missing(tasks)
+
+    def write(self, tasks: list[shards.ShardTask], tick: Callable[[int], None]) -> None:
+        """Writes the shards; tick: is called with the number of source rows that are done since it was called last."""
+        workers = min(self._workers, len(tasks))
+        if workers <= 1:
+            for task in tasks:
+                shards.write_shard(task, tick=tick)
+            return
+        # Not fork: the parent may hold threads.
+        context = multiprocessing.get_context("spawn")
+        rows, told = context.Value("q", 0), 0
+        with context.Pool(workers, _start_worker, (rows,)) as pool:
+            running = [pool.apply_async(_write_in_worker, (task,)) for task in tasks]
+            for result in running:
+                while not result.ready():
+                    result.wait(0.5)
+                    now = rows.value
+                    tick(now - told)
+                    told = now
+                result.get()
+        tick(rows.value - told)
+
+
+_rows_done = None  # of all workers; in a worker
+
+
+def _start_worker(rows) -> None:
+    global _rows_done
+    _rows_done = rows
+    # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(cpu.ONE_THREAD)
+
+
+def _write_in_worker(task: shards.ShardTask) -> None:
+    def tick(rows: int) -> None:
+        with _rows_done.get_lock():
+            _rows_done.value += rows
+
+    shards.write_shard(task, tick=tick)

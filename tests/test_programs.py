@@ -1,0 +1,109 @@
+"""The command lines: all programs are listed, and tell their flags at once and in one way."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from lae_jax import __main__ as programs
+from lae_jax import __version__
+from lae_jax.prepare import __main__ as preparing
+from lae_jax.runtime import flags
+from lae_jax.runtime.errors import InputError
+
+HEAVY = {"jax", "tensorflow", "pyarrow", "matplotlib", "scipy", "numpy", "orbax"}
+# Runs a program and tells its status and which of these it loaded.
+TOLD = """
+import runpy, sys
+program, *words = sys.argv[1:]
+sys.argv = [program, *words]
+try:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print("status", end.code or 0)
+print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def run(*words):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, timeout=120, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("program", programs.PROGRAMS)
+def test_help_and_wrong_flags_are_told_without_loading_what_takes_long(program):
+    for words, status in ((["--help"], "0"), (["--no-such-flag"], "2")):
+        ended = run("-c", TOLD, f"lae_jax.{program}", *words)
+        loaded = {*ended.stdout.rpartition("loaded ")[2].split()}
+        # ml_collections, which reads the config's flag, brings numpy along.
+        assert not loaded & HEAVY - ({"numpy"} if program == "main" else set()), loaded & HEAVY
+        told = ended.stdout if status == "0" else ended.stderr
+        assert "flag" in told or f"python -m lae_jax.{program}" in told
+        assert status == "0" or f"status {status}" in ended.stdout, ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_the_package_lists_its_programs_and_runs_them():
+    listed = run("-m", "lae_jax").stdout
+    assert all(f"  {name} " in listed for name in programs.PROGRAMS)
+    assert all(
+        (ROOT / "lae_jax" / name).is_dir() or (ROOT / "lae_jax" / f"{name}.py").exists() for name in programs.PROGRAMS
+    )
+    assert run("-m", "lae_jax", "--version").stdout == f"lae_jax {__version__}\n"
+    wrong = run("-m", "lae_jax", "evalute", "--run", "a")
+    assert wrong.returncode == 2 and "did you mean 'evaluate'?" in wrong.stderr
+    # As the console script has it.
+    by_name = run("-c", "from lae_jax.__main__ import main; main()", "evaluate", "--run", "runs/none")
+    assert by_name.returncode == 2 and by_name.stderr.startswith("error: runs/none holds no run")
+    assert by_name.stderr == run("-m", "lae_jax.evaluate", "--run", "runs/none").stderr
+    for program in ("main", "report"):
+        assert run("-m", "lae_jax", program, "--version").stdout == f"lae_jax {__version__}\n"
+
+
+def test_hyphens_and_underscores_are_the_same():
+    given = ["--reader=csv", "--source=a_b.csv", "--out", "a_b", "--beam_runner", "--", "--x_y"]
+    assert flags.with_hyphens(given) == [*given[:4], "--beam-runner", "--", "--x_y"]
+    words = ["--reader", "csv", "--source", "train=my_faces.csv", "--out", "my_data"]
+    args = preparing.parse_args([*words, "--beam_option", "num_workers=2", "--beam-option=a_b=c_d"])
+    assert args["beam_options"] == ["num_workers=2", "a_b=c_d"] and args["source"] == ["train=my_faces.csv"]
+    code = "import sys; from lae_jax import main; print(main.with_underscores(sys.argv))"
+    told = run("-c", code, "--allow-leak", "--config.optim.base-rate=1e-3", "--config", "a-b.py").stdout
+    assert told.strip() == "['-c', '--allow_leak', '--config.optim.base_rate=1e-3', '--config', 'a-b.py']"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--sorce", "a"], r"unknown flag --sorce; did you mean --source\? \(see python -m lae_jax.prepare --help\)"),
+    (["--reader", "cvs"], "--reader: unknown reader 'cvs'; did you mean 'csv'"),
+    (["--size", "big"], "--size: invalid int value: 'big'"),
+    ([], "the following arguments are required: --reader, --source, --out"),
+])  # fmt: skip
+def test_a_wrong_flag_is_one_sentence_that_helps(words, message):
+    with pytest.raises(InputError, match=message):
+        preparing.parse_args(words)
+
+
+def test_a_flag_that_several_programs_have_means_the_same_in_all(monkeypatch):
+    """Every flag of two programs or more comes from `flags.COMMON`, but for those that differ in nothing."""
+    defined = {}
+    original = argparse.ArgumentParser.add_argument
+
+    def noted(parser, *names, **how):
+        if isinstance(parser, flags.Parser):
+            for name in names:
+                if name.startswith("--"):
+                    defined.setdefault(name, {})[parser.prog] = (how.get("type"), how.get("action"), how.get("choices"))
+        return original(parser, *names, **how)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noted)
+    for name in programs.PROGRAMS:
+        if name != "main":
+            door = __import__(f"lae_jax.{name}", fromlist=["__main__"])
+            door = door if name == "demo" else __import__(f"lae_jax.{name}.__main__", fromlist=["parse_args"])
+            with pytest.raises((SystemExit, InputError)):
+                door.parse_args(["--no-such-flag"])
+    shared = {name: set(kinds.values()) for name, kinds in defined.items() if len(kinds) > 1}
+    assert {"--run", "--out", "--split", "--data", "--flip", "--faces"} <= {*shared}
+    # longtail takes several runs.
+    differing = {name for name, kinds in shared.items() if len(kinds) > 1}
+    assert differing <= {"--run"}, {name: shared[name] for name in differing}
