@@ -71,9 +71,13 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
     tx = build.optimiser(config, build.schedules(config, 100, 1000), variables["params"], stage.trains)
     state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
     step = functools.partial(
-        steps.train_step, model=module, loss=stage.loss, handed={**config.loss, "mae": 2.0}, tx=tx,
-        trains=stage.trains, seed=0, dtype=jnp.dtype(config.model.dtype), mean=config.data.mean, std=config.data.std,
-    )  # fmt: skip
+        steps.train_step,
+        stage=stage,
+        constants={**config.loss, "mae": 2.0},
+        model=module,
+        tx=tx,
+        settings=steps.Settings(0, jnp.dtype(config.model.dtype), config.data.mean, config.data.std),
+    )
     batch = {
         "image": jax.ShapeDtypeStruct((2 * device_count, *image.shape[1:]), jnp.uint8),
         "target": jax.ShapeDtypeStruct((2 * device_count,), jnp.float32),

@@ -31,7 +31,7 @@ from lae_jax.runs import build, distributions, inputs
 from lae_jax.runtime import checkpoints, compile_cache, console, parallel
 
 
-def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Handed:
+def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Checkpoint:
     """A checkpoint of stage 2 with initial values."""
     config = represent.get_config()
     config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
@@ -42,10 +42,10 @@ def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints
         "config": fields.as_json(config),
         "num_outputs": build.NUM_AGES,
         "crop": dataset.crop,
-        "handed": {},
+        "constants": {},
     }
     variables = models.initialise(module, args.image_size, 0)
-    return checkpoints.Handed(workdir=epath.Path("nowhere"), step=0, variables=variables, meta=meta)
+    return checkpoints.Checkpoint(workdir=epath.Path("nowhere"), step=0, variables=variables, meta=meta)
 
 
 class Sides:
@@ -53,13 +53,13 @@ class Sides:
 
     def __init__(self, args: argparse.Namespace):
         self.dataset = records.open_dataset(args.data)
-        handed = untrained(args, self.dataset)
-        self.config, self.par = fields.from_json(handed.meta["config"]), parallel.Parallel()
-        estimators.load_ages = lambda *_: (handed, self.config, stages.REPRESENT)
+        checkpoint = untrained(args, self.dataset)
+        self.config, self.par = fields.from_json(checkpoint.meta["config"]), parallel.Parallel()
+        estimators.load_ages = lambda *_: (checkpoint, self.config, stages.REPRESENT)
         self.estimator = estimators.AgeEstimator.from_run("nowhere")
         module = build.model(self.config, stages.REPRESENT, build.NUM_AGES)
         self.forward = build.forward(self.config, stages.REPRESENT, module, self.par)
-        self.variables = self.par.place(handed.variables)
+        self.variables = self.par.place(checkpoint.variables)
         rows = self.dataset.rows("all")
         rows = rows[~np.isnan(self.dataset.column("age")[rows])]
         self.rows = rows[: min(args.images, len(rows))]

@@ -20,7 +20,7 @@ from lae_jax.train import steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HANDED = {"er_weight": 1.0, "mae": MAE, "scale": 64.0, "margin": 0.35}
+CONSTANTS = {"er_weight": 1.0, "mae": MAE, "scale": 64.0, "margin": 0.35}
 STAGES = {"stage 1": "pretrain", "stage 2": "represent", "stage 3": "classify"}
 # Dense bfloat16 of the data sheets, in TFLOP/s, without sparsity; the SXM parts.
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5p": 459.0}
@@ -76,18 +76,18 @@ def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.st
     par = parallel.Parallel(tuple(jax.local_devices()[:1]))
     model = make_model(case, convolutions)
     variables = models.initialise(model, case["image_size"], seed=0)
-    constants = dict(model=model, dtype=jnp.dtype(case["dtype"]), mean=MEAN, std=STD)
+    dtype = jnp.dtype(case["dtype"])
     batch = par.place(make_batch(case))
     if case["mode"] == "inference":
-        step = functools.partial(forward_step, output=losses.expected_age, flip=False, **constants)
+        how = {"model": model, "dtype": dtype, "mean": MEAN, "std": STD}
+        step = functools.partial(forward_step, output=losses.expected_age, flip=False, **how)
         arguments = par.place(variables), batch["image"]
         return functools.partial(jax.jit(par.map_forward(step)).lower, *arguments), arguments
     stage = stages.get(STAGES[case["mode"]])
     tx = optim.trainable(optim.sgd(0.01), variables["params"], stage.trains)
     state = par.place(steps.create_state(variables, tx))
-    step = functools.partial(
-        steps.train_step, loss=stage.loss, handed=HANDED, tx=tx, trains=stage.trains, seed=0, **constants
-    )
+    settings = steps.Settings(0, dtype, MEAN, STD)
+    step = functools.partial(steps.train_step, stage=stage, constants=CONSTANTS, model=model, tx=tx, settings=settings)
     return functools.partial(par.lower_train, step, state, batch), (state, par.shard(batch))
 
 

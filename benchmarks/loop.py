@@ -46,8 +46,8 @@ def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints
     variables = models.initialise(module, args.image_size, 0)
     tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
     state = plan.par.place(steps.create_state(variables, tx))
-    trace = profiling.Trace(plan.workdir, None, 0, plan.total_steps)
-    return train._Loop(plan, module, tx, saved, watch.Signals(), None, trace), state
+    trace = profiling.Trace(plan.workdir, None, 0, plan.durations.total)
+    return train._Loop(plan, module, tx, saved, watch.Signals(), trace), state
 
 
 class Clock:
@@ -72,9 +72,9 @@ def now() -> np.ndarray:
 
 
 def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> np.ndarray:
-    loop.plan = dataclasses.replace(
-        loop.plan, total_steps=(turn + 1) * clock.count, eval_steps=(turn + 1) * clock.count
-    )
+    steps_now = (turn + 1) * clock.count
+    durations = dataclasses.replace(loop.plan.durations, total=steps_now, between_evaluations=steps_now)
+    loop.plan = dataclasses.replace(loop.plan, durations=durations)
     loop.batches = lambda start: iter(clock)
     loop.run(state)
     return clock.seconds()

@@ -207,7 +207,7 @@ def newest_whole(workdir: pathlib.Path) -> int:
 def leaves(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """All of a checkpoint's state by name."""
     with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-        state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
+        state = saved.arrays(step, ("step", "skipped_steps", "params", "batch_stats", "opt_state"))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 

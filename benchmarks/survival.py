@@ -253,14 +253,14 @@ def one_nan(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         config = bench.config(workdir, epochs=3.0, save_steps=1, seed=number)
         with poisoned(lambda step, bad=bad: step == bad):
             summary = loop.train(config)
-        hold(summary["bad_steps"] == 1 and summary["last_step"] == 9, f"{summary}")
+        hold(summary["skipped_steps"] == 1 and summary["last_step"] == 9, f"{summary}")
         (row,) = [json.loads(line) for line in (workdir / "divergence.jsonl").read_text().splitlines()]
         dataset = records.open_dataset(bench.data)
         rows = dataset.rows("train")
         order = sampling.shuffled(len(rows), 32, number)
         names = dataset.column("name")[rows[order(bad - 1).numpy()]].tolist()
         hold(row["step"] == bad and row["rows"] == names, f"{row}, not {names}")
-        hold(row["rate"] > 0 and row["loss"] is None, f"{row}")
+        hold(row["learning_rate"] > 0 and row["loss"] is None, f"{row}")
     return "named, nothing changed, the run went on"
 
 
@@ -288,7 +288,13 @@ def other_devices(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     worst, allowed = {"float32": 0.0, "float64": 0.0}, {"float32": 1e-4, "float64": 1e-9}
     for number in range(rounds):
         dtype = ("float32", "float64")[number // 2 % 2]
-        fields = {"epochs": 20 / 3, "eval_epochs": 20 / 3, "seed": number, "optim.base_rate": 0.08, "save_steps": 1000}
+        fields = {
+            "epochs": 20 / 3,
+            "eval_epochs": 20 / 3,
+            "seed": number,
+            "optim.base_learning_rate": 0.08,
+            "save_steps": 1000,
+        }
         fields |= {"optim.schedule": "constant", "model.dtype": dtype}  # the rate is 0.01
         whole = bench.folder / f"devices_whole{number}"
         bench.run(whole, **fields)

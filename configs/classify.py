@@ -12,6 +12,6 @@ from lae_jax.configs import common
 def get_config():
     c = common.get_config()
     c.stage, c.workdir, c.init_from = "classify", "runs/classify", "runs/represent"
-    c.optim.base_rate = 0.001
+    c.optim.base_learning_rate = 0.001
     c.epochs = 8.0
     return c

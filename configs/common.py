@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     c.classify.setting = placeholder(float)  # of a method that has one
 
     c.optim = ConfigDict()
-    c.optim.base_rate = 0.005  # rate = base_rate x batch_size / 256; the peak of one_cycle
+    c.optim.base_learning_rate = 0.005  # rate = base_learning_rate x batch_size / 256; the peak of one_cycle
     c.optim.schedule = "one_cycle"  # | 'multi_step' | 'constant'
     c.optim.pct_start = 0.3  # one_cycle: share of the steps that rise
     c.optim.div_factor = 25.0  # one_cycle: peak / first rate
@@ -100,7 +100,7 @@ def get_config() -> ConfigDict:
     c.epochs = 24.0
     c.batch_size = 256  # over all devices and hosts
     c.accumulate = 1  # parts of a batch that are computed one after the other, for small memories
-    c.max_bad_steps = 10  # steps in a row whose loss or gradients are not finite
+    c.max_skipped_steps = 10  # steps in a row whose loss or gradients are not finite
 
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations

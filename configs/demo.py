@@ -22,7 +22,7 @@ def _stage(shared: ConfigDict, name: str, epochs: float, rate: float) -> ConfigD
     c.data.augment.patch = "crop"
     # On 8 simulated devices an image takes half the time that it takes at batch size 64.
     c.batch_size, c.eval_batch_size = 256, 400
-    c.optim.base_rate = rate * 256 / c.batch_size
+    c.optim.base_learning_rate = rate * 256 / c.batch_size
     c.optim.clip_norm = 5.0
     c.epochs = epochs
     c.eval_epochs = epochs / 3

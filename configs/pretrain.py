@@ -13,6 +13,6 @@ def get_config():
     c.stage, c.workdir = "pretrain", "runs/pretrain"
     c.data.path = "data/people"
     c.data.augment = common.augmentation("flip")  # ours
-    c.optim.base_rate, c.optim.schedule = 0.1, "multi_step"  # rate as in the contest's system
+    c.optim.base_learning_rate, c.optim.schedule = 0.1, "multi_step"  # rate as in the contest's system
     c.epochs = 18.0
     return c

@@ -24,7 +24,7 @@ def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentati
     c.data.path = shared.get_ref("people" if name == "pretrain" else "faces")
     c.model.name = "resnet18"
     c.batch_size, c.eval_batch_size = 64, 128
-    c.optim.base_rate = rate * 256 / c.batch_size
+    c.optim.base_learning_rate = rate * 256 / c.batch_size
     c.optim.cycle_momentum, c.optim.clip_norm = False, 5.0
     c.data.image_size, c.data.resize = 64, 72
     c.data.augment = common.augmentation(augmentation)

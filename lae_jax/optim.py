@@ -132,44 +132,13 @@ def sgd(
     return optax.GradientTransformation(init, update)
 
 
-class FactorsState(NamedTuple):
-    """start: the weights, (F, K) each; factors: (K,) each, of their columns; inner: of the factors' optimiser."""
-
-    start: optax.Params
-    factors: optax.Params
-    inner: optax.OptState
-
-
-def column_factors(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` for a factor of each column of the weights: they are start (F, K) x factors (K,), and start stands still.
-
-    This is LWS (Kang et al., ICLR 2020, equation 6). The parameters hold the products, so whoever reads them needs to
-    know nothing of it; the slope of a factor is the sum over its column of start times the weights' gradient. Decay
-    and clipping of `tx` are of the factors. Its update needs the parameters.
-    """
-
-    def init(params: optax.Params) -> FactorsState:
-        ones = jax.tree.map(lambda p: jnp.ones(p.shape[-1:], jnp.promote_types(p.dtype, jnp.float32)), params)
-        return FactorsState(params, ones, tx.init(ones))
-
-    def update(grads: optax.Updates, state: FactorsState, params: optax.Params):
-        slopes = jax.tree.map(lambda g, w: jnp.sum(g * w, axis=0), grads, state.start)
-        updates, inner = tx.update(slopes, state.inner, state.factors)
-        factors = optax.apply_updates(state.factors, updates)
-        updates = jax.tree.map(lambda w, f, p: w * f[None, :] - p, state.start, factors, params)
-        return updates, FactorsState(state.start, factors, inner)
-
-    return optax.GradientTransformation(init, update)
-
-
 def trainable(
-    tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...], factors: bool = False
+    tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...]
 ) -> optax.GradientTransformation:
     """`tx` for the parts of `params` that `trains` names; the others stand still, without state, decay or a norm.
 
     `params` (arrays or shapes) has the top keys 'backbone' and 'head', or one of them; gradients have the same
-    structure. With `factors` nothing of the head trains but a factor of each column of its last layer, fc's kernel.
-    Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
+    structure. Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
     """
     if isinstance(trains, str) or not trains:
         raise ValueError(f"trains names the parts that train, such as ('backbone', 'head'), not {trains!r}")
@@ -182,12 +151,7 @@ def trainable(
         key: jax.tree.map(lambda _, label="train" if key in trains else "frozen": label, part)
         for key, part in params.items()
     }
-    kinds = {"train": tx, "frozen": optax.set_to_zero()}
-    if factors:
-        labels["head"] = jax.tree.map(lambda _: "frozen", params["head"])
-        labels["head"]["fc"]["kernel"] = "factors"
-        kinds["factors"] = column_factors(tx)
-    return optax.multi_transform(kinds, labels)
+    return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, labels)
 
 
 def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:

@@ -50,9 +50,13 @@ def check_step(stage_name: str, model: str, image_size: int):
     tx = optim.trainable(optim.sgd(lambda count: 0.1 / (count + 1)), variables["params"], stage.trains)
     state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
     step = functools.partial(
-        steps.train_step, model=module, loss=stage.loss, handed={**common.get_config().loss, "mae": 1.9}, tx=tx,
-        trains=stage.trains, seed=0, dtype=jnp.dtype(config.model.dtype), mean=(0.5,) * 3, std=(0.25,) * 3,
-    )  # fmt: skip
+        steps.train_step,
+        stage=stage,
+        constants={**common.get_config().loss, "mae": 1.9},
+        model=module,
+        tx=tx,
+        settings=steps.Settings(0, jnp.dtype(config.model.dtype), (0.5,) * 3, (0.25,) * 3),
+    )
     target = jax.ShapeDtypeStruct((1, 2), jnp.float32 if stage.head == "age" else jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((1, 2, *image.shape[1:]), jnp.uint8), "target": target}
     new, metrics = jax.eval_shape(
@@ -67,7 +71,7 @@ def test_every_config_builds_and_its_step_has_the_right_shapes(name):
     for config in stages_of(name):
         assert inputs.augmentation(config).image_size == config.data.image_size
         schedule = runs.schedules(config, 100, 1000)
-        assert np.isfinite(float(schedule.rate(999)))
+        assert np.isfinite(float(schedule.learning_rate(999)))
         optimiser = runs.optimiser(config, schedule, {"backbone": jnp.ones(1), "head": jnp.ones(1)}, ("head",))
         assert jax.tree.leaves(optimiser.init({"backbone": jnp.ones(1), "head": jnp.ones(1)}))
         check_step(config.stage, json.dumps(fields.as_json(config.model), sort_keys=True), config.data.image_size)
@@ -75,17 +79,17 @@ def test_every_config_builds_and_its_step_has_the_right_shapes(name):
 
 def test_the_settings_are_the_papers():
     pretrain, represent, classify, baseline = (build(name) for name in NAMES[:4])
-    rate = {c.stage: runs.schedules(c, 10, 240).rate for c in (represent, classify)}
+    rate = {c.stage: runs.schedules(c, 10, 240).learning_rate for c in (represent, classify)}
     assert float(rate["represent"](71)) == pytest.approx(0.005) and float(rate["classify"](71)) == pytest.approx(0.001)
     assert float(rate["represent"](0)) == pytest.approx(0.005 / 25)
     assert (represent.epochs, classify.epochs, pretrain.epochs, baseline.epochs) == (24, 8, 18, 75)
-    steps_ = runs.schedules(pretrain, 10, 180).rate
+    steps_ = runs.schedules(pretrain, 10, 180).learning_rate
     assert [round(float(steps_(s)), 6) for s in (69, 70, 139, 140, 160)] == [0.1, 0.01, 0.01, 0.001, 0.0001]
     assert all(c.optim.weight_decay == 5e-4 and c.batch_size == 256 for c in (pretrain, represent, classify, baseline))
     assert baseline.model.name == "resnet18" and represent.model.name == "efficientnet_v2_m"
     assert represent.data.augment.num_ops == 2 and represent.data.augment.magnitude == 9
     represent.batch_size = 1024
-    assert float(runs.schedules(represent, 10, 240).rate(71)) == pytest.approx(0.02)
+    assert float(runs.schedules(represent, 10, 240).learning_rate(71)) == pytest.approx(0.02)
 
 
 def test_the_trained_part_of_stage_3_is_the_head():
@@ -98,8 +102,8 @@ def test_the_trained_part_of_stage_3_is_the_head():
 @pytest.mark.parametrize(("words", "message"), [
     (["--config", "configs/classify.py", "--config.init_from=runs/nothing"], "runs/nothing holds no run: make it with"),
     (
-        ["--config", "configs/represent.py", "--config.optim.base_rat=1"],
-        "unknown config field 'base_rat'; Did you mean \"base_rate\" instead of \"base_rat\"? (in a recipe",
+        ["--config", "configs/represent.py", "--config.optim.base_learning_rat=1"],
+        "unknown config field 'base_learning_rat'; Did you mean \"base_learning_rate\" instead of \"base_learning_rat\"? (in a recipe",
     ),
     (["--config", "configs/represent.py", "--confg.epochs=1"], "Unknown command line flag 'confg.epochs'"),
     (["--config", "configs/represent.py", "--config.epochs=many"], "epochs"),

@@ -295,32 +295,6 @@ def test_decay_does_not_reach_a_frozen_part_and_both_parts_train_as_plain_sgd():
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_factors_of_the_columns_train_as_if_they_were_parameters_and_nothing_else_moves():
-    start, bias = np.array([[1.0, 2.0, 0.0], [3.0, -1.0, 0.5]], np.float32), jnp.array([1.0, -0.0, 2.0])
-    params = {"backbone": jnp.ones(2), "head": {"fc": {"kernel": jnp.asarray(start), "bias": bias}}}
-    sgd = optim.sgd(0.1, weight_decay=0.01, clip_norm=5.0)
-    tx = optim.trainable(sgd, params, ("head",), factors=True)
-    state, factors = tx.init(params), jnp.ones(3)
-    expected_state = sgd.init(factors)
-
-    def loss(kernel):
-        return jnp.sum((jnp.arange(1.0, 3.0) @ kernel - jnp.array([1.0, 4.0, 9.0])) ** 2)
-
-    for _ in range(5):
-        grads = jax.tree.map(jnp.ones_like, params)
-        grads["head"]["fc"]["kernel"] = jax.grad(loss)(params["head"]["fc"]["kernel"])
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        of_factors, expected_state = sgd.update(
-            jax.grad(lambda f: loss(start * f[None, :]))(factors), expected_state, factors
-        )
-        factors = optax.apply_updates(factors, of_factors)
-        np.testing.assert_allclose(params["head"]["fc"]["kernel"], start * factors[None, :], rtol=1e-5)
-    assert np.abs(factors - 1).max() > 0.05
-    np.testing.assert_array_equal(params["backbone"], 1.0)
-    np.testing.assert_array_equal(params["head"]["fc"]["bias"], bias)
-
-
 def test_trainable_takes_shapes_and_a_head_alone():
     shapes = jax.eval_shape(lambda: PARAMS)
     state = optim.trainable(optim.sgd(0.1), shapes, ("backbone",)).init(PARAMS)

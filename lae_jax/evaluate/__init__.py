@@ -79,10 +79,10 @@ def evaluate(
         faces=show_faces,
         baseline=os.fspath(baseline or ""),
     )
-    handed = checkpoints.load_run(run, step)
+    checkpoint = checkpoints.load_run(run, step)
     data = None if data is None else os.fspath(data)
-    results.check(contents, handed, data, split, flip)
-    done = measure.predict(handed, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
+    results.check(contents, checkpoint, data, split, flip)
+    done = measure.predict(checkpoint, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
     if calibrate:
         measure.calibrate(done, interval)
     suffix = f"-step{step}" * (step is not None) + "-flip" * flip

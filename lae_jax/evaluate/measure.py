@@ -25,7 +25,7 @@ class Evaluated:
     """targets: (N,) of the rows that have one; outputs: (N,) ages in years, or embeddings (N, D); probabilities:
     (N, 101) of the ages, before the temperature; None for identities; leaks: as leaks.of_evaluation tells them."""
 
-    handed: checkpoints.Handed
+    checkpoint: checkpoints.Checkpoint
     stage: stages.Stage
     dataset: records.Dataset
     split: str
@@ -38,18 +38,18 @@ class Evaluated:
     @property
     def same_data(self) -> bool:
         """Whether the data set is the one that the run was trained on."""
-        return self.handed.meta["data_hash"] == self.dataset.hash
+        return self.checkpoint.meta["data_hash"] == self.dataset.hash
 
     @property
     def same_crop(self) -> bool:
-        return self.handed.meta["crop"] == self.dataset.crop
+        return self.checkpoint.meta["crop"] == self.dataset.crop
 
     def scores(self) -> stages.Scores:
         return self.stage.score({self.stage.target: self.targets}, self.outputs)
 
 
 def predict(
-    handed: checkpoints.Handed,
+    checkpoint: checkpoints.Checkpoint,
     data: str | None = None,
     split: str | None = None,
     *,
@@ -61,22 +61,26 @@ def predict(
 
     Raises InputError for a split that is not there, and for faces that were cut otherwise unless that is allowed.
     """
-    config, stage, par = fields.from_json(handed.meta["config"]), stages.get(handed.meta["stage"]), parallel.Parallel()
+    config, stage, par = (
+        fields.from_json(checkpoint.meta["config"]),
+        stages.get(checkpoint.meta["stage"]),
+        parallel.Parallel(),
+    )
     dataset = records.open_dataset(data or config.data.path, config.data.verify)
-    split = split or validation_split(handed)
-    if handed.meta["crop"] != dataset.crop:
-        both = handed.meta["crop"], dataset.crop
-        told = f"{handed.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)})"
+    split = split or validation_split(checkpoint)
+    if checkpoint.meta["crop"] != dataset.crop:
+        both = checkpoint.meta["crop"], dataset.crop
+        told = f"{checkpoint.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)})"
         if not allow_other_crop:
             alike = crops.how_to_cut_alike(*both)
             raise InputError(f"{told}: {alike}, or say --allow-other-crop (the errors may be large)")
         logger.warning("%s: the errors may be large", told)
-    if handed.meta["data"] == str(dataset.path) and handed.meta["data_hash"] != dataset.hash:
+    if checkpoint.meta["data"] == str(dataset.path) and checkpoint.meta["data_hash"] != dataset.hash:
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = inputs.examples(dataset, split, stage)
     # Before anything is predicted, and on all hosts: none comes late to what they do together.
-    found = leaks.of_evaluation(handed.meta, dataset, split)
-    module = build.model(config, stage, handed.meta["num_outputs"])
+    found = leaks.of_evaluation(checkpoint.meta, dataset, split)
+    module = build.model(config, stage, checkpoint.meta["num_outputs"])
     is_age = stage.target == "age"
     gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1)) if is_age else stage
     outputs = inputs.outputs_of(
@@ -84,20 +88,20 @@ def predict(
         dataset,
         examples.rows,
         build.forward(config, gathered, module, par, flip=flip),
-        par.place(handed.variables),
+        par.place(checkpoint.variables),
         par,
         -(-batch_size // par.device_count) * par.device_count,
     )
     probabilities = outputs if is_age else None
     ages = distributions.expected_ages(outputs) if is_age else outputs
-    return Evaluated(handed, stage, dataset, split, examples.rows, examples.targets, ages, probabilities, found)
+    return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, ages, probabilities, found)
 
 
-def validation_split(handed: checkpoints.Handed) -> str:
+def validation_split(checkpoint: checkpoints.Checkpoint) -> str:
     """The data set's name of the split that a run was validated on. Raises InputError if there was none."""
-    config = fields.from_json(handed.meta["config"])
+    config = fields.from_json(checkpoint.meta["config"])
     if not config.data.split:
-        raise InputError(f"{handed.workdir} was trained without a validation split: name one with --split")
+        raise InputError(f"{checkpoint.workdir} was trained without a validation split: name one with --split")
     return inputs.split_name(config, config.data.split)
 
 
@@ -106,8 +110,8 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
 
     Raises InputError for another split or data set: on what was trained on, every model is sure of itself.
     """
-    handed = evaluated.handed
-    if evaluated.probabilities is None or evaluated.split != validation_split(handed) or not evaluated.same_data:
+    checkpoint = evaluated.checkpoint
+    if evaluated.probabilities is None or evaluated.split != validation_split(checkpoint) or not evaluated.same_data:
         raise InputError("--calibrate fits on the validation split of the run's own data set: leave --data and --split")
     temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
     if len(evaluated.targets) < _ENOUGH or not distributions.is_inside(temperature):
@@ -119,14 +123,14 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
         )
     content = {
         "temperature": temperature,
-        "step": handed.step,
+        "step": checkpoint.step,
         "data_hash": evaluated.dataset.hash,
         "split": evaluated.split,
         "n": len(evaluated.targets),
         "before": sureness(evaluated, level, 1.0),
         "after": sureness(evaluated, level, temperature),
     }
-    calibration.write_calibration(handed.workdir, content)
+    calibration.write_calibration(checkpoint.workdir, content)
     logger.info(
         "calibrated: temperature %.3f; %.0f %% intervals hold %.1f %% of the ages of %s (%.1f %% before)",
         temperature,

@@ -37,7 +37,9 @@ class Contents:
     baseline: str = ""
 
 
-def check(contents: Contents, handed: checkpoints.Handed, data: str | None, split: str | None, flip: bool) -> None:
+def check(
+    contents: Contents, checkpoint: checkpoints.Checkpoint, data: str | None, split: str | None, flip: bool
+) -> None:
     """Raises InputError, before anything is predicted, for a column that is not there, and for a baseline that is no
     run or was not evaluated on what this one is to be."""
     spread = contents.spread.split(",") if contents.spread else []
@@ -45,12 +47,12 @@ def check(contents: Contents, handed: checkpoints.Handed, data: str | None, spli
         raise InputError(f"--spread {contents.spread}: a column of standard deviations, or MEAN,STD")
     if not (spread or contents.slices or contents.baseline):
         return
-    dataset = records.open_dataset(data or handed.meta["config"]["data"]["path"], "quick")
+    dataset = records.open_dataset(data or checkpoint.meta["config"]["data"]["path"], "quick")
     for column in [*contents.slices, *spread]:
         dataset.column(column)
     if contents.baseline:
         loading.some(epath.Path(contents.baseline))
-    _baseline(contents.baseline, dataset, split or measure.validation_split(handed), flip)
+    _baseline(contents.baseline, dataset, split or measure.validation_split(checkpoint), flip)
 
 
 def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, flip: bool = False) -> dict:
@@ -59,13 +61,13 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     report.json, report.html; of ages also predictions.csv, model_card.md, and report/ with the pictures and their
     numbers. Raises InputError for a baseline that was not evaluated on these images.
     """
-    handed, dataset = done.handed, done.dataset
+    checkpoint, dataset = done.checkpoint, done.dataset
     report = {
         **done.scores(),
-        "run": str(handed.workdir),
-        "step": handed.step,
+        "run": str(checkpoint.workdir),
+        "step": checkpoint.step,
         "stage": done.stage.name,
-        "model": handed.meta["model"],
+        "model": checkpoint.meta["model"],
         "data": str(dataset.path),
         "data_hash": dataset.hash,
         "same_data_as_training": done.same_data,
@@ -79,10 +81,10 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     folder.mkdir(parents=True, exist_ok=True)
     if done.probabilities is None:
         files.write_json(folder / loading.REPORT, report)
-        page.write(folder / loading.PAGE, evaluation_page.of_run(handed.workdir, report))
+        page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
         return report
     baseline = _baseline(contents.baseline, dataset, done.split, flip)
-    temperature = calibration.read_temperature(handed.workdir, handed.step)
+    temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
     report["threshold"] = contents.threshold
     report["training"] = _training(done)
@@ -92,7 +94,7 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     scored = scores.score(sample)
     report |= _with_intervals(sample, scored) | {"constant": _constant(sample, scored)}
     files.write_json(folder / loading.REPORT, report)
-    files.write_text(folder / loading.CARD, lineage.card_of(handed, [report], flip))
+    files.write_text(folder / loading.CARD, lineage.card_of(checkpoint, [report], flip))
     faces = _faces(done, temperature) if contents.faces else []
     page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
     return report
@@ -107,13 +109,13 @@ def of_run(workdir: epath.Path) -> None:
     # All hosts must go the same way.
     if parallel.from_first_host(path.exists()):
         return
-    handed = checkpoints.load_run(workdir)
-    if not handed.meta["config"]["data"]["split"]:
+    checkpoint = checkpoints.load_run(workdir)
+    if not checkpoint.meta["config"]["data"]["split"]:
         if parallel.is_first_host():
             page.write(path, evaluation_page.of_run(workdir))
         return
-    config = fields.from_json(handed.meta["config"])
-    done = measure.predict(handed, batch_size=config.eval_batch_size)
+    config = fields.from_json(checkpoint.meta["config"])
+    done = measure.predict(checkpoint, batch_size=config.eval_batch_size)
     if parallel.is_first_host():
         folder = place(done)
         write(done, folder, Contents())
@@ -123,7 +125,7 @@ def of_run(workdir: epath.Path) -> None:
 
 def place(done: measure.Evaluated, suffix: str = "") -> epath.Path:
     """The folder of an evaluation: RUN/evaluation/<data set>-<split>."""
-    return done.handed.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
+    return done.checkpoint.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
 
 
 def _baseline(run: str, dataset: records.Dataset, split: str, flip: bool) -> loading.Evaluation | None:
@@ -140,7 +142,7 @@ def _training(done: measure.Evaluated) -> dict | None:
     """Images of each whole age that the run was trained on; None where its data set is another."""
     if not done.same_data:
         return None
-    config = fields.from_json(done.handed.meta["config"])
+    config = fields.from_json(done.checkpoint.meta["config"])
     split = inputs.split_name(config, config.data.train)
     ages = done.dataset.column("age")[done.dataset.rows(split)]
     return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
@@ -248,7 +250,7 @@ def _face(done: measure.Evaluated, title: str, place: int, crop: bytes, probabil
 
 def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
     """The aligned faces as the model sees them, JPEG."""
-    config = fields.from_json(done.handed.meta["config"])
+    config = fields.from_json(done.checkpoint.meta["config"])
     places = pipeline.Places(len(rows), 0, len(rows))
     (batch,) = pipeline.eval_batches(
         done.dataset, rows, inputs.augmentation(config), places=places, threads=inputs.threads(config)

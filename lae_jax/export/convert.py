@@ -53,18 +53,18 @@ def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int 
 
 def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, line) -> dict:
     line.set_postfix_str("reading the run")
-    handed, config, stage = build.load_ages(run, step)
+    checkpoint, config, stage = build.load_ages(run, step)
     line.update()
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)
     program = Program(
         name=config.model.name,
-        variables=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), handed.variables),
+        variables=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), checkpoint.variables),
         image_size=config.data.image_size,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
-        num_ages=handed.meta["num_outputs"],
-        temperature=calibration.read_temperature(handed.workdir, handed.step),
+        num_ages=checkpoint.meta["num_outputs"],
+        temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
         flip=flip,
     )
     content = {
@@ -75,13 +75,13 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
         },
         "inside": {"mean": list(program.mean), "std": list(program.std)},
         "platforms": list(PLATFORMS) if form != "onnx" else None,
-        **lineage.described(handed, config, stage.name, flip),
+        **lineage.described(checkpoint, config, stage.name, flip),
     }
-    return _write(out, content, program, handed, line)
+    return _write(out, content, program, checkpoint, line)
 
 
-def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoints.Handed, line) -> dict:
-    form, crops = content["format"], crops_of(handed)
+def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line) -> dict:
+    form, crops = content["format"], crops_of(checkpoint)
     unfinished = out.with_name(out.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -89,7 +89,11 @@ def _write(out: pathlib.Path, content: dict, program: Program, handed: checkpoin
         content |= write_model(form, unfinished, program, crops, line)
         line.set_postfix_str("describing it")
         card = model_card.write(
-            content, handed.meta, lineage.starts(handed), lineage.evaluations_of(handed), lineage.data_of(handed)
+            content,
+            checkpoint.meta,
+            lineage.starts(checkpoint),
+            lineage.evaluations_of(checkpoint),
+            lineage.data_of(checkpoint),
         )
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
@@ -148,10 +152,10 @@ def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> d
     }
 
 
-def crops_of(handed: checkpoints.Handed) -> Crops:
+def crops_of(checkpoint: checkpoints.Checkpoint) -> Crops:
     """Some three dozen crops of the run's data set, of its validation split where there is one; drawn faces where the
     data set is gone."""
-    config, count = fields.from_json(handed.meta["config"]), sum(BATCHES)
+    config, count = fields.from_json(checkpoint.meta["config"]), sum(BATCHES)
     split = inputs.split_name(config, config.data.split or config.data.train)
     try:
         dataset = records.open_dataset(config.data.path, config.data.verify)

@@ -22,7 +22,7 @@ def compare(
     seeds: int = 5,
     epochs: float | None = None,
     batch_size: int | None = None,
-    base_rates: Sequence[float] = (),
+    base_learning_rates: Sequence[float] = (),
     by_fold: bool = False,
     allow_leak: bool = False,
 ) -> dict:
@@ -41,7 +41,7 @@ def compare(
       seeds: Number of seeds of the sample order, dropout and new heads.
       epochs: Epochs of the heads (default: those of `like`, else 8).
       batch_size: Batch size of the heads (default: that of `like`, else the run's).
-      base_rates: Peak learning rates at batch 256 (default: that of `like`, else 0.001). Validation chooses one.
+      base_learning_rates: Peaks at batch 256 (default: that of `like`, else 0.001), of which validation chooses one.
       by_fold: The runs are those of the folds of the data set, one for each.
       allow_leak: Go on although splits share pictures or people; the report says so.
 
@@ -53,8 +53,8 @@ def compare(
     """
     if seeds < 1 or passes < 0:
         raise InputError("seeds must be at least 1 and passes at least 0")
-    if any(not rate > 0 for rate in base_rates):
-        raise InputError("base_rates must be above 0")
+    if any(not rate > 0 for rate in base_learning_rates):
+        raise InputError("base_learning_rates must be above 0")
     layout.require_dataset(data)
     for run in runs:
         layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
@@ -79,16 +79,16 @@ def compare(
         config = trials.recipe(extractor, like, changed)
         prepared.append(trials.prepare(extractor, config, passes, test, allow_leak))
     config = prepared[0].bench.config
-    rates = sorted({*(base_rates or [config.optim.base_rate])})
+    rates = sorted({*(base_learning_rates or [config.optim.base_learning_rate])})
     with_features = time.perf_counter()
     tries = trials.run(prepared, chosen, range(seeds), rates)
     if reference := trials.stage3(prepared, like):
         tries.append(reference)
     done = time.perf_counter()
     report = {
-        "runs": [str(extractor.handed.workdir) for extractor in extractors],
-        "steps": [extractor.handed.step for extractor in extractors],
-        "checkpoints": [extractor.checkpoint for extractor in extractors],
+        "runs": [str(extractor.checkpoint.workdir) for extractor in extractors],
+        "steps": [extractor.checkpoint.step for extractor in extractors],
+        "checkpoints": [extractor.digest for extractor in extractors],
         "data": str(extractors[0].dataset.path),
         "data_hash": extractors[0].dataset.hash,
         "protocol": extractors[0].dataset.manifest["protocol"],
@@ -97,11 +97,11 @@ def compare(
         "seeds": seeds,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "base_rates": rates,
+        "base_learning_rates": rates,
         "optim": config.optim.to_dict(),
         "seconds": {"features": round(with_features - started, 1), "heads": round(done - with_features, 1)},
         **leaks.of_evaluations(
-            [one.handed.meta for one in extractors] + [checkpoints.load_run(run).meta for run in like],
+            [one.checkpoint.meta for one in extractors] + [checkpoints.load_run(run).meta for run in like],
             extractors[0].dataset,
             test,
         ),

@@ -31,8 +31,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         " optimiser the heads take; it is scored too; may be repeated")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="epochs of the heads (default: of --like, else 8)")
     add("--batch-size", type=int, metavar="N", help="batch size of the heads (default: of --like, else the run's)")
-    add("--base-rate", type=float, action="append", default=[], dest="base_rates", metavar="RATE", help="peak learning"
-        " rate at batch 256 (default: of --like, else 0.001); of several, validation chooses")  # fmt: skip
+    add("--base-learning-rate", type=float, action="append", default=[], dest="base_learning_rates", metavar="RATE",
+        help="peak learning rate at batch 256 (default: of --like, else 0.001); of several, validation chooses"
+    )  # fmt: skip
     add("--by-fold", action="store_true", help="the runs are those of the folds of the data set, one for each")
     common("allow_leak")
     common("devices")

@@ -33,11 +33,11 @@ class Features:
 class Extractor:
     """A run's backbone in inference mode, over all devices."""
 
-    def __init__(self, handed: checkpoints.Handed, dataset: records.Dataset, folder: pathlib.Path):
-        self.handed, self.dataset, self.folder = handed, dataset, pathlib.Path(folder)
-        self.config = fields.from_json(handed.meta["config"])
-        self.stage = stages.get(handed.meta["stage"])
-        self.checkpoint = hash_of(handed.variables)
+    def __init__(self, checkpoint: checkpoints.Checkpoint, dataset: records.Dataset, folder: pathlib.Path):
+        self.checkpoint, self.dataset, self.folder = checkpoint, dataset, pathlib.Path(folder)
+        self.config = fields.from_json(checkpoint.meta["config"])
+        self.stage = stages.get(checkpoint.meta["stage"])
+        self.digest = hash_of(checkpoint.variables)
         self.par = parallel.Parallel()
         self._mapped = None
 
@@ -49,7 +49,7 @@ class Extractor:
         """
         examples = inputs.examples(self.dataset, split, self.stage)
         wanted = {
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.digest,
             "data": self.dataset.hash,
             "split": split,
             "passes": passes,
@@ -64,7 +64,7 @@ class Extractor:
         array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
         if told.exists() and files.read_json(told).get("of") == wanted:
             if files.sha256_of(array) == files.read_json(told).get("sha256"):
-                logger.info("%s: features of %s are there", self.handed.workdir, split)
+                logger.info("%s: features of %s are there", self.checkpoint.workdir, split)
                 return Features(np.load(array, mmap_mode="r", allow_pickle=False), examples.targets, examples.rows)
             logger.warning("%s is not as it was written: computed again", array)
         values = self._compute(examples, passes)
@@ -77,7 +77,9 @@ class Extractor:
     def _compute(self, examples: inputs.Examples, passes: int) -> np.ndarray:
         config, par, count = self.config, self.par, len(examples.rows)
         if self._mapped is None:
-            variables = {name: tree["backbone"] for name, tree in self.handed.variables.items() if "backbone" in tree}
+            variables = {
+                name: tree["backbone"] for name, tree in self.checkpoint.variables.items() if "backbone" in tree
+            }
             self._mapped = build.forward_features(config, self.stage, par), par.place(variables)
         forward, variables = self._mapped
         size = -(-BATCH_SIZE // par.device_count) * par.device_count
@@ -115,7 +117,7 @@ class Extractor:
 
     def own_head(self) -> dict:
         """The run's head, {'fc': {'kernel', 'bias'}} and 'hidden' alike where it has such a layer, float32."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.handed.variables["params"]["head"])
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.checkpoint.variables["params"]["head"])
 
 
 def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
@@ -123,23 +125,23 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
 
     Raises InputError for a run of another stage, faces that were cut otherwise, and a data set that was prepared again.
     """
-    handed = checkpoints.load_run(path, None, "python -m lae_jax.main --config configs/represent.py")
-    if handed.meta["stage"] != "represent":
-        raise InputError(f"{path} is a run of stage {handed.meta['stage']}: name one of stage represent with --run")
-    dataset = records.open_dataset(data, handed.meta["config"]["data"]["verify"])
-    if handed.meta["crop"] != dataset.crop:
-        both = handed.meta["crop"], dataset.crop
+    checkpoint = checkpoints.load_run(path, None, "python -m lae_jax.main --config configs/represent.py")
+    if checkpoint.meta["stage"] != "represent":
+        raise InputError(f"{path} is a run of stage {checkpoint.meta['stage']}: name one of stage represent with --run")
+    dataset = records.open_dataset(data, checkpoint.meta["config"]["data"]["verify"])
+    if checkpoint.meta["crop"] != dataset.crop:
+        both = checkpoint.meta["crop"], dataset.crop
         raise InputError(
             f"{path} was trained on other crops than {data} holds ({crops.differing(*both)}):"
             f" {crops.how_to_cut_alike(*both)}"
         )
-    if handed.meta["data_hash"] != dataset.hash:
+    if checkpoint.meta["data_hash"] != dataset.hash:
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"
-            f" {handed.meta['data_hash'][:12]}), so its validation split may hold what that run trained on: name that"
-            " one, or train stage 2 on this one"
+            f" {checkpoint.meta['data_hash'][:12]}), so its validation split may hold what that run trained on: name"
+            " that one, or train stage 2 on this one"
         )
-    return Extractor(handed, dataset, folder)
+    return Extractor(checkpoint, dataset, folder)
 
 
 def hash_of(variables: dict) -> str:

@@ -62,8 +62,8 @@ class Bench:
         return metrics.age_class(self.ages)
 
     @functools.cached_property
-    def handed(self) -> dict:
-        """What the losses are given."""
+    def constants(self) -> dict:
+        """What the losses are given beside logits and ages."""
         return {
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
@@ -109,7 +109,7 @@ class Bench:
     def train(
         self, method: Method, settings: Sequence[float], rates: Sequence[float], seeds: Sequence[int], steps: int = 0
     ) -> tuple[dict, np.ndarray]:
-        """Heads, a tree of (M, S, ...), and bad steps (M, S), for each pair of setting and peak rate and each seed.
+        """Heads, a tree of (M, S, ...), and skipped steps (M, S), for each pair of setting and peak rate and each seed.
 
         Args: rates: peaks of the schedule, per step; steps: the first so many alone (0: all).
         A step whose loss or gradients are not finite changes nothing and is counted.
@@ -149,7 +149,7 @@ class Bench:
     def _compiled(self, method: Method, steps: int):
         config, count = self.config.copy_and_resolve_references(), len(self.features)
         # Every schedule is linear in its peak, which is swept.
-        config.optim.base_rate = 256 / config.batch_size
+        config.optim.base_learning_rate = 256 / config.batch_size
         unit = build.schedules(config, self.steps_per_epoch, self.total_steps)
         c = config.optim
         features, ages = jnp.asarray(self.features), jnp.asarray(self.ages, jnp.float32)
@@ -159,7 +159,9 @@ class Bench:
         def one(order, setting, rate, seed, start):
             key = jax.random.key(seed)
             of_pass = jax.random.fold_in(key, zlib.crc32(b"pass") >> 1)
-            tx = optim.sgd(lambda step: rate * unit.rate(step), unit.momentum, c.weight_decay, c.nesterov, c.clip_norm)
+            tx = optim.sgd(
+                lambda step: rate * unit.learning_rate(step), unit.momentum, c.weight_decay, c.nesterov, c.clip_norm
+            )
 
             def mean_loss(trained, x, y, key):
                 head = self._head(method, trained)
@@ -170,10 +172,10 @@ class Bench:
                     rows=rows,
                     rngs={"dropout": key},
                 )
-                return method.loss(logits, y, self.handed, setting).mean()
+                return method.loss(logits, y, self.constants, setting).mean()
 
             def step(carry, drawn):
-                trained, state, bad = carry
+                trained, state, skipped = carry
                 number, position = drawn
                 among = jax.random.randint(jax.random.fold_in(of_pass, number), position.shape, 0, count)
                 x, y = features[among, position], ages[position]
@@ -187,11 +189,11 @@ class Bench:
                 updates, new_state = tx.update(grads, state, trained)
                 new = optax.apply_updates(trained, updates), new_state
                 kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, (trained, state))
-                return (*kept, bad + ~good), None
+                return (*kept, skipped + ~good), None
 
             start_state = (start, tx.init(start), jnp.zeros((), jnp.int32))
-            (trained, _, bad), _ = jax.lax.scan(step, start_state, (jnp.arange(steps), order))
-            return self._head(method, trained), bad
+            (trained, _, skipped), _ = jax.lax.scan(step, start_state, (jnp.arange(steps), order))
+            return self._head(method, trained), skipped
 
         over_seeds = jax.vmap(one, in_axes=(0, None, None, 0, 0))
         return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None)))
@@ -205,7 +207,7 @@ class Bench:
                 head = method.finish_head(own, head, setting)
             logits = self.logits(head, features)
             if method.finish_outputs is not None:
-                return method.finish_outputs(self.logits(own, features), logits, self.handed, setting)
+                return method.finish_outputs(self.logits(own, features), logits, self.constants, setting)
             return losses.expected_age(logits)
 
         # One head after the other: their logits side by side would be large.

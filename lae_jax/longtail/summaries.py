@@ -88,7 +88,7 @@ def sentence(tries: Sequence[Try], aim: str) -> str:
         return f"For the {aim} nothing can be chosen: the validation split has no image of age {missing}."
     if score == "aar_2021" and not chosen.mean(EXPECTED, score) > 0:
         return f"For the {aim} nothing can be chosen: every method is expected to have 0."
-    rate = f" (base_rate {chosen.rate:g})" if chosen.rate else ""
+    rate = f" (base_learning_rate {chosen.rate:g})" if chosen.rate else ""
     on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
     expected = f"from validation {_title(score)} {_pm(chosen, EXPECTED, score)} is expected"
     text = f"For the {aim} take {chosen.name}{rate}: {expected}; on test {on_test}."
@@ -123,7 +123,7 @@ def improvement(tries: Sequence[Try]) -> str:
         f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
     )
     return (
-        f"The lowest MAE + sigma at no more than {REFERENCE} in either is expected of {chosen.name} (base_rate"
+        f"The lowest MAE + sigma at no more than {REFERENCE} in either is expected of {chosen.name} (base_learning_rate"
         f" {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the paired difference on test:"
         f" {'; '.join(told)}."
     )
@@ -175,13 +175,24 @@ def csv_of(tries: Sequence[Try]) -> str:
                 f"{one.rate:g}",
                 split,
                 len(one.reports[TEST]),
-                one.bad_steps,
+                one.skipped_steps,
             ]
             to_reference: list[float] = []
             for score in DIFFERENCES.values() if reference else ():
                 to_reference += paired(one, reference, split, score) if one is not reference else _UNKNOWN
             rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *to_reference])])
-    header = ["method", "parameter", "setting", "base_rate", "split", "n", "bad_steps", *scores, *groups, *differences]
+    header = [
+        "method",
+        "parameter",
+        "setting",
+        "base_learning_rate",
+        "split",
+        "n",
+        "skipped_steps",
+        *scores,
+        *groups,
+        *differences,
+    ]
     return tables.csv_text(header, rows)
 
 

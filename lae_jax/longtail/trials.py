@@ -31,14 +31,14 @@ STAGE3 = Method("stage3", "Bao et al., 2021 (LAE)", "a run of stage 3 that was t
 class Try:
     """A method with a setting and a peak rate: its scores over runs and seeds.
 
-    rate: of the schedule's peak as base_rate counts it; bad_steps: over all seeds; reports: split -> those of each
-    (run, seed), runs outermost; seeds: of a run.
+    rate: of the schedule's peak, as base_learning_rate counts it; skipped_steps: over all seeds; reports: split ->
+    those of each (run, seed), runs outermost; seeds: of a run.
     """
 
     method: Method
     setting: float
     rate: float
-    bad_steps: int
+    skipped_steps: int
     reports: dict[str, list[metrics.AgeReport]]
     seeds: int
 
@@ -93,15 +93,15 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
 
     Raises InputError for a run without a validation split, for splits that leak into each other, and for missing ones.
     """
-    own, dataset, workdir = extractor.config, extractor.dataset, extractor.handed.workdir
-    mae = (extractor.handed.meta["scores"] or {}).get("mae")
+    own, dataset, workdir = extractor.config, extractor.dataset, extractor.checkpoint.workdir
+    mae = (extractor.checkpoint.meta["scores"] or {}).get("mae")
     if not own.data.split or mae is None:
         raise InputError(
             f"{workdir} was trained without a validation split, on which methods are chosen: train one that has"
         )
     checked = own.copy_and_resolve_references()
     checked.data.allow_leak = allow_leak
-    leaks.check(checked, dataset, extractor.handed.meta)
+    leaks.check(checked, dataset, extractor.checkpoint.meta)
     if test not in dataset.manifest["splits"]:
         raise InputError(
             f"{dataset.path} has no split {test!r}, only {', '.join(dataset.manifest['splits'])}: name one that nothing"
@@ -163,9 +163,9 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
                 raise InputError(f"{like[0]} and {path} of --like differ in {'; '.join(differing)}: name runs alike")
     else:
         config = classify.get_config()
-        base_rate = config.optim.base_rate
+        base_learning_rate = config.optim.base_learning_rate
         config.optim = own.optim.copy_and_resolve_references()
-        config.optim.base_rate, config.optim.schedule = base_rate, "one_cycle"
+        config.optim.base_learning_rate, config.optim.schedule = base_learning_rate, "one_cycle"
         config.batch_size = own.batch_size
         config.model = own.model.copy_and_resolve_references()
     for name, value in changed.items():
@@ -180,9 +180,9 @@ _RECIPE = ("batch_size", "epochs", "optim", "reinit_head")
 
 
 def _lae_config(path: str) -> ConfigDict:
-    handed = checkpoints.load_run(path)
-    config = fields.from_json(handed.meta["config"])
-    if handed.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
+    checkpoint = checkpoints.load_run(path)
+    config = fields.from_json(checkpoint.meta["config"])
+    if checkpoint.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
         raise InputError(f"{path} is no run of LAE's stage 3 (classify, power 0), which --like names")
     return config
 
@@ -193,40 +193,40 @@ def _method_of(config: ConfigDict) -> str:
 
 
 def run(
-    prepared: Sequence[Prepared], methods: Sequence[Method], seeds: Sequence[int], base_rates: Sequence[float]
+    prepared: Sequence[Prepared], methods: Sequence[Method], seeds: Sequence[int], base_learning_rates: Sequence[float]
 ) -> list[Try]:
     """Trains and scores every method with each of its settings and each rate."""
     tries = []
     trained: dict = {}
     for method in console.progress(methods, total=len(methods), what="heads", unit="methods", leave=False):
         began = time.perf_counter()
-        tries += _tries(prepared, method, list(seeds), list(base_rates), trained)
+        tries += _tries(prepared, method, list(seeds), list(base_learning_rates), trained)
         logger.info("%s: %.1f s", method.name, time.perf_counter() - began)
     return tries
 
 
-def _tries(prepared, method: Method, seeds: list[int], base_rates: list[float], trained: dict) -> list[Try]:
-    rates = base_rates if method.loss is not None else [0.0]
+def _tries(prepared, method: Method, seeds: list[int], base_learning_rates: list[float], trained: dict) -> list[Try]:
+    rates = base_learning_rates if method.loss is not None else [0.0]
     grid = [(setting, rate) for setting in method.settings for rate in rates]
     reports: dict = {place: {VALIDATION: [], TEST: []} for place in range(len(grid))}
-    bad_steps = np.zeros(len(grid), int)
+    skipped_steps = np.zeros(len(grid), int)
     for number, one in enumerate(prepared):
         heads, bad = _heads(one.bench, method, grid, seeds, rates, trained, number)
-        bad_steps += bad
+        skipped_steps += bad
         for split, features in one.scored.items():
             ages = one.bench.predict(method, heads, features.values[0], [setting for setting, _ in grid])
             for place, of_seed in enumerate(ages):
                 reports[place][split] += [metrics.age_report(features.ages, predicted) for predicted in of_seed]
-    if bad_steps.any():
-        logger.warning("%s: %d steps were not finite and changed nothing", method.name, bad_steps.sum())
+    if skipped_steps.any():
+        logger.warning("%s: %d steps were not finite and changed nothing", method.name, skipped_steps.sum())
     return [
-        Try(method, setting, rate, int(bad_steps[place]), reports[place], len(seeds))
+        Try(method, setting, rate, int(skipped_steps[place]), reports[place], len(seeds))
         for place, (setting, rate) in enumerate(grid)
     ]
 
 
 def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, number: int):
-    """Heads (M, S, ...) for the grid, and bad steps (M,). What several methods share is trained once."""
+    """Heads (M, S, ...) for the grid, and skipped steps (M,). What several methods share is trained once."""
     if method.loss is None:
         alike = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(grid), len(seeds), *leaf.shape)), bench.own)
         return alike, np.zeros(len(grid), int)
@@ -254,20 +254,22 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
     reports: dict[str, list] = {VALIDATION: [], TEST: []}
     rate = 0.0
     for path in paths:
-        handed = checkpoints.load_run(path)
-        backbone = extraction.hash_of(_backbone(handed))
-        same = [one for one in prepared if extraction.hash_of(_backbone(one.extractor.handed)) == backbone]
+        checkpoint = checkpoints.load_run(path)
+        backbone = extraction.hash_of(_backbone(checkpoint))
+        same = [one for one in prepared if extraction.hash_of(_backbone(one.extractor.checkpoint)) == backbone]
         if not same:
             raise InputError(
                 f"{path} has another backbone than the runs: name the run that it was started from with --run"
             )
-        head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None, None], handed.variables["params"]["head"])
-        rate = handed.meta["config"]["optim"]["base_rate"]
+        head = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float32)[None, None], checkpoint.variables["params"]["head"]
+        )
+        rate = checkpoint.meta["config"]["optim"]["base_learning_rate"]
         for split, features in same[0].scored.items():
             ages = same[0].bench.predict(STAGE3, head, features.values[0], [0.0])[0, 0]
             reports[split].append(metrics.age_report(features.ages, ages))
     return Try(STAGE3, 0.0, rate, 0, reports, 1)
 
 
-def _backbone(handed: checkpoints.Handed) -> dict:
-    return {name: tree["backbone"] for name, tree in handed.variables.items() if "backbone" in tree}
+def _backbone(checkpoint: checkpoints.Checkpoint) -> dict:
+    return {name: tree["backbone"] for name, tree in checkpoint.variables.items() if "backbone" in tree}

@@ -49,18 +49,18 @@ class AgeEstimator:
         from lae_jax.runs import build
         from lae_jax.runtime import parallel
 
-        handed, config, stage = build.load_ages(path, step)
+        checkpoint, config, stage = build.load_ages(path, step)
         par = parallel.Parallel()
-        module = build.model(config, stage, handed.meta["num_outputs"])
+        module = build.model(config, stage, checkpoint.meta["num_outputs"])
         gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1))
-        mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(handed.variables)
+        mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(checkpoint.variables)
         return cls(
             forward=lambda batch: _Collected(mapped(variables, batch), par),
             sizes=tuple(size * len(par.devices) for size in _PER_DEVICE),
             input=Input(config.data.image_size, config.data.resize),
-            crop=handed.meta["crop"],
-            temperature=calibration.read_temperature(handed.workdir, handed.step),
-            source=f"{handed.workdir} step {handed.step}",
+            crop=checkpoint.meta["crop"],
+            temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
+            source=f"{checkpoint.workdir} step {checkpoint.step}",
         )
 
     @classmethod

@@ -240,11 +240,11 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
 
 
 def loss(lines: Sequence[dict]) -> Picture | None:
-    """The training loss and the rate by step, of the lines of metrics.jsonl."""
+    """The training loss and the learning rate by step, of the lines of metrics.jsonl."""
     train = [line for line in lines if line["kind"] == "train" and line["loss"] is not None]
     if not train:
         return None
-    steps, losses, rates = (np.array([line[name] for line in train]) for name in ("step", "loss", "rate"))
+    steps, losses, rates = (np.array([line[name] for line in train]) for name in ("step", "loss", "learning_rate"))
     drawn, axis = figure()
     style = {"marker": "." if len(steps) < 20 else ""}  # a single one is no line
     axis.plot(steps, losses, color=RUNS[0], linewidth=1.2, **style)
@@ -253,7 +253,7 @@ def loss(lines: Sequence[dict]) -> Picture | None:
     over = axis.twinx()
     over.spines[["top"]].set_visible(False)
     over.plot(steps, rates, color=MUTED, linewidth=1, linestyle=":", **style)
-    over.set_ylabel("rate (dotted)", color=MUTED)
+    over.set_ylabel("learning rate (dotted)", color=MUTED)
     over.set_ylim(0, None)
     if len(losses) == 1:
         finding = f"The training loss was written down once, at step {steps[0]}: {losses[0]:.2f}."
@@ -262,7 +262,7 @@ def loss(lines: Sequence[dict]) -> Picture | None:
         last = f"the mean of the last {len(tail)} of {len(losses)} lines" if len(tail) > 1 else "the last line"
         finding = f"The training loss went from {losses[0]:.2f} (step {steps[0]}) to {tail.mean():.2f}, {last}."
     rows = list(zip(steps.tolist(), losses.tolist(), rates.tolist(), strict=True))
-    return Picture("loss", "Training loss", finding, svg(drawn), ("step", "loss", "rate"), rows)
+    return Picture("loss", "Training loss", finding, svg(drawn), ("step", "loss", "learning_rate"), rows)
 
 
 def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:

@@ -154,7 +154,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         "protocol",
         "epochs",
         "batch_size",
-        "base_rates",
+        "base_learning_rates",
         "passes",
         "seconds",
     )

@@ -60,15 +60,15 @@ def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Para
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Rate and momentum by the number of optimiser steps."""
+    """Learning rate and momentum by the number of optimiser steps."""
 
-    rate: optim.Schedule
+    learning_rate: optim.Schedule
     momentum: optim.Schedule | float
 
 
 def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Schedules:
-    """Rate = base x batch / 256 on the schedule that the config names."""
-    c, peak = config.optim, config.optim.base_rate * config.batch_size / 256
+    """The learning rate is base x batch / 256, on the schedule that the config names."""
+    c, peak = config.optim, config.optim.base_learning_rate * config.batch_size / 256
     if c.schedule == "one_cycle":
         rate = optim.one_cycle(peak, total_steps, c.pct_start, c.div_factor, c.final_div_factor)
         momentum = optim.one_cycle_momentum(total_steps, c.pct_start) if c.cycle_momentum else c.momentum
@@ -82,17 +82,17 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
     raise InputError(f"config.optim.schedule {c.schedule!r}: 'one_cycle', 'multi_step' or 'constant'")
 
 
-def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...], factors: bool = False):
-    """SGD for the parts of the parameters that train; factors: as `optim.trainable` has it."""
+def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...]):
+    """SGD for the parts of the parameters that train."""
     c = config.optim
-    sgd = optim.sgd(schedule.rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
-    return optim.trainable(sgd, params, trains, factors)
+    sgd = optim.sgd(schedule.learning_rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
+    return optim.trainable(sgd, params, trains)
 
 
 def load_ages(path: os.PathLike | str, step: int | None = None):
-    """The checkpoint (checkpoints.Handed), config and stage of a run that estimates ages. Raises InputError."""
-    handed = checkpoints.load_run(path, step)
-    stage = stages.get(handed.meta["stage"])
+    """The checkpoint (checkpoints.Checkpoint), config and stage of a run that estimates ages. Raises InputError."""
+    checkpoint = checkpoints.load_run(path, step)
+    stage = stages.get(checkpoint.meta["stage"])
     if stage.target != "age":
         raise InputError(f"{path} is a run of stage {stage.name}, which estimates no ages: name one of stage 2 or 3")
-    return handed, fields.from_json(handed.meta["config"]), stage
+    return checkpoint, fields.from_json(checkpoint.meta["config"]), stage

@@ -20,7 +20,7 @@ FREE_FIELDS = (
     "save_steps",
     "async_save",
     "log_steps",
-    "max_bad_steps",
+    "max_skipped_steps",
     "stall_minutes",
 )
 

@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import metrics, stages
+from lae_jax import stages
 from lae_jax.data import pipeline, records
 from lae_jax.data.augment import Augmentation
-from lae_jax.runs import build, inference
+from lae_jax.runs import inference
 from lae_jax.runtime import cpu, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
-
-_FEATURE_BATCH = 256
 
 
 def split_name(config: ConfigDict, name: str) -> str:
@@ -73,30 +71,6 @@ def outputs_of(
     return inference.over_batches(
         mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size), beat=beat
     )
-
-
-def calibration(
-    config: ConfigDict,
-    dataset: records.Dataset,
-    training: Examples,
-    stage: stages.Stage,
-    variables: Mapping,
-    par: parallel.Parallel,
-    beat: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray] | None:
-    """What `stage.calibrate` says of the features of the plain training images; None where it is None.
-
-    It is a function of the data and the backbone, which stands still: a run that is gone on with computes the same.
-    Args: variables: of the model.
-    """
-    if stage.calibrate is None:
-        return None
-    backbone = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
-    forward = build.forward_features(config, stage, par)
-    # Its own batch size: eval_batch_size may change while a run goes on, and the features with it in the last bits.
-    size = -(-_FEATURE_BATCH // par.device_count) * par.device_count
-    features = outputs_of(config, dataset, training.rows, forward, backbone, par, size, beat)
-    return stage.calibrate(features, metrics.age_class(training.targets))
 
 
 def threads(config: ConfigDict) -> int:

@@ -54,8 +54,8 @@ def _other(finding: Mapping) -> str | None:
 
 def known_people(dataset: records.Dataset, rows: np.ndarray, before: Mapping | None, trains_identities: bool):
     """The hashed people of pre-training that a checkpoint carries: those of the runs before, and this one's own."""
-    handed = (before or {}).get("identities")
-    return people.hashed(dataset.column("identity")[rows], dataset.hash, handed) if trains_identities else handed
+    known = (before or {}).get("identities")
+    return people.hashed(dataset.column("identity")[rows], dataset.hash, known) if trains_identities else known
 
 
 def _leak(kind: str, splits: list[str], count: int, message: str, examples: list) -> dict:

@@ -20,29 +20,29 @@ def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False
 
     Raises InputError.
     """
-    handed = build.load_ages(run, step)[0]
-    evaluations = evaluations_of(handed)
-    return card_of(handed, evaluations, flip), evaluations
+    checkpoint = build.load_ages(run, step)[0]
+    evaluations = evaluations_of(checkpoint)
+    return card_of(checkpoint, evaluations, flip), evaluations
 
 
-def card_of(handed: checkpoints.Handed, evaluations: Sequence[Mapping], flip: bool = False) -> str:
+def card_of(checkpoint: checkpoints.Checkpoint, evaluations: Sequence[Mapping], flip: bool = False) -> str:
     """The model card of a checkpoint with the evaluations that are given."""
-    content = described(handed, fields.from_json(handed.meta["config"]), handed.meta["stage"], flip)
-    return model_card.write(content, handed.meta, starts(handed), evaluations, data_of(handed))
+    content = described(checkpoint, fields.from_json(checkpoint.meta["config"]), checkpoint.meta["stage"], flip)
+    return model_card.write(content, checkpoint.meta, starts(checkpoint), evaluations, data_of(checkpoint))
 
 
-def described(handed: checkpoints.Handed, config: ConfigDict, stage: str, flip: bool) -> dict:
+def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str, flip: bool) -> dict:
     """What export.json says of a run."""
     return {
         "source": {
-            "run": str(handed.workdir),
-            "step": handed.step,
+            "run": str(checkpoint.workdir),
+            "step": checkpoint.step,
             "stage": stage,
             "model": config.model.name,
             "dtype": config.model.dtype,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(handed.variables["params"])),
-            "data": handed.meta["data"],
-            "data_hash": handed.meta["data_hash"],
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(checkpoint.variables["params"])),
+            "data": checkpoint.meta["data"],
+            "data_hash": checkpoint.meta["data_hash"],
         },
         "input": {
             "name": "image",
@@ -53,16 +53,16 @@ def described(handed: checkpoints.Handed, config: ConfigDict, stage: str, flip: 
             "before": "cut the face as crop says; Pillow's bicubic to resize (0: image_size) squared; the centre of"
             " image_size squared; no normalisation",
         },
-        "crop": handed.meta["crop"],
-        "temperature": calibration.read_temperature(handed.workdir, handed.step),
+        "crop": checkpoint.meta["crop"],
+        "temperature": calibration.read_temperature(checkpoint.workdir, checkpoint.step),
         "flip": flip,
         "versions": versions(_PACKAGES),
     }
 
 
-def starts(handed: checkpoints.Handed) -> list[dict]:
+def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     """What a model was started from, the latest first, as far as the runs' folders are still there."""
-    found, workdir, config = [], handed.workdir, handed.meta["config"]
+    found, workdir, config = [], checkpoint.workdir, checkpoint.meta["config"]
     while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
         path = workdir / "provenance.json"
         recorded: Mapping = (files.read_json(path) if path.exists() else {}).get("init") or {}
@@ -77,17 +77,17 @@ def starts(handed: checkpoints.Handed) -> list[dict]:
     return found
 
 
-def evaluations_of(handed: checkpoints.Handed) -> list[dict]:
+def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     """The reports of this checkpoint that stand in its run."""
-    reports = [files.read_json(path) for path in sorted((handed.workdir / "evaluation").glob("*/report.json"))]
-    return [report for report in reports if report.get("step") == handed.step and "group_mae" in report]
+    reports = [files.read_json(path) for path in sorted((checkpoint.workdir / "evaluation").glob("*/report.json"))]
+    return [report for report in reports if report.get("step") == checkpoint.step and "group_mae" in report]
 
 
-def data_of(handed: checkpoints.Handed) -> dict:
-    path, recipe = handed.workdir / "provenance.json", epath.Path(handed.meta["data"]) / "recipe.json"
+def data_of(checkpoint: checkpoints.Checkpoint) -> dict:
+    path, recipe = checkpoint.workdir / "provenance.json", epath.Path(checkpoint.meta["data"]) / "recipe.json"
     return {
-        "path": handed.meta["data"],
-        "hash": handed.meta["data_hash"],
+        "path": checkpoint.meta["data"],
+        "hash": checkpoint.meta["data_hash"],
         "reader": files.read_json(recipe).get("reader") if recipe.exists() else None,
         "protocol": files.read_json(path).get("protocol") if path.exists() else None,
     }

@@ -1,4 +1,4 @@
-"""Checkpoints of a run (orbax), sealed with checksums, and what is handed from one stage to the next."""
+"""Checkpoints of a run (orbax): save, verify, restore."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class Checkpoints:
     """The checkpoints of one run. A checkpoint is a state and its `meta`, a dict of JSON:
 
     step, epoch, stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises,
-    or null), handed (what the loss was given of an earlier run), config, crop, data, data_hash, trained_on (what it and
+    or null), constants (of the loss, from an earlier run), config, crop, data, data_hash, trained_on (what it and
     the runs before it learnt from: data, data_hash, split), leaks (findings of an audit that it was trained with),
     identities (hashed people of the backbone's pre-training, or null).
 
@@ -146,7 +146,7 @@ class Checkpoints:
     def restore(self, step: int, target: Any) -> Any:
         """The whole state as numpy arrays, for going on. Raises InputError that names the first leaf that differs."""
         saved = self._manager.item_metadata(step)["state"]
-        _compare(_shapes(saved), _shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
+        compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
@@ -186,12 +186,14 @@ def _numpy_target(leaf) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
-def _shapes(tree) -> dict[str, tuple]:
+def shapes(tree) -> dict[str, tuple]:
+    """{path of a leaf: its shape}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+def compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+    """Raises InputError that names the first leaf whose shapes differ."""
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
             raise InputError(
@@ -201,7 +203,7 @@ def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> N
 
 
 @dataclasses.dataclass(frozen=True)
-class Handed:
+class Checkpoint:
     """What a stage starts from: a finished (or running) run's checkpoint, or weights that others trained."""
 
     workdir: epath.Path | str  # of weights: the source, a file or hf:owner/name@commit
@@ -258,7 +260,7 @@ def read_meta(workdir: os.PathLike | str, step: int) -> dict:
         return saved.meta(step)
 
 
-def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Handed:
+def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Checkpoint:
     """The best checkpoint of a run (or that of `step`), verified. Raises InputError if there is none, or damage."""
     workdir = epath.Path(workdir)
     layout.require_run(workdir, how_to_make)
@@ -278,35 +280,4 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
         step = parallel.from_first_host(_NOTHING if step is None else step)
         if step == _NOTHING:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")
-        return Handed(workdir, step, saved.arrays(step), saved.meta(step))
-
-
-def take_over(fresh: dict, handed: Handed, parts: tuple[str, ...]) -> dict:
-    """`fresh` variables with the `parts` ('backbone', 'head') of a checkpoint; logs what was loaded and what made new.
-
-    Lenient about heads: one of another shape is made new. Raises InputError if a backbone leaf does not fit.
-    """
-    result = {name: dict(tree) for name, tree in fresh.items()}
-    loaded, new = [], []
-    for part in ("backbone", "head"):
-        source = {name: tree.get(part, {}) for name, tree in handed.variables.items()}
-        target = {name: tree.get(part, {}) for name, tree in fresh.items()}
-        fits = _shapes(source) == _shapes(target)
-        if part == "backbone" and part in parts and not fits:
-            model = handed.meta.get("model")
-            _compare(_shapes(source), _shapes(target), f"{handed.workdir} (model {model}), backbone")
-        if part in parts and fits:
-            for name, tree in source.items():
-                if tree:
-                    result[name][part] = tree
-            loaded.append(part)
-        else:
-            new.append(part)
-    logger.info(
-        "from %s%s: loaded %s; made new %s",
-        handed.workdir,
-        "" if handed.step is None else f" step {handed.step}",
-        ", ".join(loaded) or "nothing",
-        ", ".join(new) or "nothing",
-    )
-    return result
+        return Checkpoint(workdir, step, saved.arrays(step), saved.meta(step))

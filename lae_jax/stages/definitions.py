@@ -9,7 +9,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import method_losses, methods
+from lae_jax.stages import methods
 
 # A score is a dict of floats; None stands for an undefined one.
 Scores = dict[str, float | None]
@@ -20,20 +20,18 @@ class Stage:
     name: str
     head: str  # of models.create: 'age' | 'identity'
     target: str  # column of the data set that is learned
-    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), handed) -> (B,)
+    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), constants) -> (B,)
     trains: tuple[str, ...]  # top keys of the parameters
     order: str  # 'shuffled' | 'class_balanced'
     loads: tuple[str, ...]  # what init_from gives: 'backbone', 'head'; with the head, init_from must be given
     follows: tuple[str, ...]  # stages whose runs init_from may name
-    needs: tuple[str, ...]  # validation scores of stage 2 that the loss is handed
+    needs: tuple[str, ...]  # validation scores of stage 2 that are constants of the loss
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
     score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
     select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
-    factors: bool = False  # of the head nothing trains but a factor of each age's weights
-    # (features of the training images (N, F), their whole ages (N,)) -> {'scale', 'shift'} by age, (K, F) each, which
-    # the features get in training; None: they are taken as they are. The backbone must stand still.
-    calibrate: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None
-    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None  # as `steps.train_step` has it
+    # (ages of the global batch, key) -> places of partners and own shares, (B,) each: the features and ages that the
+    # head learns are mixtures. None: they are taken as they are. The backbone must stand still.
+    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -60,8 +58,8 @@ PRETRAIN = Stage(
     name="pretrain",
     head="identity",
     target="identity",
-    loss=lambda outputs, target, handed: losses.am_softmax_loss(
-        outputs.embeddings, outputs.class_weights, target, handed["scale"], handed["margin"]
+    loss=lambda outputs, target, constants: losses.am_softmax_loss(
+        outputs.embeddings, outputs.class_weights, target, constants["scale"], constants["margin"]
     ),
     trains=("backbone", "head"),
     order="shuffled",
@@ -77,7 +75,7 @@ REPRESENT = Stage(
     name="represent",
     head="age",
     target="age",
-    loss=lambda outputs, target, handed: losses.representation_loss(outputs, target, handed["er_weight"]),
+    loss=methods.representation,
     trains=("backbone", "head"),
     order="shuffled",
     loads=("backbone",),
@@ -92,7 +90,7 @@ CLASSIFY = Stage(
     name="classify",
     head="age",
     target="age",
-    loss=lambda outputs, target, handed: losses.classification_loss(outputs, target, handed["mae"]),
+    loss=methods.lae,
     trains=("head",),
     order="class_balanced",
     loads=("backbone", "head"),
@@ -139,12 +137,12 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
         raise InputError(f"method {name!r} has no setting: leave out --config.classify.setting")
     if method.order == "shuffled" and power:
         raise InputError(f"method {name!r} takes the images as they come: leave out --config.data.power")
+    if name == "lae":
+        return stage
     return dataclasses.replace(
         stage,
         loss=functools.partial(_set_loss, method.loss, setting),
         order=method.order,
-        factors=method.trains == "scales",
-        calibrate=method_losses.smooth_statistics if method.smooth_features else None,
         mix=method.mix and functools.partial(_set_mix, method.mix, setting),
     )
 
@@ -153,5 +151,5 @@ def _set_mix(mix, setting, ages, key):
     return mix(ages, key, setting)
 
 
-def _set_loss(loss, setting, outputs, target, handed):
-    return loss(outputs, target, handed, setting)
+def _set_loss(loss, setting, outputs, target, constants):
+    return loss(outputs, target, constants, setting)

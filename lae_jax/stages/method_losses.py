@@ -21,7 +21,7 @@ def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
 
 
 def of_training(classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
-    """What losses are handed of the training images' whole ages, (N,): counts and smoothed, (num_ages,) float32."""
+    """Constants of losses, of the training images' whole ages, (N,): counts and smoothed, (num_ages,) float32."""
     counts = count_ages(classes, num_ages)
     return {"counts": counts.astype(np.float32), "smoothed": smoothed_counts(counts).astype(np.float32)}
 

@@ -15,11 +15,11 @@ from lae_jax.stages import method_losses, mixing
 
 HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
 
-# (logits (B, K), ages (B,), handed, setting) -> (B,); handed: mae (years), er_weight, counts and smoothed (K,).
-Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
+# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae (years), er_weight, counts and smoothed (K,).
+Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array | None], jax.Array]
 # (ages (B,), key, setting) -> of each example its partner in the batch and its own share.
 Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
-# (stage 2's logits (B, K), the trained head's, handed, setting) -> (B,) years.
+# (stage 2's logits (B, K), the trained head's, constants, setting) -> (B,) years.
 FinishOutputs = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
 # (stage 2's head, the trained one, setting) -> a head.
 FinishHead = Callable[[Mapping, Mapping, float | jax.Array], Mapping]
@@ -51,48 +51,55 @@ class Method:
 
     @property
     def on_images(self) -> bool:
-        """Whether a run of stage 3 can do it: it trains something and leaves that as it is."""
+        """Whether a run of stage 3 can do it: it trains layers of the head on plain features, and leaves them so."""
         finishes = self.finish_head is not None or self.finish_outputs is not None
-        return self.loss is not None and self.trains in ("head", "scales", "two_layers") and not finishes
+        trains_layers = self.loss is not None and self.trains != "scales"
+        return trains_layers and not self.smooth_features and not finishes
 
 
-def _representation(logits, ages, handed, setting):
-    return losses.representation_loss(logits, ages, handed["er_weight"])
+def representation(logits: jax.Array, ages: jax.Array, constants: Mapping, setting=None) -> jax.Array:
+    """Stage 2's loss: equation 3."""
+    return losses.representation_loss(logits, ages, constants["er_weight"])
 
 
-def _lae(logits, ages, handed, setting):
-    return losses.classification_loss(logits, ages, handed["mae"])
+def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting=None) -> jax.Array:
+    """Stage 3's loss: equation 4."""
+    return losses.classification_loss(logits, ages, constants["mae"])
 
 
-def _divergence(logits, ages, handed, setting):
+def _divergence(logits, ages, constants, setting):
     return losses.label_divergence(logits, ages)
 
 
-def _balanced_softmax(logits, ages, handed, setting):
-    return method_losses.adjusted_divergence(logits, ages, handed["counts"], 1.0)
+def _balanced_softmax(logits, ages, constants, setting):
+    return method_losses.adjusted_divergence(logits, ages, constants["counts"], 1.0)
 
 
-def _logit_adjusted(logits, ages, handed, setting):
-    return method_losses.adjusted_divergence(logits, ages, handed["counts"], setting)
+def _logit_adjusted(logits, ages, constants, setting):
+    return method_losses.adjusted_divergence(logits, ages, constants["counts"], setting)
 
 
 def _weighted(weights: Callable) -> Loss:
-    """Stage 2's loss times a weight by age; weights: (handed, setting) -> (K,)."""
+    """Stage 2's loss times a weight by age; weights: (constants, setting) -> (K,)."""
 
-    def loss(logits, ages, handed, setting):
-        return method_losses.of_age(weights(handed, setting), ages) * _representation(logits, ages, handed, setting)
+    def loss(logits, ages, constants, setting):
+        return method_losses.of_age(weights(constants, setting), ages) * representation(
+            logits, ages, constants, setting
+        )
 
     return loss
 
 
-_inverse = _weighted(lambda handed, setting: method_losses.power_weights(handed["counts"], 1.0))
-_inverse_root = _weighted(lambda handed, setting: method_losses.power_weights(handed["counts"], 0.5))
-_effective = _weighted(lambda handed, setting: method_losses.effective_weights(handed["counts"], setting))
-_lds = _weighted(lambda handed, setting: method_losses.lds_weights(handed["counts"], handed["smoothed"], setting))
+_inverse = _weighted(lambda constants, setting: method_losses.power_weights(constants["counts"], 1.0))
+_inverse_root = _weighted(lambda constants, setting: method_losses.power_weights(constants["counts"], 0.5))
+_effective = _weighted(lambda constants, setting: method_losses.effective_weights(constants["counts"], setting))
+_lds = _weighted(
+    lambda constants, setting: method_losses.lds_weights(constants["counts"], constants["smoothed"], setting)
+)
 
 
-def _balanced_mse(logits, ages, handed, setting):
-    return method_losses.balanced_mse(losses.expected_age(logits), ages, handed["counts"], setting)
+def _balanced_mse(logits, ages, constants, setting):
+    return method_losses.balanced_mse(losses.expected_age(logits), ages, constants["counts"], setting)
 
 
 def normalised(own: Mapping, trained: Mapping, tau) -> Mapping:
@@ -108,18 +115,18 @@ def interpolated(own: Mapping, trained: Mapping, share) -> Mapping:
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, own, trained)
 
 
-def adjusted(own: jax.Array, trained: jax.Array, handed: Mapping, tau) -> jax.Array:
+def adjusted(own: jax.Array, trained: jax.Array, constants: Mapping, tau) -> jax.Array:
     """Expected age of stage 2's logits - tau log prior."""
-    return losses.expected_age(own - tau * method_losses.log_prior(handed["counts"])[None, :])
+    return losses.expected_age(own - tau * method_losses.log_prior(constants["counts"])[None, :])
 
 
-def routed(own: jax.Array, trained: jax.Array, handed: Mapping, threshold) -> jax.Array:
+def routed(own: jax.Array, trained: jax.Array, constants: Mapping, threshold) -> jax.Array:
     """Stage 2's age where the trained head's age is a frequent one, else the trained head's.
 
     Frequent: its smoothed count is at least `threshold` of the largest one.
     """
     ages = losses.expected_age(trained)
-    frequency = method_losses.of_age(handed["smoothed"] / jnp.max(handed["smoothed"]), ages)
+    frequency = method_losses.of_age(constants["smoothed"] / jnp.max(constants["smoothed"]), ages)
     return jnp.where(frequency >= threshold, losses.expected_age(own), ages)
 
 
@@ -131,31 +138,31 @@ METHODS = {
             "lae",
             "Bao et al., 2021 (LAE), equation 4",
             "stage 3: ages equally likely, L_ld + (L_er - mae)^2",
-            loss=_lae,
+            loss=lae,
         ),
         Method("lae_no_mse", "LAE without the second term", "ages equally likely, L_ld", loss=_divergence),
         Method(
             "lae_power",
             "LAE; the power is progressively-balanced sampling's middle (Kang et al., ICLR 2020, section 4.1)",
             "LAE, ages drawn in proportion to n^power",
-            loss=_lae,
+            loss=lae,
             settings=(0.25, 0.5, 0.75),
             setting="power",
             sets="power",
         ),
-        Method("lae_new_head", "LAE, 'retrain' read literally", "LAE from a new head", loss=_lae, start="new"),
+        Method("lae_new_head", "LAE, 'retrain' read literally", "LAE from a new head", loss=lae, start="new"),
         Method(
             "crt",
             "Kang et al., Decoupling representation and classifier, ICLR 2020 (cRT)",
             "ages equally likely, a new head, stage 2's loss",
-            loss=_representation,
+            loss=representation,
             start="new",
         ),
         Method(
             "lws",
             "Kang et al., ICLR 2020 (LWS, equation 6)",
             "ages equally likely, a factor for each age's weights is learnt with stage 2's loss",
-            loss=_representation,
+            loss=representation,
             trains="scales",
         ),
         Method(
@@ -228,7 +235,7 @@ METHODS = {
             "feature_calibration",
             "Yang et al., ICML 2021: of FDS the part that can act on frozen features",
             "stage 2's loss on features whose mean and variance by age are smoothed",
-            loss=_representation,
+            loss=representation,
             order="shuffled",
             smooth_features=True,
         ),
@@ -245,7 +252,7 @@ METHODS = {
             "two_layers",
             "A head with a hidden layer, trained as LAE's",
             "LAE, a hidden layer before a new head",
-            loss=_lae,
+            loss=lae,
             start="new",
             trains="two_layers",
         ),
@@ -253,7 +260,7 @@ METHODS = {
             "two_layers_crt",
             "cRT (Kang et al., ICLR 2020) with a hidden layer (ours)",
             "ages equally likely, a hidden layer before a new head, stage 2's loss",
-            loss=_representation,
+            loss=representation,
             start="new",
             trains="two_layers",
         ),
@@ -261,7 +268,7 @@ METHODS = {
             "c_mixup",
             "Yao et al., C-Mixup: improving generalization in regression, NeurIPS 2022, on features",
             "LAE, features of near ages are mixed",
-            loss=_lae,
+            loss=lae,
             mix=mixing.c_mixup,
             settings=(1.0, 3.0),
             setting="bandwidth in years",
@@ -270,7 +277,7 @@ METHODS = {
             "two_layers_c_mixup",
             "C-Mixup (Yao et al., NeurIPS 2022) and a hidden layer (ours)",
             "LAE, a hidden layer before a new head, features of near ages are mixed",
-            loss=_lae,
+            loss=lae,
             start="new",
             trains="two_layers",
             mix=mixing.c_mixup,
@@ -281,7 +288,7 @@ METHODS = {
             "routing",
             "Bao et al., GLAE, 2023: its routing, here by the frequency of the age that LAE's head gives",
             "stage 2's age where LAE's is a frequent one, else LAE's",
-            loss=_lae,
+            loss=lae,
             finish_outputs=routed,
             settings=(0.1, 0.2, 0.4, 0.6),
             setting="threshold",
@@ -291,7 +298,7 @@ METHODS = {
             "crt_routing",
             "Routing as above, between stage 2's head and cRT's (ours)",
             "stage 2's age where cRT's is a frequent one, else cRT's",
-            loss=_representation,
+            loss=representation,
             start="new",
             finish_outputs=routed,
             settings=(0.4, 0.6, 0.8),
@@ -302,7 +309,7 @@ METHODS = {
             "two_layers_routing",
             "Routing as above, between stage 2's head and the one of two layers (ours)",
             "stage 2's age where the two layers' is a frequent one, else theirs",
-            loss=_lae,
+            loss=lae,
             start="new",
             trains="two_layers",
             finish_outputs=routed,
@@ -314,7 +321,7 @@ METHODS = {
             "interpolation",
             "Wortsman et al., Robust fine-tuning (WiSE-FT), CVPR 2022, on the head",
             "the weights lie between stage 2's head and LAE's",
-            loss=_lae,
+            loss=lae,
             finish_head=interpolated,
             settings=(0.25, 0.5, 0.75),
             setting="share",

@@ -66,14 +66,14 @@ def told(scores: Mapping) -> str:
 
 
 class Journal:
-    """Averages over `log_steps` steps: loss as (sum, weight), rate, images/s, share of the time spent waiting for data.
+    """Averages over `log_steps` steps: loss, learning rate, images/s, share of the time spent waiting for data.
 
     On the first host alone (`active`) anything is written. Lines of steps after `start` are cut off.
     """
 
     def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
         self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
-        self.bad_steps = 0
+        self.skipped_steps = 0
         self._seconds_before = 0.0
         self._started = time.perf_counter()
         self._reset()
@@ -81,7 +81,7 @@ class Journal:
             return
         self._metrics = Lines(workdir / "metrics.jsonl", start)
         self._divergence = Lines(workdir / "divergence.jsonl", start)
-        self.bad_steps = len(self._divergence.rows)
+        self.skipped_steps = len(self._divergence.rows)
         rows = [row for row in self._metrics.rows if row["kind"] == "train"]
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         remote = files.is_remote(workdir)
@@ -111,14 +111,14 @@ class Journal:
         """Counts time in which the device had no batch."""
         self._waiting += seconds
 
-    def rate(self, step: int) -> float:
-        """The rate that step number `step` (from 1) was taken with; the optimiser does not count bad steps."""
-        return float(self._schedule.rate(step - 1 - self.bad_steps))
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number `step` (from 1); the optimiser does not count skipped steps."""
+        return float(self._schedule.learning_rate(step - 1 - self.skipped_steps))
 
     def stepped(self, step: int, metrics: Mapping) -> str:
-        """Takes a good step's metrics, or a bad one's after `bad_step`; text for the progress line if there is new."""
+        """Takes a step's metrics, a skipped one's after `skipped_step`; text for the progress line if there is new."""
         loss, weight = (float(value) for value in metrics["loss"])
-        if not metrics["bad"]:
+        if not metrics["skipped"]:
             self._loss, self._weight = self._loss + loss, self._weight + weight
         self._steps += 1
         if step % self._config.log_steps and self._steps < self._config.log_steps:
@@ -126,33 +126,33 @@ class Journal:
         seconds = max(time.perf_counter() - self._begun, 1e-9)
         row = {
             "loss": self._loss / self._weight if self._weight else None,
-            "rate": self.rate(step),
+            "learning_rate": self.learning_rate(step),
             "grad_norm": _plain(metrics["grad_norm"]),
             "images_per_second": self._steps * self._config.batch_size / seconds,
             "waiting": self._waiting / seconds,
-            "bad_steps": self.bad_steps,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
         }
         self._write(step, "train", row)
         self._reset()
         loss_text = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         return (
-            f"loss {loss_text}, rate {row['rate']:.2e}, {row['images_per_second']:.0f} images/s,"
+            f"loss {loss_text}, learning rate {row['learning_rate']:.2e}, {row['images_per_second']:.0f} images/s,"
             f" {row['waiting']:.0%} waiting for data"
         )
 
-    def bad_step(self, step: int, metrics: Mapping, names: Sequence[str]) -> None:
+    def skipped_step(self, step: int, metrics: Mapping, names: Sequence[str]) -> None:
         """Writes down a step whose loss or gradients were not finite, with the names of its global batch's rows."""
         loss, weight = (float(value) for value in metrics["loss"])
         row = {
             "step": step,
-            "rate": self.rate(step),
+            "learning_rate": self.learning_rate(step),
             "loss": _plain(loss / weight),
             "grad_norm": _plain(metrics["grad_norm"]),
-            "in_a_row": int(metrics["bad_steps"]),
+            "in_a_row": int(metrics["skipped_steps"]),
             "rows": list(names),
         }
-        self.bad_steps += 1
+        self.skipped_steps += 1
         logger.warning("step %d: loss or gradients were not finite; nothing was changed (divergence.jsonl)", step)
         if self._active:
             self._divergence.append(row)

@@ -17,14 +17,14 @@ from lae_jax.runs import build, fields, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted
-from lae_jax.train import profiling, steps
+from lae_jax.train import handover, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
 
 logger = logging.getLogger("lae_jax")
 
 
-_WHAT_TO_DO = "Lower config.optim.base_rate or set config.optim.clip_norm, in another config.workdir"
+_WHAT_TO_DO = "Lower config.optim.base_learning_rate or set config.optim.clip_norm, in another config.workdir"
 
 
 def train(config: ConfigDict, signals: watch.Signals | None = None, profile: profiling.Steps | None = None) -> dict:
@@ -32,8 +32,8 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
 
     Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.
 
-    Raises InputError for what the user can mend, Diverged after `max_bad_steps` bad steps in a row, Preempted after a
-    SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
+    Raises InputError for what the user can mend, Diverged after `max_skipped_steps` skipped steps in a row, Preempted
+    after a SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
     """
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
@@ -61,8 +61,8 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         variables = models.initialise(module, config.data.image_size, config.seed)
         if plan.init is not None:
             parts = ("backbone",) if config.reinit_head else plan.stage.loads
-            variables = checkpoints.take_over(variables, plan.init, parts)
-        tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains, plan.stage.factors)
+            variables = handover.take_over(variables, plan.init, parts)
+        tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
         state = steps.create_state(variables, tx)
         if not begun:
             # Only now: a folder must not be claimed by a config that cannot run.
@@ -85,22 +85,12 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 "batches of %d images, %d a device; %s an epoch, %d in all",
                 config.batch_size,
                 plan.par.per_device(config.batch_size),
-                console.counted(plan.steps_per_epoch, "step"),
-                plan.total_steps,
+                console.counted(plan.durations.epoch, "step"),
+                plan.durations.total,
             )
             state = plan.par.place(state)
-            calibration = _calibration(plan, state)
-            trace = profiling.Trace(workdir, profile, int(state.step), plan.total_steps)
-            return _Loop(plan, module, tx, saved, signals, calibration, trace).run(state)
-
-
-def _calibration(plan: Plan, state: steps.TrainState) -> dict[str, np.ndarray] | None:
-    """Of the features in training, or None."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with watch.Watchdog(plan.config.stall_minutes) as watchdog:
-        return inputs.calibration(
-            plan.config, plan.dataset, plan.training, plan.stage, variables, plan.par, watchdog.beat
-        )
+            trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
+            return _Loop(plan, module, tx, saved, signals, trace).run(state)
 
 
 class _Loop:
@@ -113,7 +103,6 @@ class _Loop:
         tx,
         saved: Checkpoints,
         signals: watch.Signals,
-        calibration: dict[str, np.ndarray] | None,
         trace: profiling.Trace,
     ):
         self.plan, self.saved, self.signals, self.trace = plan, saved, signals, trace
@@ -122,18 +111,17 @@ class _Loop:
         self.step = plan.par.map_train(
             functools.partial(
                 steps.train_step,
+                stage=plan.stage,
+                constants=plan.constants,
                 model=module,
-                loss=plan.stage.loss,
-                handed=plan.handed,
                 tx=tx,
-                trains=plan.stage.trains,
-                seed=config.seed,
-                dtype=jnp.dtype(config.model.dtype),
-                mean=tuple(config.data.mean),
-                std=tuple(config.data.std),
-                calibration=calibration,
-                mix=plan.stage.mix,
-                accumulate=config.accumulate,
+                settings=steps.Settings(
+                    seed=config.seed,
+                    dtype=jnp.dtype(config.model.dtype),
+                    mean=tuple(config.data.mean),
+                    std=tuple(config.data.std),
+                    accumulate=config.accumulate,
+                ),
             ),
             cpu.train_options(plan.stage.trains),
         )
@@ -148,10 +136,10 @@ class _Loop:
             plan.training.rows,
             plan.training.targets,
             plan.order,
-            plan.augmentation,
+            inputs.augmentation(config),
             seed=config.seed,
             start=start,
-            stop=plan.total_steps,
+            stop=plan.durations.total,
             threads=inputs.threads(config),
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
@@ -161,7 +149,7 @@ class _Loop:
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
         line = console.progress(
-            total=plan.total_steps,
+            total=plan.durations.total,
             initial=start,
             what=plan.stage.name,
             unit="steps",
@@ -171,7 +159,7 @@ class _Loop:
         with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
-            for number in range(start + 1, plan.total_steps + 1):
+            for number in range(start + 1, plan.durations.total + 1):
                 self.trace.begin(number)
                 waiting = time.perf_counter()
                 batch = next(batches)
@@ -186,20 +174,22 @@ class _Loop:
                     stop = self._account(journal, line, number - 1, pending)
                 pending = dispatched
                 self.saved.poll()
-                ends = number == plan.total_steps or number % plan.eval_steps == 0
+                ends = number == plan.durations.total or number % plan.durations.between_evaluations == 0
                 if ends or stop or number % config.save_steps == 0:
                     stop = self._account(journal, line, number, pending) or stop
                     pending = None
                     scores = None
                     if ends:
                         scores = self.evaluate(state)
-                        journal.evaluated(number, scores, plan.steps_per_epoch)
+                        journal.evaluated(number, scores, plan.durations.epoch)
                     journal.publish()
                     self.save(state, number, scores)
-                if stop and number < plan.total_steps:
+                if stop and number < plan.durations.total:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
-                    raise Preempted(f"{plan.workdir} is saved at step {number} of {plan.total_steps}; start it again")
+                    raise Preempted(
+                        f"{plan.workdir} is saved at step {number} of {plan.durations.total}; start it again"
+                    )
             self.saved.wait()
             return self._summary(journal)
 
@@ -208,17 +198,17 @@ class _Loop:
         metrics = jax.device_get(dispatched)  # all of them in one go
         self.watchdog.beat()
         self.trace.end(number)
-        if metrics["bad"]:
+        if metrics["skipped"]:
             rows = self.plan.training.rows[self.plan.order(number - 1).numpy()]
-            journal.bad_step(number, metrics, self.plan.dataset.column("name")[rows])
+            journal.skipped_step(number, metrics, self.plan.dataset.column("name")[rows])
         text = journal.stepped(number, metrics)
         line.update(number - line.n)
         if text:
             line.set_postfix_str(text, refresh=False)
-        if metrics["bad_steps"] >= self.plan.config.max_bad_steps:
+        if metrics["skipped_steps"] >= self.plan.config.max_skipped_steps:
             self.saved.wait()
             raise Diverged(
-                f"step {number}: the loss or the gradients were not finite in {metrics['bad_steps']} steps in a"
+                f"step {number}: the loss or the gradients were not finite in {metrics['skipped_steps']} steps in a"
                 f" row (see divergence.jsonl); the last checkpoint of {self.plan.workdir} is step"
                 f" {self.saved.latest()}. {_WHAT_TO_DO}"
             )
@@ -258,21 +248,21 @@ class _Loop:
             state,
             {
                 "step": number,
-                "epoch": number / plan.steps_per_epoch,
+                "epoch": number / plan.durations.epoch,
                 "stage": plan.stage.name,
                 "model": plan.config.model.name,
                 "num_outputs": plan.num_outputs,
                 "scores": scores,
                 "selected_by": plan.selected_by,
                 "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
-                "handed": {name: plan.handed[name] for name in plan.stage.needs},
+                "constants": {name: plan.constants[name] for name in plan.stage.needs},
                 "config": fields.as_json(plan.config),
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
-                "trained_on": plan.trained_on,
-                "leaks": plan.leaks,
-                "identities": plan.identities,
+                "trained_on": plan.history.trained_on,
+                "leaks": plan.history.leaks,
+                "identities": plan.history.identities,
             },
         )
 
@@ -285,8 +275,8 @@ class _Loop:
             "last_step": self.saved.latest(),
             "scores": meta["scores"],
             "selected_by": self.plan.selected_by,
-            "handed": meta["handed"],
-            "bad_steps": journal.bad_steps,
+            "constants": meta["constants"],
+            "skipped_steps": journal.skipped_steps,
             "seconds": round(journal.seconds, 1),
         }
         if parallel.is_first_host():

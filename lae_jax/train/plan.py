@@ -1,7 +1,7 @@
 """What a run will do, checked and settled before its first step."""
 
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 
@@ -11,16 +11,32 @@ from ml_collections import ConfigDict
 
 from lae_jax import metrics, stages
 from lae_jax.data import records, sampling
-from lae_jax.data.augment import Augmentation
 from lae_jax.faces import crops
-from lae_jax.models import pretrained
-from lae_jax.models.pretrained import naming
 from lae_jax.runs import build, fields, inputs, leaks
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
+from lae_jax.train import handover
 
 logger = logging.getLogger("lae_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """In steps."""
+
+    epoch: int
+    total: int
+    between_evaluations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run and those before it were trained on; it stands in checkpoints and reports."""
+
+    trained_on: list[dict]  # the splits that they learnt from
+    leaks: list[dict]  # that it is trained with
+    identities: dict | None  # hashed people that its backbone was pre-trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,28 +45,31 @@ class Plan:
 
     config: ConfigDict
     stage: stages.Stage
-    workdir: epath.Path
     par: parallel.Parallel
     dataset: records.Dataset
     training: inputs.Examples
     validation: inputs.Examples | None
-    num_outputs: int
-    steps_per_epoch: int
-    total_steps: int
-    eval_steps: int
-    selected_by: str | None  # score that the kept checkpoint minimises; None: the newest is kept
-    schedule: build.Schedules
     order: sampling.Order  # of positions in `training`
-    augmentation: Augmentation
-    handed: dict  # what the loss is given beside outputs and targets
-    trained_on: list[dict]  # the splits that it and the runs before it learnt from
-    leaks: list[dict]  # that it is trained with; they stand in its checkpoints and reports
-    identities: dict | None  # hashed people that its backbone was pre-trained on
-    init: checkpoints.Handed | None  # what a fresh run starts from; None when an earlier start is gone on with
+    num_outputs: int
+    durations: Durations
+    constants: dict  # what the loss is given beside outputs and targets
+    history: History
+    init: checkpoints.Checkpoint | None  # what a fresh run starts from; None when an earlier start is gone on with
+
+    @property
+    def workdir(self) -> epath.Path:
+        return epath.Path(self.config.workdir)
+
+    @functools.cached_property
+    def selected_by(self) -> str | None:
+        """The score that the kept checkpoint minimises; None: the newest is kept."""
+        return None if self.validation is None else self.stage.select(self.validation.targets)
+
+    @functools.cached_property
+    def schedule(self) -> build.Schedules:
+        return build.schedules(self.config, self.durations.epoch, self.durations.total)
 
 
-_SAME_FEATURES = ("data.image_size", "data.resize", "data.mean", "data.std")
-_COMMAND = "python -m lae_jax.main --config configs/{}.py"
 # Fields and their lower bounds; True: the bound itself is allowed.
 _BOUNDS = {
     "epochs": (0, False),
@@ -60,7 +79,7 @@ _BOUNDS = {
     "accumulate": (1, True),
     "log_steps": (1, True),
     "save_steps": (1, True),
-    "max_bad_steps": (1, True),
+    "max_skipped_steps": (1, True),
     "seed": (0, True),
     "stall_minutes": (0, False),
 }
@@ -88,63 +107,63 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.data.power)
     par = parallel.Parallel()
     _check_numbers(config, par)
-    init = None if resumed else _load_init(config, stage)
-    config = _with_statistics(config, init.meta if init else resumed, tell=init is not None)
-    if init is not None:
-        _check_features(config, stage, init)
-    handed = resumed["handed"] if resumed else _load_handed(config, stage, init)
-    dataset = records.open_dataset(config.data.path, config.data.verify)
-    if not parallel.hosts_agree(dataset.hash):
-        raise InputError(
-            f"the hosts have different data sets in {dataset.path} (here {dataset.hash[:12]}): copy it to all of them"
-        )
-    _check_data(config, dataset, stage, init, resumed)
+    init = None if resumed else handover.load(config, stage)
     before = resumed or (init and init.meta)
+    config = handover.with_statistics(config, before, tell=init is not None)
+    if init is not None:
+        handover.check_features(config, stage, init)
+    constants = resumed["constants"] if resumed else handover.constants(config, stage, init)
+    dataset = records.open_dataset(config.data.path, config.data.verify)
+    _check_data(config, dataset, stage, init, resumed)
     leaking = leaks.check(config, dataset, before)
-    training = inputs.examples(dataset, inputs.split_name(config, config.data.train), stage)
-    validation, selected_by = None, None
-    if config.data.split:
-        validation = inputs.examples(dataset, inputs.split_name(config, config.data.split), stage)
-        selected_by = stage.select(validation.targets)
-    if stage.target == "identity":
-        classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
-        training, num_outputs = inputs.Examples(training.rows, codes.astype(np.int32)), len(classes)
-    else:
-        training, num_outputs = inputs.Examples(training.rows, training.targets.astype(np.float32)), build.NUM_AGES
-        handed = {**handed, **method_losses.of_training(metrics.age_class(training.targets), num_outputs)}
+    training, num_outputs = _training(config, dataset, stage)
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was begun with {resumed['num_outputs']} outputs, {dataset.path} asks for {num_outputs}"
         )
-    steps_per_epoch = math.ceil(len(training.rows) / config.batch_size)
-    total_steps = max(1, round(config.epochs * steps_per_epoch))
-    if stage.name == "represent" and not (init or resumed):
-        logger.info(
-            "starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain), and published"
-            " weights are a start too (docs/training.md)"
-        )
-    return Plan(
+    if stage.target == "age":
+        constants = {**constants, **method_losses.of_training(metrics.age_class(training.targets), num_outputs)}
+    epoch = math.ceil(len(training.rows) / config.batch_size)
+    plan = Plan(
         config=config,
         stage=stage,
-        workdir=epath.Path(config.workdir),
         par=par,
         dataset=dataset,
         training=training,
-        validation=validation,
-        num_outputs=num_outputs,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        eval_steps=max(1, round(config.eval_epochs * steps_per_epoch)),
-        selected_by=selected_by,
-        schedule=build.schedules(config, steps_per_epoch, total_steps),
+        validation=_validation(config, dataset, stage),
         order=_order(config, stage, training.targets),
-        augmentation=inputs.augmentation(config),
-        handed={**config.loss, **handed},
-        leaks=leaking,
-        trained_on=leaks.trained_on(config, dataset, before),
-        identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),
+        num_outputs=num_outputs,
+        durations=Durations(
+            epoch=epoch,
+            total=max(1, round(config.epochs * epoch)),
+            between_evaluations=max(1, round(config.eval_epochs * epoch)),
+        ),
+        constants={**config.loss, **constants},
+        history=History(
+            trained_on=leaks.trained_on(config, dataset, before),
+            leaks=leaking,
+            identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),
+        ),
         init=init,
     )
+    # Wrong ones are told now and not after an epoch.
+    _ = plan.selected_by, plan.schedule, inputs.augmentation(config)
+    return plan
+
+
+def _training(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> tuple[inputs.Examples, int]:
+    """The training examples, with targets that the loss takes, and the model's number of outputs."""
+    training = inputs.examples(dataset, inputs.split_name(config, config.data.train), stage)
+    if stage.target == "identity":
+        classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
+        return inputs.Examples(training.rows, codes.astype(np.int32)), len(classes)
+    return inputs.Examples(training.rows, training.targets.astype(np.float32)), build.NUM_AGES
+
+
+def _validation(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> inputs.Examples | None:
+    if not config.data.split:
+        return None
+    return inputs.examples(dataset, inputs.split_name(config, config.data.split), stage)
 
 
 def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
@@ -161,7 +180,11 @@ def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
 
 
 def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage, init, resumed) -> None:
-    """The data must be what the run was begun with; and for a stage that goes on with a whole model, what that saw."""
+    """The data must be the same on all hosts, what the run began with, and what a model that is taken whole saw."""
+    if not parallel.hosts_agree(dataset.hash):
+        raise InputError(
+            f"the hosts have different data sets in {dataset.path} (here {dataset.hash[:12]}): copy it to all of them"
+        )
     if resumed and (differing := fields.differences(resumed["config"], fields.as_json(config))):
         raise InputError(f"the checkpoint in {config.workdir} is of another config: {'; '.join(differing)}")
     if resumed and resumed["data_hash"] != dataset.hash:
@@ -189,122 +212,6 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
             f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold what"
             " that run trained on: train that run again, or restore the data set"
         )
-
-
-def _load_init(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed | None:
-    name = config.init_from
-    if name in ("", "scratch"):
-        if "head" in stage.loads:
-            raise InputError(
-                f"stage {stage.name} starts from a run of stage 2: set --config.init_from (made by"
-                f" {_COMMAND.format('represent')})"
-            )
-        return None
-    if pretrained.is_weights(name):
-        return _load_weights(config, stage)
-    init = checkpoints.load_run(name, config.init_step, _COMMAND.format(stage.follows[0]))
-    if init.meta["stage"] not in stage.follows:
-        raise InputError(
-            f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
-            f" {' or '.join(stage.follows)}"
-        )
-    return init
-
-
-def _load_weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Handed:
-    """A backbone from a file or the Hub, as a run would hand it over."""
-    name = config.init_from
-    if "head" in stage.loads:
-        raise InputError(
-            f"{name} holds a backbone alone, and stage {stage.name} starts from a run of stage 2: set"
-            f" --config.init_from (made by {_COMMAND.format('represent')} --config.init_from={name})"
-        )
-    if config.init_step is not None:
-        raise InputError(f"config.init_step is {config.init_step}: it names a step of a run, and {name} is none")
-    weights = pretrained.read(name, config.model.name)
-    if not parallel.hosts_agree(weights.sha256):
-        raise InputError(f"the hosts have different files {name}: copy one to all of them")
-    mean, std = (list(values) for values in weights.statistics)
-    meta = {
-        "model": config.model.name,
-        "sha256": weights.sha256,
-        "config": {"model": {"name": config.model.name}, "data": {"mean": mean, "std": std}},
-    }
-    logger.info("%s: mean and std of its images %s", weights.source, weights.told)
-    variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
-    return checkpoints.Handed(weights.source, None, variables, meta)
-
-
-def _with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> ConfigDict:
-    """The config with data.mean and data.std settled: with data.normalize 'weights' those that the backbone knows.
-
-    Args:
-      trained: meta of what is started from, or gone on with.
-      tell: log where the weights' differ from the run's, or from the paper's.
-    """
-    choice = config.data.normalize
-    if choice not in ("", "weights"):
-        raise InputError(f"config.data.normalize is {choice!r}: '' (data.mean and data.std) or 'weights'")
-    if trained is None:
-        if choice:
-            raise InputError(
-                "config.data.normalize=weights follows what the weights of config.init_from were trained with, and none"
-                " are named: name some, or leave it out"
-            )
-        return config
-    known, used = ((data["mean"], data["std"]) for data in (trained["config"]["data"], fields.as_json(config)["data"]))
-    if choice:
-        config = config.copy_and_resolve_references()
-        config.data.mean, config.data.std = (tuple(float(value) for value in values) for values in known)
-    if not tell:
-        return config
-    if not choice and not _close(known, used):
-        logger.warning(
-            "the weights were trained on images of mean %s, std %s, this run takes %s, %s:"
-            " --config.data.normalize=weights follows the weights",
-            *map(_short, (*known, *used)),
-        )
-    elif not _close(known, naming.IMAGENET):
-        logger.info("mean %s and std %s of the images are the weights', not the paper's", *map(_short, known))
-    return config
-
-
-def _short(values) -> list[float]:
-    return [round(float(value), 4) for value in values]
-
-
-def _close(a, b) -> bool:
-    """Whether mean and std are the same to four digits, as they are published."""
-    return all(abs(x - y) < 1e-4 for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True))
-
-
-def _check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed) -> None:
-    """A backbone must be the model's, and a head is only right for the features that it was trained on."""
-    names = ("model.name",) + _SAME_FEATURES * ("head" in stage.loads)
-    names += ("model.hidden",) * ("head" in stage.loads and not config.reinit_head)
-    before, now = (fields.flat(fields.as_json(c)) for c in (fields.from_json(init.meta["config"]), config))
-    differing = [field for field in names if before[field] != now[field]]
-    if differing:
-        told = ", ".join(f"{field} {before[field]!r} and not {now[field]!r}" for field in differing)
-        add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
-        raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another init_from")
-
-
-def _load_handed(config: ConfigDict, stage: stages.Stage, init: checkpoints.Handed | None) -> dict:
-    """The validation scores that the loss is handed: of `mae_from`, else of the run that is started from."""
-    if not stage.needs:
-        return {}
-    source = checkpoints.load_run(config.mae_from, None, _COMMAND.format("represent")) if config.mae_from else init
-    if source.meta["stage"] != "represent":
-        raise InputError(f"{source.workdir} is a run of stage {source.meta['stage']}; mae comes from stage represent")
-    scores = source.meta["scores"] or {}
-    missing = [name for name in stage.needs if scores.get(name) is None]
-    if missing:
-        raise InputError(
-            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without"
-            " a validation split: name a run of stage represent that has one with --config.mae_from"
-        )
-    return {name: scores[name] for name in stage.needs}
 
 
 def _order(config: ConfigDict, stage: stages.Stage, targets: np.ndarray) -> sampling.Order:

@@ -1,7 +1,9 @@
 """The training step: a pure function, to be mapped over devices by `parallel`."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,14 @@ import optax
 
 from lae_jax.runs.forward import normalise
 from lae_jax.runtime.parallel import AXIS
-from lae_jax.stages import method_losses, mixing
+from lae_jax.stages import Stage, mixing
 
 
 class TrainState(flax.struct.PyTreeNode):
     """All that a run carries from step to step. `params` and `batch_stats` have the top keys backbone and head."""
 
-    step: jax.Array  # () int32: batches seen, those of bad steps too; names the next batch
-    bad_steps: jax.Array  # () int32: bad steps in a row
+    step: jax.Array  # () int32: batches seen, those of skipped steps too; names the next batch
+    skipped_steps: jax.Array  # () int32: skipped steps in a row
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
@@ -30,95 +32,99 @@ def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainS
     return TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Numbers of the step that a config sets.
+
+    Attributes:
+      seed: Seed of dropout and stochastic depth, whose masks are functions of (seed, step, module, place in the batch).
+      dtype: Of the model.
+      mean, std: Of images in [0, 1].
+      accumulate: A shard is taken in so many parts, one after the other, and their gradients are averaged. BatchNorm
+        then normalises over a part (of all devices).
+    """
+
+    seed: int
+    dtype: jnp.dtype
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    accumulate: int = 1
+
+
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
     *,
-    model,
-    loss: Callable,
-    handed: Mapping,
+    stage: Stage,
+    constants: Mapping,
+    model: nn.Module,
     tx: optax.GradientTransformation,
-    trains: tuple[str, ...],
-    seed: int,
-    dtype,
-    mean: Sequence[float],
-    std: Sequence[float],
-    calibration: Mapping[str, jax.Array] | None = None,
-    mix: Callable | None = None,
-    accumulate: int = 1,
+    settings: Settings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of one device on its shard of the global batch; runs under the axis `parallel.AXIS`.
 
     Args:
+      state: The state, the same on every device.
       batch: image (b, H, W, 3) uint8, target (b,).
-      loss: (outputs, target, handed) -> (b,).
-      trains: the top keys of the parameters that are differentiated and updated; the others are returned as they came.
-      seed: of dropout and stochastic depth, whose masks are functions of (seed, step, module, place in the batch).
-      calibration: scale and shift of the features by age, (K, F) each, between backbone and head; None: as they are.
-      mix: (ages, key) -> places of partners and own shares, (B,) each: the features and ages of the global batch that
-        the head learns are mixtures; for a backbone that stands still.
-      accumulate: the shard is taken in so many parts, one after the other, and their gradients are averaged; BatchNorm
-        then normalises over a part (of all devices).
+      stage: Its `loss`, what it `trains` (the other parameters are returned as they came), and its `mix`.
+      constants: What the loss is given beside outputs and targets.
+      model: The model.
+      tx: The optimiser.
+      settings: Numbers from the config.
 
-    Returns: the new state and {'loss': (sum, weight), 'grad_norm', 'bad', 'bad_steps'}, the same on every device. After
-    a loss or gradients that are not finite, parameters, statistics and optimiser are as they were, and it is counted.
+    Returns:
+      The new state and {'loss': (sum, weight), 'grad_norm', 'skipped', 'skipped_steps'}, the same on every device.
+      After a loss or gradients that are not finite the step is skipped: parameters, statistics and optimiser are as
+      they were, and it is counted.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    fixed = {name: value for name, value in state.params.items() if name not in trains}
-    trained = {name: state.params[name] for name in trains}
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    fixed = {name: value for name, value in state.params.items() if name not in stage.trains}
+    trained = {name: state.params[name] for name in stage.trains}
 
     def part_loss(trained, batch_stats, part, rows):
-        target, on_features = _between(part["target"], calibration, mix, mixing.key_of(seed, state.step))
+        target, on_features = _mixed(part["target"], stage.mix, mixing.key_of(settings.seed, state.step))
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
-            normalise(part["image"], mean, std, dtype),
+            normalise(part["image"], settings.mean, settings.std, settings.dtype),
             train=True,
             rows=rows,
-            train_backbone="backbone" in trains,
+            train_backbone="backbone" in stage.trains,
             on_features=on_features,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        losses = loss(outputs, target, handed)
+        losses = stage.loss(outputs, target, constants)
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 
     count = len(batch["target"])
     rows = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
-    grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, (dict(batch), rows), accumulate)
+    examples = (dict(batch), rows)
+    grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, examples, settings.accumulate)
     grads = jax.lax.pmean(grads, AXIS)
     # Without synchronised BatchNorm each device has its own statistics. What is frozen is passed on untouched.
-    moved = {name: value for name, value in batch_stats.items() if name in trains}
+    moved = {name: value for name, value in batch_stats.items() if name in stage.trains}
     batch_stats = {**state.batch_stats, **jax.lax.pmean(moved, AXIS)}
     loss_sum, weight = jax.lax.psum((loss_sum, jnp.asarray(count, loss_sum.dtype)), AXIS)
     grad_norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
 
     new_state = _update(state, grads, batch_stats, tx, good)
-    metrics = {"loss": (loss_sum, weight), "grad_norm": grad_norm, "bad": ~good, "bad_steps": new_state.bad_steps}
-    return new_state, metrics
+    skipped = {"skipped": ~good, "skipped_steps": new_state.skipped_steps}
+    return new_state, {"loss": (loss_sum, weight), "grad_norm": grad_norm, **skipped}
 
 
-def _between(ages: jax.Array, calibration: Mapping | None, mix: Callable | None, key: jax.Array):
-    """What a stage does between backbone and head: the targets, and a function of the features; of one device."""
+def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
+    """Targets and a function of the features, of one device: mixtures with partners of the global batch."""
     if mix is None:
-        target = ages
-    else:
-        partner, share = mix(jax.lax.all_gather(ages, AXIS, tiled=True), key)
-        here = jax.lax.axis_index(AXIS) * len(ages) + jnp.arange(len(ages))
-        partner, share = partner[here], share[here]
+        return ages, lambda features: features
+    partner, share = mix(jax.lax.all_gather(ages, AXIS, tiled=True), key)
+    here = jax.lax.axis_index(AXIS) * len(ages) + jnp.arange(len(ages))
+    partner, share = partner[here], share[here]
 
-        def mixed(values):
-            return mixing.mixed(values, jax.lax.all_gather(values, AXIS, tiled=True)[partner], share)
+    def mixed(values):
+        return mixing.mixed(values, jax.lax.all_gather(values, AXIS, tiled=True)[partner], share)
 
-        target = mixed(ages)
-
-    def on_features(features):
-        if calibration is not None:
-            of_age = {name: method_losses.of_age(jnp.asarray(x), ages) for name, x in calibration.items()}
-            features = features * of_age["scale"] + of_age["shift"]
-        return features if mix is None else mixed(features)
-
-    return target, on_features
+    return mixed(ages), mixed
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):
@@ -147,7 +153,7 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
 def _update(
     state: TrainState, grads: dict, batch_stats: dict, tx: optax.GradientTransformation, good: jax.Array
 ) -> TrainState:
-    """The next state: of the step if it was good, else the old one with a bad step more.
+    """The next state: of the step if it was good, else the old one with a skipped step more.
 
     Args: grads: of the parts that train, each a top key of the parameters.
     """
@@ -162,7 +168,7 @@ def _update(
 
     return TrainState(
         step=state.step + 1,
-        bad_steps=jnp.where(good, 0, state.bad_steps + 1),
+        skipped_steps=jnp.where(good, 0, state.skipped_steps + 1),
         params={**state.params, **keep(new_trained, trained)},
         batch_stats=keep(batch_stats, state.batch_stats),
         opt_state=keep(opt_state, state.opt_state),

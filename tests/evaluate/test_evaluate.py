@@ -108,14 +108,14 @@ def test_default_split_is_the_runs_validation_and_scores_are_the_checkpoints(run
 
 
 def test_predictions_do_not_depend_on_batch_size_or_devices(run):
-    handed, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
+    checkpoint, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
     rows, stage = dataset.rows("validation"), stages.REPRESENT
     module = build.model(run, stage, 101)
     results = []
     for devices, batch_size in [(8, 64), (8, 24), (1, 13), (2, 64)]:
         par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
         forward = build.forward(run, stage, module, par)
-        results.append(inputs.outputs_of(run, dataset, rows, forward, par.place(handed.variables), par, batch_size))
+        results.append(inputs.outputs_of(run, dataset, rows, forward, par.place(checkpoint.variables), par, batch_size))
     assert all(result.shape == rows.shape for result in results)
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], atol=1e-4)

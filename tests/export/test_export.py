@@ -203,11 +203,11 @@ def test_an_export_says_what_it_is(run, exported, drawn):
 
 
 def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):
-    handed = checkpoints.load_run(run)
+    checkpoint = checkpoints.load_run(run)
     leak = {"message": "7 pictures are on both sides", "data": "data/faces"}
     weights = {"kind": "weights", "from": "hf:timm/resnet18.a1_in1k@abc", "step": None, "sha256": "f00d"}
     content = json.loads((exported("stablehlo") / "export.json").read_text())
-    meta = {**handed.meta, "leaks": [leak], "scores": None}
+    meta = {**checkpoint.meta, "leaks": [leak], "scores": None}
     card = model_card.write(content, meta, [weights], [], {"path": "p", "hash": "h"})
     assert "trained with a leak (data/faces): 7 pictures are on both sides" in card
     assert "`hf:timm/resnet18.a1_in1k@abc` (SHA-256 `f00d`)" in card
@@ -343,15 +343,15 @@ def test_a_package_that_is_missing_is_named_with_the_extra(monkeypatch, tmp_path
 
 
 def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
-    handed = checkpoints.load_run(run)
+    checkpoint = checkpoints.load_run(run)
     chain = [("last", "middle", {}), ("middle", "hf:timm/x", {"from": "hf:timm/x@abc", "step": None, "sha256": "f00d"})]
     for name, start, recorded in chain:
         (tmp_path / name).mkdir()
         config = {"init_from": start if ":" in start else str(tmp_path / start), "init_step": None}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "provenance.json").write_text(json.dumps({"init": recorded}))
-    meta = {**handed.meta, "config": {**handed.meta["config"], "init_from": str(tmp_path / "last")}}
-    found = lineage.starts(dataclasses.replace(handed, meta=meta))
+    meta = {**checkpoint.meta, "config": {**checkpoint.meta["config"], "init_from": str(tmp_path / "last")}}
+    found = lineage.starts(dataclasses.replace(checkpoint, meta=meta))
     assert [(start["kind"], start["from"]) for start in found] == [
         ("run", str(tmp_path / "last")),
         ("run", str(tmp_path / "middle")),
@@ -372,8 +372,8 @@ def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch)
         convert.export(run, "stablehlo", tmp_path / "out", step=999)
     with pytest.raises(InputError, match="holds no run"):
         convert.export(tmp_path, "stablehlo", tmp_path / "out")
-    handed = checkpoints.load_run(run)
-    other = dataclasses.replace(handed, meta={**handed.meta, "stage": "pretrain"})
+    checkpoint = checkpoints.load_run(run)
+    other = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "stage": "pretrain"})
     monkeypatch.setattr(checkpoints, "load_run", lambda *_: other)
     with pytest.raises(InputError, match="is a run of stage pretrain, which estimates no ages"):
         convert.export(run, "stablehlo", tmp_path / "out")

@@ -4,10 +4,12 @@ import csv
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import longtail, metrics, stages
+from lae_jax import longtail, losses, metrics, stages
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.evaluate import measure
@@ -33,7 +35,7 @@ def words(finished, drawn, out, *more):
 
 def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp_path, capsys):
     out = tmp_path / "out"
-    like = ["--like", str(finished / "classify"), "--base-rate", "0.001", "--base-rate", "0.1"]
+    like = ["--like", str(finished / "classify"), "--base-learning-rate", "0.001", "--base-learning-rate", "0.1"]
     door.main(words(finished, drawn, out, *like))
     told = capsys.readouterr().out
     assert "For the lowest MAE" in told and "| lae |" in told
@@ -43,7 +45,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         and report["data_hash"]
         and len(report["checkpoints"]) == 1
     )
-    assert report["epochs"] == 1.0 and report["batch_size"] == 32 and report["base_rates"] == [0.001, 0.1]
+    assert report["epochs"] == 1.0 and report["batch_size"] == 32 and report["base_learning_rates"] == [0.001, 0.1]
     assert sorted(report["head_groups"] + report["tail_groups"]) == list(range(8))
     with (out / "tries.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -85,7 +87,7 @@ def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monke
     extractor = extraction.open_run(str(finished / "represent"), drawn, tmp_path)
     like = str(finished / "classify")
     taken = trials.recipe(extractor, [like, like], {"epochs": 3.0})
-    assert (taken.epochs, taken.batch_size, taken.optim.base_rate) == (3.0, 32, 0.001)
+    assert (taken.epochs, taken.batch_size, taken.optim.base_learning_rate) == (3.0, 32, 0.001)
     own = trials.recipe(extractor, [], {})
     assert (own.epochs, own.batch_size, own.model.name) == (8.0, 32, "efficientnet_v2_pico")
     longer = classify.get_config()
@@ -113,7 +115,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     array.write_bytes(content)
     np.testing.assert_array_equal(opened.features("train").values, plain.values)
     # Another checkpoint has another name.
-    opened.checkpoint = "another"
+    opened.digest = "another"
     for one in (made, opened):
         one.features("validation")
     assert len(list(tmp_path.glob("validation-*.npy"))) == 2
@@ -127,7 +129,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--test", "train"], "are trained on"),
         (["--test", "validation"], "methods are chosen on it"),
         (["--seeds", "0"], "seeds must be at least 1"),
-        (["--base-rate", "-1"], "base_rates must be above 0"),
+        (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds"),
         (["--like", "RUNS/represent"], "is no run of LAE's stage 3"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
@@ -187,10 +189,8 @@ def test_validation_chooses_and_test_is_only_told():
     assert summaries.choose(tries, "lowest MAE") is tries[1]
     assert summaries.best_of_each(tries) == tries[:2]
     told = summaries.sentence(tries, "lowest MAE")
-    assert (
-        "take lae_power, power 0.25 (base_rate 1): from validation MAE 4.00 ± 0.00 is expected; on test MAE 9.10 ± 0.14"
-        in told
-    )
+    assert "take lae_power, power 0.25 (base_learning_rate 1): from validation MAE 4.00 ± 0.00 is expected" in told
+    assert "; on test MAE 9.10 ± 0.14" in told
     assert "Against lae on test: MAE +5.00 (+5.00 to +5.00), sigma +0.00 (" in told
 
 
@@ -258,6 +258,8 @@ def test_head_groups_have_an_equal_share_or_more():
     [
         ("stage2", None, 0.0, "not run on images"),
         ("routing", 0.4, 0.0, "not run on images"),
+        ("lws", None, 0.0, "not run on images"),
+        ("feature_calibration", None, 0.0, "not run on images"),
         ("effective_number", None, 0.0, "needs a beta"),
         ("balanced_softmax", 0.5, 0.0, "has no setting"),
         ("lae_power", 0.5, 0.0, "config.data.power"),
@@ -270,15 +272,27 @@ def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, power, t
         stages.with_method(stages.CLASSIFY, method, setting, power)
 
 
-def test_every_method_that_trains_and_does_not_finish_can_be_a_stage_3():
+def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
+    """On images these, and no other, say what they are for; what they learn is what the bench learns."""
+    expected = {"lae", "lae_no_mse", "lae_new_head", "crt", "logit_adjusted_loss", "balanced_softmax", "inverse"}
+    expected |= {"inverse_root", "effective_number", "lds", "balanced_mse", "two_layers", "two_layers_crt", "c_mixup"}
+    made, power = {}, METHODS["lae_power"]
     for method in METHODS.values():
-        trains = method.loss is not None and method.finish_head is None and method.finish_outputs is None
-        assert method.on_images == trains
-        if trains and method.sets != "power":
+        if method.on_images and method is not power:
             setting = method.settings[0] if method.setting else None
-            made = stages.with_method(stages.CLASSIFY, method.name, setting, 0.0)
-            assert (made.order, made.factors) == (method.order, method.trains == "scales")
-            assert (made.calibrate is not None) == method.smooth_features
+            made[method.name] = method, setting, stages.with_method(stages.CLASSIFY, method.name, setting, 0.0)
+    assert {*made} == expected | {"two_layers_c_mixup"} and power.on_images
+    logits, ages = jax.random.normal(jax.random.key(0), (3, 101)), jnp.array([3.0, 20.0, 80.5])
+    counts = jnp.arange(1.0, 102.0)
+    constants = {"mae": 4.0, "er_weight": 1.0, "counts": counts, "smoothed": counts}
+    for method, setting, stage in made.values():
+        assert (stage.order, stage.trains, stage.mix is None) == (method.order, ("head",), method.mix is None)
+        of_bench = method.loss(logits, ages, constants, setting)
+        np.testing.assert_array_equal(stage.loss(logits, ages, constants), of_bench)
+    assert made["lae"][2] is stages.CLASSIFY
+    np.testing.assert_array_equal(
+        stages.CLASSIFY.loss(logits, ages, constants), losses.classification_loss(logits, ages, 4.0)
+    )
 
 
 def test_a_method_of_another_stage_is_refused_and_lae_is_stage_3_itself():

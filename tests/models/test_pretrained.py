@@ -230,15 +230,15 @@ def pico(small_config, tmp_path, monkeypatch):
 
 def test_a_run_starts_from_a_file_follows_its_statistics_and_hands_both_on(pico, tmp_path, caplog):
     config, path = pico("represent", normalize="weights"), tmp_path / "pico.safetensors"
-    config.optim.base_rate = 0.0
+    config.optim.base_learning_rate = 0.0
     weights = pretrained.read(path, PICO)
     with caplog.at_level(logging.INFO, "lae_jax"):
         loop.train(config)
     assert f"from {path}: loaded backbone; made new head" in caplog.text
     assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] of the images are the weights', not the paper's" in caplog.text
-    handed = checkpoints.load_run(config.workdir)
-    assert equal(handed.variables["params"]["backbone"], weights.variables["params"])
-    data = handed.meta["config"]["data"]
+    checkpoint = checkpoints.load_run(config.workdir)
+    assert equal(checkpoint.variables["params"]["backbone"], weights.variables["params"])
+    data = checkpoint.meta["config"]["data"]
     assert (data["mean"], data["std"], data["normalize"]) == ([0.5] * 3, [0.5] * 3, "weights")
     origin = json.loads((tmp_path / "represent" / "provenance.json").read_text())["init"]
     assert origin == {"from": str(path), "step": None, "sha256": weights.sha256}

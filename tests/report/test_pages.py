@@ -51,7 +51,7 @@ def write_run(folder, name, ages, predictions, *, people=None, start="", **chang
     (run / "config.json").write_text(json.dumps({"stage": "represent", "init_from": start, "model": {"name": "m"}}))
     (run / "provenance.json").write_text(json.dumps({"commit": HOSTILE, "devices": ["cpu"], "hosts": 1}))
     (run / "summary.json").write_text(json.dumps({"step": 9, "stage": "represent", "seconds": 3.0}))
-    lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "rate": 0.1} for step in (1, 2, 3)]
+    lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in (1, 2, 3)]
     lines.append({"step": 3, "kind": "validation", "mae": 5.0, "sigma": None})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
     (place / "model_card.md").write_text(f"## Use\n\n{HOSTILE}\n\n![x](https://evil.example/y.png) [z](javascript:a)\n")
@@ -206,7 +206,7 @@ def test_a_run_without_ages_has_a_page_too(made):
 
 
 def test_words_under_pictures_of_little():
-    lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "rate": 0.1} for step in range(1, 31)]
+    lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in range(1, 31)]
     assert charts.loss(lines[:1]).finding == "The training loss was written down once, at step 1: 9.00."
     assert charts.loss(lines[:2]).finding.endswith("from 9.00 (step 1) to 4.50, the last line.")
     assert charts.loss(lines).finding.endswith("to 0.31, the mean of the last 3 of 30 lines.")
@@ -295,7 +295,7 @@ def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path,
 def test_a_bench_has_its_report(tmp_path, capsys):
     bench = tmp_path / "bench"
     bench.mkdir()
-    header = ["method", "parameter", "setting", "base_rate", "split", "n"]
+    header = ["method", "parameter", "setting", "base_learning_rate", "split", "n"]
     header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
     header += [f"mae_{group}" for group in metrics.GROUPS]
     header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]

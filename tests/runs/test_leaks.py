@@ -56,8 +56,8 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
     third = small_config("classify")
     third.init_from = leaking.workdir
     plan = make_plan(third)
-    assert [leak["data"] for leak in plan.leaks] == [str(leaking.data.path)]
-    assert [one["data"] for one in plan.trained_on] == [str(leaking.data.path), str(third.data.path)]
+    assert [leak["data"] for leak in plan.history.leaks] == [str(leaking.data.path)]
+    assert [one["data"] for one in plan.history.trained_on] == [str(leaking.data.path), str(third.data.path)]
 
 
 @pytest.fixture
@@ -199,15 +199,15 @@ def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_th
     first = small_config("pretrain")
     first.epochs, first.data.split = 0.3, ""
     loop.train(first)
-    handed = checkpoints.load_run(first.workdir).meta["identities"]
+    known = checkpoints.load_run(first.workdir).meta["identities"]
     dataset = records.open_dataset(first.data.path)
     trained_on = {*dataset.column("identity")[dataset.rows("train")]}
-    assert len(handed["hashes"]) == len(trained_on) and handed["schemes"] == [f"label of {dataset.hash[:12]}"]
+    assert len(known["hashes"]) == len(trained_on) and known["schemes"] == [f"label of {dataset.hash[:12]}"]
 
     second = small_config("represent")
     second.init_from = first.workdir
     plan = make_plan(second)
-    assert plan.identities == handed and "0 people of validation were in the backbone's" in caplog.text
+    assert plan.history.identities == known and "0 people of validation were in the backbone's" in caplog.text
     second.data.train, second.data.split = "test", "train"
     with pytest.raises(InputError, match=f"{len(trained_on)} people of train were in the backbone's pre-training"):
         make_plan(second)
@@ -216,7 +216,7 @@ def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_th
     second.data.path = str(prepared(faces, tmp_path / "other", named=True))
     second.data.train, second.data.split = "train", "validation"
     caplog.clear()
-    assert make_plan(second).leaks == []
+    assert make_plan(second).history.leaks == []
     assert "unknown whether people of validation were in pre-training: none of its 24 names" in caplog.text
 
 

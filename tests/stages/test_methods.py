@@ -49,10 +49,10 @@ def test_interpolation_and_adjustment_end_in_what_they_lie_between():
             methods.interpolated(own, trained, share)["fc"]["kernel"], end["fc"]["kernel"], atol=1e-6
         )
     logits, counts = np.random.default_rng(2).normal(size=(4, 101)), np.arange(1.0, 102.0)
-    handed = {"counts": jnp.asarray(counts), "smoothed": jnp.asarray(counts)}
+    constants = {"counts": jnp.asarray(counts), "smoothed": jnp.asarray(counts)}
     p = np.exp(logits) / counts**0.5
     expected = (p / p.sum(axis=1, keepdims=True)) @ np.arange(101)
-    np.testing.assert_allclose(methods.adjusted(logits, logits, handed, 0.5), expected, rtol=1e-5)
+    np.testing.assert_allclose(methods.adjusted(logits, logits, constants, 0.5), expected, rtol=1e-5)
 
 
 def test_routing_keeps_stage_2_where_the_ages_are_frequent():
@@ -63,10 +63,10 @@ def test_routing_keeps_stage_2_where_the_ages_are_frequent():
 
     smoothed = np.zeros(101)
     smoothed[30], smoothed[70] = 100.0, 10.0
-    handed = {"smoothed": jnp.asarray(smoothed)}
-    got = methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.2)
+    constants = {"smoothed": jnp.asarray(smoothed)}
+    got = methods.routed(sure([25, 60]), sure([30, 70]), constants, 0.2)
     np.testing.assert_allclose(got, [25, 70], atol=1e-3)
-    np.testing.assert_allclose(methods.routed(sure([25, 60]), sure([30, 70]), handed, 0.05), [25, 60], atol=1e-3)
+    np.testing.assert_allclose(methods.routed(sure([25, 60]), sure([30, 70]), constants, 0.05), [25, 60], atol=1e-3)
 
 
 def test_c_mixup_mixes_near_ages_as_the_paper_draws_them():
@@ -109,10 +109,10 @@ MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.mix, m.sets): n f
 
 def test_every_loss_pulls_a_head_towards_the_ages():
     ages, middle = jnp.array([3.0, 20.0, 81.0]), 50.0  # of the empty head's logits
-    handed = {"mae": 2.0, "er_weight": 1.0, **method_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))}
-    handed = jax.tree.map(jnp.asarray, handed)
+    constants = {"mae": 2.0, "er_weight": 1.0, **method_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))}
+    constants = jax.tree.map(jnp.asarray, constants)
     for name, method in TRAINED.items():
-        slope = jax.grad(lambda x, m=method: m.loss(x, ages, handed, m.settings[-1]).mean())(jnp.zeros((3, 101)))
+        slope = jax.grad(lambda x, m=method: m.loss(x, ages, constants, m.settings[-1]).mean())(jnp.zeros((3, 101)))
         assert (np.abs(slope).max(axis=1) > 1e-6).all(), name
         moved = losses.expected_age(-3 * slope / jnp.abs(slope).max(axis=1, keepdims=True))
         assert (np.abs(moved - ages) < np.abs(middle - ages) - 1).all(), (name, moved)
@@ -164,7 +164,7 @@ def _alone(own):
 
 def test_the_loss_of_lae_is_stage_3s():
     logits, ages = jnp.asarray(np.random.default_rng(0).normal(size=(4, 101))), jnp.array([3.0, 20.0, 50.0, 81.0])
-    handed = {"mae": 2.0, "er_weight": 1.0}
+    constants = {"mae": 2.0, "er_weight": 1.0}
     np.testing.assert_array_equal(
-        METHODS["lae"].loss(logits, ages, handed, 0.0), losses.classification_loss(logits, ages, 2.0)
+        METHODS["lae"].loss(logits, ages, constants, 0.0), losses.classification_loss(logits, ages, 2.0)
     )

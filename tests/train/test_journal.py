@@ -16,7 +16,7 @@ from lae_jax.train.journal import Journal, Lines, told
 
 
 def metrics(loss, bad=False, in_a_row=0):
-    return {"loss": np.array([loss, 4.0]), "grad_norm": np.array(1.0), "bad": bad, "bad_steps": in_a_row}
+    return {"loss": np.array([loss, 4.0]), "grad_norm": np.array(1.0), "skipped": bad, "skipped_steps": in_a_row}
 
 
 def rows(path):
@@ -50,19 +50,19 @@ def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
     schedule = build.Schedules(lambda step: 0.1 / (1 + step), 0.9)
     with Journal(epath.Path(tmp_path), 0, schedule, config, active=True) as journal:
         assert journal.stepped(1, metrics(8.0)) == ""
-        journal.bad_step(2, metrics(float("nan"), True, 1), ["a.jpg", "b.jpg"])
+        journal.skipped_step(2, metrics(float("nan"), True, 1), ["a.jpg", "b.jpg"])
         assert "loss 2.0000" in journal.stepped(2, metrics(float("nan"), True, 1))
         journal.evaluated(2, {"mae": 3.0}, 2)
         journal.publish()
         train, validation = rows(tmp_path / "metrics.jsonl")
-        assert train["loss"] == 2.0 and train["bad_steps"] == 1 and validation["mae"] == 3.0
-        # The optimiser did not count the bad step.
-        assert train["rate"] == pytest.approx(0.1)
+        assert train["loss"] == 2.0 and train["skipped_steps"] == 1 and validation["mae"] == 3.0
+        # The optimiser did not count the skipped step.
+        assert train["learning_rate"] == pytest.approx(0.1)
     (bad,) = rows(tmp_path / "divergence.jsonl")
-    assert bad["rows"] == ["a.jpg", "b.jpg"] and bad["loss"] is None and bad["rate"] == pytest.approx(0.05)
+    assert bad["rows"] == ["a.jpg", "b.jpg"] and bad["loss"] is None and bad["learning_rate"] == pytest.approx(0.05)
     assert list((tmp_path / "tensorboard").iterdir())
     with Journal(epath.Path(tmp_path), 1, schedule, config, active=True) as journal:
-        assert journal.bad_steps == 0
+        assert journal.skipped_steps == 0
     assert rows(tmp_path / "metrics.jsonl") == rows(tmp_path / "divergence.jsonl") == []
 
 

@@ -1,6 +1,5 @@
 """The loop: stages hand over, runs resume bit for bit, and what is wrong is said before work begins."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -13,14 +12,13 @@ from lae_jax.data import records
 from lae_jax.runs import build, fields, provenance
 from lae_jax.runtime import checkpoints, lock, watch
 from lae_jax.runtime.errors import Diverged, FolderInUse, InputError, Preempted
-from lae_jax.stages.methods import METHODS
 from lae_jax.train import loop, steps
 from lae_jax.train.plan import make_plan, settled
 
 
 def leaves(workdir, step):
     with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-        state = saved.arrays(step, ("step", "bad_steps", "params", "batch_stats", "opt_state"))
+        state = saved.arrays(step, ("step", "skipped_steps", "params", "batch_stats", "opt_state"))
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
@@ -65,9 +63,9 @@ def test_the_three_stages_hand_over(small_config, trace_count):
 
     third = small_config("classify")
     summary = loop.train(third)
-    handed = checkpoints.load_run(second.workdir)
-    assert summary["handed"] == {"mae": handed.meta["scores"]["mae"]}
-    before, after = leaves(second.workdir, handed.step), leaves(third.workdir, summary["last_step"])
+    checkpoint = checkpoints.load_run(second.workdir)
+    assert summary["constants"] == {"mae": checkpoint.meta["scores"]["mae"]}
+    before, after = leaves(second.workdir, checkpoint.step), leaves(third.workdir, summary["last_step"])
     backbone = [name for name in before if "backbone" in name and "opt_state" not in name]
     assert backbone and all(before[name].tobytes() == after[name].tobytes() for name in backbone)
     assert any(before[name].tobytes() != after[name].tobytes() for name in before if "['params']['head']" in name)
@@ -83,10 +81,9 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, t
     config = small_config(stage)
     if stage == "classify":
         config.init_from = str(trained("represent"))
-        # With more than a head and its momentum to go on with: factors, and statistics of the features.
-        both = dataclasses.replace(METHODS["lws"], name="both", smooth_features=True)
-        monkeypatch.setitem(METHODS, "both", both)
-        config.classify.method, config.optim.base_rate = "both", 30.0
+        # With more to go on with than LAE: draws of partners, and two layers that are new.
+        config.classify.method, config.classify.setting = "two_layers_c_mixup", 3.0
+        config.optim.base_learning_rate = 0.1
     config.epochs, config.save_steps = 2.0, 2
     whole = config.copy_and_resolve_references()
     whole.workdir += "_whole"
@@ -194,7 +191,12 @@ def test_stage_3_wants_the_features_that_its_head_was_trained_on(small_config, t
 
 def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
     config = small_config("classify")
-    for method, new_head, hidden in (("lae", False, 0), ("crt", True, 0), ("lws", False, 0), ("two_layers", True, 256)):
+    for method, new_head, hidden in (
+        ("lae", False, 0),
+        ("crt", True, 0),
+        ("c_mixup", False, 0),
+        ("two_layers", True, 256),
+    ):
         config.classify.method = method
         made = settled(config)
         assert (made.reinit_head, made.model.hidden) == (new_head, hidden)
@@ -243,16 +245,16 @@ def test_going_on_with_another_config_is_refused_with_the_difference(small_confi
     fields.claim_folder(plan.workdir, config)
     config.log_steps = 7
     fields.claim_folder(plan.workdir, config)
-    config.optim.base_rate = 0.5
-    with pytest.raises(InputError, match=r"optim.base_rate: 0.005 there, 0.5 now"):
+    config.optim.base_learning_rate = 0.5
+    with pytest.raises(InputError, match=r"optim.base_learning_rate: 0.005 there, 0.5 now"):
         fields.claim_folder(plan.workdir, config)
 
 
 def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
     config = small_config("represent")
-    config.epochs, config.max_bad_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0
-    config.optim.base_rate, config.optim.schedule = 1e30, "constant"
-    with pytest.raises(Diverged, match="4 steps in a row.*base_rate"):
+    config.epochs, config.max_skipped_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0
+    config.optim.base_learning_rate, config.optim.schedule = 1e30, "constant"
+    with pytest.raises(Diverged, match="4 steps in a row.*base_learning_rate"):
         loop.train(config)
     with checkpoints.Checkpoints(config.workdir, read_only=True) as saved:
         assert saved.latest() == 4

@@ -1,6 +1,7 @@
 """The step: the same on any number of devices, guarded against what is not finite, and silent about what is frozen."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from lae_jax import models, optim, stages
+from lae_jax.runs.forward import normalise
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import steps
@@ -30,10 +32,10 @@ class Setup:
     """A stage's step on the first `devices` devices."""
 
     def __init__(
-        self, devices=8, stage=stages.REPRESENT, dtype="float32", rate=0.01, sync=True, trains=None, loss=None, **kwargs
+        self, devices=8, stage=stages.REPRESENT, dtype="float32", rate=0.01, sync=True, accumulate=1, **changed
     ):
         self.par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
-        trains = trains or stage.trains
+        stage = dataclasses.replace(stage, **changed)
         self.model = models.create(
             "efficientnet_v2_pico",
             101,
@@ -44,11 +46,15 @@ class Setup:
         )
         variables = models.initialise(self.model, PIXELS, seed=0)
         variables = jax.tree.map(lambda x: x.astype(jnp.promote_types(dtype, jnp.float32)), variables)
-        tx = optim.trainable(optim.sgd(rate), variables["params"], trains)
+        tx = optim.trainable(optim.sgd(rate), variables["params"], stage.trains)
         step = functools.partial(
-            steps.train_step, model=self.model, loss=loss or stage.loss, handed={"er_weight": 1.0, "mae": 5.0}, tx=tx,
-            trains=trains, seed=1, dtype=jnp.dtype(dtype), mean=(0.5,) * 3, std=(0.25,) * 3, **kwargs,
-        )  # fmt: skip
+            steps.train_step,
+            stage=stage,
+            constants={"er_weight": 1.0, "mae": 5.0},
+            model=self.model,
+            tx=tx,
+            settings=steps.Settings(1, jnp.dtype(dtype), (0.5,) * 3, (0.25,) * 3, accumulate),
+        )
         self.first = steps.create_state(variables, tx)
         self.traces = 0
 
@@ -66,9 +72,9 @@ class Setup:
         return state, history
 
 
-def poisoned(outputs, target, handed):
+def poisoned(outputs, target, constants):
     """The loss of stage 2, but not finite for an image of age 99."""
-    return stages.REPRESENT.loss(outputs, target, handed) * jnp.where(target == 99.0, jnp.nan, 1.0)
+    return stages.REPRESENT.loss(outputs, target, constants) * jnp.where(target == 99.0, jnp.nan, 1.0)
 
 
 GUARDED = {"dtype": "float32", "rate": 0.01, "loss": poisoned}
@@ -147,7 +153,7 @@ def test_stage_3_costs_what_inference_costs():
 
         return jax.grad(loss)(params["head"])
 
-    images = steps.normalise(batch["image"], (0.5,) * 3, (0.25,) * 3, jnp.float32)
+    images = normalise(batch["image"], (0.5,) * 3, (0.25,) * 3, jnp.float32)
     inference = flops(lambda v: shared.model.apply(v, images), variables)
     whole = flops(jax.grad(lambda p: shared.model.apply({**variables, "params": p}, images).sum()), variables["params"])
     assert flops(head_step, variables["params"]) < 1.1 * inference < whole / 2
@@ -161,13 +167,13 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters():
     after_one, _ = shared.run(good[:1])
     after_one = jax.tree.map(np.asarray, after_one)
     state, history = shared.run([good[0], bad, bad])
-    assert [h["bad"] for h in history] == [0.0, 1.0, 1.0] and history[-1]["bad_steps"] == 2
+    assert [h["skipped"] for h in history] == [0.0, 1.0, 1.0] and history[-1]["skipped_steps"] == 2
     assert int(state.step) == 3
     for name in ("params", "batch_stats", "opt_state"):
         for a, b in zip(jax.tree.leaves(getattr(after_one, name)), jax.tree.leaves(getattr(state, name)), strict=True):
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     _, history = shared.run([good[0], bad, good[2]])
-    assert history[-1]["bad_steps"] == 0 and history[-1]["bad"] == 0
+    assert history[-1]["skipped_steps"] == 0 and history[-1]["skipped"] == 0
 
 
 def test_accumulation_averages_the_gradients_of_its_parts():
@@ -194,7 +200,7 @@ def test_loss_and_weight_are_those_of_the_global_batch():
     batch = next(batches(1))
     variables = {"params": shared.first.params, "batch_stats": shared.first.batch_stats}
     _, history = shared.run([batch])
-    images = steps.normalise(jnp.asarray(batch["image"]), (0.5,) * 3, (0.25,) * 3, jnp.float32)
+    images = normalise(jnp.asarray(batch["image"]), (0.5,) * 3, (0.25,) * 3, jnp.float32)
     key = jax.random.fold_in(jax.random.key(1), 0)
     model = models.create("efficientnet_v2_pico", 101, dropout=0.3, stochastic_depth=0.5)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0])
@@ -210,5 +216,5 @@ def test_a_batch_that_the_devices_do_not_divide_is_an_error_with_both_numbers():
 
 def test_normalise_follows_the_papers_statistics():
     image = np.full((1, 1, 1, 3), 255, np.uint8)
-    got = steps.normalise(jnp.asarray(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), jnp.float32)
+    got = normalise(jnp.asarray(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), jnp.float32)
     np.testing.assert_allclose(got[0, 0, 0], [2.2489083, 2.4285715, 2.64], rtol=1e-6)

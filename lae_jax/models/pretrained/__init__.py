@@ -175,17 +175,17 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
-    handed = checkpoints.load_run(source)
+    checkpoint = checkpoints.load_run(source)
     found, wanted = {}, {}
-    for collection, tree in handed.variables.items():
+    for collection, tree in checkpoint.variables.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree.get("backbone", {}))[0]:
             name = "/".join([collection, *(key.key for key in path)])
             found[name] = Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: leaf)
     for path, shape in _shapes(model_name).items():
         wanted["/".join(path)] = Expected(path, shape, tuple(range(len(shape))))
-    where = f"{source} step {handed.step}"
+    where = f"{source} step {checkpoint.step}"
     if wrong := tensors.misfit(found, wanted):
-        raise InputError(f"{where} is a run of {handed.meta.get('model')} and does not fit {model_name}: {wrong}")
-    data = handed.meta["config"]["data"]
+        raise InputError(f"{where} is a run of {checkpoint.meta.get('model')} and does not fit {model_name}: {wrong}")
+    data = checkpoint.meta["config"]["data"]
     statistics = Statistics(tuple(data["mean"]), tuple(data["std"]))
     return Weights(where, tensors.take(found, wanted, where), statistics, "from its config", "")
