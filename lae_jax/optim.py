@@ -73,7 +73,7 @@ def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Sc
     return schedule
 
 
-class SgdState(NamedTuple):
+class MomentumState(NamedTuple):
     """What SGD remembers: the steps taken, () int32, and the momentum buffer, shaped as the parameters."""
 
     count: jax.Array
@@ -89,12 +89,21 @@ def sgd(
 ) -> optax.GradientTransformation:
     """torch.optim.SGD: buffer = mu buffer + g, update = -rate (g + mu buffer), or -rate buffer without Nesterov.
 
-    `weight_decay` is coupled: g takes it before the momentum does. `learning_rate` and `momentum` are numbers or
-    schedules, both read at the number of steps taken so far, as torch's OneCycleLR sets both for the coming step.
-    `clip_norm` > 0 first scales the gradients to at most that global norm, as `clip_grad_norm_` before `step()` does;
-    the norm is that of the leaves given here, so leaves that are sharded over devices need their own. Buffer and
-    updates are float32 or wider, whatever the parameters are.
-    Raises InputError, a ValueError, for a bad number, and ValueError for an update with decay but without parameters.
+    Args:
+      learning_rate: A number or a schedule, read at the number of steps taken so far, as torch's OneCycleLR sets it for
+        the coming step.
+      momentum: Likewise.
+      weight_decay: Coupled: g takes it before the momentum does.
+      nesterov: Whether the update looks ahead.
+      clip_norm: Above 0: the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
+        `step()` does. The norm is that of the leaves given here, so leaves that are sharded need their own.
+
+    Returns:
+      The transformation. Its buffer and updates are float32 or wider, whatever the parameters are.
+
+    Raises:
+      InputError: A number makes no optimiser.
+      ValueError: An update with decay got no parameters.
     """
     if not callable(learning_rate):
         _check("learning_rate", learning_rate, low=0)
@@ -102,32 +111,41 @@ def sgd(
         _check("momentum", momentum, low=0, below=1)
     _check("weight_decay", weight_decay, low=0)
     _check("clip_norm", clip_norm, low=0)
+    return optax.chain(
+        optax.stateless(lambda grads, _: jax.tree.map(_widened, grads)),
+        optax.stateless(lambda grads, _: _clipped(grads, clip_norm)) if clip_norm else optax.identity(),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        _momentum(momentum, nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
-    def init(params: optax.Params) -> SgdState:
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _clipped(grads: optax.Updates, norm: float) -> optax.Updates:
+    """As torch has it: with an epsilon that `optax.clip_by_global_norm` lacks."""
+    factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-6))
+    return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads)
+
+
+def _momentum(momentum: float | Schedule, nesterov: bool) -> optax.GradientTransformation:
+    """As `optax.trace`, which takes no schedule, and whose buffer is as narrow as the parameters."""
+
+    def init(params: optax.Params) -> MomentumState:
         # By numpy: outside of a traced function jax.numpy compiles a program for each shape.
         trace = jax.tree.map(lambda p: np.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return SgdState(count=np.zeros((), np.int32), trace=trace)
+        return MomentumState(count=np.zeros((), np.int32), trace=trace)
 
-    def update(grads: optax.Updates, state: SgdState, params: optax.Params | None = None):
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+    def update(grads: optax.Updates, state: MomentumState, params: optax.Params | None = None):
         mu = momentum(state.count) if callable(momentum) else momentum
 
-        def times(factor, x):  # in the dtype of x: a float64 rate must not widen a float32 state
-            return jnp.asarray(factor, x.dtype) * x
+        def ahead(g, buffer):  # in the dtype of the buffer: a float64 schedule must not widen a float32 state
+            return jnp.asarray(mu, buffer.dtype) * buffer + g
 
-        grads = jax.tree.map(lambda g, b: g.astype(b.dtype), grads, state.trace)
-        if clip_norm:
-            norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-            factor = jnp.minimum(1.0, clip_norm / (norm + 1e-6))  # torch's epsilon
-            grads = jax.tree.map(lambda g: times(factor, g), grads)
-        if weight_decay:
-            if params is None:
-                raise ValueError("weight decay needs the parameters: call update(grads, state, params)")
-            grads = jax.tree.map(lambda g, p: g + times(weight_decay, p.astype(g.dtype)), grads, params)
-        trace = jax.tree.map(lambda g, b: times(mu, b) + g, grads, state.trace)
-        direction = jax.tree.map(lambda g, b: g + times(mu, b), grads, trace) if nesterov else trace
-        updates = jax.tree.map(lambda d: -times(rate, d), direction)
-        return updates, SgdState(count=state.count + 1, trace=trace)
+        trace = jax.tree.map(ahead, grads, state.trace)
+        return jax.tree.map(ahead, grads, trace) if nesterov else trace, MomentumState(state.count + 1, trace)
 
     return optax.GradientTransformation(init, update)
 

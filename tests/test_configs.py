@@ -103,7 +103,7 @@ def test_the_trained_part_of_stage_3_is_the_head():
     (["--config", "configs/classify.py", "--config.init_from=runs/nothing"], "runs/nothing holds no run: make it with"),
     (
         ["--config", "configs/represent.py", "--config.optim.base_learning_rat=1"],
-        "unknown config field 'base_learning_rat'; Did you mean \"base_learning_rate\" instead of \"base_learning_rat\"? (in a recipe",
+        "unknown config field 'base_learning_rat'; Did you mean \"base_learning_rate\" instead of",
     ),
     (["--config", "configs/represent.py", "--confg.epochs=1"], "Unknown command line flag 'confg.epochs'"),
     (["--config", "configs/represent.py", "--config.epochs=many"], "epochs"),

@@ -1,10 +1,15 @@
 """What a person sees in the terminal: log lines, the one progress line, tables."""
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
 
+import rich.box
+import rich.console
+import rich.table
+import rich.text
 import tqdm
 
 logger = logging.getLogger("lae_jax")
@@ -124,12 +129,22 @@ def write(text: str) -> None:
     tqdm.tqdm.write(text)
 
 
+_LINES = rich.box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # a rule below the header
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Lines of a plain table: the first column to the left, the others to the right; floats with two digits."""
-    cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-        for r in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    """A plain table as text.
+
+    Args:
+      header: Titles of the columns. The first column stands to the left, the others to the right.
+      rows: Cells; floats get two digits.
+    """
+    shown = rich.table.Table(box=_LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, title in enumerate(header):
+        shown.add_column(rich.text.Text(title), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(rich.text.Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    # As wide as it is: whoever reads it may be a program.
+    console = rich.console.Console(file=io.StringIO(), width=10_000, color_system=None)
+    console.print(shown)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

@@ -1,4 +1,8 @@
-"""One writer for a folder: a lock that ends with its process."""
+"""One writer for a folder: a lock that ends with its process.
+
+filelock would do for a local disk. Where the file system knows no locks it takes a file that stays behind when its
+process dies on another machine, so nobody could go on; and it does not tell who holds the lock.
+"""
 
 import contextlib
 import fcntl

