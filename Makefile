@@ -85,6 +85,7 @@ fuzz: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
 # What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
 # that weights are published for, in and out, the readers under a fuzzer, the server under load, numbers on every kind of

@@ -117,6 +117,8 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
     path = dataset.path / FILE
     try:
         report = json.loads(path.read_text())
+        if report["format"] != _FORMAT:
+            raise ValueError(f"format {report['format']!r}")
         findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
         if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
             raise ValueError("a finding without a message")

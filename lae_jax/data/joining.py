@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from lae_jax.data.shards import FORMAT, ShardTask, source_path, template
+from lae_jax.data.records import FORMAT
+from lae_jax.data.shards import ShardTask, source_path, template
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 

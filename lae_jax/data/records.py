@@ -29,6 +29,7 @@ from lae_jax.runtime.files import is_remote, sha256_of, write_json
 logger = logging.getLogger("lae_jax")
 
 
+FORMAT = 3  # of prepared data sets
 FULL_BELOW_BYTES = 10e9  # of all shards: up to here their checksums are computed when a data set is opened
 
 
@@ -121,6 +122,11 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             raise KeyError(*sorted(missing))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}/dataset.json is damaged ({error!r}): {again}") from error
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has the format {manifest.get('format')!r}, and this version of lae_jax reads {FORMAT}: {again}, or"
+            " use the version that made it"
+        )
     size = sum(shard["bytes"] for shard in manifest["shards"])
     hashed = {*expected}
     large = verify == "auto" and size >= FULL_BELOW_BYTES

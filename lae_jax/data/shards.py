@@ -24,6 +24,7 @@ from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
 from lae_jax.data import stored
+from lae_jax.data.records import FORMAT
 from lae_jax.data.sources.readers import Picture, Source
 from lae_jax.faces import crops, images
 from lae_jax.runtime.errors import InputError
@@ -31,7 +32,6 @@ from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
-FORMAT = 3
 IMAGES_PER_SHARD = 1024  # where there are few: shards are what processes share out
 MANY_SHARDS = 512  # beyond this many they get larger: a reader keeps all of them open
 MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written

@@ -9,8 +9,7 @@ import numpy as np
 
 from lae_jax import stages
 from lae_jax.data import records
-from lae_jax.faces import crops
-from lae_jax.runs import build, calibration, distributions, fields, inputs, leaks
+from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
 
@@ -68,14 +67,12 @@ def predict(
     )
     dataset = records.open_dataset(data or config.data.path, config.data.verify)
     split = split or validation_split(checkpoint)
-    if checkpoint.meta["crop"] != dataset.crop:
-        both = checkpoint.meta["crop"], dataset.crop
-        told = f"{checkpoint.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)})"
-        if not allow_other_crop:
-            alike = crops.how_to_cut_alike(*both)
-            raise InputError(f"{told}: {alike}, or say --allow-other-crop (the errors may be large)")
+    if allow_other_crop and (told := agreement.other_crops(checkpoint, dataset)):
         logger.warning("%s: the errors may be large", told)
-    if checkpoint.meta["data"] == str(dataset.path) and checkpoint.meta["data_hash"] != dataset.hash:
+    else:
+        otherwise = ", or say --allow-other-crop (the errors may be large)"
+        agreement.require_same_crops(checkpoint, dataset, otherwise)
+    if agreement.was_prepared_again(checkpoint, dataset):
         logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
     examples = inputs.examples(dataset, split, stage)
     # Before anything is predicted, and on all hosts: none comes late to what they do together.

@@ -169,8 +169,8 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
     person = people.codes(dataset.column("identity")[rows])[0]
     columns = {
         "name": dataset.column("name")[rows],
-        "age": [repr(float(age)) for age in done.targets],
-        "prediction": [f"{age:.6f}" for age in done.outputs],
+        "age": np.asarray(done.targets, np.float64),
+        "prediction": np.asarray(done.outputs, np.float64),
         "lower": low,
         "upper": high,
         "below": distributions.below(probabilities, done.targets),
@@ -187,7 +187,10 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
 
 
 def _plain(values) -> list:
-    return values.tolist() if isinstance(values, np.ndarray) else values
+    """Numbers with all their digits: what is read back gives the same scores."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return [repr(value) if isinstance(value, float) and value == value else value for value in values.tolist()]
 
 
 def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:

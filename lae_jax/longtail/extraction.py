@@ -11,8 +11,7 @@ import numpy as np
 
 from lae_jax import stages
 from lae_jax.data import pipeline, records, sampling
-from lae_jax.faces import crops
-from lae_jax.runs import build, fields, inference, inputs
+from lae_jax.runs import agreement, build, fields, inference, inputs
 from lae_jax.runtime import checkpoints, files, parallel
 from lae_jax.runtime.errors import InputError
 
@@ -129,12 +128,7 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
     if checkpoint.meta["stage"] != "represent":
         raise InputError(f"{path} is a run of stage {checkpoint.meta['stage']}: name one of stage represent with --run")
     dataset = records.open_dataset(data, checkpoint.meta["config"]["data"]["verify"])
-    if checkpoint.meta["crop"] != dataset.crop:
-        both = checkpoint.meta["crop"], dataset.crop
-        raise InputError(
-            f"{path} was trained on other crops than {data} holds ({crops.differing(*both)}):"
-            f" {crops.how_to_cut_alike(*both)}"
-        )
+    agreement.require_same_crops(checkpoint, dataset)
     if checkpoint.meta["data_hash"] != dataset.hash:
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"

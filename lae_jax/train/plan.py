@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import metrics, stages
 from lae_jax.data import records, sampling
-from lae_jax.faces import crops
-from lae_jax.runs import build, fields, inputs, leaks
+from lae_jax.runs import agreement, build, fields, inputs, leaks
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
@@ -192,22 +191,14 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
             f"{dataset.path} is not the data set that {config.workdir} was begun with: its hash is {dataset.hash[:12]},"
             f" that of the checkpoint {resumed['data_hash'][:12]}; restore it, or choose another --config.workdir"
         )
-    if init is not None and "head" not in stage.loads and init.meta.get("crop", dataset.crop) != dataset.crop:
-        logger.warning(
-            "the features of %s were learnt on other crops than %s holds: %s",
-            init.workdir,
-            dataset.path,
-            crops.differing(init.meta["crop"], dataset.crop),
-        )
-    if init is None or "head" not in stage.loads:
+    if init is None:
         return
-    if init.meta["crop"] != dataset.crop:
-        both = init.meta["crop"], dataset.crop
-        raise InputError(
-            f"{init.workdir} was trained on other crops than {dataset.path} holds ({crops.differing(*both)}):"
-            f" {crops.how_to_cut_alike(*both)}"
-        )
-    if init.meta["data"] == str(dataset.path) and init.meta["data_hash"] != dataset.hash:
+    if "head" not in stage.loads:
+        if told := agreement.other_crops(init, dataset):
+            logger.warning("%s: its features may fit less well", told)
+        return
+    agreement.require_same_crops(init, dataset)
+    if agreement.was_prepared_again(init, dataset):
         raise InputError(
             f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold what"
             " that run trained on: train that run again, or restore the data set"

@@ -270,3 +270,12 @@ def test_people_are_compared_only_where_their_names_mean_the_same():
     assert people.compare(None, names, "b" * 64)["compared"] == 0
     both = people.hashed(np.array(["Alan Turing"], object), "b" * 64, known)
     assert people.compare(both, names, "b" * 64)["shared"] == ["ada lovelace", "alan turing"]
+
+
+def test_an_audit_of_another_format_counts_as_none(faces, tmp_path, caplog):
+    out = prepared(faces, tmp_path / "a", ("again.jpg", age_of(0), "validation", 0))
+    (report,) = audit.audit([out])
+    dataset = records.open_dataset(out)
+    assert saved.read(dataset) == (report["findings"], "read") and report["findings"]
+    (out / saved.FILE).write_text(json.dumps(report | {"format": 99}))
+    assert saved.read(dataset) == ([], "damaged") and "leaks between its splits are unknown" in caplog.text

@@ -381,3 +381,14 @@ def test_a_jpeg_that_keeps_its_bytes_is_read_as_strictly_as_by_a_whole_decode(pr
         assert verdicts[0] == verdicts[1]
         refused += verdicts[0] is not None
     assert 60 < refused < 280
+
+
+def test_a_data_set_of_another_format_is_refused(source, tmp_path):
+    run(tmp_path / "out", "--source", source)
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    for other in (records.FORMAT + 1, None):
+        (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
+        with pytest.raises(
+            InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"
+        ):
+            records.open_dataset(tmp_path / "out")
