@@ -1,0 +1,91 @@
+"""The pages: the examples run, the commands are understood, the map of the house is complete."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from lae_jax import __main__ as programs
+from lae_jax.data.sources import synthetic
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"(?:^|[ `(])python -m lae_jax\.(\w+) +([^`\n#]*)", re.MULTILINE)
+
+
+def test_the_examples_of_the_python_api_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    rows = ["path,age"]
+    for k in range(24):
+        image, _ = synthetic.draw_face(k, 3.0 * k + 5, 1, 160, k)
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{k}.png")
+        rows.append(f"photographs/{k}.png,{3 * k + 5}")
+    (tmp_path / "faces.csv").write_text("\n".join(rows) + "\n")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    # These tests have set up the devices already.
+    assert "start.devices" in examples[0] and len(examples) > 6
+    code = "\n".join(examples[1:]).replace('"data/faces", ratio', '"data/faces", workers=1, size=64, ratio')
+    names = {}
+    exec(compile(code, "docs/python.md", "exec"), names)
+    assert names["manifest"]["count"] > 20 and names["ages"].shape == (3,)
+    assert names["distributions"].shape == (3, 101) and names["content"]["check"]["max_age_difference"] < 1e-3
+    assert (tmp_path / "reports" / "mine" / "report.html").exists()
+
+
+def commands():
+    """(page, program, words) of every command that is written out."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for program, words in COMMAND.findall(text):
+            words = words.partition("   ")[0].strip()  # what follows is a remark
+            if not re.search(r"\.\.\.|[|;]|<|\b(DIR|FILE|RUN)\b|\[", words):
+                yield page.name, program, shlex.split(words)
+
+
+@pytest.mark.parametrize("program", [name for name in programs.PROGRAMS if name != "main"])
+def test_the_commands_of_the_pages_have_flags_that_exist(program, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    door = importlib.import_module("lae_jax.demo" if program == "demo" else f"lae_jax.{program}.__main__")
+    found = [(page, words) for page, name, words in commands() if name == program]
+    for page, words in found:
+        try:
+            door.parse_args(words)
+        except ValueError as error:
+            # Files are not here, and a sentence may quote a part of a command.
+            expected = "there is no folder" in str(error) or "are required" in str(error)
+            assert expected, f"{page}: {program} {words}: {error}"
+    assert found or program in ("demo",)
+
+
+def test_the_commands_that_train_name_configs_and_fields_that_exist():
+    count = 0
+    for page, program, words in commands():
+        if program != "main" or "--config" not in words:
+            continue
+        file, _, row = words[words.index("--config") + 1].partition(":")
+        name = file.removeprefix("configs/").removesuffix(".py")
+        config = importlib.import_module(f"lae_jax.configs.{name}").get_config(*([row] if row else []))
+        count += 1
+        for word in words:
+            if not word.startswith("--config."):
+                continue
+            node = config
+            for field in word.removeprefix("--config.").partition("=")[0].split("."):
+                assert field in node, f"{page}: {word}"
+                node = node[field]
+    assert count > 10
+
+
+def test_the_map_of_the_house_names_every_room_and_file_that_there_is():
+    text = (ROOT / "docs" / "house.md").read_text()
+    rooms = {path.name for path in (ROOT / "lae_jax").iterdir() if not path.name.startswith(("_", "."))} - {"configs"}
+    named = set(re.findall(r"^\| *\d* *\| `(\w+)(?:/|\.py)` ", text, re.MULTILINE))
+    assert named == {name.removesuffix(".py") for name in rooms}
+    # One screen, and nothing that is not there.
+    assert len(text.splitlines()) < 90
+    for path in re.findall(r"`((?:\w+/)+\w+(?:\.py)?)(?:\.\w+)*`", text):
+        place = ROOT / "lae_jax" / path
+        assert place.exists() or place.with_suffix(".py").exists() or (ROOT / path).exists(), path
