@@ -49,13 +49,15 @@ def test_accelerators_are_foreseen_without_asking_for_devices(platforms, plugin,
     monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
-    monkeypatch.setattr(cpu, "keep_freed", lambda: alone or pytest.fail("arranged"))
-    monkeypatch.setattr(cpu, "spread_convolutions", lambda: alone or pytest.fail("arranged"))
+    arranged = []
+    for name in ("keep_freed", "spread_convolutions"):
+        monkeypatch.setattr(cpu, name, lambda name=name: arranged.append(name))
     try:
         assert cpu.only_cpus() == alone
         cpu.prepare()
     finally:
         jax.config.update("jax_platforms", before)
+    assert arranged == (["keep_freed", "spread_convolutions"] if alone else [])
 
 
 def test_a_cpu_is_known_by_its_model_and_its_instructions(monkeypatch, tmp_path):

@@ -1,0 +1,188 @@
+"""Settings of a run that other tests leave at their defaults, each in a real run."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+from lae_jax import main, metrics, prepare, stages
+from lae_jax.data import records
+from lae_jax.runtime import checkpoints, parallel, start, watch
+from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.train import handover, loop
+from lae_jax.train.plan import make_plan
+
+
+def arrays(workdir, name):
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+        return saved.arrays(saved.latest(), (name,))[name]
+
+
+def drawn_rows(plan, count):
+    """Rows of the training split that the first batches hold."""
+    return plan.training.rows[np.concatenate([plan.order(step).numpy() for step in range(count)])]
+
+
+def test_a_fold_trains_on_the_other_folds_and_is_validated_on_itself(small_config, tmp_path):
+    source = {"train": "60", "validation": "30"}
+    prepare.prepare(source, tmp_path / "folds", reader="synthetic", folds=3, size=32, workers=1)
+    dataset = records.open_dataset(tmp_path / "folds")
+    config = small_config("represent")
+    config.data.path, config.data.fold = str(tmp_path / "folds"), 1
+    config.batch_size, config.eval_batch_size = 16, 16
+    summary = loop.train(config)
+    meta = checkpoints.load_run(config.workdir).meta
+    assert [one["split"] for one in meta["trained_on"]] == ["fold1-train"] and summary["scores"]["mae"] > 0
+    plan = make_plan(config, meta)
+    assert {*drawn_rows(plan, plan.durations.epoch)} <= {*dataset.rows("fold1-train")}
+    assert plan.validation.rows.tolist() == dataset.rows("fold1-validation").tolist()
+    assert not {*plan.validation.rows} & {*plan.training.rows}
+    config.data.fold = 5
+    with pytest.raises(InputError, match="fold5-train"):
+        make_plan(config)
+
+
+def test_the_power_of_the_class_balanced_order_goes_from_equal_ages_to_the_datas_own(small_config, trained):
+    config = small_config("classify")
+    config.init_from, config.epochs = str(trained("represent")), 1.0
+    spread = {}
+    for power in (0.0, 0.5, 1.0):
+        config.data.power, config.workdir = power, f"{config.workdir}_{power}"
+        assert loop.train(config)["last_step"] == 3
+        plan = make_plan(config, checkpoints.load_run(config.workdir).meta)
+        drawn = metrics.age_class(plan.dataset.column("age")[drawn_rows(plan, 200)])
+        there = metrics.age_class(plan.training.targets)
+        expected = np.bincount(there, minlength=101)[np.unique(there)] ** power
+        share = np.bincount(drawn, minlength=101)[np.unique(there)] / len(drawn)
+        np.testing.assert_allclose(share, expected / expected.sum(), atol=0.012)
+        spread[power] = share.std()
+    assert spread[0.0] < spread[0.5] < spread[1.0]
+
+
+def test_statistics_that_are_not_synchronised_train_another_model(small_config):
+    states = {}
+    for sync in (True, False):
+        config = small_config("represent")
+        config.workdir, config.model.sync_batch_norm = f"{config.workdir}_{sync}", sync
+        summary = loop.train(config)
+        assert np.isfinite(summary["scores"]["mae"]) and summary["last_step"] == 3
+        states[sync] = jax.tree.leaves(arrays(config.workdir, "batch_stats"))
+    assert all(np.isfinite(leaf).all() for leaf in states[False])
+    assert max(np.abs(a - b).max() for a, b in zip(states[True], states[False], strict=True)) > 1e-3
+
+
+def test_how_thoroughly_the_data_is_verified_is_chosen(small_config, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "damaged")
+    (tmp_path / "damaged" / "verified.json").unlink(missing_ok=True)
+    shard = next((tmp_path / "damaged").glob("*array_record*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    config = small_config("represent")
+    config.data.path = str(tmp_path / "damaged")
+    for verify in ("full", "auto"):
+        config.data.verify = verify
+        with pytest.raises(InputError, match=shard.name):
+            make_plan(config)
+    config.data.verify = "quick"
+    assert make_plan(config).dataset.path == tmp_path / "damaged"
+    config.data.verify = "never"
+    with pytest.raises(InputError, match="config.data.verify is 'never'"):
+        make_plan(config)
+
+
+def test_hosts_that_disagree_are_told_so_before_work_begins(small_config, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        for other, agree in ((1, False), (0, True)):
+            patch.setattr(parallel, "gather_hosts", lambda array, other=other: np.concatenate([array, array ^ other]))
+            assert parallel.hosts_agree("0123456789abcdef") == agree
+    monkeypatch.setattr(parallel, "hosts_agree", lambda digest: False)
+    config = small_config("represent")
+    with pytest.raises(InputError, match="the hosts have different data sets in .*: copy it to all of them"):
+        loop.train(config)
+    assert not (pathlib.Path(config.workdir) / "config.json").exists()
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    monkeypatch.setattr(handover.pretrained, "read", lambda source, name: SimpleNamespace(sha256="ab" * 32))
+    config.init_from = str(tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match="the hosts have different files .*weights.safetensors: copy one to all"):
+        handover.load(config, stages.REPRESENT)
+
+
+def test_deterministic_reaches_xla_before_it_starts_and_stands_in_the_provenance(small_config, monkeypatch):
+    code = """
+import os
+from lae_jax.runtime import parallel, start
+start.devices(2, deterministic=True)
+import jax
+print(jax.device_count(), "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"])
+jax.default_backend = lambda: "gpu"
+print(parallel.is_deterministic())
+os.environ["XLA_FLAGS"] = ""
+print(parallel.is_deterministic())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert ended.stdout.split() == ["2", "True", "True", "False"], ended.stderr
+    asked = []
+    monkeypatch.setattr(start, "devices", lambda *given: asked.append(given))
+    try:
+        main.flags.FLAGS(main.with_underscores(["main", "--deterministic", "--devices", "8"]))
+        main.set_up_devices()
+    finally:
+        main.flags.FLAGS.unparse_flags()
+        for name in ("deterministic", "devices"):
+            main.flags.FLAGS[name].unparse()
+    assert asked == [(8, True)]
+    config = small_config("represent")
+    loop.train(config)
+    assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["deterministic"] is True
+
+
+def stopped_after(number, monkeypatch):
+    """Signals that ask for an end once a run has saved its step `number`."""
+    signals = watch.Signals()
+
+    def save(self, state, step, scores, original=loop._Loop.save):
+        original(self, state, step, scores)
+        signals.asked = signals.asked or step == number
+
+    monkeypatch.setattr(loop._Loop, "save", save)
+    return signals
+
+
+def test_a_run_that_goes_on_on_another_machine_is_told_so_and_ends(small_config, monkeypatch, caplog):
+    config = small_config("represent")
+    config.epochs, config.save_steps = 2.0, 1
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        loop.train(config, stopped_after(2, patch))
+    path = pathlib.Path(config.workdir) / "provenance.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "cpu": "another CPU (01234567)", "cores": 96}))
+    assert loop.train(config)["last_step"] == 6
+    (told,) = [record.getMessage() for record in caplog.records if "another machine" in record.getMessage()]
+    assert "cpu, cores" in told and config.workdir in told
+    # What it was begun on stays written down.
+    assert json.loads(path.read_text())["cores"] == 96
+
+
+def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(make_config, tmp_path, monkeypatch):
+    recipe = ConfigDict({"workdir": str(tmp_path / "recipe"), "order": ("represent", "classify"), "stages": {}})
+    for name in recipe.order:
+        recipe.stages[name] = make_config(name, tmp_path)
+        recipe.stages[name].init_from = "scratch" if name == "represent" else ""
+    first, second = (tmp_path / "recipe" / name for name in recipe.order)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="classify was not begun"):
+        main.run(recipe, stopped_after(3, patch))  # the last step of the first stage
+    assert (first / "summary.json").exists() and not (second / "summary.json").exists()
+    of_first = {path: path.stat().st_mtime_ns for path in (first / "checkpoints").rglob("*") if path.is_file()}
+    main.run(recipe, watch.Signals())
+    assert json.loads((second / "summary.json").read_text())["last_step"] == 3
+    assert of_first == {path: path.stat().st_mtime_ns for path in (first / "checkpoints").rglob("*") if path.is_file()}
+    assert json.loads((second / "config.json").read_text())["init_from"] == str(first)
