@@ -7,7 +7,6 @@ The real step is compiled for simulated devices and never runs. Sizes are those 
 with. The images are small: neither sizes nor numbers of collectives depend on that.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -20,6 +19,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable
 import jax
 import jax.numpy as jnp
 
+from benchmarks import harness
 from lae_jax import stages
 from lae_jax.configs import common
 from lae_jax.runs import build
@@ -189,7 +189,7 @@ def feed_table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--steps", nargs="+", default=STEPS, metavar="MODEL:STAGE")
     parser.add_argument("--devices", nargs="+", type=int, default=(8, 64))
     parser.add_argument("--per_device", type=int, default=32, help="images, for the share of a step")

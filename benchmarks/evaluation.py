@@ -10,14 +10,12 @@ what is left of the bare pass is then 1 / (1 + pass / decode), told as "expected
 """
 
 import argparse
-import json
-import time
 
-from lae_jax.runs import fields
+from benchmarks import harness
 from lae_jax.runtime import cpu, start
 
 if __name__ == "__main__":
-    cpu.prepare()  # as `lae_jax.evaluate` does, before the imports that start threads
+    start.devices()  # as `lae_jax.evaluate` does, before the imports that start threads
 
 import jax
 import numpy as np
@@ -27,8 +25,8 @@ from lae_jax import models, stages
 from lae_jax.configs import represent
 from lae_jax.data import pipeline, records
 from lae_jax.predict import estimator as estimators
-from lae_jax.runs import build, distributions, inputs
-from lae_jax.runtime import checkpoints, compile_cache, console, parallel
+from lae_jax.runs import build, distributions, fields, inputs
+from lae_jax.runtime import checkpoints, parallel
 
 
 def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Checkpoint:
@@ -55,7 +53,7 @@ class Sides:
         self.dataset = records.open_dataset(args.data)
         checkpoint = untrained(args, self.dataset)
         self.config, self.par = fields.from_json(checkpoint.meta["config"]), parallel.Parallel()
-        estimators.load_ages = lambda *_: (checkpoint, self.config, stages.REPRESENT)
+        build.load_ages = lambda *_: (checkpoint, self.config, stages.REPRESENT)
         self.estimator = estimators.AgeEstimator.from_run("nowhere")
         module = build.model(self.config, stages.REPRESENT, build.NUM_AGES)
         self.forward = build.forward(self.config, stages.REPRESENT, module, self.par)
@@ -114,15 +112,8 @@ def measure(args: argparse.Namespace) -> dict:
         "forward pass of predict": (sides.bare_of_predict, small),
         "predict": (sides.predict, small),
     }
-    found = {name: [] for name in ways}
-    for turn in range(args.turns + 1):  # the first compiles
-        for name, (side, images) in ways.items():
-            wall, own = time.perf_counter(), time.process_time()
-            side()
-            wall, own = time.perf_counter() - wall, time.process_time() - own
-            if turn:
-                found[name].append([images / wall, images / own])
-    rates = {name: np.median(turns, axis=0).tolist() for name, turns in found.items()}
+    found = harness.take_turns({name: side for name, (side, _) in ways.items()}, args.turns)
+    rates = harness.rates({name: images for name, (_, images) in ways.items()}, found)
     bare, decode = rates["forward pass"], rates["read and decode"]
     return {
         **vars(args),
@@ -134,12 +125,12 @@ def measure(args: argparse.Namespace) -> dict:
         "expected": [1 / (1 + a / b) for a, b in zip(bare, decode, strict=True)],
         "predict": [a / b for a, b in zip(rates["predict"], rates["forward pass of predict"], strict=True)],
         "start_seconds": 1 / rates["start"][0],
-        "turns": found,
+        "seconds": found,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--data", required=True, help="prepared data set")
     parser.add_argument("--model", default="efficientnet_v2_tiny")
     parser.add_argument("--image_size", type=int, default=64)
@@ -148,11 +139,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="at most, whole batches of them")
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
-    compile_cache.keep()
     found = measure(args)
-    print(json.dumps(found))
     rows = [[name, f"{wall:.0f}", f"{own:.0f}"] for name, (wall, own) in found["images_per_second"].items()]
-    print(console.table(["", "images/s", "of CPU time"], [row for row in rows if row[0] != "start"]))
+    harness.show(found, ["", "images/s", "of CPU time"], [row for row in rows if row[0] != "start"])
     for name in ("evaluate", "expected", "predict"):
         wall, own = found[name]
         print(f"{name}: {wall:.2f} of the forward pass, {own:.2f} by CPU time")
@@ -160,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

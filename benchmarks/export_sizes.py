@@ -6,18 +6,18 @@
 Weights are random, with BatchNorm statistics of drawn faces; an export that differs by more than is allowed ends it.
 """
 
-import argparse
 import pathlib
 import tempfile
 
 import jax
 import numpy as np
 
+from benchmarks import harness
 from lae_jax import models
 from lae_jax.export import convert, folder
 from lae_jax.export.program import Program
 from lae_jax.runs import preprocessing
-from lae_jax.runtime import console, start
+from lae_jax.runtime import console
 from lae_jax.train import steps
 
 MODELS = ("resnet18:64", "resnet50:64", "efficientnet_v2_s:96", "efficientnet_v2_m:224")
@@ -58,7 +58,7 @@ def _damped(path, value):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME:PIXELS")
     parser.add_argument("--formats", nargs="+", default=[*folder.FORMATS], choices=[*folder.FORMATS])
     args = parser.parse_args(argv)
@@ -83,4 +83,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

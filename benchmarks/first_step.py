@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 
-from lae_jax.runtime import console, start
+from benchmarks import harness
+from lae_jax import prepare
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 3
@@ -44,10 +45,9 @@ def child(args: argparse.Namespace) -> None:
 
     import jax
 
-    from lae_jax.runtime import compile_cache, cpu
+    from lae_jax.runtime import start
 
-    compile_cache.keep()
-    cpu.prepare()
+    start.devices()
     from lae_jax.runtime import parallel
     from lae_jax.train import loop, steps
 
@@ -103,7 +103,7 @@ def begin(args: argparse.Namespace, folder: pathlib.Path, number: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--model", default="efficientnet_v2_tiny")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -116,11 +116,8 @@ def main() -> None:
         child(args)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        words = ["--reader", "synthetic", "--source", f"train={args.batch_size}", "--size", "64", "--workers", "1"]
-        subprocess.run(
-            [sys.executable, "-m", "lae_jax.prepare", *words, "--out", str(folder / "drawn")],
-            cwd=ROOT, check=True, capture_output=True,
-        )  # fmt: skip
+        source = {"train": str(args.batch_size)}
+        prepare.prepare(source, folder / "drawn", reader="synthetic", size=64, workers=1)
         first, *later = [begin(args, folder, number) for number in range(args.starts + 1)]
     labels = list(first)[: list(first).index("step 1 run") + 1]
     second = {label: tuple(statistics.median(run[label][i] for run in later) for i in (0, 1)) for label in labels}
@@ -133,13 +130,13 @@ def main() -> None:
         name: [a / b for a, b in zip(added(first, prefix), added(second, prefix), strict=True)]
         for name, prefix in totals.items()
     }
-    print(json.dumps({**vars(args), "first": first, "later": later, "ratios": ratios}))
     rows = [[label, *first[label], *second[label]] for label in labels]
     rows += [[f"all of the {name}", *added(first, prefix), *added(second, prefix)] for name, prefix in totals.items()]
-    print(console.table(["seconds", "first start", "CPU", "later start", "CPU"], rows))
+    content = {**vars(args), "first": first, "later": later, "ratios": ratios}
+    harness.show(content, ["seconds", "first start", "CPU", "later start", "CPU"], rows)
     for name, (wall, own) in ratios.items():
         print(f"{name}: {wall:.1f} x sooner, {own:.1f} x less CPU time")
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

@@ -15,11 +15,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import raw_sources
+from benchmarks import harness, raw_sources
 from lae_jax.data.sources import filenames, interface
 from lae_jax.data.sources.readers import READERS, Options
 from lae_jax.faces.images import BadImage
-from lae_jax.runtime import console, start
+from lae_jax.runtime import console
 from lae_jax.runtime.errors import InputError
 
 _LIMITS = ["-rss_limit_mb=2048", "-timeout=10", "-max_len=65536"]
@@ -145,4 +145,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

@@ -8,19 +8,20 @@ second of CPU time, the median of the turns. --cores adds our pipeline on all co
 """
 
 import argparse
+import contextlib
 import json
-import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 
 from PIL import Image
 
+from benchmarks import harness, sides
+from benchmarks import input_pipeline_worker as worker
 from lae_jax import prepare
 from lae_jax.data.sources import synthetic
-from lae_jax.runtime import console, cpu, start
+from lae_jax.runtime import console, cpu
 
 TUNED = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 PEERS = {
@@ -53,46 +54,25 @@ def prepared(pictures: pathlib.Path, out: pathlib.Path, short_side: int) -> None
     prepare.prepare({"train": csv}, out, align="none", size=short_side, shards=1, workers=1)
 
 
-class Side:
-    """A worker process: its first line says that it is ready, then each line asked for is answered by one."""
-
-    def __init__(self, python: str, module: str, words: list[str], environment: dict[str, str]):
-        command = [python, "-m", module, *words] if module.startswith("benchmarks.") else [python, module, *words]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment
-        )
-        self._answer()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"a side ended: {' '.join(self._process.args)}\n{self._process.stderr.read()[-2000:]}")
-        return json.loads(line)
-
-    def turn(self) -> dict:
-        """images, wall and cpu (seconds) of one turn."""
-        print("turn", file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def end(self) -> None:
-        self._process.communicate()
-
-
-def sides(args: argparse.Namespace, pictures: pathlib.Path, data: pathlib.Path) -> dict[str, Side | None]:
-    """None for what is not installed."""
-    words = ["--pictures", str(pictures), "--data", str(data), "--image_size", str(args.image_size)]
-    words += ["--batch", str(args.batch), "--batches", str(args.batches)]
-    ours = {"limit: decode, patch, resize in TensorFlow": ["limit"], "this pipeline": ["ours"]}
+def started(
+    args: argparse.Namespace, pictures: pathlib.Path, data: pathlib.Path, stack: contextlib.ExitStack
+) -> dict[str, sides.Side | None]:
+    """The sides, each warm and on a core of its own turn; None for what is not installed."""
+    shared = {"pictures": str(pictures.resolve()), "data": str(data.resolve()), "image_size": args.image_size}
+    shared |= {"batch": args.batch, "batches": args.batches}
+    ours = {"limit: decode, patch, resize in TensorFlow": ("limit", 1), "this pipeline": ("ours", 1)}
     if args.cores:
-        ours["this pipeline, all cores (wall time)"] = ["ours", "--cores"]
-    made: dict[str, Side | None] = {}
-    for name, kind in ours.items():
-        made[name] = Side(sys.executable, "benchmarks.input_pipeline_sides", [*kind, *words], {})
-    peers = str(pathlib.Path(__file__).parent / "input_pipeline_peers.py")
+        ours["this pipeline, all cores (wall time)"] = ("ours", 0)
+    made: dict[str, sides.Side | None] = {}
+    for name, (kind, cores) in ours.items():
+        made[name] = sides.Side(name, sys.executable, "benchmarks.input_pipeline_sides", worker.ONE_THREAD, cores)
+        stack.enter_context(made[name]).ask("start", kind=kind, cores=cores, **shared)
     for name, (kind, environment) in PEERS.items():
-        there = pathlib.Path(args.peers).exists()
-        made[name] = Side(args.peers, peers, [kind, *words], environment) if there else None
+        made[name] = None
+        if pathlib.Path(args.peers).exists():
+            environment = worker.ONE_THREAD | environment
+            made[name] = sides.Side(name, args.peers, "benchmarks.input_pipeline_peers", environment, 1)
+            stack.enter_context(made[name]).ask("start", kind=kind, cores=1, **shared)
     return made
 
 
@@ -102,16 +82,15 @@ def measure(args: argparse.Namespace, width: int, height: int) -> dict[str, dict
         faces = pathlib.Path(args.faces) if args.faces else None
         write_pictures(work / "pictures", faces, width, height, args.pictures)
         prepared(work / "pictures", work / "data", min(width, height))
-    running = sides(args, work / "pictures", work / "data")
-    turns: dict[str, list[dict]] = {name: [] for name in running}
-    for _ in range(args.turns):
-        for name, side in running.items():
-            if side:
-                turns[name].append(side.turn())
+    with contextlib.ExitStack() as stack:
+        running = started(args, work / "pictures", work / "data", stack)
+        turns: dict[str, list[dict]] = {name: [] for name in running}
+        for _ in range(args.turns):
+            for name, side in running.items():
+                if side:
+                    turns[name].append(side.ask("turn"))
     result: dict[str, dict | None] = {}
-    for name, side in running.items():
-        if side:
-            side.end()
+    for name in running:
         clock = "wall" if "wall" in name else "cpu"
         rates = [turn["images"] / turn[clock] for turn in turns[name]]
         result[name] = {"images_per_second": statistics.median(rates), "turns": rates} if rates else None
@@ -132,7 +111,7 @@ def cells(results: dict[str, dict | None]) -> list[list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     add = parser.add_argument
     add("--faces", help="folder of JPEGs (default: drawn faces)")
     add("--peers", default=".venv-peers/bin/python", help="Python of the peers' environment (make setup-peers)")
@@ -156,4 +135,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

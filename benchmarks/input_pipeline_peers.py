@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-import input_pipeline_worker as worker
+from benchmarks import input_pipeline_worker as worker
 
 FOREVER = 1 << 40
 AREA, ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
@@ -98,6 +98,4 @@ SIDES = {
 }
 
 if __name__ == "__main__":
-    arguments = worker.arguments([*SIDES])
-    worker.bind(arguments)
-    worker.serve(arguments, lambda: SIDES[arguments.kind](arguments))
+    worker.serve(SIDES)

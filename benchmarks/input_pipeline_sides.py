@@ -21,7 +21,7 @@ def ours(args) -> Iterator:
     stream = pipeline.train_batches(
         dataset, rows, dataset.column("age")[rows], sampling.shuffled(len(rows), args.batch, 0),
         Augmentation(image_size=args.image_size, **full), seed=0, start=0, stop=FOREVER,
-        places=pipeline.Places(args.batch, 0, args.batch), threads=cpu.cores() if args.cores else 1,
+        places=pipeline.Places(args.batch, 0, args.batch), threads=args.cores or cpu.cores(),
     )  # fmt: skip
     return (batch["image"] for batch in stream)
 
@@ -59,6 +59,4 @@ def limit(args) -> Iterator:
 
 
 if __name__ == "__main__":
-    arguments = worker.arguments(["ours", "limit"])
-    worker.bind(arguments)
-    worker.serve(arguments, lambda: {"ours": ours, "limit": limit}[arguments.kind](arguments))
+    worker.serve({"ours": ours, "limit": limit})

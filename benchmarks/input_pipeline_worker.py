@@ -1,34 +1,15 @@
 """What every side of `input_pipeline` has in common, with the standard library alone: the peers' side uses it too."""
 
-import argparse
-import json
 import multiprocessing
-import os
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 
-# A thread of a mathematical library beside the one that is measured would be a second core.
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+from benchmarks import sides
 
-
-def arguments(kinds: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=kinds)
-    parser.add_argument("--cores", action="store_true", help="all cores, not one")
-    for name in ("--pictures", "--data"):
-        parser.add_argument(name, required=True)
-    for name in ("--image_size", "--batch", "--batches"):
-        parser.add_argument(name, type=int, required=True)
-    return parser.parse_args()
-
-
-def bind(args: argparse.Namespace) -> None:
-    """To one core, before libraries count the cores. Where the system cannot, CPU time is still that of one thread."""
-    if not args.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+# Environment of a side: a thread of a mathematical library beside the one that is measured would be a second core.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def _cpu() -> float:
@@ -53,24 +34,34 @@ def _settled() -> tuple[float, float]:
     return wall, cpu
 
 
-def serve(args: argparse.Namespace, batches: Callable[[], Iterator]) -> None:
-    """Answers each line on standard input with the times of `args.batches` batches.
+class Pipeline:
+    """A pipeline that is started once and then takes turns of `batches` batches.
 
     Buffers that are filled ahead are as full at the end of a turn as they were at its start, so a turn's time is that
     of as many batches as were taken.
     """
-    out, sys.stdout = sys.stdout, sys.stderr
-    stream = batches()
 
-    def turn() -> dict:
+    def __init__(self, kinds: Mapping[str, Callable[[SimpleNamespace], Iterator]]):
+        self._kinds = kinds
+
+    def start(self, kind: str, **given) -> dict:
+        """Starts a kind of pipeline: pictures, data (folders), image_size, batch, batches, cores (0: all)."""
+        given = SimpleNamespace(**given)
+        self._stream, self._batches = self._kinds[kind](given), given.batches
+        # Two turns: until buffers are full, all operations compiled, and the clocks of the cores up.
+        for _ in range(2):
+            self.turn()
+        return {}
+
+    def turn(self) -> dict:
+        """The images of a turn, and its seconds of wall and CPU time."""
         wall, cpu = time.perf_counter(), _cpu()
-        images = sum(len(next(stream)) for _ in range(args.batches))
+        images = sum(len(next(self._stream)) for _ in range(self._batches))
         wall_end, cpu_end = _settled()
         return {"images": images, "wall": wall_end - wall, "cpu": cpu_end - cpu}
 
-    # Two turns: until buffers are full, all operations compiled, and the clocks of the cores up.
-    for _ in range(2):
-        turn()
-    print(json.dumps("ready"), file=out, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(turn()), file=out, flush=True)
+
+def serve(kinds: Mapping[str, Callable[[SimpleNamespace], Iterator]]) -> None:
+    """Answers what `input_pipeline` asks of a side."""
+    pipeline = Pipeline(kinds)
+    sides.serve({"start": pipeline.start, "turn": pipeline.turn}, lambda error: False)

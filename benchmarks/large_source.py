@@ -7,7 +7,6 @@ Every line has the seconds of a phase and the peak of the process's memory so fa
 is 1 where that was more.
 """
 
-import argparse
 import hashlib
 import pathlib
 import resource
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks import harness
 from lae_jax.data import joining, shards, stored
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops
@@ -89,7 +89,7 @@ def write_part(task: shards.ShardTask) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--by", choices=("identity", "image", "column", "folds"), default="identity")
     parser.add_argument("--out", help="folder for some gigabytes (default: a temporary one)")

@@ -11,15 +11,14 @@ does the checkpoint at its end. On a loaded machine the CPU time of the process 
 import argparse
 import dataclasses
 import itertools
-import json
 import pathlib
 import tempfile
-import time
 
-from lae_jax.runtime import cpu, start
+from benchmarks import harness
+from lae_jax.runtime import start
 
 if __name__ == "__main__":
-    cpu.prepare()  # as `lae_jax.main` does, before the imports that start threads
+    start.devices()  # as `lae_jax.main` does, before the imports that start threads
 
 import jax
 import numpy as np
@@ -27,7 +26,7 @@ import numpy as np
 from lae_jax import models, prepare
 from lae_jax.configs import represent
 from lae_jax.runs import build
-from lae_jax.runtime import checkpoints, compile_cache, console, watch
+from lae_jax.runtime import checkpoints, watch
 from lae_jax.train import loop as train
 from lae_jax.train import profiling, steps
 from lae_jax.train.plan import make_plan
@@ -58,17 +57,12 @@ class Clock:
 
     def __iter__(self):
         for batch in itertools.islice(itertools.cycle(self.batches), self.count):
-            self.asked.append(now())
+            self.asked.append(harness.now())
             yield batch
 
     def seconds(self) -> np.ndarray:
         """A step, of those between two requests: at each of them all steps but the last that was asked for are done."""
         return (self.asked[-1] - self.asked[WARM_UP]) / (self.count - 1 - WARM_UP)
-
-
-def now() -> np.ndarray:
-    """Seconds of wall time, and of the process's CPU time."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int) -> np.ndarray:
@@ -84,10 +78,10 @@ def of_step(loop: train._Loop, state: steps.TrainState, batches: list[dict], cou
     for number in range(count):
         if number == WARM_UP:
             jax.block_until_ready(state)
-            start = now()
+            start = harness.now()
         state, metrics = loop.step(state, batches[number % len(batches)])
     jax.block_until_ready((state, metrics))
-    return (now() - start) / (count - WARM_UP)
+    return (harness.now() - start) / (count - WARM_UP)
 
 
 def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
@@ -130,7 +124,7 @@ def measure(args: argparse.Namespace, folder: pathlib.Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--model", default="efficientnet_v2_tiny")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -141,14 +135,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < WARM_UP + 2:
         parser.error(f"--steps {args.steps}: at least {WARM_UP + 2}, of which {WARM_UP} warm up")
-    compile_cache.keep()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, pathlib.Path(folder))
-    print(json.dumps(found))
     rows = [[name, rate, found["cpu_seconds_per_step"][name]] for name, rate in found["images_per_second"].items()]
     rows.append(["loop / step", found["ratio"], found["ratio_of_cpu_time"]])
-    print(console.table(["", "images/s", "s of CPU time a step"], rows))
+    harness.show(found, ["", "images/s", "s of CPU time a step"], rows)
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

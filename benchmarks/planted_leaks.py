@@ -17,8 +17,8 @@ import tempfile
 
 from PIL import Image
 
+from benchmarks import harness
 from lae_jax import audit, prepare
-from lae_jax.runtime import start
 
 _FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 _LEAKS = {"near_picture", "near_picture_ages", "same_identity", "same_file_ages"}
@@ -97,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

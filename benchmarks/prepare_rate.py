@@ -7,24 +7,22 @@ The sides take turns on files that were just read, so they come from memory. Bes
 `prepare` does it (small, for the perceptual hash) and whole, which is as much as a copy with a check could reach.
 """
 
-import argparse
+import functools
 import hashlib
 import io
-import json
 import pathlib
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from benchmarks import harness
 from lae_jax import prepare
 from lae_jax.data import shards
 from lae_jax.data.sources import readers, synthetic
 from lae_jax.faces import crops, images
-from lae_jax.runtime import console, start
 
 
 def draw(folder: pathlib.Path, count: int) -> None:
@@ -84,26 +82,22 @@ SIDES: dict[str, Callable] = {
 }
 
 
-def measure(paths: list[pathlib.Path], folder: pathlib.Path, turns: int) -> dict[str, list[list[float]]]:
-    """Side -> [images a second of wall time, of CPU time] of each turn; the first turn warms up and does not count."""
-    found = {name: [] for name in SIDES}
-    for turn in range(turns + 1):
-        for name, side in SIDES.items():
-            for path in paths:
-                path.read_bytes()
-            out = folder / f"out{turn}"
-            out.mkdir()
-            wall, cpu = time.perf_counter(), time.process_time()
-            side(paths, out)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            shutil.rmtree(out)
-            if turn:
-                found[name].append([len(paths) / wall, len(paths) / cpu])
-    return found
+def measure(paths: list[pathlib.Path], folder: pathlib.Path, turns: int) -> dict[str, np.ndarray]:
+    """Seconds of wall and CPU time of each side in each turn."""
+    out = folder / "out"
+
+    def before() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        for path in paths:
+            path.read_bytes()
+
+    sides = {name: functools.partial(side, paths, out) for name, side in SIDES.items()}
+    return harness.take_turns(sides, turns, before=before)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--images", type=pathlib.Path, help="folder of JPEG crops (default: drawn ones)")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=5)
@@ -116,15 +110,15 @@ def main() -> None:
             draw(source, args.count)
         paths = sorted(source.glob("*.jpg"))[: args.count]
         found = measure(paths, folder, args.turns)
-    medians = {name: np.median(rates, axis=0).tolist() for name, rates in found.items()}
+    medians = harness.rates(len(paths), found)
     copied = medians["copy and hash"]
     size = sum(path.stat().st_size for path in paths) / len(paths) if args.images else None
-    print(json.dumps({"images": len(paths), "bytes": size, "images_per_second": medians, "turns": found}))
     rows = [
         [name, f"{wall:.0f}", f"{cpu:.0f}", wall / copied[0], cpu / copied[1]] for name, (wall, cpu) in medians.items()
     ]
-    print(console.table(["", "images/s", "of CPU time", "ratio", "of CPU time"], rows))
+    content = {"images": len(paths), "bytes": size, "images_per_second": medians, "seconds": found}
+    harness.show(content, ["", "images/s", "of CPU time", "ratio", "of CPU time"], rows)
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

@@ -8,7 +8,6 @@ in timm's layout), ResNet against torchvision's stated in TensorFlow. Fails wher
 where reading a file takes more than 10 seconds, or adds more than three times its size to the process.
 """
 
-import argparse
 import pathlib
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 import numpy as np
 
 from benchmarks import foreign_models as foreign
+from benchmarks import harness
 from lae_jax.models import pretrained
 from lae_jax.runtime import console
 
@@ -69,7 +69,7 @@ def ours_of(path: pathlib.Path, name: str, images: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, help=f"models (default: {' '.join(NAMES)})")
     lines, failed, start = [], False, time.perf_counter()
     for name in parser.parse_args().names:

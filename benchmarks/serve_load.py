@@ -9,7 +9,6 @@ malformed uploads, many times over: each must be answered with 4xx and a sentenc
 Writes build/serve_load/results.json and table.md.
 """
 
-import argparse
 import contextlib
 import http.client
 import io
@@ -28,8 +27,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import harness
 from lae_jax.data.sources import synthetic
-from lae_jax.runtime import console, start
+from lae_jax.runtime import console
 
 OUT = pathlib.Path("build/serve_load")
 SIDES = {"batched": 32, "one by one": 1}
@@ -181,7 +181,7 @@ def hostile(host: str, port: int, process: psutil.Process) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--run", type=pathlib.Path, help="default: a ResNet-18 at 64 px on drawn faces")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
@@ -218,4 +218,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)

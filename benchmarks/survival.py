@@ -7,7 +7,6 @@ Prints a line a fault and ends with status 1 if one did not hold. Faults that en
 of `python -m lae_jax.main`, the others in this one; the smallest model on drawn faces, stochastic depth on.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -26,6 +25,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from benchmarks import harness
 from benchmarks.rig import (
     PAIR,
     SAVE_STEPS,
@@ -331,7 +331,7 @@ FAULTS: dict[str, tuple[Callable, int]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--rounds", type=int, help="of every fault (default: those of the table)")
     parser.add_argument("--only", default=",".join(FAULTS), help="names with commas between (default: all)")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks import sides, step_variants
+from benchmarks import harness, sides, step_variants
 from lae_jax.models import BACKBONES, efficientnet_v2
-from lae_jax.runtime import console, start
+from lae_jax.runtime import console
 
 MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for first: --minutes may end them
 TIMM = {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"} | {
@@ -158,7 +158,7 @@ def measure_variants(args: argparse.Namespace, ours: sides.Side, side: Callable,
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the results")
     parser.add_argument("--model", default="efficientnet_v2_m", choices=sorted(BACKBONES))
     parser.add_argument("--image_size", type=int, default=224)
@@ -237,4 +237,4 @@ def answers(peer: sides.Side) -> bool:
 
 
 if __name__ == "__main__":
-    start.program(main)
+    harness.run(main)
