@@ -10,20 +10,20 @@ from lae_jax.runtime.errors import InputError, unknown
 
 PROGRAMS = {
     "prepare": "make a prepared data set from photographs",
-    "audit": "look for leaks and wrong labels in a prepared data set",
+    "audit": "find leaks and wrong labels in a prepared data set",
     "main": "train: a stage, or a recipe of stages",
-    "evaluate": "score a run on a split, with a page to look at",
+    "evaluate": "score a run on a split and write a report page",
     "predict": "estimate the ages of the faces in photographs",
     "report": "compare runs that were evaluated on the same images",
-    "longtail": "compare methods for a long tail on the features of one run",
+    "longtail": "compare long-tail methods on the features of one run",
     "export": "export a run as SavedModel, StableHLO or ONNX",
-    "serve": "answer requests: a page and an API on this machine",
-    "demo": "all of it on drawn faces, in minutes",
+    "serve": "serve a web page and an API on this machine",
+    "demo": "run the whole method on drawn faces, in minutes",
 }
 
 
 def listing() -> str:
-    """All programs, one a line."""
+    """Returns all programs, one per line."""
     lines = [f"  {name:9} {what}" for name, what in PROGRAMS.items()]
     return "\n".join(
         [
@@ -33,7 +33,7 @@ def listing() -> str:
             "",
             *lines,
             "",
-            "lae-jax PROGRAM --help tells the flags of one.",
+            "lae-jax PROGRAM --help lists the flags of a program.",
         ]
     )
 
@@ -49,11 +49,11 @@ def _run() -> None:
 
 
 def main() -> None:
-    """The console script `lae-jax`."""
+    """Runs the console script `lae-jax`."""
     start.program(_run)
     if sys.argv[1:2] and sys.argv[1] in PROGRAMS:
         program = sys.argv.pop(1)
-        # As `python -m` does it, so that processes that a program starts find it too.
+        # As `python -m` runs it, so that processes that a program starts find it too.
         runpy.run_module(f"lae_jax.{program}", run_name="__main__", alter_sys=True)
 
 

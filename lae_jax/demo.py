@@ -3,8 +3,8 @@
     python -m lae_jax.demo --out build/demo --seed 0
 
 Runs the programs that a user runs and prints each command. It ends with a comparison on a balanced test set. The exit
-status is 1 if the comparison does not show the paper's effect. To resume a stopped demo, start it again (`make demo`
-starts afresh).
+status is 1 if the comparison does not show the paper's effect. To resume a stopped demo, run the same command again;
+`make demo` starts from scratch.
 """
 
 import argparse
@@ -26,17 +26,18 @@ from lae_jax.runtime.errors import InputError
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
 ROWS = ("represent", "classify")
 # Scores that classification must improve, named as in the comparison's report. The 95 % interval of each difference,
-# over the same test faces, must lie below 0: a limit measured on one machine would not suit another.
+# over the same test faces, must lie below 0. A limit measured on one machine would not suit another.
 EFFECT = ("sigma", "MAE 1-10", "MAE 71-81")
-_COMMON = "MAE 31-40"  # of ages that are many in training
+_COMMON = "MAE 31-40"  # ages with many training images
 # Measured on the machine of docs/results.md: seconds of the demo on two cores and on one, and seconds to draw a face.
-# Then the number of faces that are drawn to compare this machine with it.
+# The last value is the number of faces to draw for a comparison with that machine.
 _SECONDS, _SECONDS_ON_ONE_CORE, _SECONDS_A_FACE, _FACES = 175, 260, 0.0075, 60
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = flags.Parser("demo", __doc__)
-    parser.add_common("out", required=False, default="build/demo", help="folder of faces and runs")
+    parser.add_common("out", required=False, default="build/demo", help="folder to write faces and runs to")
     parser.add_common("seed", help="seed of faces and training (default: 0)")
     parser.add_common("devices", default=8, help="number of simulated devices on a CPU")
     return parser.parse_args(argv)
@@ -50,7 +51,7 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
       commands: The name and the arguments of each program. The output of several programs is printed in this order,
         each after its program ends.
     """
-    # Each program loads what earlier programs compiled.
+    # Later programs load what earlier programs compiled.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(out.absolute() / "compiled")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -73,7 +74,7 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
 
 
 def estimated_minutes() -> int:
-    """Estimates the demo's minutes on this machine: its time on another one, scaled by the time to draw a face."""
+    """Estimates the minutes of the demo: its time on a known machine, scaled by the time to draw a face."""
     from lae_jax.data.sources import synthetic
 
     seconds = []
@@ -86,7 +87,7 @@ def estimated_minutes() -> int:
 
 
 def difference(line: Mapping[str, str] | None) -> str:
-    """A line of differences.csv, as `lae_jax.report` writes it, in words; None: there is none."""
+    """Describes a line of differences.csv from `lae_jax.report`; None stands for a missing line."""
     if line is None:
         return "missing from the comparison"
     value, low, high = (line[name] for name in ("difference", "difference low", "difference high"))
@@ -95,11 +96,14 @@ def difference(line: Mapping[str, str] | None) -> str:
 
 
 def conclusion(lines: Iterable[Mapping[str, str]], validation: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether a comparison shows the paper's effect, and what it means.
+    """Decides whether a comparison shows the paper's effect.
 
     Args:
-      lines: Of differences.csv, for runs named as in ROWS.
+      lines: Lines of differences.csv, for runs named as in ROWS.
       validation: Validation MAE in years of each run in ROWS.
+
+    Returns:
+      Whether it does, and a text that explains the result.
     """
     found = {line["score"]: line for line in lines if line["run"] == "classify"}
     shown = all(found.get(score, {}).get("verdict") == "better" for score in EFFECT)
@@ -110,13 +114,15 @@ def conclusion(lines: Iterable[Mapping[str, str]], validation: Mapping[str, floa
         f" {validation['classify']:.2f} years."
     ]
     if shown:
-        told += ["This is the paper's effect: the rarest ages gain, the errors of all ages become more alike (sigma)."]
+        told += [
+            "This is the paper's effect: the rarest ages improve, and the errors become more even across ages (sigma)."
+        ]
     else:
         told += [
-            f"This does not show the paper's effect: {', '.join(EFFECT)} were to be better, with intervals below 0.",
-            "If an interval contains 0, the test faces cannot tell the two stages apart. If it lies above 0,"
+            f"This does not show the paper's effect: {', '.join(EFFECT)} should be better, with intervals below 0.",
+            "If an interval contains 0, the test faces do not separate the two stages. If it lies above 0,"
             " classification is worse there.",
-            "So far all three intervals lay far below 0, whatever the seed and the machine (docs/results.md). If you"
+            "On every seed and machine tested, all three intervals lay far below 0 (docs/results.md). If you"
             " changed nothing,",
             "run `make test`, and compare the versions in each run's provenance.json with requirements.txt. The runs"
             " and reports are kept.",
@@ -136,6 +142,11 @@ def next_commands() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the demo; exits with status 1 if the comparison does not show the paper's effect.
+
+    Raises:
+      InputError: A flag is wrong.
+    """
     args = parse_args(argv)
     if args.devices < 1 or args.seed < 0:
         raise InputError("--devices must be at least 1 and --seed at least 0")
@@ -145,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     if not runs.exists():
         minutes = estimated_minutes()
         print(
-            f"The demo takes about {minutes} to {2 * minutes} minutes on this machine, if nothing else runs.",
+            f"The demo takes about {minutes} to {2 * minutes} minutes on this machine if nothing else runs.",
             flush=True,
         )
     sources = [word for name, count in SPLITS.items() for word in ("--source", f"{name}={count}")]
@@ -154,13 +165,13 @@ def main(argv: list[str] | None = None) -> None:
     overrides = {"workdir": runs, "faces": faces, "seed": args.seed}
     fields = [f"--config.{name}={value}" for name, value in overrides.items()]
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
-    # The batch size of the evaluations during training: its program is already compiled.
+    # With the batch size of the evaluations during training the program is already compiled.
     on_test = ["--split", "test", "--batch-size", "400", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
     shutil.rmtree(comparison, ignore_errors=True)
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
 
-    # Without any difference that is known there is no such file.
+    # The report writes no such file if it has no differences.
     path = comparison / "differences.csv"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     validation = {row: files.read_json(runs / row / "summary.json")["scores"]["mae"] for row in ROWS}

@@ -1,4 +1,4 @@
-"""Trains: runs a config's stage, or its stages one after the other.
+"""Trains the stage of a config, or its stages in order.
 
 python -m lae_jax.main --config configs/classify.py
 python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from absl import flags
 from etils import epath
@@ -21,45 +22,56 @@ from lae_jax.runtime import layout, start, watch
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import is_remote
 
+if TYPE_CHECKING:
+    from lae_jax.train import profiling
+
 logger = logging.getLogger("lae_jax")
 
-# stage -> the shipped config of the stage that it starts from
+# stage -> the shipped config that trains the stage it starts from
 _FOLLOWS = {"represent": "pretrain", "classify": "represent"}
-# How long a process that ends with an error waits for the others to end as well.
+# A process that ends with an error waits this long for the other processes to end as well.
 LEAVE_SECONDS = 20
 
-# absl files flags under the module that defines them, and that has another name under `python -m`.
+# absl lists flags under the name of the module that defines them, which differs under `python -m`.
 CONFIG_MODULE = sys.argv[0] if __name__ == "__main__" else __name__
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config's file, or the name of one that the package ships."
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or the name of a config that the package ships.")
+DEVICES = flags.DEFINE_integer(
+    "devices", 0, "Number of simulated devices on a CPU (0: the devices of the platform).", lower_bound=0
 )
-DEVICES = flags.DEFINE_integer("devices", 0, "Simulated devices on a CPU (0: what the platform has).", lower_bound=0)
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for several processes without a cluster.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.", lower_bound=0)
-CLUSTER = flags.DEFINE_bool("cluster", False, "Several processes, found from the cluster (Slurm, GKE, TPU pods).")
+CLUSTER = flags.DEFINE_bool("cluster", False, "Join the processes that the cluster starts (Slurm, GKE, TPU pods).")
 HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 100, "Time after which the others end when a process died.", lower_bound=1
+    "heartbeat_seconds", 100, "Seconds after which all other processes end when one dies.", lower_bound=1
 )
-EXPECT_HOSTS = flags.DEFINE_integer("expect_hosts", 0, "Stop unless there are so many (0: any).", lower_bound=0)
+EXPECT_HOSTS = flags.DEFINE_integer(
+    "expect_hosts", 0, "Stop unless there are this many hosts (0: any number).", lower_bound=0
+)
 EXPECT_DEVICES = flags.DEFINE_integer(
-    "expect_devices", 0, "Stop unless there are so many in all (0: any).", lower_bound=0
+    "expect_devices", 0, "Stop unless all hosts together have this many devices (0: any number).", lower_bound=0
 )
-ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report says so.")
-DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "Repeat bit for bit on GPUs too, which costs speed there.")
-PROFILE = flags.DEFINE_string("profile", "", "Trace so many steps, or those of FIRST:LAST, into the run's profile/.")
+ALLOW_LEAK = flags.DEFINE_bool("allow_leak", False, "Train although an audit found a leak; every report states it.")
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Make runs on GPUs repeat bit for bit, which makes them slower."
+)
+PROFILE = flags.DEFINE_string("profile", "", "Trace this many steps, or steps FIRST:LAST, into profile/ of the run.")
 
 
 def set_up_devices() -> None:
-    """Simulated devices, and the other processes; before anything asks JAX for its devices."""
+    """Sets up devices and connects the processes. Call it before anything asks JAX for its devices.
+
+    Raises:
+      InputError: Flags exclude each other, or the number of hosts or devices is not the expected one.
+    """
     import jax
 
     if (PROCESSES.value > 1 or PROCESS.value) and not COORDINATOR.value:
-        raise InputError("--processes and --process need --coordinator host:port, or use --cluster alone")
+        raise InputError("--processes and --process need --coordinator host:port; on a cluster, use only --cluster")
     if COORDINATOR.value and CLUSTER.value:
-        raise InputError("--coordinator and --cluster exclude each other")
+        raise InputError("--coordinator and --cluster exclude each other: omit one of them")
     start.devices(DEVICES.value, DETERMINISTIC.value)
-    # JAX would take SIGTERM for itself; watch.Signals has it.
+    # Otherwise JAX would handle SIGTERM, which watch.Signals handles.
     jax.config.update("jax_enable_preemption_service", False)
     if COORDINATOR.value:
         jax.distributed.initialize(
@@ -71,8 +83,8 @@ def set_up_devices() -> None:
     for what, expected in (("hosts", EXPECT_HOSTS.value), ("devices", EXPECT_DEVICES.value)):
         if expected and found[what] != expected:
             raise InputError(
-                f"{found[what]} {what} found ({jax.devices()[0].device_kind}), --expect_{what}={expected}: see that all"
-                " processes started and see all their devices"
+                f"{found[what]} {what} found ({jax.devices()[0].device_kind}), --expect_{what}={expected}: check that"
+                " all processes started and find all their devices"
             )
     logger.info(
         "%d host%s, %d device%s (%s)",
@@ -85,12 +97,12 @@ def set_up_devices() -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process with its own status. Of several processes, together with the others if they end as well.
+    """Ends this process with its own status. One of several processes first waits for the others to end as well.
 
-    JAX would have one that ends alone wait for minutes and then abort; so it leaves after a while, and JAX aborts the
-    others.
+    JAX lets a process that ends alone wait for minutes and then aborts it. This process therefore waits only
+    LEAVE_SECONDS; JAX then aborts the others.
     """
-    jax = sys.modules.get("jax")  # a wrong flag ends it before JAX is loaded
+    jax = sys.modules.get("jax")  # a wrong flag ends the process before JAX is loaded
     if jax is None or not jax.distributed.is_initialized():
         sys.exit(status)
     # The status is settled: another signal must not change it.
@@ -104,9 +116,16 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
-    """One stage; or `config.stages` in the order of `config.order`, each in `workdir/<name>` and started from the one
-    before, unless its `init_from` says otherwise. profile: the steps of each to trace (profiling.Steps)."""
+def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None" = None) -> None:
+    """Trains one stage, or the stages of a recipe in the order of `config.order`.
+
+    A stage of a recipe runs in `workdir/<name>` and starts from the stage before, unless its `init_from` is set.
+
+    Args:
+      config: A stage, or a recipe with `stages` and `order`.
+      signals: Signals that ask the run to stop.
+      profile: Steps of each stage to trace.
+    """
     if "stages" not in config:
         _train(config, signals, profile)
         return
@@ -121,23 +140,23 @@ def run(config: ConfigDict, signals: watch.Signals, profile=None) -> None:
         before = stage.workdir
 
 
-def _train(config: ConfigDict, signals: watch.Signals, profile) -> None:
-    """Trains a stage, tells its scores and writes its report."""
+def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> None:
+    """Trains a stage, logs its scores and writes its report."""
     from lae_jax.evaluate import results
     from lae_jax.runtime import parallel
     from lae_jax.train import loop
 
     _tell(loop.train(config, signals, profile), config.workdir)
     if parallel.on_any_host(signals.asked):
-        return  # the same command, given again, writes it
+        return  # the report is written when the same command runs again
     try:
         results.of_run(epath.Path(config.workdir))
     except (InputError, OSError) as error:
-        logger.warning("%s is done, but its report could not be written: %s", config.workdir, error)
+        logger.warning("%s is finished, but its report could not be written: %s", config.workdir, error)
 
 
 def _check_recipe(config: ConfigDict) -> None:
-    """Runs that a recipe takes from elsewhere are missed now, not after hours."""
+    """Checks at the start that the runs which a recipe takes from elsewhere exist."""
     from lae_jax.models import pretrained
 
     made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in config.order}
@@ -149,22 +168,26 @@ def _check_recipe(config: ConfigDict) -> None:
 
 
 def check_paths(config: ConfigDict) -> None:
-    """What a config names and is not there is missed now, before JAX is loaded. Raises InputError."""
+    """Checks, before JAX is loaded, that every path in a config exists.
+
+    Raises:
+      InputError: A path does not exist, or holds something else.
+    """
     recipe = config.stages if "stages" in config else {"": config}
     made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
     for name in config.order if "stages" in config else recipe:
         if name not in recipe:
-            continue  # an error of its own
+            continue  # `_check_recipe` reports it
         stage = recipe[name]
         if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
-            continue  # begun: it goes on without what it was started from, and tells itself what else it needs
+            continue  # a resumed stage does not need its source, and checks its data itself
         for field in ("init_from", "mae_from"):
             source = stage[field]
             if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
                 continue
             follows = _FOLLOWS.get(stage.stage)
             if epath.Path(source).suffix or not follows:
-                raise InputError(f"config.{field}: there is no file or folder {source}")
+                raise InputError(f"config.{field}: no such file or folder: {source}")
             layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
         if not is_remote(stage.data.path):
             layout.require_dataset(stage.data.path)
@@ -174,20 +197,29 @@ def _tell(summary: dict, workdir: str) -> None:
     from lae_jax.train import journal
 
     told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
-    logger.info("%s: kept step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
+    logger.info("%s: kept the checkpoint of step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
 
 
 def main(argv: list[str], signals: watch.Signals) -> None:
+    """Trains what the flags ask for.
+
+    Args:
+      argv: The words that absl left of the command line; more than the program's name is an error.
+      signals: Signals that ask the run to stop.
+
+    Raises:
+      InputError: There is no config, or a flag or a path cannot be used.
+    """
     if len(argv) > 1:
         words = " ".join(argv[1:])
-        raise InputError(f"unexpected words on the command line: {words}; a config is named by --config {argv[1]}")
+        raise InputError(f"unexpected words on the command line: {words}; to name a config, use --config {argv[1]}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
     from lae_jax.train import profiling
 
     profile = profiling.parse(PROFILE.value) if PROFILE.value else None
     config = CONFIG.value
-    # One of several processes must not end before the others can know of it.
+    # One of several processes must not end before it is connected to the others.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
         check_paths(config)
     set_up_devices()
@@ -198,7 +230,7 @@ def main(argv: list[str], signals: watch.Signals) -> None:
 
 
 def with_underscores(words: list[str]) -> list[str]:
-    """A command line whose flags have underscores, as absl has them, where they had hyphens."""
+    """Returns a command line with underscores, as absl expects them, in place of the hyphens in flags."""
     result = []
     for word in words:
         flag, equals, value = word.partition("=")
@@ -207,7 +239,11 @@ def with_underscores(words: list[str]) -> list[str]:
 
 
 def find_shipped_config(argv: list[str]) -> list[str]:
-    """`--config represent` and `--config configs/represent.py`, away from a checkout, mean the package's own file."""
+    """Makes `--config represent` and `--config configs/represent.py` name a file of the package outside a checkout.
+
+    Raises:
+      InputError: Neither the file nor a config of the package with that name exists.
+    """
     argv, shipped = list(argv), pathlib.Path(__file__).parent / "configs"
     for i, word in enumerate(argv):
         flag, _, value = word.partition("=")
@@ -227,15 +263,15 @@ def find_shipped_config(argv: list[str]) -> list[str]:
 
 
 def flag_error(error: Exception) -> str:
-    """The reason that absl or ml_collections gives for a wrong flag, as one sentence."""
+    """Returns the reason that absl or ml_collections gives for a wrong flag, as one sentence."""
     reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
     if isinstance(reason, KeyError) and "does not support indexing" not in str(reason):
-        # A field that the config lacks; its text is the name, in quotes or not, a line's end, and a hint.
+        # A field that the config lacks. The text is its name, with or without quotes, a newline, and a hint.
         name, *hint = str(reason.args[0]).splitlines()
         told = "; ".join([repr(name.strip("'\"")), *hint])
         return f"unknown config field {told} (in a recipe, fields are set by stage: --config.stages.<name>.<field>=...)"
     lines = str(error).strip().splitlines()
-    if "Traceback" in str(error):  # of the config's file; it ends with the reason
+    if "Traceback" in str(error):  # from the config file; its last line is the reason
         return lines[-1].partition(": ")[2]
     if isinstance(error, flags.Error):
         return lines[0]
@@ -243,7 +279,11 @@ def flag_error(error: Exception) -> str:
 
 
 def cli() -> None:
-    """The program, with errors in the flags as one line. Without absl's app, which turns every library's log on."""
+    """Runs the program without absl's app, which turns on the log of every library.
+
+    Raises:
+      InputError: A flag is wrong; the message is one line.
+    """
     argv = find_shipped_config(with_underscores(sys.argv))
     if {"--help", "-h", "-help"} & {*argv}:
         print(__doc__, flags.FLAGS.module_help(CONFIG_MODULE), sep="\n")

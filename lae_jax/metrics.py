@@ -1,7 +1,7 @@
-"""The scores of section 3.2 and of the contests, computed once, on the host, in float64.
+"""The scores of section 3.2 and of the contests, computed on the host in float64.
 
-Ages and predictions are years. The eight age groups of Table 1 go by the true age, after `floor(age + 0.5)`.
-What cannot be computed is NaN (None in `to_dict`), never 0.
+Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
+`floor(age + 0.5)`. A score that is undefined is NaN (None in `to_dict`), never 0.
 """
 
 import dataclasses
@@ -13,43 +13,48 @@ import numpy as np
 from lae_jax.runtime.errors import InputError
 
 GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
-MAX_CS = 10  # years: the cumulative score is given for 0..MAX_CS
+MAX_CS = 10  # years: the cumulative score is computed for 0..MAX_CS
 
 
 @dataclass(frozen=True, eq=False)
 class AgeReport:
-    """The scores of one list of predictions. Arrays of 8 go by `GROUPS`, NaN where a group has no image.
+    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, NaN where a group has no image.
 
-    Without all eight groups `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` says why.
+    If a group has no image, `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` names it.
     """
 
-    n: int  # images, those of ages outside 1-81 included
+    n: int  # images, including ages outside 1-81
     mae: float  # equation 5, years, over all n
     group_mae: np.ndarray  # (8,) years
     group_count: np.ndarray  # (8,) images
-    bias: np.ndarray  # (8,) years, mean of prediction - age: positive where people are made older
-    sigma: float  # equation 7, years: about `mae`, not about the mean of `group_mae`
+    bias: np.ndarray  # (8,) years, mean of prediction - age: positive where predictions are too old
+    sigma: float  # equation 7, years: deviation from `mae`, not from the mean of `group_mae`
     mmae: float  # years: the mean of `group_mae`
-    mean_group_mae: float  # years: the same over the groups that are there, so it is defined without all eight
+    mean_group_mae: float  # years: the mean over the groups that have images, defined without all eight
     aar_2021: float  # equation 6, 0 to 10
     aar_2022: float  # 0 to 10
     cs: np.ndarray  # (11,) fraction of images with |error| <= k years, k = 0..10
     missing_groups: tuple[str, ...]
 
     def to_dict(self) -> dict:
-        """The same names with plain numbers, strings and lists; what is undefined is None, so that JSON can hold it."""
+        """Returns the fields as plain numbers, strings and lists for JSON; an undefined score is None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
 def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
-    """Equations 5, 6 and 7 and the other scores: true and predicted ages, each (n,) years -> AgeReport.
+    """Computes equations 5, 6 and 7 and the further scores of `AgeReport`.
 
-    Ages outside 1-81 count in `mae` and `cs`, and in no group. Raises InputError, a ValueError, for no ages, for
-    unequal lengths, and for values that are not finite, with their number and the first place.
+    Args:
+      ages: (n,) years. Ages outside 1-81 count in `mae` and `cs`, and in no group.
+      predictions: (n,) years.
+
+    Raises:
+      InputError: There are no ages, the lengths differ, or values are not finite; the message has their number and the
+        index of the first.
     """
     ages, predictions = _finite("ages", ages), _finite("predictions", predictions)
     if ages.size != predictions.size:
-        raise InputError(f"{ages.size} ages but {predictions.size} predictions: one prediction an age is needed")
+        raise InputError(f"{ages.size} ages but {predictions.size} predictions: each age needs one prediction")
     if not ages.size:
         raise InputError("there are no ages to score")
     differences = predictions - ages
@@ -82,11 +87,15 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
 
 
 def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
-    """The scores to expect where the groups are as frequent as `group_count`, (8,), says: mae = sum_j w_j MAE^j, and
-    with it sigma, aar_2021 and aar_2022; the others stay.
+    """Returns the scores to expect on a split with other frequencies of the groups.
 
-    For choosing on a long-tailed split what shall be good on a split with other groups. NaN where a group that is
-    needed has no image in the report.
+    Changes mae to sum_j w_j MAE^j, and with it sigma, aar_2021 and aar_2022; all other scores stay. Use it to select on
+    a long-tailed split for a split with another age distribution.
+
+    Args:
+      report: Scores on the split at hand.
+      group_count: (8,) images of each group on the other split. A score is NaN if it needs a group without images in
+        `report`.
     """
     weights = np.asarray(group_count, np.float64)
     used = weights > 0
@@ -98,43 +107,56 @@ def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
 
 
 def age_class(ages: np.ndarray) -> np.ndarray:
-    """The whole age, `floor(age + 0.5)`: years of any shape -> int64. Raises InputError for NaN or Inf."""
+    """Returns whole ages, `floor(age + 0.5)`: years of any shape -> int64.
+
+    Raises:
+      InputError: An age is NaN or Inf.
+    """
     ages = np.asarray(ages, np.float64)
     _check_finite("ages", ages.ravel())
     return np.floor(ages + 0.5).astype(np.int64)
 
 
 def age_group(ages: np.ndarray) -> np.ndarray:
-    """The place in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64."""
+    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64.
+
+    Raises:
+      InputError: An age is NaN or Inf.
+    """
     whole = age_class(ages)
     last = len(GROUPS) - 1
     return np.where((whole >= 1) & (whole <= 81), np.minimum((whole - 1) // 10, last), -1)
 
 
 def group_deviation(group_mae: np.ndarray, mae: float) -> float:
-    """Equation 7, `sigma = sqrt(sum_j (MAE^j - MAE)^2 / 8)`, about the overall MAE: (..., 8), (...) years -> (...).
+    """Returns equation 7, `sigma = sqrt(sum_j (MAE^j - MAE)^2 / 8)`, the deviation from the overall MAE.
 
-    NaN where a group is NaN.
+    Args:
+      group_mae: (..., 8) years.
+      mae: (...) years.
+
+    Returns:
+      (...) years; NaN where a group is NaN.
     """
     differences = np.asarray(group_mae, np.float64) - np.asarray(mae)[..., None]
     return np.sqrt(np.mean(differences**2, axis=-1))
 
 
 def aar_2021(mae: float, sigma: float) -> float:
-    """Equation 6, the index of Guess The Age 2021: `max(0, 7 - MAE) + max(0, 3 - sigma)`; NaN in, NaN out."""
-    # np.maximum and not max: max(0, nan) is 0, and an undefined score would pass for a bad one.
+    """Returns equation 6, the index of Guess The Age 2021: `max(0, 7 - MAE) + max(0, 3 - sigma)`; NaN in, NaN out."""
+    # np.maximum and not max: max(0, nan) is 0, and an undefined score would look like a bad one.
     return np.maximum(0.0, 7.0 - mae) + np.maximum(0.0, 3.0 - sigma)
 
 
 def aar_2022(mmae: float, sigma: float) -> float:
-    """The index of the 2022 contest: `max(0, 5 - mMAE) + max(0, 5 - sigma)`, the same sigma; NaN in, NaN out."""
+    """Returns the index of the 2022 contest: `max(0, 5 - mMAE) + max(0, 5 - sigma)`, same sigma; NaN in, NaN out."""
     return np.maximum(0.0, 5.0 - mmae) + np.maximum(0.0, 5.0 - sigma)
 
 
 def class_mae(ages: np.ndarray, predictions: np.ndarray) -> float:
-    """The mean over the whole ages that are there of each one's MAE, (n,) years -> years: every age counts alike.
+    """Returns the mean, over the whole ages that occur, of the MAE of each age: (n,) years -> years.
 
-    Source: CMAE of Bao et al., "General vs. Long-Tailed Age Estimation", IEEE TIP 2023.
+    Every age has the same weight. Source: CMAE of Bao et al., "General vs. Long-Tailed Age Estimation", IEEE TIP 2023.
     """
     classes, errors = age_class(ages), np.abs(np.subtract(predictions, ages, dtype=np.float64))
     count = np.bincount(classes - classes.min())
@@ -146,11 +168,14 @@ SHOTS = ("many", "medium", "few")
 
 
 def shots(ages: np.ndarray, training_count: np.ndarray) -> np.ndarray:
-    """The place in `SHOTS` of each age: more than 100, 20 to 100, fewer than 20 training images of that whole age.
+    """Returns the index in `SHOTS` of each age: more than 100, 20 to 100, fewer than 20 training images of that age.
 
-    Args: ages: (n,) years; training_count: (K,) images of the whole ages 0..K-1; of others there are none. Source: Yang
-    et al., "Delving into Deep Imbalanced Regression", ICML 2021; ages without training images are few-shot, as in their
-    code.
+    Ages without training images are few-shot, as in the code of the source: Yang et al., "Delving into Deep Imbalanced
+    Regression", ICML 2021.
+
+    Args:
+      ages: (n,) years; whole ages are compared.
+      training_count: (K,) images of the whole ages 0..K-1; all other ages have none.
     """
     classes, training_count = age_class(ages), np.asarray(training_count)
     known = (classes >= 0) & (classes < len(training_count))
@@ -158,16 +183,16 @@ def shots(ages: np.ndarray, training_count: np.ndarray) -> np.ndarray:
     return np.where(count > 100, 0, np.where(count < 20, 2, 1))
 
 
-_SMALLEST_ERROR = 1e-6  # years: the logarithm of 0 would make the geometric mean 0, whatever the other errors are
+_SMALLEST_ERROR = 1e-6  # years: a single error of 0 would make the geometric mean 0
 
 
 def log_errors(ages: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Logarithms of the absolute errors, (n,) years -> (n,); an error below 1e-6 years counts as that."""
+    """Returns logarithms of the absolute errors, (n,) years -> (n,); an error below 1e-6 years counts as 1e-6."""
     return np.log(np.maximum(np.abs(np.subtract(predictions, ages, dtype=np.float64)), _SMALLEST_ERROR))
 
 
 def geometric_mean(ages: np.ndarray, predictions: np.ndarray) -> float:
-    """`(prod_i |error_i|)^(1/n)`, (n,) years -> years: small where most errors are, whatever the largest ones are.
+    """Returns `(prod_i |error_i|)^(1/n)`, (n,) years -> years: small if most errors are, however large the largest are.
 
     Source: Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021.
     """
@@ -175,15 +200,25 @@ def geometric_mean(ages: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def epsilon_errors(means: np.ndarray, spreads: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """`1 - exp(-(prediction - mean)^2 / (2 spread^2))` of each image, (n,) in [0, 1]; the epsilon-error is their mean.
+    """Returns `1 - exp(-(prediction - mean)^2 / (2 spread^2))` of each image; the epsilon-error is the mean of these.
 
-    Args: means, spreads: (n,) years, mean and standard deviation of what people guessed; a spread of 0 leaves 0 for the
-    mean itself and 1 for all else. Source: Escalera et al., "ChaLearn Looking at People 2015: Apparent Age and Cultural
-    Event Recognition", ICCV Workshops 2015. Raises InputError for values that are not finite, or spreads below 0.
+    Source: Escalera et al., "ChaLearn Looking at People 2015: Apparent Age and Cultural Event Recognition", ICCV
+    Workshops 2015.
+
+    Args:
+      means: (n,) years, mean of the ages that people guessed.
+      spreads: (n,) years, standard deviation of these. If it is 0, the error is 0 at the mean and 1 elsewhere.
+      predictions: (n,) years.
+
+    Returns:
+      (n,) in [0, 1].
+
+    Raises:
+      InputError: Values are not finite, or spreads are below 0.
     """
     means, spreads, predictions = _finite("means", means), _finite("spreads", spreads), _finite("ages", predictions)
     if (spreads < 0).any():
-        raise InputError(f"{(spreads < 0).sum()} spreads are below 0: a standard deviation is not")
+        raise InputError(f"{(spreads < 0).sum()} spreads are below 0: a standard deviation is 0 or more")
     distance = np.abs(predictions - means)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(distance > 0, distance / spreads, 0.0)
@@ -192,11 +227,11 @@ def epsilon_errors(means: np.ndarray, spreads: np.ndarray, predictions: np.ndarr
 
 @dataclass(frozen=True)
 class Decision:
-    """Deciding "at least `threshold` years" where P(age >= threshold) is at least `cut`.
+    """Counts of a decision that accepts a person as `threshold` years or older if P(age >= threshold) >= `cut`.
 
-    A false accept is somebody younger who is taken for old enough, a false reject somebody old enough who is not; rates
-    are of the younger and of the older ones, NaN without any. Source: the false positive and false negative rates of
-    NIST IR 8525, "Face Analysis Technology Evaluation: Age Estimation and Verification", 2024.
+    A false accept is a younger person who is accepted; a false reject is an older person who is not.
+    Source: the false positive and false negative rates of NIST IR 8525, "Face Analysis Technology Evaluation: Age
+    Estimation and Verification", 2024.
     """
 
     threshold: float
@@ -208,15 +243,24 @@ class Decision:
 
     @property
     def false_accept_rate(self) -> float:
+        """Fraction of the younger people; NaN if there are none."""
         return self.false_accepts / self.younger if self.younger else math.nan
 
     @property
     def false_reject_rate(self) -> float:
+        """Fraction of the older people; NaN if there are none."""
         return self.false_rejects / self.older if self.older else math.nan
 
 
 def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float) -> Decision:
-    """Args: ages: (n,) true ages in years; chances: (n,) P(age >= threshold); cut: in (0, 1]."""
+    """Counts the accepts and rejects of a decision about an age.
+
+    Args:
+      ages: (n,) true ages in years.
+      chances: (n,) P(age >= threshold).
+      threshold: Years.
+      cut: In (0, 1].
+    """
     older, accepted = np.asarray(ages) >= threshold, np.asarray(chances) >= cut
     counts = ((~older).sum(), older.sum(), (accepted & ~older).sum(), (older & ~accepted).sum())
     return Decision(threshold, cut, *map(int, counts))
@@ -224,31 +268,41 @@ def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float
 
 @dataclass(frozen=True)
 class Verification:
-    """How well embeddings tell people apart; rates are fractions of the genuine or of the impostor pairs."""
+    """How well embeddings separate people; rates are fractions of the genuine or of the impostor pairs."""
 
-    equal_error_rate: float  # where as many impostors are accepted as genuine pairs are refused
-    true_accept_rate: float  # where 1 impostor in 1,000 is accepted; NaN with too few impostor pairs to resolve it
+    equal_error_rate: float  # where the false accept rate equals the false reject rate
+    true_accept_rate: float  # where 1 impostor pair in 1,000 is accepted; NaN with too few impostor pairs
     pairs: int  # genuine and impostor pairs together
     genuine_pairs: int
 
     def to_dict(self) -> dict:
-        """The same names; what is undefined is None, so that JSON can hold it."""
+        """Returns the fields for JSON; an undefined rate is None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
 def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Verification:
-    """Verification on seeded pairs, by cosine similarity: (n, D) and (n,) of anything that sorts -> Verification.
+    """Verifies people on seeded pairs of images, by cosine similarity.
 
-    Half of the pairs show one person twice, half two people; each half is drawn uniformly from all such pairs, none
-    twice, and a data set that has fewer gives all it has: a repeated pair would feign precision. The equal error rate
-    is interpolated linearly between thresholds; the true accept rate is the best at a false accept rate of at most
-    1e-3, undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
-    Raises InputError, a ValueError, for fewer than two people, for people with one image each, for shapes that do not
-    belong together and for embeddings that are not finite.
+    Half of the pairs show one person twice, half show two people. Each half is drawn uniformly and without repetition,
+    because a repeated pair would feign precision; a data set with fewer pairs gives all it has. The equal error rate is
+    interpolated linearly between thresholds. The true accept rate is the best at a false accept rate of at most 1e-3,
+    undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
+
+    Args:
+      embeddings: (n, D).
+      identities: (n,) of a type that sorts.
+      num_pairs: Pairs to draw, 2 or more.
+      seed: Seed of the pairs.
+
+    Raises:
+      InputError: There are fewer than two people, no person has two images, the shapes do not match, embeddings are
+        not finite, or `num_pairs` is below 2.
     """
     embeddings, identities = np.asarray(embeddings), np.asarray(identities)
     if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:
-        raise InputError(f"needed: embeddings (n, D) and identities (n,), not {embeddings.shape}, {identities.shape}")
+        raise InputError(
+            f"embeddings and identities should have shapes (n, D) and (n,), not {embeddings.shape}, {identities.shape}"
+        )
     if num_pairs < 2:
         raise InputError(f"num_pairs should be 2 or more, not {num_pairs}")
     _check_finite("embeddings", embeddings)
@@ -258,8 +312,8 @@ def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int 
     if images.max() < 2:
         raise InputError(f"verification needs a person with two images, but each of the {len(people)} people has one")
 
-    # Sorted by person, image p pairs with the rest of its own block (genuine) or with all after the block (impostor),
-    # so every unordered pair has one number and is drawn without listing them all.
+    # Sorted by person, image p pairs with the rest of its own block (genuine) or with all images after the block
+    # (impostor). Every unordered pair therefore has one number, and pairs are drawn without a list of all of them.
     order = np.argsort(person, kind="stable")
     place = np.arange(len(order))
     block_end = np.cumsum(images)[person[order]]
@@ -279,7 +333,7 @@ def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int 
 
 
 def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
-    """`size` distinct pairs of places (all, if there are fewer); place p has `partners[p]`, from `first_partner[p]`."""
+    """`size` distinct pairs of indices (all, if there are fewer); p has `partners[p]`, from `first_partner[p]` on."""
     ends = np.cumsum(partners)
     total = int(ends[-1])
     number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
@@ -294,9 +348,9 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fractions accepted of both kinds at every threshold, from one above all scores down to the lowest score."""
+    """Accepted fractions of both kinds at each threshold, from one above all scores down to the lowest score."""
     thresholds = np.append(np.inf, np.unique(np.concatenate([genuine, impostor]))[::-1])
-    # Counted before it is divided: 1 - 4995 / 5000 would be a little more than 1e-3.
+    # Counts are subtracted before the division: 1 - 4995 / 5000 would be slightly more than 1e-3.
     accepted, false_accepted = (
         (len(scores) - np.searchsorted(np.sort(scores), thresholds)) / len(scores) for scores in (genuine, impostor)
     )
@@ -313,7 +367,7 @@ def _equal_error_rate(accepted: np.ndarray, false_accepted: np.ndarray) -> float
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
-        raise InputError(f"{name} should be one list of numbers, shape (n,), not {values.shape}")
+        raise InputError(f"{name} should be a list of numbers, shape (n,), not {values.shape}")
     _check_finite(name, values)
     return values
 

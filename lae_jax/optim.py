@@ -1,7 +1,8 @@
-"""Schedules and SGD, equal to torch's: OneCycleLR, MultiStepLR, SGD, and which part of the parameters trains.
+"""Schedules and SGD equal to torch's (OneCycleLR, MultiStepLR, SGD), and the choice of the parts that train.
 
-A schedule is a function of the step (a python int or a traced one, counted from 0; an array gives an array; a number
-gives numpy's). Its value is float32, or float64 where jax runs with 64 bits. Steps beyond the end hold the last value.
+A schedule is a function of the step, counted from 0. A Python int gives a numpy value; a JAX array or a traced step
+gives an array of the same shape. Values are float32, or float64 if JAX runs with 64 bits. Steps beyond the end keep the
+last value.
 """
 
 import math
@@ -16,7 +17,7 @@ import optax
 
 from lae_jax.runtime.errors import InputError
 
-PARTS = ("backbone", "head")  # the two top keys of every model's parameters
+PARTS = ("backbone", "head")  # the two top-level keys of every model's parameters
 
 Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
 
@@ -24,13 +25,15 @@ Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
 def one_cycle(
     peak: float, total_steps: int, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
 ) -> Schedule:
-    """The rate of torch's OneCycleLR (cosine; Smith and Topin, reference 16) at a step: `peak` and result per step.
+    """Returns the learning rate of torch's OneCycleLR with cosine phases (Smith and Topin, reference 16).
 
-    It starts at `peak / div_factor`, stands at `peak` at step `pct_start * total_steps - 1` and ends, at step
+    It starts at `peak / div_factor`, reaches `peak` at step `pct_start * total_steps - 1` and ends, at step
     `total_steps - 1`, at `peak / div_factor / final_div_factor`. As in torch, a run too short to rise (`pct_start *
-    total_steps < 1`) starts on the way down, and a run of one step has the last value alone. Where torch divides by
-    zero (`pct_start * total_steps` exactly 1) step 0 stands at the peak.
-    Raises InputError, a ValueError, for a value that makes no schedule.
+    total_steps < 1`) starts on the way down, and a run of one step has only the last value. If `pct_start *
+    total_steps` is exactly 1, where torch divides by zero, step 0 has the peak.
+
+    Raises:
+      InputError: A value is out of range.
     """
     _check("peak", peak, low=0)
     _check("div_factor", div_factor, above=0)
@@ -42,9 +45,12 @@ def one_cycle(
 def one_cycle_momentum(
     total_steps: int, pct_start: float = 0.3, base_momentum: float = 0.85, max_momentum: float = 0.95
 ) -> Schedule:
-    """The momentum that torch's OneCycleLR sets beside the rate: `max_momentum` -> `base_momentum` -> `max_momentum`.
+    """Returns the momentum of torch's OneCycleLR: `max_momentum` -> `base_momentum` -> `max_momentum`.
 
-    It is lowest where the rate is highest. Raises InputError, a ValueError, for a value that makes no schedule.
+    It is lowest where the learning rate is highest.
+
+    Raises:
+      InputError: A value is out of range.
     """
     _check("base_momentum", base_momentum, low=0, below=1)
     _check("max_momentum", max_momentum, low=0, below=1)
@@ -52,17 +58,22 @@ def one_cycle_momentum(
 
 
 def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """torch's MultiStepLR: `base`, multiplied by `gamma` at each boundary (a step), from that very step on.
+    """Returns the learning rate of torch's MultiStepLR: `base`, multiplied by `gamma` from each boundary on.
 
-    A boundary that stands twice counts twice. Raises InputError, a ValueError, for boundaries that are negative, not
-    whole or not in order, and for a `base` or `gamma` that makes no schedule.
+    Args:
+      base: Learning rate before the first boundary.
+      boundaries: Steps, in order. A step that occurs twice counts twice.
+      gamma: Factor.
+
+    Raises:
+      InputError: Boundaries are negative, not whole or not in order, or `base` or `gamma` is out of range.
     """
     _check("base", base, low=0)
     _check("gamma", gamma, above=0)
     steps = [_whole("a boundary", boundary, low=0) for boundary in boundaries]
     if steps != sorted(steps):
-        raise InputError(f"boundaries should not fall: {steps}")
-    # A table, since powers of gamma would lose digits in float32.
+        raise InputError(f"boundaries should be in rising order, not {steps}")
+    # A table, because powers of gamma would lose digits in float32.
     rates = [base * gamma**drops for drops in range(len(steps) + 1)]
 
     def schedule(step: int | jax.Array) -> jax.Array | np.ndarray:
@@ -74,7 +85,7 @@ def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Sc
 
 
 class MomentumState(NamedTuple):
-    """What SGD remembers: the steps taken, () int32, and the momentum buffer, shaped as the parameters."""
+    """State of SGD: number of steps taken, () int32, and momentum buffer, with the shapes of the parameters."""
 
     count: jax.Array
     trace: optax.Updates
@@ -87,23 +98,25 @@ def sgd(
     nesterov: bool = True,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """torch.optim.SGD: buffer = mu buffer + g, update = -rate (g + mu buffer), or -rate buffer without Nesterov.
+    """Returns torch.optim.SGD.
+
+    buffer = mu buffer + g; update = -rate (g + mu buffer), or -rate buffer without Nesterov.
 
     Args:
       learning_rate: A number or a schedule, read at the number of steps taken so far, as torch's OneCycleLR sets it for
-        the coming step.
-      momentum: Likewise.
-      weight_decay: Coupled: g takes it before the momentum does.
-      nesterov: Whether the update looks ahead.
-      clip_norm: Above 0: the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
-        `step()` does. The norm is that of the leaves given here, so leaves that are sharded need their own.
+        the next step.
+      momentum: A number or a schedule, read in the same way.
+      weight_decay: Coupled: it is added to g before the momentum.
+      nesterov: Whether to use Nesterov momentum.
+      clip_norm: If above 0, the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
+        `step()` does. The norm covers the leaves passed here, so it does not suit sharded leaves.
 
     Returns:
-      The transformation. Its buffer and updates are float32 or wider, whatever the parameters are.
+      The transformation. Its buffer and updates are float32 or wider for parameters of any dtype.
 
     Raises:
-      InputError: A number makes no optimiser.
-      ValueError: An update with decay got no parameters.
+      InputError: A number is out of range.
+      ValueError: An update with weight decay got no parameters.
     """
     if not callable(learning_rate):
         _check("learning_rate", learning_rate, low=0)
@@ -125,23 +138,23 @@ def _widened(leaf: jax.Array) -> jax.Array:
 
 
 def _clipped(grads: optax.Updates, norm: float) -> optax.Updates:
-    """As torch has it: with an epsilon that `optax.clip_by_global_norm` lacks."""
+    """Clips as torch does, with an epsilon that `optax.clip_by_global_norm` lacks."""
     factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-6))
     return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads)
 
 
 def _momentum(momentum: float | Schedule, nesterov: bool) -> optax.GradientTransformation:
-    """As `optax.trace`, which takes no schedule, and whose buffer is as narrow as the parameters."""
+    """Does what `optax.trace` does, but takes a schedule and keeps its buffer in float32 or wider."""
 
     def init(params: optax.Params) -> MomentumState:
-        # By numpy: outside of a traced function jax.numpy compiles a program for each shape.
+        # numpy, because jax.numpy compiles a program for each shape outside of a traced function.
         trace = jax.tree.map(lambda p: np.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
         return MomentumState(count=np.zeros((), np.int32), trace=trace)
 
     def update(grads: optax.Updates, state: MomentumState, params: optax.Params | None = None):
         mu = momentum(state.count) if callable(momentum) else momentum
 
-        def ahead(g, buffer):  # in the dtype of the buffer: a float64 schedule must not widen a float32 state
+        def ahead(g, buffer):  # in the buffer's dtype: a float64 schedule must not widen a float32 state
             return jnp.asarray(mu, buffer.dtype) * buffer + g
 
         trace = jax.tree.map(ahead, grads, state.trace)
@@ -153,16 +166,24 @@ def _momentum(momentum: float | Schedule, nesterov: bool) -> optax.GradientTrans
 def trainable(
     tx: optax.GradientTransformation, params: optax.Params, trains: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """`tx` for the parts of `params` that `trains` names; the others stand still, without state, decay or a norm.
+    """Restricts a transformation to some parts of the parameters.
 
-    `params` (arrays or shapes) has the top keys 'backbone' and 'head', or one of them; gradients have the same
-    structure. Raises ValueError for another key, for a name that `params` lacks, and for an empty `trains`.
+    All other parts stay as they are: they have no state and no weight decay, and do not count in a norm.
+
+    Args:
+      tx: The transformation.
+      params: Arrays or shapes with the top-level keys 'backbone' and 'head', or one of them; gradients have the same
+        structure.
+      trains: Names of the parts that train.
+
+    Raises:
+      ValueError: `params` has another key, or `trains` is empty or names a part that `params` lacks.
     """
     if isinstance(trains, str) or not trains:
         raise ValueError(f"trains names the parts that train, such as ('backbone', 'head'), not {trains!r}")
     if not isinstance(params, Mapping) or not set(params) <= set(PARTS):
         found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
-        raise ValueError(f"the parameters should have the top keys {' and '.join(PARTS)}, not {found}")
+        raise ValueError(f"the parameters should have the top-level keys {' and '.join(PARTS)}, not {found}")
     if missing := [name for name in trains if name not in params]:
         raise ValueError(f"trains names {missing}, but the parameters have {sorted(params)}")
     labels = {
@@ -173,7 +194,7 @@ def trainable(
 
 
 def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:
-    """torch's two cosine phases, start -> middle -> end, the turn possibly between two steps."""
+    """The two cosine phases of torch, start -> middle -> end; the turn may lie between two steps."""
     last = _whole("total_steps", total_steps, low=1) - 1
     _check("pct_start", pct_start, low=0, high=1)
     turn = pct_start * total_steps - 1
@@ -181,7 +202,7 @@ def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_
     def schedule(step: int | jax.Array) -> jax.Array | np.ndarray:
         dtype, xp = jnp.result_type(float), _where_it_is(step)
         step = xp.clip(xp.asarray(step), 0, last)
-        # (1 + cos(pi p)) / 2 is the same, but cancels near the end and misses torch by up to 3e-3 in float32.
+        # (1 + cos(pi p)) / 2 is equal, but cancels near the end: in float32 it differs from torch by up to 3e-3.
         up = xp.sin(math.pi / 2 / turn * step.astype(dtype)) ** 2 if turn > 0 else 1.0
         down = xp.sin(math.pi / 2 / (last - turn) * (last - step).astype(dtype)) ** 2 if turn < last else 1.0
         return xp.where(step <= turn, start + (middle - start) * up, end + (middle - end) * down).astype(dtype)
@@ -190,7 +211,7 @@ def _up_and_down(start: float, middle: float, end: float, total_steps: int, pct_
 
 
 def _where_it_is(step: int | jax.Array):
-    """numpy for a number, which the loop writes down: a device would compute it after the steps that it has to do."""
+    """Numpy for a number, which the loop logs: a device would compute it only after its queued steps."""
     return jnp if isinstance(step, jax.Array) else np
 
 

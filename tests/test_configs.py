@@ -112,7 +112,7 @@ def test_the_trained_part_of_stage_3_is_the_head():
     (["--config", "configs/submission.py"], "runs/pretrain holds no run"),
     (["--config", "configs/nothing.py"], "no such file, and unknown config of the package 'nothing' (known: "),
     (["--config", "configs/smal.py:tuned"], "did you mean 'small'?"),
-    (["configs/small.py:tuned"], "a config is named by --config configs/small.py:tuned"),
+    (["configs/small.py:tuned"], "to name a config, use --config configs/small.py:tuned"),
     (["--config", "configs/represent.py", "--processes=2"], "need --coordinator"),
     ([], "name a config"),
 ])  # fmt: skip

@@ -172,7 +172,7 @@ def test_shapes_that_would_broadcast_are_refused():
         losses.label_distribution(AGES[:, None])
     with pytest.raises(ValueError, match="two dimensions"):
         losses.expected_age(LOGITS[0])
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not match"):
         losses.am_softmax_loss(np.ones((2, 3)), np.ones((5, 4)), np.array([0, 1]))
 
 

@@ -319,7 +319,7 @@ def test_trainable_takes_shapes_and_a_head_alone():
         (PARAMS, ("neck",), "neck"),
         ({**PARAMS, "neck": {}}, ("head",), "neck"),
         ({"head": PARAMS["head"]}, ("backbone",), "backbone"),
-        ([1.0], ("head",), "top keys backbone and head, not list"),
+        ([1.0], ("head",), "top-level keys backbone and head, not list"),
     ],
 )
 def test_trainable_refuses_unknown_parts(params, trains, message):

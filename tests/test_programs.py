@@ -107,3 +107,9 @@ def test_a_flag_that_several_programs_have_means_the_same_in_all(monkeypatch):
     # longtail takes several runs.
     differing = {name for name, kinds in shared.items() if len(kinds) > 1}
     assert differing <= {"--run"}, {name: shared[name] for name in differing}
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback():
+    code = f"{sys.executable} -m lae_jax | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert ended.stderr == "" and ended.returncode in (0, 141)

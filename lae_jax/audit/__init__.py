@@ -1,4 +1,4 @@
-"""Audits of prepared data sets: leaks between splits, pictures that stand twice, labels that cannot be."""
+"""Audits of prepared data sets: leaks between splits, pictures that occur twice, implausible labels."""
 
 import os
 from collections.abc import Sequence
@@ -8,17 +8,15 @@ from lae_jax.runtime.errors import InputError
 
 
 def audit(data: Sequence[str | os.PathLike], *, image_size: int | None = None) -> list[dict]:
-    """Audits prepared data sets, each alone and all against each other.
-
-    Writes audit.json and audit.png into each of them.
+    """Audits prepared data sets, each alone and each against every other; writes audit.json and audit.png into each.
 
     Args:
       data: Folders of prepared data sets.
-      image_size: Side of the model's input in pixels (default: 224, or less where a data set was prepared smaller).
+      image_size: Side of the model's input in pixels (default: 224, or the size of a smaller prepared data set).
 
     Returns:
-      What stands in each audit.json. A finding is {'kind', 'severity': 'leak' | 'warning' | 'note', 'splits', 'count',
-      'message', ...}; a damaged data set has that as its only finding.
+      The content of each audit.json. A finding is {'kind', 'severity': 'leak' | 'warning' | 'note', 'splits', 'count',
+      'message', ...}; for a damaged data set the damage is the only finding.
 
     Raises:
       InputError: A folder holds no data set, is named twice, or cannot be written to.

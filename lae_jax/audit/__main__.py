@@ -1,10 +1,10 @@
-"""Looks for what ruins an age estimator before training: pictures and people on both sides of a split, and worse ages.
+"""Audits data sets before training: pictures and people on both sides of a split, implausible ages, small faces.
 
     python -m lae_jax.audit data/faces
     python -m lae_jax.audit data/faces data/people --image-size 64
 
 Reads columns and splits, and the shards only for their checksums. Writes audit.json and audit.png into each folder.
-With several, each is also compared with the others. Exit status: 0 without leaks, 7 with a leak, 2 if a data set is
+Several data sets are also compared with each other. Exit status: 0 without leaks, 7 with a leak, 2 if a data set is
 damaged.
 """
 
@@ -16,28 +16,35 @@ from lae_jax.runtime.errors import InputError, LeakFound
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = flags.Parser("audit", __doc__)
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of a prepared data set")
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="side of the model's input (default: 224, or less where prepared with a smaller --size)",
+        help="side of the model's input (default: 224, or the --size of a data set that was prepared smaller)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Audits data sets and prints the findings.
+
+    Raises:
+      InputError: A data set is damaged.
+      LeakFound: A data set has a leak.
+    """
     args = parse_args(argv)
     reports = audit.audit(args.data, image_size=args.image_size)
     from lae_jax.audit import saved
 
     print("\n\n".join(saved.tell(report) for report in reports))
     if broken := [report["data"] for report in reports if report["data_hash"] is None]:
-        raise InputError(f"{', '.join(broken)} cannot be used, see above")
+        raise InputError(f"{', '.join(broken)} cannot be used: see the findings above")
     leaking = [r["data"] for r in reports if any(f["severity"] == "leak" for f in r["findings"])]
     if leaking:
-        raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless --allow-leak")
+        raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless you add --allow-leak")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What an audit finds: pure functions over the columns and splits of prepared data sets.
+"""Checks of an audit: pure functions over the columns and splits of prepared data sets.
 
-A finding is a dict of JSON: kind, severity ('leak' | 'warning' | 'note'), splits (of which it speaks, the one trained
-on first), count, examples (lists of names, 1,000 at most), message. Between two data sets it has also `other`, path
-and hash of the other one, whose split is then the first.
+A finding is a dict of JSON: kind, severity ('leak' | 'warning' | 'note'), splits (that it concerns, the one trained on
+first), count, examples (lists of names, 1,000 at most), message. A finding between two data sets also has `other`: path
+and hash of the other data set, whose split is then the first.
 """
 
 import dataclasses
@@ -19,32 +19,32 @@ from lae_jax.faces import perceptual_hash
 
 EXAMPLES = 1000
 YEARS_APART = 2.0
-# Of Whipple's index (United Nations, Demographic Yearbook): up to 1.10 ages count as fairly accurate.
+# Whipple's index (United Nations, Demographic Yearbook): ages with at most 1.10 count as fairly accurate.
 HEAPED = 1.10
 _SURE = 4.0  # standard deviations by which a share must differ from chance
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """What is looked at of one data set; arrays have its N rows."""
+    """The parts of a data set that an audit checks; arrays have its N rows."""
 
     path: str
     hash: str
     protocol: str  # 'image' | 'identity' | 'column'
     names: np.ndarray  # str
-    ages: np.ndarray  # float64, years, NaN where unknown
+    ages: np.ndarray  # float64, years; NaN where unknown
     identities: np.ndarray  # str, None where unknown
-    sha256: np.ndarray  # str, of the source's file
-    phash: np.ndarray | None  # (N, 32) uint8; None in a data set that was prepared without
-    sides: np.ndarray  # int, the shorter side of the picture in pixels
-    image_size: int  # side of a model's input, pixels
-    faces: np.ndarray | None  # that were found in the photograph, NaN where nobody looked; None: prepared without
-    all_faces: bool  # whether each of them is an image of its own
+    sha256: np.ndarray  # str, of the source file
+    phash: np.ndarray | None  # (N, 32) uint8; None where the data set was prepared without
+    sides: np.ndarray  # int, shorter side of the picture in pixels
+    image_size: int  # side of the model's input in pixels
+    faces: np.ndarray | None  # number found in the photograph, NaN where none was searched; None: prepared without
+    all_faces: bool  # whether each face of a photograph is a separate image
     splits: Mapping[str, np.ndarray]  # name -> rows
 
 
 def _finding(kind: str, severity: str, count: int, message: str, splits=(), examples=()) -> dict:
-    """With strings only where JSON wants them, and no more examples than are read."""
+    """Returns a finding, with examples as text and at most EXAMPLES of them."""
     listed = [[str(word) for word in example] for example in itertools.islice(examples, EXAMPLES)]
     return {
         "kind": kind,
@@ -57,26 +57,26 @@ def _finding(kind: str, severity: str, count: int, message: str, splits=(), exam
 
 
 def _role(split: str) -> tuple[str | None, str]:
-    """'fold0-train' -> ('fold0', 'train'); what begins with 'train' is trained on."""
+    """'fold0-train' -> ('fold0', 'train'); every name that begins with 'train' has the role 'train'."""
     fold, name = re.fullmatch(r"(?:(fold\d+)-)?(.*)", split).groups()
     return fold, "train" if name.startswith("train") else name
 
 
 def place(split: str) -> int:
-    """Of two splits the one that is trained on comes first, and the test set last."""
+    """Returns the place of a split in the order of splits: the one trained on first, the test split last."""
     return {"train": 0, "test": 2}.get(_role(split)[1], 1)
 
 
 def disjoint(a: str, b: str) -> bool:
-    """Whether two splits are meant to share nothing: of different roles, and not of two different folds."""
+    """Whether two splits should share nothing: their roles differ, and they do not belong to two different folds."""
     (fold_a, role_a), (fold_b, role_b) = _role(a), _role(b)
     return role_a != role_b and (fold_a == fold_b or None in (fold_a, fold_b))
 
 
 def audit(tables: Sequence[Table]) -> list[list[dict]]:
-    """The findings of each data set, those between it and the others included.
+    """Returns the findings of each data set, including those between it and other data sets.
 
-    Time and memory grow with the number of rows, not with that of their pairs.
+    Time and memory grow with the number of rows, not with the number of pairs of rows.
     """
     pool = _Pool(tables)
     result = []
@@ -88,7 +88,7 @@ def audit(tables: Sequence[Table]) -> list[list[dict]]:
 
 
 class _Pool:
-    """The rows of all data sets, one after the other, with codes that are equal where files, pictures, people are."""
+    """The rows of all data sets in one sequence, with equal codes for equal files, pictures and people."""
 
     def __init__(self, tables: Sequence[Table]):
         self.tables = tables
@@ -102,12 +102,14 @@ class _Pool:
         ]
         hashes = [none.pop(0) if table.phash is None else table.phash for table in tables]
         self.picture, self.near = perceptual_hash.search(np.concatenate(hashes))
-        # A label means somebody else in another data set.
+        # A label denotes another person in another data set.
         self.person = people.codes(np.concatenate([_global_names(t, len(tables) > 1) for t in tables]))[0]
 
     def sides(self, number: int) -> Iterator[tuple[int, str, int, str]]:
-        """(data set, split, data set, split) of what should share nothing; the second data set is `number`. Within one
-        data set the split that is trained on comes first, of two each may be either."""
+        """Yields (data set, split, data set, split) that should share nothing; the second data set is `number`.
+
+        Within one data set the split that is trained on comes first. Between two data sets both orders occur.
+        """
         for one, table in enumerate(self.tables):
             for a, b in itertools.product(table.splits, self.tables[number].splits):
                 if not disjoint(a, b):
@@ -117,6 +119,7 @@ class _Pool:
                 yield one, a, number, b
 
     def rows(self, number: int, split: str) -> np.ndarray:
+        """Returns the rows of a split of data set `number` in this sequence."""
         return self.tables[number].splits[split] + self.starts[number]
 
 
@@ -131,7 +134,7 @@ def _global_names(table: Table, several: bool) -> np.ndarray:
 
 
 def _first_rows(codes: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """The first of `rows` that has each code (count,), -1 where none has."""
+    """Returns the first of `rows` with each code, (count,); -1 where no row has the code."""
     first = np.full(count, -1, np.int64)
     rows = rows[codes[rows] >= 0][::-1]
     first[codes[rows]] = rows
@@ -139,7 +142,7 @@ def _first_rows(codes: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _partners(codes: np.ndarray, a: np.ndarray, b: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-    """For each of the rows `b` a row of `a` with the same code, or with one that is near to it; -1 where none is."""
+    """Returns for each of the rows `b` a row of `a` with the same code or a near one; -1 where there is none."""
     if not codes.size or codes.max() < 0:
         return np.full(len(b), -1)
     first = _first_rows(codes, a, codes.max() + 1)
@@ -153,12 +156,12 @@ def _partners(codes: np.ndarray, a: np.ndarray, b: np.ndarray, near: np.ndarray 
 
 
 def between(one: Table, a: str, two: Table, b: str) -> list[dict]:
-    """The findings of split `a` of a data set, which was trained on, and split `b` of another one, which is scored."""
+    """Returns the findings between split `a` of a data set, trained on, and split `b` of another data set, scored."""
     return list(_of_sides(_Pool([one, two]), 0, a, 1, b))
 
 
 def _across(pool: _Pool, number: int) -> Iterator[dict]:
-    """Files, pictures and people on both sides."""
+    """Yields a finding for files, pictures and people on both sides."""
     for one, a, two, b in pool.sides(number):
         yield from _of_sides(pool, one, a, two, b)
 
@@ -180,7 +183,7 @@ def _of_sides(pool: _Pool, one: int, a: str, two: int, b: str) -> Iterator[dict]
     ):
         hits = np.flatnonzero(partner >= 0)
         if len(hits):
-            message = f"{len(hits)} of {len(rows_b)} images of {b} stand in {told_a} too: {told}"
+            message = f"{len(hits)} of {len(rows_b)} images of {b} are also in {told_a}: {told}"
             yield finding(kind, "leak", len(hits), message, hits, partner)
     partner = _partners(pool.person, rows_a, rows_b)
     hits = np.flatnonzero(partner >= 0)
@@ -189,27 +192,27 @@ def _of_sides(pool: _Pool, one: int, a: str, two: int, b: str) -> Iterator[dict]
         severity, why = "warning", ""
         if one == two:
             severity, why = _SAME_PEOPLE[pool.tables[two].protocol]
-        message = f"people on both sides: {len(shared)}, in {told_a} and with {len(hits)} of the images of {b}{why}"
+        message = f"people on both sides: {len(shared)}, in {told_a} and in {len(hits)} images of {b}{why}"
         yield finding("same_identity", severity, len(shared), message, hits[where], partner)
 
 
-# Of one data set, by how it was split.
+# Severity of people on both sides within a data set, by the way it was split.
 _SAME_PEOPLE = {
-    "identity": ("leak", ", although it was split by identity"),
-    "image": ("note", ": it was split by image, so that is by design"),
-    "column": ("warning", ": the source's own split has them there"),
+    "identity": ("leak", ", although the data set was split by identity"),
+    "image": ("note", ": the data set was split by image, so this is expected"),
+    "column": ("warning", ": the source itself has this split"),
 }
 
 
 def _extremes(codes: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in the order of (code, age), and the places in it of each code's youngest and oldest."""
+    """Returns the rows in the order of (code, age), and the places of the youngest and oldest of each code in it."""
     order = np.lexsort((ages, codes))
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     return order, starts, np.append(starts[1:], len(order)) - 1
 
 
 def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
-    """Files and pictures that occur several times, at least once in data set `number`, with different ages."""
+    """Yields findings of files and pictures with several ages, of which at least one is in data set `number`."""
     known = np.flatnonzero(~np.isnan(pool.ages))
     if not len(known):
         return
@@ -237,7 +240,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
         return
     order, first, last = _extremes(pool.picture[known], ages[known])
     young, old = known[order[first]], known[order[last]]
-    own = pool.file[young] != pool.file[old]  # the same file was told above
+    own = pool.file[young] != pool.file[old]  # equal files are reported above
     at = np.full(pool.picture.max() + 1, -1)
     at[pool.picture[young]] = np.arange(len(young))
     u, v = at[pool.near.T]
@@ -253,11 +256,14 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
 
 
 def heaping(ages: np.ndarray) -> tuple[float, float] | None:
-    """(index, standard deviations from chance) of ages in years: Whipple's index over the ages that are there.
+    """Computes Whipple's index of ages in years.
 
-    The index is the share of whole ages that are multiples of 5, over the fifth of their neighbourhood (two years to
-    both sides) that a smooth histogram would put there: 1 is not heaped, 5 is all. Only multiples whose neighbourhood
-    lies between the 1st and 99th percentile count. None where there is none.
+    The index is the share of whole ages that are multiples of 5, divided by the fifth of their neighbourhood (two years
+    to both sides) that a smooth histogram has there: 1 means no heaping, 5 means multiples of 5 only. Only multiples
+    whose neighbourhood is between the 1st and 99th percentile count.
+
+    Returns:
+      (index, standard deviations from chance); None where no multiple counts.
     """
     if not len(ages):
         return None
@@ -273,6 +279,7 @@ def heaping(ages: np.ndarray) -> tuple[float, float] | None:
 
 
 def _of_one(table: Table) -> Iterator[dict]:
+    """Yields the findings within one data set."""
     known = ~np.isnan(table.ages)
     for split, rows in table.splits.items():
         ages = table.ages[rows][known[rows]]
@@ -283,30 +290,30 @@ def _of_one(table: Table) -> Iterator[dict]:
             yield _finding("group_without_images", "warning", len(empty), message, (split,), [[g] for g in empty])
     heaped = heaping(table.ages[known])
     if heaped and heaped[0] > HEAPED and heaped[1] > _SURE:
-        share = f"{heaped[0] / 5:.1%} of the ages are multiples of 5, where a smooth histogram has 20 %"
-        yield _finding("heaped_ages", "warning", known.sum(), f"{share}: many were rounded")
+        share = f"{heaped[0] / 5:.1%} of the ages are multiples of 5; a smooth histogram has 20 %"
+        yield _finding("heaped_ages", "warning", known.sum(), f"{share}: many ages are rounded")
     several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
     if len(several):
-        taken = (
-            "all have its age" if table.all_faces else "one was taken, and whether it is the one of that age is unknown"
-        )
-        message = f"{len(several)} of {len(table.names)} images are of photographs with several faces: {taken}"
+        taken = "all have its age" if table.all_faces else "one was taken, and it may not be the face of that age"
+        message = f"{len(several)} of {len(table.names)} images come from photographs with several faces: {taken}"
         examples = ((table.names[i], f"{table.faces[i]:.0f} faces") for i in several)
         yield _finding("several_faces", "warning", len(several), message, (), examples)
     small = np.flatnonzero(table.sides < table.image_size)
     if len(small):
-        message = f"{len(small)} of {len(table.names)} faces have fewer than {table.image_size} pixels in the source"
+        message = f"{len(small)} of {len(table.names)} faces are smaller than {table.image_size} pixels in the source"
         examples = ((table.names[i], f"{table.sides[i]} pixels") for i in small)
         yield _finding("small_images", "note", len(small), message, (), examples)
     named = sum(name is not None for name in table.identities.tolist())
     if named < len(table.names):
-        message = f"{len(table.names) - named} of {len(table.names)} images have no identity: whether their people"
-        yield _finding("identity_unknown", "note", len(table.names) - named, f"{message} are on both sides is unknown")
+        message = f"{len(table.names) - named} of {len(table.names)} images have no identity: it is unknown"
+        yield _finding(
+            "identity_unknown", "note", len(table.names) - named, f"{message} whether their people are on both sides"
+        )
     if table.phash is None:
-        message = "prepared without perceptual hashes: only whole files were compared; prepare it again"
+        message = "prepared without perceptual hashes, so only whole files were compared: prepare the data set again"
         yield _finding("no_perceptual_hash", "note", len(table.names), message)
 
 
 def damaged(message: str) -> dict:
-    """The finding of a data set that cannot be opened."""
+    """Returns the finding of a data set that cannot be opened."""
     return _finding("damaged", "warning", 1, message)

@@ -1,4 +1,4 @@
-"""audit.json beside a data set: written by an audit, read by a run and an evaluation."""
+"""audit.json of a data set: written by an audit, read by a run and an evaluation."""
 
 import dataclasses
 import json
@@ -26,11 +26,17 @@ _FORMAT = 1
 
 
 def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
-    """Audits data sets, each alone and all against each other; writes audit.json and audit.png into each.
+    """Audits data sets, each alone and each against every other; writes audit.json and audit.png into each.
 
-    Args: image_size: side of a model's input, pixels (default: 224, or less where a data set was prepared smaller: who
-    does so means to train a smaller model). Returns: what stands in each audit.json. One that is damaged has
-    that as its only finding. Raises InputError for a folder that holds no data set, or one that cannot be written to.
+    Args:
+      paths: Folders of the data sets.
+      image_size: Side of the model's input in pixels (default: 224, or the size of a smaller prepared data set).
+
+    Returns:
+      The content of each audit.json; for a damaged data set the damage is the only finding.
+
+    Raises:
+      InputError: A folder holds no data set or cannot be written to.
     """
     paths = [pathlib.Path(path) for path in paths]
     tables, damages = {}, {}
@@ -66,7 +72,7 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
             if table is not None:
                 _draw(path, table)
         except OSError as error:
-            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): mount it writable") from error
+            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): make the folder writable") from error
         reports.append(report)
     return reports
 
@@ -75,7 +81,7 @@ def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
     hashes = None
     if dataset.has_column("phash"):
         hashes = np.frombuffer(b"".join(dataset.column("phash").tolist()), np.uint8).reshape(-1, perceptual_hash.BYTES)
-    # Pixels of the source behind the stored side: of crops that were enlarged there are fewer.
+    # Pixels of the source in the stored side; enlarged crops have fewer.
     sides = np.minimum(dataset.column("width"), dataset.column("height"))
     if dataset.has_column("scale"):
         scale = dataset.column("scale")
@@ -99,7 +105,7 @@ def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
 
 
 def _prepared_size(dataset: records.Dataset) -> int:
-    """Side in pixels that a data set was prepared for; that of a usual input where its recipe is gone."""
+    """Returns the side in pixels that a data set was prepared for; IMAGE_SIZE where its recipe is missing."""
     path = dataset.path / layout.RECIPE
     return int(read_json(path).get("size", IMAGE_SIZE)) if path.exists() else IMAGE_SIZE
 
@@ -113,7 +119,11 @@ def _draw(path: pathlib.Path, table: checks.Table) -> None:
 
 
 def read(dataset: records.Dataset) -> tuple[list[dict], str]:
-    """(findings, 'read') of a data set's audit.json; ([], 'missing' | 'stale' | 'damaged') with a warning otherwise."""
+    """Reads audit.json of a data set; logs a warning where it cannot be used.
+
+    Returns:
+      (findings, 'read'), or ([], 'missing' | 'stale' | 'damaged').
+    """
     path = dataset.path / FILE
     try:
         report = json.loads(path.read_text())
@@ -130,14 +140,18 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
         findings, state = [], "damaged"
     if state == "read":
         return findings, state
-    logger.warning("%s is %s, so leaks between its splits are unknown: %s %s", path, state, COMMAND, dataset.path)
+    logger.warning("%s is %s, so leaks between its splits are unknown: run %s %s", path, state, COMMAND, dataset.path)
     return [], state
 
 
 def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | None = None) -> list[dict]:
-    """The leaks between what is trained on and another split ('all': any).
+    """Selects the leaks between the split that is trained on and another split.
 
-    Args: findings: of the data set that holds `split`; train_hash: of the data set that holds `train`, if another.
+    Args:
+      findings: Findings of the data set that holds `split`.
+      train: The split that is trained on; 'all': any.
+      split: The other split; 'all': any.
+      train_hash: Hash of the data set that holds `train`, if it is another one.
     """
     return [
         finding
@@ -149,27 +163,35 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
 
 
 def is_between(finding: Mapping, train: str, split: str) -> bool:
-    """Whether a finding is of these two splits ('all': any); of two data sets the order tells whose."""
+    """Whether a finding concerns these two splits ('all': any). Between two data sets the order says which is whose."""
     first, *second = finding["splits"]
     ways = [(first, one) for one in second] + [(one, first) for one in second if "other" not in finding]
     return any(train in ("all", one) and split in ("all", other) for one, other in ways)
 
 
 def have_compared(dataset: records.Dataset, split: str, other_hash: str, train: str) -> bool:
-    """Whether a data set's audit.json, which `read` has found in order, compared the pictures of one of its splits with
-    another data set's: an audit of both does, where the names of the splits are not of the same role."""
+    """Whether the audit of a data set compared the pictures of a split with those of another data set.
+
+    An audit of both data sets does so where the roles of the splits differ. `read` must accept the audit.json.
+
+    Args:
+      dataset: The data set with the audit.json.
+      split: A split of this data set.
+      other_hash: Hash of the other data set.
+      train: A split of the other data set.
+    """
     audited = json.loads((dataset.path / FILE).read_text()).get("compared", [])
     known = other_hash in [other["hash"] for other in audited if other["pictures"]]
     return known and "all" not in (train, split) and checks.disjoint(train, split)
 
 
 def between(training: records.Dataset, train: str, scored: records.Dataset, split: str) -> list[dict]:
-    """The findings of what a run was trained on and a split of another data set that it is scored on."""
+    """Returns the findings between the split that a run was trained on and a scored split of another data set."""
     return checks.between(_of_split(training, train), train, _of_split(scored, split), split)
 
 
 def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
-    """The rows of one split alone: the rest of a large data set would be searched for nothing."""
+    """Returns the rows of one split, so that the rest of a large data set is not searched."""
     table, rows = _table(dataset, IMAGE_SIZE), dataset.rows(split)
     columns = ("names", "ages", "identities", "sha256", "phash", "sides", "faces")
     kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
@@ -177,7 +199,7 @@ def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
 
 
 def tell(report: dict) -> str:
-    """What stands in an audit.json, as a table for a terminal, with an example of each finding."""
+    """Describes the content of an audit.json for a terminal: a table, and an example of each finding."""
     place = f"{report['data']}/{FILE}"
     if not report["findings"]:
         return f"{place}: clean"
@@ -186,4 +208,4 @@ def tell(report: dict) -> str:
     for finding in report["findings"]:
         example = f" ({', '.join(finding['examples'][0])})" if finding["examples"] else ""
         lines.append(f"{finding['severity']}: {finding['message']}{example}")
-    return "\n".join([*lines, f"{place} has examples"])
+    return "\n".join([*lines, f"{place} lists more examples"])

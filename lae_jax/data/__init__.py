@@ -1,1 +1,1 @@
-"""From photographs to batches: readers, records, splits, orders, augmentation, tf.data."""
+"""Data: source readers, prepared data sets, splits, sample orders, augmentation, the tf.data pipeline."""

@@ -1,9 +1,9 @@
-"""Shards on Apache Beam: the same function, called on whatever machines a Beam runner has.
+"""Shards on Apache Beam: the function that writes a shard, called on the machines of a Beam runner.
 
 A worker opens `parts/source.arrow` of the data set, reads the batch of its shard, writes the shard to its own disk
-(ArrayRecord opens local paths only) and copies it through Beam's file systems. Of the pipeline only the numbers of the
-shards and one task travel, however many images there are. The launcher joins the parts; where --out is a bucket, it
-does so in a temporary folder that holds all but the shards.
+(ArrayRecord opens local paths only) and copies it through Beam's file systems. The pipeline sends only the numbers of
+the shards and one task, however many images there are. The launcher joins the parts. If --out is a bucket, it does so
+in a temporary folder that holds everything except the shards.
 """
 
 import concurrent.futures
@@ -32,40 +32,52 @@ from lae_jax.runtime.files import is_remote, read_json
 
 logger = logging.getLogger("lae_jax")
 
-_COPIES = 16  # at a time: a small file in a bucket takes its time
-_LEFT = re.compile(r"\.[0-9a-f]{32}\.incomplete$")  # by a worker that was killed while it copied
-# Runners whose job server knows options that Beam's Python does not.
+_COPIES = 16  # copies at a time: each small file in a bucket takes long
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.incomplete$")  # files of a worker that was killed during a copy
+# Runners whose job server accepts options that Beam's Python code does not know.
 _OPEN_RUNNERS = ("PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner")
 
 
 def options_of(runner: str, words: Iterable[str]) -> PipelineOptions:
-    """NAME=VALUE, with or without dashes before it -> Beam's options; never from sys.argv, where ours are.
+    """Returns Beam's options. sys.argv, which holds the options of lae_jax, is not read.
 
-    Raises InputError for a runner, a name or a value that Beam does not know.
+    Args:
+        runner: Name of the Beam runner.
+        words: NAME=VALUE each, with or without leading dashes.
+
+    Raises:
+        InputError: Beam does not know the runner, a name or a value.
     """
     flags = ["--" + word.lstrip("-") for word in words]
     if any(flag.partition("=")[0] == "--runner" for flag in flags):
         raise InputError("--beam-option runner: name the runner with --beam-runner")
-    # Without this, which means nothing where there are no triggers, DirectRunner downloads a program and starts it.
+    # Without this option, DirectRunner downloads a program and starts it. It has no other effect on a pipeline without
+    # triggers.
     own = ["--allow_unsafe_triggers"] if runner == "DirectRunner" else []
     try:
         options = PipelineOptions([*flags, *own, f"--runner={runner}"])
         known = options.get_all_options()
         given = options.get_all_options(retain_unknown_options=True)
         apache_beam.runners.create_runner(runner)
-    except SystemExit as error:  # argparse, which has told why on standard error
-        raise InputError(f"--beam-option: Beam does not take {' '.join(flags)}") from error
+    except SystemExit as error:  # argparse has printed the reason on standard error
+        raise InputError(f"--beam-option: Beam does not accept {' '.join(flags)}") from error
     except (ValueError, ImportError) as error:
         raise InputError(f"--beam-runner {runner}: {error}") from error
     if (unknown := sorted({*given} - {*known})) and runner not in _OPEN_RUNNERS:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"--beam-option {unknown[0]}: Beam knows no such option{hint}")
+        raise InputError(f"--beam-option {unknown[0]}: Beam has no such option{hint}")
     return options
 
 
 class Beam:
-    """Shards made by a Beam runner and put into `out`: a bucket, or a folder that launcher and workers share."""
+    """Makes shards with a Beam runner and puts them into `out`.
+
+    Args:
+        out: A folder in a bucket, or one that launcher and workers share.
+        runner: Name of the Beam runner.
+        words: Beam's options, as for `options_of`.
+    """
 
     def __init__(self, out: str, runner: str, words: Iterable[str]):
         self._out = out.rstrip("/") if is_remote(out) else os.path.abspath(out)
@@ -74,7 +86,7 @@ class Beam:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[pathlib.Path]:
-        """The folder in which the launcher works: `out`, or a local one that goes into the bucket at the end."""
+        """Yields the launcher's folder: `out`, or a local folder that is copied to the bucket at the end."""
         if not is_remote(self._out):
             yield pathlib.Path(self._out)
             return
@@ -87,13 +99,16 @@ class Beam:
             try:
                 yield folder
             except InputError:
-                if self._begun and not (folder / "recipe.json").exists():  # taken back: no image could be used
+                if self._begun and not (folder / "recipe.json").exists():  # joining.finish removed its files
                     self._delete(lambda name: name == "recipe.json" or name.startswith(("parts/", shards.PREFIX)))
                 raise
             self._deliver(folder)
 
     def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
-        """The tasks whose shards are not there. In a bucket, which has checksums itself, by their sizes."""
+        """Returns the tasks whose shards are missing.
+
+        In a bucket only the sizes are compared, because a bucket verifies checksums itself.
+        """
         if not is_remote(self._out):
             return shards.missing(tasks)
         self._begun = True
@@ -110,14 +125,19 @@ class Beam:
         return [task for task in tasks if task.index not in there]
 
     def write(self, tasks: list[shards.ShardTask], tick: Callable[[int], None]) -> None:
-        """Runs the pipeline; tick: is called with the source rows that the shards had, once it has ended."""
+        """Runs the pipeline.
+
+        Args:
+            tasks: Tasks of the shards to write.
+            tick: Called once, at the end, with the number of source rows of these shards.
+        """
         if not tasks:
             return
         folder = tasks[0].out
         if is_remote(self._out):
             self._put(folder, ["recipe.json", "parts/source.arrow"])
         task = dataclasses.replace(tasks[0], source=FileSystems.join(self._out, "parts", "source.arrow"))
-        logger.info("%d shards on Beam's %s", len(tasks), self._runner)
+        logger.info("writing %d shards with Beam's %s", len(tasks), self._runner)
         with apache_beam.Pipeline(options=self._options) as pipeline:
             numbers = pipeline | apache_beam.Create([task.index for task in tasks]) | apache_beam.Reshuffle()
             numbers | "shard" >> apache_beam.Map(write_shard, task, self._out)
@@ -132,7 +152,7 @@ class Beam:
         tick(sum(each.num_rows for each in tasks))
 
     def _sizes(self, *below: str) -> dict[str, int]:
-        """Name -> bytes of the files of a folder."""
+        """Returns the size in bytes of each file in a folder, by name."""
         try:
             (found,) = FileSystems.match([FileSystems.join(self._out, *below, "*")])
         except (ValueError, OSError, BeamIOError) as error:
@@ -163,7 +183,11 @@ class Beam:
 
 
 def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
-    """On a worker: makes shard `index` on its disk and copies it and its parts to `out`, the shard last."""
+    """Makes shard `index` on a worker's disk, then copies its parts and, last, the shard to `out`.
+
+    Returns:
+        The number of source rows.
+    """
     with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
         task = dataclasses.replace(task, out=pathlib.Path(local), index=index)
         task.columns_path.parent.mkdir()
@@ -174,7 +198,7 @@ def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
 
 
 def put(path: pathlib.Path, target: str) -> None:
-    """Copies a file to its place, whole or not at all; two workers that make the same shard do not meet."""
+    """Copies a file to `target`, whole or not at all. Two workers can make the same shard at the same time."""
     temporary = f"{target}.{uuid.uuid4().hex}.incomplete"
     _copy(str(path), temporary)
     FileSystems.rename([temporary], [target])

@@ -1,6 +1,6 @@
-"""Joins the parts of complete shards into a prepared data set, a part at a time: columns, splits, manifest.
+"""Joins the parts of complete shards into a prepared data set: columns, splits, manifest.
 
-No list here grows with the number of images but the splits themselves, which are numbers of rows.
+Parts are read one at a time. Only the splits, which are row numbers, grow with the number of images.
 """
 
 import csv
@@ -22,7 +22,7 @@ from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
-_GROUP_ROWS = 1 << 16  # of columns.parquet that are read and written together
+_GROUP_ROWS = 1 << 16  # rows of columns.parquet that are read and written together
 
 Splits = tuple[str, Mapping[str, np.ndarray], np.ndarray]
 
@@ -32,13 +32,21 @@ def finish(
     rejected: Sequence[tuple[str, str]],
     make_splits: Callable[[Callable[[str], pa.ChunkedArray]], Splits],
 ) -> dict:
-    """Joins the parts of complete shards, makes the splits, writes the manifest last and returns it.
+    """Joins the parts of complete shards, makes the splits and writes the manifest last.
 
     The shards themselves are not opened.
 
-    Args: rejected: (name, reason) refused by the reader; make_splits: (name -> that column) -> (protocol: 'image' |
-    'identity' | 'column', rows of each split, rows that were taken out of theirs since the same file stands in
-    another).
+    Args:
+        tasks: Tasks of all shards, which are complete.
+        rejected: (name, reason) of the rows that the reader refused.
+        make_splits: (name -> that column) -> (protocol: 'image' | 'identity' | 'column', rows of each split, rows that
+            were removed from their split because another split holds the same file).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: No image can be used, or a split would be empty.
     """
     out, crop = tasks[0].out, tasks[0].recipe.contract()
     shards, refused, several = [], len(rejected), 0
@@ -51,14 +59,14 @@ def finish(
     count = sum(shard["count"] for shard in shards)
     if not count:
         told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
-        mend = ["mend it"]
+        mend = ["correct the source"]
         if "no face found" in told and crop["align"] != "none":
-            mend.append("say that they are face crops already with --align none")
+            mend.append("pass --align none if they are face crops already")
         if "file not found" in told or "path leads out" in told:
             mend.append("name the folder that the paths start from with --images")
         _remove(tasks)
         raise InputError(
-            f"none of {refused} images can be used ({told}). Nothing was kept: {', or '.join(mend)}, and give the"
+            f"none of {refused} images can be used ({told}). Nothing was kept: {', or '.join(mend)}, then run the"
             " command again"
         )
     columns_path = out / "columns.parquet"
@@ -67,14 +75,14 @@ def finish(
     sizes = {name: len(rows) for name, rows in splits.items()}
     for name, size in sizes.items():
         if not size:
-            kept = "its images are kept: the same command with another --ratio goes on with them"
-            if len(tasks) == 1:  # the work of a moment
+            kept = "the images are kept: the same command with another --ratio reuses them"
+            if len(tasks) == 1:  # a single shard is made again quickly
                 columns_path.unlink()
                 _remove(tasks)
                 kept = "nothing was kept"
             raise InputError(
                 f"{out}: split {name!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
-                " Take another --ratio, or give more images or people"
+                " Choose another --ratio, or add images or people"
             )
     _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)
@@ -98,12 +106,12 @@ def finish(
 
 
 def _told(rejected: Iterable[tuple[str, str]]) -> str:
-    """The most frequent reasons, each with how often it stands there and a name."""
+    """The most frequent reasons, each with its count and one name."""
     names: dict[str, list[str]] = {}
     for name, reason in rejected:
         names.setdefault(reason, []).append(name)
     often = sorted(names, key=lambda reason: -len(names[reason]))[:3]
-    return "; ".join(f"{len(names[reason])}: {reason}, as {names[reason][0]}" for reason in often)
+    return "; ".join(f"{len(names[reason])}: {reason}, for example {names[reason][0]}" for reason in often)
 
 
 def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
@@ -120,14 +128,14 @@ def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """What the reader refused, then what each shard did."""
+    """The rows that the reader refused, then those that each shard did."""
     yield from rejected
     for task in tasks:
         yield from map(tuple, read_json(task.part_path)["rejected"])
 
 
 def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[str, str]]:
-    """The rows (sorted) that were taken out of their split."""
+    """Name and reason of the rows (sorted) that were removed from their split."""
     if not len(doubled):
         return
     first = 0
@@ -135,7 +143,7 @@ def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[
         for batch in file.iter_batches(_GROUP_ROWS, columns=["name", "split"]):
             begin, end = np.searchsorted(doubled, [first, first + batch.num_rows])
             for row in batch.take(pa.array(doubled[begin:end] - first)).to_pylist():
-                yield row["name"], f"left out of split {row['split']}: the same file stands in another split"
+                yield row["name"], f"removed from split {row['split']}: another split holds the same file"
             first += batch.num_rows
 
 
@@ -155,9 +163,9 @@ def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> Non
 
 
 def _remove(tasks: Sequence[ShardTask]) -> None:
-    """Takes back all that `plan` and `write_shard` made; the folder too, unless it holds something else."""
+    """Removes everything that `plan` and `write_shard` made, and the folder unless it holds something else."""
     for task in tasks:
-        task.path.unlink(missing_ok=True)  # it may be in a bucket
+        task.path.unlink(missing_ok=True)  # the shard may be in a bucket
         task.columns_path.unlink()
         task.part_path.unlink()
     out = tasks[0].out
@@ -169,7 +177,7 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
-    # TFDS wants to see a shard's name beside its files; here the shards may be in a bucket.
+    # TFDS expects a shard beside its metadata. The shards may be in a bucket, so an empty file takes their place.
     with tempfile.TemporaryDirectory(prefix="lae_jax-") as folder:
         folder = pathlib.Path(folder)
         (folder / shards[0]["file"]).touch()
@@ -185,7 +193,7 @@ def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> N
             split_infos=[info],
             check_data=False,
             version="1.0.0",
-            description="Faces prepared by lae_jax; ages and splits stand in columns.parquet and splits/.",
+            description="Faces prepared by lae_jax; columns.parquet holds the ages and splits/ the splits.",
             metadata=tfds.core.MetadataDict({"crop": crop}),
         )
         for path in folder.glob("*.json"):

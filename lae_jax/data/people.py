@@ -1,6 +1,6 @@
-"""Names of people: which of them can be compared between data sets, and hashes that travel instead of them.
+"""Names of people: which can be compared between data sets, and hashes that a checkpoint holds in their place.
 
-The hashes keep names from being read in passing, not from someone who tries names one by one.
+The hashes keep names from being read in passing. They do not stop someone who tries names one by one.
 """
 
 import hashlib
@@ -12,18 +12,25 @@ import numpy as np
 import pyarrow as pa
 
 _SALT = "lae_jax people 1"
-# Numbers that mean one person wherever they stand. Any other text with a digit ('17', 's3', 'person 12') is a label:
-# another data set gives it to somebody else.
+# Identifiers that mean the same person in every data set. Any other text with a digit ('17', 's3', 'person 12') is a
+# label: another data set gives it to somebody else.
 _SCHEMES = {"vggface2": r"n\d{6}", "freebase": r"m\.[0-9a-z_]+", "imdb": r"nm\d{7,8}"}
 
 
 def normalised(name: str) -> str:
-    """'Ada_Lovelace ' and 'ada lovelace' are one person."""
+    """Returns the form in which names are compared: 'Ada_Lovelace ' and 'ada lovelace' are one person."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 def codes(names: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Names (N,), None or '' where unknown -> (code of the normalised name (N,) int64, -1 where unknown; the names)."""
+    """Numbers people by their normalised names.
+
+    Args:
+        names: (N,), None or '' where unknown.
+
+    Returns:
+        The code of each name, (N,) int64, -1 where unknown; and the normalised name of each code.
+    """
     encoded = pa.array(names, pa.string()).dictionary_encode()
     place: dict[str, int] = {}
     of_value = [-1 if not (name := normalised(v)) else place.setdefault(name, len(place)) for v in
@@ -33,7 +40,7 @@ def codes(names: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def scheme(name: str, data_hash: str) -> str:
-    """What a normalised name is: 'name', an id that many data sets share, or a label of this data set alone."""
+    """Returns the kind of a normalised name: 'name', an id that many data sets share, or a label of this data set."""
     for known, pattern in _SCHEMES.items():
         if re.fullmatch(pattern, name.replace(" ", "_")):
             return known
@@ -46,7 +53,16 @@ def _digest(name: str, of_scheme: str) -> str:
 
 
 def hashed(names: np.ndarray, data_hash: str, before: dict | None = None) -> dict:
-    """Names (N,) -> {'schemes': [...], 'hashes': [...]}, those of `before` included: JSON for a checkpoint's meta."""
+    """Hashes names for the meta of a checkpoint.
+
+    Args:
+        names: (N,), None or '' where unknown.
+        data_hash: Hash of their data set.
+        before: An earlier result, which is included.
+
+    Returns:
+        JSON: {'schemes': [...], 'hashes': [...]}.
+    """
     schemes, hashes = (set((before or {}).get(key, ())) for key in ("schemes", "hashes"))
     for name in codes(names)[1]:
         kind = scheme(name, data_hash)
@@ -56,10 +72,17 @@ def hashed(names: np.ndarray, data_hash: str, before: dict | None = None) -> dic
 
 
 def compare(known: dict | None, names: np.ndarray, data_hash: str, without: Iterable[str] = ()) -> dict:
-    """Who of `names` (N,) is among the people of `hashed`.
+    """Finds the people of `names` whose hashes are in `known`.
 
-    Args: without: names that do not count as shared. Returns: people: how many `names` has; compared: how many of
-    them could be compared, since `known` holds names of their kind (0: unknown, not clean); shared: normalised names.
+    Args:
+        known: Result of `hashed`, or None.
+        names: (N,), None or '' where unknown.
+        data_hash: Hash of their data set.
+        without: Names that do not count as shared.
+
+    Returns:
+        people, the number of people in `names`; compared, the number of those that could be compared because `known`
+        holds names of their kind (0 means unknown, not clean); shared, normalised names.
     """
     people = codes(names)[1]
     schemes, hashes = (set((known or {}).get(key, ())) for key in ("schemes", "hashes"))

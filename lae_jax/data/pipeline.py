@@ -1,7 +1,7 @@
 """The tf.data pipeline: order -> raw records -> decode and augment in parallel -> uint8 batches.
 
-Nothing here has state: the batch of a step is a pure function of (seed, step), up to the rounding of another CPU. So a
-run resumes by starting at a step.
+The pipeline has no state: the batch of a step is a pure function of (seed, step), up to the rounding of another CPU. A
+run therefore resumes by starting at a step.
 """
 
 import collections
@@ -20,21 +20,21 @@ from lae_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """The places of a global batch that one host reads: `first` up to `first + count` of `batch_size`."""
+    """The places of a global batch that one host reads: `count` of `batch_size`, from `first` on."""
 
     batch_size: int
     first: int
     count: int
 
 
-# Batches that may be on their way through the pipeline when an error comes out of it.
+# Batches that may be in the pipeline when it raises an error.
 _IN_FLIGHT = 16
 
 
 def _records(
     dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places, recent: collections.deque
 ):
-    """step -> (positions in `rows`, encoded images) of this host's places; `recent` gets the rows that are read."""
+    """Returns step -> (positions in `rows`, encoded images) of this host's places; `recent` collects the rows read."""
     rows_of = tf.constant(rows, tf.int64)
 
     def read(numbers: np.ndarray) -> np.ndarray:
@@ -73,11 +73,25 @@ def train_batches(
     places: Places,
     threads: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This host's part of the batches of steps `start` up to `stop`.
+    """Yields this host's part of the batches of steps `start` up to `stop`.
 
-    Args: rows: (N,) of the split; targets: (N,) of those rows; order: step -> positions among them.
-    Yields: image (count, H, W, 3) uint8, target (count,), row (count,) int64.
-    Raises: InputError that names shard and record if one does not decode; else whatever ended the pipeline.
+    Args:
+        dataset: The data set.
+        rows: (N,), of the split.
+        targets: (N,), of those rows.
+        order: Step -> positions among those rows.
+        augmentation: Makes the training image of a record.
+        seed: Seed of the augmentation.
+        start: The first step.
+        stop: The step after the last one.
+        places: The places that this host reads.
+        threads: Number of threads.
+
+    Yields:
+        image (count, H, W, 3) uint8, target (count,), row (count,) int64.
+
+    Raises:
+        InputError: A record does not decode. The message names its shard and row. Other errors pass unchanged.
     """
     recent = collections.deque(maxlen=_IN_FLIGHT)
     load = _records(dataset, rows, order, places, recent)
@@ -86,7 +100,7 @@ def train_batches(
 
     def batch(step):
         position, encoded = load(step)
-        # One draw a batch for the seeds of all its places; a host cuts its own out of the global batch's.
+        # One draw per step makes the seeds of the global batch. Each host takes those of its places.
         seeds = tf.random.stateless_uniform(
             [places.batch_size, 2], sampling.step_key(words, step), minval=None, maxval=None, dtype=tf.int32
         )
@@ -105,10 +119,21 @@ def train_batches(
 def eval_batches(
     dataset: records.Dataset, rows: np.ndarray, augmentation: augment.Augmentation, *, places: Places, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This host's part of all `rows` in their order; the last batch is filled by repeating the last row.
+    """Yields this host's part of all `rows` in order. The last row is repeated to fill the last batch.
 
-    Yields: image (count, H, W, 3) uint8, position (count,) int64: the place in the padded order, so a position of
-    len(rows) or more is padding.
+    Args:
+        dataset: The data set.
+        rows: (N,), of the split.
+        augmentation: Makes the evaluation image of a record.
+        places: The places that this host reads.
+        threads: Number of threads.
+
+    Yields:
+        image (count, H, W, 3) uint8, position (count,) int64: the place in the padded order, so a position of
+        len(rows) or more is padding.
+
+    Raises:
+        InputError: A record does not decode.
     """
     steps = -(-len(rows) // places.batch_size)
     recent = collections.deque(maxlen=_IN_FLIGHT)
@@ -133,15 +158,15 @@ def _iterate(
     threads: int,
     recent: collections.deque,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of `steps`: `batch` reads the records of a step, `example` makes each of them ready in parallel."""
-    # AutoGraph has nothing to convert here and would take seconds to find that out.
+    """Yields the batches: `batch` reads the records of a step, `example` prepares each record in parallel."""
+    # AutoGraph has nothing to convert here and takes seconds to find that out.
     batch, example = (tf.autograph.experimental.do_not_convert(function) for function in (batch, example))
-    # They leave in order, so that with a call for each thread one waits for the other: 0.95 and 0.91 of the images, on
-    # two threads from JPEGs of 200x200 and 500x375.
+    # Examples leave in order, so with one call per thread the threads wait for each other: on two threads, JPEGs of
+    # 200x200 and 500x375 are then prepared at 0.95 and 0.91 of this speed.
     data = steps.map(batch, num_parallel_calls=2).unbatch().map(example, num_parallel_calls=4 * threads)
     data = data.batch(places.count, drop_remainder=True).prefetch(2).with_options(_options(threads))
     try:
-        # Without this generator around it, an iterator that raised would go on with the next batch.
+        # A generator ends when it raises. The iterator alone would continue with the next batch.
         yield from data.as_numpy_iterator()
     except tf.errors.OpError as error:
         if damage := _damaged(dataset, recent):
@@ -150,8 +175,8 @@ def _iterate(
 
 
 def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
-    """Names the first of the recent records that is damaged (TensorFlow's message names none); None if none is."""
-    # A copy, since other batches are still being read.
+    """Returns a message that names the first damaged record (TensorFlow's names none), or None if none is damaged."""
+    # A copy, because other batches are still being read.
     for row in itertools.chain.from_iterable(batch.tolist() for batch in recent.copy()):
         try:
             example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
@@ -159,7 +184,7 @@ def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
         except Exception as reason:
             return (
                 f"{dataset.path / dataset.shard_of(row)}: row {row} ({dataset.column('name')[row]}) cannot be read or"
-                f" does not decode ({reason}). When it was prepared it did, so the file is damaged, or the disk is:"
-                " restore it, or prepare it again"
+                f" does not decode ({reason}). It did when it was prepared, so the file or the disk is damaged: restore"
+                " the file, or prepare the data set again"
             )
     return None

@@ -1,10 +1,10 @@
-"""The prepared data set, opened and checked: a folder of ArrayRecord shards, columns, splits and a manifest.
+"""Prepared data sets: open, check, read. Each is a folder of ArrayRecord shards, columns, splits and a manifest.
 
 faces-images.array_record-00000-of-00004   tf.Example: image (encoded bytes), row (number of the source row)
-columns.parquet                         one row an image, in the order of the shards
+columns.parquet                         one row per image, in the order of the shards
 splits/<name>.npz                       rows (int64) of a split
 rejected.csv                            name, reason
-recipe.json                             what the shards are a function of; written first
+recipe.json                             everything that determines the shards; written first
 dataset.json                            manifest: counts, sizes and SHA-256 of the files above; written last
 dataset_info.json, features.json        TFDS metadata, so that tfds.builder_from_directory opens the folder
 """
@@ -29,19 +29,21 @@ from lae_jax.runtime.files import is_remote, sha256_of, write_json
 logger = logging.getLogger("lae_jax")
 
 
-FORMAT = 3  # of prepared data sets
-FULL_BELOW_BYTES = 10e9  # of all shards: up to here their checksums are computed when a data set is opened
+FORMAT = 3  # version of the format of prepared data sets
+FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are computed when a data set is opened
 
 
 class Dataset:
-    """A prepared data set that was opened and checked; images are read by row, columns and splits are arrays."""
+    """A prepared data set, opened and checked. Images are read by row; columns and splits are arrays."""
 
     def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table):
         self.path, self.manifest, self._columns = path, manifest, columns
         builder = tfds.builder_from_directory(str(path))
         lengths = [shard["count"] for shard in manifest["shards"]]
         if builder.info.splits["images"].shard_lengths != lengths:
-            raise InputError(f"{path}: dataset_info.json and dataset.json count differently: prepare it again")
+            raise InputError(
+                f"{path}: dataset_info.json and dataset.json differ in the number of images: prepare it again"
+            )
         self._source = builder.as_data_source("images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class Dataset:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over the manifest, which holds the SHA-256 of everything else."""
+        """SHA-256 of the manifest, which holds the SHA-256 of the shards, the columns and the splits."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -58,25 +60,34 @@ class Dataset:
         return self.manifest["crop"]
 
     def has_column(self, name: str) -> bool:
+        """Whether the data set has this column."""
         return name in self._columns.column_names
 
     def column(self, name: str) -> np.ndarray:
-        """One column, (N,): float64 with NaN for unknown ages, otherwise as stored (None where unknown)."""
+        """Returns a column, (N,): ages as float64 with NaN where unknown, others as stored (None where unknown).
+
+        Raises:
+            InputError: There is no such column.
+        """
         if not self.has_column(name):
             raise InputError(f"{self.path}: " + unknown("column", name, self._columns.column_names))
         values = self._columns[name].to_numpy(zero_copy_only=False)
         return values.astype(np.float64) if name == "age" else values
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows (int64) of a split; 'all' is every row. Raises InputError for an unknown or an empty one."""
+        """Returns the rows (int64) of a split; 'all' is every row.
+
+        Raises:
+            InputError: The split is unknown or empty.
+        """
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
         if split not in self.manifest["splits"]:
-            hint = "; a run names its splits with config.data.train and config.data.split, evaluate with --split"
+            hint = "; name splits with config.data.train and config.data.split in a run, with --split in evaluate"
             if split.startswith("fold"):
-                hint = "; folds are made by prepare --folds K"
+                hint = "; make folds with prepare --folds K"
             elif any(name.startswith("fold") for name in self.manifest["splits"]):
-                hint = "; a fold is chosen with --config.data.fold=0"
+                hint = "; choose a fold with --config.data.fold=0"
             raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]) + hint)
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
@@ -85,30 +96,34 @@ class Dataset:
         return rows
 
     def shard_of(self, row: int) -> str:
-        """The file that holds a row."""
+        """Returns the name of the shard that holds a row."""
         ends = np.cumsum([shard["count"] for shard in self.manifest["shards"]])
         return self.manifest["shards"][int(np.searchsorted(ends, row, side="right"))]["file"]
 
     def read(self, rows: np.ndarray) -> list[bytes]:
-        """Serialised tf.Examples (image, row) of the rows, in their order."""
-        # One by one: the source's own batch access starts a thread pool at each call and is slower.
+        """Returns the serialised tf.Examples (image, row) of the rows, in the same order."""
+        # One row at a time: the batch access of the source starts a thread pool at each call and is slower.
         return [self._source[row] for row in rows.tolist()]
 
 
 def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
-    """Opens a prepared data set and checks it: files there, sizes, counts, and their SHA-256.
+    """Opens a prepared data set and checks that its files exist, their sizes, counts and SHA-256.
 
-    A SHA-256 is computed once for each state (size, time of change) of a file and then remembered in `verified.json`.
+    A SHA-256 is computed once for each state (size, time of change) of a file and then stored in `verified.json`.
 
-    Args: verify: 'full'; 'quick' (shards are not hashed); 'auto': full below 10 GB. Raises InputError that names the
-    file and what to do.
+    Args:
+        path: Folder of the data set.
+        verify: 'full'; 'quick' (shards are not hashed); 'auto' (full below 10 GB).
+
+    Raises:
+        InputError: A check fails. The message names the file and what to do.
     """
     if verify not in ("auto", "full", "quick"):
         raise InputError(f"config.data.verify is {verify!r}: it must be 'auto', 'full' or 'quick'")
     if is_remote(path):
         raise InputError(
             f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
-            " mount the bucket (gcsfuse BUCKET DIR), and name it with --config.data.path=DIR (in a recipe"
+            " mount the bucket (gcsfuse BUCKET DIR), then pass --config.data.path=DIR (in a recipe"
             " --config.faces=DIR)"
         )
     path = pathlib.Path(path)
@@ -133,7 +148,11 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
     if large or verify == "quick":
         hashed = {*manifest["files"]}
     if large:
-        logger.info("%s: %.0f GB, so the shards' checksums are left out (data.verify='full': not)", path, size / 1e9)
+        logger.info(
+            "%s: %.0f GB, so the checksums of its shards are not computed (config.data.verify='full' computes them)",
+            path,
+            size / 1e9,
+        )
     _verify(path, expected, hashed, again)
     columns = pq.read_table(path / "columns.parquet")
     if not total == columns.num_rows == manifest["count"]:
@@ -168,7 +187,9 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], aga
             continue
         seen[name] = [status.st_size, status.st_mtime_ns, entry["sha256"]]
         if verified.get(name) != seen[name] and sha256_of(path / name) != entry["sha256"]:
-            raise InputError(f"{path / name} was changed (its SHA-256 is not the manifest's): restore it, or {again}")
+            raise InputError(
+                f"{path / name} was changed (its SHA-256 is not the one in dataset.json): restore it, or {again}"
+            )
     if {**verified, **seen} != verified:
         try:
             write_json(path / "verified.json", {**verified, **seen})

@@ -1,4 +1,4 @@
-"""What a reader refused, collected in bounded memory: millions of reasons are as likely as millions of images."""
+"""Rows that a reader refused: a list that stays small in memory, even with millions of rows."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,13 +9,14 @@ _SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
 
 
 class Rejected(Sequence):
-    """A list of (name, reason) that grows by `append` and keeps its rows as Arrow text, not as Python objects."""
+    """A list of (name, reason) that grows by `append` and keeps its rows as Arrow text."""
 
     def __init__(self):
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[tuple[str, str]] = []
 
     def append(self, row: tuple[str, str]) -> None:
+        """Adds a (name, reason)."""
         self._pending.append(row)
         if len(self._pending) == _BATCH_ROWS:
             columns = zip(*self._pending, strict=True)

@@ -1,7 +1,7 @@
-"""Orders: which row stands at place r of batch b is a pure function of (seed, b, r).
+"""Sample orders: the row at place r of batch b is a pure function of (seed, b, r).
 
 An order is a function step -> (batch_size,) int64 positions. It consists of TensorFlow's stateless ops, so it runs
-inside tf.data (where the step is a tensor) and can be called eagerly with a Python int.
+inside tf.data (where the step is a tensor) and eagerly with a Python int.
 """
 
 from collections.abc import Callable
@@ -19,26 +19,26 @@ def _check(num_examples: int, batch_size: int) -> None:
     if num_examples < 1:
         raise ValueError("an order needs at least one example")
     if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} is below 1")
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
 
 
 def seed_words(seed: int, purpose: str) -> tuple[int, int]:
-    """A seed as two 31-bit words, as TensorFlow's stateless ops take pairs; other words for each purpose."""
+    """Returns two 31-bit words, a seed for TensorFlow's stateless ops. Each purpose has different words."""
     words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(2) >> 1
     return int(words[0]), int(words[1])
 
 
 def step_key(words: tuple[int, int], step: tf.Tensor) -> tf.Tensor:
-    """The key (2,) int64 of a step's draws: one to one for all steps, as 2**62 pairs of words hold them."""
+    """Returns the key (2,) int64 of a step's draws. Each step has its own: there are 2**62 pairs of words."""
     step = tf.cast(step, tf.int64)
     return tf.stack([(words[0] + step // _WORD) % _WORD, (words[1] + step) % _WORD])
 
 
 def shuffled(num_examples: int, batch_size: int, seed: int) -> Order:
-    """Each example once in every `num_examples` draws: one seeded permutation after the other.
+    """Returns the order of epochs, each a seeded permutation of the `num_examples` examples.
 
-    The places of all batches form one stream; its stretch number e of `num_examples` places is the permutation of epoch
-    e, so the last batch of an epoch is filled from the next epoch's order.
+    The places of all batches form one stream. Places e * num_examples up to (e + 1) * num_examples are the permutation
+    of epoch e, so the next epoch fills the last batch of an epoch.
     """
     _check(num_examples, batch_size)
     words = seed_words(seed, "shuffled")
@@ -47,7 +47,7 @@ def shuffled(num_examples: int, batch_size: int, seed: int) -> Order:
     def order(step):
         place = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
         epoch = place // num_examples
-        # RandomIndexShuffle is a cipher of few rounds: keys that differ by a counter give far too few permutations (the
+        # RandomIndexShuffle is a cipher of few rounds. Keys that differ by a counter give far too few permutations (the
         # places of an example fail a chi-square test), so each epoch draws its own key.
         keys = tf.stack([_full_range(3, step_key(words, epoch[0] + i)) for i in range(epochs_in_batch)])
         return tf.raw_ops.RandomIndexShuffle(
@@ -65,18 +65,27 @@ def _full_range(count: int, key: tf.Tensor) -> tf.Tensor:
 
 
 def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float = 0.0) -> Order:
-    """A class first, then one of its examples uniformly, with replacement.
+    """Returns an order that draws a class, then one of its examples uniformly, with replacement.
 
-    Args: labels: (N,) integer classes; power: a class with n examples is drawn with probability in proportion to
-    n**power, so 0 makes classes equally likely and 1 makes them as frequent as they are. Classes without an example do
-    not occur. Source: two-stage sampling of Shen et al., Relay backpropagation, ECCV 2016 (power 0).
+    Classes without an example do not occur. Source: two-stage sampling of Shen et al., Relay backpropagation, ECCV 2016
+    (power 0).
+
+    Args:
+        labels: (N,) integer classes.
+        batch_size: Positions per step.
+        seed: Seed of the draws.
+        power: A class with n examples is drawn with probability in proportion to n**power: 0 makes classes equally
+            likely, 1 as frequent as they are in `labels`.
+
+    Raises:
+        ValueError: `labels` are empty or not integers, `batch_size` is below 1, or `power` is outside 0 to 1.
     """
     labels = np.asarray(labels)
     _check(len(labels), batch_size)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integer classes, not {labels.dtype}")
     if not 0 <= power <= 1:
-        raise ValueError(f"power {power} is outside 0 to 1")
+        raise ValueError(f"power is {power}: it must be from 0 to 1")
     words = seed_words(seed, "class_balanced")
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = tf.constant(np.argsort(inverse, kind="stable"), tf.int64)
@@ -97,7 +106,7 @@ def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float 
 
 
 def sequential(num_examples: int, batch_size: int) -> Order:
-    """Positions in their order; places beyond the last example repeat it (the caller drops them by position)."""
+    """Returns the positions in order. Places after the last example repeat it; the caller drops them by position."""
     _check(num_examples, batch_size)
 
     def order(step):

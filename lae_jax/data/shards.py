@@ -1,9 +1,9 @@
 """Writes the shards of a prepared data set: each is a pure function of (source, recipe, shard number).
 
 On another CPU the crops of photographs may differ by a grey level (docs/results.md, "promises and tolerances").
-Shard i holds the source rows i*n/N up to (i+1)*n/N, so a rejected image shortens its own shard and moves nothing else.
-Processes, machines (beam.py) and starting again after a kill are three ways to call `write_shard` for the shards that
-are missing; joining.py makes the data set of them. What the files are is told in records.py, which reads them.
+Shard i holds the source rows i*n/N up to (i+1)*n/N, so a rejected image shortens its own shard and moves no other one.
+Local processes, machines (beam.py) and a restart after a kill all call `write_shard` for the missing shards. joining.py
+makes the data set from them. records.py describes the files and reads them.
 """
 
 import builtins
@@ -32,17 +32,17 @@ from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
-IMAGES_PER_SHARD = 1024  # where there are few: shards are what processes share out
-MANY_SHARDS = 512  # beyond this many they get larger: a reader keeps all of them open
-MAX_ROWS = 1 << 17  # of a shard: its columns are in memory while it is written
-PREFIX = "faces-images.array_record-"  # of the shards' names, by `template`
+IMAGES_PER_SHARD = 1024  # in a small data set: processes divide the work by shards
+MANY_SHARDS = 512  # beyond this number shards get larger: a reader keeps all of them open
+MAX_ROWS = 1 << 17  # rows of a shard: its columns are in memory while it is written
+PREFIX = "faces-images.array_record-"  # of the names of shards, see `template`
 _DIGEST_ROWS = 1 << 13
-# Each record alone is read in one go. A JPEG cannot be made smaller: zstd, the default, tries for 30 us an image.
+# Groups of one: a record is read without others. JPEGs do not get smaller: zstd, the default, tries for 30 us an image.
 _LAYOUT = "group_size:1,snappy"
 
 
 def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
-    """How the shards are called."""
+    """Returns the pattern of the shards' file names."""
     return naming.ShardedFileTemplate(
         data_dir=str(out), dataset_name="faces", split="images", filetype_suffix="array_record"
     )
@@ -50,10 +50,19 @@ def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """All that shard `index` of `count` is made from. It names its rows and holds none, so it is small, however large
-    the source is, and can be sent to another process or machine.
+    """Everything that shard `index` of `count` is made from.
 
-    source: the file that `plan` wrote, with a batch of rows a shard; source_rows: of all shards.
+    A task names its rows and does not hold them. It is small for any source and can be sent to another process or
+    machine.
+
+    Attributes:
+        out: Folder of the data set.
+        index: Number of the shard.
+        count: Number of all shards.
+        source: The file that `plan` wrote, with one batch of rows per shard.
+        source_rows: Number of rows of all shards.
+        read: Reads the image of a row.
+        recipe: How faces are cut.
     """
 
     out: pathlib.Path
@@ -66,28 +75,35 @@ class ShardTask:
 
     @property
     def first_row(self) -> int:
+        """The first source row of the shard."""
         return self.index * self.source_rows // self.count
 
     @property
     def num_rows(self) -> int:
+        """The number of source rows of the shard."""
         return (self.index + 1) * self.source_rows // self.count - self.first_row
 
     @property
     def path(self) -> pathlib.Path:
+        """The shard."""
         return pathlib.Path(str(template(self.out).sharded_filepath(shard_index=self.index, num_shards=self.count)))
 
     @property
     def columns_path(self) -> pathlib.Path:
+        """The columns of the shard's images."""
         return self.out / "parts" / f"{self.index:05d}.parquet"
 
     @property
     def part_path(self) -> pathlib.Path:
-        """JSON: rejected, [name, reason] of each row that is not in the shard; several_faces, photographs in which
-        more than one was found; bytes and sha256 of the shard."""
+        """JSON about the shard.
+
+        rejected: [name, reason] of each row that is not in the shard. several_faces: number of photographs with more
+        than one face. bytes, sha256: of the shard.
+        """
         return self.out / "parts" / f"{self.index:05d}.json"
 
     def is_complete(self) -> bool:
-        """Whether the shard is there as it was written."""
+        """Whether the shard exists and is unchanged since it was written."""
         if not self.path.exists():
             return False
         part = read_json(self.part_path)
@@ -95,11 +111,11 @@ class ShardTask:
 
 
 def missing(tasks: list[ShardTask]) -> list[ShardTask]:
-    """The tasks whose shards are not there as they were written."""
+    """Returns the tasks whose shards are missing or damaged."""
     found = [task for task in tasks if not task.is_complete()]
     for task in found:
         if task.path.exists():
-            logger.warning("%s was damaged since it was written: it is made again", task.path)
+            logger.warning("%s was damaged after it was written: it is made again", task.path)
     return found
 
 
@@ -108,13 +124,18 @@ def write_shard(
     open: Callable[[str], BinaryIO] | None = None,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Writes one shard, its columns and its rejected rows; what is complete already is left. Returns source rows done.
+    """Writes a shard, its columns and its rejected rows, unless the shard is complete.
 
-    The shard gets its final name last, so a shard of that name was complete and so were the parts beside it; one that
-    was damaged since then is made again.
+    The shard gets its final name last, so a shard of that name was complete, with its parts. If it was damaged
+    afterwards, it is made again.
 
-    Args: open: gives the file of the source, where it is not on a local disk; tick: is called with the number of rows
-    that are done since it was called last.
+    Args:
+        task: The task of the shard.
+        open: Opens the source file if it is not on a local disk.
+        tick: Called with the number of rows done since its last call.
+
+    Returns:
+        The number of source rows done.
     """
     if task.is_complete():
         tick(task.num_rows)
@@ -156,36 +177,43 @@ def write_shard(
 
 
 def _rows(table: pa.Table) -> Iterator[dict]:
-    """The rows as dicts, without ever holding more than a batch of them."""
+    """The rows as dicts, with at most one batch of them in memory."""
     for batch in table.to_batches(max_chunksize=256):
         yield from batch.to_pylist()
 
 
 def _ticking(rows: Iterator[dict], tick: Callable[[int], None]) -> Iterator[dict]:
-    """The rows; each counts as done when the next one is asked for."""
+    """The rows. Each counts as done when the next one is requested."""
     for row in rows:
         yield row
         tick(1)
 
 
 def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, shards: int = 0) -> list[ShardTask]:
-    """Opens (or goes on with) the folder `out` and returns the tasks whose shards are its images.
+    """Starts or resumes the folder `out` and returns the tasks of its shards.
 
-    The rows go into `parts/source.arrow`, a batch a shard: nobody needs the source's table after this.
+    The rows go into `parts/source.arrow`, one batch per shard. The source's table is not needed after this.
 
-    Args: reader: its name; recipe: how faces are cut; shards: their number (0: by the number of images).
+    Args:
+        source: Rows of the source, and how to read their images.
+        out: Folder of the data set.
+        reader: Name of the reader.
+        recipe: How faces are cut.
+        shards: Number of shards; 0 chooses it by the number of images.
 
-    Raises InputError if `out` was begun with another source or recipe, or if the source has no row.
+    Raises:
+        InputError: The source has no row, `shards` is too small, `out` cannot be created or was started with another
+            source or recipe.
     """
     count = source.table.num_rows
     if not count:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(source.rejected, 3))
-        raise InputError(f"the source has no usable row ({len(source.rejected)} rejected: {reasons})")
+        raise InputError(f"the source has no usable row ({len(source.rejected)} rejected: {reasons}): correct it")
     shards = shards or max(min(-(-count // IMAGES_PER_SHARD), MANY_SHARDS), -(-count // MAX_ROWS))
     if -(-count // shards) > MAX_ROWS:
         raise InputError(
-            f"--shards {shards} for {count:,} images: a shard holds at most {MAX_ROWS:,}, so take"
-            f" {-(-count // MAX_ROWS)} or more (or leave --shards away)"
+            f"--shards {shards} for {count:,} images: a shard holds at most {MAX_ROWS:,}. Use"
+            f" {-(-count // MAX_ROWS)} or more, or omit --shards"
         )
     written = {
         "reader": reader,
@@ -200,7 +228,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     try:
         (out / "parts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}): name another --out") from error
+        raise InputError(f"{out} cannot be created ({error.strerror}): choose another --out") from error
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
         before = read_json(recipe_path)
@@ -214,7 +242,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
                 told = {"source": f"other rows: {before.get('source_rows')} there, {count} now"} | rest
             listed = ", ".join(told.values())
             raise InputError(
-                f"{out} was begun with another recipe ({listed}): choose another --out or remove the folder"
+                f"{out} was started with another recipe ({listed}): choose another --out or remove the folder"
             )
     else:
         write_json(recipe_path, written)
@@ -225,6 +253,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
 
 
 def source_path(out: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the source's rows, below the folder of the data set."""
     return out / "parts" / "source.arrow"
 
 
@@ -234,9 +263,9 @@ def _write_source(table: pa.Table, tasks: list[ShardTask], path: str) -> None:
         for task in tasks:
             try:
                 writer.write_batch(_batch(table, task.first_row, task.num_rows))
-            except pa.ArrowInvalid as error:  # Arrow's texts end at 2 GiB a column
+            except pa.ArrowInvalid as error:  # a text column of Arrow holds at most 2 GiB
                 raise InputError(
-                    f"the rows of shard {task.index} hold too much text ({error}): take more --shards"
+                    f"the rows of shard {task.index} hold too much text ({error}): use more --shards"
                 ) from error
     os.replace(path + ".incomplete", path)
 
@@ -247,7 +276,7 @@ def _batch(table: pa.Table, first: int, count: int) -> pa.RecordBatch:
 
 
 def _digest(table: pa.Table) -> str:
-    """SHA-256 of the rows, however they lie in memory."""
+    """SHA-256 of the rows, whatever their layout in memory."""
     digest = hashlib.sha256(repr([(field.name, str(field.type)) for field in table.schema]).encode())
     for first in range(0, table.num_rows, _DIGEST_ROWS):
         for column in _batch(table, first, _DIGEST_ROWS).columns:
@@ -257,7 +286,7 @@ def _digest(table: pa.Table) -> str:
 
 
 def _content(array: pa.Array) -> Iterator[bytes | memoryview]:
-    """What an array of numbers, texts or lists of them holds: which are null, the lengths, the values."""
+    """The content of an array of numbers, texts or lists of them: which are null, the lengths, the values."""
     yield np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes()
     array = array.drop_null()
     if pa.types.is_list(array.type):

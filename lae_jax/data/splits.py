@@ -1,4 +1,4 @@
-"""Splits: named lists of rows. They read the columns and never the images."""
+"""Splits: named arrays of rows, made from the columns without the images."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from lae_jax.runtime.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
-MAX_NAMED = 1000  # splits that a source may name: each is a file, and a place in the manifest
+MAX_NAMED = 1000  # splits that a source may name: each is a file and an entry of the manifest
 _PARTS = 16
 
 
@@ -21,10 +21,10 @@ def _column(values: np.ndarray | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
-    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or null; and how many values there are.
+    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or null; and the number of values.
 
-    They are numbered in 16 parts, by their last character: Arrow holds what it numbers three times over, and ten
-    million hashes are 0.7 GB.
+    Values are numbered in 16 parts, by their last character, because Arrow holds three copies of what it numbers and
+    ten million hashes are 0.7 GB.
     """
     last = pc.utf8_slice_codeunits(values, -1).dictionary_encode().combine_chunks().indices
     part = pc.fill_null(last, 0).to_numpy(zero_copy_only=False) % _PARTS
@@ -32,7 +32,7 @@ def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     code, count = np.full(len(values), -1, np.int32), 0
     for number in range(_PARTS):
         rows = part == number
-        # An Arrow text ends at 2 GiB, a large one does not.
+        # A text column of Arrow holds at most 2 GiB, one of large texts holds more.
         some = values.filter(pa.array(rows)).cast(pa.large_string()).combine_chunks().dictionary_encode()
         code[rows] = some.indices.to_numpy() + np.int32(count)
         count += len(some.dictionary)
@@ -40,16 +40,19 @@ def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
 
 
 def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
-    """Rows that must stay together: those which share a value of any key, also through a third row.
+    """Groups rows that must stay together: those that share a value of any key, also through a third row.
 
-    Args: texts (N,) of one length; an empty string or None shares nothing. Returns: (N,) int group numbers, in the
-    order of the groups' first rows.
+    Args:
+        *keys: Texts (N,) each. An empty string or None shares nothing.
+
+    Returns:
+        (N,) int group numbers, in the order of the groups' first rows.
     """
     n = len(keys[0])
     edges, nodes = [], n
     for key in keys:
         code, values = _codes(_column(key))
-        # A value is a node of the graph, beside the rows; one that a single row has connects nothing.
+        # Rows and values are the nodes of the graph. A value that only one row has connects nothing.
         shared = np.bincount(code[code >= 0], minlength=values) > 1
         rows = np.flatnonzero(code >= 0)
         rows = rows[shared[code[rows]]]
@@ -61,23 +64,27 @@ def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
 
 
 def _shuffled_groups(group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the place of its group in a seeded order, and the rows of each place."""
+    """For each row the place of its group in a seeded order, and the number of rows at each place."""
     _, code = np.unique(group, return_inverse=True)
     place = np.random.default_rng(seed).permutation(code.max() + 1)[code]
     return place, np.bincount(place)
 
 
 def parse_ratio(text: str) -> tuple[int, ...]:
-    """'4:1' -> (4, 1): train and validation; '8:1:1' -> train, validation and test."""
+    """Parses a ratio: '4:1' -> (4, 1), train and validation; '8:1:1' -> (8, 1, 1), train, validation and test.
+
+    Raises:
+        InputError: The text is not a ratio.
+    """
     if not re.fullmatch(r"\d+:\d+(:\d+)?", text) or not all(int(part) for part in text.split(":")):
         raise InputError(
-            f"--ratio {text!r} is no ratio such as 4:1 (train:validation) or 8:1:1 (train:validation:test)"
+            f"--ratio {text!r} is not a ratio: write 4:1 (train:validation) or 8:1:1 (train:validation:test)"
         )
     return tuple(int(part) for part in text.split(":"))
 
 
 def by_ratio(group: np.ndarray, ratio: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    """Cuts the groups, in a seeded random order, at the ratio's shares of the rows."""
+    """Puts the groups into a seeded random order and cuts it at the ratio's shares of the rows."""
     place, sizes = _shuffled_groups(group, seed)
     middle = (np.cumsum(sizes) - sizes / 2)[place] / len(group)
     borders = np.cumsum(ratio)[:-1] / sum(ratio)
@@ -86,14 +93,14 @@ def by_ratio(group: np.ndarray, ratio: tuple[int, ...], seed: int) -> dict[str, 
 
 
 def by_fold(group: np.ndarray, folds: int, seed: int) -> Mapping[str, np.ndarray]:
-    """K-fold: `fold<k>-train` and `fold<k>-validation`; each row is validated on once."""
+    """Returns the splits of a K-fold, `fold<k>-train` and `fold<k>-validation`. Each row is validated on once."""
     place, sizes = _shuffled_groups(group, seed)
     middle = (np.cumsum(sizes) - sizes / 2)[place] / len(group)
     return _Folds(np.minimum((middle * folds).astype(int), folds - 1), folds)
 
 
 class _Folds(Mapping):
-    """Rows of each split of a K-fold, made when they are asked for: together they are K times all rows."""
+    """Rows of each split of a K-fold, made on request: together they are K times as many as all rows."""
 
     def __init__(self, fold: np.ndarray, folds: int):
         self._fold = fold
@@ -113,25 +120,34 @@ class _Folds(Mapping):
 def by_column(
     split: np.ndarray | pa.ChunkedArray, content: np.ndarray | pa.ChunkedArray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The splits that the source names; a file that stands in several stays in one: test, then others, then train.
+    """Returns the splits that the source names, with each file in one of them.
 
-    Args: split (N,) names, '' or None for rows in none; content (N,) content hashes.
-    Returns: the splits, and the rows that were left out of theirs, in order.
+    A file in several splits stays in test, else in the first of the remaining splits by name, train last.
+
+    Args:
+        split: (N,) names, '' or None for rows without a split.
+        content: (N,) content hashes.
+
+    Returns:
+        The rows of each split, and the rows that were removed from theirs, in order.
+
+    Raises:
+        InputError: The source names too many splits, or a name is not allowed.
     """
     split = _column(split)
     names = pc.unique(split).drop_null()
     if len(names) > MAX_NAMED:
-        raise InputError(f"the column `split` has {len(names):,} different values: {MAX_NAMED:,} splits at most")
+        raise InputError(f"the column `split` has {len(names):,} different values: at most {MAX_NAMED:,} are allowed")
     names = sorted(name for name in names.to_pylist() if name)
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
-            raise InputError(f"split name {name!r}: only letters, digits, '_', '-' and '.' (at most 64)")
+            raise InputError(f"split name {name!r}: use letters, digits, '_', '-' and '.' (at most 64)")
     own = pc.fill_null(pc.index_in(split, pa.array(names, pa.string())), -1).to_numpy()
     number = {name: place for place, name in enumerate(names)}
     content, known = _codes(_column(content))
     taken = np.zeros(len(own), bool)
-    seen = np.zeros(known + 1, bool)  # the last place stands for -1
-    # Of two evaluation splits the first in this order keeps a file that both hold.
+    seen = np.zeros(known + 1, bool)  # the last place is that of -1
+    # The first split in this order keeps a file that several hold.
     for name in sorted(names, key=lambda name: (name == "train", name != "test", name)):
         rows = np.flatnonzero(own == number[name])
         taken[rows] = seen[content[rows]]

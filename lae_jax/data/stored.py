@@ -1,4 +1,4 @@
-"""From rows of a source to what a data set stores of them: read, decoded, cut, encoded."""
+"""Records of a data set, made from rows of a source: read, decode, cut, encode."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ import pyarrow as pa
 from lae_jax.data.sources.readers import Picture
 from lae_jax.faces import crops, images, perceptual_hash
 
-# The columns that are made here, beside the source's own.
+# The columns that are made here and added to the source's.
 COLUMNS = {
     "name": pa.string(),
     "source_row": pa.int64(),
@@ -19,13 +19,13 @@ COLUMNS = {
     "width": pa.int32(),  # of the source image, pixels
     "height": pa.int32(),
     "landmarks": pa.list_(pa.float32()),  # x, y, x, y ... in pixels of the upright source image; null: unknown
-    "box": pa.list_(pa.float32()),  # left, top, right, bottom of the face that was found, likewise
+    "box": pa.list_(pa.float32()),  # left, top, right, bottom of the detected face, likewise
     "cut_by": pa.string(),  # 'source' (its landmarks) | 'mtcnn' | 'centre'; null: a ready crop
     "phash": pa.binary(perceptual_hash.BYTES),  # perceptual hash of the stored image
-    "scale": pa.float32(),  # pixels of the source image that a pixel of the stored one spans
-    "faces": pa.int32(),  # that were found in the source image; null: nobody looked
+    "scale": pa.float32(),  # pixels of the source image per pixel of the stored one
+    "faces": pa.int32(),  # detected in the source image; null: not searched
 }
-# Decoded photographs in memory at a time; a 16-megapixel one has 48 MB.
+# Decoded photographs in memory at a time; one of 16 megapixels takes 48 MB.
 _PHOTOGRAPHS = 4
 
 
@@ -39,9 +39,15 @@ class Stored(NamedTuple):
 def stored(
     rows: Iterable[dict], first_row: int, read: Callable[[dict], Picture], recipe: crops.Recipe
 ) -> Iterator[tuple[int, str, Stored | images.BadImage]]:
-    """For each face its row's number (from `first_row`) and name, and what is stored of it or why there is none.
+    """Yields for each face the number of its row, its name, and its record or the reason why there is none.
 
     A row of several faces (`recipe.faces` 'all') gives several records; the second is called NAME#2.
+
+    Args:
+        rows: Rows of the source.
+        first_row: Number of the first row.
+        read: Reads the image of a row.
+        recipe: How faces are cut.
     """
     make = _ready if recipe.align == "none" else _cut
     numbered = enumerate(rows, first_row)
@@ -63,7 +69,7 @@ def _read(row: dict, read: Callable[[dict], Picture]) -> Picture | images.BadIma
 
 
 def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
-    """Of images that are crops already."""
+    """Yields the records of images that are crops already."""
     for row, picture in zip(rows, pictures, strict=True):
         if isinstance(picture, images.BadImage):
             yield [picture]
@@ -86,7 +92,7 @@ def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[l
 
 
 def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
-    """Of photographs: aligned crops."""
+    """Yields the records of photographs: aligned crops."""
     loaded: dict[int, crops.Photograph] = {}
     for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
         if isinstance(picture, images.BadImage):

@@ -1,4 +1,4 @@
-"""Evaluations: what a run predicts for a split, scored and written into a folder."""
+"""Evaluations: score a run on a split and write the results into a folder."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,14 @@ from lae_jax.runtime.errors import InputError
 
 
 class Evaluation(NamedTuple):
-    """An evaluation as it was written."""
+    """An evaluation that was written.
 
-    report: dict  # what stands in report.json
+    Attributes:
+      report: Content of report.json.
+      folder: RUN/evaluation/<data set>-<split>.
+    """
+
+    report: dict
     folder: epath.Path
 
 
@@ -39,18 +44,18 @@ def evaluate(
     Args:
       run: Folder of a run.
       data: Folder of a prepared data set (default: the run's own).
-      split: Name of a split, 'all' for every row (default: the run's validation split).
-      step: Step of the checkpoint to take (default: the best one).
+      split: Name of a split; 'all' for every row (default: the run's validation split).
+      step: Step of the checkpoint to score (default: the best checkpoint).
       flip: Average each estimate with that of the mirror image.
       interval: Share of a predicted distribution that its interval holds, between 0 and 1.
-      baseline: Run that the page compares this one with; it was evaluated on the same split.
-      threshold: Age in years: the report tells how P(age >= threshold) decides.
-      slices: Columns of the data set by which the scores are told too.
+      baseline: Run that the page compares this one with; it must have an evaluation of the same images.
+      threshold: Age in years; the report scores P(age >= threshold) as a decision.
+      slices: Columns of the data set; the report also scores the images of each of their values.
       spread: Column of the labels' standard deviation, or 'MEAN,STD', for the epsilon-error.
       show_faces: Show the best, a typical and the worst face of each age group on the page.
       calibrate: Fit the temperature of the distributions first, on the run's validation split.
-      allow_other_crop: Go on although faces are cut otherwise than the run's own.
-      batch_size: Images at a time, over all devices.
+      allow_other_crop: Continue although the faces are cut in another way than the run's.
+      batch_size: Images in a batch, over all devices.
 
     Returns:
       The report and its folder.
@@ -67,7 +72,7 @@ def evaluate(
     layout.require_run(run)
     if data:
         layout.require_dataset(data)
-    # Here and not above: a program tells its flags without loading all this.
+    # Imported here, so that a program shows its help without loading all this.
     from lae_jax.evaluate import measure, results
     from lae_jax.runtime import checkpoints
 

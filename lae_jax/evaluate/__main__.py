@@ -2,8 +2,8 @@
 
     python -m lae_jax.evaluate --run runs/classify --data data/faces --split validation
 
-Writes RUN/evaluation/<data set>-<split>/: report.html, one file to look at that needs nothing else; report.json,
-predictions.csv, model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
+Writes RUN/evaluation/<data set>-<split>/: report.html, one self-contained file; report.json, predictions.csv,
+model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
 import argparse
@@ -14,30 +14,35 @@ from lae_jax.runtime import console, flags, layout, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the flags (`argv`, or the command line)."""
     parser = flags.Parser("evaluate", __doc__)
     add, common = parser.add_argument, parser.add_common
     common("run", help="folder of a run")
     common("data", help="folder of a prepared data set (default: the run's own)")
-    common("split", help="name of a split, 'all' for every row (default: the run's validation split)")
+    common("split", help="name of a split; 'all' for every row (default: the run's validation split)")
     common("step")
     common("flip")
     common("interval")
-    common("threshold", help="age in years: tell how P(age >= AGE) decides, such as 18")
-    add("--baseline", metavar="RUN", help="run that the page compares this one with, evaluated on the same split")
+    common("threshold", help="age in years, such as 18: score P(age >= AGE) as a decision")
+    add(
+        "--baseline",
+        metavar="RUN",
+        help="run to compare with on the page; it must have an evaluation of the same images",
+    )
     add("--slice", action="append", default=[], metavar="COLUMN", dest="slices",
-        help="tell the scores by a column of the source too, such as sex; may be repeated")  # fmt: skip
+        help="also score the images of each value of this column, such as sex; can be repeated")  # fmt: skip
     add("--spread", metavar="[MEAN,]STD", help="columns of the labels' mean and standard deviation, for the"
         " epsilon-error")  # fmt: skip
     add("--show-faces", action="store_true", help="show the best, a typical and the worst face of each age group")
     add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
     common("allow_other_crop")
-    add("--batch-size", type=int, default=256, metavar="N", help="images at a time, over all devices")
+    add("--batch-size", type=int, default=256, metavar="N", help="images in a batch, over all devices")
     common("devices")
     return parser.parse_args(argv)
 
 
 def tell(report: dict) -> str:
-    """The report as text for a terminal."""
+    """Returns the report as text for a terminal."""
     from lae_jax.metrics import GROUPS
     from lae_jax.report import wording
 
@@ -61,15 +66,18 @@ def tell(report: dict) -> str:
         f"   n {report['n']}"
     )
     if outside := report["n"] - sum(report["group_count"]):
-        lines.append(f"{outside} of them older than 81 or younger than 1: they count in MAE, not in a group")
+        lines.append(
+            f"{outside} of the {report['n']} images show ages outside 1 to 81: they count in MAE, but in no age group"
+        )
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"
-        lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide in the mean")
+        lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide on average")
     lines += wording.warnings(report)
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
     layout.require_run(args["run"])
     start.devices(args.pop("devices"))
@@ -79,6 +87,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # A Ctrl-C ends it at once, also where the exception would come up inside a callback of JAX and be lost.
+    # Ctrl-C ends the program at once, even inside a callback of JAX, which would lose the exception.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     start.program(main)

@@ -1,4 +1,4 @@
-"""What a run predicts for a split of a prepared data set, and how sure it is."""
+"""Predictions: run a checkpoint over a split, calibrate its distributions, measure their intervals."""
 
 import dataclasses
 import functools
@@ -15,14 +15,20 @@ from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
 
-
-_ENOUGH = 200  # images that a temperature is fitted on
+_ENOUGH = 200  # fewest images for a reliable temperature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
-    """targets: (N,) of the rows that have one; outputs: (N,) ages in years, or embeddings (N, D); probabilities:
-    (N, 101) of the ages, before the temperature; None for identities; leaks: as leaks.of_evaluation tells them."""
+    """What a checkpoint predicts for a split.
+
+    Attributes:
+      rows: (N,) rows of the split that have a target.
+      targets: (N,) ages in years, or identities.
+      outputs: (N,) ages in years, or embeddings (N, D).
+      probabilities: (N, 101) of the ages before the temperature; None for embeddings.
+      leaks: Result of `leaks.of_evaluation`.
+    """
 
     checkpoint: checkpoints.Checkpoint
     stage: stages.Stage
@@ -36,14 +42,16 @@ class Evaluated:
 
     @property
     def same_data(self) -> bool:
-        """Whether the data set is the one that the run was trained on."""
+        """Whether the run was trained on this data set."""
         return self.checkpoint.meta["data_hash"] == self.dataset.hash
 
     @property
     def same_crop(self) -> bool:
+        """Whether the faces are cut in the same way as those of the training."""
         return self.checkpoint.meta["crop"] == self.dataset.crop
 
     def scores(self) -> stages.Scores:
+        """Scores the outputs against the targets."""
         return self.stage.score({self.stage.target: self.targets}, self.outputs)
 
 
@@ -56,9 +64,21 @@ def predict(
     batch_size: int = 256,
     allow_other_crop: bool = False,
 ) -> Evaluated:
-    """Runs a checkpoint over a split (default: the run's data set and its validation split).
+    """Runs a checkpoint over a split.
 
-    Raises InputError for a split that is not there, and for faces that were cut otherwise unless that is allowed.
+    Args:
+      checkpoint: Checkpoint of a run.
+      data: Folder of a prepared data set (default: the run's own).
+      split: Name of a split (default: the run's validation split).
+      flip: Average each output with that of the mirror image.
+      batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices.
+      allow_other_crop: Warn instead of raising where the faces are cut in another way than the run's.
+
+    Returns:
+      The outputs for the rows that have a target.
+
+    Raises:
+      InputError: The split does not exist, or the faces are cut in another way.
     """
     config, stage, par = (
         fields.from_json(checkpoint.meta["config"]),
@@ -70,12 +90,14 @@ def predict(
     if allow_other_crop and (told := agreement.other_crops(checkpoint, dataset)):
         logger.warning("%s: the errors may be large", told)
     else:
-        otherwise = ", or say --allow-other-crop (the errors may be large)"
+        otherwise = ", or pass --allow-other-crop (the errors may be large)"
         agreement.require_same_crops(checkpoint, dataset, otherwise)
     if agreement.was_prepared_again(checkpoint, dataset):
-        logger.warning("%s was prepared again after the run: the split may hold what it was trained on", dataset.path)
+        logger.warning(
+            "%s was prepared again after the run: the split may hold images that the run was trained on", dataset.path
+        )
     examples = inputs.examples(dataset, split, stage)
-    # Before anything is predicted, and on all hosts: none comes late to what they do together.
+    # Before the prediction and on every host, so that no host arrives late at a collective operation.
     found = leaks.of_evaluation(checkpoint.meta, dataset, split)
     module = build.model(config, stage, checkpoint.meta["num_outputs"])
     is_age = stage.target == "age"
@@ -95,7 +117,11 @@ def predict(
 
 
 def validation_split(checkpoint: checkpoints.Checkpoint) -> str:
-    """The data set's name of the split that a run was validated on. Raises InputError if there was none."""
+    """Returns the data set's name of the split that a run was validated on.
+
+    Raises:
+      InputError: The run has no validation split.
+    """
     config = fields.from_json(checkpoint.meta["config"])
     if not config.data.split:
         raise InputError(f"{checkpoint.workdir} was trained without a validation split: name one with --split")
@@ -103,18 +129,23 @@ def validation_split(checkpoint: checkpoints.Checkpoint) -> str:
 
 
 def calibrate(evaluated: Evaluated, level: float) -> None:
-    """Fits the temperature of a run's distributions on its validation split and writes it beside the run.
+    """Fits the temperature of a run's distributions on its validation split and writes it into the run's folder.
 
-    Raises InputError for another split or data set: on what was trained on, every model is sure of itself.
+    Args:
+      evaluated: Predictions for the validation split of the run's own data set.
+      level: Share of a distribution that an interval holds, for the coverage before and after.
+
+    Raises:
+      InputError: The predictions are for another split or data set. A model is too confident on its training images.
     """
     checkpoint = evaluated.checkpoint
     if evaluated.probabilities is None or evaluated.split != validation_split(checkpoint) or not evaluated.same_data:
-        raise InputError("--calibrate fits on the validation split of the run's own data set: leave --data and --split")
+        raise InputError("--calibrate fits on the validation split of the run's own data set: omit --data and --split")
     temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
     if len(evaluated.targets) < _ENOUGH or not distributions.is_inside(temperature):
         logger.warning(
-            "the temperature %.3f of %d images is not to be relied on: it takes some hundreds, and a model that has"
-            " learnt something",
+            "the temperature %.3f, fitted on %d images, is not reliable: fit it on some hundreds of images, with a"
+            " model that has learnt something",
             temperature,
             len(evaluated.targets),
         )
@@ -139,7 +170,11 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
 
 
 def sureness(evaluated: Evaluated, level: float, temperature: float) -> dict:
-    """Of the intervals that hold `level` of each distribution: the share of ages in them, their mean width in years."""
+    """Measures the intervals that hold `level` of each distribution at a temperature.
+
+    Returns:
+      Level, temperature, coverage (share of the ages inside the intervals) and mean width in years.
+    """
     probabilities = distributions.tempered(evaluated.probabilities, temperature)
     low, high = distributions.intervals(probabilities, level).T
     return {

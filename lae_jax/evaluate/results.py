@@ -1,4 +1,4 @@
-"""From what a run predicted to the folder of its evaluation: scores, predictions, model card and the page."""
+"""The folder of an evaluation: scores, predictions, model card and page."""
 
 import dataclasses
 import logging
@@ -20,14 +20,21 @@ from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
 
-_SIDE = 240  # pixels of a photograph on a page
+_SIDE = 240  # longest side of a photograph on a page, pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """interval: share of the distribution whose coverage is told; threshold: years, of P(age >= threshold); slices:
-    further columns of the source; spread: 'STD' or 'MEAN,STD', columns of the source, for the epsilon-error; faces:
-    show some; baseline: another run, evaluated on the same images."""
+    """What an evaluation shows besides the scores.
+
+    Attributes:
+      interval: Share of a distribution whose coverage is reported.
+      threshold: Age in years for P(age >= threshold).
+      slices: Columns of the data set to score by.
+      spread: 'STD' or 'MEAN,STD', columns of the data set, for the epsilon-error.
+      faces: Whether the page shows faces.
+      baseline: Folder of another run that was evaluated on the same images.
+    """
 
     interval: float = 0.9
     threshold: float | None = None
@@ -40,11 +47,14 @@ class Contents:
 def check(
     contents: Contents, checkpoint: checkpoints.Checkpoint, data: str | None, split: str | None, flip: bool
 ) -> None:
-    """Raises InputError, before anything is predicted, for a column that is not there, and for a baseline that is no
-    run or was not evaluated on what this one is to be."""
+    """Checks the columns and the baseline before anything is predicted.
+
+    Raises:
+      InputError: A column does not exist, or the baseline is not a run or was not evaluated on the same images.
+    """
     spread = contents.spread.split(",") if contents.spread else []
     if len(spread) > 2:
-        raise InputError(f"--spread {contents.spread}: a column of standard deviations, or MEAN,STD")
+        raise InputError(f"--spread {contents.spread}: give one column (STD) or two (MEAN,STD)")
     if not (spread or contents.slices or contents.baseline):
         return
     dataset = records.open_dataset(data or checkpoint.meta["config"]["data"]["path"], "quick")
@@ -56,10 +66,13 @@ def check(
 
 
 def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, flip: bool = False) -> dict:
-    """Writes the evaluation's folder and returns its report.json.
+    """Writes the evaluation's folder and returns the content of report.json.
 
-    report.json, report.html; of ages also predictions.csv, model_card.md, and report/ with the pictures and their
-    numbers. Raises InputError for a baseline that was not evaluated on these images.
+    The folder gets report.json and report.html; for ages also predictions.csv, model_card.md, and report/ with the
+    pictures and their numbers.
+
+    Raises:
+      InputError: The baseline was not evaluated on these images.
     """
     checkpoint, dataset = done.checkpoint, done.dataset
     report = {
@@ -101,12 +114,12 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
 
 
 def of_run(workdir: epath.Path) -> None:
-    """The report of a run that has ended, RUN/report.html: that of its kept checkpoint on its validation split.
+    """Writes RUN/report.html, the report of a finished run's kept checkpoint on its validation split.
 
-    A report that is there already stays.
+    An existing report is not replaced.
     """
     path = workdir / loading.PAGE
-    # All hosts must go the same way.
+    # All hosts must take the same branch.
     if parallel.from_first_host(path.exists()):
         return
     checkpoint = checkpoints.load_run(workdir)
@@ -124,7 +137,7 @@ def of_run(workdir: epath.Path) -> None:
 
 
 def place(done: measure.Evaluated, suffix: str = "") -> epath.Path:
-    """The folder of an evaluation: RUN/evaluation/<data set>-<split>."""
+    """Returns the folder of an evaluation: RUN/evaluation/<data set>-<split><suffix>."""
     return done.checkpoint.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
 
 
@@ -134,12 +147,14 @@ def _baseline(run: str, dataset: records.Dataset, split: str, flip: bool) -> loa
     like = {"data": str(dataset.path), "data_hash": dataset.hash, "split": split, "flip": flip}
     found = loading.matching(epath.Path(run), like)
     if found is None:
-        raise InputError(f"--baseline {run} was not evaluated on these images: {loading.command(run, like)}")
+        raise InputError(
+            f"--baseline {run} was not evaluated on these images: evaluate it first with {loading.command(run, like)}"
+        )
     return found
 
 
 def _training(done: measure.Evaluated) -> dict | None:
-    """Images of each whole age that the run was trained on; None where its data set is another."""
+    """Training images of each whole age; None if the run was trained on another data set."""
     if not done.same_data:
         return None
     config = fields.from_json(done.checkpoint.meta["config"])
@@ -149,8 +164,10 @@ def _training(done: measure.Evaluated) -> dict | None:
 
 
 def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
-    """The best that an answer can do which looks at no image, and the interval of the model's MAE minus its; None where
-    all ages are one."""
+    """The best answer that ignores the image, its MAE, and the interval of the model's MAE minus that.
+
+    None if all ages are equal.
+    """
     if np.ptp(sample.ages) == 0:
         return None
     median = float(np.median(sample.ages))
@@ -162,7 +179,7 @@ def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
 
 
 def _predictions(done: measure.Evaluated, contents: Contents, temperature: float) -> str:
-    """predictions.csv: a line an image."""
+    """The text of predictions.csv, one line per image."""
     dataset, rows = done.dataset, done.rows
     probabilities = distributions.tempered(done.probabilities, temperature)
     low, high = distributions.intervals(probabilities, contents.interval).T
@@ -187,22 +204,22 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
 
 
 def _plain(values) -> list:
-    """Numbers with all their digits: what is read back gives the same scores."""
+    """Numbers with all their digits, so that the file gives the same scores."""
     if not isinstance(values, np.ndarray):
         return values
     return [repr(value) if isinstance(value, float) and value == value else value for value in values.tolist()]
 
 
 def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:
-    """Mean and standard deviation of people's guesses of each image: (N, 2), NaN where the source lacks one."""
+    """Mean and standard deviation of people's guesses for each image: (N, 2), NaN where one is missing."""
     *mean, std = spread.split(",")
     means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)
     result = np.stack([means, _numbers(done, std)], axis=1)
     result[~np.isfinite(result).all(axis=1)] = np.nan
     if np.isnan(result).all():
-        raise InputError(f"--spread {spread}: no image of {done.split} has numbers there")
+        raise InputError(f"--spread {spread}: no image of split {done.split} has numbers in these columns")
     if (result[:, 1] < 0).any():
-        raise InputError(f"--spread {spread}: numbers below 0, which no standard deviation is")
+        raise InputError(f"--spread {spread}: a standard deviation is below 0")
     return result
 
 
@@ -211,11 +228,11 @@ def _numbers(done: measure.Evaluated, column: str) -> np.ndarray:
     try:
         return np.array([float(value) if value not in (None, "") else np.nan for value in values])
     except ValueError as error:
-        raise InputError(f"--spread: column {column} of {done.dataset.path} holds no numbers ({error})") from error
+        raise InputError(f"--spread: column {column} of {done.dataset.path} does not hold numbers ({error})") from error
 
 
 def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
-    """Further scores and the intervals of all, for report.json."""
+    """Further scores, and the intervals of all scores, for report.json."""
     estimates = {score.name: scored.estimate(score) for score in (*scores.MAIN, *scores.MORE)}
     further = {score.name: estimates[score.name] for score in scores.MORE if score.name not in ("mmae", "bias")}
     intervals = {name: [e.low, e.high] for name, e in estimates.items() if np.isfinite(e.low)}
@@ -227,7 +244,7 @@ def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
 
 
 def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
-    """Of each age group the faces with the smallest, the median and the largest error."""
+    """The faces with the smallest, the median and the largest error of each age group."""
     groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
     titles, chosen = [], []
     for number, group in enumerate(metrics.GROUPS):
@@ -252,7 +269,7 @@ def _face(done: measure.Evaluated, title: str, place: int, crop: bytes, probabil
 
 
 def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
-    """The aligned faces as the model sees them, JPEG."""
+    """The aligned faces as the model sees them, in JPEG."""
     config = fields.from_json(done.checkpoint.meta["config"])
     places = pipeline.Places(len(rows), 0, len(rows))
     (batch,) = pipeline.eval_batches(
@@ -262,7 +279,7 @@ def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
 
 
 def _photograph(dataset, row: int) -> bytes | None:
-    """The source photograph, small, JPEG; None where the source is not there any more, or was a crop already."""
+    """The source photograph, small, in JPEG; None if it cannot be read or was a crop already."""
     recipe = dataset.path / "recipe.json"
     root = files.read_json(recipe).get("images") if recipe.exists() else None
     if root is None or dataset.crop.get("align") == "none":

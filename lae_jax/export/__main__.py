@@ -1,11 +1,12 @@
-"""Exports a run as a model that other programs call, checked against the run.
+"""Exports a run as a model for other programs and checks the export against the run.
 
     python -m lae_jax.export --run runs/classify --format saved_model --out exports/saved_model
     python -m lae_jax.export --run runs/classify --format onnx --out exports/onnx
     python -m lae_jax.export --run runs/classify --format stablehlo --out exports/stablehlo
 
-Writes DIR/: the model (uint8 face crops in, ages and distributions out), export.json (the contract of its input, the
-check, SHA-256 of every file) and model_card.md. docs/serving.md says how it is served. It runs on the CPU.
+Writes DIR/: the model (uint8 face crops in, ages and distributions out), export.json (the input contract, the result
+of the check, SHA-256 of every file) and model_card.md. docs/serving.md explains how to serve it. The export runs on the
+CPU.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from lae_jax.runtime import flags, layout, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the flags (`argv`, or the command line)."""
     parser = flags.Parser("export", __doc__)
     parser.add_common("run")
     parser.add_argument(
@@ -26,14 +28,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=flags.one_of("format", get_args(export.Format)),
         help="saved_model (TensorFlow), stablehlo (jax.export) or onnx",
     )
-    parser.add_common("out", help="folder to make")
+    parser.add_common("out", help="folder to create")
     parser.add_common("step")
     parser.add_common("flip")
     return parser.parse_args(argv)
 
 
 def tell(content: dict, out: str) -> str:
-    """A written export as text for a terminal."""
+    """The summary of a written export as text for a terminal."""
     check, size = content["check"], sum(entry["bytes"] for entry in content["files"].values())
     seconds = content["seconds"]
     return "\n".join(
@@ -49,12 +51,13 @@ def tell(content: dict, out: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Exports the run of the command line and prints a summary."""
     args = vars(parse_args(argv))
     layout.require_run(args["run"])
     layout.require_new(args["out"])
     import jax
 
-    # Reference and read-back are float32 on the CPU; accelerators round more coarsely, and stay free for others.
+    # Both sides of the check are float32 on the CPU. Accelerators round more coarsely, and others may need them.
     jax.config.update("jax_platforms", "cpu")
     start.devices()
     print(tell(export.export(**args), args["out"]))

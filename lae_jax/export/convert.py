@@ -1,4 +1,4 @@
-"""From a run to a checked export: what is exported, written, read back, compared, described."""
+"""Checked exports: write the model of a run, read it back, compare it with the run, describe it."""
 
 import dataclasses
 import logging
@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import tqdm
 
 from lae_jax.data import pipeline, records
 from lae_jax.data.sources import synthetic
@@ -22,36 +23,56 @@ from lae_jax.runtime.versions import version
 
 logger = logging.getLogger("lae_jax")
 
-LIMIT = 1e-3  # years that an age may differ, and what a probability may
-BATCHES = (1, 3, 28)  # of the crops that an export is compared on
+LIMIT = 1e-3  # largest difference allowed: of an age in years, and of a probability
+BATCHES = (1, 3, 28)  # sizes of the batches of crops that the comparison uses
 _RUNTIMES = {"saved_model": "tensorflow", "stablehlo": "jax", "onnx": "onnxruntime"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Model inputs, uint8 (N, S, S, 3), and a few words on what they are."""
+    """Model inputs.
+
+    Attributes:
+      images: uint8 (N, S, S, 3).
+      told: A few words on where the images come from.
+    """
 
     images: np.ndarray
     told: str
 
 
-def export(run: os.PathLike | str, form: str, out: os.PathLike | str, step: int | None = None, flip: bool = False):
-    """Exports a run of stage 2 or 3 into a new folder and returns the content of its export.json.
+def export(
+    run: os.PathLike | str, form: str, out: os.PathLike | str, step: int | None = None, flip: bool = False
+) -> dict:
+    """Exports a run of stage 2 or 3 into a new folder, with the arguments of `lae_jax.export.export`.
 
-    Args: form: a key of `folder.FORMATS`; step: of the checkpoint (default: the best); flip: average with the mirror
-    image. Raises InputError, and ExportDiffers where the export computes something else; then nothing is left.
+    Args:
+      run: Folder of the run.
+      form: A key of `folder.FORMATS`.
+      out: Folder to create, on a local disk.
+      step: Step of the checkpoint (default: the best one).
+      flip: Average each estimate with that of the mirror image.
+
+    Returns:
+      The content of `out`/export.json.
+
+    Raises:
+      InputError: An argument or the run cannot be used.
+      ExportDiffers: The outputs of the export differ from those of the run. The export is deleted.
     """
     if form not in folder.FORMATS:
         raise InputError(unknown("format", form, folder.FORMATS))
     if files.is_remote(out):
-        raise InputError(f"--out {out}: export to a local disk, where it is read back, and copy the folder")
+        raise InputError(f"--out {out}: export to a local disk, where the check reads it back, then copy the folder")
     out = pathlib.Path(out)
     layout.require_new(out)
     with console.progress(total=4, what="export", unit="steps") as line:
         return _export(run, form, out, step, flip, line)
 
 
-def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, line) -> dict:
+def _export(
+    run: os.PathLike | str, form: str, out: pathlib.Path, step: int | None, flip: bool, line: tqdm.tqdm
+) -> dict:
     line.set_postfix_str("reading the run")
     checkpoint, config, stage = build.load_ages(run, step)
     line.update()
@@ -80,7 +101,9 @@ def _export(run, form: str, out: pathlib.Path, step: int | None, flip: bool, lin
     return _write(out, content, program, checkpoint, line)
 
 
-def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line) -> dict:
+def _write(
+    out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line: tqdm.tqdm
+) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
     unfinished = out.with_name(out.name + ".incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -106,10 +129,21 @@ def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: check
     return files.read_json(out / folder.FILE)
 
 
-def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops, line) -> dict:
-    """Writes a model into a folder, reads it back and compares it. Returns 'check' and 'seconds' of export.json.
+def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops, line: tqdm.tqdm) -> dict:
+    """Writes a model into a folder, reads it back and compares it.
 
-    Args: line: of `console.progress`, for two steps. Raises ExportDiffers.
+    Args:
+      form: A key of `folder.FORMATS`.
+      path: An existing folder.
+      program: The model in JAX.
+      crops: Inputs of the comparison.
+      line: Progress line (`console.progress`); it advances by two.
+
+    Returns:
+      The fields 'check' and 'seconds' of export.json.
+
+    Raises:
+      ExportDiffers: The outputs differ by more than `LIMIT`.
     """
     started = time.perf_counter()
     line.set_postfix_str(f"writing the {form}")
@@ -124,7 +158,20 @@ def write_model(form: str, path: pathlib.Path, program: Program, crops: Crops, l
 
 
 def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> dict:
-    """Reads a model back in its own runtime and compares it with the one in JAX. Raises ExportDiffers."""
+    """Reads a model back in its own runtime and compares it with the model in JAX.
+
+    Args:
+      form: A key of `folder.FORMATS`.
+      path: Folder of the written model.
+      program: The model in JAX.
+      crops: Inputs of the comparison.
+
+    Returns:
+      The field 'check' of export.json.
+
+    Raises:
+      ExportDiffers: The outputs differ by more than `LIMIT`.
+    """
     readable = folder.read(form, path)
     reference = jax.jit(program.function("cpu" if jax.default_backend() == "cpu" else "xla"))
     ages, distributions = (np.asarray(output) for output in reference(program.variables, crops.images))
@@ -134,12 +181,12 @@ def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> d
         "max_age_difference": float(np.abs(outputs[:, 0] - ages).max()),
         "max_distribution_difference": float(np.abs(outputs[:, 1:] - distributions).max()),
     }
-    # Written so that what is not a number is too large.
+    # Written so that a NaN fails the check.
     if not all(difference <= LIMIT for difference in differences.values()):
         raise ExportDiffers(
             f"the {form} gives ages that differ from the model's by up to {differences['max_age_difference']:.3g} years"
-            f" and probabilities by {differences['max_distribution_difference']:.3g} ({crops.told}); {LIMIT:g} is"
-            " allowed: it was deleted. This is a fault of the exporter or of the runtime: please report it"
+            f" and probabilities by up to {differences['max_distribution_difference']:.3g} ({crops.told}). At most"
+            f" {LIMIT:g} is allowed, so it was deleted. The exporter or the runtime has a fault: please report it"
         )
     name = _RUNTIMES[form]
     return {
@@ -153,18 +200,19 @@ def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> d
 
 
 def crops_of(checkpoint: checkpoints.Checkpoint) -> Crops:
-    """Some three dozen crops of the run's data set, of its validation split where there is one; drawn faces where the
-    data set is gone."""
+    """Returns at most sum(BATCHES) crops of the run's validation split, or of its training split if it has none.
+
+    Returns drawn faces if the data set cannot be read.
+    """
     config, count = fields.from_json(checkpoint.meta["config"]), sum(BATCHES)
     split = inputs.split_name(config, config.data.split or config.data.train)
     try:
         dataset = records.open_dataset(config.data.path, config.data.verify)
         rows = dataset.rows(split)
     except InputError as error:
-        logger.warning("the data set of the run cannot be read, so drawn faces are compared (%s)", error)
-        return drawn(
-            preprocessing.Input(config.data.image_size, config.data.resize), "drawn faces, the data set being gone"
-        )
+        logger.warning("the data set of the run cannot be read, so the comparison uses drawn faces (%s)", error)
+        taken = preprocessing.Input(config.data.image_size, config.data.resize)
+        return drawn(taken, "drawn faces, because the data set cannot be read")
     rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
     places = pipeline.Places(len(rows), 0, len(rows))
     augmentation = inputs.augmentation(config)
@@ -173,7 +221,7 @@ def crops_of(checkpoint: checkpoints.Checkpoint) -> Crops:
 
 
 def drawn(taken: preprocessing.Input, told: str = "drawn faces") -> Crops:
-    """Of people of all ages."""
+    """Returns sum(BATCHES) drawn faces, of people of all ages."""
     size = max(taken.resize or taken.image_size, 64)
     faces = [synthetic.draw_face(k, 3.0 * k, 0, size)[0] for k in range(sum(BATCHES))]
     return Crops(np.stack([taken.pixels(face) for face in faces]), told)

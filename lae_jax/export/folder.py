@@ -1,4 +1,4 @@
-"""The folder of an export: the model, `model_card.md`, and `export.json`, which says all of it and is written last."""
+"""The folder of an export: the model, `model_card.md`, and `export.json`, which describes it and is written last."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from lae_jax.export import onnx_model, saved_model, stablehlo
+from lae_jax.export.form import Readable
 from lae_jax.runtime import checksums, files, layout
 from lae_jax.runtime.errors import InputError, unknown
 
@@ -20,8 +21,17 @@ _AGAIN = "export it again (python -m lae_jax.export ...)"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
-    """forward: as `form.Readable` has it; image_size, resize: pixels, as in `preprocessing.Input`; crop: the contract
-    of the faces; temperature: of the distributions; source: where it is from; content: all of export.json."""
+    """An export that was opened.
+
+    Attributes:
+      forward: The model, as in `form.Readable`.
+      image_size: Pixels, as in `preprocessing.Input`.
+      resize: Pixels, as in `preprocessing.Input`.
+      crop: Crop contract.
+      temperature: Temperature of the distributions.
+      source: The folder, its format and the run, as text.
+      content: The content of export.json.
+    """
 
     forward: Callable[[np.ndarray], object]
     image_size: int
@@ -33,15 +43,23 @@ class Export:
 
 
 def close(path: os.PathLike | str, content: Mapping) -> None:
-    """Writes export.json: the content, and size and SHA-256 of each file that is there."""
+    """Writes export.json: the content, the version, and size and SHA-256 of each file in the folder."""
     path = epath.Path(path)
     files.write_json(path / FILE, {**content, "version": VERSION, "files": checksums.entries(path, FILE)})
 
 
 def open_export(path: os.PathLike | str) -> Export:
-    """Checks an export's files and reads its model with the format's own runtime.
+    """Checks the files of an export and reads its model with the runtime of the format.
 
-    Raises InputError, naming the folder, where it is damaged, none of ours, or its runtime is not installed.
+    Args:
+      path: Folder that `lae_jax.export` wrote, on a local disk.
+
+    Returns:
+      The export.
+
+    Raises:
+      InputError: The folder is damaged or not an export of lae_jax, or the runtime is not installed. The message names
+        the folder.
     """
     if files.is_remote(path):
         raise InputError(
@@ -49,7 +67,7 @@ def open_export(path: os.PathLike | str) -> Export:
         )
     path = epath.Path(path)
     if not (path / FILE).exists():
-        raise InputError(f"{path} has no {FILE}: it was not finished, or is no export of lae_jax; {_AGAIN}")
+        raise InputError(f"{path} has no {FILE}: it was not finished, or is not an export of lae_jax; {_AGAIN}")
     content = files.read_json(path / FILE)
     try:
         name, version = content["format"], content["version"]
@@ -57,12 +75,12 @@ def open_export(path: os.PathLike | str) -> Export:
         crop, temperature = dict(content["crop"]), float(content["temperature"])
         source = f"{path} ({name} of {content['source']['run']} step {content['source']['step']})"
         if version != VERSION:
-            raise ValueError(f"version {version}, and not {VERSION}")
+            raise ValueError(f"version {version}, not {VERSION}")
         if size < 1 or resize < 0 or not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"image_size {size}, resize {resize}, temperature {temperature}")
         damage = checksums.difference(path, content["files"], FILE)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path / FILE} is damaged or of another program ({error!r}): {_AGAIN}") from error
+        raise InputError(f"{path / FILE} is damaged or was written by another program ({error!r}): {_AGAIN}") from error
     if damage:
         raise InputError(f"{path} is damaged ({damage}): restore it, or {_AGAIN}")
     if name not in FORMATS:
@@ -70,18 +88,29 @@ def open_export(path: os.PathLike | str) -> Export:
     readable = read(name, path)
     if readable.dtype != "uint8" or tuple(readable.shape) != (None, size, size, 3):
         raise InputError(
-            f"{path}: its model takes {readable.dtype} {readable.shape}, {FILE} says uint8 (None, {size}, {size}, 3):"
-            f" {_AGAIN}"
+            f"{path}: its model takes {readable.dtype} {readable.shape}, but {FILE} says uint8 (None, {size}, {size},"
+            f" 3): {_AGAIN}"
         )
     return Export(readable.forward, size, resize, crop, temperature, source, content)
 
 
-def read(name: str, path: os.PathLike):
-    """The model (form.Readable) of a format in a folder, unchecked. Raises InputError where it cannot be read."""
+def read(name: str, path: os.PathLike) -> Readable:
+    """Reads the model in a folder without checking the files.
+
+    Args:
+      name: A key of `FORMATS`.
+      path: The folder.
+
+    Returns:
+      The model.
+
+    Raises:
+      InputError: The model cannot be read, or the runtime is not installed.
+    """
     try:
         return FORMATS[name].read(path)
     except InputError:
         raise
-    except Exception as error:  # each runtime has its own
+    except Exception as error:  # each runtime raises errors of different types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: its {name} cannot be read here ({reason[0]}): {_AGAIN}") from error

@@ -1,7 +1,8 @@
-"""The architectures a second time, as an ONNX graph: images (B, S, S, 3) uint8 -> age (B,), distribution (B, K).
+"""The architectures as an ONNX graph: images (B, S, S, 3) uint8 -> age (B,), distribution (B, K).
 
-A statement of its own: it reads names and shapes of the variables and none of the modules, so that ONNX Runtime against
-JAX checks both. BatchNorm is folded into the convolution before it, in float64. Inside it is NCHW, as ONNX wants it.
+The graph is written independently of the Flax modules: it uses only the variables, by name and shape. The comparison of
+ONNX Runtime with JAX therefore checks both. BatchNorm is folded into the convolution before it, in float64. Inside the
+graph the layout is NCHW, which ONNX requires.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ OPSET, IR_VERSION = 17, 8
 
 
 class _Graph:
-    """Nodes and weights as they are added. A tensor is its name; methods return the name of what they compute."""
+    """The nodes and weights of a graph. A tensor is its name; the methods return the name of their output."""
 
     def __init__(self):
         self.nodes, self.weights = [], {}
@@ -27,21 +28,31 @@ class _Graph:
         return output
 
     def weight(self, name: str, value: np.ndarray, dtype=np.float32) -> str:
-        # The mirror image meets every layer a second time.
+        # With `flip` the mirror image passes every layer a second time and sets the same weights again.
         self.weights[name] = np.ascontiguousarray(value, dtype)
         return name
 
 
 class _Layers:
-    """Layers over the variables of a backbone, named by their path in it."""
+    """Layers of a backbone. Their variables are found by their path in it."""
 
     def __init__(self, graph: _Graph, params: dict, statistics: dict, epsilon: float):
         self.graph, self.params, self.statistics, self.epsilon = graph, params, statistics, epsilon
 
     def conv(self, x: str, side: int, path: tuple, conv: str, norm: str, stride: int = 1, padding=None) -> tuple:
-        """A convolution and its BatchNorm; padding: pixels on each side, None: TensorFlow's 'same'.
+        """Adds a convolution and its BatchNorm.
 
-        Args: side: of x, pixels. Returns: the output and its side.
+        Args:
+          x: Input.
+          side: Side of x in pixels.
+          path: Path of the block in the backbone.
+          conv: Name of the convolution in the block.
+          norm: Name of the BatchNorm in the block.
+          stride: Stride in both directions.
+          padding: Pixels on each side; None: TensorFlow's 'same'.
+
+        Returns:
+          The output and its side.
         """
         params, statistics = _at(self.params, path), _at(self.statistics, path)[norm]
         kernel = np.asarray(params[conv]["kernel"], np.float64)  # (k, k, C / groups, C')
@@ -59,7 +70,7 @@ class _Layers:
             kernel_shape=[size, size],
             strides=[stride, stride],
             pads=[before, before, after, after],
-            # Every depthwise convolution of these models is in as many groups as it has channels.
+            # The depthwise convolutions of these models have one group per channel.
             group=kernel.shape[3] if conv == "depthwise_conv" else 1,
         )
         return x, (side + before + after - size) // stride + 1
@@ -101,7 +112,7 @@ def _efficientnet_v2(graph: _Graph, x: str, side: int, params: dict, statistics:
                     x, side = layers.conv(x, side, path, "depthwise_conv", "depthwise_bn", stride)
                     x = layers.squeeze_excite(layers.swish(x), path)
                 x, side = layers.conv(x, side, path, "project_conv", "project_bn")
-            # The first block of a group changes the channels, or the size, unless both are as they were.
+            # The first block of a group has a shortcut only if it keeps the size and the number of channels.
             if stride == 1 and (j > 0 or _features_before(architecture, i) == group.features):
                 x = graph.add("Add", shortcut, x)
     x, side = layers.conv(x, side, (), "top_conv", "top_bn")
@@ -116,14 +127,14 @@ def _resnet(graph: _Graph, x: str, side: int, params: dict, statistics: dict, ar
     layers = _Layers(graph, params, statistics, resnet.EPSILON)
     x, side = layers.conv(x, side, (), "conv1", "bn1", 2, padding=3)
     x = graph.add("Relu", x)
-    # ONNX pads a maximum with -inf.
+    # ONNX pads MaxPool with -inf.
     x, side = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), (side - 1) // 2 + 1
     sizes = (1, 3, 1) if architecture.bottleneck else (3, 3)
     for i, blocks in enumerate(architecture.layers, start=1):
         for j in range(blocks):
             path, block_stride = (f"layer{i}_{j}",), 2 if j == 0 and i > 1 else 1
             shortcut, before = x, side
-            strided = sizes.index(3)  # the first 3x3 has the stride
+            strided = sizes.index(3)  # the first 3x3 convolution has the stride
             for k, size in enumerate(sizes):
                 stride = block_stride if k == strided else 1
                 x, side = layers.conv(x, side, path, f"conv{k + 1}", f"bn{k + 1}", stride, padding=size // 2)
@@ -144,7 +155,7 @@ _FAMILIES = {
 
 
 def _probabilities(graph: _Graph, x: str, program: Program) -> str:
-    """Normalised images (B, 3, S, S) -> (B, K)."""
+    """Adds the model: normalised images (B, 3, S, S) -> probabilities (B, K)."""
     family, architecture = _FAMILIES[program.name]
     params, statistics = program.variables["params"], program.variables["batch_stats"]
     x = family(graph, x, program.image_size, params["backbone"], statistics["backbone"], architecture)
@@ -160,7 +171,10 @@ def _dense(graph: _Graph, x: str, params: dict, layer: str) -> str:
 
 
 def model_of(program: Program) -> onnx.ModelProto:
-    """An ONNX model of opset 17 with an input `image` and the outputs `age` and `distribution`, free in the batch."""
+    """Returns an ONNX model of opset 17, for batches of any size.
+
+    Its input is `image`; its outputs are `age` and `distribution`.
+    """
     graph, side = _Graph(), program.image_size
     mean, std = np.asarray(program.mean, np.float64), np.asarray(program.std, np.float64)
     x = graph.add("Transpose", graph.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])

@@ -1,29 +1,38 @@
-"""ONNX: written by a graph of our own, read by ONNX Runtime. Both are packages of the extra `onnx`."""
+"""ONNX: write a model with `onnx_graph`, read it with ONNX Runtime. Both need packages of the extra `onnx`."""
 
 import importlib
 import pathlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from lae_jax.export.form import Readable, rows
 from lae_jax.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from lae_jax.export.program import Program
+
 FILE = "model.onnx"
 
 
-def required(name: str):
-    """The package of the extra. Raises InputError, with the command, where it is not installed."""
+def required(name: str) -> ModuleType:
+    """Imports a package of the extra.
+
+    Raises:
+      InputError: It is not installed. The message has the command that installs it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"ONNX needs the package {name} ({error}): install the extra, pip install 'lae-jax[onnx]' (in a checkout"
-            " pip install -e .[onnx])"
+            f"ONNX needs the package {name} ({error}): install the extra with pip install 'lae-jax[onnx]' (in a"
+            " checkout: pip install -e .[onnx])"
         ) from error
 
 
-def write(folder: pathlib.Path, program) -> None:
-    """Args: program: program.Program. The file is checked with the shapes of all that it computes."""
+def write(folder: pathlib.Path, program: "Program") -> None:
+    """Writes a model into a folder and checks the file, with the shapes of all its tensors."""
     onnx = required("onnx")
-    required("onnxruntime")  # what is written is read back
+    required("onnxruntime")  # it reads the file back
     from lae_jax.export import onnx_graph
 
     onnx.save_model(onnx_graph.model_of(program), folder / FILE)
@@ -31,7 +40,7 @@ def write(folder: pathlib.Path, program) -> None:
 
 
 def read(folder: pathlib.Path) -> Readable:
-    """On the CPU."""
+    """Reads a model from a folder. It runs on the CPU."""
     runtime = required("onnxruntime")
     session = runtime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()

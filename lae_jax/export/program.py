@@ -1,4 +1,4 @@
-"""What is exported, as a function in JAX: uint8 crops to (age, distribution), the normalisation inside."""
+"""The exported model as a function in JAX: uint8 crops -> age, distribution. It normalises the images itself."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,15 +10,22 @@ from lae_jax import models
 from lae_jax.runs.forward import forward_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-TINY = 1e-30  # a probability that float32 lost, as in runs.distributions
+TINY = 1e-30  # stands for a probability that underflows in float32, as in runs.distributions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A model of `num_ages` ages and what stands before and after it.
+    """A model with its normalisation, temperature and flip.
 
-    variables: {'params', 'batch_stats'}, float32 arrays; mean, std: of images in [0, 1]; temperature: of the
-    distributions, the age being taken before it; flip: average with the mirror image.
+    Attributes:
+      name: Name of the backbone.
+      variables: {'params', 'batch_stats'}, float32 arrays.
+      image_size: Side of the images in pixels.
+      mean: Mean of each channel, of images in [0, 1].
+      std: Standard deviation of each channel, of images in [0, 1].
+      num_ages: Number of the model's outputs.
+      temperature: Temperature of the distributions. The age is computed without it.
+      flip: Average the outputs with those of the mirror image.
     """
 
     name: str
@@ -32,14 +39,15 @@ class Program:
 
     @property
     def hidden(self) -> int:
-        """Units of the head's hidden layer, 0 where it has none."""
+        """Units of the hidden layer in the head; 0 without one."""
         head = self.variables["params"]["head"]
         return len(head["hidden"]["bias"]) if "hidden" in head else 0
 
     def function(self, convolutions: str) -> Callable:
-        """(variables, uint8 (B, S, S, 3)) -> age (B,) years, distribution (B, K), both float32.
+        """Returns a function: (variables, uint8 (B, S, S, 3)) -> age (B,) years, distribution (B, K), both float32.
 
-        Args: convolutions: as `models.create` has it, but 'auto'.
+        Args:
+          convolutions: 'cpu' or 'xla', as in `models.create`.
         """
         module = models.create(self.name, self.num_ages, hidden=self.hidden, convolutions=convolutions)
 
@@ -62,16 +70,16 @@ class Program:
         return function
 
     def portable(self) -> Callable:
-        """The same, in the form that is fast on a CPU where it runs on one, and in XLA's elsewhere."""
+        """Returns the same function for all platforms: convolutions are 'cpu' on the CPU and 'xla' elsewhere."""
         cpu, xla = self.function("cpu"), self.function("xla")
 
         def function(variables, images):
-            # Equal trees of shapes are all that a branch sees: the weights are in the program once.
+            # Both branches take the same variables, so the program holds the weights once.
             return jax.lax.platform_dependent(variables, images, cpu=cpu, default=xla)
 
         return function
 
     def image_spec(self) -> jax.ShapeDtypeStruct:
-        """Of images, in a batch of any size."""
+        """Shape and type of the images, for batches of any size."""
         (batch,) = jax.export.symbolic_shape("batch")
         return jax.ShapeDtypeStruct((batch, self.image_size, self.image_size, 3), jnp.uint8)

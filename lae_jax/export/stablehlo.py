@@ -1,16 +1,20 @@
-"""StableHLO by jax.export: one file with the weights in it, for the CPU, CUDA and TPU."""
+"""StableHLO: write and read a model with jax.export, as one file with the weights, for the CPU, CUDA and TPU."""
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lae_jax.export.form import Readable
 
+if TYPE_CHECKING:
+    from lae_jax.export.program import Program
+
 FILE = "model.stablehlo"
 
 
-def write(folder: pathlib.Path, program) -> None:
-    """Args: program: program.Program."""
+def write(folder: pathlib.Path, program: "Program") -> None:
+    """Writes a model into a folder."""
     import jax
 
     from lae_jax.export.program import PLATFORMS
@@ -21,6 +25,7 @@ def write(folder: pathlib.Path, program) -> None:
 
 
 def read(folder: pathlib.Path) -> Readable:
+    """Reads a model from a folder."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""From photographs to aligned crops: landmarks (detect), the crop (align), and both as one recipe (crops)."""
+"""Aligned crops from photographs: landmarks (`detect`), the crop (`align`), and both as one recipe (`crops`)."""
 
 from typing import Literal
 

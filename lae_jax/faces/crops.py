@@ -1,4 +1,4 @@
-"""How the faces of a data set are cut from photographs: the crop contract, in preparing and predicting alike."""
+"""Crops of faces from photographs, and the crop contract that `prepare` and `predict` share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,21 +11,28 @@ from lae_jax.faces import Align, Faces, Undetected, align
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
-# Of ready crops nobody knows how they were cut.
+# The contract of ready crops: how they were cut is unknown.
 UNKNOWN = {"align": "none", "detector": "unknown"}
 
 
 class Photograph(NamedTuple):
-    """An upright RGB picture, and the landmarks (5, 2) of its face in pixels where the source knows them."""
+    """An upright RGB picture, and the landmarks (5, 2) of its face in pixels if the source has them."""
 
     image: Image.Image
     landmarks: np.ndarray | None = None
 
 
 class Crop(NamedTuple):
-    """A face. box (4,), landmarks (5, 2): in pixels of the photograph, None where a centre crop was taken (and box
-    also where the landmarks were given); how: 'source' | 'mtcnn' | 'centre'; scale: pixels of the photograph that a
-    pixel of the crop spans; faces: how many were found in the photograph, None where nobody looked."""
+    """A crop of a face.
+
+    Attributes:
+      image: The crop.
+      box: (4,) in pixels of the photograph; None for a centre crop or if the source gave the landmarks.
+      landmarks: (5, 2) in pixels of the photograph; None for a centre crop.
+      how: Where the landmarks come from: 'source', 'mtcnn' or 'centre'.
+      scale: Number of the photograph's pixels that a pixel of the crop spans.
+      faces: Number of faces found in the photograph; None without detection.
+    """
 
     image: Image.Image
     box: np.ndarray | None
@@ -37,9 +44,15 @@ class Crop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Args: align: 'landmarks' (the crops are aligned) or 'none' (the images are crops); size: side of the crops in
-    pixels (of ready crops the longest allowed shorter side); margin: around the 112x112 template, share of its side;
-    quality: of the JPEG; faces: which of several; undetected: what becomes of an image without a face.
+    """How faces are cut from photographs.
+
+    Attributes:
+      align: 'landmarks' (crops are aligned) or 'none' (the images are ready crops).
+      size: Side of the crops in pixels; of ready crops, the largest shorter side allowed.
+      margin: Space around the 112x112 template on each side, a share of the template's side.
+      quality: Quality of the JPEG.
+      faces: Which of several faces is cut: 'largest', 'centre' or 'all'.
+      undetected: What happens to an image without a face: 'reject', or 'centre' (a centre crop).
     """
 
     align: str = "none"
@@ -52,16 +65,19 @@ class Recipe:
     def __post_init__(self):
         for name, known in (("align", Align), ("faces", Faces), ("undetected", Undetected)):
             if getattr(self, name) not in get_args(known):
-                raise InputError(f"{name} {getattr(self, name)!r}: {' or '.join(get_args(known))}")
+                raise InputError(f"{name} must be {' or '.join(get_args(known))}, got {getattr(self, name)!r}")
         if not 16 <= self.size <= 4096:
-            raise InputError(f"--size {self.size}: 16 to 4096 pixels")
+            raise InputError(f"--size must be 16 to 4096 pixels, got {self.size}")
         if not 1 <= self.quality <= 100:
-            raise InputError(f"--quality {self.quality}: 1 to 100")
+            raise InputError(f"--quality must be 1 to 100, got {self.quality}")
         if not 0 <= self.margin <= 1:
-            raise InputError(f"--margin {self.margin}: 0 to 1, a share of the template's side")
+            raise InputError(f"--margin must be 0 to 1, a share of the template's side, got {self.margin}")
 
     def contract(self) -> dict:
-        """What the pixels of a crop depend on, beside the photograph. A part of every data set and checkpoint."""
+        """The crop contract: all that a crop's pixels depend on, except the photograph.
+
+        Every data set and checkpoint holds it.
+        """
         if self.align == "none":
             return dict(UNKNOWN)
         from lae_jax.faces import detect
@@ -78,47 +94,55 @@ class Recipe:
 
     @classmethod
     def of_contract(cls, contract: dict, allow_other: bool = False, **choices) -> "Recipe":
-        """The recipe that a model's photographs are cut by. Raises InputError where the contract is unknown, and where
-        this version cuts otherwise unless that is allowed."""
+        """The recipe for photographs of a model.
+
+        Args:
+          contract: The model's crop contract.
+          allow_other: Accept a contract that this version cannot reproduce.
+          **choices: Further fields of the recipe.
+
+        Raises:
+          InputError: The contract is unknown, or this version cuts differently and `allow_other` is false.
+        """
         if contract == UNKNOWN:
             raise InputError("the model was trained on ready crops, and how they were cut is unknown")
         recipe = cls("landmarks", contract["size"], contract["margin"], contract["quality"], **choices)
         if recipe.contract() != contract and not allow_other:
             raise InputError(
-                f"this version cuts faces otherwise than those that the model was trained on"
-                f" ({differing(contract, recipe.contract())}): install the versions that it was made with, or say"
-                " --allow-other-crop (the errors may be large)"
+                f"this version cuts faces differently from the model's training data"
+                f" ({differing(contract, recipe.contract())}): install the versions that the model was trained with, or"
+                " add --allow-other-crop (the errors may be large)"
             )
         return recipe
 
 
 def differing(there: dict, here: dict) -> str:
-    """The fields in which the contract of a model and another one differ, with both values."""
+    """The fields in which a model's contract `there` and another contract `here` differ, with both values."""
     if UNKNOWN in (there, here):
-        known, ready = here if there == UNKNOWN else there, "ready crops, and how they were cut is unknown"
+        known, ready = here if there == UNKNOWN else there, "ready crops, cut in an unknown way"
         cut = ", ".join(f"{name} {known[name]}" for name in ("align", "detector", "size", "margin") if name in known)
-        return f"{ready}, there; {cut}, here" if there == UNKNOWN else f"{cut}, there; {ready}, here"
+        return f"there: {ready}; here: {cut}" if there == UNKNOWN else f"there: {cut}; here: {ready}"
     fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return ", ".join(
-        f"{name} {there.get(name, 'not told')} there and {here.get(name, 'not told')} here" for name in fields
+        f"{name} {there.get(name, 'not stated')} there and {here.get(name, 'not stated')} here" for name in fields
     )
 
 
 def how_to_cut_alike(there: dict, here: dict) -> str:
-    """What to do about a data set's contract `here` so that it becomes the one of a model."""
+    """How to prepare data with the contract `here` again, so that it has the contract `there` of a model."""
     if there == UNKNOWN:
-        return "prepare the data from crops that were cut alike, with --align none"
+        return "prepare the data from crops that were cut in the same way, with --align none"
     fields = [name for name in there if there.get(name) != here.get(name)]
     if here != UNKNOWN and {*fields} <= {"size", "margin", "quality"}:
         return f"prepare the data with {' '.join(f'--{name} {there[name]}' for name in fields)}"
-    return "prepare the data from photographs as the model's was, with the same versions of lae_jax and mtcnn"
+    return "prepare the data from photographs, like the model's data, with the same versions of lae_jax and mtcnn"
 
 
 def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
-    """The crops of each photograph, or why there are none.
+    """Returns the crops of each photograph, or the reason why there are none.
 
-    A crop is the same alone and in any list, except that at most 1 pixel in 1,000 may differ by one grey level.
-    Without a face it is one centre crop or the reason, by `recipe.undetected`.
+    A crop does not depend on the other photographs, except that at most 1 pixel in 1,000 may differ by one grey level.
+    For a photograph without a face, `recipe.undetected` decides between one centre crop and the reason.
     """
     from lae_jax.faces import detect
 

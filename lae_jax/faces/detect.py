@@ -1,11 +1,11 @@
 """Five landmarks of each face in a photograph, by the networks and weights of the `mtcnn` package (1.0.0).
 
-Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. The package's
-own loop over the cascade lets the photographs of a batch move each other's landmarks by pixels (ties in its sorting,
-sums in another order). Here every photograph goes onto one canvas, the networks see batches of fixed sizes, and what
-lies between them is done photograph by photograph. So a photograph has the same faces alone and at any position in any
-batch. Its landmarks agree within 0.01 pixels: some CPUs sum a row of a matrix product in an order that depends on its
-position.
+Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. In the
+package's own loop over the cascade, the photographs of a batch move each other's landmarks by pixels (ties in its
+sorting, sums in another order). Here every photograph has its canvas, the networks see batches of fixed sizes, and the
+steps between the networks run photograph by photograph. A photograph therefore has the same faces alone and at any
+position in any batch. Its landmarks agree within 0.01 pixels: some CPUs sum a row of a matrix product in an order that
+depends on its position.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from lae_jax.faces.tensorflow import tf
 from lae_jax.runtime.errors import InputError
 
 CANVAS = 512  # side in pixels of the square that the networks see
-INNER = 416  # longer side of the photograph on it: a border lets faces that fill the photograph be found
-SMALLEST = 20  # side in pixels on the canvas of the smallest face that is looked for
+INNER = 416  # longer side of the photograph on it; the border lets MTCNN find faces that fill the photograph
+SMALLEST = 20  # side in pixels on the canvas of the smallest face that MTCNN searches for
 _PYRAMID = 0.709  # ratio of two neighbouring scales
 _THRESHOLDS = (0.6, 0.7, 0.8)  # confidence that a box needs after each network
 # Batch sizes of the three networks.
 _PHOTOS, _CANDIDATES, _FACES = 4, 64, 16
-# The weights are pickles: only these very files are opened.
+# The weights are pickles: only files with these checksums are opened.
 _WEIGHTS = {
     "pnet.lz4": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
     "rnet.lz4": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
@@ -47,19 +47,20 @@ class Face:
 
     @property
     def area(self) -> float:
+        """Area of the box in square pixels."""
         left, top, right, bottom = self.box
         return float((right - left) * (bottom - top))
 
 
 def contract() -> dict:
-    """What the landmarks depend on: a part of the crop contract."""
+    """The part of the crop contract that the landmarks depend on."""
     weights = hashlib.sha256("".join(_WEIGHTS.values()).encode()).hexdigest()[:12]
     version = importlib.metadata.version("mtcnn")
     return {"detector": f"mtcnn {version}", "weights": weights, "canvas": CANVAS, "inner": INNER, "smallest": SMALLEST}
 
 
 def detect(photographs: Sequence[Image.Image]) -> list[list[Face]]:
-    """Finds the faces of each upright RGB photograph, largest first.
+    """Finds the faces in each upright RGB photograph, largest first.
 
     Other photographs in the list move the landmarks by less than 0.01 pixels.
     """
@@ -71,11 +72,11 @@ def detect(photographs: Sequence[Image.Image]) -> list[list[Face]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Canvas:
-    """A photograph in the middle of a black square: pixels (CANVAS, CANVAS, 3) uint8, and how to get back from it."""
+    """A photograph in the middle of a black square, and the way back to the photograph's coordinates."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray  # (CANVAS, CANVAS, 3) uint8
     offset: np.ndarray  # (2,) x, y of the photograph's corner on the canvas
-    scale: np.ndarray  # (2,) canvas pixels for a pixel of the photograph
+    scale: np.ndarray  # (2,) canvas pixels per pixel of the photograph
 
     @classmethod
     def of(cls, photograph: Image.Image) -> "_Canvas":
@@ -88,7 +89,7 @@ class _Canvas:
         return cls(pixels, np.array([left, top]), scaled / size)
 
     def back(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 2) on the canvas -> in the photograph."""
+        """Points (..., 2) on the canvas -> points in the photograph."""
         return (points + 0.5 - self.offset) / self.scale - 0.5
 
 
@@ -125,7 +126,7 @@ def _detect(canvases: list[_Canvas]) -> list[list[Face]]:
 
 
 def _proposals(images: np.ndarray) -> list[np.ndarray]:
-    """What the first network proposes: for each image (n, 6) of 0, left, top, right, bottom, confidence."""
+    """Proposals of the first network for each image: (n, 6) of 0, left, top, right, bottom, confidence."""
     from mtcnn.utils import bboxes as boxes_of
     from mtcnn.utils.images import build_scale_pyramid, scale_images
 
@@ -143,7 +144,7 @@ def _proposals(images: np.ndarray) -> list[np.ndarray]:
 
 
 def _look_closer(network: "_Network", images: np.ndarray, candidates: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """What a later network says of the candidates of each image: a list of its outputs an image."""
+    """Outputs of a later network for the candidates of each image: one list of outputs per image."""
     from mtcnn.utils.images import extract_patches
 
     numbered = np.concatenate(candidates)
@@ -157,12 +158,12 @@ def _look_closer(network: "_Network", images: np.ndarray, candidates: list[np.nd
 @dataclasses.dataclass(frozen=True)
 class _Network:
     model: Callable
-    side: int = 0  # of the patches that it takes, pixels
+    side: int = 0  # of its input patches, in pixels
     batch: int = 0
     compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Outputs for images (N, H, W, 3); a graph is kept for each shape."""
+        """Outputs for images (N, H, W, 3); one graph is kept per shape."""
         if images.shape not in self.compiled:
             spec = tf.TensorSpec(images.shape, tf.float32)
             self.compiled[images.shape] = tf.function(self.model).get_concrete_function(spec)
@@ -170,7 +171,7 @@ class _Network:
 
 
 def _in_batches(network: _Network, images: np.ndarray, size: int) -> list[np.ndarray]:
-    """The outputs for images (N, H, W, 3), computed in batches that are always of the same size."""
+    """The outputs for images (N, H, W, 3), computed in batches of the same size, the last one padded with zeros."""
     outputs = []
     for start in range(0, max(len(images), 1), size):
         batch = images[start : start + size]
@@ -197,7 +198,7 @@ def _networks() -> dict[str, _Network]:
 
 
 def _weights(name: str) -> list[np.ndarray]:
-    """A file of weights of the package; what is unpickled are the very bytes that were checked."""
+    """Reads a file of weights of the package. The bytes that are unpickled are those whose checksum is checked."""
     import joblib
 
     content = (importlib.resources.files("mtcnn.assets.weights") / name).read_bytes()

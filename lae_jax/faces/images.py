@@ -1,4 +1,4 @@
-"""Source photographs: checked before they are decoded, made ready to be stored."""
+"""Source photographs: check before decoding, decode, encode for storage."""
 
 import io
 import warnings
@@ -14,14 +14,14 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the text is the reason that goes into `rejected.csv`."""
+    """An image cannot be used; the text is the reason in `rejected.csv`."""
 
 
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise BadImage("empty file")
     with warnings.catch_warnings():
-        # Pillow warns of a decompression bomb above its own limit; ours is lower and an error.
+        # Pillow warns of a decompression bomb above its own limit; our limit is lower, and exceeding it is an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -42,12 +42,20 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def claimed_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height by the header alone, before the picture is turned upright. Raises BadImage as `load` does."""
+    """Width and height from the header alone, before the picture is turned upright.
+
+    Raises:
+      BadImage: The header cannot be read, or states more than MAX_PIXELS.
+    """
     return _open(encoded).size
 
 
 def load(encoded: bytes) -> Image.Image:
-    """Encoded bytes -> upright RGB picture (first frame). Raises BadImage with the reason."""
+    """Decodes the first frame of an image to an upright RGB picture.
+
+    Raises:
+      BadImage: The image is larger than MAX_PIXELS or does not decode.
+    """
     image = _open(encoded)
     try:
         image.load()
@@ -57,14 +65,14 @@ def load(encoded: bytes) -> Image.Image:
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """RGB picture -> JPEG bytes without chroma subsampling, so that small faces keep their colour."""
+    """Encodes an RGB picture as JPEG without chroma subsampling, so that small faces keep their colour."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
 class Form(NamedTuple):
-    """How a ready crop is stored: JPEG bytes, their perceptual hash, width and height of the upright source."""
+    """A ready crop as stored: JPEG bytes, their perceptual hash, width and height of the upright source."""
 
     encoded: bytes
     phash: bytes
@@ -73,10 +81,13 @@ class Form(NamedTuple):
 
 
 def store_form(encoded: bytes, size: int, quality: int) -> Form:
-    """The form in which a ready crop is stored: upright RGB JPEG whose shorter side is at most `size`.
+    """Converts a ready crop for storage: an upright RGB JPEG whose shorter side is at most `size` pixels.
 
-    A JPEG that is all this already keeps its bytes. Every image is decoded here, so that a record that does not decode
-    later means a damaged shard. Raises BadImage with the reason.
+    A JPEG that already has this form keeps its bytes. Every image is decoded here, so a record that does not decode
+    later means a damaged shard.
+
+    Raises:
+      BadImage: The image is larger than MAX_PIXELS or does not decode.
     """
     source = _open(encoded)
     keeps = (
@@ -88,7 +99,7 @@ def store_form(encoded: bytes, size: int, quality: int) -> Form:
     if keeps:
         width, height = source.size
         try:
-            # What is decoded for the hash is all of the data, in half the time of a picture of full size.
+            # The hash decodes all of the data, in half the time of a picture of full size.
             return Form(encoded, perceptual_hash.of_picture(source), width, height)
         except Exception as error:
             raise _undecodable(error) from error

@@ -1,11 +1,12 @@
-"""A perceptual hash of a picture, and the search for pictures that are nearly the same.
+"""A perceptual hash of pictures, and the search for pictures that are nearly the same.
 
 The hash holds the signs of 256 DCT coefficients of a 32 x 32 grey thumbnail (after Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010). Brightness, size and compression hardly move them. The lowest
-frequencies are left out: aligned faces have them in common. It is computed in integers, so it is the same everywhere.
+Benchmarking of Perceptual Image Hash Functions, 2010). Brightness, size and compression hardly change them. The lowest
+frequencies are omitted, because aligned faces share them. The hash is computed in integers, so it is the same on every
+machine.
 
-The search is multi-index hashing (Norouzi, Punjani, Fleet, Fast Search in Hamming Space, CVPR 2012): hashes that are
-near have a band of bits in common.
+The search is multi-index hashing (Norouzi, Punjani, Fleet, Fast Search in Hamming Space, CVPR 2012): similar hashes
+share a band of bits.
 """
 
 import io
@@ -20,20 +21,21 @@ logger = logging.getLogger("lae_jax")
 
 BYTES = 32  # of a hash
 BITS = 8 * BYTES
-# Measured on aligned faces: stored again, smaller or brighter, 99 of 100 pictures are at most 15 bits from themselves;
-# of 8,350 faces no two photographs were nearer than 45, and of people photographed in a row none nearer than 20.
+# Largest distance of nearly equal pictures, measured on aligned faces. Stored again, smaller or brighter, 99 of 100
+# pictures are at most 15 bits from the original. Of 8,350 faces no two photographs were nearer than 45 bits, and no two
+# photographs of people photographed in a row nearer than 20.
 NEAR = 18
 
 _SIDE = 32  # of the thumbnail
 _SKIPPED = 24  # coefficients of the lowest frequencies
-_FLAT = 2  # grey levels of standard deviation: below, the signs are noise
+_FLAT = 2  # standard deviation in grey levels below which the signs are noise
 _BAND_BITS = 16
-_MAX_BUCKET = 2048  # hashes after it in its bucket that a hash is compared with; bounds the time where many are alike
+_MAX_BUCKET = 2048  # largest number of later hashes in its bucket that a hash is compared with; bounds the time
 MAX_PAIRS = 10_000_000
 
 
 def _frequencies() -> tuple[np.ndarray, np.ndarray]:
-    """(row, column) of the 256 coefficients, by rising frequency."""
+    """Rows and columns of the 256 coefficients, by rising frequency."""
     v, u = (grid.ravel() for grid in np.mgrid[:_SIDE, :_SIDE])
     order = np.lexsort((v, u, u**2 + v**2))[_SKIPPED : _SKIPPED + BITS]
     return v[order], u[order]
@@ -41,22 +43,22 @@ def _frequencies() -> tuple[np.ndarray, np.ndarray]:
 
 _V, _U = _frequencies()
 _FIRST = max(_V.max(), _U.max()) + 1
-# The DCT-II's rows, of which signs need no norm, in units of 1/4096. Products and sums of these whole numbers stay far
-# below 2^53, so float64 is as exact as integers, and a third of the time.
+# The DCT-II's rows in units of 1/4096; signs need no norm. Products and sums of these integers stay far below 2^53,
+# so float64 is as exact as integers and takes a third of the time.
 _COSINES = np.round(4096 * np.cos(np.pi / _SIDE * np.arange(_FIRST)[:, None] * (np.arange(_SIDE) + 0.5)[None]))
 
 
 def of(encoded: bytes) -> bytes:
-    """JPEG bytes -> 32 bytes; all zero for a picture without structure, which is near to none."""
+    """Returns the hash of JPEG bytes: 32 bytes, all zero for a picture without structure, which no other is near."""
     with Image.open(io.BytesIO(encoded)) as image:
         return of_picture(image)
 
 
 def of_picture(image: Image.Image) -> bytes:
-    """A JPEG that was opened and not yet decoded -> its hash, as `of` has it.
+    """Returns the hash, as `of` does, of a JPEG that is open and not yet decoded.
 
-    The picture is decoded for it, small: the decoder halves while it decodes, but it reads the data whole, and raises
-    what it raises where the data is damaged.
+    The picture is decoded at a reduced size. The decoder still reads all of the data, and raises its own errors if the
+    data is damaged.
     """
     image.draft("L", (2 * _SIDE, 2 * _SIDE))
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), np.float64)
@@ -67,17 +69,22 @@ def of_picture(image: Image.Image) -> bytes:
 
 
 def distance(a: bytes, b: bytes) -> int:
-    """Bits in which two hashes differ, 0 to 256."""
+    """Number of bits in which two hashes differ, 0 to 256."""
     return int(np.bitwise_count(np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).sum())
 
 
 def search(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (N, 32) uint8 -> (code, pairs): which are the same, and which nearly so.
+    """Finds hashes that are equal or nearly equal.
 
-    Returns: code (N,) int64: one number for equal hashes, -1 for pictures without structure; pairs (M, 2) int64: two
-    codes, the lower first, of hashes that differ in 1 to NEAR bits. Pairs of at most 15 bits leave one of the 16 bands
-    whole and are all found; of those of 18 bits 1 in 400 is missed. Memory grows with N and M; of more than MAX_PAIRS
-    pairs the rest is left out, with a warning.
+    Pairs that differ in at most 15 bits agree in one of the 16 bands, so all are found. Of pairs that differ in 18
+    bits, 1 in 400 is missed. Memory grows with N and M. Pairs beyond MAX_PAIRS are ignored, with a warning.
+
+    Args:
+      hashes: (N, 32) uint8.
+
+    Returns:
+      code: (N,) int64, one number for equal hashes, -1 for pictures without structure.
+      pairs: (M, 2) int64, two codes, the lower first, of hashes that differ in 1 to NEAR bits.
     """
     hashes = np.ascontiguousarray(hashes, np.uint8).reshape(-1, BYTES)
     structured = hashes.any(axis=1)
@@ -88,15 +95,21 @@ def search(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for band in range(BITS // _BAND_BITS):
         found = np.union1d(found, _near_in_band(words, band))
         if len(found) > MAX_PAIRS:
-            logger.warning("more than %d pairs of pictures are nearly the same: the rest is left out", MAX_PAIRS)
+            logger.warning("more than %d pairs of pictures are nearly the same: further pairs are ignored", MAX_PAIRS)
             found = found[:MAX_PAIRS]
             break
     return code, np.stack(np.divmod(found, max(len(distinct), 1)), axis=1)
 
 
 def clusters(hashes: np.ndarray) -> np.ndarray:
-    """Hashes (N, 32) uint8 -> (N,) int64: a number that is the same for pictures which are nearly the same, also by way
-    of a third; -1 for a picture that is near to none."""
+    """Groups pictures that are nearly the same, directly or through other pictures.
+
+    Args:
+      hashes: (N, 32) uint8.
+
+    Returns:
+      (N,) int64, the number of each picture's group; -1 for a picture without a similar one.
+    """
     code, near = search(hashes)
     count = int(code.max(initial=-1)) + 1
     if not count:
@@ -109,7 +122,7 @@ def clusters(hashes: np.ndarray) -> np.ndarray:
 
 
 def _permuted(hashes: np.ndarray) -> np.ndarray:
-    """The hashes with their bits in a fixed order: neighbouring frequencies, which are alike, go to several bands."""
+    """The hashes with their bits permuted: neighbouring frequencies, which are correlated, go to different bands."""
     order = np.random.default_rng(0).permutation(BITS)
     result = np.empty_like(hashes)
     for start in range(0, len(hashes), 1 << 16):
@@ -119,12 +132,12 @@ def _permuted(hashes: np.ndarray) -> np.ndarray:
 
 
 def _near_in_band(words: np.ndarray, band: int) -> np.ndarray:
-    """Pairs a < b, as numbers a * N + b, that share a band and are near: words (N, 4) uint64 -> (M,) int64."""
+    """Near pairs a < b that share a band, as numbers a * N + b: words (N, 4) uint64 -> (M,) int64."""
     count = len(words)
     keys = words.view(np.uint16)[:, band]
     order = np.argsort(keys, kind="stable")
     keys, words = keys[order], words[order]
-    # The word after the band's own is as good as random: it alone refuses most pairs.
+    # The word after the band's own is nearly random: it alone rules out most pairs.
     other = (band // 4 + 1) % 4
     places, pieces, held = np.arange(count), [np.zeros(0, np.int64)], 0
     for step in range(1, _MAX_BUCKET):

@@ -1,4 +1,4 @@
-"""TensorFlow as this package uses it: on the CPU alone, and without the chatter of its start. Import `tf` from here."""
+"""TensorFlow on the CPU alone, without the messages of its start. Import `tf` from here."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 
-# What its C++ writes to standard error while it starts, whatever the log level is.
+# Lines that its C++ code writes to standard error at start, at any log level.
 _CHATTER = re.compile(rb"^(WARNING: All log messages before absl|[IW]\d{4} |E\d{4} .*cuInit)")
 
 
@@ -29,7 +29,7 @@ def _without_chatter() -> Iterator[None]:
 with _without_chatter():
     import tensorflow as tf
 
-    # It would take the accelerators' memory from JAX; later is too late, once an op has run.
+    # TensorFlow would take the accelerators' memory from JAX. Once an op has run, this can no longer be set.
     tf.config.set_visible_devices([], "GPU")
 
 __all__ = ["tf"]

@@ -1,4 +1,4 @@
-"""The long-tail bench: methods for a long tail that touch the head alone, compared on cached features."""
+"""The long-tail bench: compares methods for a long tail that change only the head, on cached features."""
 
 import os
 import time
@@ -26,41 +26,41 @@ def compare(
     by_fold: bool = False,
     allow_leak: bool = False,
 ) -> dict:
-    """Trains a head by every method on the features of one run or several, and scores all of them.
+    """Trains a head with every method on the features of one or more runs, and scores all heads.
 
     Writes `out`: features/, table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json.
 
     Args:
       runs: Runs of stage represent.
       data: Folder of the prepared data set that they were trained on.
-      out: Folder to write; its features are used again while runs and data are the same.
+      out: Folder to write; its features are reused while runs and data are the same.
       methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS`).
-      like: Runs of stage classify whose batch size, epochs and optimiser the heads take. They are scored too.
-      test: Split that is reported on and chooses nothing.
+      like: Runs of stage classify, which give batch size, epochs and optimiser of the heads and are scored too.
+      test: Split that is only reported on, not used to choose.
       passes: Passes over the augmented training images; 0: plain images.
       seeds: Number of seeds of the sample order, dropout and new heads.
       epochs: Epochs of the heads (default: those of `like`, else 8).
       batch_size: Batch size of the heads (default: that of `like`, else the run's).
-      base_learning_rates: Peaks at batch 256 (default: that of `like`, else 0.001), of which validation chooses one.
-      by_fold: The runs are those of the folds of the data set, one for each.
-      allow_leak: Go on although splits share pictures or people; the report says so.
+      base_learning_rates: Peaks at batch 256, of which validation chooses one (default: that of `like`, else 0.001).
+      by_fold: There is one run for each fold of the data set.
+      allow_leak: Continue although splits share images or people; the report states the leak.
 
     Returns:
-      What stands in report.json.
+      The content of report.json.
 
     Raises:
       InputError: An argument, a run or the data set cannot be used.
     """
     if seeds < 1 or passes < 0:
-        raise InputError("seeds must be at least 1 and passes at least 0")
+        raise InputError(f"seeds must be at least 1 and passes at least 0, not {seeds} and {passes}")
     if any(not rate > 0 for rate in base_learning_rates):
-        raise InputError("base_learning_rates must be above 0")
+        raise InputError(f"base_learning_rates must be above 0, not {list(base_learning_rates)}")
     layout.require_dataset(data)
     for run in runs:
         layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
     for run in like:
         layout.require_run(run)
-    # Here and not above: a program tells its flags without loading all this.
+    # Imported here, so that a program shows its flags without loading these.
     from lae_jax.longtail import extraction, trials
     from lae_jax.runs import leaks
     from lae_jax.runtime import checkpoints

@@ -1,10 +1,10 @@
-"""Compares cures for a long tail on the features of one backbone: every method that touches the head alone.
+"""Compares methods for a long tail that change only the head, on the features of one backbone.
 
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
 
-Writes OUT: features/ (used again while run and data are the same), table.csv, table.md and table.tex (each method with
-the setting that validation chose, on test), tries.csv (every setting and rate), head_tail.png, report.json.
+Writes OUT: features/ (reused while run and data are the same), table.csv, table.md and table.tex (each method on test,
+with the setting that validation chose), tries.csv (every setting and rate), head_tail.png, report.json.
 """
 
 import argparse
@@ -17,31 +17,32 @@ from lae_jax.runtime import flags, layout, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the flags."""
     parser = flags.Parser("longtail", __doc__)
     add, common = parser.add_argument, parser.add_common
     common("run", action="append", dest="runs", help="folder of a run of stage represent; may be repeated")
     common("data", required=True, help="folder of the prepared data set that the runs were trained on")
-    common("out", help="folder of the features and of what is found")
-    add("--test", default="test", metavar="NAME", help="name of the split that is reported on and chooses nothing")
+    common("out", help="folder of the features and the results")
+    add("--test", default="test", metavar="NAME", help="name of the split that is only reported on, not used to choose")
     add("--passes", type=int, default=4, metavar="N", help="passes over the augmented training images (default: 4);"
         " 0: plain images")  # fmt: skip
     add("--seeds", type=int, default=5, metavar="N", help="number of seeds of the sample order, dropout and new heads")
     add("--methods", default="", metavar="A,B", help="names of methods (default: all of them)")
-    add("--like", action="append", default=[], metavar="RUN", help="run of stage classify whose batch size, epochs and"
-        " optimiser the heads take; it is scored too; may be repeated")  # fmt: skip
+    add("--like", action="append", default=[], metavar="RUN", help="run of stage classify that gives batch size,"
+        " epochs and optimiser of the heads and is scored too; may be repeated")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="epochs of the heads (default: of --like, else 8)")
     add("--batch-size", type=int, metavar="N", help="batch size of the heads (default: of --like, else the run's)")
     add("--base-learning-rate", type=float, action="append", default=[], dest="base_learning_rates", metavar="RATE",
-        help="peak learning rate at batch 256 (default: of --like, else 0.001); of several, validation chooses"
+        help="peak learning rate at batch 256 (default: of --like, else 0.001); may be repeated: validation chooses"
     )  # fmt: skip
-    add("--by-fold", action="store_true", help="the runs are those of the folds of the data set, one for each")
+    add("--by-fold", action="store_true", help="there is one run for each fold of the data set")
     common("allow_leak")
     common("devices")
     return parser.parse_args(argv)
 
 
 def tell(report: dict, out: str) -> str:
-    """What was found, as text for a terminal."""
+    """Returns the results as text for a terminal."""
     from lae_jax.report import wording
 
     seconds = report["seconds"]
@@ -56,6 +57,7 @@ def tell(report: dict, out: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the program."""
     args = vars(parse_args(argv))
     args["methods"] = [name for name in args["methods"].split(",") if name]
     layout.require_dataset(args["data"])
@@ -66,6 +68,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # A Ctrl-C ends it at once, also where the exception would come up inside a callback of JAX and be lost.
+    # Ctrl-C ends the program at once, even where a callback of JAX would swallow the exception.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     start.program(main)

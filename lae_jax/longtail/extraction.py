@@ -1,4 +1,4 @@
-"""The pooled features of a run's backbone, computed once for each split and kept as arrays beside what they hang on."""
+"""Pooled features of a run's backbone: computed once for each split, and cached with all that they depend on."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,18 @@ from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
 
-BATCH_SIZE = 256  # of the passes; fixed, so that the augmentation's draws do not depend on the machine
+BATCH_SIZE = 256  # of the passes; fixed, so that the augmentation does not depend on the machine
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """values: (passes, N, F) float32, one pass where nothing is augmented; ages: (N,) float64 years; rows: (N,)."""
+    """Features of a split's rows.
+
+    Attributes:
+      values: (passes, N, F) float32, with one pass if nothing is augmented.
+      ages: (N,) float64 years.
+      rows: (N,), rows of the data set.
+    """
 
     values: np.ndarray
     ages: np.ndarray
@@ -41,10 +47,16 @@ class Extractor:
         self._mapped = None
 
     def features(self, split: str, passes: int = 0) -> Features:
-        """Of a split's rows that have an age: from `folder` where they are of this checkpoint and data, else computed.
+        """Returns the features of a split's rows that have an age.
 
-        Args: passes: over the augmented images, with the run's augmentation and seed; 0: one over the plain ones.
-        Raises InputError for a split that is not there.
+        They are read from `folder` if they belong to this checkpoint and data set, else computed and written there.
+
+        Args:
+          split: Name of the split.
+          passes: Passes over the augmented images, with the run's augmentation and seed; 0: one over the plain images.
+
+        Raises:
+          InputError: There is no such split.
         """
         examples = inputs.examples(self.dataset, split, self.stage)
         wanted = {
@@ -57,15 +69,15 @@ class Extractor:
             "image_size": self.config.data.image_size,
             "shape": [max(1, passes), len(examples.rows)],
         }
-        # JSON makes lists of tuples.
+        # JSON turns tuples into lists.
         wanted = json.loads(json.dumps(wanted))
         name = f"{split}-{passes}-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]}"
         array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
         if told.exists() and files.read_json(told).get("of") == wanted:
             if files.sha256_of(array) == files.read_json(told).get("sha256"):
-                logger.info("%s: features of %s are there", self.checkpoint.workdir, split)
+                logger.info("%s: the features of %s are read from the cache", self.checkpoint.workdir, split)
                 return Features(np.load(array, mmap_mode="r", allow_pickle=False), examples.targets, examples.rows)
-            logger.warning("%s is not as it was written: computed again", array)
+            logger.warning("%s has changed since it was written: it is computed again", array)
         values = self._compute(examples, passes)
         self.folder.mkdir(parents=True, exist_ok=True)
         with array.open("wb") as file:
@@ -105,7 +117,7 @@ class Extractor:
         def placed():
             for step, batch in enumerate(batches):
                 place = step % steps * size + here
-                # Padding repeats the last row and lies behind all passes.
+                # Padding repeats the last row; its positions come after all passes.
                 position = np.where(place < count, step // steps * count + place, passes * count)
                 yield {"image": batch["image"], "position": position}
 
@@ -115,14 +127,15 @@ class Extractor:
         return values.reshape(passes, count, -1).astype(np.float32)
 
     def own_head(self) -> dict:
-        """The run's head, {'fc': {'kernel', 'bias'}} and 'hidden' alike where it has such a layer, float32."""
+        """Returns the run's head, float32: {'fc': {'kernel', 'bias'}}, and 'hidden' alike if it has a hidden layer."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.checkpoint.variables["params"]["head"])
 
 
 def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
-    """A run of stage 2 and a data set, for features in `folder`.
+    """Opens a run of stage 2 and a data set, whose features are cached in `folder`.
 
-    Raises InputError for a run of another stage, faces that were cut otherwise, and a data set that was prepared again.
+    Raises:
+      InputError: The run is of another stage, or the data set has other crops or was prepared again.
     """
     checkpoint = checkpoints.load_run(path, None, "python -m lae_jax.main --config configs/represent.py")
     if checkpoint.meta["stage"] != "represent":
@@ -131,15 +144,15 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
     agreement.require_same_crops(checkpoint, dataset)
     if checkpoint.meta["data_hash"] != dataset.hash:
         raise InputError(
-            f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, there"
-            f" {checkpoint.meta['data_hash'][:12]}), so its validation split may hold what that run trained on: name"
-            " that one, or train stage 2 on this one"
+            f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, not"
+            f" {checkpoint.meta['data_hash'][:12]}), so its validation split may hold training images of that run: name"
+            " the data set of the run, or train stage 2 on this one"
         )
     return Extractor(checkpoint, dataset, folder)
 
 
 def hash_of(variables: dict) -> str:
-    """SHA-256 of names, shapes and bytes of a tree of arrays."""
+    """Returns the SHA-256 of names, shapes, dtypes and bytes of a tree of arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
         leaf = np.asarray(leaf)

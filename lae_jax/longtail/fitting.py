@@ -1,7 +1,7 @@
-"""Heads trained on cached features: seeds and settings side by side in one compiled loop over the steps.
+"""Training of heads on cached features: all seeds and settings together in one compiled loop over the steps.
 
-A step is `steps.train_step` without a backbone: the same loss, optimiser, order of the examples and dropout masks, so
-that on features of unaugmented images the head is that of a real stage 3, up to rounding.
+A step is `steps.train_step` without a backbone, with the same loss, optimiser, order of the examples and dropout masks.
+On features of unaugmented images the head is therefore that of a real stage 3, up to rounding.
 
 F = features, K = 101 ages, P = passes, N = training images, S = seeds, M = settings and rates, T = steps, B = batch.
 """
@@ -28,7 +28,7 @@ from lae_jax.stages.methods import HIDDEN, Method
 
 
 class _Cached(nn.Module):
-    """Stands for a backbone whose features are its input."""
+    """A backbone that returns its input as features."""
 
     def __call__(self, features, train, rows, train_backbone):
         return features
@@ -36,10 +36,15 @@ class _Cached(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bench:
-    """What the heads of one run are trained on.
+    """Trains heads on the features of one run.
 
-    features: (P, N, F); ages: (N,) years; own: stage 2's head; mae: equation 5, years; config: of a stage 3, for batch
-    size, epochs and optimiser; dropout: of the head.
+    Attributes:
+      features: (P, N, F).
+      ages: (N,) years.
+      own: Stage 2's head.
+      mae: Equation 5, years.
+      config: Config of a stage 3, for batch size, epochs and optimiser.
+      dropout: Dropout rate of the head.
     """
 
     features: np.ndarray
@@ -51,19 +56,22 @@ class Bench:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps per epoch."""
         return -(-len(self.ages) // self.config.batch_size)
 
     @property
     def total_steps(self) -> int:
+        """Steps of a training."""
         return max(1, round(self.config.epochs * self.steps_per_epoch))
 
     @functools.cached_property
     def classes(self) -> np.ndarray:
+        """The whole ages, (N,)."""
         return metrics.age_class(self.ages)
 
     @functools.cached_property
     def constants(self) -> dict:
-        """What the losses are given beside logits and ages."""
+        """The loss constants."""
         return {
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
@@ -77,11 +85,11 @@ class Bench:
 
     @functools.cached_property
     def _module(self) -> models.Model:
-        # Named as the real model is: a mask is a function of the module's path.
+        # The modules have the names of the real model: a mask is a function of the module's path.
         return models.Model(_Cached(), models.AgeHead(Compute(), build.NUM_AGES, self.dropout))
 
     def logits(self, head: Mapping, features: jax.Array) -> jax.Array:
-        """(B, F) -> (B, K), in inference mode."""
+        """Returns the logits of a head in inference mode: (B, F) -> (B, K)."""
         return self._module.apply({"params": {"head": {"fc": head["fc"]}}}, _hidden(head, features))
 
     @functools.cached_property
@@ -89,7 +97,7 @@ class Bench:
         return {}
 
     def orders(self, order: str, power: float, seeds: tuple[int, ...]) -> np.ndarray:
-        """Positions of the examples, (S, T, B) int32: the very ones of a stage 3 with these seeds."""
+        """Returns the positions of the examples, (S, T, B) int32: those of a stage 3 with these seeds."""
         if (order, power, seeds) not in self._orders:
             self._orders[order, power, seeds] = self._draw_orders(order, power, seeds)
         return self._orders[order, power, seeds]
@@ -109,10 +117,19 @@ class Bench:
     def train(
         self, method: Method, settings: Sequence[float], rates: Sequence[float], seeds: Sequence[int], steps: int = 0
     ) -> tuple[dict, np.ndarray]:
-        """Heads, a tree of (M, S, ...), and skipped steps (M, S), for each pair of setting and peak rate and each seed.
+        """Trains a head for each pair of setting and peak and each seed.
 
-        Args: rates: peaks of the schedule, per step; steps: the first so many alone (0: all).
-        A step whose loss or gradients are not finite changes nothing and is counted.
+        A step whose loss or gradients are not finite is skipped and counted.
+
+        Args:
+          method: The method.
+          settings: Settings of the method, (M,).
+          rates: Peak learning rates, base_learning_rate x batch / 256, (M,).
+          seeds: Seeds, (S,).
+          steps: Train only this number of first steps; 0: all.
+
+        Returns:
+          The heads, a tree of (M, S, ...), and the numbers of skipped steps, (M, S).
         """
         seeds = tuple(int(seed) for seed in seeds)
         by_power = method.sets == "power"
@@ -120,7 +137,7 @@ class Bench:
         run = self._compiled(method, steps or self.total_steps)
         settings, rates = np.asarray(settings, np.float32), np.asarray(rates, np.float32)
         parts, places = [], []
-        # An order is common to a call, so each power has its own; the program is compiled once.
+        # All heads of a call share an order, so each power has its own call; the program is compiled once.
         for value in np.unique(settings) if by_power else [method.power]:
             at = np.flatnonzero(settings == value) if by_power else np.arange(len(settings))
             order = self.orders(method.order, float(value), seeds)[:, : steps or None]
@@ -130,7 +147,7 @@ class Bench:
         return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[back], *parts)
 
     def _start(self, method: Method, seed: int) -> dict:
-        """What trains, at its beginning."""
+        """Returns the initial values of what trains."""
         width = self.features.shape[-1]
         if method.trains == "scales":
             return {"scales": np.ones(build.NUM_AGES, np.float32)}
@@ -140,7 +157,7 @@ class Bench:
         return dict(self.own) if method.start == "kept" else _new_layer(width, seed)
 
     def _head(self, method: Method, trained: Mapping) -> Mapping:
-        """The head that stands for what trains."""
+        """Returns the head with what trains."""
         if method.trains != "scales":
             return trained
         own = jax.tree.map(jnp.asarray, dict(self.own))
@@ -148,7 +165,7 @@ class Bench:
 
     def _compiled(self, method: Method, steps: int):
         config, count = self.config.copy_and_resolve_references(), len(self.features)
-        # Every schedule is linear in its peak, which is swept.
+        # Every schedule is linear in its peak, so one schedule of peak 1 serves all.
         config.optim.base_learning_rate = 256 / config.batch_size
         unit = build.schedules(config, self.steps_per_epoch, self.total_steps)
         c = config.optim
@@ -199,7 +216,7 @@ class Bench:
         return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None)))
 
     def predict(self, method: Method, heads: Mapping, features: np.ndarray, settings: Sequence[float]) -> np.ndarray:
-        """Ages in years of (N, F) features, (M, S, N) float32: heads (M, S, ...), a setting for each of the M."""
+        """Predicts ages, (M, S, N) float32 years, of features (N, F) with heads (M, S, ...) and settings (M,)."""
         own, features = jax.tree.map(jnp.asarray, self.own), jnp.asarray(features)
 
         def ages(head, setting):
@@ -210,7 +227,7 @@ class Bench:
                 return method.finish_outputs(self.logits(own, features), logits, self.constants, setting)
             return losses.expected_age(logits)
 
-        # One head after the other: their logits side by side would be large.
+        # One head after the other: the logits of all heads together would be large.
         def over_seeds(heads, setting):
             return jax.lax.map(lambda head: ages(head, setting), heads)
 
@@ -225,7 +242,7 @@ def _hidden(head: Mapping, features: jax.Array) -> jax.Array:
 
 
 def _new_layer(width: int, seed: int) -> dict:
-    """As `reinit_head` makes it."""
+    """Returns a new last layer, equal to that of `reinit_head`."""
     shapes = {"kernel": (width, build.NUM_AGES), "bias": (build.NUM_AGES,)}
     return {"fc": {n: initial_values.leaf(("head", "fc", n), shape, np.float32, seed) for n, shape in shapes.items()}}
 

@@ -1,6 +1,6 @@
-"""What the long-tail bench tells: tables, differences, the head-tail curve's points, the method for each aim.
+"""Results of the long-tail bench: tables, differences, points of the head-tail curve, the method for each aim.
 
-Chosen is by what validation lets expect on test (`trials.EXPECTED`); test itself chooses nothing.
+Methods are chosen by the scores expected on test, from validation (`trials.EXPECTED`), never by the scores on test.
 """
 
 import math
@@ -24,8 +24,10 @@ _UNKNOWN = (math.nan, math.nan)
 
 
 def best_of_each(tries: Sequence[Try]) -> list[Try]:
-    """Of each method the try with the lowest expected MAE + sigma, or, where a group has no image in validation, with
-    the lowest mean of the group errors there."""
+    """Returns the best try of each method, the one with the lowest expected MAE + sigma.
+
+    If a group has no image in validation, it is the one with the lowest mean of the group errors there.
+    """
     by_method: dict[str, list[Try]] = {}
     for one in tries:
         by_method.setdefault(one.method.name, []).append(one)
@@ -38,9 +40,9 @@ def _balance(one: Try) -> float:
 
 
 def choose(tries: Sequence[Try], aim: str) -> Try | None:
-    """The try with the best expected score in the mean, the first of equals; None where the score is undefined.
+    """Returns the first try with the best mean of the expected score; None if the score is undefined.
 
-    A run of stage 3 on images is no choice among methods and is left out.
+    Runs of stage 3 on images are not candidates.
     """
     score, best = AIMS[aim]
     known = [one for one in tries if one.method is not STAGE3 and math.isfinite(one.mean(EXPECTED, score))]
@@ -48,10 +50,10 @@ def choose(tries: Sequence[Try], aim: str) -> Try | None:
 
 
 def paired(one: Try, other: Try, split: str, score: str) -> tuple[float, float]:
-    """Mean of the differences one - other, and half of their 95 % interval (Student's t).
+    """Returns the mean of the differences one - other and half of its 95 % interval (Student's t).
 
-    Pairs are seeds; with several runs they are the runs, each with its mean over the seeds, since the seeds of one
-    backbone say nothing about another. Half is NaN with fewer than two pairs, both are for lists that are no pairs.
+    Pairs are seeds. With several runs they are the runs, each with its mean over the seeds, since the seeds of one
+    backbone say nothing about another. Half is NaN with fewer than two pairs; both are NaN if the tries do not pair.
     """
     a, b = one.values(split, score), other.values(split, score)
     if one.seeds != other.seeds or len(a) != len(b):
@@ -65,7 +67,7 @@ def paired(one: Try, other: Try, split: str, score: str) -> tuple[float, float]:
 
 
 def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places in GROUPS of the groups with at least an equal share (1/8) of the training images, and of the others."""
+    """Returns the places in GROUPS of the head (groups with at least 1/8 of the training images) and of the tail."""
     groups = metrics.age_group(training_ages)
     counts = np.bincount(groups[groups >= 0], minlength=len(metrics.GROUPS))
     is_head = counts >= counts.sum() / len(metrics.GROUPS)
@@ -73,47 +75,49 @@ def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve_point(one: Try, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
-    """Mean MAE of the head groups and of the tail groups, over the groups that have images."""
+    """Returns the mean MAE of the head groups and of the tail groups, without groups that have no image."""
     groups = one.group_mae(split)
     return tuple(float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else math.nan
                  for part in (groups[head], groups[tail]))  # fmt: skip
 
 
 def sentence(tries: Sequence[Try], aim: str) -> str:
-    """Names the method for an aim, with its scores on test."""
+    """Returns a sentence that names the method for an aim, with its scores on test."""
     score, _ = AIMS[aim]
     chosen = choose(tries, aim)
     if chosen is None:
         missing = ", ".join(tries[0].reports[VALIDATION][0].missing_groups)
-        return f"For the {aim} nothing can be chosen: the validation split has no image of age {missing}."
+        return f"No method can be chosen for the {aim}: the validation split has no image of age {missing}."
     if score == "aar_2021" and not chosen.mean(EXPECTED, score) > 0:
-        return f"For the {aim} nothing can be chosen: every method is expected to have 0."
+        return f"No method can be chosen for the {aim}: the expected score of every method is 0."
     rate = f" (base_learning_rate {chosen.rate:g})" if chosen.rate else ""
     on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
-    expected = f"from validation {_title(score)} {_pm(chosen, EXPECTED, score)} is expected"
-    text = f"For the {aim} take {chosen.name}{rate}: {expected}; on test {on_test}."
+    expected = f"its expected {_title(score)} (from validation) is {_pm(chosen, EXPECTED, score)}"
+    text = f"For the {aim}, use {chosen.name}{rate}: {expected}; on test {on_test}."
     reference = [one for one in best_of_each(tries) if one.method.name == REFERENCE]
     if reference and reference[0].method is not chosen.method:
         told = (f"{_title(s)} {_interval(*paired(chosen, reference[0], TEST, s))}" for s in ("mae", "sigma"))
-        text += f" Against {REFERENCE} on test: {', '.join(told)}."
+        text += f" Difference to {REFERENCE} on test: {', '.join(told)}."
     return text
 
 
 def improvement(tries: Sequence[Try]) -> str:
-    """Says what has the lowest expected MAE + sigma among what is expected to be no worse than LAE in either, and the
-    differences on test.
+    """Returns sentences on the lowest expected MAE + sigma among tries that are expected to be no worse than LAE.
 
-    LAE stands with the rate that is chosen for it.
+    No worse means in MAE and in sigma. LAE has its best base_learning_rate; the differences are those on test.
     """
     reference = next((one for one in best_of_each(tries) if one.method.name == REFERENCE), None)
     at_most = {score: reference.mean(EXPECTED, score) for score in ("mae", "sigma")} if reference else {}
     if not at_most or not all(math.isfinite(value) for value in at_most.values()):
-        return f"Whether a method improves on {REFERENCE} is not known: it was left out, or a score is undefined."
+        return (
+            f"It is unknown whether a method improves on {REFERENCE}: {REFERENCE} was not trained, or one of its scores"
+            " is undefined."
+        )
     others = [one for one in tries if one.method is not STAGE3]
     others = [one for one in others if all(one.mean(EXPECTED, s) <= value for s, value in at_most.items())]
     chosen = min(others, key=_balance)
     if chosen is reference:
-        return f"No method is expected to be no worse than {REFERENCE} in MAE and in sigma and better in one of them."
+        return f"No method is expected to improve on {REFERENCE} in MAE or sigma without being worse in the other."
     told = []
     for score in at_most:
         mean, half = paired(chosen, reference, TEST, score)
@@ -123,19 +127,19 @@ def improvement(tries: Sequence[Try]) -> str:
         f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
     )
     return (
-        f"The lowest MAE + sigma at no more than {REFERENCE} in either is expected of {chosen.name} (base_learning_rate"
-        f" {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the paired difference on test:"
-        f" {'; '.join(told)}."
+        f"Among the methods expected to be no worse than {REFERENCE} in MAE and in sigma, {chosen.name} has the lowest"
+        f" expected MAE + sigma (base_learning_rate {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the"
+        f" paired difference on test: {'; '.join(told)}."
     )
 
 
 def markdown(tries: Sequence[Try], split: str) -> str:
-    """The tables of a split, a line a method: over all ages, and by age group."""
+    """Returns the tables of a split with a line for each method: over all ages, and by age group."""
     return "\n".join(map(tables.markdown, _tables(tries, split)))
 
 
 def latex(tries: Sequence[Try], split: str) -> str:
-    """The same as tabulars that need no package."""
+    """Returns the same tables as tabulars that need no package."""
     return "\n".join(map(tables.latex, _tables(tries, split)))
 
 
@@ -156,8 +160,11 @@ def _tables(tries: Sequence[Try], split: str) -> list[tables.Table]:
 
 
 def csv_of(tries: Sequence[Try]) -> str:
-    """Every number of every try: a line a split and one of what is expected; means and spreads; empty where
-    undefined. Where one of the tries is LAE also the differences to it and half of their intervals."""
+    """Returns the means and spreads of every try, with a line for each split and one for the expected scores.
+
+    Undefined numbers are empty. If exactly one of the tries is LAE, the differences to it and half of their intervals
+    are included.
+    """
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
     groups = [f"mae_{group}" for group in metrics.GROUPS]
     references = [one for one in tries if one.method.name == REFERENCE]
@@ -214,5 +221,5 @@ def _pm(one: Try, split: str, score: str) -> str:
 def _interval(mean: float, half: float) -> str:
     if not math.isfinite(mean):
         return "-"
-    # No ±, which stands for a standard deviation.
+    # Without ±, which marks a standard deviation.
     return f"{mean:+z.2f}" + f" ({mean - half:+z.2f} to {mean + half:+z.2f})" * math.isfinite(half)

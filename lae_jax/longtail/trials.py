@@ -1,4 +1,4 @@
-"""The long-tail bench: every method on the cached features of one run or several, scored on validation and test."""
+"""Trials of the long-tail bench: every method on the cached features of the runs, scored on validation and test."""
 
 import dataclasses
 import functools
@@ -21,18 +21,23 @@ from lae_jax.stages.methods import Method
 logger = logging.getLogger("lae_jax")
 
 VALIDATION, TEST = "validation", "test"
-# What validation lets expect on test: its errors of the groups, weighted as the groups are frequent in test. A test
-# split with equal groups asks for other settings than a validation split with the long tail.
+# The scores expected on test: errors by group in validation, weighted by the groups' frequencies in test. A test
+# split with equal groups needs other settings than a validation split with the long tail.
 EXPECTED = "expected"
-STAGE3 = Method("stage3", "Bao et al., 2021 (LAE)", "a run of stage 3 that was trained on images, not on features")
+STAGE3 = Method("stage3", "Bao et al., 2021 (LAE)", "a run of stage 3, trained on images instead of features")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Try:
-    """A method with a setting and a peak rate: its scores over runs and seeds.
+    """The scores of a method with one setting and one peak learning rate, over runs and seeds.
 
-    rate: of the schedule's peak, as base_learning_rate counts it; skipped_steps: over all seeds; reports: split ->
-    those of each (run, seed), runs outermost; seeds: of a run.
+    Attributes:
+      method: The method.
+      setting: Its setting.
+      rate: The peak as base_learning_rate.
+      skipped_steps: Number of skipped steps over all runs and seeds.
+      reports: Split -> the reports of each (run, seed), runs outermost.
+      seeds: Number of seeds of a run.
     """
 
     method: Method
@@ -44,12 +49,13 @@ class Try:
 
     @property
     def name(self) -> str:
+        """The method and its setting."""
         return (
             f"{self.method.name}, {self.method.setting} {self.setting:g}" if self.method.setting else self.method.name
         )
 
     def values(self, split: str, score: str) -> np.ndarray:
-        """A score of each (run, seed): a field of the report, or 'cs5', or 'mae_plus_sigma'."""
+        """Returns a score of each (run, seed): a field of the report, 'cs5' or 'mae_plus_sigma'."""
         return np.array([_score(report, score) for report in self._reports(split)], np.float64)
 
     @functools.cached_property
@@ -61,15 +67,16 @@ class Try:
         return self._expected if split == EXPECTED else self.reports[split]
 
     def mean(self, split: str, score: str) -> float:
+        """Returns the mean of a score over runs and seeds."""
         return float(self.values(split, score).mean())
 
     def spread(self, split: str, score: str) -> float:
-        """Standard deviation over (run, seed); 0 for a single one."""
+        """Returns the standard deviation of a score over (run, seed); 0 for a single one."""
         values = self.values(split, score)
         return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
     def group_mae(self, split: str) -> np.ndarray:
-        """(8,) years, the mean over runs and seeds."""
+        """Returns the MAE of each group, (8,) years, the mean over runs and seeds."""
         return np.mean([report.group_mae for report in self._reports(split)], axis=0)
 
 
@@ -88,50 +95,64 @@ class Prepared:
     scored: dict[str, extraction.Features]
 
 
-def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, test: str, allow_leak: bool):
-    """The features of a run. Args: config: of a stage 3, for the heads; test: name of the split that is reported on.
+def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, test: str, allow_leak: bool) -> Prepared:
+    """Computes or reads the features of a run.
 
-    Raises InputError for a run without a validation split, for splits that leak into each other, and for missing ones.
+    Args:
+      extractor: The run and the data set.
+      config: Config of a stage 3, for the heads.
+      passes: Passes over the augmented training images.
+      test: Name of the split that is reported on.
+      allow_leak: Continue despite a leak.
+
+    Raises:
+      InputError: The run has no validation split, a split is missing, or splits leak into each other.
     """
     own, dataset, workdir = extractor.config, extractor.dataset, extractor.checkpoint.workdir
     mae = (extractor.checkpoint.meta["scores"] or {}).get("mae")
     if not own.data.split or mae is None:
         raise InputError(
-            f"{workdir} was trained without a validation split, on which methods are chosen: train one that has"
+            f"{workdir} was trained without a validation split, on which methods are chosen: name a run that has one"
         )
     checked = own.copy_and_resolve_references()
     checked.data.allow_leak = allow_leak
     leaks.check(checked, dataset, extractor.checkpoint.meta)
     if test not in dataset.manifest["splits"]:
         raise InputError(
-            f"{dataset.path} has no split {test!r}, only {', '.join(dataset.manifest['splits'])}: name one that nothing"
-            " was chosen on with --test"
+            f"{dataset.path} has no split {test!r}, only {', '.join(dataset.manifest['splits'])}: with --test, name one"
+            " that was not used to choose anything"
         )
     names = {VALIDATION: inputs.split_name(own, own.data.split), TEST: test}
     if test == names[VALIDATION]:
-        raise InputError(f"--test {test}: methods are chosen on it; name a split that chooses nothing")
+        raise InputError(f"--test {test}: methods are chosen on it; name another split")
     training = extractor.features(inputs.split_name(own, own.data.train), passes)
     for split, name in names.items():
         both = np.intersect1d(training.rows, dataset.rows(name))
         if len(both) and not allow_leak:
-            raise InputError(f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on")
+            raise InputError(
+                f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on: name another split"
+            )
     scored = {split: extractor.features(name) for split, name in names.items()}
     bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
     return Prepared(extractor, bench, scored)
 
 
 def _dropout(config: ConfigDict) -> float:
-    """Of the head: the config's, or as published for the model."""
+    """Returns the head's dropout rate: that of the config, or as published for the model."""
     published = models.BACKBONES[config.model.name][1].dropout
     return published if config.model.dropout is None else config.model.dropout
 
 
 def check_folds(extractors: Sequence[extraction.Extractor], folds: bool) -> None:
-    """Raises InputError unless there is a run for each fold (with `folds`), or all runs are of the same split."""
+    """Checks that there is a run for each fold (with `folds`), or that all runs are of the same split.
+
+    Raises:
+      InputError: The runs do not fit together.
+    """
     of = [extractor.config.data.fold for extractor in extractors]
     if not folds:
         if len({*of}) > 1:
-            raise InputError(f"the runs are of folds {of}: say --by-fold, with a run for each fold")
+            raise InputError(f"the runs are of folds {of}: set --by-fold and name a run for each fold")
         return
     splits = extractors[0].dataset.manifest["splits"]
     wanted = sorted({int(name.split("-")[0][4:]) for name in splits if name.startswith("fold")})
@@ -140,17 +161,21 @@ def check_folds(extractors: Sequence[extraction.Extractor], folds: bool) -> None
     if sorted(-1 if fold is None else fold for fold in of) != wanted:
         told = ", ".join("none" if fold is None else str(fold) for fold in of)
         raise InputError(
-            f"--by-fold needs a run of stage represent for each of the folds {wanted} (--config.data.fold=K), the runs"
-            f" are of: {told}. One backbone for all folds has seen the images that it would be scored on"
+            f"--by-fold needs a run of stage represent for each of the folds {wanted} (--config.data.fold=K), but the"
+            f" runs are of folds {told}. A single backbone for all folds was trained on images that it is scored on"
         )
 
 
 def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) -> ConfigDict:
-    """The config that heads are trained with: of a run of stage 3, or of configs/classify.py with the run's batch size
-    and optimiser.
+    """Returns the config that heads are trained with.
 
-    Args: like: runs of stage 3 with one recipe, or none; changed: fields that are set after that. Raises InputError for
-    a run that is no LAE, and for recipes that differ.
+    Args:
+      extractor: The run. Without `like`, the config is configs/classify.py with this run's batch size and optimiser.
+      like: Runs of stage 3 with the same config, which is used.
+      changed: Fields that are set after that.
+
+    Raises:
+      InputError: A run of `like` is not LAE's stage 3, their configs differ, or a field has a bad value.
     """
     from lae_jax.configs import classify
 
@@ -160,7 +185,9 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
         for path, other in zip(like[1:], others, strict=True):
             parts = ({name: fields.as_json(c)[name] for name in _RECIPE} for c in (config, other))
             if differing := fields.differences(*parts):
-                raise InputError(f"{like[0]} and {path} of --like differ in {'; '.join(differing)}: name runs alike")
+                raise InputError(
+                    f"{like[0]} and {path} of --like differ in {'; '.join(differing)}: name runs with one config"
+                )
     else:
         config = classify.get_config()
         base_learning_rate = config.optim.base_learning_rate
@@ -172,7 +199,7 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
         config[name] = value
     config.loss = own.loss.copy_and_resolve_references()
     if config.batch_size < 1 or config.epochs <= 0:
-        raise InputError(f"batch size {config.batch_size} and epochs {config.epochs} must be above 0")
+        raise InputError(f"--batch-size {config.batch_size} and --epochs {config.epochs} must be above 0")
     return config
 
 
@@ -183,19 +210,19 @@ def _lae_config(path: str) -> ConfigDict:
     checkpoint = checkpoints.load_run(path)
     config = fields.from_json(checkpoint.meta["config"])
     if checkpoint.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
-        raise InputError(f"{path} is no run of LAE's stage 3 (classify, power 0), which --like names")
+        raise InputError(f"{path} is not a run of LAE's stage 3 (classify, power 0): name one with --like")
     return config
 
 
 def _method_of(config: ConfigDict) -> str:
-    """Of a run's config, which may be older than the field."""
+    """Returns the method of a run's config, which may be older than the field."""
     return config.classify.method if "classify" in config else "lae"
 
 
 def run(
     prepared: Sequence[Prepared], methods: Sequence[Method], seeds: Sequence[int], base_learning_rates: Sequence[float]
 ) -> list[Try]:
-    """Trains and scores every method with each of its settings and each rate."""
+    """Trains and scores every method with each of its settings and each peak learning rate."""
     tries = []
     trained: dict = {}
     for method in console.progress(methods, total=len(methods), what="heads", unit="methods", leave=False):
@@ -218,7 +245,11 @@ def _tries(prepared, method: Method, seeds: list[int], base_learning_rates: list
             for place, of_seed in enumerate(ages):
                 reports[place][split] += [metrics.age_report(features.ages, predicted) for predicted in of_seed]
     if skipped_steps.any():
-        logger.warning("%s: %d steps were not finite and changed nothing", method.name, skipped_steps.sum())
+        logger.warning(
+            "%s: %d steps had a loss or gradients that were not finite and were skipped",
+            method.name,
+            skipped_steps.sum(),
+        )
     return [
         Try(method, setting, rate, int(skipped_steps[place]), reports[place], len(seeds))
         for place, (setting, rate) in enumerate(grid)
@@ -226,13 +257,13 @@ def _tries(prepared, method: Method, seeds: list[int], base_learning_rates: list
 
 
 def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, number: int):
-    """Heads (M, S, ...) for the grid, and skipped steps (M,). What several methods share is trained once."""
+    """Returns heads (M, S, ...) for the grid, and skipped steps (M,). A head that methods share is trained once."""
     if method.loss is None:
         alike = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(grid), len(seeds), *leaf.shape)), bench.own)
         return alike, np.zeros(len(grid), int)
     by_setting = method.sets != "finish" and bool(method.setting)
     points = grid if by_setting else [(method.settings[0], rate) for rate in rates]
-    # The setting of a finishing step is no part of what is trained.
+    # The setting of a finishing step does not affect the training.
     key = (number, method.training, tuple(points) if by_setting else tuple(rates))
     if key not in trained:
         peaks = [rate * bench.config.batch_size / 256 for _, rate in points]
@@ -245,9 +276,10 @@ def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, numb
 
 
 def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
-    """The heads of runs of stage 3, each on the features of the backbone that it has.
+    """Scores the heads of runs of stage 3, each on the features of its own backbone; None without runs.
 
-    Raises InputError for one that has another backbone than every run.
+    Raises:
+      InputError: A run of stage 3 has a backbone that no run of `prepared` has.
     """
     if not paths:
         return None
@@ -259,7 +291,7 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
         same = [one for one in prepared if extraction.hash_of(_backbone(one.extractor.checkpoint)) == backbone]
         if not same:
             raise InputError(
-                f"{path} has another backbone than the runs: name the run that it was started from with --run"
+                f"{path} has another backbone than the runs: with --run, name the run that it was started from"
             )
         head = jax.tree.map(
             lambda leaf: np.asarray(leaf, np.float32)[None, None], checkpoint.variables["params"]["head"]

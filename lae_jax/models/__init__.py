@@ -1,11 +1,11 @@
-"""Models by name. `create` gives a linen module, `initialise` its first variables.
+"""Models by name: `create` returns a linen module, `initialise` its initial variables.
 
     module = models.create('efficientnet_v2_m', 101)
     variables = models.initialise(module, image_size=224, seed=0)
     logits = module.apply(variables, images)
 
-Variables have two top keys in 'params' and in 'batch_stats', 'backbone' and 'head'; a head without statistics has none.
-An age head's parameters are 'fc' and, where it has a hidden layer, 'hidden'.
+'params' and 'batch_stats' each have the top keys 'backbone' and 'head'; 'batch_stats' omits a head without statistics.
+An age head's parameters are 'fc' and, if it has a hidden layer, 'hidden'.
 """
 
 from collections.abc import Callable
@@ -47,14 +47,16 @@ class Model(nn.Module):
         train_backbone: bool = True,
         on_features: Callable[[jax.Array], jax.Array] = lambda features: features,
     ) -> Any:
-        """Images (B, H, W, 3), normalised floats -> what the head gives: logits (B, K), or embeddings (B, D).
+        """Returns the output of the head: logits (B, K), or embeddings (B, D).
 
         Args:
-          train: BatchNorm takes the statistics of the batch and moves its own (mutable=['batch_stats']); dropout and
+          images: Normalised floats, (B, H, W, 3).
+          train: BatchNorm takes the statistics of the batch and updates its own (mutable=['batch_stats']); dropout and
             stochastic depth act (rngs={'dropout': key}, the same key on all devices).
-          rows: (B,) integers, the place of each image in the global batch; random masks depend on it. None: 0 to B - 1.
-          train_backbone: False (stage 3): the backbone is in inference mode and gets no gradient; the head obeys train.
-          on_features: (B, F) -> (B, F), between backbone and head.
+          rows: Position of each image in the global batch, (B,) integers; random masks depend on it. None: 0 to B - 1.
+          train_backbone: False (stage 3): the backbone is in inference mode and gets no gradient; the head follows
+            `train`.
+          on_features: Function (B, F) -> (B, F) between backbone and head.
         """
         features = self.backbone(images, train, rows, train_backbone)
         return self.head(on_features(features), train, rows)
@@ -79,37 +81,37 @@ def create(
     remat: bool = False,
     convolutions: str = "auto",
 ) -> nn.Module:
-    """A model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
+    """Returns a model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
 
     Args:
-      name: a key of `BACKBONES`.
-      num_outputs: ages, or identities; 0: the backbone alone, which gives the pooled features (B, F).
-      dtype: of the backbone's activations. Parameters, statistics, features and the head are float32, or float64 with
-        a dtype of float64 (which needs 64-bit mode in JAX).
+      name: Key of `BACKBONES`.
+      num_outputs: Number of ages or identities; 0: the backbone alone, which returns the pooled features (B, F).
+      dtype: Dtype of the backbone's activations. Parameters, statistics, features and the head are float32, or float64
+        with a dtype of float64 (which needs 64-bit mode in JAX).
       head: 'age' (logits) or 'identity' (embeddings; `IdentityOutputs` while training).
-      embedding_size: of the identity head.
-      hidden: units of a hidden layer in the age head, 0: it has none.
-      dropout: before the age head's last layer, and None: as published for the model. The identity head has none.
-      stochastic_depth: rate that the deepest blocks approach, and None: as published for the model.
-      axis_name: the mapped axis over which BatchNorm is synchronised in training; None: it is not.
-      remat: recompute the blocks' activations in the backward pass: less memory, about a third more time.
+      embedding_size: Size of the identity head's embedding.
+      hidden: Units of the age head's hidden layer; 0: no hidden layer.
+      dropout: Rate before the age head's last layer; None: as published for the model. The identity head has none.
+      stochastic_depth: Rate that the deepest blocks approach; None: as published for the model.
+      axis_name: Mapped axis over which BatchNorm is synchronised in training; None: not synchronised.
+      remat: Recompute the blocks' activations in the backward pass: less memory, about a third more time.
       convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or
-        'auto': the first where JAX's default backend is a CPU.
+        'auto' ('cpu' if JAX's default backend is a CPU, else 'xla').
 
     Raises:
-      ValueError: an unknown name, head or form of convolution, a rate outside [0, 1), a dtype that is not floating, a
-        negative number of outputs or hidden units, or a hidden layer in an identity head.
+      ValueError: The name, head or form of convolution is unknown, a rate lies outside [0, 1), the dtype is not
+        floating, the number of outputs or hidden units is negative, or an identity head has a hidden layer.
     """
     _choose("model", name, BACKBONES)
     _choose("head", head, HEADS)
     _choose("form of convolution", convolutions, CONVOLUTIONS)
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"a model computes in a floating dtype, not in {dtype}")
+        raise ValueError(f"dtype must be a floating dtype, got {dtype}")
     if num_outputs < 0:
         raise ValueError(f"num_outputs must be 0 (the backbone alone) or more, got {num_outputs}")
     if hidden < 0 or (hidden and head != "age"):
-        raise ValueError(f"hidden must be 0 or more, and 0 in a head that is not 'age', got {hidden} of {head!r}")
+        raise ValueError(f"hidden must be 0 or more, and 0 unless head is 'age', got {hidden} with head {head!r}")
     if convolutions == "auto":
         convolutions = "cpu" if jax.default_backend() == "cpu" else "xla"
     backbone_class, architecture = BACKBONES[name]

@@ -1,7 +1,7 @@
 """EfficientNetV2 (Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", arXiv:2104.00298).
 
-S, M and L as published, with TensorFlow's 'same' padding; `tiny`, `nano` and `pico` are relatives for CPUs.
-Block j of stage i, counted from 1 and 0, is `block{i}_{j}`: Keras' block{i}{letter j}, timm's blocks.{i-1}.{j}.
+S, M and L as published, with TensorFlow's 'same' padding; `tiny`, `nano` and `pico` are smaller relatives for CPUs.
+Block j (from 0) of stage i (from 1) is `block{i}_{j}`: Keras' block{i}{letter j}, timm's blocks.{i-1}.{j}.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ EPSILON = 1e-3
 
 
 class BlockGroup(NamedTuple):
-    """Equal blocks in a row; the first one has the stride."""
+    """Consecutive equal blocks; the first block has the stride."""
 
     fused: bool
     blocks: int
@@ -25,7 +25,7 @@ class BlockGroup(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """The widths of a member of the family, and the dropout before its classifier."""
+    """The widths of a member of the family, the dropout before its classifier and its stochastic depth."""
 
     stem: int
     stages: tuple[BlockGroup, ...]
@@ -35,11 +35,11 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
-    # A few thousand parameters, divides by 4: for tests. Its last block is residual, so that stochastic depth acts.
+    # A few thousand parameters, total stride 4: for tests. Its last block is residual, so that stochastic depth acts.
     "pico": Architecture(8, (BlockGroup(True, 1, 2, 2, 12), BlockGroup(False, 1, 1, 2, 12)), 32, 0.2),
-    # 0.05 million parameters, divides by 8: for the demo, at 32 to 48 pixels in minutes.
+    # 0.05 million parameters, total stride 8: for the demo, which trains at 32 to 48 pixels in minutes.
     "nano": Architecture(16, (BlockGroup(True, 1, 2, 2, 24), BlockGroup(False, 2, 2, 4, 48)), 128, 0.2),
-    # 0.6 million parameters, divides by 16: for CPUs at 32 to 96 pixels.
+    # 0.6 million parameters, total stride 16: for CPUs at 32 to 96 pixels.
     "tiny": Architecture(
         16,
         (
@@ -97,9 +97,10 @@ ARCHITECTURES = {
 
 
 def squeeze_excite(compute: Compute, x: jax.Array, width: int) -> jax.Array:
-    """x (B, H, W, C) times a gate for each image and channel, found from the channels' means by two 1x1 convolutions.
+    """Multiplies x (B, H, W, C) by a gate per image and channel: two 1x1 convolutions of the channels' means.
 
-    Called inside a compact module; `width` (of the first one) is a quarter of the block's input, not of x.
+    Called inside a compact module. `width`, of the first convolution, is a quarter of the channels of the block's
+    input, not of x.
     """
     gate = Conv(compute, width, use_bias=True, name="se_reduce")(x.mean((1, 2), keepdims=True))
     return x * nn.sigmoid(Conv(compute, x.shape[-1], use_bias=True, name="se_expand")(nn.swish(gate)))
@@ -108,8 +109,9 @@ def squeeze_excite(compute: Compute, x: jax.Array, width: int) -> jax.Array:
 class Block(nn.Module):
     """An MBConv block, or a fused one: (B, H, W, C) -> (B, H / stride, W / stride, features).
 
-    MBConv: 1x1 expansion, 3x3 depthwise, squeeze-excite, 1x1 projection. Fused: a dense 3x3 expansion in place of the
-    first three, and a single 3x3 convolution if nothing is expanded. Swish between them, none after a projection.
+    MBConv: 1x1 expansion, 3x3 depthwise, squeeze-excite, 1x1 projection. Fused: a dense 3x3 expansion replaces the
+    first three; if nothing is expanded, the block is a single 3x3 convolution. Swish follows each convolution except a
+    1x1 projection.
     """
 
     compute: Compute
@@ -119,6 +121,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array | None, train: bool) -> jax.Array:
+        """Returns the block's output; `rows` and `train` as in `Model`."""
+
         def step(x, features, size, stride, name, depthwise=False):
             x = Conv(self.compute, features, size, stride, depthwise=depthwise, name=f"{name}_conv")(x)
             return batch_norm(self.compute, train, EPSILON, f"{name}_bn")(x)
@@ -144,9 +148,9 @@ class EfficientNetV2(nn.Module):
     """The backbone: images (B, H, W, 3) -> pooled features (B, F), float32 or wider.
 
     Attributes:
-      stochastic_depth: of the last block, were it one more; it grows linearly from 0, as published: block b of n drops
-        its branch with probability stochastic_depth * b / n, where it has a shortcut.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      stochastic_depth: Rate that grows linearly from 0, as published: block b (from 0) of n drops its branch, where it
+        has a shortcut, with probability stochastic_depth * b / n.
+      remat: Recompute each block in the backward pass instead of keeping its activations.
     """
 
     compute: Compute
@@ -162,8 +166,9 @@ class EfficientNetV2(nn.Module):
         rows: jax.Array | None = None,
         train_backbone: bool = True,
     ) -> jax.Array:
+        """Returns the pooled features; the arguments are those of `Model`."""
         train = train and train_backbone
-        # `train` is the third argument after self and decides what is traced; remat must not make an array of it.
+        # `train` is the third argument after self. It decides what is traced, so remat must not make it an array.
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         x = prepare(images, self.compute)
         x = Conv(self.compute, self.architecture.stem, 3, 2, name="stem_conv")(x)

@@ -1,7 +1,7 @@
-"""What stands on a backbone: ages in stages 2 and 3, identities in stage 1.
+"""Heads on a backbone: ages in stages 2 and 3, identities in stage 1.
 
 B = batch, F = features of the backbone, K = ages, D = embedding, C = identities. Heads are small and feed losses, so
-they compute in float32 or wider whatever the backbone does.
+they compute in float32 or wider, whatever the backbone's dtype.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lae_jax.models.layers import Compute, Dropout, batch_norm
 
 
 class IdentityOutputs(NamedTuple):
-    """What `losses.am_softmax_loss` takes: embeddings (B, D) and class weights (C, D), neither normalised."""
+    """Inputs of `losses.am_softmax_loss`: embeddings (B, D) and class weights (C, D), neither normalised."""
 
     embeddings: jax.Array
     class_weights: jax.Array
@@ -22,7 +22,7 @@ class IdentityOutputs(NamedTuple):
 class AgeHead(nn.Module):
     """Dropout and a fully connected layer `fc`: features (B, F) -> logits (B, K), float32 or wider.
 
-    With `hidden` a layer of so many units and ReLU stands before them.
+    If `hidden` is not 0, a layer of that many units with ReLU precedes them.
     """
 
     compute: Compute
@@ -32,6 +32,7 @@ class AgeHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
+        """Returns the logits; `rows` and `train` as in `Model`."""
         dtype = self.compute.param_dtype
         x = features.astype(dtype)
         if self.hidden:
@@ -41,10 +42,10 @@ class AgeHead(nn.Module):
 
 
 class IdentityHead(nn.Module):
-    """A linear embedding without bias, then BatchNorm; and the classes' weights (CosFace, arXiv:1801.09414).
+    """A linear embedding without bias, then BatchNorm; and the class weights (CosFace, arXiv:1801.09414).
 
-    Features (B, F) -> `IdentityOutputs` while training, embeddings (B, D) alone otherwise. There is no dropout here:
-    the margin is the regulariser.
+    Features (B, F) -> `IdentityOutputs` while training, embeddings (B, D) alone otherwise. The head has no dropout: the
+    margin is the regulariser.
     """
 
     compute: Compute
@@ -55,9 +56,10 @@ class IdentityHead(nn.Module):
     def __call__(
         self, features: jax.Array, train: bool = False, rows: jax.Array | None = None
     ) -> IdentityOutputs | jax.Array:
+        """Returns the head's outputs; `rows` is not used."""
         del rows
         dtype = self.compute.param_dtype
-        # Made in either mode, so that a model initialised for inference can be trained.
+        # Created in both modes, so that a model initialised for inference can be trained.
         class_weights = self.param(
             "class_weights", nn.initializers.normal(1.0), (self.num_outputs, self.embedding_size), dtype
         )

@@ -1,29 +1,30 @@
 """Layers that both families of backbones are built from.
 
-Shapes: B = batch, H and W = pixels or feature rows and columns, C = channels, always in the order (B, H, W, C).
+Shapes: B = batch, H and W = rows and columns of pixels or features, C = channels, always in the order (B, H, W, C).
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Pixels of output up to which `gathered` is used on a CPU. On 2x2 it is needed; on 3x3 and 4x4 XLA's takes 0.9 of its
-# time, forward and both gradients, batch 64.
+# Largest number of output pixels for which `gathered` is used on a CPU. On 2x2 it is needed; on 3x3 and 4x4 XLA's
+# convolution takes 0.9 of its time (forward and both gradients, batch 64).
 SMALL_MAP = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model computes, as opposed to what: equal settings compare equal, so that modules stay cheap jit keys.
+    """How a model computes, as opposed to what. Equal settings compare equal, so that modules stay cheap jit keys.
 
     Attributes:
-      dtype: of activations. Parameters and statistics are float32, or wider if this is.
-      axis_name: the mapped axis over which BatchNorm is synchronised while training; None: each device for itself.
+      dtype: Dtype of activations. Parameters and statistics are float32, or wider if this is.
+      axis_name: Mapped axis over which BatchNorm is synchronised while training; None: each device on its own.
       convolutions: 'xla' (XLA's convolution for all) or 'cpu' (depthwise and 1x1 in the forms that are fast there).
     """
 
@@ -33,23 +34,30 @@ class Compute:
 
     @property
     def param_dtype(self) -> Any:
+        """Dtype of parameters and statistics."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's 'same' padding of one axis: (before, after), an odd pixel at the end; leaves ceil(size / stride)."""
+    """TensorFlow's 'same' padding of one axis: (before, after), an odd pixel at the end.
+
+    A convolution with it has ceil(size / stride) output pixels on this axis.
+    """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
-def output_pixels(x: jax.Array, kernel: int, stride: int, padding) -> int:
-    """H' W' of the convolution of x (B, H, W, C) with a (kernel, kernel) window."""
+def output_pixels(x: jax.Array, kernel: int, stride: int, padding: Sequence[tuple[int, int]]) -> int:
+    """Number of output pixels, H' W', of the convolution of x (B, H, W, C) with a (kernel, kernel) window."""
     sizes = [n + sum(pads) for n, pads in zip(x.shape[1:3], padding, strict=True)]
     return math.prod((n - kernel) // stride + 1 for n in sizes)
 
 
-def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
-    """(B, H, W, C), (kh, kw, C / groups, C') -> (B, H', W', C'); the number of groups follows from the shapes."""
+def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """XLA's convolution: (B, H, W, C), (kh, kw, C / groups, C') -> (B, H', W', C').
+
+    The number of groups follows from the shapes.
+    """
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -61,7 +69,7 @@ def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding) -> ja
 
 
 def _windows(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
-    """The padded x (B, H, W, C) as each of the size^2 taps of a convolution sees it: (B, H', W', C), row by row."""
+    """Slices of the padded x (B, H, W, C): one (B, H', W', C) for each of a convolution's size^2 taps, row by row."""
     batch, height, width, channels = x.shape
     rows = (height - size) // stride * stride + 1
     cols = (width - size) // stride * stride + 1
@@ -72,14 +80,15 @@ def _windows(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
     ]
 
 
-def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
-    """A depthwise convolution as one multiply-add a tap: (B, H, W, C), (k, k, 1, C) -> (B, H', W', C).
+def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """A depthwise convolution as one multiply-add per tap: (B, H, W, C), (k, k, 1, C) -> (B, H', W', C).
 
-    On a CPU 20 to 100 times faster than XLA's convolution in C groups, forward and backward.
+    On a CPU it is 20 to 100 times faster than XLA's convolution in C groups, forward and backward.
     """
     size = kernel.shape[0]
     windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), size, stride)
-    # A convolution accumulates in float32 whatever its inputs are; a chain of bfloat16 sums would round at every tap.
+    # A convolution accumulates in float32 whatever the dtype of its inputs; a chain of bfloat16 sums would round at
+    # every tap.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     taps = kernel.astype(wide).reshape(size * size, 1, 1, 1, -1)
     out = windows[0].astype(wide) * taps[0]
@@ -89,24 +98,29 @@ def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding) -> 
 
 
 def _rows_times(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """(B, H, W, C), (C, C') -> (B, H, W, C'), as a product of matrices: XLA transposes an array of more axes before it
-    multiplies it, which makes the gradient of the matrix 1.5 to 3 times as slow.
+    """(B, H, W, C), (C, C') -> (B, H, W, C'), as a product of two matrices.
+
+    XLA transposes an array of more axes before it multiplies it, which makes the gradient of the matrix 1.5 to 3 times
+    as slow.
     """
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
-def gathered(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+def gathered(x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
     """A dense convolution as one matrix product with the windows of x: (B, H, W, C), (k, k, C, C') -> (B, H', W', C').
 
-    For small feature maps on a CPU: where the kernel is larger than the map (3x3 on 2x2, which is ResNet's last layer
-    on 64 px), XLA's convolution takes 80 times as long.
+    For small feature maps on a CPU: where the kernel is larger than the map (3x3 on 2x2: ResNet's last layer at 64
+    pixels), XLA's convolution takes 80 times as long.
     """
     windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0], stride)
     return _rows_times(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[3]))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution as a matrix product, about twice as fast on a CPU: (B, H, W, C), (1, 1, C, C') -> (..., C')."""
+    """A 1x1 convolution as a matrix product: (B, H, W, C), (1, 1, C, C') -> (B, H', W', C').
+
+    It is about twice as fast on a CPU.
+    """
     if stride > 1:
         x = x[:, ::stride, ::stride]
     return _rows_times(x, kernel[0, 0])
@@ -118,10 +132,10 @@ def _pool_windows(x: jax.Array) -> list[jax.Array]:
 
 @jax.custom_vjp
 def windowed_max_pool(x: jax.Array) -> jax.Array:
-    """`max_pool` as a maximum over its windows; the gradient goes to the first pixel that has it, as in torch.
+    """`max_pool` as a maximum over its windows; the gradient goes to the first pixel with the maximum, as in torch.
 
-    On a CPU forward and backward take 9 ms for (64, 32, 32, 64); 57 with the gradient of `jnp.maximum`, which is halved
-    at every tie, and about 340 with XLA's select-and-scatter.
+    On a CPU, forward and backward take 9 ms for (64, 32, 32, 64). They take 57 ms with the gradient of `jnp.maximum`,
+    which is halved at every tie, and about 340 ms with XLA's select-and-scatter.
     """
     return functools.reduce(jnp.maximum, _pool_windows(x))
 
@@ -131,16 +145,16 @@ def _pool_forward(x: jax.Array):
     best, place = first, jnp.zeros(first.shape, jnp.int8)
     for tap, window in enumerate(others, start=1):
         place = jnp.where(window > best, jnp.int8(tap), place)
-        best = jnp.maximum(best, window)  # and not chosen by place, which would lose a NaN
+        best = jnp.maximum(best, window)  # keeps a NaN, which a choice by place would lose
     return best, (place, x.shape)
 
 
 def _pool_backward(saved, grad: jax.Array):
-    """Row 2r of the pixels is the middle row of window r; row 2r + 1 its last one and the first one of window r + 1."""
+    """Row 2r of the pixels is the middle row of window r; row 2r + 1 is its last row and the first of window r + 1."""
     place, (batch, height, width, channels) = saved
 
     def part(row: int, col: int) -> jax.Array:
-        """For windows (r, c), the gradient of their pixel (row, col), 0 to 2; row or col 0: that of windows one on."""
+        """Gradient of the pixel (row, col), each 0 to 2, of all windows; row or col 0: of the windows one further."""
         taken = jnp.where(place == 3 * row + col, grad, 0)
         down, right = int(row == 0), int(col == 0)
         return jnp.pad(taken[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
@@ -156,18 +170,18 @@ windowed_max_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def max_pool(x: jax.Array, compute: Compute) -> jax.Array:
-    """torchvision's 3x3 max-pool of stride 2, padded by 1: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+    """The 3x3 max-pool of torchvision, stride 2, padding 1: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
     if compute.convolutions == "cpu":
         return windowed_max_pool(x)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class Conv(nn.Module):
-    """A convolution: (B, H, W, C) -> (B, H', W', features). Parameters `kernel` (HWIO) and, if asked for, `bias`.
+    """A convolution: (B, H, W, C) -> (B, H', W', features). Its parameters are `kernel` (HWIO) and optionally `bias`.
 
     Attributes:
       padding: 'same' as TensorFlow pads, or the number of pixels added on every side, as torch pads.
-      depthwise: one filter a channel; the kernel is (k, k, 1, C) and features must be C.
+      depthwise: One filter per channel; the kernel is (k, k, 1, C) and features must be C.
     """
 
     compute: Compute
@@ -180,9 +194,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x in the dtype of `compute`."""
         size, channels = self.kernel_size, x.shape[-1]
         if self.depthwise and self.features != channels:
-            raise ValueError(f"a depthwise convolution keeps its {channels} channels, asked for {self.features}")
+            raise ValueError(
+                f"a depthwise convolution has as many features as channels, {channels}: got {self.features}"
+            )
         shape = (size, size, 1 if self.depthwise else channels, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.compute.param_dtype)
         kernel = jnp.asarray(kernel, self.compute.dtype)
@@ -207,9 +224,9 @@ class Conv(nn.Module):
 
 
 def batch_norm(compute: Compute, train: bool, epsilon: float, name: str) -> nn.BatchNorm:
-    """Flax's BatchNorm, momentum 0.9 (torch's 0.1). In inference mode it neither moves its statistics nor communicates.
+    """Flax's BatchNorm, momentum 0.9 (torch's 0.1). In inference mode it neither updates statistics nor communicates.
 
-    Statistics follow `param_dtype`: Flax keeps them in float32 unless `force_float32_reductions` is off, and a float64
+    Statistics follow `param_dtype`. Flax keeps them in float32 unless `force_float32_reductions` is off, and a float64
     run would then change the dtype of its state at the first step.
     """
     return nn.BatchNorm(
@@ -225,23 +242,32 @@ def batch_norm(compute: Compute, train: bool, epsilon: float, name: str) -> nn.B
 
 
 def drop(x: jax.Array, key: jax.Array, rows: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """Zeroes parts of x (B, ...) with probability `rate`, scales the rest by 1 / (1 - rate).
+    """Zeroes parts of x (B, ...) with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    Row r draws a mask of `shape` (broadcast against a row of x) from (key, r) alone, so a batch that is split over
-    devices draws what it would draw whole. rows: (B,) integers, the rows' places in the global batch; None: 0 to B - 1.
+    Row r draws its mask from (key, r) alone, so a batch that is split over devices draws the same masks as the whole.
+
+    Args:
+      x: Activations, (B, ...).
+      key: Random key, the same on all devices.
+      rows: Positions of the rows in the global batch, (B,) integers; None: 0 to B - 1.
+      rate: Probability of zero, at least 0 and below 1.
+      shape: Shape of a row's mask, which is broadcast against a row of x.
+
+    Raises:
+      ValueError: `rows` has another shape than (B,).
     """
     if rows is None:
         rows = jnp.arange(x.shape[0])
     if rows.shape != x.shape[:1]:
-        raise ValueError(f"rows must hold one number for each of the {x.shape[0]} images, its shape is {rows.shape}")
-    # The probability's dtype decides which bits are drawn: fixed, so that 64-bit mode draws the same masks.
+        raise ValueError(f"rows must hold one number for each of the {x.shape[0]} images, got shape {rows.shape}")
+    # The probability's dtype decides which bits are drawn. It is fixed, so that 64-bit mode draws the same masks.
     keep = jnp.float32(1 - rate)
     mask = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), keep, shape))(rows)
     return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
 
 
 class Dropout(nn.Module):
-    """Dropout by element (Srivastava et al., JMLR 2014), its masks drawn by row: see `drop`. Random stream: 'dropout'.
+    """Dropout by element (Srivastava et al., JMLR 2014), with masks drawn by row: see `drop`. Random stream: 'dropout'.
 
     `flax.linen.Dropout` draws one mask for the array it sees, which differs with the number of devices.
     """
@@ -250,6 +276,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Returns x, with elements dropped if `train`; `rows` as in `drop`."""
         if not train or self.rate == 0:
             return x
         return drop(x, self.make_rng("dropout"), rows, self.rate, x.shape[1:])
@@ -262,16 +289,17 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Returns x, with whole images dropped if `train`; `rows` as in `drop`."""
         if not train or self.rate == 0:
             return x
         return drop(x, self.make_rng("dropout"), rows, self.rate, (1,) * (x.ndim - 1))
 
 
 def prepare(images: jax.Array, compute: Compute) -> jax.Array:
-    """Checks a backbone's input, (B, H, W, 3) normalised floats, and casts it.
+    """Checks a backbone's input, (B, H, W, 3) normalised floats, and casts it to the dtype of `compute`.
 
     Raises:
-      ValueError: another shape, or integers: pixels that nobody normalised.
+      ValueError: The images have another shape, or are integers (pixels that are not normalised).
     """
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be (B, H, W, 3), got {images.shape}")
@@ -281,5 +309,5 @@ def prepare(images: jax.Array, compute: Compute) -> jax.Array:
 
 
 def pool(x: jax.Array) -> jax.Array:
-    """Mean over the image, in float32 or wider: (B, H, W, C) -> (B, C)."""
+    """Mean over the pixels, in float32 or wider: (B, H, W, C) -> (B, C)."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))

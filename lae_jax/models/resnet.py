@@ -1,7 +1,8 @@
 """ResNet-18 and -50 (He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385).
 
-As torchvision has them: the stride on the 3x3 convolution, equal padding on all sides, a max-pool padded with -inf.
-Block j of layer i is `layer{i}_{j}`, torchvision's layer{i}.{j}; its downsample.0 and .1 are downsample_conv and _bn.
+As in torchvision: the stride on the 3x3 convolution, equal padding on all sides, a max-pool padded with -inf.
+Block j of layer i is `layer{i}_{j}`, torchvision's layer{i}.{j}; its `downsample_conv` and `downsample_bn` are
+torchvision's downsample.0 and downsample.1.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ EPSILON = 1e-5
 
 
 class Architecture(NamedTuple):
-    """Blocks in each of the four layers, and whether they are bottlenecks (1x1, 3x3, 1x1) or two 3x3."""
+    """Blocks in each of the four layers; each is a bottleneck (1x1, 3x3, 1x1) or two 3x3 convolutions."""
 
     layers: tuple[int, int, int, int]
     bottleneck: bool
@@ -30,7 +31,7 @@ ARCHITECTURES = {
 
 
 class Block(nn.Module):
-    """A residual block: (B, H, W, C) -> (B, H / stride, W / stride, features, times 4 in a bottleneck)."""
+    """A residual block: (B, H, W, C) -> (B, H / stride, W / stride, features), 4 features in a bottleneck."""
 
     compute: Compute
     bottleneck: bool
@@ -40,6 +41,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: jax.Array | None, train: bool) -> jax.Array:
+        """Returns the block's output; `rows` and `train` as in `Model`."""
+
         def step(x, features, size, stride, conv, norm):
             x = Conv(self.compute, features, size, stride, padding=size // 2, name=conv)(x)
             return batch_norm(self.compute, train, EPSILON, norm)(x)
@@ -63,8 +66,8 @@ class ResNet(nn.Module):
     """The backbone: images (B, H, W, 3) -> pooled features (B, 512), or (B, 2048) with bottlenecks; float32 or wider.
 
     Attributes:
-      stochastic_depth: block b of n drops its branch with probability stochastic_depth * b / n.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      stochastic_depth: Block b (from 0) of n drops its branch with probability stochastic_depth * b / n.
+      remat: Recompute each block in the backward pass instead of keeping its activations.
     """
 
     compute: Compute
@@ -80,8 +83,9 @@ class ResNet(nn.Module):
         rows: jax.Array | None = None,
         train_backbone: bool = True,
     ) -> jax.Array:
+        """Returns the pooled features; the arguments are those of `Model`."""
         train = train and train_backbone
-        # `train` is the third argument after self and decides what is traced; remat must not make an array of it.
+        # `train` is the third argument after self. It decides what is traced, so remat must not make it an array.
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         x = prepare(images, self.compute)
         x = Conv(self.compute, 64, 7, 2, padding=3, name="conv1")(x)

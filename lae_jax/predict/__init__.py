@@ -1,4 +1,4 @@
-"""Ages of photographs and of face crops."""
+"""Ages of the faces in photographs and in face crops: `predict` and `AgeEstimator`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ __all__ = ["AgeEstimator", "predict"]
 
 
 def __getattr__(name: str):
-    # Only where it is used: a program tells its flags without loading it.
+    # Loaded on first use, so that a program can print its help at once.
     if name == "AgeEstimator":
         from lae_jax.predict.estimator import AgeEstimator
 
@@ -37,26 +37,26 @@ def predict(
     distribution: bool = False,
     allow_other_crop: bool = False,
 ) -> "Iterator[Row]":
-    """Estimates the ages of the faces in photographs, one after the other.
+    """Estimates the ages of the faces in photographs, one photograph after the other.
 
     Args:
       run: Folder of a run of stage 2 or 3, or of an export.
-      photographs: Files, folders (at any depth), globs, and CSVs of paths.
-      step: Step of the checkpoint to take (default: the best one).
+      photographs: Files, folders (at any depth), globs and CSVs of paths.
+      step: Step of the checkpoint (default: the best one).
       flip: Average each estimate with that of the mirror image.
-      aligned: The images are face crops, cut as the run's own were.
+      aligned: The images are face crops, cut by the crop contract of the run.
       faces: Which of several faces in a photograph to take.
       images: Folder that the paths in a CSV start from (default: the CSV's own).
       interval: Share of a predicted distribution that its interval holds, between 0 and 1.
-      threshold: Age in years: tell P(age >= threshold) too.
-      distribution: Tell the probabilities of the ages 0 to 100 too.
-      allow_other_crop: Go on although faces are cut otherwise than the run's own.
+      threshold: Age in years; the rows then have P(age >= threshold).
+      distribution: The rows have the probabilities of the ages 0 to 100.
+      allow_other_crop: Continue if this version cuts faces by another contract than the run's.
 
     Yields:
-      A row (`answers.Row`) for each face, and for each image without an age, with the reason.
+      A row for each face, and for each image without an age a row with the reason.
 
     Raises:
-      InputError: An argument or the run cannot be used, or a folder or glob names no image.
+      InputError: An argument or the run cannot be used, or a glob matches nothing.
     """
     check(interval, threshold)
     from lae_jax.predict import answers
@@ -73,7 +73,11 @@ def predict(
 
 
 def check(interval: float, threshold: float | None) -> None:
-    """Raises InputError for a share or an age that cannot be one."""
+    """Checks the share of an interval and the age of a threshold.
+
+    Raises:
+      InputError: `interval` does not lie between 0 and 1, or `threshold` is not an age from 0 to 100.
+    """
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if threshold is not None and not 0 <= threshold <= 100:

@@ -5,9 +5,9 @@
     python -m lae_jax.predict --run runs/classify --aligned crops/ --interval 0.9 --threshold 18
     python -m lae_jax.predict --run runs/classify --contest foo_test.csv --images foo_test/ --out out.csv
 
-Photographs are read upright, faces found and aligned as the run's own were. `--out` ends in .csv or .jsonl (JSON
-lines); without it a table is printed. The last form is that of Guess The Age: a line `name,age` for each name, in
-order.
+Photographs are turned upright; faces are found, aligned and cut by the crop contract of the run. `--out` ends in .csv
+or .jsonl (JSON lines); without it a table is printed. The last form is that of Guess The Age: it writes a line
+`name,age` for each name, in order.
 """
 
 import argparse
@@ -15,19 +15,29 @@ import csv
 import logging
 import pathlib
 import time
-from typing import get_args
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, get_args
 
 from lae_jax import predict
 from lae_jax.faces import Faces
 from lae_jax.runtime import console, flags, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted
 
+if TYPE_CHECKING:
+    from lae_jax.predict.estimator import AgeEstimator
+    from lae_jax.predict.photographs import Found, Named
+
 logger = logging.getLogger("lae_jax")
 
-_ENOUGH = 50  # images that a rate is told of
+_ENOUGH = 50  # images that a reported speed needs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the flags (`argv`, or the command line).
+
+    Raises:
+      InputError: A flag cannot be used, or two flags exclude each other.
+    """
     parser = flags.Parser("predict", __doc__)
     add, common = parser.add_argument, parser.add_common
     add("inputs", nargs="*", metavar="FILE|FOLDER|GLOB|CSV", help="photographs")
@@ -35,16 +45,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("step")
     common("aligned")
     add("--faces", choices=get_args(Faces), help="which of several faces in a photograph to take (default: all; with"
-        " --contest largest)")  # fmt: skip
+        " --contest: largest)")  # fmt: skip
     common("allow_other_crop")
     common("flip")
     common("interval")
     common("threshold")
-    add("--distribution", action="store_true", help="with .jsonl: the probabilities of the ages 0 to 100 too")
-    common("out", required=False, metavar="FILE", help="file to write, .csv or .jsonl (default: a table is printed)")
-    add("--draw", metavar="DIR", help="folder for the photographs with boxes and ages")
+    add("--distribution", action="store_true", help="with .jsonl: also write the probabilities of the ages 0 to 100")
+    common("out", required=False, metavar="FILE", help="file to write, .csv or .jsonl (default: print a table)")
+    add("--draw", metavar="DIR", help="folder for copies of the photographs with boxes and ages")
     common("images")
-    add("--contest", metavar="CSV", help="list of names, as in Guess The Age")
+    add("--contest", metavar="CSV", help="list of file names, as in Guess The Age")
     common("devices")
     args = parser.parse_args(argv)
     predict.check(args.interval, args.threshold)
@@ -53,22 +63,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.contest and not args.out:
         raise InputError("--contest needs --out FILE.csv")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
-        raise InputError(f"--out {args.out}: a name that ends in .csv or .jsonl")
+        raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
     if args.distribution and not (args.out or "").endswith(".jsonl"):
         raise InputError("--distribution needs --out NAME.jsonl")
     if args.contest and args.draw:
-        raise InputError("--draw does not go with --contest")
+        raise InputError("--draw and --contest exclude each other: omit one of them")
     if args.draw and args.aligned:
         raise InputError("--draw draws boxes into photographs: omit --aligned")
     if args.out and not pathlib.Path(args.out).absolute().parent.is_dir():
-        raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}")
+        raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}: create it first")
     if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
         raise InputError(f"--draw {args.draw} is a file: name a folder")
     return args
 
 
-def found(args: argparse.Namespace, estimator, items):
-    """What is found in each image (`photographs.found`)."""
+def found(args: argparse.Namespace, estimator: "AgeEstimator", items: "Iterator[Named]") -> "Iterator[Found]":
+    """Finds the faces in each image (`photographs.found`)."""
     from lae_jax.predict import answers, photographs
 
     recipe = None  # crops are ready
@@ -84,7 +94,11 @@ def found(args: argparse.Namespace, estimator, items):
 
 
 def count(args: argparse.Namespace) -> int:
-    """Images that are named. Raises InputError where there is none: before a model is loaded."""
+    """Counts the images that the command line names, before a model is loaded.
+
+    Raises:
+      InputError: There is none.
+    """
     from lae_jax.data.sources import interface
     from lae_jax.predict import photographs
 
@@ -92,18 +106,22 @@ def count(args: argparse.Namespace) -> int:
         return sum(1 for _ in photographs.in_csv(args.contest, args.images))
     named = sum(1 for _ in photographs.named(args.inputs, args.images))
     if not named:
-        raise InputError(f"{', '.join(args.inputs)}: no image there ({', '.join(interface.IMAGE_SUFFIXES)})")
+        raise InputError(f"{', '.join(args.inputs)}: no image found ({', '.join(interface.IMAGE_SUFFIXES)})")
     return named
 
 
-def run(args: argparse.Namespace, estimator, total: int) -> None:
-    """Rows to a table or a file, drawings to a folder."""
+def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None:
+    """Writes the rows to a table or a file, and the drawings to a folder.
+
+    Raises:
+      NothingPredicted: No image gave an age.
+    """
     from lae_jax.predict import annotate, answers, photographs
 
     if args.draw:
         pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
     if not estimator.is_calibrated:
-        logger.info("the intervals are not calibrated, so they may be too narrow or too wide (evaluate --calibrate)")
+        logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
     images, faces, without, warm = 0, 0, 0, None
     fields = answers.Fields(args.interval, args.threshold, args.distribution)
     results = answers.predicted(estimator, found(args, estimator, photographs.named(args.inputs, args.images)), fields)
@@ -112,7 +130,7 @@ def run(args: argparse.Namespace, estimator, total: int) -> None:
             write(rows)
             images, faces, without = images + 1, faces + len(one.inputs), without + (not one.inputs)
             if warm is None and faces >= estimator.sizes[-1]:
-                warm = images, time.perf_counter()  # networks built, the step compiled, a full batch through
+                warm = images, time.perf_counter()  # everything is compiled, and a full batch is done
             if args.draw and one.inputs:
                 annotate.save(pathlib.Path(args.draw), one.image, rows)
     told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
@@ -123,13 +141,17 @@ def run(args: argparse.Namespace, estimator, total: int) -> None:
     places = [place for place in (args.out, args.draw) if place]
     logger.info("%s%s", "; ".join(told), f" -> {', '.join(places)}" * bool(places))
     if not faces:
-        raise NothingPredicted(
-            f"no age was estimated: the reasons stand beside the names{f' in {args.out}' * bool(args.out)}"
-        )
+        raise NothingPredicted(f"no age was estimated: {args.out or 'the table'} has the reason for each image")
 
 
-def run_contest(args: argparse.Namespace, estimator, total: int) -> None:
-    """`name,age` for each name, in order; a face that is not found is a centre crop, what cannot be read is nan."""
+def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None:
+    """Writes `name,age` for each name, in order.
+
+    An image without a face gets the age of its centre crop; an image that cannot be read gets nan.
+
+    Raises:
+      NothingPredicted: No image gave an age.
+    """
     from lae_jax.predict import answers, photographs
 
     faces = 0
@@ -142,15 +164,16 @@ def run_contest(args: argparse.Namespace, estimator, total: int) -> None:
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None
             if row.age is None:
-                logger.warning("%s: %s: its age is nan", row.name, one.reason)
+                logger.warning("%s: %s: the age is nan", row.name, one.reason)
             elif row.cut_by == "centre":
                 logger.warning("%s: no face found: a centre crop was taken", row.name)
     if not faces:
-        raise NothingPredicted(f"no age was estimated; {args.out} holds nan alone")
+        raise NothingPredicted(f"no age was estimated: every age in {args.out} is nan, and a warning says why")
     logger.info("%s of %s -> %s", console.counted(faces, "age"), console.counted(total, "name"), args.out)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command line."""
     args = parse_args(argv)
     if not layout.is_export(args.run):
         layout.require_run(args.run)

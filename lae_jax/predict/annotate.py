@@ -1,13 +1,17 @@
-"""Photographs with a box and an age at each face."""
+"""Drawings: photographs with a box and an age at each face."""
 
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax.faces import images
 from lae_jax.predict.photographs import Named
+
+if TYPE_CHECKING:
+    from lae_jax.predict.answers import Row
 
 _COLOUR = (33, 102, 172)
 _JPEG = (".jpg", ".jpeg")
@@ -16,8 +20,13 @@ Box = Sequence[float]  # left, top, right, bottom
 
 
 def draw(photograph: Image.Image, boxes: Sequence[Box | None], texts: Sequence[str]) -> Image.Image:
-    """A copy with boxes (left, top, right, bottom; None: the whole picture) and a text at each, beside the faces where
-    there is room."""
+    """Returns a copy of a photograph with boxes and a text at each box, beside the faces if there is room.
+
+    Args:
+      photograph: RGB picture.
+      boxes: Left, top, right, bottom in pixels; None: the whole photograph.
+      texts: One for each box.
+    """
     picture = photograph.copy()
     canvas = ImageDraw.Draw(picture)
     size = max(picture.size)
@@ -26,7 +35,7 @@ def draw(photograph: Image.Image, boxes: Sequence[Box | None], texts: Sequence[s
         canvas.rectangle(list(box), outline=_COLOUR, width=max(2, size // 300))
     taken = list(boxes)
     for box, text in zip(boxes, texts, strict=True):
-        # Small faces get small labels, as far as they can be read.
+        # Small faces get small labels that can still be read.
         font = ImageFont.load_default(max(11, size // 90, min(size // 40, int(box[3] - box[1]) // 3)))
         left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         x, y, *_ = place = _place(box, right - left + 8, bottom - top + 8, picture.size, taken)
@@ -37,7 +46,7 @@ def draw(photograph: Image.Image, boxes: Sequence[Box | None], texts: Sequence[s
 
 
 def _place(box: Box, wide: float, high: float, size: tuple[int, int], taken: Sequence[Box]) -> Box:
-    """Where a label of a box goes: above, below, right or left of it, inside the picture, where it covers least."""
+    """Returns the place of a box's label: above, below, right or left of it, inside the picture, covering least."""
     left, top, right, bottom = box
     corners = ((left, top - high), (left, bottom), (right, top), (left - wide, top), (right - wide, top - high))
     places = []
@@ -48,15 +57,15 @@ def _place(box: Box, wide: float, high: float, size: tuple[int, int], taken: Seq
 
 
 def _common(a: Box, b: Box) -> float:
-    """Pixels that two boxes share."""
+    """Returns the area that two boxes share, in pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def save(folder: pathlib.Path, image: Named, rows: Sequence) -> pathlib.Path:
-    """Writes the photograph of rows (predictions.Row) with their ages as a JPEG; returns its path."""
+def save(folder: pathlib.Path, image: Named, rows: "Sequence[Row]") -> pathlib.Path:
+    """Writes a photograph with the boxes and ages of its rows as a JPEG and returns the path."""
     texts = [f"{row.age:.0f} ({row.lower:.0f}-{row.upper:.0f})" for row in rows]
     picture = draw(images.load(image.read()), [row.box for row in rows], texts)
-    # One flat folder: a/b.png, c/b.png and a/b.jpg stay apart.
+    # The folder is flat: a/b.png, c/b.png and a/b.jpg get different names.
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", image.name).strip("_.")[-150:]
     path = folder / (name if name.lower().endswith(_JPEG) else name + ".jpg")
     picture.save(path, "JPEG", quality=92)

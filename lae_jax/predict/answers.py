@@ -1,4 +1,4 @@
-"""Rows of predictions: from faces that were found to ages, and from there to a table, a CSV or JSON lines."""
+"""Rows of predictions: make them from the faces that were found, write them as a table, a CSV or JSON lines."""
 
 import contextlib
 import csv
@@ -19,8 +19,13 @@ from lae_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """interval: share of the distribution between lower and upper; threshold: years, of P(age >= threshold);
-    distribution: the probabilities of the ages 0..100 too."""
+    """What the rows hold.
+
+    Attributes:
+      interval: Share of the distribution between lower and upper.
+      threshold: Age in years for P(age >= threshold); None: the rows have no such probability.
+      distribution: Whether the rows have the probabilities of the ages 0 to 100.
+    """
 
     interval: float = 0.9
     threshold: float | None = None
@@ -28,22 +33,38 @@ class Fields:
 
 
 def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> crops.Recipe:
-    """How photographs are cut for a model; allow_other, how: as `Recipe.of_contract` has them.
+    """Returns the recipe that cuts photographs by the crop contract of a model.
 
-    Raises InputError where it is not known how the model's crops were cut.
+    Args:
+      run: Folder of the run, for messages.
+      estimator: The model.
+      allow_other: As in `Recipe.of_contract`.
+      **how: Further arguments of `Recipe.of_contract`.
+
+    Raises:
+      InputError: The contract of the model is unknown, or this version cuts by another one and `allow_other` is False.
     """
     try:
         return crops.Recipe.of_contract(estimator.crop, allow_other, **how)
     except InputError as error:
-        raise InputError(f"{run}: {error}. Give crops that were cut alike, with --aligned") from error
+        raise InputError(f"{run}: {error}. Give crops that were cut in the same way, with --aligned") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A face and its age, or an image and why it has none.
+    """A face and its age, or an image without an age and the reason.
 
-    Years; face: from 1, the largest first; lower, upper: the interval; box: left, top, right, bottom in pixels of the
-    upright photograph; cut_by: 'mtcnn' or 'centre', empty for a crop.
+    Attributes:
+      name: Name of the image.
+      face: Number of the face, from 1, the largest first.
+      age: Age in years.
+      lower: Lower end of the interval in years.
+      upper: Upper end of the interval in years.
+      at_least: P(age >= threshold).
+      box: Left, top, right, bottom in pixels of the upright photograph.
+      cut_by: 'mtcnn' or 'centre'; empty for a crop.
+      reason: Why there is no age.
+      distribution: Probabilities of the ages 0 to 100.
     """
 
     name: str
@@ -61,8 +82,8 @@ class Row:
 def predicted(
     estimator: AgeEstimator, found: Iterator[photographs.Found], fields: Fields
 ) -> Iterator[tuple[photographs.Found, list[Row]]]:
-    """Each image with its rows, in order; the device works beside the threads that read and cut."""
-    # The images whose faces the device still has wait.
+    """Yields each image with its rows, in order. The device works while the threads read and cut."""
+    # `tee` keeps the images until their faces come back from the device.
     waiting, ahead = itertools.tee(found)
     outputs = estimator.probabilities(face for one in ahead for face in one.inputs)
     for one in waiting:
@@ -71,7 +92,14 @@ def predicted(
 
 
 def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, fields: Fields) -> list[Row]:
-    """The rows of an image, given what `estimator.probabilities` gave for its inputs: (faces, ...)."""
+    """Returns the rows of an image.
+
+    Args:
+      one: The image and its faces.
+      probabilities: (faces, ...), from `estimator.probabilities`.
+      estimator: The model.
+      fields: What the rows hold.
+    """
     if not one.inputs:
         return [Row(one.image.name, reason=one.reason)]
     ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)
@@ -98,7 +126,12 @@ def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEst
 
 @contextlib.contextmanager
 def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[Row]], None]]:
-    """What writes the rows of an image: to a .csv, a .jsonl, or (None) as a table on standard output."""
+    """Opens an output and yields a function that writes the rows of an image.
+
+    Args:
+      out: A .csv or .jsonl file; None: a table on standard output.
+      threshold: As in `Fields`.
+    """
     if out is None:
         yield _Table(threshold)
         return
@@ -120,14 +153,14 @@ def _cells(row: Row, threshold: float | None) -> list:
 
 
 def as_json(row: Row) -> dict:
-    """The fields that a row has."""
+    """Returns the fields of a row that are not empty."""
     return {name: value for name, value in dataclasses.asdict(row).items() if value not in (None, "")}
 
 
 class _Table:
-    """Prints rows as they come, a header above the first."""
+    """Prints rows as they come, with a header above the first row."""
 
-    WIDTH = 32  # of the names
+    WIDTH = 32  # of the column of names
 
     def __init__(self, threshold: float | None):
         self.threshold, self.begun = threshold, False

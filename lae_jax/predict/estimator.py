@@ -1,4 +1,4 @@
-"""Ages from face crops, by a run: batches of a few fixed shapes over all local devices."""
+"""Ages of face crops by a run or an export, in batches of a few fixed sizes over all local devices."""
 
 import dataclasses
 import functools
@@ -14,17 +14,23 @@ from lae_jax.runs.preprocessing import Input
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
-# Images a device takes at once; a batch is filled up to the next of these, so nothing compiles again.
+# Per-device batch sizes. A batch is padded to the next of them, so that no other size is compiled.
 _PER_DEVICE = (1, 8, 32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AgeEstimator:
-    """A model that gives ages.
+    """A model that estimates ages.
 
-    forward: uint8 (B, S, S, 3) -> probabilities (B, 101), or what becomes them by np.asarray, B being one of `sizes`;
-    crop: the contract of the faces that it was trained on; temperature: of the distributions; source: where it is from;
-    exported: forward gives (B, 102), the age and then the distribution at that temperature, as an export has them.
+    Attributes:
+      forward: uint8 (B, S, S, 3) -> probabilities (B, 101), where B is one of `sizes`. The result is an array or
+        something that np.asarray converts.
+      sizes: Batch sizes, in ascending order.
+      input: How a crop becomes an input of the model.
+      crop: Crop contract of the faces that the model was trained on.
+      temperature: Temperature of the distributions.
+      source: Where the model is from, as text.
+      exported: Whether `forward` returns (B, 102), as exports do: the age, then the distribution at that temperature.
     """
 
     forward: Callable[[np.ndarray], object]
@@ -37,10 +43,15 @@ class AgeEstimator:
 
     @classmethod
     def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
-        """Of a run of stage 2 or 3 (its best checkpoint, or that of `step`), or of an export, which needs its format's
-        runtime alone; flip: average with the mirror image.
+        """Loads a run of stage 2 or 3, or an export. An export needs only the runtime of its format.
 
-        Raises InputError where there is none.
+        Args:
+          path: Folder of the run or of the export.
+          step: Step of the run's checkpoint (default: the best one).
+          flip: Average each estimate with that of the mirror image.
+
+        Raises:
+          InputError: The folder holds neither, or `step` or `flip` are given for an export.
         """
         if layout.is_export(path):
             return cls._from_export(path, step, flip)
@@ -66,7 +77,7 @@ class AgeEstimator:
     @classmethod
     def _from_export(cls, path: os.PathLike | str, step: int | None, flip: bool) -> "AgeEstimator":
         if step is not None or flip:
-            raise InputError(f"{path} is an export, whose step and flip are settled: leave --step and --flip away")
+            raise InputError(f"{path} is an export, whose step and flip are fixed: omit --step and --flip")
         export = folder.open_export(path)
         return cls(
             forward=export.forward,
@@ -78,13 +89,24 @@ class AgeEstimator:
             exported=True,
         )
 
-    def predict(self, images: Sequence, distribution: bool = False):
-        """Ages (N,) float32 of face crops that were cut as the contract says (RGB pictures, or uint8 (H, W, 3) arrays).
+    def predict(
+        self, images: Sequence[Image.Image | np.ndarray], distribution: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Estimates the ages of face crops.
 
-        distribution: also the calibrated distributions (N, 101) float32 over the ages 0..100.
+        Args:
+          images: Crops that were cut by the contract: RGB pictures, or uint8 (H, W, 3) arrays.
+          distribution: Return the distributions too.
+
+        Returns:
+          The ages (N,) float32; with `distribution` also the calibrated distributions (N, 101) float32 over the ages 0
+          to 100.
+
+        Raises:
+          InputError: An image has another type or shape, or `images` is not a list.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
-            raise InputError("predict takes a list of pictures or arrays: [picture]")
+            raise InputError("predict takes a list of pictures or arrays: pass [picture]")
         outputs = [*self.probabilities(self.input.pixels(image) for image in images)]
         if not outputs:
             return (
@@ -95,8 +117,10 @@ class AgeEstimator:
         return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
 
     def probabilities(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """What `forward` gives for each input (S, S, 3), in order: `ages` and `calibrated` read it. The device works on
-        a batch while the next one is collected."""
+        """Yields the output of `forward` for each input (S, S, 3), in order, for `ages` and `calibrated`.
+
+        The device works on a batch while the next one is collected.
+        """
         pending, count, batch = None, 0, []
         for image in inputs:
             batch.append(image)
@@ -115,16 +139,16 @@ class AgeEstimator:
         return np.stack(batch + batch[-1:] * (size - len(batch)))
 
     def ages(self, outputs: np.ndarray) -> np.ndarray:
-        """Of the model's outputs (N, ...): (N,) float64 years, taken before the temperature."""
+        """Returns the ages (N,) float64 in years of outputs (N, ...), computed without the temperature."""
         return np.asarray(outputs[:, 0], np.float64) if self.exported else distributions.expected_ages(outputs)
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the run's distributions were fitted to its validation split (`lae_jax.evaluate --calibrate`)."""
+        """Whether the temperature was fitted to the validation split (`lae_jax.evaluate --calibrate`)."""
         return self.temperature != 1.0
 
     def calibrated(self, outputs: np.ndarray) -> np.ndarray:
-        """Of the model's outputs (N, ...): the distributions (N, 101) at its temperature, float64."""
+        """Returns the distributions (N, 101) float64 of outputs (N, ...), at the temperature."""
         if self.exported:
             return np.asarray(outputs[:, 1:], np.float64)
         return distributions.tempered(outputs, self.temperature)
@@ -132,7 +156,7 @@ class AgeEstimator:
 
 @dataclasses.dataclass(frozen=True)
 class _Collected:
-    """Outputs that are still being computed."""
+    """Outputs that the devices still compute; np.asarray waits for them."""
 
     outputs: object
     par: object

@@ -1,4 +1,4 @@
-"""Photographs that a user names -> faces, cut by a contract: read, decoded and cut by threads, in order."""
+"""Photographs: list the named ones, read them and cut their faces by a contract, in threads and in order."""
 
 import collections
 import concurrent.futures
@@ -22,13 +22,22 @@ from lae_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """An image: its name as it is reported, and the folder below which it must lie (None: anywhere)."""
+    """An image file.
+
+    Attributes:
+      name: Its path, which is also its name in messages and rows.
+      root: Folder that the file must be in; None: any.
+    """
 
     name: str
     root: str | None = None
 
     def read(self) -> bytes:
-        """Raises BadImage with the reason."""
+        """Reads the file.
+
+        Raises:
+          BadImage: It cannot be read. The message is the reason.
+        """
         if self.root is None:
             path = os.path.realpath(self.name)
             return interface.read_inside(os.path.dirname(path) or "/", path)
@@ -37,18 +46,30 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What was found in one image: its crops as the model's input (S, S, 3) uint8, or why there are none."""
+    """The faces that were found in one image.
+
+    Attributes:
+      image: The image.
+      inputs: The faces as inputs of the model, uint8 (S, S, 3).
+      crops: The crop of each input; empty if the image is itself a crop.
+      reason: Why there are no inputs.
+    """
 
     image: Named
     inputs: list[np.ndarray]
-    crops: list[crops.Crop]  # one for each input; of ready crops none
+    crops: list[crops.Crop]
     reason: str = ""
 
 
 def named(words: Sequence[str], root: str | None = None) -> Iterator[Named]:
-    """The images of files, folders (at any depth), globs and CSVs (their `path` column, else their first).
+    """Yields the images that words name.
 
-    Args: root: folder of the CSVs' paths (default: the CSV's own). Raises InputError for what names nothing.
+    Args:
+      words: Files, folders (at any depth), globs and CSVs (their `path` column, or else the first one).
+      root: Folder that the paths in a CSV start from (default: the CSV's own).
+
+    Raises:
+      InputError: A glob matches nothing, or a CSV cannot be used.
     """
     for word in words:
         if os.path.isdir(word):
@@ -56,12 +77,12 @@ def named(words: Sequence[str], root: str | None = None) -> Iterator[Named]:
         elif word.lower().endswith(".csv"):
             yield from in_csv(word, root)
         elif os.path.exists(word) or not glob.has_magic(word):
-            # A file that is missing gets a row that says so, as one that cannot be read does.
+            # A missing file gets a row with the reason, as does a file that cannot be read.
             yield Named(word)
         else:
             matches = sorted(glob.glob(word, recursive=True))
             if not matches:
-                raise InputError(f"{word}: no file has such a name")
+                raise InputError(f"{word}: no file matches")
             yield from itertools.chain.from_iterable(
                 _in_folder(match) if os.path.isdir(match) else [Named(match)] for match in matches
             )
@@ -74,12 +95,20 @@ def _in_folder(folder: str) -> Iterator[Named]:
 
 
 def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
-    """The images that a CSV lists, with a header or without. Raises InputError where its first line is neither."""
+    """Yields the images that a CSV lists, with or without a header.
+
+    Args:
+      path: The CSV.
+      root: Folder that its paths start from (default: the CSV's own).
+
+    Raises:
+      InputError: The CSV is empty, or its first line neither has a column of paths nor begins with an image.
+    """
     root = root or str(pathlib.Path(path).parent)
     rows = csv_file.csv_rows(pathlib.Path(path))
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{path} is empty: one line an image is needed")
+        raise InputError(f"{path} is empty: list one image per line")
     header = [cell.strip().lower() for cell in first[1]]
     column = next((header.index(name) for name in csv_file.PATH_NAMES if name in header), None)
     begin = first[1][0].strip()
@@ -87,9 +116,9 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
         begin.lower().endswith(interface.IMAGE_SUFFIXES) or os.path.isfile(os.path.join(root, begin))
     ):
         raise InputError(
-            f"{path}: the first line {interface.shown(','.join(first[1]), 80)!r} names no column"
-            f" {'|'.join(csv_file.PATH_NAMES)} and does not begin with an image either"
-            + " (fields are separated by commas, not semicolons)"
+            f"{path}: the first line {interface.shown(','.join(first[1]), 80)!r} has no column"
+            f" {'|'.join(csv_file.PATH_NAMES)} and does not begin with an image: add a header"
+            + ", and separate the fields with commas, not semicolons"
             * (";" in begin)
         )
     for _, row in rows if column is not None else itertools.chain([first], rows):
@@ -103,10 +132,13 @@ def found(
     *,
     threads: int | None = None,
 ) -> Iterator[Found]:
-    """What is found in each image, in order; a few more are read ahead than the caller has taken.
+    """Yields the faces of each image, in order. Threads read a few images ahead of the caller.
 
-    Args: recipe: how faces are cut; None: the images are crops. to_input: crop -> the model's input. threads: that read
-    and cut (default: one for each core).
+    Args:
+      items: The images.
+      recipe: How faces are cut; None: the images are crops.
+      to_input: Turns a crop into an input of the model.
+      threads: Number of threads that read and cut (default: one per core).
     """
     threads = threads or cpu.cores()
     chunks = iter(lambda: list(itertools.islice(items, 4)), [])
@@ -120,11 +152,14 @@ def found(
 
 
 def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -> list[Found]:
-    """Finds the faces in each of a few images. Other images in the list change a result within `crops.cut`'s tolerance.
+    """Finds the faces in each of a few images.
+
+    The other images in the list change a result by no more than the tolerance of `crops.cut`.
 
     Args:
-      items: `Named`, or any objects with a `name` and a `read` method that returns the bytes.
-      recipe, to_input: As in `found`.
+      items: `Named`, or other objects with a `name` and a method `read` that returns the bytes.
+      recipe: As in `found`.
+      to_input: As in `found`.
     """
     loaded: list[Image.Image | BadImage] = []
     for item in items:
@@ -146,5 +181,5 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
 
 
 def _stored(crop: Image.Image, recipe: crops.Recipe | None) -> Image.Image:
-    """A crop as a data set gives it back: through JPEG of the contract's quality."""
+    """Returns a crop as it comes out of a data set: stored as a JPEG of the contract's quality and read again."""
     return crop if recipe is None else images.load(images.encode(crop, recipe.quality))

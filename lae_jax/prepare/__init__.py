@@ -35,31 +35,32 @@ def prepare(
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict:
-    """Makes a prepared data set from photographs, or goes on with one that was stopped.
+    """Makes a prepared data set from photographs, or continues one that was stopped.
 
     Args:
-      source: What the reader reads: a CSV or a folder, several of them, or one for each split ({'train': 'a.csv'}).
+      source: A CSV or a folder, several of them, or one for each split ({'train': 'a.csv'}).
       out: Folder of the prepared data set; with `beam_runner` it may be in a bucket.
-      reader: What the source is (docs/data.md).
+      reader: Kind of the source (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
-      ratio: Sizes of train, validation and, if there are three, test, where the source names no splits.
+      ratio: Relative sizes of train, validation and, if there are three, test, where the source names no splits.
       folds: Number of folds instead of `ratio`: splits fold0-train, fold0-validation, and so on.
-      by: What stays on one side of a split (default: people, where the source knows them).
+      by: 'identity': all images of a person go to the same split; 'image': a person may be in several. Default:
+        'identity' where the source has identities.
       seed: Seed of the split and of drawn faces.
-      align: 'landmarks': faces are found and aligned; 'none': the images are face crops. Default: 'none' for the
+      align: 'landmarks': find the faces and align them; 'none': the images are face crops. Default: 'none' for the
         readers synthetic and recordio, else 'landmarks'.
-      size: Side of the crops in pixels; with `align` 'none' the longest allowed shorter side.
+      size: Side of the crops in pixels; with `align` 'none' the upper limit of the shorter side.
       margin: Margin around the template of 112 pixels, as a share of its side.
       faces: Which of several faces in a photograph to take.
-      undetected: What becomes of a photograph without a face: rejected, or cut around its centre.
-      quality: JPEG quality of the images that are encoded, 1 to 100.
-      shards: Number of shards; 0: by the number of images.
-      workers: Number of processes (default: one for each core). With 1 the work is done in this process.
-      beam_runner: Apache Beam's runner that makes the shards, such as DirectRunner.
+      undetected: What to do with a photograph without a face: 'reject' it, or crop its 'centre'.
+      quality: JPEG quality of encoded images, 1 to 100.
+      shards: Number of shards; 0: chosen by the number of images.
+      workers: Number of processes (default: one for each core); 1: this process does the work.
+      beam_runner: Apache Beam runner that makes the shards, such as DirectRunner.
       beam_options: NAME=VALUE options of Beam.
 
     Returns:
-      The manifest, which stands in `out`/dataset.json: 'count', 'rejected', 'splits' and more.
+      The content of `out`/dataset.json: 'count', 'rejected', 'splits' and more.
 
     Raises:
       InputError: An argument, or the source, cannot be used.
@@ -72,7 +73,7 @@ def prepare(
     if workers < 1 or shards < 0:
         raise InputError("workers must be at least 1 and shards at least 0")
     _check_place(os.fspath(out), beam_runner, beam_options)
-    # Here and not above: a program tells its flags without loading all this.
+    # Imported here, so that --help loads none of these.
     from lae_jax.data import splits
     from lae_jax.data.sources import readers
     from lae_jax.faces import crops
@@ -102,7 +103,7 @@ def prepare(
 
 
 def _named(source) -> list[str]:
-    """The source as on the command line: PATH or SPLIT=PATH."""
+    """Returns the source as on the command line: PATH or SPLIT=PATH."""
     if isinstance(source, Mapping):
         return [f"{split}={os.fspath(path)}" for split, path in source.items()]
     if isinstance(source, (str, os.PathLike)):
@@ -113,17 +114,17 @@ def _named(source) -> list[str]:
 def _check_place(out: str, beam_runner: str | None, beam_options: Sequence[str]) -> None:
     if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out {out} is a file: name a folder")
-    if not files.is_remote(out):  # a bucket's names are read by data/beam.py
+    if not files.is_remote(out):  # data/beam.py checks buckets
         layout.require_place(out)
     if beam_runner is None:
         if beam_options:
-            raise InputError(f"--beam-option {beam_options[0]}: only with --beam-runner")
+            raise InputError(f"--beam-option {beam_options[0]}: allowed only with --beam-runner")
         if files.is_remote(out):
             raise InputError(
-                f"--out {out}: only --beam-runner writes into a bucket (docs/data.md); or name a folder and copy it"
+                f"--out {out}: a bucket needs --beam-runner (docs/data.md); or prepare in a folder and copy it"
             )
     elif importlib.util.find_spec("apache_beam") is None:
         raise InputError(
-            f"--beam-runner {beam_runner}: Apache Beam is not installed here. It has an environment of its own, since"
-            " it needs other versions: make setup-beam, then .venv-beam/bin/python -m lae_jax.prepare ..."
+            f"--beam-runner {beam_runner}: Apache Beam is not installed here. It needs other versions of libraries,"
+            " so it has a separate environment: run make setup-beam, then .venv-beam/bin/python -m lae_jax.prepare"
         )

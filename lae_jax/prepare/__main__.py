@@ -20,34 +20,38 @@ logger = logging.getLogger("lae_jax")
 
 
 def parse_args(argv: list[str] | None = None) -> dict:
-    """The command line as arguments of `lae_jax.prepare.prepare`."""
+    """Reads the command line.
+
+    Returns:
+      The arguments of `lae_jax.prepare.prepare`.
+    """
     parser = flags.Parser("prepare", __doc__)
     add = parser.add_argument
     readers = get_args(prepare.Reader)
     add("--reader", required=True, metavar="READER", type=flags.one_of("reader", readers),
-        help=f"what the source is: {', '.join(readers)}")  # fmt: skip
-    add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat it for each split")
+        help=f"kind of the source: {', '.join(readers)}")  # fmt: skip
+    add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat the flag for each split")
     parser.add_common("images")
     parser.add_common("out", help="folder of the prepared data set")
-    add("--ratio", default="4:1", metavar="A:B[:C]", help="sizes of train, validation and test, where the source names"
-        " no splits")  # fmt: skip
-    add("--folds", type=int, metavar="K", help="make the splits of K folds instead: fold0-train, fold0-validation, ...")
-    add("--by", choices=("identity", "image"), help="what stays on one side of a split (default: identity where it is"
-        " known)")  # fmt: skip
+    add("--ratio", default="4:1", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the"
+        " source names no splits")  # fmt: skip
+    add("--folds", type=int, metavar="K", help="number of folds, instead of --ratio: fold0-train, ...")
+    add("--by", choices=("identity", "image"), help="identity: all images of a person go to the same split;"
+        " image: a person may be in several (default: identity where it is known)")  # fmt: skip
     parser.add_common("seed", help="seed of the split and of drawn faces (default: 0)")
     add("--align", choices=get_args(Align), help="landmarks: find faces and align them by their landmarks; none: the"
         " images are face crops (default: none for the readers synthetic and recordio, else landmarks)")  # fmt: skip
-    add("--size", type=int, default=256, metavar="PIXELS", help="side of the crops; with --align none the longest"
-        " allowed shorter side")  # fmt: skip
+    add("--size", type=int, default=256, metavar="PIXELS", help="side of the crops; with --align none the upper"
+        " limit of the shorter side")  # fmt: skip
     add("--margin", type=float, default=0.125, metavar="SHARE", help="margin around the 112x112 template, as a share of"
         " its side")  # fmt: skip
     add("--faces", choices=get_args(Faces), default="largest", help="which of several faces in a photograph to take")
-    add("--undetected", choices=get_args(Undetected), default="reject", help="what becomes of a photograph without a"
-        " face: into rejected.csv, or a centre crop")  # fmt: skip
-    add("--quality", type=int, default=95, metavar="1-100", help="JPEG quality of images that are encoded")
-    add("--shards", type=int, default=0, metavar="N", help="number of shards; 0: by the number of images")
+    add("--undetected", choices=get_args(Undetected), default="reject", help="what to do with a photograph without a"
+        " face: reject it (rejected.csv) or crop its centre")  # fmt: skip
+    add("--quality", type=int, default=95, metavar="1-100", help="JPEG quality of encoded images")
+    add("--shards", type=int, default=0, metavar="N", help="number of shards; 0: chosen by the number of images")
     add("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
-    add("--beam-runner", metavar="RUNNER", help="make the shards on Apache Beam: DirectRunner, DataflowRunner, ...;"
+    add("--beam-runner", metavar="RUNNER", help="make the shards with Apache Beam: DirectRunner, DataflowRunner, ...;"
         " --out may then be a bucket (docs/data.md)")  # fmt: skip
     add(
         "--beam-option",
@@ -55,18 +59,24 @@ def parse_args(argv: list[str] | None = None) -> dict:
         default=[],
         dest="beam_options",
         metavar="NAME=VALUE",
-        help="an option of Beam; may be repeated",
+        help="an option of Beam; repeat the flag for several",
     )
     return vars(parser.parse_args(argv))
 
 
 def tell(manifest: dict, out: str, faces: str) -> str:
-    """What was prepared, as text for a terminal."""
+    """Describes a prepared data set for a terminal.
+
+    Args:
+      manifest: The result of `lae_jax.prepare.prepare`.
+      out: Folder of the data set.
+      faces: The argument of `prepare`.
+    """
     lines = [console.table(["split", "images"], list(manifest["splits"].items()))]
     left_out = manifest["left_out_of_split"]
     told = f"{manifest['rejected']:,} rejected"
     if left_out:
-        told += f", {left_out:,} left out of the splits, being files that stand in another one"
+        told += f", {left_out:,} omitted from the splits because another split holds the same file"
     if manifest["rejected"] or left_out:
         told += f" (see {out}/rejected.csv)"
     lines.append(f"{console.counted(manifest['count'], 'image')} in {out}, split by {manifest['protocol']}; {told}")
@@ -80,17 +90,20 @@ def tell(manifest: dict, out: str, faces: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    # So that one worker, which is this process, makes the bytes that several make: TensorFlow reads it when it starts.
+    """Prepares a data set and audits it."""
+    # TensorFlow reads this when it starts. One worker, which is this process, then makes the same bytes as several.
     os.environ.update(cpu.ONE_THREAD)
     args = parse_args(argv)
     manifest = prepare.prepare(**args)
     print(tell(manifest, args["out"], args["faces"]))
     if not any(name.endswith("train") for name in manifest["splits"]):
-        logger.warning("no split is called train: name the one to train on with --config.data.train")
+        logger.warning("no split is called train: name the split to train on with --config.data.train")
     from lae_jax.audit import saved
 
     if is_remote(args["out"]):
-        print(f"not audited, since data is read from disks and mounts: {saved.COMMAND} on the copy that is trained on")
+        print(
+            f"not audited, because an audit needs a disk or a mount: run {saved.COMMAND} on the copy that you train on"
+        )
         return
     (report,) = saved.run([args["out"]])
     print(saved.tell(report))

@@ -1,4 +1,4 @@
-"""From a source to a prepared data set: its splits, and the processes that write its shards."""
+"""Assembly of a prepared data set from a source: splits, and the processes that write shards."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +20,20 @@ from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu
 from lae_jax.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from lae_jax.data import beam
+
 logger = logging.getLogger("lae_jax")
 
-# Rows whose splits are tried before images are read: of more than these, none will be empty.
+# The splits of at most this many rows are tried before images are read; with more rows none will be empty.
 _FEW = 10_000
-# Images whose perceptual hashes are compared: 600,000 take 8 seconds, and the memory of ten million is bounded.
+# Perceptual hashes of at most this many images are compared: 600,000 take 8 seconds, and this bounds the memory.
 _NEAR_AT_MOST = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Splitting:
-    """How rows are split, where the source names no splits: arguments of `lae_jax.prepare.prepare`."""
+    """How to split rows where the source names no splits: arguments of `lae_jax.prepare.prepare`."""
 
     ratio: tuple[int, ...]
     folds: int | None
@@ -38,7 +42,18 @@ class Splitting:
 
 
 def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joining.Splits:
-    """Columns, by name -> (protocol, rows of each split, rows that were taken out of train)."""
+    """Splits the rows of a data set.
+
+    Args:
+      how: The way to split, where the source names no splits.
+      column: Returns a column by its name.
+
+    Returns:
+      (protocol, rows of each split, rows that were removed from train).
+
+    Raises:
+      InputError: The rows cannot be split in this way.
+    """
     names = column("split")
     if how.folds is None and _any(names):
         return "column", *splits.by_column(names, column("sha256"))
@@ -62,7 +77,7 @@ def _parted(how: Splitting, group: np.ndarray) -> Mapping[str, np.ndarray]:
 
 
 def _check_splits(how: Splitting, table: pa.Table) -> None:
-    """Raises InputError where the rows cannot be split as is wanted, though none be rejected: before any is read."""
+    """Raises InputError, before any image is read, where the rows cannot be split even if none is rejected."""
     count, identity = table.num_rows, table["identity"]
     if not count or (how.folds is None and _any(table["split"])):
         return
@@ -73,16 +88,16 @@ def _check_splits(how: Splitting, table: pa.Table) -> None:
     if empty := [name for name, rows in _parted(how, group).items() if not len(rows)]:
         told = console.counted(len(np.unique(group)), "person", "people") + " in " if people else ""
         raise InputError(
-            f"split {empty[0]!r} would be empty ({told}{console.counted(count, 'image')}): take another --ratio or"
-            f" --folds, or give more {'people' if people else 'images'}"
+            f"split {empty[0]!r} would be empty ({told}{console.counted(count, 'image')}): use another --ratio or"
+            f" --folds, or add more {'people' if people else 'images'}"
         )
 
 
 def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
-    """A text that nearly the same pictures share, '' for the others."""
+    """Returns a text for each row that nearly identical pictures share; '' for pictures without such a partner."""
     if count > _NEAR_AT_MOST:
         logger.warning(
-            "of more than %d images, pictures that are nearly the same are not kept on one side: see the audit",
+            "more than %d images, so nearly the same pictures may be in different splits: the audit reports them",
             _NEAR_AT_MOST,
         )
         return np.full(count, "", object)
@@ -92,64 +107,81 @@ def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
 
 
 def _any(texts: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.not_equal(texts, "")).as_py())  # null where every text is
+    return bool(pc.any(pc.not_equal(texts, "")).as_py())  # null where every text is null
 
 
 def prepare(
     read: Callable[[], interface.Source],
     out: str,
-    way,
+    way: "Processes | beam.Beam",
     *,
     reader: str,
     recipe: crops.Recipe,
     shards_wanted: int,
     how: Splitting,
 ) -> dict:
-    """Reads, checks, shards, splits; returns the manifest.
+    """Reads, checks, shards and splits a source.
 
     Args:
-      read: Gives the source.
+      read: Returns the source.
       out: Folder of the prepared data set.
-      way: How shards are written: `Processes` or `data.beam.Beam`.
+      way: Writer of the shards.
+      reader: Name of the reader.
+      recipe: How faces are cropped.
+      shards_wanted: Number of shards; 0: chosen by the number of images.
+      how: The way to split, where the source names no splits.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: The source, `out` or the way to split cannot be used.
     """
     source = read()
     rejected = source.rejected
     _check_splits(how, source.table)
     with way.folder() as folder:
         tasks = shards.plan(source, folder, reader, recipe, shards_wanted)
-        del source  # its table; the tasks have it in a file
+        del source  # frees its table, which the tasks read from a file
         missing = way.missing(tasks)
         if len(missing) < len(tasks):
-            logger.info("%s: %d of %d shards are there already", out, len(tasks) - len(missing), len(tasks))
+            logger.info("%s: %d of %d shards are already complete", out, len(tasks) - len(missing), len(tasks))
         try:
             with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:
                 way.write(missing, line.update)
         except KeyboardInterrupt:
-            logger.info("%s keeps what is done: the same command goes on with it", out)
+            logger.info("%s keeps the complete shards: run the same command to continue", out)
             raise
         return joining.finish(tasks, rejected, lambda column: splitter(how, column))
 
 
 class Processes:
-    """Shards made by processes of this machine, in a folder of this machine."""
+    """Writes shards with processes of this machine into a local folder."""
 
     def __init__(self, out: str, workers: int):
         self._out, self._workers = pathlib.Path(out), workers
 
     def folder(self) -> contextlib.AbstractContextManager[pathlib.Path]:
+        """Returns a context with the folder of the data set."""
         return contextlib.nullcontext(self._out)
 
     def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:
+        """Returns the tasks whose shards are not complete."""
         return shards.missing(tasks)
 
     def write(self, tasks: list[shards.ShardTask], tick: Callable[[int], None]) -> None:
-        """Writes the shards; tick: is called with the number of source rows that are done since it was called last."""
+        """Writes the shards.
+
+        Args:
+          tasks: The shards to write.
+          tick: Called with the number of source rows that were processed since its last call.
+        """
         workers = min(self._workers, len(tasks))
         if workers <= 1:
             for task in tasks:
                 shards.write_shard(task, tick=tick)
             return
-        # Not fork: the parent may hold threads.
+        # Not fork: the parent may have threads.
         context = multiprocessing.get_context("spawn")
         rows, told = context.Value("q", 0), 0
         with context.Pool(workers, _start_worker, (rows,)) as pool:
@@ -164,13 +196,13 @@ class Processes:
         tick(rows.value - told)
 
 
-_rows_done = None  # of all workers; in a worker
+_rows_done = None  # in a worker: the rows that all workers have processed
 
 
 def _start_worker(rows) -> None:
     global _rows_done
     _rows_done = rows
-    # A Ctrl-C reaches all processes of a terminal: the parent ends the others.
+    # Ctrl-C reaches all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(cpu.ONE_THREAD)
 

@@ -1,42 +1,52 @@
-"""What people look at: pages, tables and pictures of evaluations, made from what stands in their folders."""
+"""Reports: pages, tables and pictures of evaluations, made from their folders."""
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
 from lae_jax.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from lae_jax.report.page import Page
+    from lae_jax.report.tables import Table
 
-def compare(runs: Sequence[str | os.PathLike], out: str | os.PathLike, *, split: str | None = None):
-    """Compares runs that were evaluated on the same images, or shows what the long-tail bench found.
 
-    Reads folders and no model. Writes `out`/report.html, the tables (CSV, Markdown, LaTeX) and report/.
+def compare(
+    runs: Sequence[str | os.PathLike], out: str | os.PathLike, *, split: str | None = None
+) -> tuple["Page", "Table"]:
+    """Compares runs that were evaluated on the same images, or shows the results of the long-tail bench.
+
+    Loads no model. Writes `out`/report.html, the tables (CSV, Markdown, LaTeX) and `out`/report/.
 
     Args:
-      runs: Folders of runs or of their evaluations, the first being what the others are compared with; or one folder
-        that `lae_jax.longtail` wrote.
+      runs: Folders of runs or of their evaluations; the rest are compared with the first. Or one folder that
+        `lae_jax.longtail` wrote.
       out: Folder to write.
-      split: Split that the runs were evaluated on (default: the one that they have in common).
+      split: Split that the runs were evaluated on (default: the only one that they share).
 
     Returns:
-      The page (`page.Page`) and the table of scores (`tables.Table`).
+      The page and the table of scores.
 
     Raises:
-      InputError: A folder holds no evaluation, or those of other images; `out` is a file or one of `runs`.
+      InputError: A folder holds no evaluation, the evaluations are of different images, or `out` is a file or one of
+        `runs`.
     """
     places, out = [epath.Path(run) for run in runs], epath.Path(out)
     if any(out == place for place in places):
-        raise InputError(f"--out {out} is one of the folders that are read: name another")
+        raise InputError(f"--out {out} is one of the folders to read: name another folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: name a folder")
     from lae_jax.report import comparison_page, loading, page
 
     benches = [place for place in places if comparison_page.is_bench(place)]
     if benches and len(places) > 1:
-        raise InputError(f"{benches[0]} is a long-tail bench, which has its own methods to compare: name it alone")
+        raise InputError(f"{benches[0]} is a long-tail bench, which compares its own methods: name it alone")
     if benches and split:
-        raise InputError(f"--split is for runs: {benches[0]} is a long-tail bench, which tells of its test split alone")
+        raise InputError(
+            f"--split is for runs: {benches[0]} is a long-tail bench, which reports its test split. Omit --split"
+        )
     if benches:
         made, table = comparison_page.of_bench(places[0])
         named = {"table": table}

@@ -1,7 +1,7 @@
-"""95 % intervals by resampling people, where they are known, or images (Efron, "Bootstrap Methods", 1979).
+"""95 % intervals by the bootstrap (Efron, "Bootstrap Methods", 1979): resample people if known, otherwise images.
 
-A score is a function of sums over images. So a replicate is a weight for each unit, and every score of every replicate
-comes out of one matrix product; two lists of predictions of the same images share the weights, which pairs them.
+A score is a function of sums over images. A replicate is therefore a weight for each unit, and one matrix product gives
+the sums of all replicates. Two lists of predictions for the same images share the weights, which pairs them.
 """
 
 import numpy as np
@@ -10,26 +10,38 @@ from scipy.stats import binomtest
 
 REPLICATES = 1000
 LEVEL = 0.95
-# More units than these are put together at random, which leaves the spread of a sum as it is and bounds the time.
+# More units than this are merged at random, which keeps the spread of a sum and bounds the time.
 MOST_UNITS = 5_000
 _CHUNK = 100
-# A score that is undefined in more replicates than these has no interval: its group has a handful of images.
+# A score that is undefined in a larger share of replicates has no interval: its group has a handful of images.
 _MOST_UNDEFINED = 0.05
-# So many people or images alone, drawn again, say nothing of others.
+# With at most this many people or images, resampling says nothing about others: there are no intervals.
 TOO_FEW = 3
 
 
 def single(people: np.ndarray) -> np.ndarray:
-    """The person or image that each image is of: (N,) numbers of people, -1 where unknown -> (N,) int64 from 0.
+    """Returns the unit of each image: its person, or the image itself if the person is unknown.
 
-    An image of nobody known is a unit of its own.
+    Args:
+      people: (N,) numbers of people, -1 where unknown.
+
+    Returns:
+      (N,) int64 numbers of units from 0.
     """
     own = np.where(people < 0, -1 - np.arange(len(people)), people)
     return np.unique(own, return_inverse=True)[1]
 
 
 def units(people: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The unit that each image is drawn with, of one or, beyond MOST_UNITS, of several people: (N,) -> (N,) from 0."""
+    """Returns the unit that each image is resampled with: that of `single`, merged at random beyond MOST_UNITS.
+
+    Args:
+      people: (N,) numbers of people, -1 where unknown.
+      seed: Seed of the merging.
+
+    Returns:
+      (N,) numbers of units from 0.
+    """
     unit = single(people)
     count = int(unit.max()) + 1
     if count <= MOST_UNITS:
@@ -38,14 +50,14 @@ def units(people: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def by_unit(unit: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
-    """Sums over the images of each unit: (N,), (N, M) -> (count, M)."""
+    """Returns the sums of columns (N, M) over the images of each unit (N,): (count, M)."""
     return np.stack([np.bincount(unit, column, count) for column in columns.T], axis=1)
 
 
 def replicates(sums: np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.ndarray:
-    """Sums (U, M) of the units -> (count, M) of units that were drawn with replacement; the seed decides which."""
+    """Draws `count` replicates, units with replacement, from the sums (U, M) of the units: (count, M)."""
     rng, number = np.random.default_rng(seed), len(sums)
-    single = sums.astype(np.float32)  # the replicates scatter by far more than it rounds
+    single = sums.astype(np.float32)  # the rounding is far below the spread of the replicates
     parts = []
     for start in range(0, count, _CHUNK):
         rows = min(_CHUNK, count - start)
@@ -56,10 +68,17 @@ def replicates(sums: np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.n
 
 
 def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:
-    """The bias-corrected percentile interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 14).
+    """Returns the bias-corrected percentile interval of a score.
 
-    Sigma needs the correction: what is drawn again scatters more between the groups than the images did. Args: values:
-    (B,) of the replicates, NaN where undefined. NaN, NaN where the estimate or too many of them are undefined.
+    Sigma needs the correction: group errors scatter more in the replicates than in the sample. Source: Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 14.
+
+    Args:
+      estimate: The score of the sample.
+      values: (B,) scores of the replicates, NaN where undefined.
+
+    Returns:
+      The low and the high end; NaN if the estimate or too many of the values are undefined.
     """
     values = np.asarray(values, np.float64)
     defined = values[np.isfinite(values)]
@@ -73,8 +92,18 @@ def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:
 
 
 def share_interval(estimate: float, values: np.ndarray, count: int) -> tuple[float, float]:
-    """That of a share of `count` people or images; where it is none of them or all, which all replicates then are too,
-    Wilson's (Wilson, "Probable Inference", 1927)."""
+    """Returns the interval of a share of `count` people or images.
+
+    For a share of 0 or 1 all replicates are equal: the interval is then Wilson's ("Probable Inference", 1927).
+
+    Args:
+      estimate: The share in the sample.
+      values: (B,) shares of the replicates, NaN where undefined.
+      count: Number of people or images.
+
+    Returns:
+      The low and the high end, as in `interval`.
+    """
     if estimate in (0.0, 1.0):
         found = binomtest(round(estimate * count), count).proportion_ci(LEVEL, "wilson")
         return float(found.low), float(found.high)

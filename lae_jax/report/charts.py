@@ -1,4 +1,4 @@
-"""The pictures of evaluations, functions of numbers alone."""
+"""Pictures of evaluations: each function draws numbers and states the finding."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from lae_jax.report.scores import BIAS, MAIN, Scored
 _GROUPS = [score for score in MAIN if score.name.removeprefix("mae_") in metrics.GROUPS]
 _LEVELS = np.arange(1, 20) / 20
 _MAX_CS = 20
-_CELL = 2  # years, of the density
+_CELL = 2  # years, side of a cell of the density
 
 
 def _by_age(evaluation: Evaluation, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By whole age 0..top: images, mean absolute error, mean signed error (NaN where there is no image)."""
+    """Images, mean absolute error and mean signed error of each whole age 0..top; NaN for ages without images."""
     sample = evaluation.sample
     classes, differences = metrics.age_class(sample.ages), sample.predictions - sample.ages
     count = np.bincount(classes, minlength=top + 1)
@@ -38,7 +38,7 @@ def _top(evaluation: Evaluation) -> int:
 
 
 def _style(number: int) -> dict:
-    """Colour and marker of the run at a place."""
+    """Colour and marker of a run by its number."""
     turn = number // len(RUNS)
     return {"color": RUNS[number % len(RUNS)], "marker": MARKERS[(number + turn) % len(MARKERS)]}
 
@@ -48,7 +48,7 @@ def _years(number: float, signed: bool = False) -> str:
 
 
 def histogram(evaluation: Evaluation) -> Picture | None:
-    """Fig. 1 of the paper with the error over it: training images and error by age."""
+    """Draws training images (Fig. 1 of the paper) and error by age; None if the training images are unknown."""
     training = evaluation.report.get("training")
     if not training:
         return None
@@ -69,9 +69,9 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     most, worst = int(images.argmax()), int(np.nanargmax(error))
     rare = int(((images < 20) & (count > 0)).sum())
     finding = (
-        f"{training['split']} has most images at {most} years ({images[most]}). The error is largest at {worst} years"
-        f" ({_years(error[worst])}, {images[worst]} training images); {rare} of the {int((count > 0).sum())} ages that"
-        " are scored have fewer than 20 training images."
+        f"{training['split']} has the most images at {most} years ({images[most]}). The error is largest at"
+        f" {worst} years ({_years(error[worst])}, {images[worst]} training images);"
+        f" {rare} of the {int((count > 0).sum())} scored ages have fewer than 20 training images."
     )
     rows = [(age, int(images[age]), int(count[age]), float(error[age])) for age in range(top + 1)]
     header = ("age", "training_images", "scored_images", "mae")
@@ -79,7 +79,7 @@ def histogram(evaluation: Evaluation) -> Picture | None:
 
 
 def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Sequence[Scored]) -> Picture:
-    """MAE of the eight groups with intervals, one run beside the other."""
+    """Draws the MAE of the eight age groups with intervals, the runs side by side."""
     drawn, axis = figure()
     rows, places = [], np.arange(len(metrics.GROUPS))
     for number, (label, one) in enumerate(zip(labels, scored, strict=True)):
@@ -107,20 +107,20 @@ def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Seq
             told.append(
                 f"{label} is best at {best} ({_years(known[best])}) and worst at {worst} ({_years(known[worst])})"
             )
-    finding = "; ".join(told) + ". Bars are 95 % intervals." if told else "No image is of an age from 1 to 81."
+    finding = "; ".join(told) + ". Bars are 95 % intervals." if told else "No image shows an age from 1 to 81."
     return Picture(
         "groups", "Error of the age groups", finding, svg(drawn), ("run", "group", "mae", "low", "high"), rows
     )
 
 
 def density(evaluation: Evaluation) -> Picture:
-    """Predicted against true age, as many images as fall into cells of two years."""
+    """Draws the number of images in cells of two years of predicted against true age."""
     ages, predictions = evaluation.sample.ages, evaluation.sample.predictions
     top = float(np.ceil((max(82, ages.max(), predictions.max()) + 1) / _CELL) * _CELL)
     edges = np.arange(0, top + _CELL, _CELL)
     cells, _, _ = np.histogram2d(np.clip(ages, 0, top), np.clip(predictions, 0, top), [edges, edges])
     drawn, axis = figure(5.2, 4.6)
-    # Of one colour, paler where there are fewer, so that it does on any ground.
+    # One colour, paler for fewer images, so that it works on any background.
     colours = LinearSegmentedColormap.from_list("density", [(*_rgb(RUNS[0]), 0.25), (*_rgb(RUNS[0]), 1.0)])
     x, y = np.nonzero(cells)
     shown = axis.scatter(
@@ -138,7 +138,7 @@ def density(evaluation: Evaluation) -> Picture:
     present = np.unique(classes)
     means = [predictions[classes == age].mean() for age in present]
     axis.plot(present, means, ".", color=LINE, markersize=4, label="mean prediction of each age")
-    axis.plot([0, top], [0, top], color=INK, linewidth=0.8, label="right")
+    axis.plot([0, top], [0, top], color=INK, linewidth=0.8, label="ideal")
     drawn.colorbar(
         shown,
         ax=axis,
@@ -152,8 +152,8 @@ def density(evaluation: Evaluation) -> Picture:
     slope = np.polyfit(ages, predictions, 1)[0] if np.ptp(ages) > 0 else np.nan
     finding = f"{within:.0%} of the predictions are within 5 years of the truth"
     if np.isfinite(slope):
-        finding += f"; a year of true age is {slope:.2f} years of predicted age" + (
-            ": the young are made older and the old younger." if slope < 0.9 else "."
+        finding += f"; one more year of true age adds {slope:.2f} years to the prediction" + (
+            ": predictions are too old for the young and too young for the old." if slope < 0.9 else "."
         )
     rows = [(float(edges[i]), float(edges[j]), int(cells[i, j])) for i, j in zip(x, y, strict=True)]
     header = ("age_from", "prediction_from", "images")
@@ -165,12 +165,12 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def bias(evaluation: Evaluation, scored: Scored) -> Picture:
-    """Mean signed error by whole age, and by group with intervals."""
+    """Draws the mean signed error by whole age, and by age group with intervals."""
     top = _top(evaluation)
     count, _, signed = _by_age(evaluation, top)
     drawn, axis = figure()
     axis.axhline(0, color=INK, linewidth=0.8)
-    axis.plot(np.arange(top + 1), signed, ".", color=MUTED, markersize=4, label="of each age")
+    axis.plot(np.arange(top + 1), signed, ".", color=MUTED, markersize=4, label="each age")
     rows = [
         ("age", str(age), int(count[age]), float(signed[age]), np.nan, np.nan) for age in range(top + 1) if count[age]
     ]
@@ -179,7 +179,7 @@ def bias(evaluation: Evaluation, scored: Scored) -> Picture:
     for group, n, score in zip(metrics.GROUPS, images, BIAS, strict=True):
         found = scored.estimate(score)
         first, last = (int(edge) for edge in group.split("-"))
-        label = {"label": "of each group, 95 % interval"} if group == metrics.GROUPS[0] else {}
+        label = {"label": "each age group, 95 % interval"} if group == metrics.GROUPS[0] else {}
         axis.plot([first - 0.5, last + 0.5], [found.value] * 2, color=RUNS[0], linewidth=2, **label)
         axis.fill_between([first - 0.5, last + 0.5], found.low, found.high, color=RUNS[0], alpha=0.25, linewidth=0)
         rows.append(("group", group, int(n), found.value, found.low, found.high))
@@ -187,17 +187,17 @@ def bias(evaluation: Evaluation, scored: Scored) -> Picture:
             told[group] = found.value
     axis.set(xlabel="true age, years", ylabel="mean of prediction - age, years", xlim=(-0.5, top + 0.5))
     drawn.legend(loc="outside upper left", ncols=2)
-    finding = "No image is of an age from 1 to 81."
+    finding = "No image shows an age from 1 to 81."
     if told:
         ends = [
             f"{group} ({_years(told[group], True)})" for group in (max(told, key=told.get), min(told, key=told.get))
         ]
-        finding = f"The bias goes from {ends[1]} to {ends[0]}; above 0 people are made older."
+        finding = f"The bias goes from {ends[1]} to {ends[0]}; above 0 the predictions are too old."
     return Picture("bias", "Bias by age", finding, svg(drawn), ("of", "ages", "images", "bias", "low", "high"), rows)
 
 
 def cumulative(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Picture:
-    """The cumulative score: the share of images whose error is at most k years."""
+    """Draws the cumulative score: the share of images whose error is at most k years."""
     drawn, axis = figure()
     years, rows, told = np.arange(0, _MAX_CS + 0.25, 0.25), [], []
     for number, (label, one) in enumerate(zip(labels, evaluations, strict=True)):
@@ -207,14 +207,14 @@ def cumulative(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pict
         axis.plot(years, 100 * share, color=RUNS[number % len(RUNS)], linewidth=1.6, label=label, **line)
         rows += [(label, float(k), float(s)) for k, s in zip(years, share, strict=True)]
         told.append(f"{label}: {share[20]:.0%} within 5 years, {share[40]:.0%} within 10")
-    axis.set(xlabel="error of at most, years", ylabel="images, %", xlim=(0, _MAX_CS), ylim=(0, 100))
+    axis.set(xlabel="largest error counted, years", ylabel="images, %", xlim=(0, _MAX_CS), ylim=(0, 100))
     axis.grid(color=GRID, linewidth=0.6)
     axis.legend(loc="lower right")
     return Picture("cs", "Cumulative score", "; ".join(told) + ".", svg(drawn), ("run", "years", "share"), rows)
 
 
 def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Picture | None:
-    """How many ages lie in the intervals that should hold a share of them."""
+    """Draws the share of ages inside the intervals against the share that they should hold; None if it is unknown."""
     drawn, axis = figure()
     rows, told = [], []
     for number, (label, one) in enumerate(zip(labels, evaluations, strict=True)):
@@ -224,14 +224,14 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
         axis.plot(100 * _LEVELS, 100 * held, markersize=3.5, linewidth=1.2, label=label, **_style(number))
         rows += [(label, float(level), float(share)) for level, share in zip(_LEVELS, held, strict=True)]
         at, level = held[17], _LEVELS[17]
-        # Two standard errors of a share of so many images, were the level right.
+        # Two standard errors of the share, if the level were right.
         near = max(0.03, 2 * math.sqrt(level * (1 - level) / len(one.sample.ages))) + 1e-9
         word = "about right" if abs(at - level) <= near else "too narrow" if at < level else "too wide"
         told.append(f"{label}: intervals of {level:.0%} hold {at:.0%} of the ages ({word})")
     if not rows:
         return None
-    axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, label="right")
-    axis.set(xlabel="interval, % of the distribution", ylabel="ages that lie in it, %", xlim=(0, 100), ylim=(0, 100))
+    axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, label="ideal")
+    axis.set(xlabel="interval, % of the distribution", ylabel="ages inside it, %", xlim=(0, 100), ylim=(0, 100))
     axis.grid(color=GRID, linewidth=0.6)
     axis.legend(loc="upper left")
     return Picture(
@@ -240,13 +240,13 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
 
 
 def loss(lines: Sequence[dict]) -> Picture | None:
-    """The training loss and the learning rate by step, of the lines of metrics.jsonl."""
+    """Draws training loss and learning rate by step, from the lines of metrics.jsonl; None if there are none."""
     train = [line for line in lines if line["kind"] == "train" and line["loss"] is not None]
     if not train:
         return None
     steps, losses, rates = (np.array([line[name] for line in train]) for name in ("step", "loss", "learning_rate"))
     drawn, axis = figure()
-    style = {"marker": "." if len(steps) < 20 else ""}  # a single one is no line
+    style = {"marker": "." if len(steps) < 20 else ""}  # a single point draws no line
     axis.plot(steps, losses, color=RUNS[0], linewidth=1.2, **style)
     axis.set(xlabel="step", ylabel="training loss", ylim=(0, 1.05 * max(np.quantile(losses, 0.98), 1e-9)))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -256,7 +256,7 @@ def loss(lines: Sequence[dict]) -> Picture | None:
     over.set_ylabel("learning rate (dotted)", color=MUTED)
     over.set_ylim(0, None)
     if len(losses) == 1:
-        finding = f"The training loss was written down once, at step {steps[0]}: {losses[0]:.2f}."
+        finding = f"The training loss was logged once, at step {steps[0]}: {losses[0]:.2f}."
     else:
         tail = losses[-max(1, len(losses) // 10) :]
         last = f"the mean of the last {len(tail)} of {len(losses)} lines" if len(tail) > 1 else "the last line"
@@ -266,7 +266,12 @@ def loss(lines: Sequence[dict]) -> Picture | None:
 
 
 def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
-    """MAE and sigma (or the equal error rate) on the validation split by step."""
+    """Draws MAE and sigma, or the equal error rate, on the validation split by step; None if there are none.
+
+    Args:
+      lines: Lines of metrics.jsonl.
+      kept: Step of the kept checkpoint.
+    """
     found = [line for line in lines if line["kind"] == "validation"]
     names = {"mae": "MAE, years", "sigma": "sigma, years", "equal_error_rate": "equal error rate"}
     names = {name: title for name, title in names.items() if any(line.get(name) is not None for line in found)}
@@ -287,12 +292,12 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
         step, lowest = min(points, key=lambda point: point[1])
         told.append(f"the lowest {title.split(',')[0]} was {lowest:.3g} at step {step}, the last {points[-1][1]:.3g}")
     if kept is not None:
-        axis.axvline(kept, color=MUTED, linewidth=1, linestyle="--", label="kept")
+        axis.axvline(kept, color=MUTED, linewidth=1, linestyle="--", label="kept checkpoint")
     highest = max(line[name] for line in found for name in names if line.get(name) is not None)
     axis.set(xlabel="step", ylim=(0, 1.08 * highest or 1), ylabel="on the validation split")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.legend(loc="outside upper left", ncols=2)
-    finding = "; ".join(told) + ("" if kept is None else f"; step {kept} was kept") + "."
+    finding = "; ".join(told) + ("" if kept is None else f"; the checkpoint of step {kept} was kept") + "."
     rows = [(line["step"], *(line.get(name) if line.get(name) is not None else "" for name in names)) for line in found]
     return Picture(
         "validation", "Scores while training", finding[0].upper() + finding[1:], svg(drawn), ("step", *names), rows
@@ -300,7 +305,7 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
 
 
 def distribution(probabilities: np.ndarray, age: float, prediction: float) -> str:
-    """A face's distribution over the ages, small, with the true (line) and the predicted age (dotted): an SVG."""
+    """Returns a small SVG of a distribution over the ages, with the true age (line) and the prediction (dotted)."""
     drawn, axis = figure(2.2, 1.0)
     axis.spines[["left"]].set_visible(False)
     axis.fill_between(np.arange(len(probabilities)), probabilities, color=RUNS[0], alpha=0.45, linewidth=0)
@@ -312,7 +317,12 @@ def distribution(probabilities: np.ndarray, age: float, prediction: float) -> st
 
 
 def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) -> Picture:
-    """The long-tail bench's curve: points: method -> (head, tail) in years; groups: places in metrics.GROUPS."""
+    """Draws the head-tail curve of the long-tail bench.
+
+    Args:
+      points: Method -> its (head MAE, tail MAE) in years, one per setting.
+      groups: Places in metrics.GROUPS of the head groups and of the tail groups.
+    """
     drawn, axis = figure(5.2, 5.4)
     overviews.draw_head_tail(axis, points, groups)
     axis.grid(color=GRID, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""The pages that compare: several runs on the same images, and the tries of the long-tail bench."""
+"""Pages of comparisons: several runs on the same images, and the trials of the long-tail bench."""
 
 import csv
 import io
@@ -22,7 +22,11 @@ _OF_GROUP = [f"mae_{group}" for group in metrics.GROUPS]
 
 
 def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
-    """Page, the table like the paper's Table 2, and the differences to the first run, of the same images."""
+    """Compares evaluations of the same images.
+
+    Returns:
+      The page, the table of scores in the form of the paper's Table 2, and the table of differences to the first run.
+    """
     evaluations = loading.sharing_guesses(evaluations)
     labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
     table = Table(
@@ -53,7 +57,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     differing = Section("Differences")
     if differences.rows:
         told_differences = f"Each run minus {labels[0]}, image by image (paired)."
-        # The second column, the first run's name, is for the files: here the text says it.
+        # The text names the first run, so the page omits the second column; the files keep it.
         header, *rows = ([line[0], *line[2:]] for line in (differences.header, *differences.rows))
         differing = Section("Differences", texts=[told_differences], tables=[Table(header, rows)])
     sections = [
@@ -69,7 +73,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
 
 
 def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
-    """Each once, with the runs that it is of where it is not of all."""
+    """Each warning once; a warning that only some runs have starts with their names."""
     of: dict[str, list[str]] = {}
     for label, one in zip(labels, evaluations, strict=True):
         for line in wording.warnings(one.report):
@@ -105,16 +109,21 @@ def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
             best = [label for other, label in known if other == value]
             first = ", ".join(best) if len(best) < len(labels) or len(labels) == 1 else "the same for all"
             told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})")
-    text = "; ".join(told) + (" (the intervals tell how sure that is)." if len(labels) > 1 else ".")
+    text = "; ".join(told) + (" (the intervals show how certain this is)." if len(labels) > 1 else ".")
     return text[0].upper() + text[1:]
 
 
 def is_bench(folder: epath.Path) -> bool:
+    """Whether lae_jax.longtail wrote a folder."""
     return (folder / "tries.csv").exists() and (folder / loading.REPORT).exists()
 
 
 def of_bench(folder: epath.Path) -> tuple[Page, Table]:
-    """Page and table of a folder that lae_jax.longtail wrote. Raises InputError for a damaged one."""
+    """Returns the page and the table of a folder that lae_jax.longtail wrote.
+
+    Raises:
+      InputError: The folder is damaged.
+    """
     report = files.read_json(folder / loading.REPORT)
     try:
         best, tries = (_lines(folder / name) for name in ("table.csv", "tries.csv"))
@@ -143,8 +152,8 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     if several and to:
         told += " The differences to lae are paired, with 95 % intervals in brackets."
     told += (
-        " Validation chose each method's setting for the lowest MAE + sigma. The sentences above choose for their own"
-        " aim, by validation as well: they may name another setting, or a method that another one beats on test."
+        " The setting of each method is the one with the lowest MAE + sigma on validation. Each sentence above chooses"
+        " by its own score, also on validation: it may name another setting, or a method that does not win on test."
     )
     names_of_facts = (
         "runs",
@@ -173,7 +182,7 @@ _SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
 _BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
 
 
-# As `longtail.summaries.DIFFERENCES` names them, which needs more to be imported than a report does.
+# The names of `longtail.summaries.DIFFERENCES`, whose imports a report does not need.
 _DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
@@ -206,18 +215,18 @@ def _plain(value) -> str:
 
 
 def cut(table: Table) -> list[Table]:
-    """A table of scores as two that fit a page: over all ages, and by age group."""
+    """Splits a table of scores into two that fit a page: over all ages, and by age group."""
     return tables.cut(table, [*metrics.GROUPS, *(_title(score) for score in MAIN if score.name in _OF_GROUP)])
 
 
 def plain(table: Table) -> str:
-    """For a terminal, which has no room for intervals."""
+    """Returns a table as text for a terminal, which has no room for intervals."""
     rows = [[cell.text if isinstance(cell, Estimate) else cell for cell in row] for row in table.rows]
     return console.table(table.header, rows)
 
 
 def write_tables(out: epath.Path, named: dict[str, Table]) -> None:
-    """Each table as NAME.csv, and cut to the width of a page as NAME.md and NAME.tex."""
+    """Writes each table as NAME.csv and, split to the width of a page, as NAME.md and NAME.tex."""
     for name, table in named.items():
         files.write_text(out / f"{name}.csv", tables.csv_of(table))
         files.write_text(out / f"{name}.md", "\n".join(map(tables.markdown, cut(table))))

@@ -1,4 +1,4 @@
-"""The page of one evaluation, or of a run without one."""
+"""Pages of one evaluation, or of a run that has no evaluation of ages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,17 +12,23 @@ from lae_jax.report.scores import MAIN, MORE, Scored
 from lae_jax.report.tables import Estimate, Table
 
 _FACES = (
-    "Of each age group the face with the smallest error, a typical one and the one with the largest. Below it is the"
-    " distribution that was predicted, with the true age as a line and the predicted one dotted."
+    "For each age group: the face with the smallest error, a typical face and the face with the largest error. Below"
+    " each face is its predicted distribution, with a solid line at the true age and a dotted line at the prediction."
 )
 _NO_HISTOGRAM = (
-    "How many images of each age the run was trained on is not shown: its training's data set is another than this one."
+    "The number of training images of each age is not shown, because the run was trained on another data set."
 )
 _CUTS = (0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces: Sequence[Face] = ()) -> Page:
-    """Args: folder: of the evaluation; baseline: of the same images; faces: three of each age group."""
+    """Returns the page of an evaluation of ages.
+
+    Args:
+      folder: Folder of the evaluation.
+      baseline: Another evaluation of the same images, to compare with.
+      faces: Three faces of each age group.
+    """
     evaluation = loading.read(folder)
     run = loading.read_run(evaluation.run)
     others, missing = _others(evaluation, run, baseline)
@@ -63,15 +69,17 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
 
 
 def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
-    """Of a run that has no ages to show: stage 1, or one without a validation split.
+    """Returns the page of a run that has no ages to show: a run of stage 1, or without a validation split.
 
-    Args: report: of its evaluation (identities), if there is one.
+    Args:
+      folder: Folder of the run.
+      report: Report of its evaluation of identities, if there is one.
     """
     run, report = loading.read_run(folder), report or {}
     found = {**(run.summary.get("scores") or {}), **report}
     rows = wording.of_identities(found)
     stage, step = run.summary.get("stage", run.config.get("stage")), run.summary.get("step")
-    verdict = f"{run.folder.name} is a run of stage {stage}; step {step} was kept."
+    verdict = f"{run.folder.name} is a run of stage {stage}; the checkpoint of step {step} was kept."
     if (rate := found.get("equal_error_rate")) is not None:
         verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %."
     if not run.summary.get("scores"):
@@ -84,7 +92,10 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
 
 
 def names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Of the runs, with as many of their folders as it takes to tell them apart, or else with the evaluation's."""
+    """Returns a label for each run: as many parts of its folder as make the labels differ.
+
+    For several evaluations of one run, the evaluation's folder counts too. Labels of equal folders are numbered.
+    """
     parts = [one.run.parts for one in evaluations]
     if len(set(parts)) < len(parts) == len({one.folder for one in evaluations}):
         parts = [(*part, one.folder.name) for part, one in zip(parts, evaluations, strict=True)]
@@ -96,14 +107,15 @@ def names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _others(evaluation: Evaluation, run: Run, baseline: Evaluation | None) -> tuple[list[Evaluation], list[str]]:
-    """What the run is shown beside: what it started from, and the baseline; and a text on what is missing."""
+    """The evaluations to compare with (of the run that this one started from, the baseline), and what is missing."""
     others, missing, start = [], [], loading.started_from(run)
     if start is not None and (beside := loading.matching(start, evaluation.report)) is not None:
         others.append(beside)
     elif start is not None and loading.read_run(start).config.get("stage") != "pretrain":
         how = loading.command(start, evaluation.report)
         missing.append(
-            f"It started from {start}, which was not evaluated on this split: after {how} it stands here too."
+            f"The run started from {start}, which was not evaluated on this split: to show it here, evaluate it with"
+            f" {how} and then this run again."
         )
     if baseline is not None and baseline.run not in [one.run for one in [evaluation, *others]]:
         others.append(baseline)
@@ -131,7 +143,7 @@ def _main_table(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[
             word = scores.verdict(difference, score) if difference.is_known else ""
             row += [other.estimate(score), difference, word]
         rows.append(row)
-    return Table(header, rows, "Scores, of age groups the MAE (and number of images)")
+    return Table(header, rows, "Scores; for age groups the MAE (and the number of images)")
 
 
 def _more_table(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
@@ -140,7 +152,7 @@ def _more_table(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
 
 
 def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Section:
-    """P(age >= T) as a decision, at several cuts."""
+    """P(age >= threshold) as a decision at several cuts."""
     rows, without, threshold = [], [], evaluations[0].report.get("threshold")
     for label, one in zip(labels, evaluations, strict=True):
         if one.report.get("threshold") != threshold:
@@ -153,17 +165,17 @@ def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Secti
     if not rows:
         return Section("Decision")
     text = (
-        f"Who is taken for {threshold:g} or older if P(age >= {threshold:g}) is at least the cut: false accepts are of"
-        " the younger ones, false rejects of the others. It is no proof of age."
+        f"A person counts as {threshold:g} or older if P(age >= {threshold:g}) is at least the cut. False accepts are"
+        " younger people who count as older; false rejects are older people who do not. This is not a proof of age."
     )
     header = ("run", "cut", "false accepts", "number", "false rejects", "number")
     if without:
-        text += f" Of {', '.join(without)} it is not known: evaluate with --threshold {threshold:g} there as well."
+        text += f" For {', '.join(without)} this is unknown: evaluate with --threshold {threshold:g} there too."
     return Section("Decision", texts=[text], tables=[Table(header, rows)])
 
 
 def _slices(evaluation: Evaluation) -> Section:
-    """The scores by further columns of the source."""
+    """The scores by each column of `--slice`."""
     found = []
     for column, values in evaluation.slices.items():
         rows = []
@@ -173,7 +185,7 @@ def _slices(evaluation: Evaluation) -> Section:
             rows.append((value, f"{mask.sum()}", *estimates))
         header = (column, "images", "MAE", "bias", "CS@5", "sigma")
         found.append(Table(header, rows, f"By {column}"))
-    return Section("Slices", texts=[f"Of {evaluation.label} alone."] * bool(found), tables=found)
+    return Section("Slices", texts=[f"Scores of {evaluation.label} only."] * bool(found), tables=found)
 
 
 _OF_SLICES = [next(s for s in (*MAIN, *MORE) if s.name == name) for name in ("bias", "cs5", "sigma")]
@@ -206,7 +218,7 @@ def _provenance(report: Mapping, run: Run) -> Section:
         "started from": (known.get("init") or {}).get("from"),
         "data": report.get("data", known.get("data")),
         "data hash": report.get("data_hash", known.get("data_hash")),
-        "the training's data": {True: "yes", False: "no, another"}.get(report.get("same_data_as_training")),
+        "same data as training": {True: "yes", False: "no"}.get(report.get("same_data_as_training")),
         "split": report.get("split"),
         "split by": report.get("protocol", known.get("protocol")),
         "crop": ", ".join(f"{name} {value}" for name, value in crop.items()) or None,

@@ -1,4 +1,4 @@
-"""What reports are made of: the folders of runs and of their evaluations, read; no model and no image."""
+"""Readers of the folders of runs and evaluations; they load no model and no image."""
 
 import csv
 import dataclasses
@@ -15,17 +15,22 @@ from lae_jax.runtime.errors import InputError
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
-SLICE = "slice:"  # before the name of a further column in predictions.csv
+SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An evaluation of ages as it stands in its folder.
+    """An evaluation of ages, read from its folder.
 
-    names: (N,); below: (N,) share of each distribution below the true age, from which the coverage of any interval
-    follows; chances: (N,) P(age >= report['threshold']); both None where they were not written. slices: column -> (N,)
-    texts.
+    Attributes:
+      report: Content of report.json.
+      names: (N,) names of the images.
+      sample: Ages and predictions.
+      below: (N,) share of each distribution below the true age, from which the coverage of any interval follows; None
+        if predictions.csv does not have it.
+      chances: (N,) P(age >= report['threshold']); None without a threshold.
+      slices: Column -> (N,) texts.
     """
 
     folder: epath.Path
@@ -43,24 +48,32 @@ class Evaluation:
 
     @property
     def label(self) -> str:
+        """The name of the run's folder."""
         return self.run.name
 
     def coverage(self, levels: np.ndarray) -> np.ndarray | None:
-        """The share of the true ages inside the middle `levels` (L,) of their distributions: (L,)."""
+        """Returns the share of the true ages inside the middle `levels` (L,) of their distributions: (L,)."""
         if self.below is None:
             return None
         return (np.abs(self.below - 0.5)[:, None] <= np.asarray(levels) / 2 + 1e-12).mean(axis=0)
 
 
 def is_evaluation(folder: epath.Path) -> bool:
+    """Whether a folder holds an evaluation of ages."""
     return (folder / REPORT).exists() and (folder / PREDICTIONS).exists()
 
 
 def read(folder: epath.Path) -> Evaluation:
-    """Raises InputError for a folder that holds no evaluation of ages, or a damaged one."""
+    """Reads an evaluation of ages.
+
+    Raises:
+      InputError: The folder holds no evaluation of ages, or a damaged one.
+    """
     folder = epath.Path(folder)
     if not is_evaluation(folder):
-        raise InputError(f"{folder} holds no evaluation of ages ({REPORT} and {PREDICTIONS} of lae_jax.evaluate)")
+        raise InputError(
+            f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
+        )
     report = files.read_json(folder / REPORT)
     try:
         rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
@@ -96,39 +109,43 @@ def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray
 
 
 def evaluations(run: epath.Path) -> list[epath.Path]:
-    """The folders of a run's evaluations of ages, by name."""
+    """Returns the folders of a run's evaluations of ages, sorted by name."""
     return sorted(
         path.parent for path in (epath.Path(run) / "evaluation").glob(f"*/{REPORT}") if is_evaluation(path.parent)
     )
 
 
 def _kind(report: dict) -> tuple:
-    """What evaluations must share to be compared, mirror images or not last."""
+    """What evaluations must share to be compared: data hash, split, and whether mirror images were averaged."""
     return report["data_hash"], report["split"], bool(report.get("flip"))
 
 
 def matching(run: epath.Path, like: dict) -> Evaluation | None:
-    """A run's evaluation on the same data set and split as `like` (a report.json); None where there is none."""
+    """Returns a run's evaluation with the data set, split and `flip` of `like` (a report.json); None without one."""
     found = [folder for folder in evaluations(run) if _kind(files.read_json(folder / REPORT)) == _kind(like)]
-    # A step or a suffix makes the name longer: the plain one is of the best checkpoint.
+    # A step or a suffix makes the name longer: the shortest name is that of the best checkpoint.
     return read(min(found, key=lambda folder: len(folder.name))) if found else None
 
 
 def command(run: epath.Path, like: dict) -> str:
-    """What makes the evaluation that `matching` misses."""
+    """Returns the command that makes the evaluation that `matching` did not find."""
     return f"{_EVALUATE.format(run)} --data {like['data']} --split {like['split']}" + " --flip" * bool(like.get("flip"))
 
 
 def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
-    """Evaluations of the same images, one a run, to be compared.
+    """Reads evaluations of the same images, one per place, to compare them.
 
-    Args: places: folders of runs or of evaluations; split: which one of the runs' evaluations to take. Raises
-    InputError where they have none in common, or more than one.
+    Args:
+      places: Folders of runs or of evaluations.
+      split: Split of the runs' evaluations to read (default: the only one that they share).
+
+    Raises:
+      InputError: The places share no evaluation, or more than one.
     """
     folders = [epath.Path(place) for place in places]
     fixed = {folder: read(folder) for folder in folders if is_evaluation(folder)}
     kinds = {_kind(evaluation.report) for evaluation in fixed.values()}
-    # What mirror images bring is a question of its own: it is asked by naming the evaluations.
+    # Evaluations that you name may differ in `flip`, which shows what mirror images change.
     if len(fixed) == len({*folders}) and len({kind[:2] for kind in kinds}) == 1:
         kinds = {next(iter(kinds))}
     if not fixed:
@@ -153,13 +170,17 @@ def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
 
 
 def some(run: epath.Path) -> list[epath.Path]:
-    """The evaluations of a run that has some. Raises InputError that says how to make one, or why there is none."""
+    """Returns the folders of a run's evaluations of ages, at least one.
+
+    Raises:
+      InputError: There is none; the message says how to make one, or why the run cannot have one.
+    """
     if found := evaluations(run):
         return found
     if (run / "config.json").exists():
         if read_run(run).config.get("stage") == "pretrain":
-            raise InputError(f"{run} is a run of stage 1, which learns who people are: it has no ages to compare")
-        raise InputError(f"{run} has no evaluation of ages yet: {_EVALUATE.format(run)} makes one")
+            raise InputError(f"{run} is a run of stage 1, which predicts no ages: name a run of stage 2 or 3")
+        raise InputError(f"{run} has no evaluation of ages yet: make one with {_EVALUATE.format(run)}")
     raise InputError(f"{run} holds neither a run nor an evaluation nor a long-tail bench")
 
 
@@ -175,7 +196,7 @@ def _not_together(folders: list[epath.Path], kinds: set, split: str | None) -> s
         how = "name their folders, RUN/evaluation/NAME"
         if split is None and len({kind[1] for kind in kinds}) == len(kinds):
             how = f"choose with --split, or {how}"
-        return f"the runs were evaluated together on more than one split ({names}): {how}"
+        return f"the runs share evaluations on more than one split ({names}): {how}"
     which = f" on split {split!r}" if split else ""
     return (
         f"these were not evaluated{which} on the same images, so they cannot be compared ({'; '.join(told)}):"
@@ -189,17 +210,21 @@ def _on(report: dict) -> str:
 
 
 def same_images(one: Evaluation, other: Evaluation) -> None:
-    """Raises InputError if two evaluations are not of the same images, in the same order, with the same ages."""
+    """Checks that two evaluations are of the same images, in the same order, with the same ages.
+
+    Raises:
+      InputError: They are not.
+    """
     same = len(one.names) == len(other.names) and (one.names == other.names).all()
     if not same or not np.allclose(one.sample.ages, other.sample.ages, atol=1e-4, rtol=0):
         raise InputError(
-            f"{one.folder} and {other.folder} hold other images or ages, although data set and split have"
-            " the same names: evaluate both again"
+            f"{one.folder} and {other.folder} hold different images or ages, although the data set and the"
+            " split are the same: evaluate both again"
         )
 
 
 def sharing_guesses(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The same evaluations, of the same images: those that know nothing of people's guesses take what another knows."""
+    """Returns evaluations of the same images; those without people's guesses take the guesses of another one."""
     known = next((one.sample.guesses for one in evaluations if one.sample.guesses is not None), None)
     return [
         one
@@ -211,7 +236,14 @@ def sharing_guesses(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A run's folder; what is not there yet is empty. lines: of metrics.jsonl."""
+    """The files of a run's folder; a file that does not exist is empty.
+
+    Attributes:
+      config: Content of config.json.
+      provenance: Content of provenance.json.
+      summary: Content of summary.json.
+      lines: Lines of metrics.jsonl.
+    """
 
     folder: epath.Path
     config: dict
@@ -221,17 +253,18 @@ class Run:
 
 
 def read_run(folder: epath.Path) -> Run:
+    """Reads the files of a run's folder."""
     folder = epath.Path(folder)
     parts = [files.read_json(path) if (path := folder / f"{name}.json").exists() else {} for name in
              ("config", "provenance", "summary")]  # fmt: skip
     path = folder / "metrics.jsonl"
     texts = path.read_text().splitlines() if path.exists() else []
-    # A line that a kill cut short has no end.
+    # A killed run may leave an incomplete last line.
     return Run(folder, *parts, [json.loads(text) for text in texts if text.endswith("}")])
 
 
 def started_from(run: Run) -> epath.Path | None:
-    """The folder of the run that another was started from, if it is still there."""
+    """Returns the folder of the run that a run was started from; None if there is none or it was deleted."""
     name = (run.provenance.get("init") or {}).get("from") or run.config.get("init_from")
     for place in [epath.Path(name), run.folder.parent / epath.Path(name).name] if name else []:
         if (place / "config.json").exists():

@@ -1,4 +1,4 @@
-"""The model card of a run or an export, Markdown (Mitchell et al., "Model Cards for Model Reporting", 2019)."""
+"""The model card of a run or an export, in Markdown (Mitchell et al., "Model Cards for Model Reporting", 2019)."""
 
 import json
 import re
@@ -13,26 +13,28 @@ photographs, research on age estimation.
 
 **Do not use it** to decide about a person's rights, access or treatment: not as a proof of age, not for asylum,
 policing, hiring, credit or insurance, not to watch people, and not on photographs of people who did not agree to it. An
-estimate for one face is often wrong by several years; P(age >= 18) is no proof of age."""
+estimate for one face is often wrong by several years; P(age >= 18) is not a proof of age."""
 
 LIMITS = """\
 - The errors differ between age groups (see the scores), and where a group has few images its score is uncertain.
-- Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) have larger errors that
-  no number here shows. Scores by other attributes than age are in an evaluation's report.html, if it was made
-  with `--slice`.
-- Ages below 0 and above 100 do not exist for the model. What is no face gets an age too.
-- Faces that are cut otherwise than the crop contract says get other ages, and nothing will say so."""
+- Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) have larger errors,
+  which no number here shows. An evaluation's report.html has scores by other attributes than age if it was made with
+  `--slice`.
+- The model never predicts an age below 0 or above 100. It also predicts an age for an image that is not a face.
+- Faces that are cut in another way than the crop contract describes get other ages, without a warning."""
 
 
 def write(
     content: Mapping, meta: Mapping, starts: Sequence[Mapping], evaluations: Sequence[Mapping], data: Mapping
 ) -> str:
-    """The card's text.
+    """Returns the text of the card.
 
-    Args: content: of export.json; of a run that is not exported without `format` and `check`; meta: of the run's
-    checkpoint; starts: what the model was started from, the latest first, each {'from', 'step', 'sha256', 'kind'};
-    evaluations: reports of this checkpoint; data: {'path', 'hash', 'reader', 'protocol'} of the training data, as far
-    as they are known.
+    Args:
+      content: Content of export.json; for a run that is not exported, without `format` and `check`.
+      meta: Meta of the run's checkpoint.
+      starts: What the model was started from, the latest first, each {'from', 'step', 'sha256', 'kind'}.
+      evaluations: Reports of this checkpoint.
+      data: {'path', 'hash', 'reader', 'protocol'} of the training data, as far as they are known.
     """
     source, check = content["source"], content.get("check")
     exported = f", exported as {content['format']}" if check else ""
@@ -56,8 +58,8 @@ def write(
 def _check(check: Mapping, source: Mapping) -> str:
     return (
         "## The export against the model\n\n"
-        f"{check['images']} images ({check['from']}), read back by {check['runtime']} on the CPU in batches of"
-        f" {', '.join(map(str, check['batches']))}: the ages differ from the model's in JAX by at most"
+        f"{check['images']} images ({check['from']}) through the export, read back by {check['runtime']} on the CPU,"
+        f" in batches of {', '.join(map(str, check['batches']))}: the ages differ from the model's in JAX by at most"
         f" {check['max_age_difference']:.1e} years, the distributions by {check['max_distribution_difference']:.1e}."
         f" Computed in float32 (the run in {source['dtype']})."
     )
@@ -66,16 +68,16 @@ def _check(check: Mapping, source: Mapping) -> str:
 def _contract(content: Mapping) -> str:
     size, resize = content["input"]["image_size"], content["input"]["resize"]
     side = resize or size
-    cut = f", then the centre of {size} x {size}" if side != size else ""
+    cut = f", then take the centre of {size} x {size}" if side != size else ""
     crop = json.dumps(content["crop"], indent=1, sort_keys=True)
     temper = "not calibrated" if content["temperature"] == 1 else f"at temperature {content['temperature']:.4f}"
     flip = " Each image is averaged with its mirror image." * content["flip"]
     return (
-        f"`image`: uint8 (B, {size}, {size}, 3), RGB, any B; not normalised, the model does that. A face crop becomes"
-        f" one so: bicubic to {side} x {side} (Pillow's, which smooths when it shrinks){cut}.\n\n"
+        f"`image`: uint8 (B, {size}, {size}, 3), RGB, any B; the model normalises it. To make one from a face crop:"
+        f" resize it to {side} x {side} (Pillow's bicubic, which smooths when it shrinks){cut}.\n\n"
         "`age`: float32 (B,), years, the mean of the distribution before the temperature. `distribution`: float32"
         f" (B, 101), probabilities of the ages 0 to 100, {temper}.{flip}\n\n"
-        f"Crop contract (`lae_jax.faces` and `python -m lae_jax.predict` cut photographs so):\n\n```json\n{crop}\n```"
+        f"Crop contract (`lae_jax.faces` and `python -m lae_jax.predict` cut faces by it):\n\n```json\n{crop}\n```"
     )
 
 
@@ -87,9 +89,9 @@ def _data(meta: Mapping, data: Mapping) -> str:
     return (
         f"Prepared data set `{data['path']}`{reader}, hash `{data['hash']}`; trained on split `{config['train']}`,"
         f" validated on `{config['split'] or 'none'}`{fold}{protocol}.\n\n"
-        "Licence: see docs/data.md of lae_jax for the terms of the data sets that it reads (most allow research alone);"
-        " the run itself records none, so name that of your own data here before you pass the model on. What the terms"
-        " of the photographs mean for weights that were trained on them is for you to judge."
+        "Licence: docs/data.md of lae_jax has the terms of the data sets that it reads (most allow only research). The"
+        " run records no licence: name that of your own data here before you pass the model on. You decide what the"
+        " terms of the photographs mean for weights that were trained on them."
     )
 
 
@@ -105,12 +107,12 @@ def _starts(starts: Sequence[Mapping]) -> str:
 
 
 def _licence(start: Mapping) -> str:
-    """Of weights that others trained: where it stands."""
+    """Where to find the licence of weights that others trained; '' for a run."""
     if start["kind"] != "weights":
         return ""
     if hub := re.fullmatch(r"hf:([^@]+)(@.*)?", start["from"]):
         return f"Source and licence: https://huggingface.co/{hub[1]}, and docs/training.md of lae_jax."
-    return "Licence: that of the place that this file is from; docs/training.md of lae_jax has the usual ones."
+    return "Licence: see the source of this file; docs/training.md of lae_jax has the usual ones."
 
 
 def _number(value, form: str = ".2f") -> str:
@@ -137,8 +139,8 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
         parts.append(f"While training, on the validation split `{meta['config']['data']['split']}`.{selected}")
         parts.append(_table(meta["scores"]))
     for report in evaluations:
-        other = "" if report["same_data_as_training"] else ", another data set than the training's"
-        crop = "; its faces are cut otherwise" * bool(report.get("other_crop_than_training"))
+        other = "" if report["same_data_as_training"] else ", not the data set of the training"
+        crop = "; its faces are cut in another way" * bool(report.get("other_crop_than_training"))
         flip = ", averaged with mirror images" * report["flip"]
         parts.append(f"Evaluated on split `{report['split']}` of `{report['data']}`{other}{crop}{flip}.")
         parts.append(_table(report))
@@ -146,7 +148,7 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
         if sure := report.get("interval"):
             parts.append(
                 f"{sure['level']:.0%} intervals at temperature {sure['temperature']:.3f} hold {sure['coverage']:.1%} of"
-                f" the ages and are {sure['mean_width']:.1f} years wide in the mean."
+                f" the ages and are {sure['mean_width']:.1f} years wide on average."
             )
     return "\n\n".join(parts) or "None: it was trained without a validation split and not evaluated."
 
@@ -169,7 +171,7 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
     if any(report.get("audit", "read") != "read" for report in evaluations):
-        lines.append("- Data that it was evaluated on was not audited: whether its splits share pictures is unknown.")
+        lines.append("- The data of an evaluation was not audited: whether its splits share pictures is unknown.")
     validation = [
         report["same_people_on_both_sides"]
         for report in evaluations
@@ -180,6 +182,6 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
         lines.append(f"- Whether people whom it was trained on are in the validation split {told}.")
     for report in evaluations:
         people = report.get("same_people_on_both_sides")
-        told = "unknown, since nobody says who they are" if people is None else people
+        told = "unknown, because the data has no identities" if people is None else people
         lines.append(f"- People of the evaluation on `{report['split']}` whom it was trained on: {told}.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The pictures of audits and of the long-tail bench; colours are safe for colour-blind eyes."""
+"""Pictures of audits and of the long-tail bench, in colours that are safe for colour-blind eyes."""
 
 import io
 
@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from etils import epath
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from lae_jax import metrics
 
@@ -14,7 +15,7 @@ INK, LINE = "#1b2733", "#b2182b"
 
 
 def _finish(figure, path: epath.Path) -> None:
-    # Through memory, since a run may lie in a bucket.
+    # Encoded in memory, because the run may be in a bucket.
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)
     path.write_bytes(encoded.getvalue())
@@ -28,9 +29,12 @@ def _plain_axes(width: float, height: float):
 
 
 def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> None:
-    """Images by whole age for each split, stacked, over the eight groups with their numbers of images.
+    """Writes a histogram (PNG) of whole ages, stacked by split, with the number of images of each age group.
 
-    Args: ages: split -> (N,) years.
+    Args:
+      path: File to write.
+      ages: Split -> (N,) years.
+      title: Title of the picture.
     """
     figure, axis = _plain_axes(11, 4.4)
     classes = {name: metrics.age_class(years) for name, years in ages.items()}
@@ -54,17 +58,20 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     axis.set_xlim(-0.5, top + 1)
     axis.set_xlabel("age, years")
     axis.set_ylabel("images")
-    # Below the axes: a search for a free place among the bars takes matplotlib up to a second.
+    # Below the axes: matplotlib takes up to a second to find a free place among the bars.
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
     axis.set_title(title, pad=30)
     _finish(figure, path)
 
 
 def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str) -> None:
-    """The head-tail curve: mean MAE of the head groups against that of the tail groups, and the frontier.
+    """Writes the head-tail curve (PNG): mean MAE of the head groups against that of the tail groups, and the frontier.
 
-    Args: points: method -> (head, tail) in years, one a setting, joined in their order; groups: places in GROUPS of
-    the head groups and of the tail groups.
+    Args:
+      path: File to write.
+      points: Method -> its (head MAE, tail MAE) in years, one per setting, joined in their order.
+      groups: Places in GROUPS of the head groups and of the tail groups.
+      title: Title of the picture.
     """
     figure, axis = _plain_axes(9, 6)
     draw_head_tail(axis, points, groups)
@@ -73,8 +80,8 @@ def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarra
     _finish(figure, path)
 
 
-def draw_head_tail(axis, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) -> None:
-    """The curve on the axes of any figure, with labels for a legend."""
+def draw_head_tail(axis: Axes, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) -> None:
+    """Draws the head-tail curve on the axes of any figure, with labels for a legend."""
     markers, colours = "osD^vP*X", plt.get_cmap("tab10").colors
     for number, (name, found) in enumerate(points.items()):
         style = {"marker": markers[number // 3 % len(markers)], "color": colours[number % len(colours)]}
@@ -87,7 +94,10 @@ def draw_head_tail(axis, points: dict[str, list], groups: tuple[np.ndarray, np.n
 
 
 def frontier(points: np.ndarray) -> np.ndarray:
-    """Of points (N, 2) those that none is as good as in both and better in one, by the first: (M, 2)."""
+    """Returns the Pareto frontier of points (N, 2), sorted by the first column: (M, 2).
+
+    It holds the points for which no other point is at most as large in both columns and smaller in one.
+    """
     best = points[np.isfinite(points).all(axis=1)]
     best = best[[not ((best <= point).all(axis=1) & (best < point).any(axis=1)).any() for point in best]]
     return best[np.lexsort((best[:, 1], best[:, 0]))]

@@ -1,6 +1,6 @@
-"""Pages: sections of texts, tables and pictures become one HTML file that needs nothing else.
+"""Pages: turn sections of texts, tables and pictures into one self-contained HTML file.
 
-Every text is escaped by the template; a content security policy in the page forbids scripts and the network besides.
+The template escapes every text. A content security policy in the page also forbids scripts and the network.
 """
 
 import base64
@@ -21,7 +21,15 @@ from lae_jax.runtime import files, markdown
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-    """title: its group and which of that it is; images: of JPEG bytes; svg: its distribution; told: ages, as text."""
+    """A face on a page.
+
+    Attributes:
+      title: Its age group, and whether it is the best, a typical or the worst face of the group.
+      name: Name of the image.
+      images: JPEG bytes, of the photograph if it exists, and of the crop.
+      svg: Its distribution.
+      told: True and predicted age, as text.
+    """
 
     title: str
     name: str
@@ -32,7 +40,14 @@ class Face:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Empty parts are left out. facts: pairs of a name and a value; markdown: a text with headings of its own."""
+    """A section of a page, which omits empty parts.
+
+    Attributes:
+      texts: Paragraphs.
+      items: Items of a list.
+      facts: Pairs of a name and a value.
+      markdown: A text that may have headings.
+    """
 
     title: str
     texts: Sequence[str] = ()
@@ -45,16 +60,20 @@ class Section:
 
     @property
     def id(self) -> str:
+        """The section's anchor in the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     @property
     def is_empty(self) -> bool:
+        """Whether the section has nothing but a title."""
         parts = (self.texts, self.items, self.tables, self.pictures, self.faces, self.facts, self.markdown)
         return not any(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
+    """A page, with its warnings and its verdict above the sections."""
+
     title: str
     verdict: Sequence[str]
     sections: Sequence[Section]
@@ -97,13 +116,14 @@ def _markdown(text: str) -> markupsafe.Markup:
 
 
 def html(page: Page) -> str:
+    """Returns a page as HTML."""
     return _environment().get_template("page.html.j2").render(page=page)
 
 
 def write(path: epath.Path, page: Page) -> None:
-    """Writes a page, and into the folder `report` beside it each picture's numbers (CSV) and the picture (SVG).
+    """Writes a page, and into the folder `report` beside it each picture (SVG) and its numbers (CSV).
 
-    Pictures of an earlier page that this one has no more go, with their numbers.
+    Deletes the files of pictures that an earlier page had and this page does not have.
     """
     folder = path.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,20 @@
-"""A picture on a page: an SVG whose colours follow the page, the numbers it shows, and its finding in words."""
+"""Pictures of a page: SVGs whose colours follow the page, with their numbers and their findings in words."""
 
+import contextlib
 import dataclasses
 import io
 import re
 from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lae_jax.report.overviews import INK, LINE
 
-# Colours that a page replaces by its own, so that they can be read on a light and on a dark ground.
+# A page replaces these colours by its own, which are readable on a light and on a dark background.
 MUTED, GRID, BARS = "#5b6b7a", "#d9dfe5", "#b9c6d3"
-# Of the runs that are compared (Okabe and Ito's, which colour-blind eyes tell apart); each has its own marker as well.
+# Colours of compared runs (Okabe and Ito's, safe for colour-blind eyes); each run has its own marker as well.
 RUNS = ("#2166ac", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 MARKERS = "osD^vP"
 _VARIABLES = {
@@ -43,13 +45,20 @@ _STYLE = {
 }
 
 
-# Of all pictures: on a page without one, files of that name are an earlier page's.
+# Names of all pictures. If a page lacks one of them, files of that name are from an earlier page.
 NAMES = frozenset({"histogram", "groups", "density", "bias", "cs", "coverage", "loss", "validation", "head_tail"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """name: of its files, one of NAMES; finding: what it shows, for those who cannot see; header, rows: its numbers."""
+    """A picture and the numbers that it shows.
+
+    Attributes:
+      name: Name of its files, one of NAMES.
+      finding: What it shows in words, also for readers who cannot see it.
+      header: Columns of the numbers.
+      rows: The numbers.
+    """
 
     name: str
     title: str
@@ -63,13 +72,13 @@ class Picture:
             raise ValueError(f"no picture is called {self.name!r}")
 
 
-def style():
-    """A context in which figures are drawn for a page."""
+def style() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which figures are drawn in the style of a page."""
     return matplotlib.rc_context(_STYLE)
 
 
-def figure(width: float = 4.8, height: float = 3.2):
-    """(figure, axis), inches; as narrow as a phone, since a wide picture could not be read there."""
+def figure(width: float = 4.8, height: float = 3.2) -> tuple[Figure, Axes]:
+    """Returns a figure and its axes, in inches; the default fits a phone, where a wider picture is not readable."""
     drawn = Figure(figsize=(width, height), layout="constrained")
     axis = drawn.subplots()
     axis.spines[["top", "right"]].set_visible(False)
@@ -77,7 +86,7 @@ def figure(width: float = 4.8, height: float = 3.2):
 
 
 def svg(drawn: Figure) -> str:
-    """A figure as an SVG element without declarations."""
+    """Returns a figure as an SVG element without declarations."""
     text = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     drawn.savefig(text, format="svg", metadata=nothing)
@@ -86,10 +95,15 @@ def svg(drawn: Figure) -> str:
 
 
 def inline(element: str, title_id: str) -> str:
-    """An SVG for inside a page: its colours are the page's variables, and `title_id` names the text that tells it."""
+    """Returns an SVG for use inside a page, in the colours of the page.
+
+    Args:
+      element: The SVG.
+      title_id: Id of the element whose text describes the picture.
+    """
     for colour, variable in _VARIABLES.items():
         element = re.sub(re.escape(colour), variable, element, flags=re.IGNORECASE)
-    # The page scales it; the view box keeps its shape.
+    # Without a size the page scales the picture; the view box keeps its shape.
     head, rest = element.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     return f'{head} role="img" aria-labelledby="{title_id}">{rest}'

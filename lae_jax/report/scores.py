@@ -1,4 +1,4 @@
-"""Every score of an evaluation as a function of sums over its images, so that all have intervals and differences."""
+"""Scores of an evaluation, as functions of sums over its images, with intervals and paired differences."""
 
 import dataclasses
 import itertools
@@ -13,13 +13,21 @@ from lae_jax.report.tables import Estimate
 
 _GROUPS, _SHOTS = len(metrics.GROUPS), len(metrics.SHOTS)
 _CHUNK = 50_000  # images whose columns are in memory at a time
-_MOST_VALUES = 20  # of a slice, the most frequent; the rest is one value
-_FEW_NUMBERS = 12  # a column with more different numbers is cut into quarters
+_MOST_VALUES = 20  # of a column, the most frequent; the rest becomes one value
+_FEW_NUMBERS = 12  # a column with more different numbers is split into quarters
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """better: -1 where lower is better, 1 where higher is, 0 where neither."""
+    """A score and how it is shown.
+
+    Attributes:
+      name: Key in `Scored`.
+      title: Heading of its column or row.
+      better: -1 if lower is better, 1 if higher is better, 0 if neither.
+      digits: Digits after the point.
+      percent: Whether it is a share that is shown in per cent.
+    """
 
     name: str
     title: str
@@ -50,9 +58,15 @@ BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.GRO
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """What is scored. ages, predictions: (N,) years; people: (N,) numbers, -1 where unknown; training_count: (K,)
-    training images of each whole age, None where unknown; guesses: (N, 2), mean and standard deviation of what people
-    guessed, NaN where unknown, or None."""
+    """Ages and predictions of the same images.
+
+    Attributes:
+      ages: (N,) years.
+      predictions: (N,) years.
+      people: (N,) numbers of people, -1 where unknown.
+      training_count: (K,) training images of each whole age; None if unknown.
+      guesses: (N, 2) mean and standard deviation of people's guesses, NaN where unknown; or None.
+    """
 
     ages: np.ndarray
     predictions: np.ndarray
@@ -61,7 +75,7 @@ class Sample:
     guesses: np.ndarray | None = None
 
     def part(self, places: np.ndarray | slice) -> "Sample":
-        """Of some images, by place or mask."""
+        """Returns the sample of some images, by place or mask."""
         return dataclasses.replace(
             self,
             ages=self.ages[places],
@@ -72,7 +86,7 @@ class Sample:
 
     @property
     def epsilons(self) -> np.ndarray:
-        """(N,) of metrics.epsilon_errors, NaN where no spread is known."""
+        """The epsilon-error of each image, (N,); NaN where the guesses are unknown."""
         result = np.full(len(self.ages), np.nan)
         if self.guesses is not None:
             known = np.isfinite(self.guesses).all(axis=1)
@@ -81,20 +95,26 @@ class Sample:
 
     @property
     def unit(self) -> str:
+        """What is resampled: 'people' if any person is known, otherwise 'images'."""
         return "people" if (self.people >= 0).any() else "images"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-    """values: score -> number, NaN where undefined; drawn: score -> (B,) of the replicates, empty where there are too
-    few units for them; units: people or images."""
+    """The scores of a sample.
+
+    Attributes:
+      values: Score -> number, NaN where undefined.
+      drawn: Score -> (B,) numbers of the replicates; empty if there are too few units.
+      units: Number of people or images.
+    """
 
     values: dict[str, float]
     drawn: dict[str, np.ndarray]
     units: int
 
     def estimate(self, score: Score) -> Estimate:
-        """A score with its 95 % interval."""
+        """Returns a score with its 95 % interval."""
         value, low, high = self.values.get(score.name, math.nan), math.nan, math.nan
         if score.name in self.drawn:
             drawn = self.drawn[score.name]
@@ -105,20 +125,20 @@ class Scored:
         return Estimate(value, low, high, score.digits, score.percent)
 
     def difference(self, other: "Scored", score: Score) -> Estimate:
-        """This one minus the other with its interval, the replicates being pairs."""
+        """Returns this score minus that of `other` with its 95 % interval, from paired replicates."""
         value = self.values.get(score.name, math.nan) - other.values.get(score.name, math.nan)
         low = high = math.nan
         if score.name in self.drawn and score.name in other.drawn:
             low, high = bootstrap.interval(value, self.drawn[score.name] - other.drawn[score.name])
             if score.percent and low == high == 0 and not np.array_equal(self.drawn["mae"], other.drawn["mae"]):
-                # Other predictions, and no image on which they differ here: at most so many may among others.
+                # The predictions differ, but the share does not: among other images it may differ by at most this.
                 high = bootstrap.share_interval(0.0, self.drawn[score.name], self.units)[1]
                 low = -high
         return Estimate(value, low, high, score.digits, score.percent, signed=True)
 
 
 def verdict(difference: Estimate, score: Score) -> str:
-    """'better', 'worse', 'not sure' where a difference's interval holds 0, 'the same' where it holds nothing else."""
+    """Returns 'better' or 'worse', 'not sure' if a difference's interval holds 0, 'the same' if it holds only 0."""
     if difference.is_zero:
         return "the same"
     if not (difference.low > 0 or difference.high < 0):
@@ -127,7 +147,7 @@ def verdict(difference: Estimate, score: Score) -> str:
 
 
 def score(sample: Sample, seed: int = 0) -> Scored:
-    """All scores of `MAIN`, `MORE` and `BIAS` that the sample allows, each with its replicates."""
+    """Returns the scores of `MAIN`, `MORE` and `BIAS` with their replicates; the seed decides the replicates."""
     unit, classes = bootstrap.units(sample.people, seed), np.unique(metrics.age_class(sample.ages))
     count, sums = int(unit.max()) + 1, 0.0
     for start in range(0, len(unit), _CHUNK):
@@ -147,7 +167,18 @@ def score(sample: Sample, seed: int = 0) -> Scored:
 def decisions(
     sample: Sample, chances: np.ndarray, threshold: float, cuts: Sequence[float], seed: int = 0
 ) -> list[tuple[metrics.Decision, Estimate, Estimate]]:
-    """P(age >= threshold) (N,) as a decision at each cut, with its rates of false accepts and of false rejects."""
+    """Scores P(age >= threshold) as a decision at each cut.
+
+    Args:
+      sample: Ages and people.
+      chances: (N,) P(age >= threshold).
+      threshold: Age in years.
+      cuts: Smallest chances at which a person counts as old enough.
+      seed: Seed of the replicates.
+
+    Returns:
+      For each cut the decision, its rate of false accepts and its rate of false rejects.
+    """
     found = [metrics.decision(sample.ages, chances, threshold, cut) for cut in cuts]
     older = np.asarray(sample.ages)[:, None] >= threshold
     accepted = np.asarray(chances)[:, None] >= np.asarray(cuts)
@@ -169,7 +200,7 @@ def decisions(
 
 
 def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
-    """What is summed of each image: in all, by group, by whole age, by shot."""
+    """What is summed over the images: in total, by age group, by whole age, by shot."""
     ages = np.asarray(sample.ages, np.float64)
     differences = np.asarray(sample.predictions, np.float64) - ages
     errors, logs = np.abs(differences), metrics.log_errors(ages, sample.predictions)
@@ -190,7 +221,7 @@ def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
 
 
 def group_count(ages: np.ndarray) -> np.ndarray:
-    """Images of each age group: (N,) years -> (8,)."""
+    """Returns the number of images of each age group: (N,) years -> (8,)."""
     return np.bincount(metrics.age_group(ages) + 1, minlength=_GROUPS + 1)[1:]
 
 
@@ -199,7 +230,7 @@ def _one_hot(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def _statistics(total, by_group, by_class, by_shot) -> dict[str, np.ndarray]:
-    """Sums (..., M) of `_columns` -> score -> (...)."""
+    """From sums (..., M) of `_columns` to score -> (...)."""
     count, errors, differences, within, logs, epsilons, with_epsilon = np.moveaxis(total, -1, 0)
     group_count, group_errors, group_differences = np.split(by_group, 3, axis=-1)
     class_count, class_errors = np.split(by_class, 2, axis=-1)
@@ -231,10 +262,10 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def values_of(values: Sequence) -> dict[str, np.ndarray]:
-    """A column (N,) -> value -> mask (N,), the most frequent first.
+    """Splits a column (N,) by value: value -> mask (N,), the most frequent value first.
 
-    A column of many different numbers is cut into quarters; of other columns the values beyond the 20 most frequent
-    are one; what is empty is 'unknown'.
+    A column with many different numbers is split into quarters. In other columns, all values but the 20 most frequent
+    become one. Empty cells are 'unknown'.
     """
     texts = np.array(["" if value is None or value != value else str(value) for value in values], object)
     known = texts != ""

@@ -1,4 +1,4 @@
-"""One table, four ways to write it: HTML is made of it by a template, CSV, Markdown and LaTeX here."""
+"""Tables of scores: write them as CSV, Markdown or LaTeX (a template writes the HTML)."""
 
 import csv
 import dataclasses
@@ -10,7 +10,16 @@ from collections.abc import Collection, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; NaN where undefined."""
+    """A number with its 95 % interval.
+
+    Attributes:
+      value: The number, NaN if undefined.
+      low: Low end of the interval, NaN if undefined.
+      high: High end of the interval, NaN if undefined.
+      digits: Digits after the point.
+      percent: Whether the number is a share that is shown in per cent.
+      signed: Whether a plus sign is shown.
+    """
 
     value: float
     low: float = math.nan
@@ -23,25 +32,27 @@ class Estimate:
         if not math.isfinite(number):
             return "–"
         number, sign = number * (100 if self.percent else 1), "+" * self.signed
-        unit = "" if not self.percent else " points" if self.signed else " %"  # of a difference percentage points
+        unit = "" if not self.percent else " points" if self.signed else " %"  # a difference is in percentage points
         return f"{number:{sign}z.{self.digits}f}{unit}"
 
     @property
     def is_known(self) -> bool:
+        """Whether the value is defined."""
         return math.isfinite(self.value)
 
     @property
     def text(self) -> str:
+        """The value without its interval."""
         return self._text(self.value)
 
     @property
     def interval(self) -> str:
-        """'1.20 to 1.40'; '' where it is not known."""
+        """The interval, such as '1.20 to 1.40'; '' if it is undefined."""
         return f"{self._text(self.low)} to {self._text(self.high)}" if math.isfinite(self.low + self.high) else ""
 
     @property
     def is_zero(self) -> bool:
-        """Whether nothing but 0 is in its interval: a difference of what is the same."""
+        """Whether value and interval are 0, as in a difference of equal predictions."""
         return self.value == self.low == self.high == 0
 
     def __str__(self) -> str:
@@ -50,7 +61,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells are texts or estimates; the first `names` columns say what a row is of."""
+    """A table of texts and estimates; the first `names` columns name the row."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Estimate]]
@@ -59,7 +70,10 @@ class Table:
 
 
 def cut(table: Table, apart: Collection[str]) -> list[Table]:
-    """Two tables that are not as wide: the columns `apart` and the others, each beside the names; one if none is."""
+    """Splits a table into two narrower ones, without and with the columns `apart`, each with the names.
+
+    Returns the table alone if it has none of these columns.
+    """
     header = table.header
     second = [i for i in range(table.names, len(header)) if header[i] in apart]
     if not second:
@@ -74,12 +88,13 @@ def _columns(table: Table, places: Sequence[int]) -> Table:
 
 
 def markdown(table: Table) -> str:
+    """Returns a table as Markdown."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join("| " + " | ".join(_in_markdown(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
 def _in_markdown(cell: str | Estimate) -> str:
-    # A line's end or a bar inside a cell would end it; a tag would be HTML.
+    # A line break or a bar would end the cell; a tag would be HTML.
     text = " ".join(str(cell).split())
     return re.sub(r"([|<>`\[\]])", r"\\\1", text)
 
@@ -87,7 +102,7 @@ def _in_markdown(cell: str | Estimate) -> str:
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
-        **{c: f"{{{c}}}" for c in "[*"},  # after the end of a row they would belong to it
+        **{c: f"{{{c}}}" for c in "[*"},  # after the end of a row LaTeX reads them as its argument
         **{c: "\\" + c for c in "_%&#${}"},
         "±": r"$\pm$",
         "^": r"\^{}",
@@ -100,8 +115,10 @@ _LATEX = str.maketrans(
 
 
 def latex(table: Table) -> str:
-    """A tabular that needs no package, intervals below their values; names stand to the left, and so do other columns
-    without digits."""
+    """Returns a table as a LaTeX tabular that needs no package, with intervals below their values.
+
+    Names, and other columns without digits, are aligned to the left.
+    """
     lines = [" & ".join(_in_latex(c) for c in line) + r" \\" for line in [table.header, *table.rows]]
     words = [not any(re.search(r"\d", str(row[i])) for row in table.rows) for i in range(len(table.header))]
     columns = "".join("l" if i < table.names or alone else "r" for i, alone in enumerate(words))
@@ -110,7 +127,7 @@ def latex(table: Table) -> str:
 
 
 def _in_latex(cell: str | Estimate) -> str:
-    """A hyphen before a digit is a minus, unless a letter, digit, point or hyphen stands before it."""
+    """A cell in LaTeX. A hyphen before a digit is a minus unless it follows a letter, digit, point or hyphen."""
     if isinstance(cell, Estimate) and cell.interval:
         below = rf"{{\tiny {_in_latex(cell.interval)}}}"
         return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{_in_latex(cell.text)}\\[-3pt]{below}\end{{tabular}}"
@@ -119,7 +136,7 @@ def _in_latex(cell: str | Estimate) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Numbers as they are, eight digits; empty where undefined."""
+    """Returns rows as CSV, floats with eight digits; undefined numbers are empty."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
@@ -134,7 +151,7 @@ def _in_csv(cell) -> str:
 
 
 def csv_of(table: Table) -> str:
-    """An estimate takes three columns: the value and its interval's ends, as fractions where the text says per cent."""
+    """Returns a table as CSV; an estimate takes three columns, value, low and high, and per cent become fractions."""
     estimated = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.header))]
     header, rows = [], []
     for name, three in zip(table.header, estimated, strict=True):

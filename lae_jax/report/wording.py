@@ -1,4 +1,4 @@
-"""What a report says in words: what must not be overlooked, and the verdict."""
+"""Sentences of a report: the warnings, the verdict, and the meanings of the scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,26 @@ from lae_jax.report.scores import MAIN, Scored, verdict
 from lae_jax.report.tables import Estimate
 
 MEANINGS = (
-    "MAE: the mean absolute error in years; of each age group that of its images, by their true age.",
-    "sigma: the deviation of the eight group errors from the MAE, a root mean square. 0: equally wrong at every age.",
-    "AAR 2021: max(0, 7 - MAE) + max(0, 3 - sigma), of Guess The Age 2021: at most 10, and 0 where both are too large.",
+    "MAE: the mean absolute error in years; for an age group, that of the images whose true age is in the group.",
+    "sigma: the root mean square difference of the eight group errors from the MAE; 0 if all groups have equal errors.",
+    "AAR 2021: max(0, 7 - MAE) + max(0, 3 - sigma), from Guess The Age 2021: at most 10, and 0 if both are too large.",
     "AAR 2022: max(0, 5 - mMAE) + max(0, 5 - sigma); mMAE is the mean of the eight group errors.",
     "CS@5: the share of images with an error of at most 5 years.",
-    "Many, medium, few-shot: of ages with more than 100, 20 to 100, fewer than 20 training images.",
-    "Bias: the mean of prediction minus age; above 0 people are made older.",
+    "Many-, medium-, few-shot: ages with more than 100, 20 to 100, fewer than 20 training images.",
+    "Bias: the mean of prediction minus age; above 0 the predictions are too old.",
 )
 
 _OF_IDENTITIES = {
     "equal_error_rate": "equal error rate",
-    "true_accept_rate": "true accepts where 1 impostor in 1,000 is accepted",
+    "true_accept_rate": "true accepts when 1 impostor in 1,000 is accepted",
     "pairs": "pairs",
-    "genuine_pairs": "of them genuine",
+    "genuine_pairs": "genuine pairs",
 }
 _BY_NAME = {score.name: score for score in MAIN}
 
 
 def leaks(report: Mapping) -> list[str]:
-    """The lines of a report.json that speak of leaks and of people on both sides."""
+    """Returns what a report.json says about leaks and about people on both sides."""
     lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
     for other in report.get("not_compared", []):
         lines.append(
@@ -40,22 +40,22 @@ def leaks(report: Mapping) -> list[str]:
             f"audit.json is {report['audit']}: other leaks are unknown (python -m lae_jax.audit {report['data']})"
         )
     if count := report.get("same_people_on_both_sides"):
-        lines.append(f"people on both sides, trained on and scored: {count} (split by {report['protocol']})")
+        lines.append(f"people in both the training and the scored images: {count} (split by {report['protocol']})")
     return lines
 
 
 def doubts(report: Mapping) -> list[str]:
-    """The lines of a report.json that say why not to rely on the model, or on its scores; leaks aside."""
+    """Returns why not to rely on the model of a report.json, or on its scores, apart from leaks."""
     lines = []
     if report.get("other_crop_than_training"):
-        lines.append("the model was trained on faces that were cut otherwise: these errors are not its own")
+        lines.append("the model was trained on faces that were cut in another way: these errors do not describe it")
     if line := _no_better(report):
         lines.append(line)
     return lines
 
 
 def warnings(report: Mapping) -> list[str]:
-    """The lines that belong above every number of a report.json."""
+    """Returns the warnings that belong above all numbers of a report.json."""
     lines = [*leaks(report), *doubts(report)]
     if report.get("missing_groups"):
         lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
@@ -63,26 +63,26 @@ def warnings(report: Mapping) -> list[str]:
 
 
 def _no_better(report: Mapping) -> str:
-    """A warning where answering the median age for everyone does as well, '' elsewhere."""
+    """A warning if the median age, as the answer for everyone, does as well; otherwise ''."""
     constant = report.get("constant")
     if not constant:
         return ""
     low, high = constant.get("difference") or (-math.inf, -math.inf)
     if report["mae"] >= constant["mae"]:
-        return f"the model is no better than no model: {_constant(constant)}"
+        return f"the model is not better than a constant: {_constant(constant)}"
     if high >= 0:
         between = f"difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f}"
-        return f"the model is not surely better than no model: {_constant(constant)} ({between})"
+        return f"the model is not clearly better than a constant: {_constant(constant)} ({between})"
     return ""
 
 
 def of_identities(report: Mapping) -> list[tuple[str, str]]:
-    """The scores of stage 1, (what, number)."""
+    """Returns the scores of stage 1 as pairs (title, number)."""
     return [(title, f"{report[name]:.4g}") for name, title in _OF_IDENTITIES.items() if report.get(name) is not None]
 
 
 def summary(evaluation: Evaluation, scored: Scored) -> str:
-    """What the model does, in a sentence or two."""
+    """Returns a sentence on how well the model does."""
     report, mae = evaluation.report, scored.estimate(_BY_NAME["mae"])
     parts = [
         f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} images of split"
@@ -92,7 +92,11 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
     if len(known) > 1:
         best, worst = min(known, key=known.get), max(known, key=known.get)
         bias = scored.values[f"bias_{worst}"]
-        way = f", whom it makes {abs(bias):.1f} years too {'old' if bias > 0 else 'young'}" if abs(bias) >= 0.5 else ""
+        way = (
+            f", whom it estimates {abs(bias):.1f} years too {'old' if bias > 0 else 'young'}"
+            if abs(bias) >= 0.5
+            else ""
+        )
         parts.append(f"best for ages {best} ({known[best]:.2f}), worst for {worst} ({known[worst]:.2f}{way})")
     sigma = scored.estimate(_BY_NAME["sigma"])
     if math.isfinite(sigma.value):
@@ -109,7 +113,7 @@ def _constant(constant: Mapping) -> str:
 
 
 def comparison(scored: Scored, other: Scored, what: str) -> str:
-    """How a run differs from another, and whether that is sure; `what` begins it."""
+    """Returns a sentence, which starts with `what`, on how a run differs from another and whether that is certain."""
     told = []
     for name in ("mae", "sigma", "aar_2021"):
         score = _BY_NAME[name]
@@ -120,7 +124,7 @@ def comparison(scored: Scored, other: Scored, what: str) -> str:
         if word == "the same":
             told.append(f"{score.title} the same")
         else:
-            word = "no sure difference" if word == "not sure" else word
+            word = "no clear difference" if word == "not sure" else word
             told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
     return f"{what}: {'; '.join(told)}."
 
@@ -134,12 +138,12 @@ def _is_known(scored: Scored, name: str) -> bool:
 
 
 def intervals(units: Sequence[str], replicates: int) -> str:
-    """What the intervals of a page are."""
-    over = "images, since who is on them is not known"
+    """Returns a text that explains the intervals of a page."""
+    over = "images, because the people on them are unknown"
     if "people" in units:
         over = "people, each with all their images"
     return (
-        f"In brackets: 95 % intervals, from {replicates} bootstrap samples of {over}. They tell how much the scores"
-        " would change with other images of the same kind, not how much with another training run. A dash stands for"
-        " what is undefined; a number without an interval is of too few images for one."
+        f"In brackets: 95 % intervals, from {replicates} bootstrap samples of {over}. They show how much the scores"
+        " would change with other images of the same kind, not with another training run. A dash marks an undefined"
+        " score; a number without an interval comes from too few images."
     )

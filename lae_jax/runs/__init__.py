@@ -1,1 +1,1 @@
-"""What training, evaluating and predicting share: what a config builds, the examples of a run, its outputs."""
+"""Shared by training, evaluation and prediction: a config's model and optimiser, a run's examples and outputs."""

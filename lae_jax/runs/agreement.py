@@ -1,4 +1,4 @@
-"""Whether a checkpoint and a prepared data set belong together."""
+"""Checks that a checkpoint and a prepared data set belong together."""
 
 from lae_jax.data import records
 from lae_jax.faces import crops
@@ -7,8 +7,8 @@ from lae_jax.runtime.errors import InputError
 
 
 def other_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> str:
-    """A sentence that tells how the faces of a data set are cut otherwise than a run's own; '' where they are not."""
-    there = checkpoint.meta.get("crop", dataset.crop)  # weights that others trained have no contract
+    """Returns how the crops of a data set differ from those of the run, as a sentence; '' if they do not differ."""
+    there = checkpoint.meta.get("crop", dataset.crop)  # published weights have no crop contract
     if there == dataset.crop:
         return ""
     differing = crops.differing(there, dataset.crop)
@@ -16,14 +16,20 @@ def other_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) ->
 
 
 def require_same_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset, otherwise: str = "") -> None:
-    """Raises InputError that tells how to cut alike, where the faces are cut otherwise than a run's own.
+    """Checks that a data set has the crops that the run was trained on.
 
-    Args: otherwise: what else the user can do.
+    Args:
+      checkpoint: A checkpoint of the run.
+      dataset: The data set.
+      otherwise: Text at the end of the message: what else the user can do.
+
+    Raises:
+      InputError: The crops differ. The message says how to prepare the same crops.
     """
     if told := other_crops(checkpoint, dataset):
         raise InputError(f"{told}: {crops.how_to_cut_alike(checkpoint.meta['crop'], dataset.crop)}{otherwise}")
 
 
 def was_prepared_again(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> bool:
-    """Whether a data set stands where the run's own stood, and is another: its splits may hold what was trained on."""
+    """Whether another data set is now at the path of the run's data set; its splits may hold training images."""
     return checkpoint.meta.get("data") == str(dataset.path) and checkpoint.meta["data_hash"] != dataset.hash

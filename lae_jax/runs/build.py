@@ -1,10 +1,13 @@
-"""What is built from a config: the model, the mapped forward step, the schedules, the optimiser."""
+"""Builds the parts of a config: the model, the mapped forward step, the schedules, the optimiser."""
 
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from lae_jax import models, optim, stages
@@ -16,11 +19,15 @@ from lae_jax.runtime.errors import InputError
 NUM_AGES = 101
 
 
-def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
-    """The linen module of a config. Raises InputError for an unknown name or a bad rate."""
+def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.Model:
+    """Returns the linen module of a config.
+
+    Raises:
+      InputError: A field of config.model has a value that is not allowed.
+    """
     c = config.model
     if c.dtype not in ("float32", "bfloat16", "float64"):
-        raise InputError(f"config.model.dtype {c.dtype!r}: 'float32' or 'bfloat16'")
+        raise InputError(f"config.model.dtype is {c.dtype!r}: set it to 'float32' or 'bfloat16'")
     try:
         return models.create(
             c.name,
@@ -38,8 +45,18 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int):
         raise InputError(f"config.model: {error}") from error
 
 
-def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Parallel, flip: bool = False):
-    """The mapped inference step (variables, uint8 images) -> what the stage gathers."""
+def forward(
+    config: ConfigDict, stage: stages.Stage, module: nn.Module, par: parallel.Parallel, flip: bool = False
+) -> Callable:
+    """Returns the mapped inference step, (variables, uint8 images) -> the stage's output.
+
+    Args:
+      config: The config.
+      stage: The stage, whose `output` is applied.
+      module: The model.
+      par: The devices.
+      flip: Average the outputs of the images and of their mirror images.
+    """
     step = functools.partial(
         forward_step,
         model=module,
@@ -52,22 +69,26 @@ def forward(config: ConfigDict, stage: stages.Stage, module, par: parallel.Paral
     return par.map_forward(step)
 
 
-def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Parallel):
-    """The mapped inference step (variables of the backbone, uint8 images) -> pooled features (B, F)."""
+def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Parallel) -> Callable:
+    """Returns the mapped inference step, (variables of the backbone, uint8 images) -> pooled features (B, F)."""
     plain = dataclasses.replace(stage, output=lambda features: features)
     return forward(config, plain, model(config, stage, 0), par)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Learning rate and momentum by the number of optimiser steps."""
+    """Learning rate and momentum as functions of the optimiser step."""
 
     learning_rate: optim.Schedule
     momentum: optim.Schedule | float
 
 
 def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Schedules:
-    """The learning rate is base x batch / 256, on the schedule that the config names."""
+    """Returns the schedules that the config names; their learning rate is base x batch / 256.
+
+    Raises:
+      InputError: There is no schedule of that name.
+    """
     c, peak = config.optim, config.optim.base_learning_rate * config.batch_size / 256
     if c.schedule == "one_cycle":
         rate = optim.one_cycle(peak, total_steps, c.pct_start, c.div_factor, c.final_div_factor)
@@ -79,20 +100,30 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
         )
     if c.schedule == "constant":
         return Schedules(optim.multi_step(peak, []), c.momentum)
-    raise InputError(f"config.optim.schedule {c.schedule!r}: 'one_cycle', 'multi_step' or 'constant'")
+    raise InputError(f"config.optim.schedule is {c.schedule!r}: set it to 'one_cycle', 'multi_step' or 'constant'")
 
 
-def optimiser(config: ConfigDict, schedule: Schedules, params, trains: tuple[str, ...]):
-    """SGD for the parts of the parameters that train."""
+def optimiser(
+    config: ConfigDict, schedule: Schedules, params: Mapping, trains: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Returns SGD for the parts of the parameters that train."""
     c = config.optim
     sgd = optim.sgd(schedule.learning_rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
     return optim.trainable(sgd, params, trains)
 
 
-def load_ages(path: os.PathLike | str, step: int | None = None):
-    """The checkpoint (checkpoints.Checkpoint), config and stage of a run that estimates ages. Raises InputError."""
+def load_ages(
+    path: os.PathLike | str, step: int | None = None
+) -> tuple[checkpoints.Checkpoint, ConfigDict, stages.Stage]:
+    """Returns the checkpoint, config and stage of a run that estimates ages.
+
+    Raises:
+      InputError: The run cannot be read, or does not estimate ages.
+    """
     checkpoint = checkpoints.load_run(path, step)
     stage = stages.get(checkpoint.meta["stage"])
     if stage.target != "age":
-        raise InputError(f"{path} is a run of stage {stage.name}, which estimates no ages: name one of stage 2 or 3")
+        raise InputError(
+            f"{path} is a run of stage {stage.name}, which does not estimate ages: name a run of stage 2 or 3"
+        )
     return checkpoint, fields.from_json(checkpoint.meta["config"]), stage

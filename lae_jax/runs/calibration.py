@@ -1,4 +1,4 @@
-"""The temperature of a run's distributions, fitted to its validation split and kept beside its checkpoints."""
+"""The temperature of a run's distributions, fitted to its validation split: read and write its file in the run."""
 
 import json
 
@@ -11,7 +11,11 @@ CALIBRATION = "calibration.json"
 
 
 def read_temperature(workdir: epath.Path, step: int) -> float:
-    """Of a run's calibration, where it was made for this step; else 1."""
+    """Returns the temperature of a run if it was fitted for this step, else 1.
+
+    Raises:
+      InputError: The file of the calibration is damaged.
+    """
     path = workdir / CALIBRATION
     if not path.exists():
         return 1.0
@@ -19,8 +23,9 @@ def read_temperature(workdir: epath.Path, step: int) -> float:
     try:
         return float(content["temperature"]) if content["step"] == step else 1.0
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): calibrate again (evaluate --calibrate)") from error
+        raise InputError(f"{path} is damaged ({error!r}): calibrate again with evaluate --calibrate") from error
 
 
 def write_calibration(workdir: epath.Path, content: dict) -> None:
+    """Writes a calibration into the run."""
     (workdir / CALIBRATION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -1,6 +1,6 @@
-"""What a predicted distribution over the ages 0..100 says: intervals, thresholds, how well it is calibrated.
+"""Predicted distributions over the ages 0..100: intervals, thresholds, calibration.
 
-Class k stands for the ages from k - 0.5 up to k + 0.5, evenly; the first and the last class end at 0 and 100.
+Class k covers the ages from k - 0.5 to k + 0.5 evenly; the first class starts at 0 and the last one ends at 100.
 """
 
 import numpy as np
@@ -8,39 +8,39 @@ from scipy.optimize import minimize_scalar
 
 from lae_jax.metrics import age_class
 
-_TINY = 1e-30  # a probability that float32 lost
+_TINY = 1e-30  # replaces a probability that is 0 in float32
 _TEMPERATURES = (0.05, 20.0)
 
 
 def expected_ages(probabilities: np.ndarray) -> np.ndarray:
-    """(N, K) -> (N,) float64 years, `sum_k k p_k`."""
+    """Returns `sum_k k p_k`: (N, K) -> (N,) float64 years."""
     probabilities = np.asarray(probabilities, np.float64)
     return probabilities @ np.arange(probabilities.shape[1])
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(logits / temperature) of distributions (N, K) that were softmax(logits), float64; 1 changes nothing."""
+    """Returns softmax(logits / temperature), float64, of distributions softmax(logits), (N, K); 1 changes nothing."""
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY)) / temperature
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _edges(count: int) -> np.ndarray:
-    """(count + 1,) ages between the classes."""
+    """Returns the ages between the classes, (count + 1,)."""
     return np.clip(np.arange(count + 1) - 0.5, 0, count - 1)
 
 
 def _cumulative(probabilities: np.ndarray) -> np.ndarray:
-    """(N, K + 1): what lies below each edge."""
+    """Returns the probability below each edge, (N, K + 1)."""
     sums = np.cumsum(np.asarray(probabilities, np.float64), axis=1)
     return np.concatenate([np.zeros((len(sums), 1)), sums / sums[:, -1:]], axis=1)
 
 
 def quantiles(probabilities: np.ndarray, level: float) -> np.ndarray:
-    """The age below which `level` (0 to 1) of each distribution (N, K) lies: (N,) years."""
+    """Returns the age below which `level` (0 to 1) of each distribution (N, K) lies: (N,) years."""
     below = _cumulative(probabilities)
     edges = _edges(below.shape[1] - 1)
-    # The first class whose end reaches the level.
+    # The first class at whose end the level is reached.
     place = np.minimum((below[:, 1:] < level).sum(axis=1), below.shape[1] - 2)
     rows = np.arange(len(below))
     low, high = below[rows, place], below[rows, place + 1]
@@ -49,21 +49,21 @@ def quantiles(probabilities: np.ndarray, level: float) -> np.ndarray:
 
 
 def intervals(probabilities: np.ndarray, level: float) -> np.ndarray:
-    """(N, 2) years: the middle `level` of each distribution, as much of the rest below it as above."""
+    """Returns the central interval of probability `level` (0 to 1) of each distribution (N, K): (N, 2) years."""
     tail = (1 - level) / 2
     return np.stack([quantiles(probabilities, tail), quantiles(probabilities, 1 - tail)], axis=1)
 
 
 def at_least(probabilities: np.ndarray, age: float) -> np.ndarray:
-    """P(age >= `age`) of each distribution (N, K): (N,), 0 to 1."""
+    """Returns P(age >= `age`) of each distribution (N, K): (N,), 0 to 1."""
     return 1 - below(probabilities, np.full(len(probabilities), age))
 
 
 def below(probabilities: np.ndarray, ages: np.ndarray) -> np.ndarray:
-    """The share of each distribution (N, K) below an age of its own (N,): (N,), 0 to 1.
+    """Returns the probability of each distribution (N, K) below its age, one of (N,): (N,), 0 to 1.
 
-    An age lies in the middle `level` of its distribution where this is within level / 2 of a half (the probability
-    integral transform: Gneiting et al., "Probabilistic Forecasts, Calibration and Sharpness", 2007).
+    An age is inside the central interval of `level` if this value is within level / 2 of 1/2 (the probability integral
+    transform: Gneiting et al., "Probabilistic Forecasts, Calibration and Sharpness", 2007).
     """
     cumulative = _cumulative(probabilities)
     edges, rows = _edges(cumulative.shape[1] - 1), np.arange(len(cumulative))
@@ -74,14 +74,16 @@ def below(probabilities: np.ndarray, ages: np.ndarray) -> np.ndarray:
 
 
 def coverage(probabilities: np.ndarray, ages: np.ndarray, level: float) -> float:
-    """The share of the ages (N,) that lie in their intervals: `level` if the distributions are right."""
+    """Returns the share of the ages (N,) inside their intervals, which is `level` for calibrated distributions."""
     low, high = intervals(probabilities, level).T
     return float(np.mean((ages >= low) & (ages <= high)))
 
 
 def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
-    """The temperature at which the ages (N,) are likeliest (Guo et al., "On Calibration of Modern Neural Networks",
-    2017); ages outside the classes count as the nearest one."""
+    """Returns the temperature of the highest likelihood of the ages (N,), which are clipped to the classes.
+
+    Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
     classes = np.clip(age_class(ages), 0, probabilities.shape[1] - 1)
     rows = np.arange(len(classes))
 
@@ -93,6 +95,6 @@ def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
 
 
 def is_inside(temperature: float) -> bool:
-    """Whether a fitted temperature is not at the bounds of what was searched."""
+    """Whether a fitted temperature is inside the bounds of the search and not at one of them."""
     low, high = _TEMPERATURES
     return low * 1.01 < temperature < high / 1.01

@@ -1,4 +1,4 @@
-"""The fields of a config: as JSON, compared, and kept in the folder of the run."""
+"""The fields of a config: convert them to JSON, compare them, write them to the workdir."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from lae_jax.runtime import files, parallel
 from lae_jax.runtime.errors import InputError
 
-# Fields that may differ when a run is gone on with: they name places, logging, evaluating and saving.
+# Fields that may change when a run resumes: paths, logging, evaluation, saving.
 FREE_FIELDS = (
     "workdir",
     "data.path",
@@ -26,18 +26,19 @@ FREE_FIELDS = (
 
 
 def as_json(config: ConfigDict) -> dict:
+    """Returns the config as nested dicts of JSON values."""
     return json.loads(config.to_json_best_effort())
 
 
 def from_json(content: dict) -> ConfigDict:
-    """The config of a checkpoint or of `config.json`; one that is older than model.hidden means 0."""
+    """Returns the config of a checkpoint or of `config.json`; model.hidden is 0 in one written before that field."""
     config = ConfigDict(content)
     config.model.hidden = config.model.get("hidden", 0)
     return config
 
 
 def flat(config: Mapping, prefix: str = "") -> dict:
-    """Nested dict -> {'data.path': ...}."""
+    """Returns a nested dict as {'data.path': ...}."""
     result = {}
     for key, value in config.items():
         result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
@@ -45,7 +46,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
-    """The fields, free ones apart, in which two configs (nested dicts of JSON) differ, with both values."""
+    """Returns where two configs (nested dicts of JSON) differ, with both values, without the FREE_FIELDS."""
     before, now = ({"model.hidden": 0, **flat(config)} for config in (before, now))
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
@@ -55,18 +56,22 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
 
 
 def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes the folder and writes `config.json`; in a folder of an earlier start, refuses a config that differs."""
+    """Makes the workdir and writes `config.json`, or compares the config with that of an earlier start.
+
+    Raises:
+      InputError: The workdir holds a run with another config.
+    """
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
         before = files.read_json(path)
         if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
-            # Settled when the run was begun.
+            # The first start of the run has set them.
             now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
         if differing := differences(before, now):
             raise InputError(
                 f"{workdir} holds a run with another config ({'; '.join(differing)}):"
-                f" go on with that one, or choose another --config.workdir"
+                f" use that config, or choose another --config.workdir"
             )
     elif parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)

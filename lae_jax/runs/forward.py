@@ -1,24 +1,41 @@
-"""The forward step: a pure function, to be mapped over devices by `parallel`."""
+"""The forward step: a pure function that `parallel` maps over devices."""
 
 from collections.abc import Callable, Mapping, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype) -> jax.Array:
-    """uint8 (B, H, W, 3) -> in [0, 1], minus mean, over std, in the model's dtype."""
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
+    """Returns (images / 255 - mean) / std in the model's dtype: uint8 (B, H, W, 3) -> (B, H, W, 3)."""
     wide = jnp.promote_types(dtype, jnp.float32)
     images = images.astype(wide) / 255
     return ((images - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
 
 
 def forward_step(
-    variables: Mapping, images: jax.Array, *, model, output: Callable, dtype, mean, std, flip: bool
+    variables: Mapping,
+    images: jax.Array,
+    *,
+    model: nn.Module,
+    output: Callable,
+    dtype: jnp.dtype,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool,
 ) -> jax.Array:
-    """uint8 (B, H, W, 3) -> output(model's outputs), (B, ...), in inference mode.
+    """Returns output(model's outputs), (B, ...), in inference mode.
 
-    Args: flip: average with the outputs of the mirror images.
+    Args:
+      variables: The model's variables.
+      images: (B, H, W, 3) uint8.
+      model: The model.
+      output: Applied to the model's outputs, (B, ...) -> (B, ...).
+      dtype: The model's dtype.
+      mean: Subtracted from images in [0, 1].
+      std: Divides them after that.
+      flip: Average the outputs of the images and of their mirror images.
     """
     images = normalise(images, mean, std, dtype)
     outputs = output(model.apply(variables, images, train=False))

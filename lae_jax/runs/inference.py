@@ -1,4 +1,4 @@
-"""Batched forward passes over a data set: gathered over devices and hosts, padding gone, in the order of the rows."""
+"""Batched forward passes over a data set: outputs of all devices and hosts in the order of the rows, unpadded."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,11 +18,19 @@ def over_batches(
     what: str = "evaluate",
     beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Outputs (count, ...) of the first `count` positions.
+    """Returns the outputs of the positions below `count`, (count, ...).
 
-    Args: forward: `par.map_forward` of a step; batches: of image and position, this host's part; total: batches, for
-    the progress line; beat: called whenever outputs have come. The device works on a batch while the one before is
-    fetched.
+    The device works on a batch while the outputs of the batch before are fetched.
+
+    Args:
+      forward: `par.map_forward` of a step.
+      variables: The model's variables.
+      batches: This host's part of each batch: {'image', 'position'}.
+      count: Number of positions; batches may pad with larger ones.
+      par: The devices.
+      total: Number of batches, for the progress line.
+      what: Name on the progress line.
+      beat: Called after each batch of outputs.
     """
     positions, outputs, pending = [], [], None
     for batch in console.progress(

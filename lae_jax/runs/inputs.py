@@ -1,4 +1,4 @@
-"""What a run reads: the examples of a split, the augmentation, the outputs for rows of a data set."""
+"""Inputs of a run: the examples of a split, the augmentation, the outputs for rows of a data set."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger("lae_jax")
 
 
 def split_name(config: ConfigDict, name: str) -> str:
-    """The data set's name of a split: with `data.fold`, `train` and `validation` are that fold's."""
+    """Returns the data set's name of a split: with `data.fold`, that of the fold's `train` or `validation`."""
     fold = config.data.fold
     return name if fold is None or name == "all" else f"fold{fold}-{name}"
 
@@ -32,7 +32,11 @@ class Examples:
 
 
 def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examples:
-    """A split's rows that have the stage's target. Raises InputError if there is none."""
+    """Returns a split's rows that have the stage's target.
+
+    Raises:
+      InputError: No row of the split has it.
+    """
     rows = dataset.rows(split)
     targets = dataset.column(stage.target)[rows]
     known = ~np.isnan(targets) if targets.dtype == np.float64 else np.array([v is not None for v in targets])
@@ -40,12 +44,17 @@ def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examp
         raise InputError(f"{dataset.path}: no image of split {split!r} has an {stage.target}")
     if not known.all():
         logger.info(
-            "split %s: %d of %d images have no %s and are left out", split, (~known).sum(), len(rows), stage.target
+            "split %s: %d of %d images have no %s and are skipped", split, (~known).sum(), len(rows), stage.target
         )
     return Examples(rows[known], targets[known])
 
 
 def augmentation(config: ConfigDict) -> Augmentation:
+    """Returns the augmentation of a config.
+
+    Raises:
+      InputError: A field of config.data has a value that is not allowed.
+    """
     fields = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.data.augment.items()}
     try:
         return Augmentation(image_size=config.data.image_size, resize=config.data.resize, **fields)
@@ -57,14 +66,14 @@ def outputs_of(
     config: ConfigDict,
     dataset: records.Dataset,
     rows: np.ndarray,
-    mapped_forward,
+    mapped_forward: Callable,
     variables: Mapping,
     par: parallel.Parallel,
     batch_size: int,
     beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """The gathered outputs (len(rows), ...) of a data set's rows, in their order; `beat` is called batch by batch."""
-    # A small split does not fill a batch of the usual size: the least multiple of the devices will do.
+    """Returns the gathered outputs (len(rows), ...) of a data set's rows, in their order; calls `beat` each batch."""
+    # A split smaller than a batch takes the smallest batch that the devices can share.
     batch_size = min(batch_size, -(-len(rows) // par.device_count) * par.device_count)
     places = pipeline.Places(batch_size, *par.local_places(batch_size))
     batches = pipeline.eval_batches(dataset, rows, augmentation(config), places=places, threads=threads(config))
@@ -74,4 +83,5 @@ def outputs_of(
 
 
 def threads(config: ConfigDict) -> int:
+    """Returns the number of threads of the input pipeline."""
     return config.data.threads or cpu.cores()

@@ -1,4 +1,4 @@
-"""What a run has to know of leaks: those between its splits, of its backbone's people, and what its reports say."""
+"""Leaks of a run: between its splits, from its backbone's people, and those that its reports list."""
 
 import json
 import logging
@@ -19,11 +19,18 @@ logger = logging.getLogger("lae_jax")
 
 
 def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
-    """The leaks that a run is trained with, those of the runs before it included, as its checkpoints carry them.
+    """Returns the leaks of a run and of the runs before it, in the form that checkpoints store.
 
-    Reads audit.json and the columns; no image. Args: before: meta of the checkpoint that is gone on with or started
-    from. Raises InputError, on all hosts, where a host sees a leak between the run's splits or of the people of its
-    backbone into its validation split, unless `data.allow_leak` is set.
+    Reads audit.json and the columns, but no image.
+
+    Args:
+      config: The run's config.
+      dataset: The run's data set.
+      before: Meta of the checkpoint that the run resumes or starts from.
+
+    Raises:
+      InputError: A host finds a leak between the run's splits, or from the people of its backbone into its validation
+        split, and `data.allow_leak` is not set. It is raised on all hosts.
     """
     found = []
     if config.data.split:
@@ -33,27 +40,29 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
     told = "; ".join(leak["message"] for leak in found)
     if parallel.on_any_host(bool(found) and not config.data.allow_leak):
         raise InputError(
-            f"{dataset.path}: {told or 'another host found a leak'}. Leave one of each pair out of the source"
-            f" ({saved.FILE} lists them) and prepare it into another folder; or train all the same with --allow-leak,"
-            " which every report of the run then says"
+            f"{dataset.path}: {told or 'another host found a leak'}. Remove one image of each pair from the source"
+            f" ({saved.FILE} lists them) and prepare it into another folder, or train with --allow-leak: every report"
+            " of the run then states the leak"
         )
     if found:
-        logger.warning("%s: trained with a leak, as --allow-leak wants it: %s", dataset.path, told)
+        logger.warning("%s: training with a leak, because --allow-leak is set: %s", dataset.path, told)
     return merged((before or {}).get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in found])
 
 
 def merged(*lists: list[dict]) -> list[dict]:
-    """Leaks, each once: one of the same kind, splits and data sets is the same."""
+    """Returns the leaks without duplicates; leaks of the same kind, splits and data sets are duplicates."""
     return list({(f["kind"], *f["splits"], f["data"], _other(f)): f for leaks in lists for f in leaks}.values())
 
 
 def _other(finding: Mapping) -> str | None:
-    """The hash of the other data set, where a finding is of two."""
+    """Returns the hash of the other data set if a finding concerns two."""
     return finding.get("other", {}).get("hash")
 
 
-def known_people(dataset: records.Dataset, rows: np.ndarray, before: Mapping | None, trains_identities: bool):
-    """The hashed people of pre-training that a checkpoint carries: those of the runs before, and this one's own."""
+def known_people(
+    dataset: records.Dataset, rows: np.ndarray, before: Mapping | None, trains_identities: bool
+) -> dict | None:
+    """Returns the hashed people of pre-training for a checkpoint: of the runs before it and of this run."""
     known = (before or {}).get("identities")
     return people.hashed(dataset.column("identity")[rows], dataset.hash, known) if trains_identities else known
 
@@ -70,24 +79,24 @@ def _leak(kind: str, splits: list[str], count: int, message: str, examples: list
 
 
 def _same_rows(dataset: records.Dataset, train: str, split: str) -> list[dict]:
-    """Images that are trained on and scored since the splits overlap, as `all` does with every other."""
+    """Finds images in both splits; the split `all` overlaps with every other split."""
     both = np.intersect1d(dataset.rows(train), dataset.rows(split))
     if not len(both):
         return []
-    message = f"{len(both)} images of {split} are in {train}: they are trained on"
+    message = f"{len(both)} images of {split} are in {train} too: the model trains on them"
     names = dataset.column("name")[both[:20]]
     return [_leak("same_rows", [train, split], len(both), message, [[name] for name in names])]
 
 
 def _pretrained(dataset: records.Dataset, train: str, split: str, known: Mapping | None) -> list[dict]:
-    """People of the backbone's pre-training in the validation split who are not in the training split anyway."""
+    """Finds people of the backbone's pre-training in the validation split, except those in the training split."""
     if known is None:
         return []
     names = dataset.column("identity")
     found = people.compare(known, names[dataset.rows(split)], dataset.hash, _names(names[dataset.rows(train)]))
     if not found["compared"]:
         logger.info(
-            "unknown whether people of %s were in pre-training: none of its %d names could be compared",
+            "it is unknown whether people of %s were in pre-training: none of its %d names could be compared",
             split,
             found["people"],
         )
@@ -107,13 +116,13 @@ def _names(identities: np.ndarray) -> set[str]:
 
 
 def trained_on(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
-    """What a run and those before it were trained on, [{'data', 'data_hash', 'split'}], as its checkpoints carry it."""
+    """Returns the training data of a run and of the runs before it, [{'data', 'data_hash', 'split'}]."""
     found = [*_trainings(before or {}), _training(config, str(dataset.path), dataset.hash)]
     return list({(one["data_hash"], one["split"]): one for one in found}.values())
 
 
 def _trainings(meta: Mapping) -> list[dict]:
-    """The same of a checkpoint's meta; of one that does not carry it, and of weights, as much as they tell."""
+    """Returns the same from a checkpoint's meta, or what an older checkpoint or weights record of it."""
     if "trained_on" in meta:
         return meta["trained_on"]
     if "data_hash" not in meta:
@@ -126,11 +135,18 @@ def _training(config: ConfigDict, data: str, data_hash: str) -> dict:
 
 
 def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
-    """What a report says beside the scores: the leaks that the run was trained with and those between the split that is
-    scored and what the run, and those before it, were trained on; the data sets that could not be compared, and why;
-    and how many people are on both sides, None where that is unknown.
+    """Returns the part of a report that concerns leaks.
 
-    Args: meta: of the run's checkpoint; dataset, split: what is scored.
+    Args:
+      meta: Meta of the run's checkpoint.
+      dataset: The data set that is scored.
+      split: The split that is scored.
+
+    Returns:
+      'leaks': the leaks that the run was trained with, and those between the scored split and the training data of the
+      run and of the runs before it. 'not_compared': the data sets that could not be compared, and why.
+      'same_people_on_both_sides': the number of people, None if unknown. Also 'audit', 'findings' and
+      'pretrained_people'.
     """
     findings, state = saved.read(dataset)
     names, found, known, not_compared = dataset.column("identity"), [], None, []
@@ -146,7 +162,7 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
                 rest = (f for f in findings if _other(f) != data_hash or not saved.is_between(f, train, split))
                 findings = [*shared, *rest]
                 if not (other.has_column("phash") and dataset.has_column("phash")):
-                    why = "there are no perceptual hashes, so only files were"
+                    why = "there are no perceptual hashes, so only files were compared"
             elif state == "read" and saved.have_compared(dataset, split, data_hash, train):
                 why = ""
             found += saved.leaks(findings, train, split, data_hash)
@@ -171,7 +187,7 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
 
 
 def of_evaluations(metas: Sequence[Mapping], dataset: records.Dataset, split: str) -> dict:
-    """The same of several runs that are scored on one split: findings and leaks of all, and the most people of one."""
+    """Returns the same for several runs on one split: findings and leaks of all, the highest number of people."""
     reports = [of_evaluation(meta, dataset, split) for meta in metas]
     people_of_each = [n for report in reports if (n := report["same_people_on_both_sides"]) is not None]
 
@@ -188,13 +204,13 @@ def of_evaluations(metas: Sequence[Mapping], dataset: records.Dataset, split: st
 
 
 def _at_hand(training: Mapping) -> tuple[records.Dataset | None, str]:
-    """Another data set that was trained on; or None, and why."""
+    """Opens another data set that was trained on; returns None and the reason if that fails."""
     if is_remote(training["data"]) or not pathlib.Path(training["data"]).exists():
-        return None, "it is not at hand"
+        return None, "it is not available"
     try:
         other = records.open_dataset(training["data"], "quick")
     except (InputError, OSError) as error:
         return None, f"it cannot be read: {error}"
     if other.hash != training["data_hash"]:
-        return None, "something else lies there now"
+        return None, "another data set is at its path now"
     return other, ""

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint: what it was started from, its data, its evaluations; and its model card."""
+"""The history of a checkpoint: its starts, its data, its evaluations; and its model card."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,15 @@ _PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "tensorflow", "onnx", "onnxrunt
 
 
 def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False) -> tuple[str, list[dict]]:
-    """The model card of a run of stage 2 or 3 that is used as it is, Markdown, and the reports of its evaluations.
+    """Returns the model card of a run of stage 2 or 3, Markdown, and the reports of its evaluations.
 
-    Raises InputError.
+    Args:
+      run: The run, which is used without an export.
+      step: Step of the checkpoint; None: the best one.
+      flip: Whether outputs are averaged with those of the mirror images.
+
+    Raises:
+      InputError: The run cannot be read, or does not estimate ages.
     """
     checkpoint = build.load_ages(run, step)[0]
     evaluations = evaluations_of(checkpoint)
@@ -26,13 +32,13 @@ def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False
 
 
 def card_of(checkpoint: checkpoints.Checkpoint, evaluations: Sequence[Mapping], flip: bool = False) -> str:
-    """The model card of a checkpoint with the evaluations that are given."""
+    """Returns the model card of a checkpoint with the given evaluations."""
     content = described(checkpoint, fields.from_json(checkpoint.meta["config"]), checkpoint.meta["stage"], flip)
     return model_card.write(content, checkpoint.meta, starts(checkpoint), evaluations, data_of(checkpoint))
 
 
 def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str, flip: bool) -> dict:
-    """What export.json says of a run."""
+    """Returns the content of export.json that describes the run."""
     return {
         "source": {
             "run": str(checkpoint.workdir),
@@ -61,13 +67,13 @@ def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str
 
 
 def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
-    """What a model was started from, the latest first, as far as the runs' folders are still there."""
+    """Returns the runs and weights that a model was started from, the latest first, as far as the workdirs exist."""
     found, workdir, config = [], checkpoint.workdir, checkpoint.meta["config"]
     while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
         path = workdir / "provenance.json"
         recorded: Mapping = (files.read_json(path) if path.exists() else {}).get("init") or {}
         before = epath.Path(name)
-        # A recorded step tells a run from weights also when the run's folder is gone.
+        # A recorded step distinguishes a run from weights even if its workdir is gone.
         is_run = recorded.get("step") is not None or (before / "config.json").exists()
         start = {"step": config.get("init_step"), "from": name, **recorded, "kind": "run" if is_run else "weights"}
         found.append(start)
@@ -78,12 +84,13 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
 
 
 def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
-    """The reports of this checkpoint that stand in its run."""
+    """Returns the reports on this checkpoint in its workdir."""
     reports = [files.read_json(path) for path in sorted((checkpoint.workdir / "evaluation").glob("*/report.json"))]
     return [report for report in reports if report.get("step") == checkpoint.step and "group_mae" in report]
 
 
 def data_of(checkpoint: checkpoints.Checkpoint) -> dict:
+    """Returns the data set of a checkpoint: path, hash, reader and protocol."""
     path, recipe = checkpoint.workdir / "provenance.json", epath.Path(checkpoint.meta["data"]) / "recipe.json"
     return {
         "path": checkpoint.meta["data"],

@@ -1,4 +1,4 @@
-"""From a face crop to the model's input, by Pillow."""
+"""Turns a face crop into the model's input with Pillow."""
 
 import dataclasses
 import os
@@ -11,26 +11,30 @@ from lae_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """How a face crop becomes the model's input: resized whole to `resize` pixels, of which the centre is taken."""
+    """The model's input: the whole crop resized to `resize` pixels, of which the centre is taken."""
 
     image_size: int
     resize: int = 0  # 0: image_size
 
     def pixels(self, crop: Image.Image | np.ndarray) -> np.ndarray:
-        """A crop, RGB picture or uint8 (H, W, 3) -> uint8 (image_size, image_size, 3), as in evaluating.
+        """Returns the input, uint8 (image_size, image_size, 3), as an evaluation makes it.
 
-        Raises InputError for arrays of another kind.
+        Args:
+          crop: RGB image or uint8 (H, W, 3).
+
+        Raises:
+          InputError: `crop` is the name of a file or an array of another kind.
         """
         if not isinstance(crop, Image.Image):
             if isinstance(crop, (str, os.PathLike)):
-                raise InputError(f"{crop} is the name of a file: open it (PIL.Image.open), or call lae_jax.predict")
+                raise InputError(f"{crop} is the name of a file: open it with PIL.Image.open, or call lae_jax.predict")
             crop = np.asarray(crop)
             if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or not crop.size:
-                raise InputError(f"an image is uint8 (H, W, 3), not {crop.dtype} {crop.shape}")
+                raise InputError(f"an image is uint8 (H, W, 3), not {crop.dtype} {crop.shape}: convert it")
         side = self.resize or self.image_size
         if isinstance(crop, Image.Image) or crop.shape[:2] != (side, side):
             crop = crop if isinstance(crop, Image.Image) else Image.fromarray(crop)
-            # One after the other: from Pillow 13 on the shape decides which of them comes first.
+            # One axis after the other: from Pillow 13 on, the shape decides which axis comes first.
             for size in ((side, crop.height), (side, side)):
                 crop = crop.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(crop.convert("RGB"))

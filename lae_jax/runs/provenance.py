@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 from etils import epath
@@ -13,6 +14,9 @@ from ml_collections import ConfigDict
 
 from lae_jax.runtime import cpu, files, parallel
 from lae_jax.runtime.versions import versions
+
+if TYPE_CHECKING:
+    from lae_jax.data import records
 
 logger = logging.getLogger("lae_jax")
 
@@ -30,23 +34,23 @@ _PACKAGES = (
 
 
 def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
-    """Says where a run that goes on is no longer the same bit for bit, given its provenance now."""
+    """Warns if a resumed run cannot repeat bit for bit, given its provenance now."""
     path = workdir / "provenance.json"
     before = files.read_json(path) if path.exists() else {}
     names = ("devices", "hosts", "cpu", "cores", "deterministic", "versions")
     changed = [name for name in names if name in before and before[name] != now[name]]
     if changed:
         logger.warning(
-            "%s: the run was begun on another machine or in another way (provenance.json differs in %s). The examples"
-            " come in the same order, and the numbers agree up to rounding. To resume bit for bit, use the first"
+            "%s: the run was started on another machine or in another way (provenance.json differs in %s). The order of"
+            " the examples is the same, and the numbers agree up to rounding. To resume bit for bit, use the first"
             " machine",
             workdir,
             ", ".join(changed),
         )
 
 
-def provenance(config: ConfigDict, dataset) -> dict:
-    """Of a run on a data set (records.Dataset): what is needed to say where a number came from."""
+def provenance(config: ConfigDict, dataset: "records.Dataset") -> dict:
+    """Returns the provenance of a run on a data set: what shows where a number came from."""
     return {
         "versions": versions(_PACKAGES),
         "python": platform.python_version(),
@@ -66,7 +70,7 @@ def provenance(config: ConfigDict, dataset) -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, with '+' if files were changed; None outside a checkout of it."""
+    """Returns the commit of the running source tree, with '+' if files were changed; None outside a checkout."""
     here = pathlib.Path(__file__).resolve().parents[1]
     try:
         run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)

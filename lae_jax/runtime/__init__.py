@@ -1,1 +1,1 @@
-"""What every program needs: errors, files and folders, checksums, checkpoints, the console, cores, devices."""
+"""What every program needs: errors, files and folders, checksums, checkpoints, console, CPU cores, devices."""

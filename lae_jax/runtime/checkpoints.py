@@ -22,20 +22,21 @@ FOLDER, DAMAGED = layout.CHECKPOINTS, "damaged"
 
 
 class Checkpoints:
-    """The checkpoints of one run. A checkpoint is a state and its `meta`, a dict of JSON:
+    """The checkpoints of one run.
 
-    step, epoch, stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises,
-    or null), constants (of the loss, from an earlier run), config, crop, data, data_hash, trained_on (what it and
-    the runs before it learnt from: data, data_hash, split), leaks (findings of an audit that it was trained with),
-    identities (hashed people of the backbone's pre-training, or null).
+    A checkpoint holds a state and its `meta`, a JSON object: step, epoch, stage, model, num_outputs, scores,
+    selected_by, selected (the score that the best checkpoint minimises, or null), constants (loss constants from an
+    earlier run), config, crop (crop contract), data, data_hash, trained_on (data, data_hash and split of this run and
+    the runs before it), leaks (findings of an audit that it was trained with), identities (hashed people of the
+    backbone's pre-training, or null).
 
-    It counts once it is sealed (checksums.py): committed by orbax, its files hashed, "saved" logged. The newest two
-    and the best one are kept.
+    A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
+    two and the best one are kept.
     """
 
     def __init__(self, workdir: os.PathLike | str, *, read_only: bool = False, asynchronous: bool = True):
         self._directory = epath.Path(workdir) / FOLDER
-        self._saving: int | None = None  # the step that other hosts may not have sealed yet
+        self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._sealed = True
         policies = [
             preservation_policy.LatestN(2),
@@ -56,8 +57,8 @@ class Checkpoints:
                     read_only=read_only,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
-                    # With several hosts a save that fails on one would leave the others in orbax's barrier for 20
-                    # minutes.
+                    # If an asynchronous save failed on one host, all other hosts would wait 20 minutes in a barrier of
+                    # orbax.
                     enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 ),
@@ -70,30 +71,37 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception:
-            # A failed save is raised again here; what already ends the run says it better.
+            # close() raises the error of a failed save again; an error that already ends the run is clearer.
             if kind is None:
                 raise
 
     def steps(self) -> list[int]:
-        """Of the sealed checkpoints, rising."""
+        """Returns the steps of the complete checkpoints, in rising order."""
         return [step for step in sorted(self._manager.all_steps()) if checksums.is_sealed(self._directory / str(step))]
 
     def latest(self) -> int | None:
+        """Returns the newest step; None if there is none."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the lowest selecting score, the newest of equals; the newest of all if none has one."""
+        """Returns the step with the lowest `selected`, the newest of equals; the newest step if none has a score."""
         scored = [(self.meta(step)["selected"], -step) for step in self.steps()]
         scored = [pair for pair in scored if pair[0] is not None]
         return -min(scored)[1] if scored else self.latest()
 
     def meta(self, step: int) -> dict:
+        """Returns the `meta` of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def save(self, state: Any, meta: Mapping) -> None:
-        """Saves a state, or starts to and returns; `poll` and `wait` say when it counts.
+        """Saves a state, or starts to save it; `poll` and `wait` complete the checkpoint.
 
-        Args: state: a dataclass of trees of arrays. Raises SaveFailed.
+        Args:
+          state: A dataclass of trees of arrays.
+          meta: See the class.
+
+        Raises:
+          SaveFailed: This checkpoint or the one before could not be saved.
         """
         self.wait()
         if jax.process_count() > 1:
@@ -109,15 +117,23 @@ class Checkpoints:
 
     def _begin(self, **kwargs) -> None:
         if not self._manager.save(self._saving, **kwargs):
-            raise RuntimeError(f"orbax saves nothing after step {self._manager.latest_step()}, which is there already")
+            raise RuntimeError(f"orbax saves only steps after {self._manager.latest_step()}, the newest checkpoint")
 
     def poll(self) -> None:
-        """Seals a checkpoint that was committed meanwhile. Raises SaveFailed if it could not be."""
+        """Completes a checkpoint if orbax has committed it.
+
+        Raises:
+          SaveFailed: The checkpoint could not be saved.
+        """
         if self._saving is not None and not self._sealed and not self._manager.is_saving_in_progress():
             self._seal()
 
     def wait(self) -> None:
-        """Returns once what was saved is sealed, on all hosts at once. Raises SaveFailed if it could not be."""
+        """Waits until the last checkpoint is complete, and for all hosts.
+
+        Raises:
+          SaveFailed: The checkpoint could not be saved.
+        """
         if self._saving is None:
             return
         if not self._sealed:
@@ -140,18 +156,26 @@ class Checkpoints:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise SaveFailed(
                 f"the checkpoint of step {failed} could not be saved in {self._directory} ({reason[0]}); the newest"
-                f" whole one is of step {self.latest()}. Mend it and start the same command again"
+                f" complete one is of step {self.latest()}. Remove the cause and start the same command again"
             ) from error
 
     def restore(self, step: int, target: Any) -> Any:
-        """The whole state as numpy arrays, for going on. Raises InputError that names the first leaf that differs."""
+        """Returns the whole state as numpy arrays, to resume a run.
+
+        Args:
+          step: Step of the checkpoint.
+          target: A state with the expected shapes.
+
+        Raises:
+          InputError: A shape differs; the message names the first such leaf.
+        """
         saved = self._manager.item_metadata(step)["state"]
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
-        """Parts of a state (all of the model's variables by default) as numpy arrays, on any number of devices."""
+        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
         saved = self._manager.item_metadata(step)["state"]
         wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -167,7 +191,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Orbax warns of every folder that is opened read-only that it is."""
+    """Silences the warning of orbax that a folder is opened read-only."""
     absl = logging.getLogger("absl")
     before = absl.level
     absl.setLevel(logging.ERROR)
@@ -178,7 +202,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _absolute(path: epath.Path) -> epath.Path:
-    """Orbax takes no relative paths; one in a bucket is absolute."""
+    """Orbax needs absolute paths; a path in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
 
 
@@ -186,37 +210,52 @@ def _numpy_target(leaf) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
-def shapes(tree) -> dict[str, tuple]:
-    """{path of a leaf: its shape}."""
+def shapes(tree: Any) -> dict[str, tuple]:
+    """Returns {path of a leaf: its shape}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
-    """Raises InputError that names the first leaf whose shapes differ."""
+    """Compares the shapes of a checkpoint with those of a model.
+
+    Args:
+      saved: `shapes` of the checkpoint.
+      wanted: `shapes` of the model.
+      where: Path of the checkpoint, for the message.
+
+    Raises:
+      InputError: Shapes differ; the message names the first such leaf.
+    """
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
             raise InputError(
-                f"{where} does not fit this run: {name} is {saved.get(name, 'not there')} in the checkpoint and"
-                f" {wanted.get(name, 'not there')} in the model of the config"
+                f"{where} does not fit this run: {name} is {saved.get(name, 'missing')} in the checkpoint and"
+                f" {wanted.get(name, 'missing')} in the model of the config"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a stage starts from: a finished (or running) run's checkpoint, or weights that others trained."""
+    """What a stage starts from: a checkpoint of a finished or running run, or weights from elsewhere."""
 
-    workdir: epath.Path | str  # of weights: the source, a file or hf:owner/name@commit
-    step: int | None  # None: of weights
+    workdir: epath.Path | str  # for weights: their source, a file or hf:owner/name@commit
+    step: int | None  # None for weights
     variables: dict
     meta: dict
 
 
 def recover(workdir: os.PathLike | str) -> int | None:
-    """The newest step that can be gone on from, the same on all hosts; None where nothing was saved yet.
+    """Finds the step to resume from, and moves damaged checkpoints to `damaged/`.
 
-    Checkpoints whose files are not as they were sealed, or that a kill kept from being sealed, are reported and set
-    aside in `damaged/`, and the newest of the others is taken. Raises InputError if none is left.
+    A checkpoint is damaged if its files differ from its checksums, or if the run was killed before these were written.
+    Each one is logged.
+
+    Returns:
+      The newest step without damage, the same on all hosts; None if nothing is saved.
+
+    Raises:
+      InputError: All checkpoints are damaged.
     """
     step = _recover(epath.Path(workdir)) if parallel.is_first_host() else 0
     step = parallel.from_first_host(step)
@@ -242,41 +281,50 @@ def _recover(workdir: epath.Path) -> int:
             place = workdir / DAMAGED / f"{step}-{number}"
         place.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(place)
-        # The newest one may have been ended in its first save: nothing was lost.
+        # A run that was killed during its first save has lost nothing.
         if sealed or step != max(steps):
             aside.append(str(place))
-        logger.error("%s: the checkpoint of step %d is damaged (%s): set aside as %s", workdir, step, reason, place)
+        logger.error("%s: the checkpoint of step %d is damaged (%s): moved to %s", workdir, step, reason, place)
     if aside and not whole:
         raise InputError(
-            f"no checkpoint of {workdir} is whole; the damaged ones are {', '.join(aside)}. Started again, the run"
-            " begins from its first step"
+            f"all checkpoints of {workdir} are damaged; they were moved to {', '.join(aside)}. If you start the same"
+            " command again, the run begins from its first step"
         )
     return whole[0] if whole else _NOTHING
 
 
 def read_meta(workdir: os.PathLike | str, step: int) -> dict:
-    """Meta of a run's checkpoint."""
+    """Returns the `meta` of a checkpoint of a run."""
     with Checkpoints(workdir, read_only=True) as saved:
         return saved.meta(step)
 
 
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Checkpoint:
-    """The best checkpoint of a run (or that of `step`), verified. Raises InputError if there is none, or damage."""
+    """Verifies the checkpoints of a run and returns one.
+
+    Args:
+      workdir: The run.
+      step: Step of the checkpoint; None: the best one.
+      how_to_make: The command that makes the run, for messages.
+
+    Raises:
+      InputError: There is no such checkpoint, or one is damaged.
+    """
     workdir = epath.Path(workdir)
     layout.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
-        logger.warning("%s is not finished: its best checkpoint so far is taken", workdir)
+        logger.warning("%s is not finished: using its best checkpoint so far", workdir)
     for path in sorted((workdir / FOLDER).iterdir()):
         if checksums.is_sealed(path) and (reason := checksums.damage(path)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"
-                " sets it aside and goes on from the one before"
+                " moves it away and resumes from the checkpoint before"
             )
     with Checkpoints(workdir, read_only=True) as saved:
         if step is not None and step not in saved.steps():
             raise InputError(f"{workdir} has no checkpoint of step {step}, only {saved.steps()}")
         step = saved.best() if step is None else step
-        # A run that still goes on may have a better one by the time another host looks.
+        # A run that is still training may have a better checkpoint by the time another host reads it.
         step = parallel.from_first_host(_NOTHING if step is None else step)
         if step == _NOTHING:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")

@@ -1,6 +1,6 @@
-"""A seal on a folder: the size and SHA-256 of each file in it, written when the folder is complete.
+"""Checksums of a folder: the size and SHA-256 of each file in it, written when the folder is complete.
 
-A flipped bit in a checkpoint restores wrong values without a word, so a checkpoint counts only with its seal.
+A flipped bit in a checkpoint would restore wrong values silently, so a checkpoint is valid only with its checksums.
 """
 
 import json
@@ -13,7 +13,7 @@ NAME = "sha256.json"
 
 
 def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
-    """Names of the files in a folder and its folders but hidden ones, which file systems make by themselves."""
+    """Names of the files in a folder and its subfolders, without hidden files, which file systems create."""
     names = []
     for path in sorted(folder.iterdir()):
         name = below + path.name
@@ -25,7 +25,12 @@ def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
 
 
 def entries(folder: epath.Path, but: str = NAME) -> dict[str, dict]:
-    """{name: {'bytes', 'sha256'}} of the files in a folder; but: the file that will hold them."""
+    """Returns {name: {'bytes', 'sha256'}} of the files in a folder.
+
+    Args:
+      folder: The folder.
+      but: The file that will hold the result; it is omitted.
+    """
     return {
         name: {"bytes": (folder / name).stat().length, "sha256": files.sha256_of(folder / name)}
         for name in _contents(folder, but)
@@ -33,18 +38,19 @@ def entries(folder: epath.Path, but: str = NAME) -> dict[str, dict]:
 
 
 def seal(folder: epath.Path) -> None:
-    """Writes the seal over the files that are there."""
+    """Writes the checksums of the files in a folder."""
     files.write_json(folder / NAME, entries(folder))
 
 
 def is_sealed(folder: epath.Path) -> bool:
+    """Whether a folder has checksums."""
     return (folder / NAME).exists()
 
 
 def damage(folder: epath.Path) -> str | None:
-    """What is wrong with a sealed folder, naming the file; None if every file is as it was sealed."""
+    """Returns what is wrong with a folder and with which file; None if all files match their checksums."""
     if not is_sealed(folder):
-        return f"it has no {NAME}: it was not acknowledged yet, or the file was lost"
+        return f"it has no {NAME}: it was not saved completely, or the file was lost"
     try:
         sealed = json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
@@ -56,14 +62,23 @@ def damage(folder: epath.Path) -> str | None:
 
 
 def difference(folder: epath.Path, sealed: dict[str, dict], but: str = NAME) -> str | None:
-    """What differs from `entries` that were taken of a folder, naming the file; None if nothing does.
+    """Compares a folder with checksums that were taken of it.
 
-    Raises ValueError where they are no such entries.
+    Args:
+      folder: The folder.
+      sealed: Result of `entries`.
+      but: The file to omit.
+
+    Returns:
+      The first difference, with the name of the file; None if there is none.
+
+    Raises:
+      ValueError: `sealed` is not a result of `entries`.
     """
     try:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no entries of files: {error!r}") from error
+        raise ValueError(f"not the checksums of a folder: {error!r}") from error
     found = _contents(folder, but)
     for name in sorted({*expected, *found}):
         if name not in expected:
@@ -74,5 +89,5 @@ def difference(folder: epath.Path, sealed: dict[str, dict], but: str = NAME) -> 
         if size != expected[name][0]:
             return f"{name} has {size} bytes, not {expected[name][0]}"
         if files.sha256_of(folder / name) != expected[name][1]:
-            return f"{name} was changed: its SHA-256 is another"
+            return f"{name} was changed: its SHA-256 differs"
     return None

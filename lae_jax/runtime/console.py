@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: log lines, the one progress line, tables."""
+"""Output in the terminal: log lines, a progress line, tables."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("lae_jax")
 
 
 def setup_logging() -> None:
-    """Sends this package's log to standard error, and silences the start-up chatter of the libraries."""
+    """Sends the log of this package to standard error, and silences the start-up messages of libraries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -25,19 +25,19 @@ def setup_logging() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("jax").setLevel(logging.ERROR)
-    # Orbax logs the traceback of whatever it raises as well.
+    # Orbax also logs the traceback of each error that it raises.
     for chatty in ("absl", "orbax"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
-# Of fewer things than these the first ones say little of how long the rest takes, and so do fewer seconds.
+# With fewer items in total, or after fewer seconds, the speed does not predict how long the rest takes.
 _FEW, _FEW_SECONDS = 10, 1.0
 
 
 class _Line(tqdm.tqdm):
-    """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; in a narrow terminal with less of it."""
+    """`prepare  1,203/6,184 images  19 %  482/s  0:10 left`; a narrow terminal shows less of it."""
 
-    _first: tuple[int, float] | None = None  # how many were done, and when, as the first were
+    _first: tuple[int, float] | None = None  # number of items and time at the first update
 
     def __str__(self) -> str:
         shown = self.format_dict
@@ -54,7 +54,7 @@ class _Line(tqdm.tqdm):
             ends = f"{clock((self.total - done) / rate)} left"
         name = f"{shown['prefix']}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
         further = shown["postfix"] or ""
-        # What is missed least goes first.
+        # The least useful parts are dropped first.
         for words in ((share, speed, ends, further), (share, speed, ends), (share, ends), (ends,), ()):
             text = "  ".join([name, *filter(None, words)])
             if len(text) <= width:
@@ -62,7 +62,7 @@ class _Line(tqdm.tqdm):
         return name[:width]
 
     def _rate(self, done: int, elapsed: float) -> float | None:
-        """Per second, without what came before the first: workers that start, a step that compiles."""
+        """Items per second, counted from the first update: workers start and a step compiles before it."""
         if self._first is None and done > self.initial:
             self._first = done, elapsed
         if self._first is None or (self.total and self.total < _FEW):
@@ -81,11 +81,16 @@ def progress(
     initial: int = 0,
     leave: bool = True,
 ) -> tqdm.tqdm:
-    """The progress line of everything that takes long, on standard error; nothing at all where that is no terminal.
+    """Returns a progress line on standard error, which shows nothing if that is not a terminal.
 
-    Args: iterable: its items are counted; without it `update(n)` counts; total: 0: nothing is shown; unit: what is
-    counted, in the plural; active: false on all hosts but the first; initial: what was done before; leave: whether
-    the line stays when it is done.
+    Args:
+      iterable: Its items are counted; without it `update(n)` counts.
+      total: Number of items; 0: nothing is shown.
+      what: Name of the work.
+      unit: Name of the items, in the plural.
+      active: False shows nothing: on all hosts but the first.
+      initial: Number of items that were done before.
+      leave: Whether the line stays when it is done.
     """
     known = _has_size()
     return _Line(
@@ -105,27 +110,27 @@ def progress(
 
 
 def _has_size() -> bool:
-    """Whether the terminal says how large it is; one that does not has 0 columns, or lines."""
+    """Whether the terminal reports its size; if not, it has 0 columns or lines."""
     try:
         return all(os.get_terminal_size(sys.stderr.fileno()))
-    except (OSError, ValueError):  # no terminal
+    except (OSError, ValueError):  # not a terminal
         return False
 
 
 def clock(seconds: float) -> str:
-    """Of a time in seconds, 0:09 or 1:02:09."""
+    """Formats a time in seconds as 0:09 or 1:02:09."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """'1 face', '1,203 faces'; `many` where the plural is not `one` with an s."""
+    """Returns '1 face' or '1,203 faces'; `many` is the plural if it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def write(text: str) -> None:
-    """A line on standard output, above a progress line."""
+    """Writes a line to standard output, above a progress line."""
     tqdm.tqdm.write(text)
 
 
@@ -133,10 +138,10 @@ _LINES = rich.box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # a rule
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A plain table as text.
+    """Returns a plain table as text.
 
     Args:
-      header: Titles of the columns. The first column stands to the left, the others to the right.
+      header: Titles of the columns. The first column is left-aligned, all other columns are right-aligned.
       rows: Cells; floats get two digits.
     """
     shown = rich.table.Table(box=_LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -144,7 +149,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
         shown.add_column(rich.text.Text(title), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(rich.text.Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
-    # As wide as it is: whoever reads it may be a program.
+    # At its full width, because the reader may be a program.
     console = rich.console.Console(file=io.StringIO(), width=10_000, color_system=None)
     console.print(shown)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

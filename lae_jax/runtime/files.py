@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, on local disks and in buckets (`gs://...`, by etils.epath)."""
+"""Files that are written completely or not at all, on local disks and in buckets (`gs://...`, by etils.epath)."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from lae_jax.runtime.errors import InputError
 
 
 def is_remote(path: os.PathLike | str) -> bool:
-    """Whether a path lies in a bucket, where files can be replaced but neither appended to nor locked."""
+    """Whether a path is in a bucket, where files can be replaced but not appended to or locked."""
     return "://" in os.fspath(path)
 
 
 def write_text(path: os.PathLike, text: str) -> None:
-    """Replaces a file by a new one, whole; on a disk under a temporary name first."""
+    """Replaces a file at once; on a disk the text first goes to a temporary file."""
     path = epath.Path(path)
     if is_remote(path):
         path.write_text(text)
@@ -25,18 +25,22 @@ def write_text(path: os.PathLike, text: str) -> None:
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        # What is told afterwards must outlive a power cut.
+        # A file that was reported as written must survive a power cut.
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def write_json(path: os.PathLike, content: Mapping) -> None:
-    """Writes strict JSON (no NaN), sorted by key."""
+    """Writes strict JSON (without NaN), sorted by key."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: os.PathLike) -> dict:
-    """Raises InputError, naming the file, where it is no JSON."""
+    """Reads a JSON file.
+
+    Raises:
+      InputError: The file is not JSON; the message names it.
+    """
     try:
         return json.loads(epath.Path(path).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -44,9 +48,10 @@ def read_json(path: os.PathLike) -> dict:
 
 
 def sha256_of(path: os.PathLike) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
-        # A bucket's files lack what hashlib.file_digest asks for.
+        # Files in a bucket lack methods that hashlib.file_digest needs.
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

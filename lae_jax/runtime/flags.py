@@ -1,10 +1,10 @@
-"""The command line of every program: one way to read flags, one meaning for each that several programs have."""
+"""The command line of every program: a parser, and the flags that several programs share."""
 
 import argparse
 import difflib
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lae_jax import __version__
 from lae_jax.runtime.errors import InputError, unknown
@@ -12,23 +12,26 @@ from lae_jax.runtime.errors import InputError, unknown
 # Flags that mean the same in every program that has them.
 COMMON = {
     "run": {"required": True, "metavar": "RUN", "help": "folder of a run of stage 2 or 3"},
-    "step": {"type": int, "metavar": "STEP", "help": "step of the checkpoint to take (default: the best one)"},
+    "step": {"type": int, "metavar": "STEP", "help": "step of the checkpoint to use (default: the best one)"},
     "data": {"metavar": "DIR", "help": "folder of a prepared data set"},
     "split": {"metavar": "NAME", "help": "name of a split of the data set"},
     "out": {"required": True, "metavar": "DIR", "help": "folder to write"},
-    "images": {"metavar": "DIR", "help": "folder that the paths in a CSV start from (default: the CSV's own)"},
-    "seed": {"type": int, "default": 0, "metavar": "SEED", "help": "seed of everything random"},
-    "flip": {"action": "store_true", "help": "average each estimate with that of the mirror image"},
+    "images": {"metavar": "DIR", "help": "folder that paths in a CSV are relative to (default: the CSV's)"},
+    "seed": {"type": int, "default": 0, "metavar": "SEED", "help": "seed of all random choices"},
+    "flip": {"action": "store_true", "help": "average the estimates for each image and its mirror image"},
     "interval": {
         "type": float,
         "default": 0.9,
         "metavar": "SHARE",
-        "help": "share of a predicted distribution that its interval holds",
+        "help": "probability that the interval of a prediction covers",
     },
-    "threshold": {"type": float, "metavar": "AGE", "help": "age in years: tell P(age >= AGE) too"},
-    "aligned": {"action": "store_true", "help": "the images are face crops, cut as the run's own were"},
-    "allow_other_crop": {"action": "store_true", "help": "go on although faces are cut otherwise than the run's own"},
-    "allow_leak": {"action": "store_true", "help": "go on although splits share pictures or people; reports say so"},
+    "threshold": {"type": float, "metavar": "AGE", "help": "age in years; also report P(age >= AGE)"},
+    "aligned": {"action": "store_true", "help": "the images are face crops that match the crop contract of the run"},
+    "allow_other_crop": {
+        "action": "store_true",
+        "help": "continue although the faces do not match the crop contract of the run",
+    },
+    "allow_leak": {"action": "store_true", "help": "continue although splits share images or people; reports state it"},
     "devices": {
         "type": int,
         "default": 0,
@@ -39,7 +42,7 @@ COMMON = {
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help with the default of each flag that has one."""
+    """Help that includes the default of each flag that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         told = action.help or ""
@@ -49,7 +52,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags of a program. Hyphens and underscores are the same, and errors are `InputError`s that help."""
+    """Parses the flags of a program. Hyphens and underscores are equal; errors are `InputError`s that name the help."""
 
     def __init__(self, program: str, description: str):
         super().__init__(
@@ -57,11 +60,19 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--version", action="version", version=f"lae_jax {__version__}")
 
-    def add_common(self, name: str, **changed) -> None:
-        """Adds a flag of `COMMON`; changed: what this program says of it instead."""
+    def add_common(self, name: str, **changed: Any) -> None:
+        """Adds a flag of `COMMON`.
+
+        Args:
+          name: Its key in `COMMON`.
+          **changed: Arguments of `add_argument` that differ for this program.
+        """
         self.add_argument(f"--{hyphenated(name)}", **COMMON[name] | changed)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Does what `argparse` does; for an unknown flag the error names the nearest one."""
         words = with_hyphens(sys.argv[1:] if args is None else args)
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         for word in words[: words.index("--")] if "--" in words else words:
@@ -72,16 +83,21 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError: one line that names the help."""
+        """Raises an error instead of ending the process.
+
+        Raises:
+          InputError: Always; the message is one line that names the help.
+        """
         raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
 def hyphenated(name: str) -> str:
+    """Replaces underscores by hyphens."""
     return name.replace("_", "-")
 
 
 def with_hyphens(words: Sequence[str]) -> list[str]:
-    """A command line whose flags have hyphens where they had underscores; values stay as they are."""
+    """Returns a command line with hyphens in place of the underscores in flags; values stay as they are."""
     result = []
     for number, word in enumerate(words):
         if word == "--":
@@ -92,7 +108,7 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
 
 
 def one_of(kind: str, known: Collection[str]) -> Callable[[str], str]:
-    """A type for `add_argument`: one of the known words, else an error that names the nearest."""
+    """Returns a type for `add_argument` that accepts the known words; the error for another names the nearest."""
 
     def read(word: str) -> str:
         if word not in known:

@@ -1,4 +1,4 @@
-"""What a folder is, told by the names in it: nothing is opened, so that a door can ask before it loads JAX."""
+"""What a folder holds, by the names in it. No file is opened, so that a program can check before it loads JAX."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,49 +10,59 @@ from lae_jax.runtime.errors import InputError
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
 DATASET, RECIPE = "dataset.json", "recipe.json"
 EXPORT = "export.json"
-MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # of the formats of an export
+MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
-# Of a preparation that was killed before its recipe was written.
+# What a preparation leaves that was killed before it wrote its recipe.
 _BEGUN = {"parts", RECIPE + ".incomplete"}
 
 
 def is_run(path: os.PathLike | str) -> bool:
+    """Whether a folder is a run: it has a folder of checkpoints."""
     return (epath.Path(path) / CHECKPOINTS).is_dir()
 
 
 def is_dataset(path: os.PathLike | str) -> bool:
+    """Whether a folder is a prepared data set."""
     return (epath.Path(path) / DATASET).exists()
 
 
 def is_export(path: os.PathLike | str) -> bool:
-    """Whether a folder holds an export, or what is left of one."""
+    """Whether a folder holds an export, or the remains of one."""
     return any((epath.Path(path) / name).exists() for name in (EXPORT, *MODELS))
 
 
 def told(path: os.PathLike | str) -> str:
-    """What a folder is and who takes it, as a part of a sentence; '' where it is nothing of this project's."""
+    """Returns what a folder is and which flags take it, as part of a sentence; '' if this project did not write it."""
     path = epath.Path(path)
     if is_run(path):
         return "it is a run, which evaluate, predict and export take with --run and training with --config.init_from"
     if is_dataset(path):
         return "it is a prepared data set, which training takes with --config.data.path and evaluate with --data"
     if (path / RECIPE).exists():
-        return "it is a data set that was not finished: run the same prepare command again, it goes on where it stopped"
+        return "it is an unfinished data set: run the same prepare command again to resume it"
     if (path / EXPORT).exists():
         return "it is an export, which predict takes with --run"
     if (path / CONFIG).exists():
-        return "it is a run that has saved nothing yet: start its command again"
+        return "it is a run without a checkpoint: start its command again"
     if path.name == CHECKPOINTS and is_run(path.parent):
         return f"it holds the checkpoints of a run: name that run, {path.parent}"
     if path.name.isdigit() and path.parent.name == CHECKPOINTS:
         return f"it is a checkpoint of a run: name that run, {path.parent.parent}, and this one with --step {path.name}"
     if (path / "report.json").exists():
-        return "it holds a report, of evaluate or longtail"
+        return "it holds a report of evaluate or longtail"
     return ""
 
 
 def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
-    """Raises InputError that says what else a folder is, or how to make it, if it holds no run."""
+    """Checks that a folder is a run.
+
+    Args:
+      path: The folder.
+      how_to_make: The command that makes the run, for the message.
+
+    Raises:
+      InputError: It is not; the message says what it is, or how to make the run.
+    """
     path = epath.Path(path)
     if is_run(path):
         return
@@ -64,22 +74,31 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
 
 
 def require_dataset(path: os.PathLike | str) -> None:
-    """Raises InputError that says what else a folder is, or how to make it, if it holds no prepared data set."""
+    """Checks that a folder is a prepared data set.
+
+    Raises:
+      InputError: It is not; the message says what it is, or how to make the data set.
+    """
     path = epath.Path(path)
     if is_dataset(path):
         return
     if (path / RECIPE).exists():
-        raise InputError(f"{path} was not finished: run the same prepare command again, it goes on where it stopped")
+        raise InputError(f"{path} is an unfinished data set: run the same prepare command again to resume it")
     reason = told(path) or _inside(path, is_dataset)
     if not reason and (not path.exists() or path.is_dir() and not _names(path)):
         reason = f"make it with {_PREPARE} {path}"
-    raise InputError(f"{path} is no prepared data set: {reason or _missing(path)}")
+    raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
 def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) -> None:
-    """Raises InputError where a data set cannot be prepared into a folder: it holds something else.
+    """Checks that a data set can be prepared into a folder.
 
-    Args: names: of what stands in it, where it cannot be listed from here.
+    Args:
+      out: The folder.
+      names: Names of its files, if it cannot be listed from here.
+
+    Raises:
+      InputError: The folder holds something else.
     """
     names = {*(_names(epath.Path(out)) if names is None else names)}
     if not names or RECIPE in names or names <= _BEGUN:
@@ -89,14 +108,18 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
 
 
 def require_new(out: os.PathLike | str) -> None:
-    """Raises InputError unless an --out is not there yet, or an empty folder."""
+    """Checks that an --out does not exist yet, or is an empty folder.
+
+    Raises:
+      InputError: It exists.
+    """
     out = epath.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already: name a new folder, or delete it")
+        raise InputError(f"--out {out} exists already: name a new folder, or delete this one")
 
 
 def _names(path: epath.Path) -> list[str]:
-    """Of what stands in a folder, without what systems and mounts leave there; [] where there is none."""
+    """Returns the names in a folder, without those that operating systems add; [] if it does not exist."""
     if not path.is_dir():
         return []
     return sorted(each.name for each in path.iterdir() if not each.name.startswith(".") and each.name != "lost+found")
@@ -109,7 +132,7 @@ def _inside(path: epath.Path, wanted: Callable[[epath.Path], bool]) -> str:
 
 def _missing(path: epath.Path) -> str:
     if not path.exists():
-        return "there is no such folder"
+        return "no such folder"
     if not path.is_dir():
         return "it is a file"
     return "it holds other files" if _names(path) else "it is empty"

@@ -1,7 +1,7 @@
-"""One writer for a folder: a lock that ends with its process.
+"""A lock that gives a folder one writer and ends with its process.
 
-filelock would do for a local disk. Where the file system knows no locks it takes a file that stays behind when its
-process dies on another machine, so nobody could go on; and it does not tell who holds the lock.
+filelock would suffice for a local disk. But on a file system without locks it uses a file that stays when its process
+dies on another machine, so no process could continue. It also does not say who holds the lock.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from lae_jax.runtime import files
 from lae_jax.runtime.errors import FolderInUse, InputError
 
 NAME = "lock"
-# In a bucket, or where there are no locks, nothing is released when a process dies: the owner writes a new stamp this
-# often, and who finds a stamp that stands still for several periods takes the folder over.
+# In a bucket, or on a file system without locks, nothing is released when a process dies. The owner therefore writes a
+# new stamp at this interval, and a process that finds the stamp unchanged for several intervals takes over the folder.
 STAMP_SECONDS = 20.0
 
 
@@ -33,13 +33,20 @@ def _in_use(folder: epath.Path, owner: str) -> FolderInUse:
 
 @contextlib.contextmanager
 def hold(folder: epath.Path) -> Iterator[None]:
-    """Makes the folder and holds its lock; a folder that stays empty is removed again. Raises FolderInUse."""
+    """Creates a folder and holds its lock; removes a folder that it created and that stays empty.
+
+    Raises:
+      FolderInUse: Another process holds the lock.
+      InputError: The folder cannot be created.
+    """
     folder = epath.Path(folder)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise InputError(
+            f"the folder {folder} cannot be created ({error.strerror}): choose another --config.workdir"
+        ) from error
     try:
         handle = None if files.is_remote(folder) else _lock(folder)
         with _stamped(folder) if handle is None else _locked(folder, handle):
@@ -51,7 +58,7 @@ def hold(folder: epath.Path) -> Iterator[None]:
 
 
 def _lock(folder: epath.Path) -> int | None:
-    """The handle of the locked file; None where the file system knows no locks (Lustre without `-o flock`)."""
+    """Returns the handle of the locked file; None if the file system has no locks (Lustre without `-o flock`)."""
     path = os.fspath(folder / NAME)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -66,7 +73,7 @@ def _lock(folder: epath.Path) -> int | None:
             if not os.path.getsize(path):
                 os.unlink(path)
             return None
-        # Its last owner may have removed the file between the two calls; then the lock is on a file without a name.
+        # Its last owner may have removed the file between the two calls. Then the lock is on a deleted file.
         if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
         os.close(handle)

@@ -1,12 +1,16 @@
-"""Markdown as HTML, for pages: model cards."""
+"""Markdown to HTML, for the model cards on pages."""
 
 import markdown_it
 
 
 def html(text: str, below: int) -> str:
-    """Without HTML of its own and without pictures, which a page would fetch. below: level that headings go under.
+    """Converts Markdown to HTML, without raw HTML and without images, which a page would fetch.
 
-    Cells are of class left, right or center where the Markdown says so: pages that take no style forbid the attribute.
+    Aligned table cells get the class left, right or center, because pages may forbid the attribute `style`.
+
+    Args:
+      text: Markdown.
+      below: Level of the heading that the text is under; its own headings start one level lower.
     """
     parser = markdown_it.MarkdownIt("js-default").disable("image")
     tokens = parser.parse(text)

@@ -1,7 +1,9 @@
-"""How every program begins and ends: its log, its errors, its devices."""
+"""Start and end of every program: its log, its errors, its devices."""
 
 import gc
 import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,22 +15,23 @@ from lae_jax.runtime.errors import Ended
 
 
 def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
-    """Runs a program's main: log lines on; an end with a status of its own is one line on standard error.
+    """Runs a program with its log turned on. An `Ended` error becomes one line on standard error.
 
     Args:
-      main: The program, without its name.
+      main: The program.
       leave: Ends the process with a status other than 0.
     """
-    # Importing and tracing make many objects that live on. Python would look at all of them again and again, which is a
-    # sixth of the time in which JAX and TensorFlow are imported.
+    # Importing and tracing create many objects that live on. Python would scan all of them repeatedly, which takes a
+    # sixth of the time to import JAX and TensorFlow.
     gc.set_threshold(10_000)
     console.setup_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal of another encoding gets an escape for what it cannot show, and not a traceback.
+        # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with logging_redirect_tqdm(loggers=[console.logger]):
             main()
+        sys.stdout.flush()
         return
     except Ended as end:
         print(f"{end.label}: {end}", file=sys.stderr)
@@ -36,6 +39,10 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:
+        # The reader of the output has left, as `| head` does. What is still buffered must not raise again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     except Exception:
         traceback.print_exc()
         status = 1
@@ -43,14 +50,14 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
 
 
 def devices(simulated: int = 0, deterministic: bool = False) -> None:
-    """Sets JAX up for this process. Call it once the flags are known and before anything else is imported.
+    """Sets up JAX for this process. Call it when the flags are known, before anything else is imported.
 
-    Later calls in this process change nothing that JAX has settled already: its devices are those of the first time
-    that it was asked for them. pyarrow starts a thread when it is imported, so it must come later (`cpu.keep_freed`).
+    Later calls do not change the devices: JAX keeps those that it found when it was first asked for them. pyarrow must
+    be imported later, because it starts a thread when it is imported (`cpu.keep_freed`).
 
     Args:
-      simulated: Number of simulated devices on a CPU; 0: what the platform has.
-      deterministic: Let GPUs repeat bit for bit, which costs time there.
+      simulated: Number of simulated devices on a CPU; 0: the devices of the platform.
+      deterministic: Whether GPUs repeat bit for bit, which makes them slower.
     """
     from lae_jax.runtime import compile_cache, cpu, parallel
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def version(package: str) -> str | None:
-    """The version of an installed package; None where it is not installed."""
+    """Returns the version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -13,5 +13,5 @@ def version(package: str) -> str | None:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """{package: its version}."""
+    """Returns {package: its version}."""
     return {package: version(package) for package in packages}

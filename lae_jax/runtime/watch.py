@@ -1,4 +1,4 @@
-"""What watches over a run from outside its loop: signals that ask it to stop, and the time since its last step."""
+"""Watches a run from outside its loop: signals that ask it to stop, and the time since its last step."""
 
 import contextlib
 import faulthandler
@@ -15,10 +15,13 @@ _STDERR = 2
 
 
 class Signals:
-    """`asked` is True after a first SIGTERM or SIGINT; a second one ends the process at once.
+    """Requests to stop: a first SIGTERM or SIGINT sets `asked`, a second one ends the process at once.
 
-    A thread reads them from a socket: Python's own handlers wait until the main thread comes back from C++, and a
-    loader or a device that hangs never does.
+    A thread reads the signals from a socket. Python's own handlers wait until the main thread returns from C++, which
+    never happens if a loader or a device hangs.
+
+    Attributes:
+      asked: Whether a signal has arrived.
     """
 
     def __init__(self):
@@ -26,7 +29,7 @@ class Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator["Signals"]:
-        """Catches the signals inside the block (only the main thread can; elsewhere nothing is caught)."""
+        """Catches the signals inside the block. Only the main thread can; in any other thread it does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -53,17 +56,17 @@ class Signals:
                     continue
                 name = signal.Signals(number).name
                 if self.asked:
-                    _say(f"a second signal ({name}): left at once, what was done since the last checkpoint is lost")
+                    _say(f"a second signal ({name}): left at once; all steps since the last checkpoint are lost")
                     os._exit(128 + number)
                 self.asked = True
                 _say(f"{name}: finishing the step, saving, then leaving; a second signal leaves at once")
 
 
 class Watchdog:
-    """Ends the process, with the stacks of all threads, when nothing happens for `minutes`.
+    """Prints the stacks of all threads and ends the process if there is no beat for `minutes`.
 
-    It counts ticks of its own and not the clock, so that a process (or a laptop) that was asleep is not ended when it
-    wakes up.
+    It counts its own ticks instead of reading the clock, so that it does not end a process (or a laptop) that wakes up
+    from sleep.
     """
 
     TICKS = 60
@@ -83,12 +86,12 @@ class Watchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """Something was finished: the time counts from here."""
+        """Restarts the time; call it when something was finished."""
         self._beats += 1
         self._counting = True
 
     def rest(self) -> None:
-        """No time counts until the next beat: something of unknown length begins, a compilation above all."""
+        """Stops the time until the next beat; call it before work of unknown length, such as a compilation."""
         self._counting = False
 
     def _count(self) -> None:
@@ -105,5 +108,5 @@ class Watchdog:
 
 
 def _say(text: str) -> None:
-    # Not through logging: the main thread may hold its lock and never give it back.
+    # Not through logging: the main thread may hold the lock of logging and never release it.
     os.write(_STDERR, f"\n{text}\n".encode())

@@ -1,11 +1,15 @@
-"""The page and the API of a run: uploads (limits), shared batches (batching, ages), answers (app), sockets (listen)."""
+"""A page and an API for a run: uploads (limits), shared batches (batching, ages), answers (app), sockets (listen)."""
 
 import math
 import os
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from lae_jax.faces import MAX_PIXELS
 from lae_jax.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 def application(
@@ -25,25 +29,25 @@ def application(
     upload_seconds: float = 60,
     max_batch: int = 32,
     max_wait: float = 5,
-):
-    """The ASGI application that answers requests with a run's ages.
+) -> "ASGIApp":
+    """Returns the ASGI application that answers requests with ages by a run.
 
     Args:
       run: Folder of a run of stage 2 or 3, or of an export.
-      step: Step of the checkpoint to take (default: the best one).
-      aligned: The images are face crops, cut as the run's own were.
-      allow_other_crop: Go on although faces are cut otherwise than the run's own.
+      step: Step of the checkpoint (default: the best one).
+      aligned: The images are face crops, cut by the crop contract of the run.
+      allow_other_crop: Continue if this version cuts faces by another contract than the run's.
       flip: Average each estimate with that of the mirror image.
-      interval: Share of a predicted distribution that its interval holds; told of calibrated runs.
-      hosts: Names that clients may call the server by; None: any.
-      max_mb: Megabytes of a request (more: status 413).
-      max_files: Images in a request (more: 413).
-      max_pixels: Pixels of an image (more: 413).
-      max_requests: Requests worked on at once (more: 429).
-      max_held_mb: Megabytes of all uploads in memory (more: 429).
-      upload_seconds: Seconds for an upload to arrive (later: 408).
-      max_batch: Faces that the model takes together.
-      max_wait: Milliseconds that a face waits for others.
+      interval: Share of a predicted distribution that its interval holds; answers of a calibrated run have intervals.
+      hosts: Host names that clients may use for the server; None: any.
+      max_mb: Largest request in megabytes (more: status 413).
+      max_files: Most images in a request (more: status 413).
+      max_pixels: Most pixels of an image (more: the image gets a reason in place of an age).
+      max_requests: Most requests that are processed at once (more: status 429).
+      max_held_mb: Most megabytes of all uploads in memory (more: status 429).
+      upload_seconds: Most seconds that an upload may take (more: status 408).
+      max_batch: Most faces in a batch of the model.
+      max_wait: Most milliseconds that a face waits for other faces.
 
     Raises:
       InputError: An argument or the run cannot be used.
@@ -68,7 +72,7 @@ def application(
         raise InputError(f"max_wait is {max_wait:g}: it must lie between 0 and 10000 milliseconds")
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
-    # Here and not above: a program tells its flags without loading all this.
+    # Imported here, so that a program can print its help at once.
     from lae_jax.predict import AgeEstimator, answers
     from lae_jax.serve import about, ages, app, limits
 

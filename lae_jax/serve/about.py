@@ -1,7 +1,8 @@
-"""What a server tells of itself."""
+"""The answer of /v1/model: the model, its card, its contract and the limits of the server."""
 
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from lae_jax.export import folder
 from lae_jax.report import wording
@@ -10,16 +11,33 @@ from lae_jax.runtime import layout
 from lae_jax.runtime.versions import version
 from lae_jax.serve import schema
 
+if TYPE_CHECKING:
+    from lae_jax.predict.estimator import AgeEstimator
+    from lae_jax.serve.limits import Limits
+
 _PACKAGES = ("lae-jax", "jax", "tensorflow", "mtcnn", "pillow", "fastapi", "uvicorn")
 
 
 def about(
-    run: os.PathLike | str, estimator, limit, *, step: int | None, flip: bool, aligned: bool, level: float | None
+    run: os.PathLike | str,
+    estimator: "AgeEstimator",
+    limit: "Limits",
+    *,
+    step: int | None,
+    flip: bool,
+    aligned: bool,
+    level: float | None,
 ) -> schema.About:
-    """What a server tells of itself.
+    """Returns the answer of /v1/model.
 
-    Args: run, step, flip, aligned: as `serve.application` has them; estimator: predict.AgeEstimator; limit:
-    limits.Limits; level: of the intervals, None where they are not told.
+    Args:
+      run: As in `serve.application`.
+      estimator: The model.
+      limit: Limits of requests.
+      step: As in `serve.application`.
+      flip: As in `serve.application`.
+      aligned: As in `serve.application`.
+      level: Level of the intervals; None: the answers have no intervals.
     """
     card, doubts = described(run, step, flip)
     return schema.About(
@@ -37,7 +55,7 @@ def about(
 
 
 def described(run: os.PathLike | str, step: int | None, flip: bool) -> tuple[str, list[str]]:
-    """The model card, and what its evaluations warn of; of an export the card says it."""
+    """Returns the model card and the warnings of its evaluations. The card of an export already has the warnings."""
     if layout.is_export(run):
         return pathlib.Path(run, folder.CARD).read_text("utf-8"), []
     card, evaluations = lineage.run_card(run, step, flip)

@@ -1,4 +1,4 @@
-"""From uploaded images to rows of predictions: faces are cut, and ages estimated, in batches that requests share."""
+"""Rows of predictions for uploaded images: requests share the batches that cut faces and estimate ages."""
 
 import asyncio
 import functools
@@ -18,13 +18,21 @@ from lae_jax.serve.limits import Limits, Uploaded, checked
 
 logger = logging.getLogger("lae_jax")
 
-# Photographs that the detector takes at once, whether they are there or not.
+# Batch size of the detector, which fills smaller batches up to it.
 _PHOTOGRAPHS = 4
 
 
 class Ages:
-    """Args: recipe: how faces are cut; None: the images are crops; batch: most photographs, and most faces, that are
-    worked on together; wait: seconds that one waits for others; interval: share of the distribution in it."""
+    """Estimates the ages of the faces in the images of all requests.
+
+    Args:
+      estimator: The model.
+      recipe: How faces are cut; None: the images are crops.
+      limits: Limits of requests (default: `Limits()`).
+      batch: Most photographs, and most faces, in a batch.
+      wait: Most seconds that a photograph or a face waits for others.
+      interval: Share of a predicted distribution that its interval holds.
+    """
 
     def __init__(
         self,
@@ -45,11 +53,11 @@ class Ages:
 
     @property
     def calibrated(self) -> bool:
-        """Without that no interval is told."""
+        """Whether the model is calibrated. If not, the answers have no intervals."""
         return self.estimator.is_calibrated
 
     async def start(self) -> None:
-        """Compiles whatever a request may need, then begins with the requests that have come."""
+        """Compiles all that a request may need, then starts with the requests that wait."""
         await asyncio.to_thread(self._warm_up)
         self._faces.start()
         self._outputs.start()
@@ -57,12 +65,13 @@ class Ages:
         logger.info("the model is warm")
 
     async def close(self) -> None:
+        """Finishes the batches in progress and ends the threads."""
         self.ready = False
         await self._faces.close()
         await self._outputs.close()
 
     async def __call__(self, images: Sequence[Uploaded]) -> list[tuple[photographs.Found, list[answers.Row]]]:
-        """What was found in each image, and its rows, as `answers.predicted` gives them."""
+        """Returns the faces that were found in each image and its rows, as `answers.predicted` does."""
         reasons = await asyncio.to_thread(lambda: [checked(image, self.limits) for image in images])
         cut = iter(await self._faces([image for image, reason in zip(images, reasons, strict=True) if not reason]))
         found = [

@@ -1,4 +1,4 @@
-"""The application: a page, an API, and what every answer carries so that nothing leaves the machine."""
+"""The application: a page, an API, and the security headers of every answer."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from lae_jax.serve.ages import Ages
 from lae_jax.serve.limits import Gate, Refused
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
-# The script and the style of swagger-ui, which other tools load from a host far away.
+# The script and the style of swagger-ui, which FastAPI loads from another host by default.
 SWAGGER = importlib.resources.files("fastapi_offline") / "static"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
@@ -36,16 +36,16 @@ _HEADERS = {
     "cache-control": "no-store",
 }
 _REFUSALS = {
-    400: "the body is no whole multipart/form-data",
+    400: "the body is not a complete multipart/form-data",
     408: "the upload took too long",
     413: "too many bytes or files",
-    415: "no multipart/form-data",
+    415: "the body is not multipart/form-data",
     422: "no image gave an age",
-    429: "the server is busy: try again after as many seconds as Retry-After says",
-    503: "the server is full of requests, or was stopped before the upload was whole",
+    429: "the server is busy: try again after the seconds in Retry-After",
+    503: "too many requests are open, or the server was stopped before the upload was complete",
 }
-# Requests open at once, those that are still received among them. It bounds files and memory; who is asked whether the
-# server lives has to answer even so.
+# Most requests open at once, including those still being received. It bounds open files and memory. The health checks
+# are always answered.
 _MOST_OPEN = 500
 _ALWAYS = ("/healthz", "/readyz")
 _BODY = {
@@ -62,11 +62,14 @@ _BODY = {
 }
 
 
-def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None):
-    """The ASGI application.
+def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None) -> "_Guard":
+    """Returns the ASGI application.
 
-    Args: hosts: names under which a client may call it (None: any); a page of another site that gave its own name this
-    machine's address is refused by them.
+    Args:
+      ages: Estimates the ages.
+      about: Answer of /v1/model.
+      hosts: Host names that clients may use; None: any. They keep out the page of another site whose host name has the
+        address of this machine (DNS rebinding).
     """
     gate = Gate(ages.limits)
     warming: set[asyncio.Task] = set()
@@ -120,7 +123,7 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
     async def predict(
         request: Request,
         tolerant: Annotated[
-            bool, Query(description="200 with each image's reason even where none gave an age")
+            bool, Query(description="status 200 with each image's reason even if no image gave an age")
         ] = False,
     ):
         async with gate.received(request) as uploads:
@@ -136,14 +139,14 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
     def model() -> schema.About:
         return about
 
-    @app.get("/healthz", summary="Whether the server lives")
+    @app.get("/healthz", summary="Whether the server is running")
     def healthz() -> schema.Health:
         return schema.Health(status="ok", ready=ages.ready)
 
     @app.get(
         "/readyz",
         summary="Whether the model is warm",
-        responses={503: {"model": schema.Health, "description": "not yet: requests wait until it is"}},
+        responses={503: {"model": schema.Health, "description": "not warm yet: requests wait"}},
     )
     def readyz(response: Response) -> schema.Health:
         response.status_code = 200 if ages.ready else 503
@@ -158,7 +161,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def known(request: Request, error: HTTPException) -> Response:
-        sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; /docs lists what there is"
+        sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; see /docs for the API"
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -176,7 +179,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 async def _unless_left(request: Request, work):
-    """The result of a request's work, which ends when its client leaves. Raises ClientDisconnect."""
+    """Returns the result of a request's work. Cancels it and raises ClientDisconnect when the client disconnects."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -195,9 +198,13 @@ async def _gone(request: Request) -> None:
 
 @dataclasses.dataclass
 class _Guard:
-    """Adds headers to every answer, and refuses what pages of other sites ask for, and requests beyond a number.
+    """Adds headers to every answer and refuses requests of other sites and requests beyond `_MOST_OPEN`.
 
-    stop: called when the server is to end.
+    Attributes:
+      app: The application behind the guard.
+      hosts: As in `create`.
+      stop: Called when the server is stopped.
+      open: Number of open requests.
     """
 
     app: FastAPI
@@ -232,7 +239,7 @@ class _Guard:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if self.hosts is not None and _part(f"//{host}", "hostname") not in self.hosts:
-            return f"this server is not called {host!r}: --allow-host adds a name"
+            return f"this server is not called {host!r}: add the name with --allow-host"
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and _part(origin, "netloc") != host:
             return f"a page of {origin} may not use this server"

@@ -1,4 +1,4 @@
-"""Work that costs less together: what many callers ask for is done in batches, in the order in which they asked."""
+"""Shared batches: the items of many callers are processed together, in the order in which they came."""
 
 import asyncio
 import concurrent.futures
@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 
 
 class Batcher:
-    """Collects items of all callers into lists of at most `size`, and gives each its own result.
+    """Collects the items of all callers into batches and gives each caller the results of its items.
 
-    Args: work: list of items -> list of as many results, called in a thread; wait: seconds that an item waits for
-    others to come; threads: batches at once. While all threads are busy more items come, so that the next batch is
-    fuller. An item whose caller has left before its turn is not worked on.
+    While all threads are busy more items arrive, so that the next batch is fuller. An item whose caller has left before
+    its turn is skipped.
+
+    Args:
+      work: Takes a list of items and returns a list with the result of each. It runs in a thread.
+      size: Most items in a batch.
+      wait: Most seconds that an item waits for others.
+      threads: Number of batches at once.
     """
 
     def __init__(self, work: Callable[[list], Sequence], *, size: int, wait: float, threads: int = 1):
@@ -23,11 +28,11 @@ class Batcher:
         self._collector: asyncio.Task | None = None
 
     def start(self) -> None:
-        """From now on items are worked on; those that came before have waited."""
+        """Starts the processing; items that came before have waited for it."""
         self._collector = asyncio.create_task(self._collect())
 
     async def close(self) -> None:
-        """Ends the threads once the batches that were begun are done."""
+        """Finishes the batches in progress and ends the threads."""
         if self._collector is not None:
             self._collector.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -36,7 +41,7 @@ class Batcher:
         self._pool.shutdown()
 
     async def __call__(self, items: Sequence) -> list:
-        """The result of each item. Raises what `work` raised for the batch of one of them."""
+        """Returns the result of each item, or raises the error of `work` for a batch with one of them."""
         futures = [asyncio.get_running_loop().create_future() for _ in items]
         for pair in zip(items, futures, strict=True):
             self._queue.put_nowait(pair)

@@ -1,4 +1,4 @@
-"""What a client may send, and how it is read: into memory, never onto a disk, within bounds that have a flag each."""
+"""Uploads: read them into memory, never onto a disk, within limits that each have a flag."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,10 @@ from lae_jax.faces import images
 from lae_jax.faces.images import BadImage
 from lae_jax.serve import multipart
 
-# A client that still sends would not read the answer: its bytes are taken, and thrown away, for as long as this.
+# A client that still sends does not read the answer, so its bytes are read and discarded for this long.
 _DISCARD_SECONDS = 5.0
 _NAME_LENGTH = 150
-# That an upload under way may still take once the server is stopped: those who stop it wait 10 to 30 seconds.
+# Time for uploads in progress after the server was told to stop; process managers wait 10 to 30 seconds.
 STOPPING_SECONDS = 5.0
 
 
@@ -25,8 +25,16 @@ def _now() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """bytes, files: of a request; pixels: of an image; requests: worked on at once; held: bytes of all uploads;
-    upload_seconds: that a client may take to send a request."""
+    """Limits of requests.
+
+    Attributes:
+      bytes: Most bytes of a request.
+      files: Most files in a request.
+      pixels: Most pixels of an image.
+      requests: Most requests that are processed at once.
+      held: Most bytes of all uploads in memory.
+      upload_seconds: Most seconds that a client may take to send a request.
+    """
 
     bytes: int = 32_000_000
     files: int = 32
@@ -37,7 +45,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is answered with a status and a sentence."""
+    """The request is refused, with a status, a sentence and, for some, the seconds until the client may retry."""
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None):
         super().__init__(sentence)
@@ -46,17 +54,18 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Uploaded:
-    """An image of a request, as `photographs.of_chunk` takes it."""
+    """An image of a request, in the form that `photographs.of_chunk` takes."""
 
     name: str
     content: bytes
 
     def read(self) -> bytes:
+        """Returns the content."""
         return self.content
 
 
 class Gate:
-    """Counts what is held and worked on. One event loop alone may call it."""
+    """Counts the bytes in memory and the requests in progress. Only one event loop may use it."""
 
     def __init__(self, limits: Limits):
         self.limits, self.working, self.held = limits, 0, 0
@@ -64,7 +73,7 @@ class Gate:
         self._uploads: set[asyncio.Timeout] = set()
 
     def stop(self) -> None:
-        """Gives uploads that are not whole yet a few seconds more and no longer, since the server is to end."""
+        """Limits the time of uploads in progress to `STOPPING_SECONDS`, because the server stops."""
         self.stopping = True
         for upload in self._uploads:
             if not upload.expired():
@@ -72,7 +81,11 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def uploading(self) -> AsyncIterator[None]:
-        """While a request is received. Raises Refused where it takes too long."""
+        """Limits the time in which a request is received.
+
+        Raises:
+          Refused: It took too long.
+        """
         seconds = self.limits.upload_seconds
         try:
             async with asyncio.timeout_at(self._last() if self.stopping else _now() + seconds) as upload:
@@ -83,8 +96,10 @@ class Gate:
                     self._uploads.discard(upload)
         except TimeoutError:
             if self.stopping:
-                raise Refused(503, "the server was stopped before the upload was whole: send it again", 5) from None
-            raise Refused(408, f"the upload took longer than {seconds:g} seconds") from None
+                raise Refused(503, "the server was stopped before the upload was complete: send it again", 5) from None
+            raise Refused(
+                408, f"the upload took longer than {seconds:g} seconds: send fewer or smaller images"
+            ) from None
 
     @staticmethod
     def _last() -> float:
@@ -92,7 +107,11 @@ class Gate:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """While one request is worked on. Raises Refused where there are too many."""
+        """Counts a request as in progress.
+
+        Raises:
+          Refused: Too many requests are in progress.
+        """
         self.check_busy()
         self.working += 1
         try:
@@ -101,12 +120,22 @@ class Gate:
             self.working -= 1
 
     def check_busy(self) -> None:
+        """Checks whether another request may be processed.
+
+        Raises:
+          Refused: Too many requests are in progress.
+        """
         if self.working >= self.limits.requests:
-            raise Refused(429, f"the server works on {self.working} requests already: try again in a second", 1)
+            raise Refused(429, f"the server is busy with {self.working} requests: try again in a second", 1)
 
     @contextlib.asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[list[Uploaded]]:
-        """The images of a request, whose bytes count as held until the end. Raises Refused, and ClientDisconnect."""
+        """Receives a request and yields its images, whose bytes count as held until the end.
+
+        Raises:
+          Refused: The request is beyond a limit or not a form of files.
+          ClientDisconnect: The client left.
+        """
         upload = _Upload(self, request)
         try:
             try:
@@ -137,7 +166,7 @@ class _Upload:
         except multipart.TooManyFiles:
             raise Refused(413, f"more than {limits.files} files: send them in several requests") from None
         except multipart.BadForm as reason:
-            raise Refused(400, f"the request is no multipart/form-data of files: {reason}") from None
+            raise Refused(400, f"the request is not multipart/form-data of files: {reason}") from None
         if not files:
             raise Refused(422, "the request has no file: send at least one photograph")
         return [Uploaded(_clean(name, number), content) for number, (name, content) in enumerate(files, 1)]
@@ -150,7 +179,7 @@ class _Upload:
             if self.size > self.gate.limits.bytes:
                 raise self._too_large()
             if self.gate.held > self.gate.limits.held:
-                raise Refused(429, "the server holds as many bytes of uploads as it may: try again in a second", 1)
+                raise Refused(429, "the server holds too many bytes of uploads: try again in a second", 1)
             files.write(chunk)
         return files.whole()
 
@@ -165,7 +194,7 @@ class _Upload:
         return Refused(413, f"the request has more than {self.gate.limits.bytes:,} bytes: send fewer or smaller images")
 
     async def discard(self) -> None:
-        """Reads on without keeping anything, so that the client comes to read the answer."""
+        """Reads and discards the rest, so that the client reads the answer."""
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while not self.ended:
@@ -173,13 +202,13 @@ class _Upload:
 
 
 def _clean(name: str | None, number: int) -> str:
-    """The last part of a name, without control characters; a number where nothing is left."""
+    """Returns the last part of a path without control characters, or "image NUMBER" if nothing is left."""
     last = re.split(r"[/\\]", name or "")[-1]
     return "".join(c for c in last if c.isprintable())[:_NAME_LENGTH].strip() or f"image {number}"
 
 
 def checked(image: Uploaded, limits: Limits) -> str:
-    """Why an image is not worked on, by its header alone; empty where it is."""
+    """Returns the reason why an image is refused, by its header, or '' if it is accepted."""
     try:
         width, height = images.claimed_size(image.content)
     except BadImage as reason:

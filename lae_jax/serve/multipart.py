@@ -1,4 +1,4 @@
-"""The files of a multipart/form-data body (RFC 7578), collected in memory as its bytes come."""
+"""A reader of multipart/form-data (RFC 7578): it collects the files of a body in memory as the bytes arrive."""
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -6,24 +6,30 @@ from python_multipart.multipart import parse_options_header
 
 
 class BadForm(ValueError):
-    """A body that is no such thing; the message says why."""
+    """The body is not multipart/form-data of files; the message says why."""
 
 
 class TooManyFiles(ValueError):
-    """More files than allowed have begun."""
+    """The body has more files than allowed."""
 
 
 class Files:
-    """Feed it with `write`, then ask `whole`: (name, content) of each file, in order.
+    """The files of a body: pass its bytes to `write`, then call `whole`.
 
-    Args: content_type: of the request; most: files. Raises BadForm, also for a part that is no file: an option that
-    nobody reads must not seem to work; and TooManyFiles.
+    A part that is not a file is refused, because an option that is never read must not seem to work.
+
+    Args:
+      content_type: Content-Type of the request.
+      most: Most files in the body.
+
+    Raises:
+      BadForm: The content type is not multipart/form-data with a boundary.
     """
 
     def __init__(self, content_type: str, most: int):
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise BadForm("its Content-Type names no boundary")
+            raise BadForm("its Content-Type has no boundary")
         self._most, self._files, self._ended = most, [], False
         self._content = bytearray()
         self._header, self._value, self._disposition = b"", b"", b""
@@ -35,12 +41,23 @@ class Files:
             raise BadForm(str(error)) from None
 
     def write(self, chunk: bytes) -> None:
+        """Reads the next bytes of the body.
+
+        Raises:
+          BadForm: They are malformed, or a part is not a file.
+          TooManyFiles: One file more than allowed begins.
+        """
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise BadForm(str(error)) from None
 
     def whole(self) -> list[tuple[str, bytes]]:
+        """Returns (name, content) of each file, in order.
+
+        Raises:
+          BadForm: The body is incomplete.
+        """
         if not self._ended:
             raise BadForm("it ends before its last boundary")
         return [(name, bytes(content)) for name, content in self._files]
@@ -63,7 +80,7 @@ class Files:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         if b"filename" not in options:
-            raise BadForm("it has a field that is no file: send nothing but images")
+            raise BadForm("it has a field that is not a file: send only images")
         if len(self._files) == self._most:
             raise TooManyFiles
         self._files.append((options[b"filename"].decode("utf-8", "replace"), self._content))

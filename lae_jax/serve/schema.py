@@ -1,4 +1,4 @@
-"""What the API answers, as /docs and openapi.json describe it."""
+"""The answers of the API, as /docs and openapi.json describe them."""
 
 from typing import Any
 
@@ -8,59 +8,79 @@ from lae_jax.predict import answers, photographs
 
 
 class Interval(BaseModel):
+    """An interval of ages, in years."""
+
     level: float = Field(description="share of the distribution between lower and upper")
     lower: float
     upper: float
 
 
 class Face(BaseModel):
-    face: int = Field(description="from 1, the largest first")
+    """A face and its age."""
+
+    face: int = Field(description="number of the face, from 1, the largest first")
     age: float = Field(description="years, the mean of the distribution before calibration")
-    interval: Interval | None = Field(None, description="years; only of a calibrated run")
+    interval: Interval | None = Field(None, description="years; only if the run is calibrated")
     box: list[float] | None = Field(None, description="left, top, right, bottom, pixels of the upright photograph")
     landmarks: list[list[float]] | None = Field(
         None, description="x, y of eye, eye, nose, mouth corner, mouth corner, pixels of the upright photograph"
     )
-    cut_by: str | None = Field(None, description="who found the face; absent for an image that is a crop")
+    cut_by: str | None = Field(None, description="how the face was found; absent for an image that is a crop")
     distribution: list[float] = Field(description="probabilities of the ages 0 to 100")
 
 
 class Image(BaseModel):
-    name: str = Field(description="of the file, as it was sent")
+    """An image and its faces."""
+
+    name: str = Field(description="name of the file, as it was sent")
     faces: list[Face]
     reason: str | None = Field(None, description="why there is no age")
 
 
 class Prediction(BaseModel):
+    """The ages of the faces in the images of a request."""
+
     model: str
     images: list[Image] = Field(description="in the order in which they were sent")
 
 
 class Refusal(BaseModel):
+    """Why a request was refused."""
+
     error: str = Field(description="a sentence: what is wrong, and what to do")
-    images: list[Image] | None = Field(None, description="where no image gave an age: each with its reason")
+    images: list[Image] | None = Field(None, description="each image with its reason, if no image gave an age")
 
 
 class About(BaseModel):
+    """The model and the limits of the server."""
+
     model: str
     card: str = Field(description="the model card, Markdown")
-    doubts: list[str] = Field([], description="what the model's evaluations warn of")
-    crop: dict[str, Any] = Field(description="the crop contract: how the faces of its training were cut")
-    aligned: bool = Field(description="whether images must be crops that were cut so; else they are photographs")
-    input: dict[str, int] = Field(description="pixels of the model's input, and what a crop is resized to first")
-    temperature: float = Field(description="of the distributions; 1: not calibrated")
-    interval: float | None = Field(None, description="level of the intervals; absent where there are none")
+    doubts: list[str] = Field([], description="warnings of the model's evaluations")
+    crop: dict[str, Any] = Field(description="the crop contract: how the faces of the training data were cut")
+    aligned: bool = Field(description="true: images must be crops cut by the contract; false: images are photographs")
+    input: dict[str, int] = Field(description="sides in pixels of the model's input, and of a crop before it (resize)")
+    temperature: float = Field(description="temperature of the distributions; 1: not calibrated")
+    interval: float | None = Field(None, description="level of the intervals; absent if there are none")
     versions: dict[str, str]
     limits: dict[str, float]
 
 
 class Health(BaseModel):
+    """Whether the server is running and ready."""
+
     status: str
     ready: bool = Field(description="whether the model is warm")
 
 
 def image(one: photographs.Found, rows: list[answers.Row], level: float | None) -> Image:
-    """An image's answer. Args: level: of the intervals; None: they are not told."""
+    """Returns the answer for an image.
+
+    Args:
+      one: The image and its faces.
+      rows: Its rows.
+      level: Level of the intervals; None: the answer has no intervals.
+    """
     if not one.inputs:
         return Image(name=one.image.name, faces=[], reason=one.reason)
     cut = one.crops or [None] * len(rows)
@@ -82,7 +102,7 @@ def image(one: photographs.Found, rows: list[answers.Row], level: float | None) 
 
 
 def nothing(images: list[Image]) -> str:
-    """The sentence for images none of which gave an age."""
+    """Returns the error for a request none of whose images gave an age: the reasons of the first three."""
     told = [f"{image.name}: {image.reason}" for image in images[:3]]
     more = f" and {len(images) - 3} more" * (len(images) > 3)
     return f"no age was estimated ({'; '.join(told)}{more})"

@@ -1,4 +1,4 @@
-"""The three stages as records, and the methods that change the third."""
+"""The three stages as records, and the methods that replace the training of stage 3."""
 
 from lae_jax.stages.definitions import CLASSIFY, PRETRAIN, REPRESENT, STAGES, Scores, Stage, get, with_method
 

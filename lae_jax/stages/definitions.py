@@ -1,4 +1,4 @@
-"""What tells the stages apart, as data: one frozen record a stage. Loop and step read these and never branch."""
+"""The stages: one frozen record for each. The loop and the step read these records and never branch on the stage."""
 
 import dataclasses
 import functools
@@ -11,26 +11,28 @@ from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.stages import methods
 
-# A score is a dict of floats; None stands for an undefined one.
+# Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
+    """All that distinguishes one stage from another."""
+
     name: str
     head: str  # of models.create: 'age' | 'identity'
-    target: str  # column of the data set that is learned
+    target: str  # column of the data set that the model learns
     loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), constants) -> (B,)
     trains: tuple[str, ...]  # top keys of the parameters
     order: str  # 'shuffled' | 'class_balanced'
-    loads: tuple[str, ...]  # what init_from gives: 'backbone', 'head'; with the head, init_from must be given
+    loads: tuple[str, ...]  # parts taken from init_from: 'backbone', 'head'; 'head' makes init_from mandatory
     follows: tuple[str, ...]  # stages whose runs init_from may name
     needs: tuple[str, ...]  # validation scores of stage 2 that are constants of the loss
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
     score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
     select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
-    # (ages of the global batch, key) -> places of partners and own shares, (B,) each: the features and ages that the
-    # head learns are mixtures. None: they are taken as they are. The backbone must stand still.
+    # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
+    # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
@@ -44,12 +46,12 @@ def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> S
 
 
 def _newest(identities: np.ndarray) -> None:
-    """Nothing selects; but pairs for the verification can be drawn, or it is an error now and not after an epoch."""
+    """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
     metrics.verification(np.ones((len(identities), 1)), identities, num_pairs=2)
 
 
 def _balanced_choice(ages: np.ndarray) -> str:
-    """MAE + sigma orders as AAR does; where a group has no image both are undefined."""
+    """Selects by MAE + sigma, which orders checkpoints as AAR does; where a group has no image both are undefined."""
     all_there = len(np.unique(metrics.age_group(ages)[metrics.age_group(ages) >= 0])) == len(metrics.GROUPS)
     return "mae_plus_sigma" if all_there else "mean_group_mae"
 
@@ -105,38 +107,52 @@ STAGES = {stage.name: stage for stage in (PRETRAIN, REPRESENT, CLASSIFY)}
 
 
 def get(name: str) -> Stage:
+    """Returns the stage of this name.
+
+    Raises:
+      InputError: There is no such stage.
+    """
     if name not in STAGES:
         raise InputError(unknown("stage", name, STAGES))
     return STAGES[name]
 
 
 def with_method(stage: Stage, name: str, setting: float | None, power: float) -> Stage:
-    """Stage 3 with the loss, the order and what trains of a method of `methods`; 'lae' is the stage as it is.
+    """Returns stage 3 with the loss, order and mixing of a method of `methods`; 'lae' returns the stage unchanged.
 
-    Args: setting: of the method; power: of the class-balanced order. Where the method's head starts and what layers it
-    has are fields of the config (`plan.settled`).
-    Raises InputError for another stage, for a method that finishes what is trained, and for what does not fit it.
+    The start and the layers of the method's head are config fields, which `plan.settled` sets.
+
+    Args:
+      stage: The stage; only stage 3 has methods.
+      name: Name of the method.
+      setting: The method's setting, None if it has none.
+      power: Power of the class-balanced order.
+
+    Raises:
+      InputError: The stage has no methods, the method cannot run on images, or its setting or power does not fit.
     """
     method = methods.get(name)
     if stage is not CLASSIFY:
         if name != "lae" or setting is not None:
-            raise InputError(f"config.classify is of stage classify, not of {stage.name}: leave it")
+            raise InputError(f"config.classify belongs to stage classify, not to {stage.name}: omit it")
         return stage
     alone = {n: m for n, m in methods.METHODS.items() if m.on_images}
     if name not in alone:
         raise InputError(
-            f"config.classify.method {name!r} can be compared on features (python -m lae_jax.longtail), not run on"
-            f" images, which these can: {', '.join(alone)}"
+            f"config.classify.method {name!r} works on features only (python -m lae_jax.longtail). On images, use one"
+            f" of {', '.join(alone)}"
         )
     if method.sets == "power":
-        raise InputError(f"config.classify.method {name!r} is 'lae' with --config.data.power: set that")
+        raise InputError(f"config.classify.method {name!r} is 'lae' with --config.data.power: set that field instead")
     if method.setting and setting is None:
         tried = ", ".join(f"{value:g}" for value in method.settings)
-        raise InputError(f"method {name!r} needs a {method.setting}: add --config.classify.setting=, such as {tried}")
+        raise InputError(
+            f"method {name!r} needs a {method.setting}: add --config.classify.setting=VALUE, for example {tried}"
+        )
     if setting is not None and not method.setting:
-        raise InputError(f"method {name!r} has no setting: leave out --config.classify.setting")
+        raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
     if method.order == "shuffled" and power:
-        raise InputError(f"method {name!r} takes the images as they come: leave out --config.data.power")
+        raise InputError(f"method {name!r} uses the shuffled order: omit --config.data.power")
     if name == "lae":
         return stage
     return dataclasses.replace(

@@ -1,8 +1,8 @@
-"""What the cures for a long tail put into a loss: priors, weights of examples, Balanced MSE.
+"""Parts of the losses of long-tail methods: priors, weights of examples, Balanced MSE.
 
-B = batch, K = 101 ages, n_k = training images of age k (`counts`). As in `losses`, a loss gives one value an example.
-Ages without an image would have an infinite weight; they count as ages of one image, since nothing says how rare they
-are beyond that.
+B = batch, K = 101 ages, n_k = training images of age k (`counts`). As in `losses`, a loss returns one value for each
+example. An age without an image would get an infinite weight; it counts as an age with one image, since nothing is
+known about how rare it is.
 """
 
 import jax
@@ -11,38 +11,39 @@ import numpy as np
 
 from lae_jax import losses
 
-# Of DIR's code (Yang et al., ICML 2021): kernel of 5 ages, sigma 2.
+# From DIR's code (Yang et al., ICML 2021): a kernel of 5 ages, sigma 2.
 LDS_SIZE, LDS_SIGMA = 5, 2.0
 
 
 def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
-    """Images of each whole age: (N,) int -> (num_ages,) float64; ages outside count as the nearest one inside."""
+    """Returns the images of each whole age: (N,) int -> (num_ages,) float64. Ages outside count as the nearest age."""
     return np.bincount(np.clip(classes, 0, num_ages - 1), minlength=num_ages).astype(np.float64)
 
 
 def of_training(classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
-    """Constants of losses, of the training images' whole ages, (N,): counts and smoothed, (num_ages,) float32."""
+    """Returns the loss constants `counts` and `smoothed`, (num_ages,) float32, of the training ages, (N,) int."""
     counts = count_ages(classes, num_ages)
     return {"counts": counts.astype(np.float32), "smoothed": smoothed_counts(counts).astype(np.float32)}
 
 
 def log_prior(counts: jax.Array) -> jax.Array:
-    """log(n_k / N): (K,) -> (K,)."""
+    """Returns log(n_k / N): (K,) -> (K,)."""
     counts = jnp.maximum(counts, 1.0)
     return jnp.log(counts) - jnp.log(jnp.sum(counts))
 
 
 def adjusted_divergence(logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array) -> jax.Array:
-    """`L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
+    """Returns `L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
 
-    tau = 1 is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3), and any
-    tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10); their one-hot target is our label distribution.
+    With tau = 1 this is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3),
+    with any tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10). Our label distribution replaces their
+    one-hot target.
     """
     return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages)
 
 
 def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:
-    """Weight of an example by its age, in proportion to n_k^-power and 1 in the mean over the examples: (K,) -> (K,).
+    """Returns weights by age, proportional to n_k^-power, with mean 1 over the examples: (K,) -> (K,).
 
     power 1 is the inverse frequency, 1/2 its square root (Mahajan et al., ECCV 2018).
     """
@@ -50,39 +51,38 @@ def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:
 
 
 def effective_weights(counts: jax.Array, beta: float | jax.Array) -> jax.Array:
-    """Weights in proportion to (1 - beta) / (1 - beta^n_k), 1 in the mean over the examples: (K,) -> (K,).
+    """Returns weights proportional to (1 - beta) / (1 - beta^n_k), with mean 1 over the examples: (K,) -> (K,).
 
-    The inverse of the effective number of examples (Cui et al., CVPR 2019, equation 2), 0 < beta < 1.
+    They are the inverse of the effective number of examples (Cui et al., CVPR 2019, equation 2), 0 < beta < 1.
     """
-    # 1 - beta^n cancels where beta is near 1.
+    # Computed directly, 1 - beta^n loses its digits where beta is near 1.
     effective = -jnp.expm1(jnp.maximum(counts, 1.0) * jnp.log(beta))
     return _mean_one(1.0 / effective, counts)
 
 
 def lds_weights(counts: jax.Array, smoothed: jax.Array, power: float | jax.Array) -> jax.Array:
-    """Weights in proportion to smoothed^-power, 1 in the mean over the examples: (K,), (K,) -> (K,).
+    """Returns weights proportional to smoothed^-power, with mean 1 over the examples: (K,), (K,) -> (K,).
 
-    power 1 and 1/2 are the two that Yang et al. (ICML 2021) re-weight with. Ages whose smoothed count is below 1 count
-    as if it were 1.
+    Yang et al. (ICML 2021) re-weight with power 1 and 1/2. Smoothed counts below 1 count as 1.
     """
     return _mean_one(jnp.maximum(smoothed, 1.0) ** -power, counts)
 
 
 def smoothed_counts(counts: np.ndarray, size: int = LDS_SIZE, sigma: float = LDS_SIGMA) -> np.ndarray:
-    """LDS: counts under a Gaussian kernel of `size` ages, nothing beyond the ends: (K,) -> (K,).
+    """Returns the smoothed counts of LDS, under a Gaussian kernel of `size` ages and sum 1: (K,) -> (K,).
 
-    Yang et al., ICML 2021, equation 1. The kernel sums to 1.
+    Counts beyond the ends are 0. Yang et al., ICML 2021, equation 1.
     """
     return np.convolve(np.asarray(counts, np.float64), _kernel(size, sigma), mode="same")
 
 
 def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
-    """What FDS does to features, as a scale and a shift for each age: (N, F), (N,) int -> two of (num_ages, F).
+    """Returns FDS as a `scale` and a `shift` for each age: (N, F), (N,) int -> two of (num_ages, F) float32.
 
-    An age's features are whitened with its own mean and variance and coloured with those smoothed over the ages that
-    have images (Yang et al., ICML 2021, equations 3 to 5, diagonal covariance as in their code, the variance's ratio
-    clipped to 0.1..10 as there): z' = sqrt(v~ / v) (z - m) + m~ = scale z + shift. Ages of fewer than two images keep
-    their own features' spread: their variance is not known.
+    FDS whitens an age's features with their mean and variance, and colours them with the mean and variance smoothed
+    over the ages that have images: z' = sqrt(v~ / v) (z - m) + m~ = scale z + shift (Yang et al., ICML 2021, equations
+    3 to 5; diagonal covariance, and the ratio of variances clipped to 0.1..10, as in their code). Ages with fewer than
+    two images have no known variance and keep the spread of their features.
     """
     classes = np.clip(classes, 0, num_ages - 1)
     features = np.asarray(features, np.float64)
@@ -109,11 +109,11 @@ def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int =
 
 
 def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noise: float | jax.Array) -> jax.Array:
-    """Balanced MSE by numerical integration (BNI): (B,) and (B,) years, (K,) -> (B,).
+    """Returns Balanced MSE by numerical integration (BNI): (B,) and (B,) years, (K,) -> (B,).
 
-    `2 s^2 (-log N(y; y_hat, s^2) + log sum_k p_k N(k; y_hat, s^2))`, p the training ages' frequencies and s = `noise`
-    in years (Ren et al., CVPR 2022, equation 3.7 with the ages as buckets); the Gaussians' factors cancel. Unlike the
-    batch-based form it gives an example one loss, whatever else is in its batch.
+    `2 s^2 (-log N(y; y_hat, s^2) + log sum_k p_k N(k; y_hat, s^2))`, with the training ages' frequencies p and
+    s = `noise` in years (Ren et al., CVPR 2022, equation 3.7 with the ages as buckets); the Gaussians' factors cancel.
+    Unlike in the batch-based form, the loss of an example does not depend on the rest of its batch.
     """
     exponents = -((jnp.arange(counts.shape[0], dtype=predictions.dtype)[None, :] - predictions[:, None]) ** 2)
     evidence = jax.nn.logsumexp(exponents / (2 * noise**2), axis=-1, b=(counts / jnp.sum(counts))[None, :])
@@ -121,7 +121,7 @@ def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noi
 
 
 def of_age(table: jax.Array, ages: jax.Array) -> jax.Array:
-    """Rows of a table by age, (K, ...) and (B,) years -> (B, ...)."""
+    """Returns the rows of a table at each age: (K, ...) and (B,) years -> (B, ...)."""
     return table[jnp.clip(jnp.floor(ages + 0.5).astype(jnp.int32), 0, table.shape[0] - 1)]
 
 

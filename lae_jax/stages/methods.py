@@ -1,6 +1,6 @@
-"""Cures for a long tail that touch the head alone: one frozen record a method, in the dict `METHODS`.
+"""Methods for a long tail that change only the head: one frozen record for each, in the dict `METHODS`.
 
-A head is {'fc': {'kernel': (F, K), 'bias': (K,)}}, with {'hidden': ...} before it where it has two layers.
+A head is {'fc': {'kernel': (F, K), 'bias': (K,)}}; a head of two layers also has the key 'hidden'.
 """
 
 import dataclasses
@@ -13,57 +13,61 @@ from lae_jax import losses
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.stages import method_losses, mixing
 
-HIDDEN = 256  # units of the hidden layer where a method trains two layers and the config names no number
+HIDDEN = 256  # units of the hidden layer of a method with two layers, unless config.model.hidden sets another number
 
 # (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae (years), er_weight, counts and smoothed (K,).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array | None], jax.Array]
-# (ages (B,), key, setting) -> of each example its partner in the batch and its own share.
+# (ages (B,), key, setting) -> each example's partner in the batch and its own share.
 Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
 # (stage 2's logits (B, K), the trained head's, constants, setting) -> (B,) years.
 FinishOutputs = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array], jax.Array]
-# (stage 2's head, the trained one, setting) -> a head.
+# (stage 2's head, the trained head, setting) -> a head.
 FinishHead = Callable[[Mapping, Mapping, float | jax.Array], Mapping]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
+    """A method: what it trains, on what, and how the trained head is finished."""
+
     name: str
     paper: str
-    what: str  # it does, in a few words
-    loss: Loss | None = None  # None: nothing trains, it is about stage 2's own head
+    what: str  # what it does, in a few words
+    loss: Loss | None = None  # None: nothing trains, the method works on stage 2's head
     order: str = "class_balanced"  # | 'shuffled'
     power: float = 0.0  # of the class-balanced order
-    start: str = "kept"  # stage 2's head | 'new'
+    start: str = "kept"  # 'kept': from stage 2's head | 'new'
     trains: str = "head"  # | 'scales': a factor for each age | 'two_layers': a hidden layer and a new head
-    smooth_features: bool = False  # trained on features whose statistics are smoothed over the ages
-    mix: Mix | None = None  # whose features an example's are mixed with
+    smooth_features: bool = False  # trains on features whose statistics are smoothed over the ages
+    mix: Mix | None = None  # chooses the partners whose features are mixed in; None: nothing is mixed
     finish_head: FinishHead | None = None
     finish_outputs: FinishOutputs | None = None
-    settings: tuple[float, ...] = (0.0,)  # that are swept; one that is not used stands alone
-    setting: str = ""  # what it sets; '': nothing
-    sets: str = "loss"  # | 'power' | 'finish': what is given it
+    settings: tuple[float, ...] = (0.0,)  # values that a sweep tries; (0.0,) if there is no setting
+    setting: str = ""  # name of the setting; '': there is none
+    sets: str = "loss"  # | 'power' | 'finish': what the setting changes
 
     @property
     def training(self) -> tuple:
-        """What decides the trained head: methods for which it is equal share one."""
+        """All that determines the trained head: methods with equal values share one."""
         how = (self.loss, self.order, self.power, self.start, self.trains, self.smooth_features, self.mix)
         return (*how, self.sets == "power")
 
     @property
     def on_images(self) -> bool:
-        """Whether a run of stage 3 can do it: it trains layers of the head on plain features, and leaves them so."""
+        """Whether a run of stage 3 can use it: it only trains layers of the head, on plain features."""
         finishes = self.finish_head is not None or self.finish_outputs is not None
         trains_layers = self.loss is not None and self.trains != "scales"
         return trains_layers and not self.smooth_features and not finishes
 
 
-def representation(logits: jax.Array, ages: jax.Array, constants: Mapping, setting=None) -> jax.Array:
-    """Stage 2's loss: equation 3."""
+def representation(
+    logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None
+) -> jax.Array:
+    """Returns stage 2's loss (equation 3); `setting` is not used."""
     return losses.representation_loss(logits, ages, constants["er_weight"])
 
 
-def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting=None) -> jax.Array:
-    """Stage 3's loss: equation 4."""
+def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None) -> jax.Array:
+    """Returns stage 3's loss (equation 4); `setting` is not used."""
     return losses.classification_loss(logits, ages, constants["mae"])
 
 
@@ -80,7 +84,7 @@ def _logit_adjusted(logits, ages, constants, setting):
 
 
 def _weighted(weights: Callable) -> Loss:
-    """Stage 2's loss times a weight by age; weights: (constants, setting) -> (K,)."""
+    """Returns stage 2's loss times a weight by age; `weights` is (constants, setting) -> (K,)."""
 
     def loss(logits, ages, constants, setting):
         return method_losses.of_age(weights(constants, setting), ages) * representation(
@@ -102,28 +106,31 @@ def _balanced_mse(logits, ages, constants, setting):
     return method_losses.balanced_mse(losses.expected_age(logits), ages, constants["counts"], setting)
 
 
-def normalised(own: Mapping, trained: Mapping, tau) -> Mapping:
-    """w_k (mean norm / |w_k|)^tau. The paper's w_k / |w_k|^tau times a number that is common to all ages: an argmax,
-    which it takes, does not see it; an expected age does. The biases stay."""
+def normalised(own: Mapping, trained: Mapping, tau: float | jax.Array) -> Mapping:
+    """Returns the trained head with the weights w_k (mean norm / |w_k|)^tau and its own biases.
+
+    This is the paper's w_k / |w_k|^tau times a factor common to all ages. The factor does not change the paper's
+    argmax, but it changes an expected age.
+    """
     kernel = trained["fc"]["kernel"]
     norms = jnp.linalg.norm(kernel, axis=0)
     return {**trained, "fc": {**trained["fc"], "kernel": kernel * (jnp.mean(norms) / norms)[None, :] ** tau}}
 
 
-def interpolated(own: Mapping, trained: Mapping, share) -> Mapping:
-    """(1 - share) of stage 2's head and `share` of the trained one, weight by weight."""
+def interpolated(own: Mapping, trained: Mapping, share: float | jax.Array) -> Mapping:
+    """Returns (1 - share) of stage 2's head plus `share` of the trained head, weight by weight."""
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, own, trained)
 
 
-def adjusted(own: jax.Array, trained: jax.Array, constants: Mapping, tau) -> jax.Array:
-    """Expected age of stage 2's logits - tau log prior."""
+def adjusted(own: jax.Array, trained: jax.Array, constants: Mapping, tau: float | jax.Array) -> jax.Array:
+    """Returns the expected age of stage 2's logits - tau log prior."""
     return losses.expected_age(own - tau * method_losses.log_prior(constants["counts"])[None, :])
 
 
-def routed(own: jax.Array, trained: jax.Array, constants: Mapping, threshold) -> jax.Array:
-    """Stage 2's age where the trained head's age is a frequent one, else the trained head's.
+def routed(own: jax.Array, trained: jax.Array, constants: Mapping, threshold: float | jax.Array) -> jax.Array:
+    """Returns stage 2's age where the trained head's age is frequent, else the trained head's age.
 
-    Frequent: its smoothed count is at least `threshold` of the largest one.
+    An age is frequent if its smoothed count is at least `threshold` times the largest smoothed count.
     """
     ages = losses.expected_age(trained)
     frequency = method_losses.of_age(constants["smoothed"] / jnp.max(constants["smoothed"]), ages)
@@ -161,14 +168,14 @@ METHODS = {
         Method(
             "lws",
             "Kang et al., ICLR 2020 (LWS, equation 6)",
-            "ages equally likely, a factor for each age's weights is learnt with stage 2's loss",
+            "ages equally likely, stage 2's loss trains a factor for each age's weights",
             loss=representation,
             trains="scales",
         ),
         Method(
             "tau_norm",
             "Kang et al., ICLR 2020 (tau-normalised, equation 5)",
-            "the length of each age's weights is evened out",
+            "the norms of the ages' weights are made more equal",
             finish_head=normalised,
             settings=(0.25, 0.5, 0.75, 1.0),
             setting="tau",
@@ -177,7 +184,7 @@ METHODS = {
         Method(
             "logit_adjustment",
             "Menon et al., Long-tail learning via logit adjustment, ICLR 2021 (post-hoc, equation 9)",
-            "tau log prior is taken off stage 2's logits",
+            "tau log prior is subtracted from stage 2's logits",
             finish_outputs=adjusted,
             settings=(0.25, 0.5, 0.75, 1.0),
             setting="tau",
@@ -208,7 +215,7 @@ METHODS = {
         ),
         Method(
             "inverse_root",
-            "Re-weighting by its square root (Mahajan et al., ECCV 2018)",
+            "Re-weighting by the square root of the inverse frequency (Mahajan et al., ECCV 2018)",
             "stage 2's loss, weights 1 / sqrt(n)",
             loss=_inverse_root,
             order="shuffled",
@@ -233,7 +240,7 @@ METHODS = {
         ),
         Method(
             "feature_calibration",
-            "Yang et al., ICML 2021: of FDS the part that can act on frozen features",
+            "Yang et al., ICML 2021: the part of FDS that can act on frozen features",
             "stage 2's loss on features whose mean and variance by age are smoothed",
             loss=representation,
             order="shuffled",
@@ -242,7 +249,7 @@ METHODS = {
         Method(
             "balanced_mse",
             "Ren et al., Balanced MSE, CVPR 2022 (BNI)",
-            "squared error with the prior taken out",
+            "squared error with the prior removed",
             loss=_balanced_mse,
             order="shuffled",
             settings=(2.0, 5.0),
@@ -250,7 +257,7 @@ METHODS = {
         ),
         Method(
             "two_layers",
-            "A head with a hidden layer, trained as LAE's",
+            "A head with a hidden layer, trained like LAE's",
             "LAE, a hidden layer before a new head",
             loss=lae,
             start="new",
@@ -286,8 +293,8 @@ METHODS = {
         ),
         Method(
             "routing",
-            "Bao et al., GLAE, 2023: its routing, here by the frequency of the age that LAE's head gives",
-            "stage 2's age where LAE's is a frequent one, else LAE's",
+            "Bao et al., GLAE, 2023: its routing, here by the frequency of the age that LAE's head predicts",
+            "stage 2's age where LAE's age is frequent, else LAE's age",
             loss=lae,
             finish_outputs=routed,
             settings=(0.1, 0.2, 0.4, 0.6),
@@ -297,7 +304,7 @@ METHODS = {
         Method(
             "crt_routing",
             "Routing as above, between stage 2's head and cRT's (ours)",
-            "stage 2's age where cRT's is a frequent one, else cRT's",
+            "stage 2's age where cRT's age is frequent, else cRT's age",
             loss=representation,
             start="new",
             finish_outputs=routed,
@@ -307,8 +314,8 @@ METHODS = {
         ),
         Method(
             "two_layers_routing",
-            "Routing as above, between stage 2's head and the one of two layers (ours)",
-            "stage 2's age where the two layers' is a frequent one, else theirs",
+            "Routing as above, between stage 2's head and the head of two layers (ours)",
+            "stage 2's age where the age of the two layers is frequent, else theirs",
             loss=lae,
             start="new",
             trains="two_layers",
@@ -332,6 +339,11 @@ METHODS = {
 
 
 def get(name: str) -> Method:
+    """Returns the method of this name.
+
+    Raises:
+      InputError: There is no such method.
+    """
     if name not in METHODS:
         raise InputError(unknown("method", name, METHODS))
     return METHODS[name]

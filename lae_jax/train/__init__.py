@@ -1,4 +1,4 @@
-"""Training: the plan of a run, its steps, its loop, its journal."""
+"""Training: the plan of a run, its steps, its loop, its records."""
 
 from typing import TYPE_CHECKING
 
@@ -7,13 +7,13 @@ if TYPE_CHECKING:
 
 
 def train(config: "ConfigDict") -> dict:
-    """Trains one stage to its end, or goes on where an earlier call or program stopped.
+    """Trains one stage to its end, from where an earlier call or program stopped.
 
     Args:
-      config: A config of one stage, such as `lae_jax.configs.represent.get_config()`.
+      config: A config of one stage, for example `lae_jax.configs.represent.get_config()`.
 
     Returns:
-      The summary that stands in `config.workdir`/summary.json: 'stage', 'step', 'scores' and more.
+      The content of `config.workdir`/summary.json: 'stage', 'step', 'scores' and more.
 
     Raises:
       InputError: The config, the data set or the run that it starts from cannot be used.

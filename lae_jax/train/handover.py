@@ -1,4 +1,4 @@
-"""From one stage to the next: what a run starts from, whether it fits, and what of it is taken over."""
+"""From one stage to the next: load what a run starts from, check that it fits, take over its parts."""
 
 import itertools
 import logging
@@ -19,21 +19,22 @@ _COMMAND = "python -m lae_jax.main --config configs/{}.py"
 
 
 def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | None:
-    """What a fresh run starts from: a run, or weights that others trained; None: nothing.
+    """Loads what a fresh run starts from: another run, or published weights; None: scratch.
 
-    Raises InputError where the stage cannot start from it.
+    Raises:
+      InputError: The stage cannot start from it.
     """
     name = config.init_from
     if name in ("", "scratch"):
         if stage.name == "represent":
             logger.info(
-                "starts from scratch; the paper starts from stage 1 (--config.init_from=runs/pretrain), and published"
-                " weights are a start too (docs/training.md)"
+                "training starts from scratch. The paper starts from stage 1 (--config.init_from=runs/pretrain); you"
+                " can also start from published weights (docs/training.md)"
             )
         if "head" in stage.loads:
             raise InputError(
-                f"stage {stage.name} starts from a run of stage 2: set --config.init_from (made by"
-                f" {_COMMAND.format('represent')})"
+                f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
+                f" ({_COMMAND.format('represent')} makes it)"
             )
         return None
     if pretrained.is_weights(name):
@@ -41,51 +42,57 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     init = checkpoints.load_run(name, config.init_step, _COMMAND.format(stage.follows[0]))
     if init.meta["stage"] not in stage.follows:
         raise InputError(
-            f"{name} is a run of stage {init.meta['stage']}; stage {stage.name} starts from one of"
-            f" {' or '.join(stage.follows)}"
+            f"{name} is a run of stage {init.meta['stage']}, but stage {stage.name} starts from a run of stage"
+            f" {' or '.join(stage.follows)}: name one with --config.init_from"
         )
     return init
 
 
 def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
-    """A backbone from a file or the Hub, as a run would hand it over."""
+    """Loads a backbone from a file or the Hub, in the form of a run's checkpoint."""
     name = config.init_from
     if "head" in stage.loads:
         raise InputError(
-            f"{name} holds a backbone alone, and stage {stage.name} starts from a run of stage 2: set"
-            f" --config.init_from (made by {_COMMAND.format('represent')} --config.init_from={name})"
+            f"{name} holds a backbone only, but stage {stage.name} starts from a run of stage 2: set --config.init_from"
+            f" to one ({_COMMAND.format('represent')} --config.init_from={name} makes it)"
         )
     if config.init_step is not None:
-        raise InputError(f"config.init_step is {config.init_step}: it names a step of a run, and {name} is none")
+        raise InputError(f"config.init_step is {config.init_step}, but {name} is not a run and has no steps: omit it")
     weights = pretrained.read(name, config.model.name)
     if not parallel.hosts_agree(weights.sha256):
-        raise InputError(f"the hosts have different files {name}: copy one to all of them")
+        raise InputError(f"{name} differs between the hosts: copy one file to all of them")
     mean, std = (list(values) for values in weights.statistics)
     meta = {
         "model": config.model.name,
         "sha256": weights.sha256,
         "config": {"model": {"name": config.model.name}, "data": {"mean": mean, "std": std}},
     }
-    logger.info("%s: mean and std of its images %s", weights.source, weights.told)
+    logger.info("%s: mean and std of the images %s", weights.source, weights.told)
     variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
     return checkpoints.Checkpoint(weights.source, None, variables, meta)
 
 
 def with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> ConfigDict:
-    """The config with data.mean and data.std settled: with data.normalize 'weights' those that the backbone knows.
+    """Returns the config with data.mean and data.std settled.
+
+    With data.normalize 'weights' they are those that the backbone was trained with.
 
     Args:
-      trained: meta of what is started from, or gone on with.
-      tell: log where the weights' differ from the run's, or from the paper's.
+      config: The config.
+      trained: Meta of the checkpoint that the run starts from or resumes.
+      tell: Log if the statistics of the weights differ from those of the run or of the paper.
+
+    Raises:
+      InputError: data.normalize has another value, or is 'weights' and there are no weights.
     """
     choice = config.data.normalize
     if choice not in ("", "weights"):
-        raise InputError(f"config.data.normalize is {choice!r}: '' (data.mean and data.std) or 'weights'")
+        raise InputError(f"config.data.normalize is {choice!r}: set it to '' (data.mean and data.std) or 'weights'")
     if trained is None:
         if choice:
             raise InputError(
-                "config.data.normalize=weights follows what the weights of config.init_from were trained with, and none"
-                " are named: name some, or leave it out"
+                "config.data.normalize=weights takes mean and std from the weights of config.init_from, and none are"
+                " named: set --config.init_from, or omit --config.data.normalize"
             )
         return config
     known, used = ((data["mean"], data["std"]) for data in (trained["config"]["data"], fields.as_json(config)["data"]))
@@ -96,12 +103,14 @@ def with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> Con
         return config
     if not choice and not _close(known, used):
         logger.warning(
-            "the weights were trained on images of mean %s, std %s, this run takes %s, %s:"
-            " --config.data.normalize=weights follows the weights",
+            "the weights were trained on images of mean %s and std %s, but this run uses mean %s and std %s. To use"
+            " those of the weights, set --config.data.normalize=weights",
             *map(_short, (*known, *used)),
         )
     elif not _close(known, naming.IMAGENET):
-        logger.info("mean %s and std %s of the images are the weights', not the paper's", *map(_short, known))
+        logger.info(
+            "mean %s and std %s of the images come from the weights and differ from the paper's", *map(_short, known)
+        )
     return config
 
 
@@ -110,43 +119,62 @@ def _short(values) -> list[float]:
 
 
 def _close(a, b) -> bool:
-    """Whether mean and std are the same to four digits, as they are published."""
+    """Whether mean and std agree to four digits, the precision in which they are published."""
     return all(abs(x - y) < 1e-4 for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True))
 
 
 def check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpoint) -> None:
-    """A backbone must be the model's, and a head is only right for the features that it was trained on."""
+    """Checks that the backbone is that of the model, and that the head was trained on the same features.
+
+    Raises:
+      InputError: A field of the config differs from that of the run it starts from.
+    """
     names = ("model.name",) + _SAME_FEATURES * ("head" in stage.loads)
     names += ("model.hidden",) * ("head" in stage.loads and not config.reinit_head)
     before, now = (fields.flat(fields.as_json(c)) for c in (fields.from_json(init.meta["config"]), config))
     differing = [field for field in names if before[field] != now[field]]
     if differing:
-        told = ", ".join(f"{field} {before[field]!r} and not {now[field]!r}" for field in differing)
+        told = "; ".join(f"{field} {before[field]!r}, not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
-        raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another init_from")
+        raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another --config.init_from")
 
 
 def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpoint | None) -> dict:
-    """The validation scores that are constants of the loss: of `mae_from`, else of the run that is started from."""
+    """Returns the validation scores that are loss constants, of `mae_from`, or else of the run that it starts from.
+
+    Raises:
+      InputError: That run is not of stage 2, or has no such scores.
+    """
     if not stage.needs:
         return {}
     source = checkpoints.load_run(config.mae_from, None, _COMMAND.format("represent")) if config.mae_from else init
     if source.meta["stage"] != "represent":
-        raise InputError(f"{source.workdir} is a run of stage {source.meta['stage']}; mae comes from stage represent")
+        raise InputError(
+            f"{source.workdir} is a run of stage {source.meta['stage']}, but mae comes from stage represent:"
+            " name a run of that stage with --config.mae_from"
+        )
     scores = source.meta["scores"] or {}
     missing = [name for name in stage.needs if scores.get(name) is None]
     if missing:
         raise InputError(
-            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, since it was trained without"
-            " a validation split: name a run of stage represent that has one with --config.mae_from"
+            f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, because it was trained"
+            " without a validation split: with --config.mae_from, name a run of stage represent that has one"
         )
     return {name: scores[name] for name in stage.needs}
 
 
 def take_over(fresh: dict, checkpoint: checkpoints.Checkpoint, parts: tuple[str, ...]) -> dict:
-    """`fresh` variables with the `parts` ('backbone', 'head') of a checkpoint; logs what was loaded and what made new.
+    """Returns `fresh` variables with parts of a checkpoint, and logs which parts were loaded and which are new.
 
-    Lenient about heads: one of another shape is made new. Raises InputError if a backbone leaf does not fit.
+    A head of another shape is not loaded.
+
+    Args:
+      fresh: The variables of a new model.
+      checkpoint: The checkpoint.
+      parts: 'backbone' and 'head', or one of them.
+
+    Raises:
+      InputError: An array of the backbone does not fit.
     """
     result = {name: dict(tree) for name, tree in fresh.items()}
     loaded, new = [], []
@@ -169,7 +197,7 @@ def take_over(fresh: dict, checkpoint: checkpoints.Checkpoint, parts: tuple[str,
         else:
             new.append(part)
     logger.info(
-        "from %s%s: loaded %s; made new %s",
+        "from %s%s: loaded %s; initialised %s",
         checkpoint.workdir,
         "" if checkpoint.step is None else f" step {checkpoint.step}",
         ", ".join(loaded) or "nothing",

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: `metrics.jsonl`, `divergence.jsonl`, TensorBoard events, the progress text."""
+"""The records of a run: `metrics.jsonl`, `divergence.jsonl`, TensorBoard events, the text of the progress line."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ logger = logging.getLogger("lae_jax")
 
 
 class Lines:
-    """A file of JSON lines that goes on after step `start`: lines of later steps, of a try that was not saved, are cut.
+    """A file of JSON lines, continued after step `start`: lines of later steps, which were not saved, are removed.
 
-    Nothing can be appended to a file in a bucket: there the lines are kept and written whole by `publish`.
+    A file in a bucket cannot be appended to: its lines are kept in memory, and `publish` writes the whole file.
     """
 
     def __init__(self, path: epath.Path, start: int):
         self._path = path
-        # A line that a kill cut short has no end.
+        # A line that a kill interrupted has no end.
         lines = path.read_text().splitlines() if path.exists() else []
         self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
@@ -36,7 +36,11 @@ class Lines:
             files.write_text(path, "".join(self._lines))
 
     def append(self, row: Mapping) -> None:
-        """Raises SaveFailed, since what has no room here has none in a checkpoint."""
+        """Appends a line.
+
+        Raises:
+          SaveFailed: It cannot be written; a checkpoint would not have room either.
+        """
         line = json.dumps(row) + "\n"
         if files.is_remote(self._path):
             self._lines.append(line)
@@ -46,21 +50,25 @@ class Lines:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise SaveFailed(f"{self._path} could not be written ({error}): make room and start again") from error
+            raise SaveFailed(
+                f"{self._path} could not be written ({error}): make room and start the run again"
+            ) from error
 
     def publish(self) -> None:
+        """Writes a file in a bucket; does nothing for other files."""
         if self._lines and files.is_remote(self._path):
             self._path.write_text("".join(self._lines))
 
     def close(self) -> None:
+        """Closes the file."""
         if self._file is not None:
             self._file.close()
 
 
 def told(scores: Mapping) -> str:
-    """An evaluation's scores in a line."""
+    """Returns the scores of an evaluation as a line of text."""
     shown = {name: value for name, value in scores.items() if isinstance(value, float)}
-    if shown.get("mmae") == shown.get("mean_group_mae"):  # all groups are there
+    if shown.get("mmae") == shown.get("mean_group_mae"):  # no group is empty
         shown.pop("mean_group_mae", None)
     return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
@@ -68,7 +76,7 @@ def told(scores: Mapping) -> str:
 class Journal:
     """Averages over `log_steps` steps: loss, learning rate, images/s, share of the time spent waiting for data.
 
-    On the first host alone (`active`) anything is written. Lines of steps after `start` are cut off.
+    Only the first host (`active`) writes. Lines of steps after `start` are removed.
     """
 
     def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
@@ -100,7 +108,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Of all starts of the run."""
+        """Seconds of all starts of the run."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def _reset(self) -> None:
@@ -108,15 +116,15 @@ class Journal:
         self._begun = time.perf_counter()
 
     def waited(self, seconds: float) -> None:
-        """Counts time in which the device had no batch."""
+        """Counts seconds in which the device had no batch."""
         self._waiting += seconds
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step number `step` (from 1); the optimiser does not count skipped steps."""
+        """Returns the learning rate of step number `step` (from 1); the optimiser does not count skipped steps."""
         return float(self._schedule.learning_rate(step - 1 - self.skipped_steps))
 
     def stepped(self, step: int, metrics: Mapping) -> str:
-        """Takes a step's metrics, a skipped one's after `skipped_step`; text for the progress line if there is new."""
+        """Adds a step's metrics, after `skipped_step` if skipped; returns new text for the progress line, or ''."""
         loss, weight = (float(value) for value in metrics["loss"])
         if not metrics["skipped"]:
             self._loss, self._weight = self._loss + loss, self._weight + weight
@@ -142,7 +150,7 @@ class Journal:
         )
 
     def skipped_step(self, step: int, metrics: Mapping, names: Sequence[str]) -> None:
-        """Writes down a step whose loss or gradients were not finite, with the names of its global batch's rows."""
+        """Records a step whose loss or gradients were not finite, with the names of its global batch's rows."""
         loss, weight = (float(value) for value in metrics["loss"])
         row = {
             "step": step,
@@ -153,19 +161,21 @@ class Journal:
             "rows": list(names),
         }
         self.skipped_steps += 1
-        logger.warning("step %d: loss or gradients were not finite; nothing was changed (divergence.jsonl)", step)
+        logger.warning(
+            "step %d: loss or gradients were not finite, so the step was skipped (see divergence.jsonl)", step
+        )
         if self._active:
             self._divergence.append(row)
 
     def evaluated(self, step: int, scores: Mapping | None, steps_per_epoch: int) -> None:
-        """Writes an evaluation's scores; its time does not count as training."""
+        """Records the scores of an evaluation, whose time does not count as training."""
         if scores is not None:
             self._write(step, "validation", dict(scores))
             logger.info("epoch %.4g, step %d: %s", step / steps_per_epoch, step, told(scores))
         self._reset()
 
     def publish(self) -> None:
-        """Brings what is kept here for a run in a bucket there."""
+        """Uploads the records of a run in a bucket; does nothing for other runs."""
         if not self._active or not files.is_remote(self._workdir):
             return
         self._metrics.publish()

@@ -1,4 +1,4 @@
-"""The one loop that all stages share."""
+"""The training loop, which all stages share."""
 
 import functools
 import logging
@@ -24,25 +24,32 @@ from lae_jax.train.plan import Plan, make_plan, settled
 logger = logging.getLogger("lae_jax")
 
 
-_WHAT_TO_DO = "Lower config.optim.base_learning_rate or set config.optim.clip_norm, in another config.workdir"
+_WHAT_TO_DO = "Lower config.optim.base_learning_rate or set config.optim.clip_norm, with another config.workdir"
 
 
 def train(config: ConfigDict, signals: watch.Signals | None = None, profile: profiling.Steps | None = None) -> dict:
-    """Runs one stage to its end (going on where an earlier start stopped) and returns its summary.
+    """Runs one stage to its end, from where an earlier start stopped, and returns its summary.
 
-    Args: signals: that ask it to stop, without them nothing does; profile: steps to trace.
+    Args:
+      config: The config.
+      signals: Signals that ask it to stop; None: nothing stops it.
+      profile: Steps to trace.
 
-    Raises InputError for what the user can mend, Diverged after `max_skipped_steps` skipped steps in a row, Preempted
-    after a SIGTERM or SIGINT (after its first step it saved), SaveFailed, and FolderInUse.
+    Raises:
+      InputError: The config, the data set or the workdir cannot be used as it is.
+      Diverged: `max_skipped_steps` steps in a row were skipped, or the outputs of an evaluation are not finite.
+      Preempted: A SIGTERM or SIGINT came; if it came after the first step, the run is saved.
+      SaveFailed: A checkpoint or a record could not be written.
+      FolderInUse: Another process trains in the workdir.
     """
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
-        raise InputError(f"config.workdir is {config.workdir!r}: name a folder for the run, of its own")
+        raise InputError(f"config.workdir is {config.workdir!r}: name a folder that is only for the run")
     with parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
-            raise Preempted(f"{workdir} was not begun or gone on with; start it again")
-        # All hosts must go the same way, whatever the first has written by the time they look.
+            raise Preempted(f"{workdir} was not started or resumed; start it again")
+        # All hosts must decide alike, whatever the first one has written by the time they look.
         begun = parallel.from_first_host((workdir / "config.json").exists())
         done = parallel.from_first_host((workdir / "summary.json").exists())
         if begun:
@@ -51,12 +58,12 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         if done:
             summary = files.read_json(workdir / "summary.json")
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
-                logger.info("%s is done; to train anew, name another workdir or remove this one", workdir)
+                logger.info("%s is done; to train again, name another workdir or remove this one", workdir)
                 return summary
-            logger.warning("%s was done, but the checkpoint that it kept is lost: it goes on from the rest", workdir)
+            logger.warning("%s was done, but its best checkpoint is lost: it resumes from what is left", workdir)
         resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
         plan = make_plan(config, resumed)
-        config = plan.config  # with what follows from the weights settled
+        config = plan.config  # now with the statistics of the weights
         module = build.model(config, plan.stage, plan.num_outputs)
         variables = models.initialise(module, config.data.image_size, config.seed)
         if plan.init is not None:
@@ -65,14 +72,14 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
         state = steps.create_state(variables, tx)
         if not begun:
-            # Only now: a folder must not be claimed by a config that cannot run.
+            # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
         with Checkpoints(workdir, asynchronous=config.async_save) as saved:
             known = provenance.provenance(config, plan.dataset)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
                 state = saved.restore(newest, state)
-                logger.info("%s goes on after step %d", workdir, newest)
+                logger.info("%s resumes after step %d", workdir, newest)
             elif parallel.is_first_host():
                 if plan.init is not None:
                     known["init"] = {
@@ -82,7 +89,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                     }
                 files.write_json(workdir / "provenance.json", known)
             logger.info(
-                "batches of %d images, %d a device; %s an epoch, %d in all",
+                "batches of %d images, %d per device; %s per epoch, %d in total",
                 config.batch_size,
                 plan.par.per_device(config.batch_size),
                 console.counted(plan.durations.epoch, "step"),
@@ -94,7 +101,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
 
 
 class _Loop:
-    """Steps, scores and checkpoints of one run, from the state's step to the last."""
+    """Steps, evaluations and checkpoints of one run, from the state's step to the last."""
 
     def __init__(
         self,
@@ -130,6 +137,7 @@ class _Loop:
         self.has_evaluated = False
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Returns this host's part of the batches after step `start`."""
         plan, config = self.plan, self.plan.config
         return pipeline.train_batches(
             plan.dataset,
@@ -145,6 +153,7 @@ class _Loop:
         )
 
     def run(self, state: steps.TrainState) -> dict:
+        """Trains to the last step and returns the summary."""
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
@@ -166,7 +175,7 @@ class _Loop:
                 journal.waited(time.perf_counter() - waiting)
                 if number == start + 1:
                     self.watchdog.rest()  # the first step compiles
-                # The scores of the step before are fetched after this one was dispatched: the device never waits.
+                # The metrics of the step before are fetched after this step is dispatched: the device never waits.
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
                 dispatched["stop"] = self.any_host(self.signals.asked)
@@ -188,14 +197,14 @@ class _Loop:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
                     raise Preempted(
-                        f"{plan.workdir} is saved at step {number} of {plan.durations.total}; start it again"
+                        f"{plan.workdir} is saved at step {number} of {plan.durations.total}; to resume, start it again"
                     )
             self.saved.wait()
             return self._summary(journal)
 
     def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
-        """Fetches a step's metrics and writes them down; whether a host was asked to stop."""
-        metrics = jax.device_get(dispatched)  # all of them in one go
+        """Fetches and records the metrics of a step; returns whether a host was asked to stop."""
+        metrics = jax.device_get(dispatched)  # one transfer for all
         self.watchdog.beat()
         self.trace.end(number)
         if metrics["skipped"]:
@@ -215,7 +224,7 @@ class _Loop:
         return bool(metrics["stop"])
 
     def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
-        """Scores of the validation split; None without one."""
+        """Returns the scores of the validation split, None without one."""
         plan = self.plan
         if plan.validation is None:
             return None
@@ -243,6 +252,7 @@ class _Loop:
         return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
 
     def save(self, state: steps.TrainState, number: int, scores: stages.Scores | None) -> None:
+        """Saves a checkpoint of step `number`."""
         plan = self.plan
         self.saved.save(
             state,

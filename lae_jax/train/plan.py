@@ -1,4 +1,4 @@
-"""What a run will do, checked and settled before its first step."""
+"""The plan of a run: all that is checked and settled before its first step."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ logger = logging.getLogger("lae_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """In steps."""
+    """Durations in steps."""
 
     epoch: int
     total: int
@@ -31,16 +31,16 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a run and those before it were trained on; it stands in checkpoints and reports."""
+    """Training data of a run and of the runs before it, for checkpoints and reports."""
 
-    trained_on: list[dict]  # the splits that they learnt from
-    leaks: list[dict]  # that it is trained with
+    trained_on: list[dict]  # the splits that they were trained on
+    leaks: list[dict]  # leaks that the run is trained with
     identities: dict | None  # hashed people that its backbone was pre-trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All of a run that is settled before its first step."""
+    """All that is settled before the first step of a run."""
 
     config: ConfigDict
     stage: stages.Stage
@@ -51,21 +51,23 @@ class Plan:
     order: sampling.Order  # of positions in `training`
     num_outputs: int
     durations: Durations
-    constants: dict  # what the loss is given beside outputs and targets
+    constants: dict  # the loss constants: arguments of the loss besides outputs and targets
     history: History
-    init: checkpoints.Checkpoint | None  # what a fresh run starts from; None when an earlier start is gone on with
+    init: checkpoints.Checkpoint | None  # what a fresh run starts from; None if the run resumes
 
     @property
     def workdir(self) -> epath.Path:
+        """The workdir of the run."""
         return epath.Path(self.config.workdir)
 
     @functools.cached_property
     def selected_by(self) -> str | None:
-        """The score that the kept checkpoint minimises; None: the newest is kept."""
+        """The score that the kept checkpoint minimises; None: the newest checkpoint is kept."""
         return None if self.validation is None else self.stage.select(self.validation.targets)
 
     @functools.cached_property
     def schedule(self) -> build.Schedules:
+        """The schedules of learning rate and momentum."""
         return build.schedules(self.config, self.durations.epoch, self.durations.total)
 
 
@@ -85,7 +87,7 @@ _BOUNDS = {
 
 
 def settled(config: ConfigDict) -> ConfigDict:
-    """The config with what follows from its method: a new head, a hidden layer. It may be settled already."""
+    """Returns the config with the fields that its method implies: a new head, a hidden layer. Repeating is harmless."""
     if config.stage != "classify":
         return config
     method = methods.get(config.classify.method)
@@ -97,9 +99,14 @@ def settled(config: ConfigDict) -> ConfigDict:
 
 
 def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
-    """Checks everything that can be checked before work begins. Raises InputError that says what to do.
+    """Checks everything that can be checked before the first step, and returns the plan.
 
-    Args: resumed: meta of the run's own newest checkpoint, where there is one; it then needs no other run.
+    Args:
+      config: The config.
+      resumed: Meta of the run's newest checkpoint, if there is one; the run then needs no other run.
+
+    Raises:
+      InputError: A check failed.
     """
     config = settled(config)
     c = config.classify
@@ -118,7 +125,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     training, num_outputs = _training(config, dataset, stage)
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
-            f"{config.workdir} was begun with {resumed['num_outputs']} outputs, {dataset.path} asks for {num_outputs}"
+            f"{config.workdir} was started with {resumed['num_outputs']} outputs, but {dataset.path} needs"
+            f" {num_outputs}: choose another --config.workdir"
         )
     if stage.target == "age":
         constants = {**constants, **method_losses.of_training(metrics.age_class(training.targets), num_outputs)}
@@ -145,13 +153,13 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         ),
         init=init,
     )
-    # Wrong ones are told now and not after an epoch.
+    # Wrong values must fail now and not after an epoch.
     _ = plan.selected_by, plan.schedule, inputs.augmentation(config)
     return plan
 
 
 def _training(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> tuple[inputs.Examples, int]:
-    """The training examples, with targets that the loss takes, and the model's number of outputs."""
+    """Returns the training examples, with targets for the loss, and the model's number of outputs."""
     training = inputs.examples(dataset, inputs.split_name(config, config.data.train), stage)
     if stage.target == "identity":
         classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
@@ -173,46 +181,52 @@ def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
             )
     if par.per_device(config.batch_size) % config.accumulate:
         raise InputError(
-            f"accumulate {config.accumulate} does not divide the {par.per_device(config.batch_size)} images of a device"
+            f"config.accumulate {config.accumulate} does not divide the {par.per_device(config.batch_size)} images of a"
+            " device: choose a divisor"
         )
     par.per_device(config.eval_batch_size)
 
 
 def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage, init, resumed) -> None:
-    """The data must be the same on all hosts, what the run began with, and what a model that is taken whole saw."""
+    """Checks that all hosts, earlier starts, and the run whose head is loaded have the same data set."""
     if not parallel.hosts_agree(dataset.hash):
         raise InputError(
-            f"the hosts have different data sets in {dataset.path} (here {dataset.hash[:12]}): copy it to all of them"
+            f"{dataset.path} differs between the hosts (its hash here is {dataset.hash[:12]}): copy one data set to"
+            " all of them"
         )
     if resumed and (differing := fields.differences(resumed["config"], fields.as_json(config))):
-        raise InputError(f"the checkpoint in {config.workdir} is of another config: {'; '.join(differing)}")
+        raise InputError(
+            f"the checkpoint in {config.workdir} has another config ({'; '.join(differing)}): use that config, or"
+            " choose another --config.workdir"
+        )
     if resumed and resumed["data_hash"] != dataset.hash:
         raise InputError(
-            f"{dataset.path} is not the data set that {config.workdir} was begun with: its hash is {dataset.hash[:12]},"
-            f" that of the checkpoint {resumed['data_hash'][:12]}; restore it, or choose another --config.workdir"
+            f"{dataset.path} is not the data set that {config.workdir} was started with: its hash is"
+            f" {dataset.hash[:12]}, the checkpoint's is {resumed['data_hash'][:12]}. Restore the data set, or choose"
+            " another --config.workdir"
         )
     if init is None:
         return
     if "head" not in stage.loads:
         if told := agreement.other_crops(init, dataset):
-            logger.warning("%s: its features may fit less well", told)
+            logger.warning("%s: the backbone's features may fit it less well", told)
         return
     agreement.require_same_crops(init, dataset)
     if agreement.was_prepared_again(init, dataset):
         raise InputError(
-            f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold what"
-            " that run trained on: train that run again, or restore the data set"
+            f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold"
+            " training images of that run: train that run again, or restore the data set"
         )
 
 
 def _order(config: ConfigDict, stage: stages.Stage, targets: np.ndarray) -> sampling.Order:
-    """The stage's order of the training examples."""
+    """Returns the stage's order of the training examples."""
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
     classes = metrics.age_class(targets)
     absent = sorted({*range(1, 82)} - {*classes.tolist()})
     if absent:
-        logger.info("ages without an image, which the class-balanced order leaves out: %s", absent)
+        logger.info("the class-balanced order omits these ages, which have no image: %s", absent)
     if not 0 <= config.data.power <= 1:
         raise InputError(f"config.data.power is {config.data.power}: it must be from 0 to 1")
     return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power)

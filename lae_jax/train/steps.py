@@ -1,4 +1,4 @@
-"""The training step: a pure function, to be mapped over devices by `parallel`."""
+"""The training step: a pure function that `parallel` maps over devices."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ from lae_jax.stages import Stage, mixing
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a run carries from step to step. `params` and `batch_stats` have the top keys backbone and head."""
+    """All that passes from step to step; `params` and `batch_stats` have the top keys backbone and head."""
 
-    step: jax.Array  # () int32: batches seen, those of skipped steps too; names the next batch
+    step: jax.Array  # () int32: batches so far, with those of skipped steps; index of the next batch
     skipped_steps: jax.Array  # () int32: skipped steps in a row
     params: dict
     batch_stats: dict
@@ -26,7 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainState:
-    """The state of step 0 of a model's variables; numpy arrays where they are."""
+    """Returns the state of step 0 with a model's variables, whose numpy arrays stay numpy arrays."""
     zero = np.zeros((), np.int32)
     params = dict(variables["params"])
     return TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
@@ -34,14 +34,15 @@ def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainS
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Numbers of the step that a config sets.
+    """Values from the config that the step needs.
 
     Attributes:
       seed: Seed of dropout and stochastic depth, whose masks are functions of (seed, step, module, place in the batch).
-      dtype: Of the model.
-      mean, std: Of images in [0, 1].
-      accumulate: A shard is taken in so many parts, one after the other, and their gradients are averaged. BatchNorm
-        then normalises over a part (of all devices).
+      dtype: Dtype of the model's computation.
+      mean: Mean of images in [0, 1].
+      std: Standard deviation of images in [0, 1].
+      accumulate: Number of parts of a shard that are computed one after the other, and whose gradients are averaged.
+        BatchNorm then normalises over a part (of all devices).
     """
 
     seed: int
@@ -66,16 +67,16 @@ def train_step(
     Args:
       state: The state, the same on every device.
       batch: image (b, H, W, 3) uint8, target (b,).
-      stage: Its `loss`, what it `trains` (the other parameters are returned as they came), and its `mix`.
-      constants: What the loss is given beside outputs and targets.
+      stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change.
+      constants: The loss constants.
       model: The model.
       tx: The optimiser.
-      settings: Numbers from the config.
+      settings: Values from the config.
 
     Returns:
       The new state and {'loss': (sum, weight), 'grad_norm', 'skipped', 'skipped_steps'}, the same on every device.
-      After a loss or gradients that are not finite the step is skipped: parameters, statistics and optimiser are as
-      they were, and it is counted.
+      If the loss or the gradients are not finite, the step is skipped: parameters, statistics and optimiser do not
+      change, and the skipped step is counted.
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     fixed = {name: value for name, value in state.params.items() if name not in stage.trains}
@@ -101,7 +102,7 @@ def train_step(
     examples = (dict(batch), rows)
     grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, examples, settings.accumulate)
     grads = jax.lax.pmean(grads, AXIS)
-    # Without synchronised BatchNorm each device has its own statistics. What is frozen is passed on untouched.
+    # Without synchronised BatchNorm each device has its own statistics. Those of frozen parts do not change.
     moved = {name: value for name, value in batch_stats.items() if name in stage.trains}
     batch_stats = {**state.batch_stats, **jax.lax.pmean(moved, AXIS)}
     loss_sum, weight = jax.lax.psum((loss_sum, jnp.asarray(count, loss_sum.dtype)), AXIS)
@@ -114,7 +115,7 @@ def train_step(
 
 
 def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
-    """Targets and a function of the features, of one device: mixtures with partners of the global batch."""
+    """Returns the mixed targets of one device and the function that mixes its features; partners: the global batch."""
     if mix is None:
         return ages, lambda features: features
     partner, share = mix(jax.lax.all_gather(ages, AXIS, tiled=True), key)
@@ -128,9 +129,14 @@ def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):
-    """Gradients of the mean loss, the statistics after it, and the sum of the losses, of one device's examples.
+    """Returns gradients of the mean loss, the new statistics, and the sum of the losses, for one device's examples.
 
-    Args: part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats); examples: (batch, rows).
+    Args:
+      part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats).
+      trained: Parameters that train.
+      batch_stats: Statistics before the step.
+      examples: (batch, rows).
+      accumulate: Number of parts.
     """
     gradient = jax.value_and_grad(part_loss, has_aux=True)
     if accumulate == 1:
@@ -143,7 +149,7 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
         return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), None
 
     parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples)
-    # Losses are as wide as parameters.
+    # Losses have the dtype of the parameters.
     no_loss = jnp.zeros((), jnp.result_type(*jax.tree.leaves(trained)))
     start = (batch_stats, jax.tree.map(jnp.zeros_like, trained), no_loss)
     (batch_stats, grads, loss_sum), _ = jax.lax.scan(add_part, start, parts)
@@ -153,12 +159,10 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
 def _update(
     state: TrainState, grads: dict, batch_stats: dict, tx: optax.GradientTransformation, good: jax.Array
 ) -> TrainState:
-    """The next state: of the step if it was good, else the old one with a skipped step more.
-
-    Args: grads: of the parts that train, each a top key of the parameters.
-    """
+    """Returns the next state: that of the step if it was good, else the old one with one more skipped step."""
+    # The top keys of `grads` are the parts that train.
     trained = {name: state.params[name] for name in grads}
-    # The partition wants the whole tree; set_to_zero ignores the zeros of what is frozen.
+    # The partition needs the whole tree; set_to_zero ignores the zeros of frozen parts.
     whole = {**jax.tree.map(jnp.zeros_like, state.params), **grads}
     updates, opt_state = tx.update(whole, state.opt_state, state.params)
     new_trained = optax.apply_updates(trained, {name: updates[name] for name in trained})

@@ -72,7 +72,7 @@ def test_a_picture_that_was_stored_again_in_the_other_split(faces, tmp_path, cap
         door.main([str(out)])
     assert ended.value.status == 7
     told = capsys.readouterr().out
-    assert "leak: 1 of 25 images of validation stand in train too: nearly the same picture (0.jpg, again.jpg)" in told
+    assert "leak: 1 of 25 images of validation are also in train: nearly the same picture (0.jpg, again.jpg)" in told
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -225,7 +225,7 @@ def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, c
         door.main([str(out)])
     (found,) = json.loads((out / saved.FILE).read_text())["findings"]
     assert found["kind"] == "damaged" and shard.name in found["message"] and shard.name in capsys.readouterr().out
-    with pytest.raises(InputError, match="no prepared data set"):
+    with pytest.raises(InputError, match="not a prepared data set"):
         door.main([str(tmp_path)])
     with pytest.raises(InputError, match="named twice"):
         audit.audit([out, out])
@@ -240,7 +240,7 @@ def test_prepare_ends_with_an_audit_and_does_not_fail_for_it(faces, tmp_path, ca
     told = capsys.readouterr().out
     assert "leak: 1 of 2 images of validation" in told
     # 0.jpg, whose other copy is validated on.
-    assert "0 rejected, 1 left out of the splits, being files that stand in another one (see " in told
+    assert "0 rejected, 1 omitted from the splits because another split holds the same file (see " in told
     assert saved.read(records.open_dataset(tmp_path / "out"))[1] == "read"
 
 

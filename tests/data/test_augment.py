@@ -289,9 +289,9 @@ def test_rand_augment_is_a_function_of_the_seed():
 @pytest.mark.parametrize(
     "wrong, what",
     [
-        ({"magnitude": 31}, "magnitude is 31, it must be in 0..30"),
+        ({"magnitude": 31}, "magnitude is 31: it must be in 0..30"),
         ({"magnitude": -1}, "magnitude is -1"),
-        ({"magnitude": 10, "num_levels": 10}, "magnitude is 10, it must be in 0..9"),
+        ({"magnitude": 10, "num_levels": 10}, "magnitude is 10: it must be in 0..9"),
         ({"num_ops": -2}, "num_ops is -2"),
         ({"num_levels": 1, "magnitude": 0}, "num_levels is 1"),
     ],

@@ -154,7 +154,7 @@ def test_faces_are_found_on_beam_as_in_the_plain_way(tmp_path):
 @pytest.mark.parametrize(("words", "message"), [
     (["--beam-runner", "DirectRuner"], "Unexpected pipeline runner"),
     (["--beam-runner", "DirectRunner", "--beam-option", "direct_num_worker=2"], "did you mean 'direct_num_workers'"),
-    (["--beam-runner", "DirectRunner", "--beam-option", "direct_num_workers=x"], "does not take"),
+    (["--beam-runner", "DirectRunner", "--beam-option", "direct_num_workers=x"], "does not accept"),
     (["--beam-runner", "DirectRunner", "--beam-option", "runner=FlinkRunner"], "with --beam-runner"),
     (["--beam-runner", "DirectRunner", "--out", "nowhere://faces"], "cannot be listed"),
 ])  # fmt: skip

@@ -55,12 +55,12 @@ def test_an_impossible_date_of_birth_is_refused_alone(tmp_path, born):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "no Matlab file"), (b"text", "no Matlab file"), (bytes(200), "no Matlab file"),
+    (b"", "not a Matlab file"), (b"text", "not a Matlab file"), (bytes(200), "not a Matlab file"),
     (b"\x89HDF\r\n\x1a\n" + bytes(200), "v7.3"), (b"MATLAB 7.3".ljust(124) + b"\x00\x02IM", "-v7"),
     (b"MATLAB 5.0".ljust(124) + b"\x01\x00MI", "little-endian"),
     (b"MATLAB 5.0".ljust(124) + b"\x00\x01IM", "no variable"),
     (raw_sources.imdb_mat("other"), "no variable imdb or wiki"), (raw_sources.imdb_mat(dob=np.ones((1, 4))), "equal"),
-    (raw_sources.imdb_mat(dob=raw_sources.cells(["a"] * 5)), "dob is not of numbers"),
+    (raw_sources.imdb_mat(dob=raw_sources.cells(["a"] * 5)), "dob does not hold numbers"),
     (raw_sources.imdb_mat()[:-9], "cut off"), (raw_sources.imdb_mat(gender=np.ones((5, 1, 1, 1))), "kind"),
     (raw_sources.imdb_mat(gender=np.ones((1, 5), complex)), "neither numbers"),
     (raw_sources.imdb_mat(name=raw_sources.cells([raw_sources.cells([raw_sources.cells(["x"])])] * 5)), "too deep"),

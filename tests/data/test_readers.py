@@ -147,8 +147,8 @@ def test_csv_columns_of_several_files_are_joined_by_name(tmp_path):
 
 @pytest.mark.parametrize(("line", "reason"), [
     ('"a\nb.jpg",3,', "control character"), ("a\x1b[2J.jpg,3,", "control character"), ("a\0.jpg,3,", "control"),
-    ("a.jpg,3,,too,many", "5 fields"), ("a.jpg,1_0,", "no number"), ("a.jpg,inf,", "outside"),
-    ("a" * 4097 + ",3,", "more than 4,096"), ("a.jpg,3," + "x" * 65537, "field of more than"),
+    ("a.jpg,3,,too,many", "5 fields"), ("a.jpg,1_0,", "not a number"), ("a.jpg,inf,", "outside"),
+    ("a" * 4097 + ",3,", "more than 4,096"), ("a.jpg,3," + "x" * 65537, "field has more than"),
 ])  # fmt: skip
 def test_a_csv_line_that_cannot_be_kept_is_refused_alone(tmp_path, line, reason):
     (tmp_path / "faces.csv").write_text(f"path,age,camera\n{line}\nb.jpg,4,\n")
@@ -196,7 +196,8 @@ def test_a_shard_is_sent_with_its_own_rows(tmp_path):
 
 @pytest.mark.parametrize(("name", "reason"), [
     ("../secret.jpg", "leads out"), ("link.jpg", "leads out"), ("folder/secret.jpg", "leads out"),
-    ("loop.jpg", "cannot be read"), ("pipe.jpg", "no regular file"), ("sub", "no regular file"), ("", "no regular"),
+    ("loop.jpg", "cannot be read"), ("pipe.jpg", "not a regular file"), ("sub", "not a regular file"),
+    ("", "not a regular"),
     ("/dev/zero", "leads out"), ("a\0b", "zero byte"), ("x" * 5000, "cannot be read"), ("huge.jpg", "larger than"),
 ])  # fmt: skip
 def test_a_path_that_means_harm_is_not_read(tmp_path, name, reason):
@@ -214,7 +215,7 @@ def test_a_path_that_means_harm_is_not_read(tmp_path, name, reason):
 
 
 def test_a_device_in_the_image_folder_is_not_read():
-    with pytest.raises(BadImage, match="no regular file"):
+    with pytest.raises(BadImage, match="not a regular file"):
         interface.read_inside("/dev", "zero")
 
 
@@ -237,7 +238,7 @@ def test_a_tree_with_loops_odd_names_and_closed_folders_is_walked_once(tmp_path)
     assert column(read_set, "identity") == ["anna", "anna-2", "ben", "ben"]
     reasons = dict(read_set.rejected)
     assert reasons["ben/up"] == reasons["out"] == "a link to a folder: links are not followed"
-    assert "no person's folder" in reasons["loose.jpg"]
+    assert "not in the folder of a person" in reasons["loose.jpg"]
     assert "control" in reasons["anna/line\\nbreak.jpg"] and "UTF-8" in reasons["\\udcff\\udcfe/1.jpg"]
 
 
@@ -270,7 +271,7 @@ def test_a_reader_of_folders_says_what_it_needs(tmp_path, reader):
         read(reader, tmp_path / "missing")
     with pytest.raises(InputError, match="holds no"):
         read(reader, tmp_path)
-    with pytest.raises(InputError, match="leave --images away"):
+    with pytest.raises(InputError, match="omit --images"):
         read(reader, tmp_path, images=tmp_path)
 
 

@@ -109,9 +109,9 @@ def test_an_index_that_lacks_images_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "how", "message"), [
-    ("index", lambda data: b"one\t0\n", "line 1"), ("index", lambda data: data + b"7\n", "no `key TAB"),
-    ("index", lambda data: b"1\t-4\n", "no `key"), ("index", lambda data: b"1\t" + b"9" * 60, "no `key"),
-    ("index", lambda data: data + b"1\t0\n", "key 1 stands twice"), ("property", lambda data: b"many", "property"),
+    ("index", lambda data: b"one\t0\n", "line 1"), ("index", lambda data: data + b"7\n", "not `key TAB"),
+    ("index", lambda data: b"1\t-4\n", "not `key"), ("index", lambda data: b"1\t" + b"9" * 60, "not `key"),
+    ("index", lambda data: data + b"1\t0\n", "key 1 occurs twice"), ("property", lambda data: b"many", "property"),
     ("records", lambda data: b"", "record 0"), ("records", lambda data: b"\0" * 64, "no record begins"),
     ("records", lambda data: data[:4] + b"\xff\xff\xff\x1f" + data[8:], "past the end"),
     ("records", lambda data: data[:8] + b"\xff\xff\xff\x3f" + data[12:], "labels, more than it holds"),
@@ -134,9 +134,9 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("data", "reason"), [
-    (raw_sources.MAGIC + struct.pack("<I", 1 << 29) + raw_sources.MAGIC + struct.pack("<I", 1 << 29), "disorder"),
-    (raw_sources.MAGIC + struct.pack("<I", 3 << 29), "disorder"),
-    (raw_sources.MAGIC + struct.pack("<I", 5 << 29), "disorder"),
+    (raw_sources.MAGIC + struct.pack("<I", 1 << 29) + raw_sources.MAGIC + struct.pack("<I", 1 << 29), "wrong order"),
+    (raw_sources.MAGIC + struct.pack("<I", 3 << 29), "wrong order"),
+    (raw_sources.MAGIC + struct.pack("<I", 5 << 29), "wrong order"),
     (raw_sources.MAGIC + struct.pack("<I", 1 << 29) + (raw_sources.MAGIC + struct.pack("<I", 2 << 29)) * 2000, "parts"),
     (raw_sources.MAGIC + struct.pack("<I", 1 << 29), "ends at byte"),
 ])  # fmt: skip

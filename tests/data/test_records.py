@@ -107,7 +107,7 @@ def test_started_again_after_a_kill_it_ends_the_same(source, tmp_path):
         patch.setattr(shards, "write_shard", killed)
         run(out, "--source", source, "--shards", 5)
     (out / "faces-images.array_record-00003-of-00005.incomplete").write_bytes(b"half")
-    with pytest.raises(InputError, match="not finished"):
+    with pytest.raises(InputError, match="unfinished"):
         records.open_dataset(out)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.array_record-*-of-00005")}
     assert len(kept) == 3
@@ -142,7 +142,7 @@ def test_a_command_that_found_nothing_leaves_nothing_in_the_way(source, tmp_path
     with pytest.raises(InputError, match="none of .* images can be used .*file not found.*--images"):
         run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="is a folder: name its CSV, or take --reader folders"):
+    with pytest.raises(InputError, match="is a folder: name its CSV, or use --reader folders"):
         run(tmp_path / "out", "--source", source.parent)
     run(tmp_path / "out", "--source", source)
     fewer = make_source(tmp_path / "fewer", [(f"{i}.jpg", 20 + i, f"p{i // 3}") for i in range(24)])
@@ -233,9 +233,9 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
         ("bomb.png", "5000 x 4000 pixels are more than 16,000,000"),
         ("old.jpg", "outside 0 to 100"),
         ("young.jpg", "outside 0 to 100"),
-        ("word.jpg", "no number"),
+        ("word.jpg", "not a number"),
         ("nan.jpg", "outside"),
-        ("none.jpg", "no number"),
+        ("none.jpg", "not a number"),
         ("missing.jpg", "not found"),
         ("../outside.jpg", "leads out"),
         ("/etc/hostname", "leads out"),
@@ -245,7 +245,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "is empty"), ("path,age\n", "no line below"), ("path,years\na.jpg,3\n", "no column `age`"),
-    ("age,identity\n3,p\n", "names no column"), ("path,age,age\na.jpg,3,4\n", "stands twice"),
+    ("age,identity\n3,p\n", "names no column"), ("path,age,age\na.jpg,3,4\n", "'age' twice"),
     ("a.jpg,x\n", "names no column"),
 ])  # fmt: skip
 def test_a_csv_that_cannot_be_used(tmp_path, text, message):
@@ -348,7 +348,7 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
     dataset = records.open_dataset(drawn)
     with pytest.raises(InputError, match="did you mean 'validation'"):
         dataset.rows("validaton")
-    with pytest.raises(InputError, match="no prepared data set"):
+    with pytest.raises(InputError, match="not a prepared data set"):
         records.open_dataset(tmp_path)
     with pytest.raises(InputError, match="mount"):
         records.open_dataset("gs://bucket/faces")
@@ -388,7 +388,5 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
     manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
     for other in (records.FORMAT + 1, None):
         (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
-        with pytest.raises(
-            InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"
-        ):
+        with pytest.raises(InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"):
             records.open_dataset(tmp_path / "out")

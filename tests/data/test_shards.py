@@ -81,7 +81,7 @@ def test_text_cannot_move_from_a_row_to_the_next():
 
 def test_a_shard_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "MAX_ROWS", 16)
-    with pytest.raises(InputError, match="--shards 2 for 40 images.*take 3 or more"):
+    with pytest.raises(InputError, match="--shards 2 for 40 images.*Use 3 or more"):
         shards.plan(made(ROWS), tmp_path / "out", "csv", crops.Recipe(), 2)
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,8 @@
 """Evaluating: batch size and devices change predictions by rounding alone, and files agree with each other."""
 
 import csv
+import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -11,7 +13,7 @@ import pytest
 from etils import epath
 
 from lae_jax import evaluate, metrics, stages
-from lae_jax.data import records
+from lae_jax.data import pipeline, records
 from lae_jax.evaluate import __main__ as door
 from lae_jax.evaluate import measure
 from lae_jax.evaluate import results as reporting
@@ -67,7 +69,9 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run.workdir, other, ignore=shutil.ignore_patterns("evaluation", "tensorboard"))
     shown = {"split": "test", "threshold": 18, "slices": ["split", "identity"], "spread": "width"}
-    with pytest.raises(InputError, match=r"other has no evaluation of ages yet: python -m lae_jax.evaluate"):
+    with pytest.raises(
+        InputError, match=r"other has no evaluation of ages yet: make one with python -m lae_jax.evaluate"
+    ):
         evaluate.evaluate(run.workdir, **shown, baseline=other)
     evaluate.evaluate(other, split="test")
     report, folder = evaluate.evaluate(run.workdir, **shown, show_faces=True, baseline=other)
@@ -82,15 +86,18 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     assert report["epsilon"] == pytest.approx((1 - np.exp(-((errors / 32) ** 2) / 2)).mean(), abs=1e-4)
     table = next(line for line in text.split("<tr>") if "epsilon-error" in line)
     assert table.count(f"{report['epsilon']:.3f}") == 2, "the same model has the same, also evaluated without a spread"
-    assert "Of other it is not known: evaluate with --threshold 18 there as well." in text
+    assert "For other this is unknown: evaluate with --threshold 18 there too." in text
     assert ((found.chances > 0) & (found.chances < 1)).any() and report["threshold"] == 18
     assert {*found.slices} == {"split", "identity"} and {*found.slices["split"]} == {"test"}
     with pytest.raises(InputError, match="unknown column 'sex'"):
         evaluate.evaluate(run.workdir, slices=["sex"])
-    with pytest.raises(InputError, match="column name of .* holds no numbers"):
+    with pytest.raises(InputError, match="column name of .* does not hold numbers"):
         evaluate.evaluate(run.workdir, split="test", spread="name")
     before = {*folder.parent.iterdir()}
-    with pytest.raises(InputError, match="other was not evaluated on these images: python -m .* --split validation"):
+    with pytest.raises(
+        InputError,
+        match="other was not evaluated on these images: evaluate it first with python -m .* --split validation",
+    ):
         evaluate.evaluate(run.workdir, baseline=other, flip=True)
     assert {*folder.parent.iterdir()} == before
 
@@ -135,10 +142,21 @@ def test_padding_is_dropped_by_its_number_wherever_it_stands():
     assert got.tolist() == [2.0, 3.0, 1.0]
 
 
-def test_flip_averages_with_the_mirror_image(run):
-    plain, _ = evaluate.evaluate(run.workdir, split="test")
-    flipped, folder = evaluate.evaluate(run.workdir, split="test", flip=True)
-    assert folder.name == "drawn-test-flip" and flipped["flip"] and flipped["mae"] != plain["mae"]
+def test_flip_averages_the_distribution_with_that_of_the_mirror_image(run):
+    checkpoint, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
+    rows, par = dataset.rows("test"), parallel.Parallel()
+    stage = dataclasses.replace(stages.REPRESENT, output=functools.partial(jax.nn.softmax, axis=-1))
+    forward = build.forward(run, stage, build.model(run, stage, 101), par)
+    places = pipeline.Places(len(rows), 0, len(rows))
+    (batch,) = pipeline.eval_batches(dataset, rows, inputs.augmentation(run), places=places, threads=1)
+    images, variables = batch["image"], par.place(checkpoint.variables)
+    plain, mirrored = (np.asarray(par.collect(forward(variables, x))) for x in (images, images[:, :, ::-1]))
+    flipped = measure.predict(checkpoint, split="test", flip=True).probabilities
+    # The run has learnt little, so its ages of both sides are near each other: what differs is small.
+    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, rtol=1e-3, atol=1e-8)
+    assert np.abs(flipped - plain).max() > 20 * np.abs(flipped - (plain + mirrored) / 2).max()
+    report, folder = evaluate.evaluate(run.workdir, split="test", flip=True)
+    assert folder.name == "drawn-test-flip" and report["flip"]
 
 
 def test_undefined_scores_are_told_with_the_missing_group():
@@ -154,7 +172,7 @@ def test_wrong_calls_say_what_there_is(run, tmp_path):
         evaluate.evaluate(run.workdir, split="nothing")
     with pytest.raises(InputError, match=r"no checkpoint of step 77, only \[3\]"):
         evaluate.evaluate(run.workdir, step=77)
-    with pytest.raises(InputError, match="no prepared data set"):
+    with pytest.raises(InputError, match="not a prepared data set"):
         evaluate.evaluate(run.workdir, tmp_path)
 
 
@@ -167,10 +185,10 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     words = ["--run", run.workdir, "--data", str(other), "--split", "test"]
     with pytest.raises(
         InputError,
-        match=r"cut is unknown, there; align eyes.*, here\): .* with --align none, or say --allow-other-crop",
+        match=r"there: ready crops.*; here: align eyes.*\): .* with --align none, or pass --allow-other-crop",
     ):
         door.main(words)
     door.main([*words, "--allow-other-crop"])
-    assert "cut otherwise" in capsys.readouterr().out
+    assert "cut in another way" in capsys.readouterr().out
     report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
     assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]

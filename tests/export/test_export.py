@@ -167,7 +167,7 @@ def test_predict_takes_an_export(exported, tmp_path):
     assert row["age"] == pytest.approx(age, abs=1e-4)
     np.testing.assert_allclose(row["distribution"], distribution, atol=1e-6)
     for more in (["--step", "3"], ["--flip"]):
-        with pytest.raises(InputError, match="is an export, whose step and flip are settled"):
+        with pytest.raises(InputError, match="is an export, whose step and flip are fixed"):
             door.main([*words, *more])
 
 
@@ -194,7 +194,7 @@ def test_an_export_says_what_it_is(run, exported, drawn):
         assert words in card, words
     unnamed, data = {**test, "same_people_on_both_sides": None}, {"path": "p", "hash": "h", "protocol": "identity"}
     nobody = model_card.write(content, checkpoints.load_run(run).meta, [], [unnamed], data)
-    assert "whom it was trained on: unknown, since nobody says who they are" in nobody
+    assert "whom it was trained on: unknown, because the data has no identities" in nobody
     assert "not split by identity" not in nobody
     # An evaluation of the validation split counted its people; and the only checkpoint was not chosen.
     counted = {**test, "split": "validation", "same_people_on_both_sides": 0}
@@ -242,7 +242,7 @@ def test_ages_that_are_not_numbers_are_a_difference(run, tmp_path, monkeypatch):
 
 def test_drawn_faces_stand_in_for_a_data_set_that_is_gone(run, monkeypatch, caplog):
     def gone(*_):
-        raise InputError("data/faces is no prepared data set")
+        raise InputError("data/faces is not a prepared data set")
 
     monkeypatch.setattr(records, "open_dataset", gone)
     crops = convert.crops_of(checkpoints.load_run(run))
@@ -298,8 +298,8 @@ def flip_a_byte(path):
     (lambda p: (p / "more.so").write_bytes(b"x"), "more.so does not belong there"),
     (lambda p: (p / "export.json").unlink(), "has no export.json: it was not finished"),
     (lambda p: (p / "export.json").write_text("{"), "export.json is damaged"),
-    (lambda p: (p / "export.json").write_text("[]"), "export.json is damaged or of another program"),
-    (lambda p: (p / "export.json").write_text('{"name": "x"}'), "export.json is damaged or of another program"),
+    (lambda p: (p / "export.json").write_text("[]"), "export.json is damaged or was written by another program"),
+    (lambda p: (p / "export.json").write_text('{"name": "x"}'), "export.json is damaged or was written by another"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_named(copy, damage, message):
     damage(copy)
@@ -310,9 +310,9 @@ def test_a_damaged_folder_is_named(copy, damage, message):
 
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("format", "pickle", "unknown format 'pickle'"),
-    ("version", 2, "version 2, and not 1"),
+    ("version", 2, "version 2, not 1"),
     ("input.image_size", 32, r"its model takes uint8 \(None, 24, 24, 3\)"),
-    ("input", None, "damaged or of another program"),
+    ("input", None, "damaged or was written by another program"),
     ("temperature", float("inf"), "damaged"),
     ("temperature", 0, "temperature 0"),
     ("format", "saved_model", "its saved_model cannot be read here"),
@@ -363,7 +363,7 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
 def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         convert.export(run, "stablehlo", tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     with pytest.raises(InputError, match="export to a local disk"):
@@ -375,6 +375,6 @@ def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch)
     checkpoint = checkpoints.load_run(run)
     other = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "stage": "pretrain"})
     monkeypatch.setattr(checkpoints, "load_run", lambda *_: other)
-    with pytest.raises(InputError, match="is a run of stage pretrain, which estimates no ages"):
+    with pytest.raises(InputError, match="is a run of stage pretrain, which does not estimate ages"):
         convert.export(run, "stablehlo", tmp_path / "out")
     assert not (tmp_path / "out").exists()

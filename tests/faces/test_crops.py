@@ -61,7 +61,7 @@ def test_the_face_in_the_centre_or_all_of_them(photographs, tmp_path):
     assert every.column("name").tolist() == ["scene.jpg", "scene.jpg#2", "one.png"]
     assert every.column("source_row").tolist() == [0, 0, 1] and every.column("age").tolist() == [30, 30, 32]
     assert every.column("faces").tolist() == [2, 2, 1]
-    for dataset, count, told in ((centre, 1, "one was taken, and whether"), (every, 2, "all have its age")):
+    for dataset, count, told in ((centre, 1, "one was taken, and it may"), (every, 2, "all have its age")):
         assert dataset.manifest["several_faces"] == 1
         (report,) = saved.run([dataset.path])
         (found,) = [finding for finding in report["findings"] if finding["kind"] == "several_faces"]
@@ -123,7 +123,7 @@ def test_a_contract_gives_its_recipe_again():
     assert crops.Recipe.of_contract(recipe.contract(), faces="all") == crops.Recipe("landmarks", 200, 0.3, 90, "all")
     with pytest.raises(InputError, match="ready crops"):
         crops.Recipe.of_contract(crops.UNKNOWN)
-    with pytest.raises(InputError, match=r"otherwise than .* \((.* there and .* here)+\): install"):
+    with pytest.raises(InputError, match=r"differently from .* \((.* there and .* here)+\): install"):
         crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"})
     assert crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"}, allow_other=True) == recipe
 
@@ -133,9 +133,7 @@ def test_of_two_contracts_the_fields_that_differ_are_told_and_what_to_do():
     assert crops.differing(there, here) == "margin 0.3 there and 0.1 here"
     assert crops.how_to_cut_alike(there, here) == "prepare the data with --margin 0.3"
     assert "mtcnn 0.1 there and mtcnn 1.0.0 here" in crops.differing({**there, "detector": "mtcnn 0.1"}, there)
-    assert crops.differing(crops.UNKNOWN, here).startswith(
-        "ready crops, and how they were cut is unknown, there; align"
-    )
+    assert crops.differing(crops.UNKNOWN, here).startswith("there: ready crops, cut in an unknown way; here: align")
     assert "--align none" in crops.how_to_cut_alike(crops.UNKNOWN, here)
     assert "from photographs" in crops.how_to_cut_alike(there, crops.UNKNOWN)
 

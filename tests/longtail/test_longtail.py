@@ -131,7 +131,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds"),
-        (["--like", "RUNS/represent"], "is no run of LAE's stage 3"),
+        (["--like", "RUNS/represent"], "is not a run of LAE's stage 3"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
         (["--run", "RUNS/nothing"], "holds no run"),
     ],
@@ -163,9 +163,9 @@ class _Fold:
 def test_folds_need_a_run_for_each():
     trials.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
     for folds in ([None], [0, 1], [0, 0, 1, 2]):
-        with pytest.raises(InputError, match="One backbone for all folds"):
+        with pytest.raises(InputError, match="A single backbone for all folds"):
             trials.check_folds([_Fold(fold) for fold in folds], True)
-    with pytest.raises(InputError, match="say --by-fold"):
+    with pytest.raises(InputError, match="set --by-fold"):
         trials.check_folds([_Fold(0), _Fold(1)], False)
 
 
@@ -189,9 +189,9 @@ def test_validation_chooses_and_test_is_only_told():
     assert summaries.choose(tries, "lowest MAE") is tries[1]
     assert summaries.best_of_each(tries) == tries[:2]
     told = summaries.sentence(tries, "lowest MAE")
-    assert "take lae_power, power 0.25 (base_learning_rate 1): from validation MAE 4.00 ± 0.00 is expected" in told
+    assert "use lae_power, power 0.25 (base_learning_rate 1): its expected MAE (from validation) is 4.00 ± 0.00" in told
     assert "; on test MAE 9.10 ± 0.14" in told
-    assert "Against lae on test: MAE +5.00 (+5.00 to +5.00), sigma +0.00 (" in told
+    assert "Difference to lae on test: MAE +5.00 (+5.00 to +5.00), sigma +0.00 (" in told
 
 
 def made(name, error, of_children, of_test=None):
@@ -211,9 +211,9 @@ def made(name, error, of_children, of_test=None):
 def test_an_improvement_is_worse_in_nothing():
     lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.0, 6.0), made("inverse", 5.0, 5.0)
     told = summaries.improvement([lae, even, dear])
-    assert "is expected of crt" in told and told.count(", lower") == 2
+    assert "crt has the lowest expected MAE + sigma" in told and told.count(", lower") == 2
     assert "No method is expected" in summaries.improvement([lae, dear])
-    assert "is not known" in summaries.improvement([even, dear])
+    assert "It is unknown" in summaries.improvement([even, dear])
 
 
 def test_the_choice_is_for_the_groups_of_the_test_split():
@@ -245,7 +245,7 @@ def test_an_undefined_aim_is_said():
     report = [metrics.age_report(ages, ages)]
     one = trials.Try(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
     assert "no image of age 1-10" in summaries.sentence([one], "lowest sigma")
-    assert "take lae" in summaries.sentence([one], "lowest MAE")
+    assert "use lae" in summaries.sentence([one], "lowest MAE")
 
 
 def test_head_groups_have_an_equal_share_or_more():
@@ -256,14 +256,14 @@ def test_head_groups_have_an_equal_share_or_more():
 @pytest.mark.parametrize(
     "method, setting, power, told",
     [
-        ("stage2", None, 0.0, "not run on images"),
-        ("routing", 0.4, 0.0, "not run on images"),
-        ("lws", None, 0.0, "not run on images"),
-        ("feature_calibration", None, 0.0, "not run on images"),
+        ("stage2", None, 0.0, "works on features only"),
+        ("routing", 0.4, 0.0, "works on features only"),
+        ("lws", None, 0.0, "works on features only"),
+        ("feature_calibration", None, 0.0, "works on features only"),
         ("effective_number", None, 0.0, "needs a beta"),
         ("balanced_softmax", 0.5, 0.0, "has no setting"),
         ("lae_power", 0.5, 0.0, "config.data.power"),
-        ("balanced_softmax", None, 0.5, "leave out --config.data.power"),
+        ("balanced_softmax", None, 0.5, "omit --config.data.power"),
         ("lea", None, 0.0, "unknown method"),
     ],
 )
@@ -296,6 +296,6 @@ def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
 
 
 def test_a_method_of_another_stage_is_refused_and_lae_is_stage_3_itself():
-    with pytest.raises(InputError, match="of stage classify"):
+    with pytest.raises(InputError, match="to stage classify"):
         stages.with_method(stages.REPRESENT, "crt", None, 0.0)
     assert stages.with_method(stages.CLASSIFY, "lae", None, 0.5).order == stages.CLASSIFY.order

@@ -80,6 +80,7 @@ def hub(weights, monkeypatch, tmp_path):
         "other/bare": {"model.safetensors": weights},
         "other/pickle": {"pytorch_model.bin": b"\x80\x02."},
         "timm/resnet50.a1_in1k": {"model.safetensors": weights, "config.json": b'{"architecture": "resnet50"}'},
+        "other/nan": {"model.safetensors": weights, "config.json": b'{"mean": [1, NaN, 1], "std": [1, 1, 1]}'},
         "other/odd": {"model.safetensors": weights, "config.json": b'{"pretrained_cfg": {"mean": "x", "std": [0]}}'},
     }
     monkeypatch.setattr(Hub, "files", files)
@@ -129,6 +130,7 @@ def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):
     ("hf:timm/resnet18.a1_in1k@v9", "the repository has no revision v9"),
     ("hf:other/pickle", "no model.safetensors \\(pytorch_model.bin is a pickle"),
     ("hf:timm/resnet50.a1_in1k", "is timm's resnet50, and resnet18 is resnet18"),
+    ("hf:other/nan", "config.json gives no mean and std of three channels"),
     ("hf:other/odd", "config.json gives no mean and std of three channels"),
     ("hf:resnet18", "is hf:owner/name or hf:owner/name@revision"),
     ("hf:../..@/etc/passwd", "could not be fetched"),

@@ -200,7 +200,7 @@ def test_a_calibration_travels_with_the_run(folder):
     ([], "name photographs"),
     (["a.jpg", "--interval", "1"], "interval is 1.0: it must lie between 0 and 1"),
     (["a.jpg", "--threshold", "200"], "threshold is 200.0: it must be an age from 0 to 100"),
-    (["a.jpg", "--out", "ages.txt"], "ends in .csv or .jsonl"),
+    (["a.jpg", "--out", "ages.txt"], "must end in .csv or .jsonl"),
     (["a.jpg", "--distribution"], "needs --out NAME.jsonl"),
     (["--contest", "a.csv"], "needs --out FILE.csv"),
     (["a.jpg", "--aligned", "--draw", "d"], "omit --aligned"),
@@ -211,15 +211,15 @@ def test_wrong_flags(words, message):
 
 
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
-    with pytest.raises(InputError, match=r"\*.webp: no file has such a name"):
+    with pytest.raises(InputError, match=r"\*.webp: no file matches"):
         door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
-    with pytest.raises(InputError, match=f"^{tmp_path}: no image there"):
+    with pytest.raises(InputError, match=f"^{tmp_path}: no image found"):
         door.main(["--run", str(folder / "run"), str(tmp_path)])
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):
     (tmp_path / "list.csv").write_text("photo;years\n1.png;3\n")
-    with pytest.raises(InputError, match=r"'photo;years' names no column path\|file\|.* commas, not semicolons"):
+    with pytest.raises(InputError, match=r"'photo;years' has no column path\|file\|.* commas, not semicolons"):
         list(photographs.in_csv(str(tmp_path / "list.csv")))
     (tmp_path / "list.csv").write_text("lost.png\n1.png\n")
     assert [each.name for each in photographs.in_csv(str(tmp_path / "list.csv"))] == ["lost.png", "1.png"]

@@ -165,15 +165,15 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
     ("changed", "told"),
     [
         ({"leaks": [{"data": "d", "message": "3 people " + HOSTILE}]}, "LEAK in d: 3 people"),
-        ({"other_crop_than_training": True}, "cut otherwise"),
-        ({"same_people_on_both_sides": 4}, "people on both sides, trained on and scored: 4"),
+        ({"other_crop_than_training": True}, "cut in another way"),
+        ({"same_people_on_both_sides": 4}, "people in both the training and the scored images: 4"),
         ({"missing_groups": ["71-81"]}, "no image of age 71-81"),
         ({"audit": "stale"}, "audit.json is stale"),
-        ({"constant": {"age": 33.0, "mae": 7.0}}, "no better than no model: answering 33 for everyone"),
+        ({"constant": {"age": 33.0, "mae": 7.0}}, "not better than a constant: answering 33 for everyone"),
         (
             {"constant": {"age": 33.0, "mae": 7.1, "difference": [-0.4, 0.2]}},
-            "not surely better than no model: answering 33 for everyone, the median of the ages, is wrong by 7.10 years"
-            " (difference in MAE, 95 %: -0.40 to +0.20)",
+            "not clearly better than a constant: answering 33 for everyone, the median of the ages, is wrong by 7.10"
+            " years (difference in MAE, 95 %: -0.40 to +0.20)",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_run_without_ages_has_a_page_too(made):
 
 def test_words_under_pictures_of_little():
     lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in range(1, 31)]
-    assert charts.loss(lines[:1]).finding == "The training loss was written down once, at step 1: 9.00."
+    assert charts.loss(lines[:1]).finding == "The training loss was logged once, at step 1: 9.00."
     assert charts.loss(lines[:2]).finding.endswith("from 9.00 (step 1) to 4.50, the last line.")
     assert charts.loss(lines).finding.endswith("to 0.31, the mean of the last 3 of 30 lines.")
 
@@ -261,7 +261,7 @@ def test_what_is_not_alike_is_not_compared(made, tmp_path):
         report.main([str(made / "first"), str(tmp_path), *out])
     changed = sample(200, seed=5)
     write_run(tmp_path, "changed", changed.ages, changed.predictions)
-    with pytest.raises(InputError, match="hold other images or ages"):
+    with pytest.raises(InputError, match="hold different images or ages"):
         report.main([str(made / "first"), str(tmp_path / "changed"), *out])
     (tmp_path / "changed" / "evaluation" / "faces-test" / "predictions.csv").write_text("name,age\nx,1\n")
     with pytest.raises(InputError, match="is damaged .*evaluate the run again"):
@@ -288,7 +288,7 @@ def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path,
         report.main([str(run), str(run), "--split", "test", *out])
     (run / "config.json").write_text(json.dumps({"stage": "pretrain"}))
     shutil.rmtree(run / "evaluation")
-    with pytest.raises(InputError, match="stage 1, which learns who people are"):
+    with pytest.raises(InputError, match="stage 1, which predicts no ages: name a run"):
         report.main([str(run), str(run), *out])
 
 

@@ -35,7 +35,7 @@ def leaking(faces, tmp_path, small_config):
 
 
 def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(leaking, small_config):
-    with pytest.raises(InputError, match=r"1 of 25 images of validation stand in train too.*--allow-leak"):
+    with pytest.raises(InputError, match=r"1 of 25 images of validation are also in train.*--allow-leak"):
         loop.train(leaking)
     assert not pathlib.Path(leaking.workdir).exists()
     leaking.data.allow_leak = True
@@ -50,7 +50,7 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
         # 'person 0' is in both splits, by the source's own choice.
         assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)
         count = report["same_people_on_both_sides"]
-        assert f"people on both sides, trained on and scored: {count}" in told and report["audit"] == "read"
+        assert f"people in both the training and the scored images: {count}" in told and report["audit"] == "read"
 
     # The stage that starts from it inherits the leak, even on other data.
     third = small_config("classify")
@@ -86,7 +86,7 @@ def test_what_another_data_set_shares_with_the_trainings_is_found_by_the_evaluat
     meta, other = strangers
     report, lines, card = told(meta, other, "test")
     assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == PLANTED
-    assert "1 of 2 images of test stand in train of" in lines[0] and "No leak was found" not in card
+    assert "1 of 2 images of test are also in train of" in lines[0] and "No leak was found" not in card
     assert [f["kind"] for f in report["findings"] if f["severity"] == "leak"] == PLANTED
     # Also where both splits have one name. Its own 0.jpg was left out, being the same file as same.jpg.
     assert [leak["count"] for leak in told(meta, other, "train")[0]["leaks"]] == [TRAIN - 1]
@@ -100,14 +100,14 @@ def test_where_the_trainings_data_is_gone_an_audit_of_both_tells_or_nobody(stran
     assert not report["not_compared"] and [leak["kind"] for leak in report["leaks"]] == PLANTED
     # What is called alike an audit does not compare.
     for split in ("train", "all"):
-        assert told(meta, other, split)[0]["not_compared"] == [{"data": meta["data"], "why": "it is not at hand"}]
+        assert told(meta, other, split)[0]["not_compared"] == [{"data": meta["data"], "why": "it is not available"}]
     saved.run([other.path])
     report, lines, card = told(meta, other, "test")
     assert report["leaks"] == [] and len(lines) == 1
-    assert lines[0].endswith("(it is not at hand): whether they hold the same pictures is unknown")
+    assert lines[0].endswith("(it is not available): whether they hold the same pictures is unknown")
     assert "could not be compared in full with `" in card and "No leak was found" not in card
     shutil.copytree(other.path, meta["data"])
-    assert told(meta, other, "test")[0]["not_compared"][0]["why"] == "something else lies there now"
+    assert told(meta, other, "test")[0]["not_compared"][0]["why"] == "another data set is at its path now"
     (pathlib.Path(meta["data"]) / "columns.parquet").write_bytes(b"x")
     assert "it cannot be read: " in told(meta, other, "test")[0]["not_compared"][0]["why"]
     monkeypatch.setattr(records, "open_dataset", lambda *_: (_ for _ in ()).throw(PermissionError("closed")))
@@ -120,12 +120,12 @@ def test_without_perceptual_hashes_only_files_are_compared_and_that_is_said(stra
     monkeypatch.setattr(records.Dataset, "has_column", lambda self, name: name != "phash" and has(self, name))
     report, lines, _ = told(meta, other, "test")
     assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1]
-    assert "(there are no perceptual hashes, so only files were)" in lines[-1]
+    assert "(there are no perceptual hashes, so only files were compared)" in lines[-1]
     # Nor did an audit of both.
     saved.run([other.path, pathlib.Path(meta["data"])])
     shutil.rmtree(meta["data"])
     report, lines, _ = told(meta, other, "test")
-    assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1] and "(it is not at hand)" in lines[-1]
+    assert [leak["kind"] for leak in report["leaks"]] == PLANTED[:1] and "(it is not available)" in lines[-1]
 
 
 def test_all_that_a_run_and_those_before_it_were_trained_on_is_compared(strangers, faces, tmp_path, small_config):

@@ -74,14 +74,14 @@ def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_was_not_sealed(
 def test_where_all_are_damaged_the_run_stops_before_it_begins_anew(folder):
     workdir = folder.parent.parent
     (folder / "meta").write_text("")
-    with pytest.raises(InputError, match="no checkpoint of .* is whole; the damaged ones are .*damaged/7"):
+    with pytest.raises(InputError, match="all checkpoints of .* are damaged; they were moved to .*damaged/7"):
         checkpoints.recover(workdir)
     assert checkpoints.recover(workdir) is None
 
 
 def test_a_run_with_a_damaged_checkpoint_is_not_handed_on(folder):
     (folder / "state" / "b").write_text("")
-    with pytest.raises(InputError, match="7 is damaged .*state/b has 0 bytes.*sets it aside"):
+    with pytest.raises(InputError, match="7 is damaged .*state/b has 0 bytes.*moves it away and resumes"):
         checkpoints.load_run(folder.parent.parent)
 
 

@@ -41,8 +41,8 @@ def test_what_is_no_run_is_told(places, name, message):
 @pytest.mark.parametrize(("name", "message"), [
     ("runs/one", "it is a run, which evaluate, predict and export take"),
     ("data", r"name one of those in it \(faces\)"),
-    ("half", "was not finished: run the same prepare command again"),
-    ("other", "is no prepared data set: it holds other files$"),
+    ("half", "is an unfinished data set: run the same prepare command again"),
+    ("other", "is not a prepared data set: it holds other files$"),
     ("empty", "make it with .* --out .*empty$"),
     ("nothing", "make it with .* --out .*nothing$"),
 ])  # fmt: skip

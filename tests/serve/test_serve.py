@@ -100,8 +100,8 @@ def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
     ({"a.png": served.crop(0)[:-50]}, {}, 422, "does not decode"),
     ({"..\\b/ ": b"", "../c": b""}, {}, 422, "image 1: empty file; c: empty file"),
     ({"a.png": served.crop(0)}, {"content-type": "image/png"}, 415, "multipart/form-data"),
-    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data"}, 400, "no multipart/form-data"),
-    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data; boundary=other"}, 400, "no multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data"}, 400, "not multipart/form-data"),
+    ({"a.png": served.crop(0)}, {"content-type": "multipart/form-data; boundary=x"}, 400, "not multipart/form-data"),
     ({"a.png": served.crop(0)}, {"host": "elsewhere.example"}, 403, "not called 'elsewhere.example'"),
     ({"a.png": served.crop(0)}, {"host": "[:"}, 403, "not called"),
     ({"a.png": served.crop(0)}, {"origin": "http://elsewhere.example"}, 403, "may not use this server"),
@@ -134,7 +134,7 @@ def test_a_body_of_unknown_length_is_counted_as_it_comes(crops_server):
 def test_a_field_that_nobody_reads_is_refused(crops_server):
     files = {"images": ("a.png", served.crop(0))}
     reply = httpx2.post(f"{crops_server[0]}/v1/predict", files=files, data={"threshold": "18"})
-    assert reply.status_code == 400 and "a field that is no file" in reply.json()["error"]
+    assert reply.status_code == 400 and "a field that is not a file" in reply.json()["error"]
 
 
 def test_a_large_upload_touches_no_disk(monkeypatch):
@@ -161,14 +161,14 @@ def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
         until = [lambda k=k: send(address, {"a.png": served.crop(k)}) for k in range(2)]
         running = [pool.submit(poll, ask, lambda reply: reply.status_code != 429) for ask in until]
         refused = poll(lambda: send(address, {"b.png": b""}), lambda reply: reply.status_code == 429)
-        assert "works on 2 requests already" in refused.json()["error"] and refused.headers["retry-after"] == "1"
+        assert "busy with 2 requests" in refused.json()["error"] and refused.headers["retry-after"] == "1"
         assert httpx2.get(f"{address}/healthz").json()["status"] == "ok"
         assert httpx2.get(f"{address}/readyz").status_code == 503
         free.set()
         assert [future.result().status_code for future in running] == [200, 200]
         assert send(address, {"b.png": served.crop(3)}).status_code == 200
         assert httpx2.get(f"{address}/readyz").status_code == 200
-        assert "as many bytes" in send(address, {"large": b"x" * 120_000}).json()["error"]
+        assert "holds too many bytes" in send(address, {"large": b"x" * 120_000}).json()["error"]
 
 
 def poll(ask, wanted, times=1500):
@@ -228,7 +228,7 @@ def test_a_server_that_stops_waits_a_little_for_half_an_upload(monkeypatch):
         half = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz").status_code == 200  # behind it in the queue of connections
     reply = served.reply(half)
-    assert b" 503 " in reply and b"stopped before the upload was whole: send it again" in reply
+    assert b" 503 " in reply and b"stopped before the upload was complete: send it again" in reply
 
 
 def test_a_server_can_stop_in_the_moment_in_which_an_upload_has_run_out_of_time():
@@ -262,7 +262,7 @@ def test_bytes_that_are_no_request_end_their_connection_alone(crops_server):
         assert reply.status_code in (200, 400, 413, 422), reply.text
         assert reply.status_code == 200 or len(reply.json()["error"]) > 10
     assert b" 400 " in served.reply(served.begun(address, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"))
-    assert httpx2.get(f"{address}/nothing").json()["error"] == "GET /nothing: not found; /docs lists what there is"
+    assert httpx2.get(f"{address}/nothing").json()["error"] == "GET /nothing: not found; see /docs for the API"
     assert send(address, {"good.png": served.crop(1)}).status_code == 200
 
 
@@ -302,7 +302,7 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
     ]
     monkeypatch.setattr(lineage, "run_card", lambda *_: ("# Card", reports))
     card, (doubt,) = about.described("runs/none", None, False)
-    assert card == "# Card" and doubt.startswith("On test of d: the model is no better than no model: answering 40")
+    assert card == "# Card" and doubt.startswith("On test of d: the model is not better than a constant: answering 40")
 
 
 def test_the_page_asks_no_other_host_for_anything(crops_server):
@@ -371,12 +371,12 @@ def test_wrong_arguments(given, message):
 
 
 def test_a_port_is_a_number_that_ports_have():
-    with pytest.raises(InputError, match="--port 65536: 0 to 65535"):
+    with pytest.raises(InputError, match="--port is 65536: it must lie between 0 and 65535"):
         door.parse_args(["--run", "runs/r", "--port", "65536"])
 
 
 def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch, trained):
-    with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; name another"):
+    with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; choose another"):
         listen.bind(*taken.getsockname())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lae_jax.serve.listen")

@@ -24,7 +24,7 @@ def test_a_number_leaves_the_steps_out_that_compile():
 
 def test_steps_that_are_not_to_come_are_an_error_before_any_is_taken(small_config):
     config = small_config("represent")
-    with pytest.raises(InputError, match="steps 3 to 4 are not among those to come, 1 to 3"):
+    with pytest.raises(InputError, match="steps 3 to 4 are not among the remaining steps, 1 to 3"):
         loop.train(config, profile=profiling.Steps(3, 4))
     assert not (pathlib.Path(config.workdir) / "metrics.jsonl").exists()
     with pytest.raises(InputError, match="steps 4 to 4 .*, 5 to 9"):

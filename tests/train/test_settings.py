@@ -106,13 +106,13 @@ def test_hosts_that_disagree_are_told_so_before_work_begins(small_config, monkey
             assert parallel.hosts_agree("0123456789abcdef") == agree
     monkeypatch.setattr(parallel, "hosts_agree", lambda digest: False)
     config = small_config("represent")
-    with pytest.raises(InputError, match="the hosts have different data sets in .*: copy it to all of them"):
+    with pytest.raises(InputError, match="differs between the hosts .*: copy one data set to all of them"):
         loop.train(config)
     assert not (pathlib.Path(config.workdir) / "config.json").exists()
     (tmp_path / "weights.safetensors").write_bytes(b"")
     monkeypatch.setattr(handover.pretrained, "read", lambda source, name: SimpleNamespace(sha256="ab" * 32))
     config.init_from = str(tmp_path / "weights.safetensors")
-    with pytest.raises(InputError, match="the hosts have different files .*weights.safetensors: copy one to all"):
+    with pytest.raises(InputError, match="weights.safetensors differs between the hosts: copy one file to all"):
         handover.load(config, stages.REPRESENT)
 
 
@@ -178,7 +178,7 @@ def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(mak
         recipe.stages[name] = make_config(name, tmp_path)
         recipe.stages[name].init_from = "scratch" if name == "represent" else ""
     first, second = (tmp_path / "recipe" / name for name in recipe.order)
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="classify was not begun"):
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="classify was not started"):
         main.run(recipe, stopped_after(3, patch))  # the last step of the first stage
     assert (first / "summary.json").exists() and not (second / "summary.json").exists()
     of_first = {path: path.stat().st_mtime_ns for path in (first / "checkpoints").rglob("*") if path.is_file()}

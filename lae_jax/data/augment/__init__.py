@@ -1,9 +1,9 @@
-"""Images in training and in evaluation: decode, patch, resize, flip, colour jitter, RandAugment. All TensorFlow.
+"""Training and evaluation images in TensorFlow: decode, patch, resize, flip, colour jitter, RandAugment.
 
-Every function is pure: what is random is a function of `seed`, an int32 (2,) tensor, and of nothing else. So images do
-not depend on the number of threads, on what came before, or on where a run was resumed; another CPU may round colour
-jitter and the place of a patch otherwise. All work in eager mode, in
-tf.function and in tf.data. Images are uint8 (H, W, 3).
+Every function is pure: its random choices depend only on `seed`, an int32 (2,) tensor. Images therefore do not depend
+on the number of threads, on earlier images, or on where a run was resumed. Another CPU may round colour jitter and the
+place of a patch differently. All functions work in eager mode, in tf.function and in tf.data. Images are uint8
+(H, W, 3); words are images packed as in `packing.py`.
 """
 
 from __future__ import annotations
@@ -59,30 +59,41 @@ _PATCHES = ("area", "crop", "none")
 
 def _require_range(name: str, value: Sequence[float], high: float) -> None:
     good = len(value) == 2 and 0 < value[0] <= value[1] <= high
-    require(good, f"{name} is {value!r}, it must be (low, high) with 0 < low <= high <= {high}")
+    require(good, f"{name} is {value!r}: it must be (low, high) with 0 < low <= high <= {high}")
 
 
 # From bytes to an image of the right size
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG or PNG bytes, () string -> uint8 (H, W, 3), the pixels that Pillow's convert('RGB') gives.
+    """Decodes JPEG or PNG bytes, () string -> uint8 (H, W, 3), the pixels that Pillow's convert('RGB') gives.
 
-    Grey becomes three equal channels, alpha is dropped. Bytes that are no image raise tf.errors.InvalidArgumentError.
+    Grey becomes three equal channels, alpha is dropped.
+
+    Raises:
+        tf.errors.InvalidArgumentError: The bytes are not an image.
     """
-    # This op decodes PNG as well. Its default transform differs from Pillow's by up to 5 levels.
+    # This op also decodes PNG. Its default transform differs from Pillow's by up to 5 levels.
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     return tf.ensure_shape(image, [None, None, 3])
 
 
 @on_image
 def resize(image: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3): the whole image, 'bilinear' or 'bicubic', as Pillow resizes it.
+    """Resizes the whole image as Pillow does: uint8 (H, W, 3) -> uint8 (size, size, 3).
 
-    Every level is that of Pillow's resizing of the width, then of the height, where `size` is at least 48 and no side
-    more than 4 times that (bilinear 2.25 times); else within 1.
+    If `size` is at least 48 and no side exceeds 4 times `size` (bilinear 2.25 times), every level is that of Pillow
+    when it resizes the width, then the height; else it is within 1.
+
+    Args:
+        image: The image.
+        size: Side of the result, pixels.
+        method: 'bilinear' or 'bicubic'.
+
+    Raises:
+        ValueError: The method is unknown.
     """
-    require(method in METHODS, f"resize: method is {method!r}, it must be one of {METHODS}")
+    require(method in METHODS, f"resize: method is {method!r}: it must be one of {METHODS}")
     same = tf.reduce_all(tf.shape(image)[:2] == size)
     result = tf.cond(same, lambda: image, lambda: to_image(resized(image, size, method)))
     return tf.ensure_shape(result, [size, size, 3])
@@ -93,16 +104,20 @@ def _crop(image: tf.Tensor, top, left, size: int) -> tf.Tensor:
 
 
 def _room(image: tf.Tensor, size: int, what: str) -> tuple:
-    """(H - size, W - size); raises where a static side is too small (a dynamic one makes tf.slice raise)."""
+    """(H - size, W - size); ValueError if a static side is too small (a dynamic one makes tf.slice raise)."""
     for side in image.shape[:2]:
-        require(side is None or side >= size, f"{what}: no {size} x {size} patch in an image of shape {image.shape}")
+        require(side is None or side >= size, f"{what}: no {size} x {size} patch fits into shape {image.shape}")
     height, width = size_of(image)
     return height - size, width - size
 
 
 @on_image
 def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch whose place is uniform. ValueError if H or W is below size."""
+    """Cuts a patch at a uniform random place: uint8 (H, W, 3) -> uint8 (size, size, 3).
+
+    Raises:
+        ValueError: H or W is below `size`.
+    """
     room = tf.cast(tf.stack(_room(image, size, "random_crop")), tf.float32)
     corner = tf.cast(tf.random.stateless_uniform([2], seed) * (room + 1.0), tf.int32)
     return _crop(image, corner[0], corner[1], size)
@@ -110,19 +125,35 @@ def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
 
 @on_image
 def centre_crop(image: tf.Tensor, size: int) -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3): the middle; ValueError if H or W is below size."""
+    """Cuts the middle: uint8 (H, W, 3) -> uint8 (size, size, 3).
+
+    Raises:
+        ValueError: H or W is below `size`.
+    """
     rows, columns = _room(image, size, "centre_crop")
     return _crop(image, rows // 2, columns // 2, size)
 
 
 def draw_patch(
-    height, width, seed: tf.Tensor, area: Sequence[float] = _AREA, aspect: Sequence[float] = _ASPECT
+    height: int | tf.Tensor,
+    width: int | tf.Tensor,
+    seed: tf.Tensor,
+    area: Sequence[float] = _AREA,
+    aspect: Sequence[float] = _ASPECT,
 ) -> tf.Tensor:
-    """int32 (4,): top, left, height, width of a patch, drawn as torchvision's RandomResizedCrop does.
+    """Draws a patch as torchvision's RandomResizedCrop does.
 
-    height, width: of the image, in pixels. area: range of the patch's share of the image, uniform. aspect: range of
-    width / height, log-uniform. The first of ten tries that fits is taken; else the largest centred patch whose aspect
-    is in the range.
+    The first of ten tries that fits is used; else the largest centred patch whose aspect is in the range.
+
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        seed: int32 (2,).
+        area: Range of the patch's share of the image, uniform.
+        aspect: Range of width / height, log-uniform.
+
+    Returns:
+        int32 (4,): top, left, height, width.
     """
     draws = tf.random.stateless_uniform([2 * _TRIES + 2], seed)
     return _patch_drawing(tuple(area), tuple(aspect))(draws, height, width)
@@ -130,7 +161,7 @@ def draw_patch(
 
 @functools.cache
 def _patch_drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Callable:
-    # Compiled whatever the image's size: 30 operations on a few numbers cost more than one call.
+    # Compiled for images of any size: 30 operations on a few numbers cost more than one call.
     return compiled(functools.partial(_draw_patch, area=area, aspect=aspect))
 
 
@@ -143,7 +174,7 @@ def _draw_patch(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor, area: tup
     tries = tf.round(tf.stack([side * tf.exp(-half_log), side * tf.exp(half_log)], axis=1))
     fits = tf.reduce_all((tries >= 1.0) & (tries <= image_sides), axis=1)
     largest = tf.round(tf.minimum(image_sides, image_sides[::-1] * tf.constant([1 / aspect[0], aspect[1]], tf.float32)))
-    # The fallback stands behind the tries and always fits: the first that fits is the one.
+    # The fallback follows the tries and always fits: the first that fits is chosen.
     chosen = tf.argmax(tf.concat([fits, [True]], 0), output_type=tf.int32)
     sides = tf.gather(tf.concat([tries, largest[None]], 0), chosen)
     room = image_sides - sides
@@ -160,10 +191,20 @@ def random_patch(
     aspect: Sequence[float] = _ASPECT,
     words: bool = False,
 ) -> tf.Tensor:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3): a patch as `draw_patch` draws it, resized bilinearly.
+    """Cuts a patch that `draw_patch` draws and resizes it bilinearly: uint8 (H, W, 3) -> uint8 (size, size, 3).
 
-    Filtered against aliasing where the patch is larger than the output, as Pillow does it. words: give the patch as
-    words, int32 (size, size).
+    Where the patch is larger than the result, it is filtered against aliasing, as in Pillow.
+
+    Args:
+        image: The image.
+        seed: int32 (2,).
+        size: Side of the result, pixels.
+        area: As for `draw_patch`.
+        aspect: As for `draw_patch`.
+        words: Whether to return the patch as words, int32 (size, size).
+
+    Raises:
+        ValueError: `area` or `aspect` is not an allowed range.
     """
     _require_range("area", area, 1.0)
     _require_range("aspect", aspect, math.inf)
@@ -175,7 +216,7 @@ def random_patch(
 
 @on_words
 def random_flip(words: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
-    """The mirror image (left and right exchanged) with `probability`, else the image; also of words."""
+    """Returns the mirror image (left and right exchanged) with `probability`, else the image; also of words."""
     flip = tf.random.stateless_uniform([], seed) < probability
     return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(words, [1]), lambda: words), words.shape)
 
@@ -187,16 +228,16 @@ _ENHANCE = ("color", "contrast", "brightness", "sharpness")
 
 
 def _check_rand_augment(num_ops: int, magnitude: int, num_levels: int) -> None:
-    require(num_ops >= 0, f"num_ops is {num_ops}, it must be 0 or more")
-    require(num_levels >= 2, f"num_levels is {num_levels}, it must be 2 or more")
+    require(num_ops >= 0, f"num_ops is {num_ops}: it must be 0 or more")
+    require(num_levels >= 2, f"num_levels is {num_levels}: it must be 2 or more")
     require_between("magnitude", magnitude, 0, num_levels - 1)
 
 
 def op_strengths(magnitude: int = 9, num_levels: int = 31) -> dict[str, float]:
-    """How far each operation goes at a level, as in torchvision.transforms.RandAugment.
+    """Returns the strength of each operation at a level, as in torchvision.transforms.RandAugment.
 
     Degrees for rotate, shear, bits for posterize, a threshold for solarize, the distance of the factor from 1 for the
-    enhancements; 0 for those without a strength. translate_* depends on the image: `translate_pixels`.
+    enhancements; 0 for operations without a strength. translate_* depends on the image: see `translate_pixels`.
     """
     share = magnitude / (num_levels - 1)
     strengths = dict.fromkeys(OPS, 0.0)
@@ -206,13 +247,17 @@ def op_strengths(magnitude: int = 9, num_levels: int = 31) -> dict[str, float]:
     return strengths
 
 
-def translate_pixels(side, magnitude: int = 9, num_levels: int = 31):
-    """int(150 / 331 * side * magnitude / (num_levels - 1)), without rounding: side is an int or an int32 tensor."""
+def translate_pixels(side: int | tf.Tensor, magnitude: int = 9, num_levels: int = 31) -> int | tf.Tensor:
+    """Returns int(150 / 331 * side * magnitude / (num_levels - 1)) in integers. A tensor `side` is int32."""
     return 150 * side * magnitude // (331 * (num_levels - 1))
 
 
 def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Operations, int32 (num_ops,) places in OPS, uniform with replacement; signs, -1.0 or 1.0, float32 (num_ops,)."""
+    """Draws operations, uniform with replacement, and signs.
+
+    Returns:
+        Places in OPS, int32 (num_ops,); signs, -1.0 or 1.0, float32 (num_ops,).
+    """
     return _ops_of(tf.random.stateless_uniform([2, num_ops], seed))
 
 
@@ -239,7 +284,7 @@ def _ops_drawing(magnitude: int, num_levels: int) -> tuple[Callable, Callable]:
 
 @functools.lru_cache(maxsize=16)
 def _op_branches(height: int | None, width: int | None) -> list[tf.types.experimental.ConcreteFunction]:
-    """The operations traced for words of this shape: once, whatever graph or loop asks for them."""
+    """The operations traced for words of this shape: once for all graphs and loops."""
     signature = (tf.TensorSpec([height, width], tf.int32), tf.TensorSpec([], tf.float32))
     with tf.init_scope():
         return [tf.function(op, signature, autograph=False).get_concrete_function() for op in OPS.values()]
@@ -251,8 +296,18 @@ def rand_augment(
 ) -> tf.Tensor:
     """RandAugment (Cubuk et al. 2020): uint8 (H, W, 3) -> uint8 (H, W, 3), or words -> words.
 
-    num_ops of the 14 operations one after the other, each uniform, at level `magnitude` of `num_levels` (counted from
-    0), with a random sign where there is one. ValueError if num_ops is negative or the magnitude is no level.
+    Applies `num_ops` of the 14 operations one after the other, each drawn uniformly, with a random sign where the
+    operation has one.
+
+    Args:
+        words: Words or an image.
+        seed: int32 (2,).
+        num_ops: Number of operations.
+        magnitude: Level of the operations, from 0.
+        num_levels: Number of levels.
+
+    Raises:
+        ValueError: `num_ops` is negative, `num_levels` is below 2, or `magnitude` is not one of the levels.
     """
     _check_rand_augment(num_ops, magnitude, num_levels)
     if num_ops == 0:
@@ -271,46 +326,52 @@ def rand_augment(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a stored image in training and in evaluation.
+    """The transforms of a stored image in training and in evaluation.
 
-    ValueError at construction names the field that is wrong and what it may be.
+    Raises:
+        ValueError: A field is wrong. The message names the field and its allowed values.
     """
 
-    image_size: int = 224  # side of what comes out, pixels
+    image_size: int = 224  # side of the result, pixels
     patch: str = "area"  # 'area': random patch, resized; 'crop': resize, random crop; 'none': resize, centre crop
     resize: int = 0  # side the whole image is resized to for 'crop', 'none' and evaluation; 0: image_size
-    area: tuple[float, float] = _AREA  # of a random patch, as a share of the image
-    aspect: tuple[float, float] = _ASPECT  # of a random patch, width / height
-    flip: float = 0.5  # probability
+    area: tuple[float, float] = _AREA  # range of a random patch's share of the image
+    aspect: tuple[float, float] = _ASPECT  # range of a random patch's width / height
+    flip: float = 0.5  # probability of the mirror image
     brightness: float = 0.125  # factor 1 +- this
     contrast: float = 0.125  # factor 1 +- this
     saturation: float = 0.125  # factor 1 +- this
     hue: float = 0.05  # turns, +- this
     offset: float = 0.0  # grey levels added, +- this
-    num_ops: int = 2  # of RandAugment; 0: none
-    magnitude: int = 9  # of RandAugment, 0..num_levels - 1
-    num_levels: int = 31  # of RandAugment
+    num_ops: int = 2  # operations of RandAugment; 0: none
+    magnitude: int = 9  # level of RandAugment, 0..num_levels - 1
+    num_levels: int = 31  # levels of RandAugment
     resize_method: str = "bicubic"  # of the whole image; a random patch is resized bilinearly
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, f"image_size is {self.image_size}, it must be 1 or more")
-        require(self.patch in _PATCHES, f"patch is {self.patch!r}, it must be one of {_PATCHES}")
+        require(self.image_size >= 1, f"image_size is {self.image_size}: it must be 1 or more")
+        require(self.patch in _PATCHES, f"patch is {self.patch!r}: it must be one of {_PATCHES}")
         good = self.resize == 0 or self.resize >= self.image_size
-        require(good, f"resize is {self.resize}, it must be 0 or at least image_size ({self.image_size})")
+        require(good, f"resize is {self.resize}: it must be 0 or at least image_size ({self.image_size})")
         _require_range("area", self.area, 1.0)
         _require_range("aspect", self.aspect, math.inf)
         require_between("flip", self.flip, 0.0, 1.0)
         check_jitter(self._jitter())
         _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
         good = self.resize_method in METHODS
-        require(good, f"resize_method is {self.resize_method!r}, it must be one of {METHODS}")
+        require(good, f"resize_method is {self.resize_method!r}: it must be one of {METHODS}")
 
     def _jitter(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in STEPS}
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
     def train(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """JPEG or PNG bytes, () string, and an int32 (2,) seed -> uint8 (image_size, image_size, 3)."""
+        """Makes a training image: JPEG or PNG bytes, () string -> uint8 (image_size, image_size, 3).
+
+        Args:
+            encoded: The bytes.
+            seed: int32 (2,).
+        """
         patch_seed, flip_seed, jitter_seed, ops_seed = tf.unstack(tf.random.split(seed, 4))
         if self.patch == "area":
             image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect, words=True)
@@ -326,7 +387,7 @@ class Augmentation:
 
     @tf.autograph.experimental.do_not_convert
     def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:
-        """JPEG or PNG bytes, () string -> uint8 (image_size, image_size, 3): resized, its centre. Nothing is random."""
+        """Resizes, cuts the centre (not random): JPEG or PNG bytes, () string -> uint8 (image_size, image_size, 3)."""
         return centre_crop(self._whole(encoded), self.image_size)
 
     def _whole(self, encoded: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,7 @@
 """Colour jitter as torchvision defines it on float tensors: brightness, contrast, saturation, hue, and an offset.
 
-There are two forms of it: step after step, which defines it and serves small images and those of unknown size; and for
-large ones a compiled chain of all steps that goes over the picture once, or twice where there is contrast.
+It has two forms. The definition runs step after step, for images that are small or of unknown size. Large images use a
+compiled chain of all steps that reads the image once, or twice if contrast is a step.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from lae_jax.data.augment.packing import (
 from lae_jax.data.augment.packing import from_image as to_words
 from lae_jax.faces.tensorflow import tf
 
-# torchvision's grey of a tensor; convert('L') of Pillow has more digits.
+# torchvision's grey of a tensor; Pillow's convert('L') has more digits.
 _GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
 def require(condition: bool, message: str) -> None:
-    """ValueError with `message` unless the condition holds."""
+    """Raises ValueError with `message` unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:
-    require(low <= value <= high, f"{name} is {value!r}, it must be in {low}..{high}")
+    """Raises ValueError that names the value and its range unless `low` <= `value` <= `high`."""
+    require(low <= value <= high, f"{name} is {value!r}: it must be in {low}..{high}")
 
 
 # Colour jitter: each step on float32 (H, W, 3) of grey levels, clipped to 0..255
@@ -53,7 +54,7 @@ def _brightness_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def _contrast_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     height, width = size_of(image)
-    # Down the columns first: a product of the whole with the weights takes four times as long.
+    # Sums the columns first: a product of the whole image with the weights takes four times as long.
     columns = tf.reduce_sum(image, axis=0)
     grey = tf.reduce_sum(columns * _GREY) / tf.cast(height * width, tf.float32)
     return clip(image * factor + (1.0 - factor) * grey, 0.0, 255.0)
@@ -62,7 +63,7 @@ def _contrast_step(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def _pixel_blocks(image: tf.Tensor) -> tuple[tf.Tensor, np.ndarray]:
     """float32 (H, W, 3) -> (H W / k, 3k), and the (3k, 3k) matrix that gives each pixel's grey in all its channels.
 
-    k is 8 where H W allows it: a product with a 24 x 24 matrix takes a third of the time of one with a 3 x 3 matrix.
+    k is 8 if 8 divides H W: a product with a 24 x 24 matrix takes a third of the time of one with a 3 x 3 matrix.
     """
     block = math.gcd(image.shape[:2].num_elements() or 1, 8)
     matrix = np.kron(np.eye(block), np.repeat(_GREY[:, None], 3, axis=1)).astype(np.float32)
@@ -88,31 +89,31 @@ def _on_uint8(step: Callable, image: tf.Tensor, value) -> tf.Tensor:
 
 
 @on_image
-def adjust_brightness(image: tf.Tensor, factor) -> tf.Tensor:
+def adjust_brightness(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """uint8 (H, W, 3): factor >= 0 times the image, clipped; as torchvision does it on a float tensor."""
     return _on_uint8(_brightness_step, image, factor)
 
 
 @on_image
-def adjust_contrast(image: tf.Tensor, factor) -> tf.Tensor:
+def adjust_contrast(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """uint8 (H, W, 3): factor * image + (1 - factor) * mean grey, clipped; as torchvision does it on a float tensor."""
     return _on_uint8(_contrast_step, image, factor)
 
 
 @on_image
-def adjust_saturation(image: tf.Tensor, factor) -> tf.Tensor:
+def adjust_saturation(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """uint8 (H, W, 3): factor * image + (1 - factor) * grey, clipped; as torchvision does it on a float tensor."""
     return _on_uint8(_saturation_step, image, factor)
 
 
 @on_image
-def adjust_hue(image: tf.Tensor, shift) -> tf.Tensor:
+def adjust_hue(image: tf.Tensor, shift: tf.Tensor | float) -> tf.Tensor:
     """uint8 (H, W, 3): hue of HSV moved by `shift` turns (-0.5..0.5); as torchvision does it on a float tensor."""
     return _on_uint8(_hue_step, image, shift)
 
 
 @on_image
-def adjust_offset(image: tf.Tensor, levels) -> tf.Tensor:
+def adjust_offset(image: tf.Tensor, levels: tf.Tensor | float) -> tf.Tensor:
     """uint8 (H, W, 3): `levels` grey levels added, clipped."""
     return _on_uint8(_offset_step, image, levels)
 
@@ -122,6 +123,7 @@ STEPS |= dict(hue=_hue_step, offset=_offset_step)
 
 
 def check_jitter(strengths: dict[str, float]) -> None:
+    """Raises ValueError that names the first strength that is negative or too large."""
     for name, strength in strengths.items():
         require_between(name, strength, 0.0, {"hue": 0.5, "offset": 255.0}.get(name, math.inf))
 
@@ -136,11 +138,21 @@ def color_jitter(
     hue: float = 0.05,
     offset: float = 0.0,
 ) -> tf.Tensor:
-    """torchvision's ColorJitter, the steps in random order: uint8 (H, W, 3) -> uint8 (H, W, 3), or words -> words.
+    """ColorJitter of torchvision: uint8 (H, W, 3) -> uint8 (H, W, 3), or words -> words.
 
-    brightness, contrast, saturation: the factor is uniform in [max(0, 1 - x), 1 + x]. hue: the shift, in turns, is in
-    [-hue, hue], hue <= 0.5. offset: grey levels from [-offset, offset] are added. A strength of 0 leaves its step out.
-    ValueError if one is negative or too large. Levels are rounded once, after the last step.
+    The steps run in random order. A strength of 0 omits its step. Levels are rounded once, after the last step.
+
+    Args:
+        words: Words or an image.
+        seed: int32 (2,).
+        brightness: The factor is uniform in [max(0, 1 - brightness), 1 + brightness].
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: The shift, in turns, is uniform in [-hue, hue]; at most 0.5.
+        offset: The grey levels added are uniform in [-offset, offset]; at most 255.
+
+    Raises:
+        ValueError: A strength is negative or too large.
     """
     strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, offset=offset)
     check_jitter(strengths)
@@ -174,18 +186,18 @@ def _drawing(strengths: tuple[tuple[str, float], ...]) -> tuple[Callable, Callab
 def _one_by_one(image: tf.Tensor, names: Sequence[str], factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     values = tf.cast(image, tf.float32)
     for place in range(len(names)):
-        # switch_case visits the nodes of all branches, which is less than a call of StatelessCase while they are few.
-        # The factor is sliced within its branch: captured, every factor would be passed to every branch.
+        # switch_case visits the nodes of all branches. While these are few, a call of StatelessCase costs more.
+        # The factor is sliced within its branch; otherwise every factor would be passed to every branch.
         steps = [lambda step=STEPS[n], x=values, i=i: step(x, factors[i]) for i, n in enumerate(names)]
         values = tf.switch_case(order[place], steps) if len(steps) > 1 else steps[0]()
     return round_to_uint8(tf.ensure_shape(values, image.shape))
 
 
-# The chain: every step but hue is level -> clip(a * level + b * grey + c), so a row (a, b, c) says what it does
+# The chain: every step except hue is level -> clip(a * level + b * grey + c), so a row (a, b, c) defines it
 
 
 def _rows(names: Sequence[str], factors: tf.Tensor) -> tf.Tensor:
-    """(a, b, c) of each step, (n, 3); contrast's c is still to be multiplied by the mean grey. Hue: sixths, 0, 0."""
+    """(a, b, c) of each step, (n, 3); contrast's c without its factor, the mean grey. Hue: sixths, 0, 0."""
     rows = {
         "brightness": lambda factor: (factor, 0.0, 0.0),
         "contrast": lambda factor: (factor, 0.0, 1.0 - factor),
@@ -216,14 +228,14 @@ def _chains(names: tuple[str, ...], height: int, width: int) -> list[tf.types.ex
 
 @functools.cache
 def _chain(names: tuple[str, ...], hue: int | None) -> Callable:
-    """(words, factors, order) -> words. `hue` is the place of hue: a step with its own loop body."""
+    """(words, factors, order) -> words. `hue` is the place of hue, whose step has a separate loop body."""
 
     def chain(words: tf.Tensor, factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
         rows = tf.gather(_rows(names, factors), order)
         if "contrast" in names:
             here = order == names.index("contrast")
             place = tf.reduce_sum(tf.where(here, np.arange(len(names), dtype=np.int32), 0))
-            # Of the picture as contrast finds it: each branch is the steps before one of the places.
+            # The mean of the image before contrast: branch n runs the first n steps.
             means = [
                 lambda n=n: tf.reduce_mean(_grey(_steps(channels(words), rows[:n], hue))) for n in range(len(names))
             ]
@@ -256,7 +268,7 @@ def _turned(red: tf.Tensor, green: tf.Tensor, blue: tf.Tensor, sixths: tf.Tensor
         high == red, green - blue, tf.where(high == green, blue - red + 2.0 * chroma, red - green - 2.0 * chroma)
     )
     hue, half = sector + sixths * chroma, 3.0 * chroma
-    # Into -half..half, that what is to be folded below is within a turn of 0.
+    # Into -half..half, so that the value folded below is within a turn of 0.
     hue = tf.where(hue > half, hue - 2.0 * half, tf.where(hue < -half, hue + 2.0 * half, hue))
     turned = []
     for centre in (0.0, 2.0, -2.0):

@@ -1,7 +1,7 @@
-"""The 14 operations of RandAugment in TensorFlow, each as Pillow does it, on words (see `packing.py`) or on images.
+"""The 14 operations of RandAugment in TensorFlow, each as in Pillow, on words (see `packing.py`) or on images.
 
-Pillow's C code is the definition (ImageOps, ImageEnhance, Image.rotate, Image.transform); the forms here are the
-fastest of those that agree with it.
+Pillow's C code is the definition (ImageOps, ImageEnhance, Image.rotate, Image.transform). The forms here are the
+fastest that agree with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _blend(other, level: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _rounded(product: tf.Tensor) -> tf.Tensor:
-    """The product itself. XLA would round a product and a sum once, together, and Pillow rounds them one by one."""
+    """The product. XLA would round a product and a sum once, together; Pillow rounds each of them."""
     return tf.minimum(product, 1e30)
 
 
@@ -33,18 +33,18 @@ def _rounded(product: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def identity(words: tf.Tensor, value=0.0) -> tf.Tensor:
-    """The image itself."""
+def identity(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
+    """Returns the image; `value` is ignored."""
     del value
     return words
 
 
 @on_words
-def auto_contrast(words: tf.Tensor, value=0.0) -> tf.Tensor:
+def auto_contrast(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
     """ImageOps.autocontrast: each channel stretched to 0..255; `value` is ignored."""
     del value
-    # float64 as in Pillow's table: whether 255 * (x - low) / (high - low) is truncated to 254 hangs on its rounding.
-    # The table is made outside of XLA, which rounds a product and a sum once, together.
+    # float64 as in Pillow's table: its rounding decides whether 255 * (x - low) / (high - low) is truncated to 254.
+    # The table is made outside XLA, which rounds a product and a sum once, together.
     height, width = size_of(words)
     extremes = _extremes(tf.reshape(tf.bitcast(words, tf.uint8), [height, 4 * width]))
     low, high = tf.split(tf.cast(extremes, tf.float64), 2)
@@ -58,21 +58,20 @@ def auto_contrast(words: tf.Tensor, value=0.0) -> tf.Tensor:
 @fused
 def _extremes(rows: tf.Tensor) -> tf.Tensor:
     """uint8 (H, 4W) -> (2, 3): the lowest and the highest level of red, green and blue."""
-    # Down the columns first: long rows of bytes are compared 32 at a time.
+    # Reduces over the rows first: 32 bytes of long rows are compared at a time.
     of_columns = [tf.reshape(reduce(rows, axis=0), [-1, 4]) for reduce in (tf.reduce_min, tf.reduce_max)]
     return tf.stack([tf.reduce_min(of_columns[0], axis=0)[:3], tf.reduce_max(of_columns[1], axis=0)[:3]])
 
 
 @on_words
-def equalize(words: tf.Tensor, value=0.0) -> tf.Tensor:
+def equalize(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
     """ImageOps.equalize: each channel's histogram made flat; `value` is ignored."""
     del value
-    # XLA would count one pixel after the other, in three times the time.
+    # XLA counts one pixel after the other and takes three times as long.
     counts = tf.raw_ops.Bincount(arr=_places(words), size=768, weights=tf.constant([], tf.int32))
     counts = tf.reshape(counts, [3, 256])
     before = tf.cumsum(counts, axis=1, exclusive=True)
-    # Pillow leaves the last level that occurs out of the step: what stands before it is the largest sum that a level
-    # with pixels has.
+    # Pillow's step excludes the last level that occurs. The count before it is the largest of all levels with pixels.
     step = tf.reduce_max(tf.where(counts > 0, before, 0), axis=1, keepdims=True) // 255
     levels = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
     return _look_up(words, tf.where(step > 0, levels, tf.range(256)[None]))
@@ -86,12 +85,12 @@ def _places(words: tf.Tensor) -> tf.Tensor:
 
 @fused
 def _look_up(words: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-    """The levels of `table`, int32 (3, 256), in place of those of red, green and blue."""
+    """Replaces the levels of red, green and blue by those of `table`, int32 (3, 256)."""
     return join([tf.gather(table[number], channel(words, number)) for number in range(3)])
 
 
 @on_words
-def solarize(words: tf.Tensor, value) -> tf.Tensor:
+def solarize(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageOps.solarize: levels of at least `value` (0..256) are inverted."""
     return _solarize(words, tf.cast(value, tf.float32))
 
@@ -102,14 +101,14 @@ def _solarize(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def posterize(words: tf.Tensor, value) -> tf.Tensor:
+def posterize(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageOps.posterize: the upper `value` bits (1..8) of each level."""
     dropped = 8 - tf.cast(value, tf.int32)
     return words & ((256 - tf.bitwise.left_shift(1, dropped)) * 0x010101)
 
 
 @on_words
-def color(words: tf.Tensor, value) -> tf.Tensor:
+def color(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageEnhance.Color: factor 0 is grey, 1 the image."""
     return _color(words, tf.cast(value, tf.float32))
 
@@ -121,7 +120,7 @@ def _color(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def contrast(words: tf.Tensor, value) -> tf.Tensor:
+def contrast(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageEnhance.Contrast: factor 0 is the mean grey, 1 the image."""
     return _contrast(words, tf.cast(value, tf.float32))
 
@@ -136,7 +135,7 @@ def _contrast(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def brightness(words: tf.Tensor, value) -> tf.Tensor:
+def brightness(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageEnhance.Brightness: factor 0 is black, 1 the image."""
     return _brightness(words, tf.cast(value, tf.float32))
 
@@ -147,7 +146,7 @@ def _brightness(words: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def sharpness(words: tf.Tensor, value) -> tf.Tensor:
+def sharpness(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """ImageEnhance.Sharpness: factor 0 is ImageFilter.SMOOTH (the outermost pixels stay), 1 the image; H, W >= 2."""
     return _sharpness(words, tf.cast(value, tf.float32))
 
@@ -183,14 +182,14 @@ def _whole(fixed: tf.Tensor) -> tf.Tensor:
 
 
 def _take(bordered: tf.Tensor, source_y: tf.Tensor, source_x: tf.Tensor) -> tf.Tensor:
-    """The pixels at int32 (H, W) coordinates; `bordered`, (H + 2, W + 2), is black around them, and so is the rest."""
+    """The pixels at int32 (H, W) coordinates, black outside; `bordered`, (H + 2, W + 2), has a black border."""
     height, width = size_of(bordered)
     places = clip(source_y + 1, 0, height - 1) * width + clip(source_x + 1, 0, width - 1)
     return tf.gather(tf.reshape(bordered, [-1]), places)
 
 
 def _border(words: tf.Tensor) -> tf.Tensor:
-    # Not within the compiled function: XLA would look for the border at every pixel, in three times the time.
+    # Outside the compiled function: inside, XLA tests every pixel for the border and takes three times as long.
     return tf.pad(words, [[1, 1], [1, 1]])
 
 
@@ -201,7 +200,7 @@ def _grid(bordered: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @on_words
-def rotate(words: tf.Tensor, value) -> tf.Tensor:
+def rotate(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """Image.rotate about the centre by `value` degrees, counter-clockwise."""
     height, width = size_of(words)
     angle = tf.cast(value, tf.float64) * (-math.pi / 180.0)
@@ -227,7 +226,7 @@ def _shear(value) -> tf.Tensor:
 
 
 @on_words
-def shear_x(words: tf.Tensor, value) -> tf.Tensor:
+def shear_x(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """Image.transform, affine (1, value, 0, 0, 1, 0): x_in = x + value * y."""
     return _shear_x(_border(words), _shear(value))
 
@@ -239,7 +238,7 @@ def _shear_x(bordered: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
 
 
 @on_words
-def shear_y(words: tf.Tensor, value) -> tf.Tensor:
+def shear_y(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """Image.transform, affine (1, 0, 0, value, 1, 0): y_in = y + value * x."""
     return _shear_y(_border(words), _shear(value))
 
@@ -251,13 +250,13 @@ def _shear_y(bordered: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
 
 
 def _shift(value, side) -> tuple[tf.Tensor, tf.Tensor]:
-    """Whole pixels to leave out at the start and at the end of an axis of `side` pixels."""
+    """Whole pixels to drop at the start and at the end of an axis of `side` pixels."""
     pixels = clip(tf.cast(tf.floor(tf.cast(value, tf.float32) + 0.5), tf.int32), -side, side)
     return tf.maximum(pixels, 0), tf.maximum(-pixels, 0)
 
 
 @on_words
-def translate_x(words: tf.Tensor, value) -> tf.Tensor:
+def translate_x(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """Image.transform, affine (1, 0, value, 0, 1, 0): x_in = x + value."""
     width = size_of(words)[1]
     start, end = _shift(value, width)
@@ -265,7 +264,7 @@ def translate_x(words: tf.Tensor, value) -> tf.Tensor:
 
 
 @on_words
-def translate_y(words: tf.Tensor, value) -> tf.Tensor:
+def translate_y(words: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     """Image.transform, affine (1, 0, 0, 0, 1, value): y_in = y + value."""
     height = size_of(words)[0]
     start, end = _shift(value, height)

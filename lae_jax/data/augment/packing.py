@@ -1,7 +1,8 @@
-"""Pictures as words: a pixel in one int32, red + 256 green + 65536 blue. And compiled functions of them.
+"""Images as words, and compiled functions of them. A word is a pixel in one int32: red + 256 green + 65536 blue.
 
-XLA makes one vectorised loop of a whole chain of steps where every element of the result is one pixel; TensorFlow's own
-kernels go over the picture once a step, and XLA's loops over interleaved channels do not vectorise.
+A `picture` is an image or its words. XLA makes one vectorised loop of a whole chain of steps if every element of the
+result is one pixel. TensorFlow's kernels read the picture once per step, and XLA's loops over interleaved channels do
+not vectorise.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Callable, Sequence
 
 from lae_jax.faces.tensorflow import tf
 
-# From this many pixels on compiling pays: half a second a function, once a process and a shape.
+# Pixels from which compiling pays: it takes half a second per function, once per process and shape.
 COMPILED_PIXELS = 96 * 96
 
 
 def size_of(picture: tf.Tensor) -> tuple:
-    """(H, W) of an image or of words: Python ints where the shape is static, int32 scalars where it is not."""
+    """Returns (H, W): Python ints where the shape is static, int32 scalars where it is not."""
     static = picture.shape[:2].as_list()
     if None not in static:
         return tuple(static)
@@ -25,12 +26,12 @@ def size_of(picture: tf.Tensor) -> tuple:
 
 
 def is_large(picture: tf.Tensor) -> bool:
-    """Whether functions of this picture are compiled: its size is known, and not small."""
+    """Whether functions of this picture are compiled: its size is known and not small."""
     return (picture.shape[:2].num_elements() or 0) >= COMPILED_PIXELS
 
 
 def compiled(function: Callable) -> Callable:
-    """`function` of tensors of known shapes, compiled by XLA: once for each of their shapes."""
+    """Returns `function`, of tensors of known shapes, compiled by XLA once for each set of shapes."""
 
     @functools.lru_cache(maxsize=64)
     def traced(*specs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
@@ -46,7 +47,7 @@ def compiled(function: Callable) -> Callable:
 
 
 def fused(function: Callable) -> Callable:
-    """`function` of tensors, the first one a picture, compiled where that is large; else as it is."""
+    """Returns `function`, of a picture and further tensors, compiled for large pictures and unchanged for others."""
     quick = compiled(function)
 
     @functools.wraps(function)
@@ -58,7 +59,7 @@ def fused(function: Callable) -> Callable:
 
 
 def case(index: tf.Tensor, branches: Sequence[tf.types.experimental.ConcreteFunction], *inputs: tf.Tensor) -> tf.Tensor:
-    """The result of branch `index`, which alone runs; each gives one tensor, of the first one's type and shape.
+    """Runs only branch `index`. Each branch returns one tensor, with the type and shape of the first one's.
 
     tf.switch_case would be lowered to a graph that visits the nodes of all branches.
     """
@@ -70,49 +71,49 @@ def case(index: tf.Tensor, branches: Sequence[tf.types.experimental.ConcreteFunc
 
 @fused
 def from_image(image: tf.Tensor) -> tf.Tensor:
-    """uint8 (H, W, 3) -> int32 (H, W)."""
+    """Packs an image: uint8 (H, W, 3) -> int32 (H, W)."""
     return tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]]), tf.int32)
 
 
 def as_words(picture: tf.Tensor) -> tf.Tensor:
-    """Words of an image; words as they are."""
+    """Returns the words of a picture."""
     return picture if picture.dtype == tf.int32 else from_image(picture)
 
 
 @fused
 def to_image(words: tf.Tensor) -> tf.Tensor:
-    """int32 (H, W) -> uint8 (H, W, 3)."""
+    """Unpacks words: int32 (H, W) -> uint8 (H, W, 3)."""
     return tf.bitcast(words, tf.uint8)[..., :3]
 
 
 def channel(words: tf.Tensor, number: int) -> tf.Tensor:
-    """Levels of red (0), green (1) or blue (2), int32."""
+    """Returns the levels of red (0), green (1) or blue (2), int32."""
     return tf.bitwise.right_shift(words, 8 * number) & 255
 
 
 def channels(words: tf.Tensor, dtype: tf.DType = tf.float32) -> list[tf.Tensor]:
-    """Levels of red, green and blue."""
+    """Returns the levels of red, green and blue."""
     return [tf.cast(channel(words, number), dtype) for number in range(3)]
 
 
 def join(levels: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Levels of red, green and blue in 0..255, truncated where they are no integers -> words."""
+    """Packs levels of red, green and blue in 0..255 into words; fractions are truncated."""
     red, green, blue = (tf.cast(level, tf.int32) for level in levels)
     return red + 256 * green + 65536 * blue
 
 
 def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> tf.Tensor:
-    """As tf.clip_by_value, without its checks; raw_ops.ClipByValue, in one pass, is slower than these two."""
+    """Clips as tf.clip_by_value, without its checks. raw_ops.ClipByValue, in one pass, is slower than these two."""
     return tf.minimum(tf.maximum(values, low), high)
 
 
 def round_to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Round float32 levels in 0..255; half a level goes up."""
+    """Rounds float32 levels in 0..255; half a level is rounded up."""
     return tf.cast(image + 0.5, tf.uint8)
 
 
 def on_image(function: Callable) -> Callable:
-    """`function` of a uint8 tensor (H, W, 3), for arrays as well; another type of level is an error."""
+    """Returns `function`, of a uint8 tensor (H, W, 3), for arrays too. Levels of another type are an error."""
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
     @functools.wraps(function)
@@ -123,7 +124,7 @@ def on_image(function: Callable) -> Callable:
 
 
 def on_words(function: Callable) -> Callable:
-    """`function` of words, for images as well: uint8 (H, W, 3) in, the same out."""
+    """Returns `function`, of words, for images too: uint8 (H, W, 3) -> uint8 (H, W, 3)."""
 
     @tf.autograph.experimental.do_not_convert
     @functools.wraps(function)

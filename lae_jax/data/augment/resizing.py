@@ -1,9 +1,9 @@
-"""Resizing as Pillow does it, into words: two compiled passes down the rows, one for each axis.
+"""Resizing as in Pillow, into words: two compiled passes down the rows, one for each axis.
 
 Pillow's C code (Resample.c, 8 bits a channel) is the definition: weights in whole 2^-22ths, levels rounded and clipped
-after each pass, the width before the height (which Pillow 13 turns round where the height shrinks by more than twice
-the pixels). Compiled, every level is Pillow's; TensorFlow's kernels, for what is small or far larger than the result,
-come within 1 level.
+after each pass, the width before the height (Pillow 13 reverses this order where the height shrinks by more than twice
+the pixels). The compiled form gives Pillow's levels. TensorFlow's kernels, used for small results and for images far
+larger than the result, are within 1 level.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lae_jax.data.augment.packing import case, clip, compiled, from_image, round
 from lae_jax.faces.tensorflow import tf
 
 METHODS = ("bilinear", "bicubic")
-# From this side of the result on compiling pays: 0.2 s a pass, once a process.
+# Side of the result from which compiling pays: it takes 0.2 s per pass, once per process.
 _COMPILED_SIDE = 48
-# How much larger than the result a side may be: each of these has compiled functions of its own, which take part in
-# every start. To 224 pixels they take 0.25, 0.40 and 0.68 ms bicubic from 200 x 200, 250 x 250 and 500 x 375,
-# TensorFlow's kernels 1.2, 1.9 and 4.0.
+# Largest ratio of a side to that of the result. Each entry has separate compiled functions, which lengthen every start.
+# To 224 pixels they take 0.25, 0.40 and 0.68 ms bicubic from 200 x 200, 250 x 250 and 500 x 375, TensorFlow's kernels
+# 1.2, 1.9 and 4.0.
 _REACHES = {"bilinear": (1.0, 1.5, 2.0, 2.25), "bicubic": (1.0, 1.5, 2.25, 4.0)}
 _SUPPORT = {"bilinear": 1, "bicubic": 2}  # of the filter, to each side, in pixels of the smaller of image and result
 _BITS = 22
@@ -30,7 +30,7 @@ _SHIFTS = np.array([0, 8, 16], np.int32).reshape(3, 1, 1)
 
 
 def resized(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing; method: one of METHODS."""
+    """Resizes uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing, by one of METHODS."""
     if size < _COMPILED_SIDE:
         return _by_kernels(image, size, method)
     longest = tf.reduce_max(tf.shape(image)[:2])
@@ -44,7 +44,7 @@ def _canvases(size: int, method: str) -> list[int]:
 
 @functools.cache
 def _branches(size: int, method: str) -> list[tf.types.experimental.ConcreteFunction]:
-    """One for each reach, and one for what is larger: traced once, whatever graph or loop asks for them."""
+    """One for each reach and one for larger images, traced once for all graphs and loops."""
     ways = [functools.partial(_compiled, size=size, canvas=n, method=method) for n in _canvases(size, method)]
     ways += [functools.partial(_by_kernels, size=size, method=method, larger=True)]
     signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
@@ -53,20 +53,20 @@ def _branches(size: int, method: str) -> list[tf.types.experimental.ConcreteFunc
 
 
 def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
-    """Args: larger: A side is known to be larger than `size`.
+    """Resizes with TensorFlow's kernels. `larger`: a side is known to be larger than `size`.
 
-    Branches of a case need it: called eagerly on a single core, a tf.cond inside one waits for ever.
+    Branches of a case need `larger`: called eagerly on a single core, a tf.cond inside a branch waits for ever.
     """
     filtered = functools.partial(tf.image.resize, method=method, antialias=True)
     if method == "bilinear" and larger:
         values = filtered(image, [size, size])
     elif method == "bilinear":
         longest = tf.reduce_max(tf.shape(image)[:2])
-        # Without the filter it is three times quicker, and the same wherever the image is not larger.
+        # Without the filter it is three times as fast. The result is the same unless the image is larger.
         quick = functools.partial(tf.image.resize, image, [size, size])
         values = tf.cond(longest > size, lambda: filtered(image, [size, size]), quick)
     else:
-        # Pillow rounds and clips between width and height. Overshoot at hard edges, clipped late, is 9 levels off.
+        # Pillow rounds and clips between width and height. Overshoot at hard edges, if clipped late, is 9 levels off.
         values = filtered(tf.cast(image, tf.float32)[:, None], [1, size])
         values = tf.floor(clip(values, 0.0, 255.0) + 0.5)
         values = clip(filtered(tf.reshape(values, [1, -1, 1, 3 * size]), [size, 1]), 0.0, 255.0)
@@ -74,7 +74,7 @@ def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) 
 
 
 def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tensor:
-    # On a canvas of one size for all, since a function is compiled for each shape; as rows, which are copied whole.
+    # One canvas for all images, as a function is compiled for each shape. Padded as rows, which are copied whole.
     height, width = tf.unstack(tf.shape(image)[:2])
     rows = tf.pad(tf.reshape(image, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
     words = from_image(tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3]))
@@ -85,14 +85,14 @@ def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tenso
 @functools.cache
 def _down(size: int, canvas: int, method: str) -> Callable:
     """(canvas, m) words, of which the first `side` rows count, and `side` -> (size, m): weighted sums of rows."""
-    # Under the filter of a pixel of the result lie at most so many pixels.
+    # The largest number of pixels under the filter of a pixel of the result.
     taps = math.ceil(2 * _SUPPORT[method] * canvas / size)
 
     def down(words: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
         rows, weights = _filters(side, size, taps, method)
         levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
         total = 2 ** (_BITS - 1)
-        # One tap after the other: where XLA sums over an axis, it takes up to thirty times as long for some numbers.
+        # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
         for row, weight in zip(tf.unstack(rows, axis=1), tf.unstack(weights[..., None], axis=1), strict=True):
             total += tf.gather(levels, row, axis=1) * weight
         return tf.reduce_sum(tf.bitwise.left_shift(clip(tf.bitwise.right_shift(total, _BITS), 0, 255), _SHIFTS), axis=0)
@@ -104,7 +104,7 @@ def _filters(side: tf.Tensor, size: int, taps: int, method: str) -> tuple[tf.Ten
     """int32 (size, taps) each: the rows of an image of `side` that make a row of the result, and their weights."""
     twice_centre = (2 * tf.range(size)[:, None] + 1) * side  # in size-ths of a pixel, as `larger`
     larger = tf.maximum(side, size)
-    # In whole numbers: XLA computes this once for the rows and once for the weights, and floats would round apart.
+    # In integers: XLA computes this once for the rows and once for the weights, and floats would round differently.
     first = (twice_centre - 2 * _SUPPORT[method] * larger + size) // (2 * size)
     rows = tf.maximum(tf.minimum(first, side - taps), 0) + tf.range(taps)
     scale, centre = tf.cast(larger, tf.float64) / size, tf.cast(twice_centre, tf.float64) / (2 * size)

@@ -1,1 +1,1 @@
-"""Readers: from what a user has to a table of images."""
+"""Readers of raw data sets: each makes a table of images."""

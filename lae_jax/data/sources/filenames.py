@@ -1,4 +1,4 @@
-"""Data sets whose file names carry the labels: a folder a person, UTKFace, FG-NET, AgeDB."""
+"""Readers of data sets whose file names carry the labels: a folder for each person, UTKFace, FG-NET, AgeDB."""
 
 import dataclasses
 import os
@@ -21,18 +21,30 @@ from lae_jax.runtime.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a file name says. `pattern` has the group `age`, and `identity` where people are known; `words` maps each
-    further group's text to the column's word."""
+    """The labels in a file name.
+
+    Attributes:
+      pattern: Expression with the group `age`, and the group `identity` where people are known.
+      example: A file name of this form, for messages.
+      words: For each further group, its texts and the words of the column.
+    """
 
     pattern: re.Pattern
     example: str
     words: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def labels(self, path: str) -> tuple[float, str | None, list[str]]:
-        """File name -> (age, identity, further columns). Raises BadImage with the reason."""
+        """Reads the labels from a file name.
+
+        Returns:
+          (age in years, identity or None, further columns).
+
+        Raises:
+          BadImage: The file name does not have this form, or the age is outside 0 to 100.
+        """
         found = self.pattern.fullmatch(path.rpartition("/")[2])
         if not found:
-            raise BadImage(f"the file name is not as {self.example}")
+            raise BadImage(f"the file name does not have the form {self.example}")
         groups = found.groupdict()
         return (
             parse_age(groups["age"]),
@@ -61,22 +73,34 @@ AGEDB = Layout(
 
 
 def read_utkface(sources: list[str], options: Options) -> Source:
-    """UTKFace: `[age]_[gender]_[race]_[date].jpg`, or the aligned faces' `.jpg.chip.jpg`, at any depth of a folder."""
+    """Reads UTKFace: `[age]_[gender]_[race]_[date].jpg`, or `.jpg.chip.jpg` of aligned faces, at any depth of a folder.
+
+    Raises:
+      InputError: `sources` is not one folder with images, or `options.images` is set.
+    """
     return _read("utkface", UTKFACE, sources, options)
 
 
 def read_fgnet(sources: list[str], options: Options) -> Source:
-    """FG-NET: `001A02.JPG`, a letter behind the age where a person has several pictures of it."""
+    """Reads FG-NET: `001A02.JPG`; a letter after the age tells several pictures of a person at that age apart.
+
+    Raises:
+      InputError: `sources` is not one folder with images, or `options.images` is set.
+    """
     return _read("fgnet", FGNET, sources, options)
 
 
 def read_agedb(sources: list[str], options: Options) -> Source:
-    """AgeDB: `0_MariaCallas_35_f.jpg`; the name is the identity."""
+    """Reads AgeDB: `0_MariaCallas_35_f.jpg`; the person's name is the identity.
+
+    Raises:
+      InputError: `sources` is not one folder with images, or `options.images` is set.
+    """
     return _read("agedb", AGEDB, sources, options)
 
 
 def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> Source:
-    top = folder_of(sources, options, reader, f"images named as {layout.example}")
+    top = folder_of(sources, options, reader, f"images named like {layout.example}")
     rows = Rows(list(layout.words))
     for name, reason in image_files(top):
         try:
@@ -90,8 +114,15 @@ def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> 
 
 
 def read_folders(sources: list[str], options: Options) -> Source:
-    """A folder a person: `FOLDER/<identity>/*.jpg` (or .png, ...), any depth below the person; sorted by name."""
-    top = folder_of(sources, options, "folders", "a folder a person")
+    """Reads a folder for each person: `FOLDER/<identity>/*.jpg` (or .png, ...), at any depth below the person.
+
+    Returns:
+      A source with an identity for each image, sorted by name, without ages.
+
+    Raises:
+      InputError: `sources` is not one folder with images, or `options.images` is set.
+    """
+    top = folder_of(sources, options, "folders", "a folder for each person")
     rows = Rows()
     for name, reason in image_files(top):
         person, below, _ = name.partition("/")
@@ -99,7 +130,7 @@ def read_folders(sources: list[str], options: Options) -> Source:
             if reason:
                 raise BadImage(reason)
             if not below:
-                raise BadImage("stands in no person's folder")
+                raise BadImage("not in the folder of a person")
             rows.add(name, identity=person)
         except BadImage as refused:
             rows.reject(name, refused)

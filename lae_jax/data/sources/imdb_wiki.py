@@ -1,4 +1,4 @@
-"""IMDB-WIKI: photographs beside a Matlab file that says who, born when, photographed when."""
+"""Reader of IMDB-WIKI: photographs, and a Matlab file of names, dates of birth and years of the photographs."""
 
 import datetime
 import io
@@ -8,6 +8,7 @@ import pathlib
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.io
@@ -17,14 +18,14 @@ from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
 MAX_MAT_BYTES = 1 << 28  # of the file; imdb.mat has a tenth of it
-MAX_VARIABLE_BYTES = 1 << 29  # of its one variable, decompressed
-MAX_VARIABLES = 100  # looked at in search of that one
-MAX_ARRAYS = 4_000_000  # in that variable: a cell is one; IMDB needs 1.4 million
+MAX_VARIABLE_BYTES = 1 << 29  # of its variable `imdb` or `wiki`, decompressed
+MAX_VARIABLES = 100  # searched for that variable
+MAX_ARRAYS = 4_000_000  # in that variable; every cell is one, and IMDB has 1.4 million
 MAX_DEPTH = 2  # struct, cell, text
 _NUMBERS = ("dob", "photo_taken", "gender", "face_score", "second_face_score")
 _NAMES = ("imdb", "wiki")
 _DATENUM_OF_ORDINAL_0 = 366  # Matlab counts days from the year 0
-# Of Matlab's level 5 format ("MAT-File Format", MathWorks): kinds of elements, and classes of arrays.
+# Matlab's level 5 format ("MAT-File Format", MathWorks): kinds of elements, and classes of arrays.
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _WIDTH = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}  # bytes of a number
@@ -37,17 +38,17 @@ class _Unfit(ValueError):
 
 
 class _Walk:
-    """Walks through a variable before scipy may read it.
+    """Checks a variable before scipy reads it.
 
-    scipy makes arrays of the size that a file claims, and calls itself as deep as a file is nested. So every length is
-    held against the bytes there are, and only what this data set needs may occur: a struct of numbers, text and cells.
+    scipy allocates arrays of the size that a file claims, and recurses as deep as a file is nested. So this class
+    compares every length with the bytes that exist, and accepts only a struct of numbers, text and cells.
     """
 
     def __init__(self, data: bytes):
         self._data, self._arrays = data, 0
 
     def element(self, at: int, end: int) -> tuple[int, int, int, int]:
-        """(kind, start, length, start of the next) of the element at `at`."""
+        """Returns (kind, start, length, start of the next element) of the element at `at`."""
         if end - at < 8:
             raise _Unfit("an element is cut off")
         kind, length = _WORDS.unpack_from(self._data, at)
@@ -59,17 +60,18 @@ class _Walk:
             start = at + 8
             following = start + -(-length // 8) * 8
         if following > end:
-            raise _Unfit("an element is longer than what holds it")
+            raise _Unfit("an element is longer than its container")
         return kind, start, length, following
 
     def expect(self, at: int, end: int, kind: int, length: int | None = None) -> tuple[int, int, int]:
+        """Returns (start, length, start of the next element); raises _Unfit for another kind or length."""
         found, start, given, following = self.element(at, end)
         if found != kind or length not in (None, given):
-            raise _Unfit("an element is not of the kind that must stand there")
+            raise _Unfit("an element has another kind than expected")
         return start, given, following
 
     def array(self, at: int, end: int, depth: int = 0) -> None:
-        """The content of a matrix element from `at` to `end`. Raises _Unfit."""
+        """Checks the content of a matrix element from `at` to `end`; raises _Unfit."""
         self._arrays += 1
         if self._arrays > MAX_ARRAYS:
             raise _Unfit(f"more than {MAX_ARRAYS:,} arrays")
@@ -78,7 +80,7 @@ class _Walk:
         at, kind, count = self._head(at, end)
         if kind in (_CELL, _STRUCT):
             if depth == MAX_DEPTH:
-                raise _Unfit("cells or structs are nested too deep")
+                raise _Unfit("the nesting of cells or structs is too deep")
             if kind == _STRUCT:
                 at, fields = self._fields(at, end)
                 count *= fields
@@ -92,17 +94,17 @@ class _Walk:
             if kind == _CHAR and (element not in _TEXT or count > length):
                 raise _Unfit("a text claims more characters than it holds")
             if kind != _CHAR and (element not in _WIDTH or count * _WIDTH[element] != length):
-                raise _Unfit("an array claims another number of numbers than it holds")
+                raise _Unfit("an array claims more or fewer numbers than it holds")
         if at != end:
             raise _Unfit("an array is longer than its content")
 
     def _head(self, at: int, end: int) -> tuple[int, int, int]:
-        """Flags, dimensions, name -> (place behind them, class, number of elements)."""
+        """Reads flags, dimensions and name; returns (place behind them, class, number of elements)."""
         start, _, at = self.expect(at, end, _UINT32, 8)
         flags = _WORDS.unpack_from(self._data, start)[0]
         kind = flags & 0xFF
         if flags & 0x0800 or not (kind in (_CELL, _STRUCT, _CHAR) or 6 <= kind <= 15):
-            raise _Unfit("it holds what is neither numbers, text, cell nor struct")
+            raise _Unfit("it holds an array that is neither numbers, text, cell nor struct")
         start, _, at = self.expect(at, end, _INT32, 8)
         rows, columns = struct.unpack_from("<ii", self._data, start)
         if rows < 0 or columns < 0:
@@ -113,19 +115,20 @@ class _Walk:
         return at, kind, rows * columns
 
     def _fields(self, at: int, end: int) -> tuple[int, int]:
+        """Reads the names of the fields; returns (place behind them, number of fields)."""
         start, _, at = self.expect(at, end, _INT32, 4)
         width = struct.unpack_from("<i", self._data, start)[0]
         start, length, at = self.expect(at, end, _INT8)
         if not 1 <= width <= 64 or length % width or not 1 <= length // width <= 64:
-            raise _Unfit("the names of the fields are in disorder")
+            raise _Unfit("the names of the fields are malformed")
         names = [self._data[i : i + width] for i in range(start, start + length, width)]
         if not all(0 in name and name.split(b"\0")[0].isascii() for name in names) or len({*names}) < len(names):
-            raise _Unfit("the names of the fields are in disorder")
+            raise _Unfit("the names of the fields are malformed")
         return at, length // width
 
 
-def _variables(data: bytes):
-    """(name, content of the matrix element) of each variable; what is large is decompressed only when asked for."""
+def _variables(data: bytes) -> Iterator[tuple[str, int, bytes]]:
+    """Yields (name, kind, stored bytes) of each variable; decompresses only the first bytes."""
     at = 128
     for _ in range(MAX_VARIABLES):
         if at == len(data):
@@ -134,10 +137,10 @@ def _variables(data: bytes):
             raise _Unfit("an element is cut off")
         kind, length = _WORDS.unpack_from(data, at)
         if kind not in (_MATRIX, _COMPRESSED) or length > len(data) - at - 8:
-            raise _Unfit("an element is cut off, or no variable")
+            raise _Unfit("an element is cut off or is not a variable")
         stored = data[at + 8 : at + 8 + length]
         at += 8 + length
-        # Tag, flags, dimensions and name are within the first bytes.
+        # The first bytes hold tag, flags, dimensions and name.
         first = (
             zlib.decompressobj().decompress(stored, 128)
             if kind == _COMPRESSED
@@ -151,64 +154,70 @@ def _variables(data: bytes):
 
 
 def _content(kind: int, stored: bytes) -> bytes:
-    """The content of a variable's matrix element, decompressed, of bounded size."""
+    """Returns the decompressed content of the matrix element of a variable; raises _Unfit where it is too large."""
     if kind == _MATRIX:
         return stored
     stream = zlib.decompressobj()
     content = stream.decompress(stored, MAX_VARIABLE_BYTES)
     if not stream.eof:
-        raise _Unfit(f"its variable is cut off, or has more than {MAX_VARIABLE_BYTES:,} bytes")
+        raise _Unfit(f"its variable is cut off or has more than {MAX_VARIABLE_BYTES:,} bytes")
     if _WORDS.unpack_from(content) != (_MATRIX, len(content) - 8):
-        raise _Unfit("its variable is in disorder")
+        raise _Unfit("its variable is malformed")
     return content[8:]
 
 
 def load_mat(path: pathlib.Path) -> np.void:
-    """The struct `imdb` or `wiki` of a Matlab file of level 5 (`save -v7` or `-v6`). Raises InputError."""
+    """Reads the struct `imdb` or `wiki` of a Matlab file of level 5 (`save -v7` or `-v6`).
+
+    Raises:
+      InputError: The file cannot be read, is not of this form, or is too large.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_MAT_BYTES + 1 if os.fstat(file.fileno()).st_size > MAX_MAT_BYTES else -1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > MAX_MAT_BYTES:
-        raise InputError(f"{path} has more than {MAX_MAT_BYTES:,} bytes: is it IMDB-WIKI's?")
+        raise InputError(f"{path} has more than {MAX_MAT_BYTES:,} bytes: use imdb.mat or wiki.mat as published")
     if data[124:128] == b"\x00\x02IM" or data.startswith(b"\x89HDF"):
-        raise InputError(f"{path} is of Matlab v7.3 (HDF5), which is not read: save it in Matlab with -v7")
+        raise InputError(f"{path} is a file of Matlab v7.3 (HDF5), which is not supported: save it in Matlab with -v7")
     if data[124:128] != b"\x00\x01IM":
-        raise InputError(f"{path} is no Matlab file of level 5 (little-endian): give imdb.mat or wiki.mat as published")
+        raise InputError(
+            f"{path} is not a Matlab file of level 5 (little-endian): use imdb.mat or wiki.mat as published"
+        )
     try:
         for name, kind, stored in _variables(data):
             if name in _NAMES:
                 content = _content(kind, stored)
                 _Walk(content).array(0, len(content))
                 return _load(name, content)
-    except Exception as error:  # scipy's and zlib's own, of many kinds on hostile bytes
-        raise InputError(f"{path} is damaged, or not IMDB-WIKI's: {error}") from error
-    raise InputError(f"{path} holds no variable {' or '.join(_NAMES)}: give imdb.mat or wiki.mat as published")
+    except Exception as error:  # scipy and zlib raise many kinds of errors for hostile bytes
+        raise InputError(f"{path} is damaged or not from IMDB-WIKI: {error}") from error
+    raise InputError(f"{path} holds no variable {' or '.join(_NAMES)}: use imdb.mat or wiki.mat as published")
 
 
 def _load(name: str, content: bytes) -> np.void:
-    """By scipy, from bytes that were walked through, under a header of our own."""
+    """Reads checked bytes with scipy, behind a new header."""
     header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     buffer = io.BytesIO(header + _WORDS.pack(_MATRIX, len(content)) + content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         value = scipy.io.loadmat(buffer, variable_names=[name])[name]
     if value.shape != (1, 1) or value.dtype.names is None:
-        raise _Unfit(f"`{name}` is no struct")
+        raise _Unfit(f"`{name}` is not a struct")
     return value[0, 0]
 
 
 def _numbers(record: np.void, field: str) -> np.ndarray:
-    """A field as float64 (N,); NaN is unknown."""
+    """Returns a field as float64 (N,); NaN means unknown."""
     values = record[field]
     if values.dtype.kind not in "fiu":
-        raise InputError(f"the field {field} is not of numbers")
+        raise InputError(f"the field {field} does not hold numbers")
     return values.ravel().astype(np.float64)
 
 
 def _texts(record: np.void, field: str) -> list[str]:
-    """A cell of texts; '' where a cell holds none."""
+    """Returns the texts in the cells of a field; '' where a cell holds none, [] where the field is missing."""
     if field not in record.dtype.names:
         return []
     return [
@@ -218,7 +227,15 @@ def _texts(record: np.void, field: str) -> list[str]:
 
 
 def age_in(year: float, born: float) -> int:
-    """Completed years on 1 July of `year` of someone born on a Matlab day number. Raises BadImage."""
+    """Returns the completed years on 1 July of `year`.
+
+    Args:
+      year: Year of the photograph.
+      born: Date of birth as a Matlab day number.
+
+    Raises:
+      BadImage: One of them is not a date.
+    """
     try:
         day = datetime.date.fromordinal(int(born) - _DATENUM_OF_ORDINAL_0)
         return int(year) - day.year - ((7, 1) < (day.month, day.day))
@@ -227,17 +244,21 @@ def age_in(year: float, born: float) -> int:
 
 
 def read_imdb_wiki(sources: list[str], options: Options) -> Source:
-    """IMDB-WIKI's `imdb.mat` or `wiki.mat`; the images below `options.images` (default: the file's folder).
+    """Reads IMDB-WIKI: `imdb.mat` or `wiki.mat`, with the images below `options.images` (default: the file's folder).
 
-    The age is completed years in the middle of the year in which the photograph was taken, as its authors compute it;
-    the identity is the name. Refused: no face found (face_score -inf or NaN), a second face, ages outside 0 to 100.
+    The age is the completed years in the middle of the year of the photograph, as the authors of the data set compute
+    it; the identity is the name. Rows without a face (face_score -inf or NaN), with a second face, or with an age
+    outside 0 to 100 are rejected.
+
+    Raises:
+      InputError: `sources` is not one file, or the file is not from IMDB-WIKI.
     """
     if len(sources) != 1 or not os.path.isfile(sources[0]):
         raise InputError("--reader imdb_wiki needs one --source FILE: imdb.mat or wiki.mat")
     path = pathlib.Path(sources[0])
     record = load_mat(path)
     if missing := {*_NUMBERS, "full_path"} - {*record.dtype.names}:
-        raise InputError(f"{path} has no field {sorted(missing)[0]}: is it IMDB-WIKI's?")
+        raise InputError(f"{path} has no field {sorted(missing)[0]}: use imdb.mat or wiki.mat as published")
     try:
         born, taken, gender, score, second = (_numbers(record, field) for field in _NUMBERS)
     except InputError as error:
@@ -245,7 +266,7 @@ def read_imdb_wiki(sources: list[str], options: Options) -> Source:
     names, people = _texts(record, "full_path"), _texts(record, "name")
     people = people or [""] * len(names)
     if any(len(column) != len(names) for column in (born, taken, gender, score, second, people)):
-        raise InputError(f"{path}: its fields are not of equal length")
+        raise InputError(f"{path}: its fields do not have equal lengths")
     rows = Rows(["gender", "face_score", "photo_taken"])
     for i, name in enumerate(names):
         try:

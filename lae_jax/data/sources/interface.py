@@ -1,4 +1,4 @@
-"""What every reader gives: a `Source`, its rows collected in bounded memory, and access to files that stays inside."""
+"""The form of every raw source: a `Source`, its rows in bounded memory, and file access that stays in one folder."""
 
 import dataclasses
 import functools
@@ -18,19 +18,24 @@ from lae_jax.runtime.errors import InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 MAX_FILE_BYTES = 64_000_000
 MAX_COLUMNS = 64
-MAX_FIELD = 1 << 16  # characters of one field
-MAX_NAME = 4096  # characters of an image's name: the longest path that Linux opens
-MAX_PIXEL = 1e6  # of a landmark
+MAX_FIELD = 1 << 16  # characters in one field
+MAX_NAME = 4096  # characters in the name of an image: the longest path that Linux opens
+MAX_PIXEL = 1e6  # largest coordinate of a landmark
 _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were no UTF-8
-# Columns that the prepared data set makes itself; a source's column of that name is kept with 'source_' before it.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
+# Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
 RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
 
 
 class Picture(NamedTuple):
-    """Encoded bytes of a photograph, and its five landmarks as x, y, x, y ... in pixels where the reader knows them."""
+    """A photograph.
+
+    Attributes:
+      encoded: The bytes of the image file.
+      landmarks: The five landmarks as x, y, x, y ... in pixels, where the reader knows them.
+    """
 
     encoded: bytes
     landmarks: list[float] | None = None
@@ -38,11 +43,13 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """`table`: name, and age, identity, split, landmarks (null where unknown), and every further column as text.
+    """A table of images, and access to the images.
 
-    `read` maps one row (a dict) to its picture and can be sent to another process; it raises `images.BadImage`.
-    `rejected`: (name, reason) of what was refused before any image was read. `recipe`: what the images depend on beside
-    the table.
+    Attributes:
+      table: Columns name, age, identity, split, landmarks (null where unknown), and every further column as text.
+      read: Maps one row (a dict) to its picture; raises `images.BadImage`. It can be sent to another process.
+      rejected: (name, reason) of each row that was refused before any image was read.
+      recipe: The values besides the table that the images depend on.
     """
 
     table: pa.Table
@@ -53,8 +60,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a reader may need beside its sources: the folder of the images; and, for drawn faces, their side in pixels,
-    JPEG quality and seed."""
+    """Options of a reader.
+
+    Attributes:
+      images: Folder of the images.
+      size: Side of drawn faces in pixels.
+      quality: JPEG quality of drawn faces.
+      seed: Seed of drawn faces.
+    """
 
     images: str | None = None
     size: int = 256
@@ -63,26 +76,34 @@ class Options:
 
 
 def shown(text: str, length: int = 300) -> str:
-    """Foreign text as it can stand in a message or a CSV: on one line, in Unicode, cut."""
+    """Returns foreign text in a form that is safe in a message or a CSV: one line of Unicode, cut after `length`."""
     text = text if len(text) <= length else text[:length] + "..."
     return _UNFIT.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def parse_age(text: str) -> float:
-    """A finite number from 0 to 100, fractions kept. Raises BadImage with the reason."""
+    """Reads an age in years, with its fraction.
+
+    Raises:
+      BadImage: The text is not a number from 0 to 100.
+    """
     try:
         if "_" in text:  # Python reads 1_0 as 10
             raise ValueError
         age = float(text)
     except ValueError:
-        raise BadImage(f"age {text[:40]!r} is no number") from None
+        raise BadImage(f"age {text[:40]!r} is not a number") from None
     if not math.isfinite(age) or not 0 <= age <= 100:
         raise BadImage(f"age {text[:40]!r} is outside 0 to 100")
     return age
 
 
 def parse_landmarks(text: str) -> list[float]:
-    """Ten numbers with spaces between: x and y of the five landmarks in pixels. Raises BadImage with the reason."""
+    """Reads ten numbers separated by spaces: x and y of the five landmarks in pixels.
+
+    Raises:
+      BadImage: The text is not ten numbers of at most MAX_PIXEL.
+    """
     try:
         numbers = [float(word) for word in text.split()]
     except ValueError:
@@ -93,9 +114,16 @@ def parse_landmarks(text: str) -> list[float]:
 
 
 class Rows:
-    """Collects a source's rows into Arrow columns, batch by batch, so that no row stays a Python object.
+    """Collects the rows of a source in Arrow columns, batch by batch, so that no row stays a Python object.
 
-    `further`: names of the columns beside name and `KNOWN`, of text.
+    Args:
+      further: Names of the text columns besides name and `KNOWN`.
+
+    Attributes:
+      rejected: (name, reason) of each refused row.
+
+    Raises:
+      InputError: A name in `further` occurs twice or is reserved, or there are more than MAX_COLUMNS.
     """
 
     def __init__(self, further: Sequence[str] = ()):
@@ -104,7 +132,7 @@ class Rows:
             if taken.count(name) > 1 or name in RESERVED:
                 raise InputError(f"the source has more than one column for {shown(name)!r}: rename one")
         if len(further) > MAX_COLUMNS:
-            raise InputError(f"the source has {len(further)} further columns: {MAX_COLUMNS} at most")
+            raise InputError(f"the source has {len(further)} further columns; at most {MAX_COLUMNS} are allowed")
         fields = [("name", pa.string()), *KNOWN.items(), *((name, pa.string()) for name in further)]
         self._schema = pa.schema(fields)
         self._batches: list[pa.RecordBatch] = []
@@ -121,16 +149,20 @@ class Rows:
         landmarks: list[float] | None = None,
         further: Sequence[str | None] = (),
     ) -> None:
-        """One row; text may be '' where unknown. Raises BadImage where a field is not fit to be kept."""
+        """Adds one row; unknown text may be ''.
+
+        Raises:
+          BadImage: The name is empty, too long or contains control characters, or a field is too long.
+        """
         if not name:
             raise BadImage("no image path")
         if len(name) > MAX_NAME:
-            raise BadImage(f"path of more than {MAX_NAME:,} characters")
+            raise BadImage(f"path has more than {MAX_NAME:,} characters")
         if _UNFIT.search(name):
-            raise BadImage("path holds a control character, or bytes that are no UTF-8")
+            raise BadImage("path contains a control character or bytes that are not UTF-8")
         for text in (identity, split, *further):
             if text and len(text) > MAX_FIELD:
-                raise BadImage(f"a field of more than {MAX_FIELD:,} characters")
+                raise BadImage(f"a field has more than {MAX_FIELD:,} characters")
             self._characters += len(text or "")
         self._pending.append(
             (name, age, identity or None, split or None, landmarks, *(text or None for text in further))
@@ -139,6 +171,7 @@ class Rows:
             self._flush()
 
     def reject(self, name: str, reason: BadImage | str) -> None:
+        """Adds a refused row and its reason."""
         self.rejected.append((shown(name), str(reason)))
 
     def _flush(self) -> None:
@@ -148,6 +181,7 @@ class Rows:
         self._pending, self._characters = [], 0
 
     def source(self, read: Callable[[dict], Picture], recipe: dict) -> Source:
+        """Returns the source of these rows."""
         if self._pending:
             self._flush()
         return Source(pa.Table.from_batches(self._batches, self._schema), read, self.rejected, recipe)
@@ -155,28 +189,34 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class FileReader:
-    """Reads `root`/name: a regular file whose path, with all links followed, stays inside `root`."""
+    """Reads image files below `root`."""
 
     root: str
 
     def __call__(self, row: dict) -> Picture:
+        """Reads the file `name` of a row, as `read_inside` does."""
         return Picture(read_inside(self.root, row["name"]))
 
 
-# The user's own word, the same for every image: asking the disk again costs as much as reading one.
+# The root is the same for every image, and resolving it costs as much as reading an image.
 _real = functools.lru_cache(maxsize=8)(os.path.realpath)
 
 
 def read_inside(root: str, name: str) -> bytes:
-    """The bytes of a file under `root`. Raises BadImage with the reason."""
+    """Reads a regular file whose path, with all links followed, stays inside `root`.
+
+    Raises:
+      BadImage: The path leads out of `root`, or the file does not exist, is not regular, is larger than MAX_FILE_BYTES
+        or cannot be read.
+    """
     if "\0" in name:
-        raise BadImage("path holds a zero byte")
+        raise BadImage("path contains a zero byte")
     top = _real(root)
     path = os.path.realpath(os.path.join(top, name))
     if not os.path.join(path, "").startswith(os.path.join(top, "")):
-        raise BadImage(f"path leads out of the image folder {root} (--images names another)")
+        raise BadImage(f"path leads out of the image folder {root} (set another with --images)")
     try:
-        # A pipe in the place of a file would be waited for; devices have no end.
+        # O_NONBLOCK: opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise BadImage("file not found") from error
@@ -185,7 +225,7 @@ def read_inside(root: str, name: str) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise BadImage("no regular file")
+            raise BadImage("not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes")
         with open(descriptor, "rb", closefd=False) as file:
@@ -201,10 +241,14 @@ def _told(error: OSError) -> str:
 
 
 def image_files(top: str) -> Iterator[tuple[str, str | None]]:
-    """(name below `top`, None) of every image file at any depth, sorted by the parts of the path; or (name, reason).
+    """Finds the image files at any depth of a folder, sorted by the parts of the path.
 
-    Links to folders are not followed, so nothing is read twice and no loop is walked; they come with a reason, as does
-    a folder that cannot be read. Whether a linked file leads out is checked where it is read.
+    Links to folders are not followed, so no file is read twice and no loop is entered. `read_inside` checks whether a
+    linked file is outside the folder.
+
+    Yields:
+      (name below `top`, None) for an image file; (name, reason) for a link to a folder, or a folder that cannot be
+      read.
     """
     stack = [iter(_entries(top, ""))]
     while stack:
@@ -218,7 +262,7 @@ def image_files(top: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _entries(top: str, folder: str) -> list[tuple[str, str]]:
-    """(name below `top`, 'folder' | 'image' | reason) of what stands in a folder, sorted."""
+    """Returns sorted (name below `top`, 'folder' | 'image' | reason) of the entries of a folder."""
     found = []
     try:
         with os.scandir(os.path.join(top, folder)) as entries:
@@ -236,15 +280,21 @@ def _entries(top: str, folder: str) -> list[tuple[str, str]]:
 
 
 def refuse_images(options: Options, reader: str) -> None:
-    """Raises InputError where `--images` is given to a reader that knows where its images are."""
+    """Checks that `--images` is not set, for a reader that finds its images itself.
+
+    Raises:
+      InputError: It is set.
+    """
     if options.images is not None:
-        raise InputError(
-            f"--images {options.images}: --reader {reader} knows where its images are; leave --images away"
-        )
+        raise InputError(f"--images {options.images}: --reader {reader} finds its images itself; omit --images")
 
 
 def folder_of(sources: Sequence[str], options: Options, reader: str, what: str) -> str:
-    """The one --source of a reader that takes a folder. Raises InputError where it is none."""
+    """Returns the one --source of a reader that reads a folder.
+
+    Raises:
+      InputError: `sources` is not one folder, or `options.images` is set.
+    """
     refuse_images(options, reader)
     if len(sources) != 1 or not os.path.isdir(sources[0]):
         raise InputError(f"--reader {reader} needs one --source FOLDER that holds {what}")

@@ -1,4 +1,4 @@
-"""Raw sources. A reader turns what a user has into a `Source`: a table, one row an image, and how to get the bytes."""
+"""Raw sources by name. A reader makes a `Source`: a table with one row for each image, and access to the bytes."""
 
 import dataclasses
 import pathlib
@@ -14,13 +14,24 @@ __all__ = ["READERS", "Options", "Picture", "Source", "read_synthetic"]
 
 
 def read_synthetic(sources: list[str], options: Options) -> Source:
-    """Drawn faces: each source is `split=number` (train, validation, test)."""
+    """Makes a table of drawn faces.
+
+    Args:
+      sources: `SPLIT=NUMBER`, with the split train, validation or test.
+      options: Side and JPEG quality of the pictures, and the seed.
+
+    Returns:
+      A source whose pictures are drawn when they are read.
+
+    Raises:
+      InputError: A source does not have this form, or `options.images` is set.
+    """
     refuse_images(options, "synthetic")
     counts = {"train": 0, "validation": 0, "test": 0}
     for source in sources:
         split, _, number = source.partition("=")
         if split not in counts or not number.isdecimal():
-            raise InputError(f"--source {source}: drawn faces take train=N, validation=N and test=N")
+            raise InputError(f"--source {source}: use train=N, validation=N and test=N for drawn faces")
         counts[split] = int(number)
     faces = synthetic.plan(*counts.values(), seed=options.seed)
     rows = Rows()

@@ -1,12 +1,12 @@
-"""insightface's RecordIO, read without mxnet: MS1M (emore, arcface), Glint360K, CASIA-WebFace and the like.
+"""Reader of insightface's RecordIO without mxnet: MS1M (emore, arcface), Glint360K, CASIA-WebFace and the like.
 
-`train.rec` is a row of records of dmlc-core's recordio.h, little-endian: magic 0xced7230a; a word of 3 bits (0: whole,
-1: first part, 2: middle part, 3: last part) and 29 bits of length; the bytes; zeros up to a multiple of 4. A record is
-cut into parts where the magic stood in its bytes, and the magic is left out there. `train.idx` has the lines
+`train.rec` is a sequence of records of dmlc-core's recordio.h, little-endian: magic 0xced7230a; a word of 3 bits (0:
+whole, 1: first part, 2: middle part, 3: last part) and 29 bits of length; the bytes; zeros up to a multiple of 4. A
+record is cut into parts where the magic occurs in its bytes, and the magic is omitted there. `train.idx` has the lines
 `key TAB place in bytes`. A record begins with mxnet's IRHeader (flag uint32, label float32, id and id2 uint64), then
-`flag` labels of float32 where flag is not 0, then the encoded image. insightface's record 0 holds no image but two
-labels: 1 + the number of images, whose keys are 1, 2, ..., and the end of the keys behind them, which stand for people
-and hold no image either. `property` is `people,height,width`.
+`flag` labels of float32 where flag is not 0, then the encoded image. insightface's record 0 has no image but two
+labels: 1 + the number of images, whose keys are 1, 2, ..., and the end of the keys that follow. Those keys belong to
+people, and their records have no image either. `property` is `people,height,width`.
 """
 
 import array
@@ -23,7 +23,7 @@ from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
 MAGIC = 0xCED7230A
-MAX_PARTS = 1000  # of a record: in true files a second one is rare
+MAX_PARTS = 1000  # of a record; in real files a second part is rare
 _WORDS = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
@@ -32,7 +32,7 @@ _HEAD_BYTES = _WORDS.size + _HEADER.size + _LABEL.size
 
 
 def _part(descriptor: int, offset: int, size: int) -> tuple[int, int, bytes]:
-    """(part's place in its record 0..3, length, first bytes) of what stands at `offset`, within the file."""
+    """Returns (place in the record 0..3, length, first bytes) of the part at `offset`, which must end in the file."""
     head = os.pread(descriptor, _HEAD_BYTES, offset)
     if len(head) < _WORDS.size:
         raise BadImage(f"the file ends at byte {size:,}, where a record should begin")
@@ -46,12 +46,16 @@ def _part(descriptor: int, offset: int, size: int) -> tuple[int, int, bytes]:
 
 
 def read_record(descriptor: int, offset: int, size: int) -> bytes:
-    """The record at `offset` of an open file of `size` bytes, its parts joined. Raises BadImage with the reason."""
+    """Reads the record at `offset` of an open file of `size` bytes and joins its parts.
+
+    Raises:
+      BadImage: No record begins there, its parts are in the wrong order, or it is too large.
+    """
     joined = bytearray()
     for number in range(MAX_PARTS):
         place, length, _ = _part(descriptor, offset, size)
         if place not in ((2, 3) if number else (0, 1)):
-            raise BadImage(f"the record at byte {offset:,} has its parts in disorder")
+            raise BadImage(f"the record at byte {offset:,} has its parts in the wrong order")
         if len(joined) + length > MAX_FILE_BYTES:
             raise BadImage(f"record larger than {MAX_FILE_BYTES:,} bytes")
         if number:
@@ -60,11 +64,18 @@ def read_record(descriptor: int, offset: int, size: int) -> bytes:
         if place in (0, 3):
             return bytes(joined)
         offset += _WORDS.size + -(-length // 4) * 4
-    raise BadImage(f"a record of more than {MAX_PARTS} parts")
+    raise BadImage(f"the record has more than {MAX_PARTS} parts")
 
 
 def unpack(record: bytes) -> tuple[list[float], bytes]:
-    """Record -> (labels, encoded image; empty in insightface's own records). Raises BadImage with the reason."""
+    """Splits a record into its content.
+
+    Returns:
+      (labels, encoded image, empty in records that insightface adds).
+
+    Raises:
+      BadImage: The record is too short for its header or its labels.
+    """
     if len(record) < _HEADER.size:
         raise BadImage("the record is shorter than its header")
     flag, label, _, _ = _HEADER.unpack_from(record)
@@ -76,7 +87,7 @@ def unpack(record: bytes) -> tuple[list[float], bytes]:
 
 
 def _label_of(descriptor: int, offset: int, size: int) -> tuple[float, bool]:
-    """(first label, whether an image follows) of a record, by one short read in all but odd cases."""
+    """Returns (first label, whether an image follows) of a record, usually from one short read."""
     place, length, head = _part(descriptor, offset, size)
     if place or length < _HEADER.size + _LABEL.size:
         labels, image = unpack(read_record(descriptor, offset, size))
@@ -89,13 +100,20 @@ def _label_of(descriptor: int, offset: int, size: int) -> tuple[float, bool]:
 
 
 def read_index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """`.idx` -> (keys, places in bytes), int64 (N,), in the order of the keys. Raises InputError."""
+    """Reads a `.idx` file.
+
+    Returns:
+      (keys, places in bytes), each int64 (N,), in the order of the keys.
+
+    Raises:
+      InputError: A line is not `key TAB place in bytes`, or a key occurs twice.
+    """
     keys, offsets = array.array("q"), array.array("q")
     with open(path, "rb") as file:
         while line := file.readline(64):
             words = line.split()
             if len(words) != 2 or not all(word.isdigit() and len(word) <= 18 for word in words):
-                raise InputError(f"{path}, line {len(keys) + 1}: {line!r} is no `key TAB place in bytes`")
+                raise InputError(f"{path}, line {len(keys) + 1}: {line!r} is not `key TAB place in bytes`")
             keys.append(int(words[0]))
             offsets.append(int(words[1]))
     keys, offsets = np.array(keys, np.int64), np.array(offsets, np.int64)
@@ -103,23 +121,23 @@ def read_index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     keys, offsets = keys[order], offsets[order]
     doubled = keys[1:][keys[1:] == keys[:-1]]
     if len(doubled):
-        raise InputError(f"{path}: the key {doubled[0]} stands twice")
+        raise InputError(f"{path}: the key {doubled[0]} occurs twice")
     return keys, offsets
 
 
 def _people(path: pathlib.Path) -> float:
-    """How many people `property` names; infinity where there is no such file."""
+    """Returns the number of people in `property`; infinity where this file does not exist."""
     if not path.is_file():
         return math.inf
     with open(path, "rb") as file:
         words = file.read(100).split(b",")
     if len(words) != 3 or not all(word.strip().isdigit() for word in words):
-        raise InputError(f"{path} is no `people,height,width`: restore it, or remove it")
+        raise InputError(f"{path} is not `people,height,width`: restore or remove it")
     return int(words[0])
 
 
 def _announced(descriptor: int, offset: int, size: int) -> int | None:
-    """How many images insightface's record 0 announces; None where the record is an image like the others."""
+    """Returns the number of images that insightface's record 0 announces; None where that record is an image."""
     labels, image = unpack(read_record(descriptor, offset, size))
     if image or len(labels) < 2:
         return None
@@ -130,11 +148,12 @@ def _announced(descriptor: int, offset: int, size: int) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class RecordReader:
-    """Reads the record at a row's `record_offset`."""
+    """Reads the images in the record file `path`."""
 
     path: str
 
     def __call__(self, row: dict) -> Picture:
+        """Reads the image at the `record_offset` of a row; raises BadImage."""
         try:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -144,9 +163,13 @@ class RecordReader:
 
 
 def read_recordio(sources: list[str], options: Options) -> Source:
-    """A folder with `train.rec` and `train.idx` (and `property`), or the path of a `.rec` with its `.idx` beside it.
+    """Reads a folder with `train.rec` and `train.idx` (and `property`), or a `.rec` with its `.idx` in one folder.
 
-    The name is the record's key, the identity its first label; nothing says an age. Every record's head is read once.
+    The name is the key of the record, the identity its first label; there are no ages. The head of every record is read
+    once.
+
+    Raises:
+      InputError: A file is missing or cannot be read, record 0 cannot be used, or `options.images` is set.
     """
     refuse_images(options, "recordio")
     if len(sources) != 1:
@@ -168,14 +191,22 @@ def read_recordio(sources: list[str], options: Options) -> Source:
     return rows.source(RecordReader(str(path)), {"records": os.path.realpath(path), "bytes": size})
 
 
-def _read_labels(descriptor, size, keys, offsets, people, rows: Rows, path: pathlib.Path) -> None:
+def _read_labels(
+    descriptor: int,
+    size: int,
+    keys: np.ndarray,
+    offsets: np.ndarray,
+    people: float,
+    rows: Rows,
+    path: pathlib.Path,
+) -> None:
     announced = None
     if len(keys) and keys[0] == 0:
         try:
             announced = _announced(descriptor, int(offsets[0]), size)
         except BadImage as reason:
             raise InputError(f"{path}: record 0 cannot be used: {reason}") from reason
-    # Beyond float32's whole numbers the announced end of the images is off by one or more.
+    # Above the whole numbers of float32 the announced end of the images is off by one or more.
     exact = announced is not None and announced + 1 < _EXACT
     for key, offset in zip(keys, offsets, strict=True):
         if announced is not None and key == 0:
@@ -184,12 +215,12 @@ def _read_labels(descriptor, size, keys, offsets, people, rows: Rows, path: path
         try:
             label, image = _label_of(descriptor, int(offset), size)
             if announced is not None and not image and (key > announced or not exact):
-                continue  # stands for a person
+                continue  # belongs to a person
             if not image:
                 raise BadImage("the record holds no image")
             if not (label >= 0 and label == math.floor(label) and label < people):
                 among = f" (`property` names {people} people)" if people < math.inf else ""
-                raise BadImage(f"label {label} is no person's number{among}")
+                raise BadImage(f"label {label} is not the number of a person{among}")
             rows.add(name, identity=str(int(label)), further=[str(offset)])
         except BadImage as reason:
             rows.reject(name, reason)

@@ -1,4 +1,4 @@
-"""Drawn faces with ages: a source that needs no download, for tests, the demo and trying the tool."""
+"""Drawn faces with ages: a source without a download, for tests, the demo and first trials."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 from lae_jax import metrics
 from lae_jax.faces.drawing import looks, render
 
-VERSION = 1  # of the drawings: another number where the same arguments give another picture
+VERSION = 1  # of the drawings; it changes when the same arguments give another picture
 
 # Images of each age 1..81 in the MIVIA age data set, as the contest published them: 575,073 in all.
 MIVIA_AGE_COUNTS = (
@@ -27,7 +27,7 @@ _GROUPS = [np.flatnonzero(metrics.age_group(_AGES) == group) for group in range(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to draw, as columns of equal length n; `len(plan)` is n."""
+    """The faces to draw, as columns of equal length n; `len(plan)` is n."""
 
     name: np.ndarray  # '00012/3.jpg': identity, picture of that person
     identity: np.ndarray  # int64
@@ -41,15 +41,17 @@ class Plan:
 
 
 def draw_face(identity: int, age: float, seed: int, size: int = 128, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw picture `index` of a person at an age: uint8 (size, size, 3) and landmarks float32 (5, 2).
+    """Draws picture `index` of a person at an age.
 
-    A pure function of its arguments, up to the rounding of another CPU. The landmarks are the true places, in pixels
-    (x, y), of: the eye at the image's left, the eye at its right, nose tip, mouth corner at the left, mouth corner at
-    the right. With the same index another age is the same person in the same pose and light, older or younger, and
-    another size the same picture.
+    A pure function of its arguments, up to the rounding of another CPU. With the same index, another age shows the same
+    person in the same pose and light, older or younger, and another size gives the same picture.
+
+    Returns:
+      The image, uint8 (size, size, 3), and its landmarks, float32 (5, 2): the true places in pixels (x, y) of the eye
+      at the image's left, the eye at its right, the nose tip, the mouth corner at the left and that at the right.
 
     Raises:
-      ValueError: an age outside 0..100, a size under 16, a negative identity, seed or index.
+      ValueError: The age is outside 0..100, the size is under 16, or the identity, seed or index is negative.
     """
     if not 0 <= age <= 100:
         raise ValueError(f"age {age} is outside 0..100")
@@ -63,16 +65,16 @@ def draw_face(identity: int, age: float, seed: int, size: int = 128, index: int 
 
 
 def plan(num_train: int, num_validation: int, num_test: int, images_per_identity: float = 6.0, seed: int = 0) -> Plan:
-    """Who is drawn at which age, split by split; a pure function of its arguments.
+    """Plans the identities and ages to draw, split by split; a pure function of its arguments.
 
-    Training and validation follow MIVIA's ages by largest remainder; groups that then have fewer than MIN_IN_GROUP
-    images are topped up to that from the largest groups, if the split has at least 16 x MIN_IN_GROUP images. The test
-    set has equally many of each group of `metrics.GROUPS` (the first ones get one more where 8 does not divide it), the
-    ages of a group as frequent as in MIVIA. A person is in one split, with about `images_per_identity` pictures that
-    span some years.
+    Train and validation follow MIVIA's ages by largest remainder. If such a split has at least 16 x MIN_IN_GROUP
+    images, the largest groups then top up groups with fewer than MIN_IN_GROUP images to that number. The test split has
+    equally many images of each group of `metrics.GROUPS` (the first groups get one more where 8 does not divide the
+    number). Within a group, ages are as frequent as in MIVIA. A person is in one split, with about
+    `images_per_identity` pictures that span some years.
 
     Raises:
-      ValueError: a negative count or seed, fewer than one image an identity.
+      ValueError: A count or the seed is negative, or `images_per_identity` is less than 1.
     """
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     for name, count in counts.items():
@@ -107,7 +109,7 @@ def plan(num_train: int, num_validation: int, num_test: int, images_per_identity
 
 
 def _apportion(count: int, weights: np.ndarray) -> np.ndarray:
-    """Whole numbers that sum to count, proportional to the weights by largest remainder."""
+    """Returns whole numbers that sum to count, proportional to the weights by largest remainder."""
     share = count * weights / weights.sum()
     whole = np.floor(share).astype(np.int64)
     whole[np.argsort(whole - share, kind="stable")[: count - whole.sum()]] += 1
@@ -115,7 +117,7 @@ def _apportion(count: int, weights: np.ndarray) -> np.ndarray:
 
 
 def _long_tailed_counts(count: int) -> np.ndarray:
-    """(81,) images of each age, as in MIVIA, small groups topped up."""
+    """Returns the number of images of each age, (81,), as in MIVIA; small groups are topped up."""
     weights = np.array(MIVIA_AGE_COUNTS, np.float64)
     counts = _apportion(count, weights)
     if count >= 2 * len(_GROUPS) * MIN_IN_GROUP:
@@ -130,7 +132,7 @@ def _long_tailed_counts(count: int) -> np.ndarray:
 
 
 def _balanced_counts(count: int) -> np.ndarray:
-    """(81,) images of each age: all groups alike, within a group as frequent as in MIVIA."""
+    """Returns the number of images of each age, (81,): equal groups, and ages in a group as frequent as in MIVIA."""
     weights, shares = np.array(MIVIA_AGE_COUNTS), _apportion(count, np.ones(len(_GROUPS)))
     parts = [_apportion(int(n), weights[group]) for n, group in zip(shares, _GROUPS, strict=True)]
     return np.concatenate(parts)

@@ -1,8 +1,8 @@
-"""The way from a person and an age to the look of a picture.
+"""Looks of drawn faces: from an identity and an age to the parameters of a picture.
 
-A person (identity) keeps face shape, colours, hair and so on; age shows in a dozen cues (proportions, wrinkles, grey,
-hairline, skin, sagging ...), each early or late by its own amount for each person and each picture, so that a picture
-tells its age only roughly; pose, light, expression, camera and things in the way differ from picture to picture.
+An identity keeps its face shape, colours and hair. Age shows in a dozen cues (proportions, wrinkles, grey hair,
+hairline, skin, sagging ...). Each cue is early or late by a different amount for each person and each picture, so a
+picture shows its age only roughly. Pose, light, expression, camera and occluders differ from picture to picture.
 """
 
 import math
@@ -31,7 +31,7 @@ _IRISES = ((0.24, 0.13, 0.07), (0.38, 0.24, 0.12), (0.36, 0.40, 0.22), (0.33, 0.
 
 
 def look_of(identity: int, age: float, seed: int, index: int) -> Look:
-    """Everything about one picture, from the person's draws, the picture's draws and the age."""
+    """The look of one picture, from the age and the random draws of the person and of the picture."""
     person = np.random.default_rng([seed, identity, 0])
     picture = np.random.default_rng([seed, identity, index, 1])
     t = dict(zip(_TRAITS, person.normal(size=len(_TRAITS)).clip(-2.2, 2.2).tolist(), strict=True))
@@ -50,7 +50,7 @@ def look_of(identity: int, age: float, seed: int, index: int) -> Look:
 
 
 def _ages_shown(age: float, pace: float, own: list[float], here: list[float]) -> dict[str, float]:
-    """The age that each cue shows: wrong by half a year in the cradle and by three at seventy, partly for life."""
+    """The age that each cue shows: off by about half a year at birth and three years at 70, partly for life."""
     spread = 0.4 + 0.045 * age
     real = age * (1 + 0.05 * pace)
     return {cue: max(0.0, real + spread * (0.75 * a + 0.5 * b)) for cue, a, b in zip(_CUES, own, here, strict=True)}
@@ -68,7 +68,7 @@ def _pose(picture: np.random.Generator) -> dict:
 
 
 def _shape(shown: dict[str, float], t: dict[str, float], male: float) -> dict:
-    """Skull, jaw, neck, ears: a child's head is wide and round above a small jaw; an old one's lower face sags."""
+    """Skull, jaw, neck and ears: a child's head is wide and round above a small jaw; an old lower face sags."""
     child, small = _young(shown["skull"]), _young(shown["face"], 22.0)
     sag = _rise(shown["drop"], 35, 80)
     grown = (0.0, 0.42, 0.61, 0.70, 0.71, 0.67, 0.57, 0.44, 0.28, 0.0)
@@ -90,7 +90,7 @@ def _shape(shown: dict[str, float], t: dict[str, float], male: float) -> dict:
 
 
 def _features(shown: dict[str, float], t: dict[str, float], male: float, mood: list[float]) -> dict:
-    """Eyes, brows, nose and mouth: where they sit, how large they are, what the moment does to them."""
+    """Eyes, brows, nose and mouth: their places, sizes and expression."""
     child, small = _young(shown["skull"]), _young(shown["face"], 22.0)
     eyes, nose = _young(shown["eyes"], 24.0), _young(shown["nose"], 22.0)
     old_nose, old_lips = _rise(shown["nose"], 30, 85), _rise(shown["lips"], 25, 80)
@@ -141,7 +141,7 @@ def _creases(shown: dict[str, float], t: dict[str, float], smile: float) -> dict
 
 
 def _skin_of(shown: dict[str, float], t: dict[str, float], person: np.random.Generator) -> dict:
-    """Skin pales, yellows and grows uneven; spots, which a person has in fixed places, come out one after the other."""
+    """Skin pales, yellows and grows uneven; spots appear one after the other, at fixed places of a person."""
     base = np.array(_between(_SKINS, t["complexion"] ** 1.4)) * (1 + 0.015 * t["tint"] * np.array([1.0, 0.0, -1.5]))
     tone = _rise(shown["tone"], 12, 85)
     baby = _young(shown["tone"], 14)
@@ -169,7 +169,7 @@ def _skin_of(shown: dict[str, float], t: dict[str, float], person: np.random.Gen
 
 
 def _hair_of(shown, t, male: float, skin, person: np.random.Generator, picture: np.random.Generator) -> dict:
-    """Down, then a full head, then grey, receding or thin as the person's lot is; brows and beard with it."""
+    """A baby's down, then full hair, then grey, receding or thin hair by the person's draws; brows and beard."""
     style, lot, bearded, curly, part, fringe, loss = person.random(7).tolist()
     today, stubble = picture.random(2).tolist()
     dark = sum(skin) / 3 < 0.6
@@ -180,7 +180,7 @@ def _hair_of(shown, t, male: float, skin, person: np.random.Generator, picture: 
     bald = (1.0 if male and loss < 0.6 else 0.25) * _rise(shown["hairline"], 20 + 10 * lot, 78)
     thin = (0.65 if male else 0.5) * _rise(shown["thinning"], 38, 90)
     volume = 0.09 + 0.02 * t["volume"] + 0.05 * (1 - male) + (0.07 if curly > 0.8 else 0)
-    short = style < 0.25 + 0.5 * _rise(shown["grey"], 45, 80)  # with the years more women wear it short
+    short = style < 0.25 + 0.5 * _rise(shown["grey"], 45, 80)  # more women wear short hair with age
     length = 0.0 if male or short else 1 - _young(shown["thinning"], 8)
     beard = 0.0
     if male:
@@ -207,7 +207,7 @@ def _hair_of(shown, t, male: float, skin, person: np.random.Generator, picture: 
 
 
 def _scene(picture: np.random.Generator, person: np.random.Generator) -> dict:
-    """Light, backdrop, clothes, glasses and other things in the way, camera."""
+    """Light, backdrop, clothes, glasses, hat, occluder and camera."""
     wearer = person.random() < 0.3
     lx, ly, warm, level, softness = picture.normal(size=5).clip(-2.2, 2.2).tolist()
     chance = picture.random(6).tolist()
@@ -240,17 +240,17 @@ def _scene(picture: np.random.Generator, person: np.random.Generator) -> dict:
 
 
 def _rise(age: float, start: float, end: float, power: float = 1.0) -> float:
-    """0 until start, 1 at end and on from there in a straight line, capped at 1.5."""
+    """0 up to `start`, 1 at `end`, linear beyond it and capped at 1.5, before the power."""
     return min(max((age - start) / (end - start), 0.0), 1.5) ** power
 
 
 def _young(age: float, until: float = 20.0, power: float = 1.15) -> float:
-    """1 at birth, 0 from `until` on."""
+    """1 at birth, falling to 0 at `until`."""
     return max(0.0, 1 - age / until) ** power
 
 
 def _between(anchors, place: float) -> Colour:
-    """A colour between neighbours of a list, place in 0..1."""
+    """The colour at `place`, 0..1, between neighbours of a list."""
     place = min(max(place, 0.0), 1.0) * (len(anchors) - 1)
     low = min(int(place), len(anchors) - 2)
     return tuple(a + (b - a) * (place - low) for a, b in zip(anchors[low], anchors[low + 1], strict=True))

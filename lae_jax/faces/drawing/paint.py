@@ -1,4 +1,4 @@
-"""What a face has on its head: relief, nose, wrinkles, skin, brows, eyes, mouth and beard, in head units."""
+"""Paints a face onto its head: relief, nose, wrinkles, skin, brows, eyes, mouth and beard, in head units."""
 
 import math
 
@@ -8,7 +8,7 @@ from lae_jax.faces.drawing.geometry import Head, Look, blend, clip, dome, linear
 
 
 def paint_face(head: Head) -> None:
-    """Shape and paint the face of a look onto its head."""
+    """Shapes and paints the face of a look onto its head."""
     _relief(head)
     _wrinkles(head)
     _skin(head)
@@ -20,7 +20,7 @@ def paint_face(head: Head) -> None:
 
 
 def _relief(head: Head) -> None:
-    """The height field of sockets, brows, cheeks, nose, lips and chin."""
+    """Shapes sockets, brows, cheeks, nose, lips and chin."""
     look = head.look
     for flank in (-1.0, 1.0):
         sep = flank * look.eye_sep
@@ -40,7 +40,7 @@ def _relief(head: Head) -> None:
 
 
 def _nose(head: Head) -> None:
-    """Ridge, tip, wings and nostrils; they stand out, so turning moves them further than the face behind them."""
+    """Shapes ridge, tip, wings and nostrils. They project, so a turn moves them further than the face behind them."""
     look = head.look
     out, wide, tip = look.nose_out, look.nose_w, look.nose_v + head.dip * look.nose_out
     lean = out * head.sin / head.cos
@@ -65,7 +65,7 @@ def _nose(head: Head) -> None:
 
 
 def _wrinkles(head: Head) -> None:
-    """Lines and folds, each kind as deep as the look says, in places that differ from person to person."""
+    """Folds the lines of each kind as deep as the look says, in places that differ from person to person."""
     look, noise = head.look, head.look.crease_noise.tolist()
     deep = look.creases
     room = look.eye_v - look.brow_lift - 0.10 - (look.hairline + 0.06)
@@ -103,7 +103,7 @@ def _wrinkles(head: Head) -> None:
 
 
 def _skin(head: Head) -> None:
-    """Tone, redness, unevenness, spots, rings under the eyes."""
+    """Paints tone, redness, unevenness, spots and rings under the eyes."""
     look, u, v = head.look, head.u, head.v
     head.skin[:] = linear(look.skin)[:, None, None]
     tint = sample("blotch", u, v, 60, look.texture) * look.blotch
@@ -143,7 +143,7 @@ def _brows(head: Head) -> None:
 
 
 def _eye(head: Head, flank: float) -> None:
-    """White, iris, pupil, a catch of light, lids and lashes."""
+    """Paints white, iris, pupil, a glint of light, lids and lashes."""
     look, px = head.look, head.px
     window, p, q = head.near(flank * look.eye_sep, look.eye_v, look.eye_w * 1.5)
     p = p * flank
@@ -178,7 +178,7 @@ def _eye(head: Head, flank: float) -> None:
 
 
 def _mouth(head: Head) -> None:
-    """Lips, the line between them, and teeth when they part."""
+    """Paints the lips, the line between them, and the teeth if they part."""
     look, px = head.look, head.px
     wide, lip, gap = look.mouth_w, look.lip, look.gap
     window, p, q = head.near(0.0, look.mouth_v, wide * 1.25)
@@ -206,7 +206,7 @@ def _mouth(head: Head) -> None:
 
 
 def _beard(head: Head) -> None:
-    """Beard and moustache as hair strewn over the lower face."""
+    """Paints beard and moustache as hair on the lower face."""
     look = head.look
     if look.beard < 0.03:
         return
@@ -226,7 +226,7 @@ def _beard(head: Head) -> None:
 
 
 def hair_colour(look: Look, strands: np.ndarray, grey: float) -> tuple[np.ndarray, np.ndarray]:
-    """(3, H, W) colour of hair that greys strand by strand, and the strands."""
+    """Colour (3, H, W) of hair that greys strand by strand, and the strands."""
     grey = min(max(grey, 0.0), 1.0)
     share = clip(grey + 1.1 * grey * (1 - grey) * strands, 0, 1)
     own, white = linear(look.hair)[:, None, None], linear((0.82, 0.81, 0.80))[:, None, None]

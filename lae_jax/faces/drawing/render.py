@@ -1,4 +1,4 @@
-"""Draw a face from numbers, nothing learned, nothing loaded: head, hair and surroundings as a camera sees them."""
+"""Pictures of faces from numbers alone: head, hair and surroundings as a camera sees them."""
 
 import io
 
@@ -24,7 +24,16 @@ from lae_jax.faces.drawing.paint import hair_colour, paint_face
 
 
 def render(look: Look, size: int, noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a look: uint8 (size, size, 3) and float32 (5, 2), landmarks in pixels (x, y); `noise` is the camera's."""
+    """Draws a look.
+
+    Args:
+      look: All that the picture depends on, except the noise.
+      size: Side of the picture in pixels.
+      noise: Generator of the camera's noise.
+
+    Returns:
+      The picture, uint8 (size, size, 3), and its landmarks (x, y) in pixels, float32 (5, 2).
+    """
     side = -(-size * 3 // 2) if size <= 96 else -(-size * 4 // 3)
     head = Head(look, side)
     paint_face(head)
@@ -55,7 +64,7 @@ def _backdrop(head: Head) -> np.ndarray:
 
 
 def _neck(head: Head, picture: np.ndarray) -> None:
-    """Neck, and clothes from the collar down."""
+    """Draws the neck, and clothes from the collar down."""
     look, x, y = head.look, head.x, head.y
     neck = np.abs(x + 0.15 * head.sin) - 0.05 * np.maximum(y - 1, 0)
     t = clip(neck * (1 / look.neck), 0, 1)
@@ -88,7 +97,7 @@ def _ears(head: Head, picture: np.ndarray) -> None:
 
 
 def _shell(head: Head, volume: float, lower: float):
-    """The head grown by `volume`: what hair and hats lie on; `lower` how much of it stays beside the jaw."""
+    """The head enlarged by `volume`, for hair and hats; `lower` is the share of the volume beside the jaw."""
     share = (1, 1, 1, 0.85, 0.4 + 0.5 * lower, lower, lower, lower, lower, 0)
     widths = [w + volume * s for w, s in zip(head.look.outline, share, strict=True)]
     heights = (-1 - volume * 1.2, *(h - volume * 0.5 for h in HEIGHTS[1:3]), *HEIGHTS[3:])
@@ -99,7 +108,7 @@ def _shell(head: Head, volume: float, lower: float):
 
 
 def _hair(head: Head, picture: np.ndarray) -> None:
-    """The hair on top and at the sides, with its own light."""
+    """Draws the hair on top and at the sides, with its own light."""
     look, px = head.look, head.px
     if look.density < 0.03:
         return
@@ -123,7 +132,7 @@ def _hair(head: Head, picture: np.ndarray) -> None:
 
 
 def _extras(head: Head, picture: np.ndarray) -> None:
-    """Glasses, a hat, something in the way."""
+    """Draws glasses, a hat and an occluder."""
     look, px = head.look, head.px
     if look.glasses:
         for flank in (-1.0, 1.0):
@@ -151,7 +160,7 @@ def _extras(head: Head, picture: np.ndarray) -> None:
 
 
 def _camera(head: Head, picture: np.ndarray, size: int, noise: np.random.Generator) -> np.ndarray:
-    """Exposure, softness, noise and compression."""
+    """Applies exposure, softness, noise and compression."""
     look = head.look
     levels = np.sqrt(clip(picture * look.exposure, 0, 1)) * 255
     image = Image.fromarray((levels + 0.5).astype(np.uint8).transpose(1, 2, 0).copy())

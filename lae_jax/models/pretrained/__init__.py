@@ -1,7 +1,8 @@
-"""Backbones that others trained: `load('hf:timm/tf_efficientnetv2_m.in21k_ft_in1k', 'efficientnet_v2_m')`.
+"""Pretrained backbones: `load('hf:timm/tf_efficientnetv2_m.in21k_ft_in1k', 'efficientnet_v2_m')`.
 
-A source is a file (`.safetensors` in timm's or torchvision's layout; `.keras` or `.h5` of Keras' EfficientNetV2), the
-same on the Hub (`hf:owner/name[@revision]`), or a run. Pickles (`.pth`, `.bin`) run code when read, and are not read.
+A source is a file (`.safetensors` in timm's or torchvision's layout; `.keras` or `.h5` of Keras' EfficientNetV2), a
+safetensors file on the Hub (`hf:owner/name[@revision]`), or a run. Pickles (`.pth`, `.bin`) are refused, because they
+can run code when they are read.
 """
 
 import dataclasses
@@ -27,31 +28,42 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A backbone and what is known of it."""
+    """A backbone and its origin.
 
-    source: str  # on the Hub with the commit
-    variables: dict  # {'params': ..., 'batch_stats': ...}, float32
-    statistics: Statistics  # that the images it was trained on were normalised with
-    told: str  # where the statistics are known from
-    sha256: str  # of the file; '': of a run, whose checkpoints have their own
+    Attributes:
+      source: The source; on the Hub with its commit.
+      variables: {'params': ..., 'batch_stats': ...}, float32.
+      statistics: Statistics that its training images were normalised with.
+      told: Where the statistics come from.
+      sha256: Checksum of the file; '' for a run, whose checkpoints have their own checksums.
+    """
+
+    source: str
+    variables: dict
+    statistics: Statistics
+    told: str
+    sha256: str
 
 
 def load(source: os.PathLike | str, model_name: str) -> dict:
-    """{'params', 'batch_stats'} of the backbone alone, as `models.create(model_name, 0)` takes them; numpy, float32.
+    """Reads the variables of a backbone.
 
     Args:
-      source: a file, a run's folder, or hf:owner/name[@revision].
-      model_name: 'efficientnet_v2_{s,m,l}', 'resnet18', 'resnet50'; from a run any model.
+      source: A file, a run's folder, or hf:owner/name[@revision].
+      model_name: 'efficientnet_v2_{s,m,l}', 'resnet18' or 'resnet50'; from a run, any model.
+
+    Returns:
+      {'params': ..., 'batch_stats': ...} of `models.create(model_name, 0)`; numpy, float32.
 
     Raises:
-      InputError: there is no such source, it is damaged, of another model (missing, extra and misshapen tensors are
-        listed) or holds NaN or infinite values; it is a pickle.
+      InputError: The source does not exist, is a pickle or damaged, belongs to another model (the message lists
+        missing, unexpected and misshapen tensors), or holds NaN or infinite values.
     """
     return read(source, model_name).variables
 
 
 def is_weights(source: os.PathLike | str) -> bool:
-    """Whether a source is a file or on the Hub, and no run."""
+    """Whether a source is a file or on the Hub, as opposed to a run."""
     path = epath.Path(source)
     if os.fspath(source).startswith(hub.PREFIX):
         return True
@@ -59,7 +71,11 @@ def is_weights(source: os.PathLike | str) -> bool:
 
 
 def require(source: os.PathLike | str) -> None:
-    """Raises InputError where there is no such file, run or library; whether it fits is only known once it is read."""
+    """Checks that a source can be read. Whether it fits a model is only known once it is read.
+
+    Raises:
+      InputError: The file, the run or the package huggingface_hub is missing, or the file's kind is not supported.
+    """
     if os.fspath(source).startswith(hub.PREFIX):
         hub.parse(os.fspath(source))
         hub.require()
@@ -70,10 +86,10 @@ def require(source: os.PathLike | str) -> None:
 
 
 def read(source: os.PathLike | str, model_name: str) -> Weights:
-    """As `load`, with what else is known."""
+    """Like `load`, with the backbone's origin."""
     name = os.fspath(source)
     if model_name not in BACKBONES:
-        create(model_name, 0)  # says which there are
+        create(model_name, 0)  # raises the error that lists the known models
     if not is_weights(source):
         return _from_run(source, model_name)
     on_hub = name.startswith(hub.PREFIX)
@@ -82,8 +98,8 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
     if model_name not in naming.ARCHITECTURES:
         known = ", ".join(naming.ARCHITECTURES)
         raise InputError(
-            f"{name}: {model_name} is a model of this project alone, for which no file has weights: start it from a"
-            f" run, or set config.model.name to one of {known}"
+            f"{name}: {model_name} exists only in this project, so no weight file fits it: start from a run, or set"
+            f" config.model.name to one of {known}"
         )
     if not on_hub:
         return _from_file(epath.Path(source), name, model_name, {})
@@ -92,26 +108,27 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
 
 
 def _check_kind(path: epath.Path) -> None:
-    """Raises InputError unless there is a file whose name says that it is of a kind that is read."""
+    """Raises InputError unless `path` is a file whose suffix is supported."""
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if suffix in PICKLES:
         raise InputError(
-            f"{path} is a pickle, which can run any code when it is read: where you have torch and safetensors, convert"
-            " it with  torch.load(path, map_location='cpu', weights_only=True)  and "
-            " safetensors.torch.save_file(state_dict, 'model.safetensors')  and name that file (docs/training.md)"
+            f"{path} is a pickle, which can run any code when it is read. With torch and safetensors installed, convert"
+            " it:  state_dict = torch.load(path, map_location='cpu', weights_only=True);"
+            "  safetensors.torch.save_file(state_dict, 'model.safetensors')  and use that file (docs/training.md)"
         )
     if not path.is_file():
-        raise InputError(f"{path} is no file")
+        raise InputError(f"{path} is not a file")
     if suffix not in (*SAFETENSORS, *KERAS):
-        raise InputError(f"{path}: weights are read from {', '.join((*SAFETENSORS, *KERAS))}, by the file's name")
+        known = ", ".join((*SAFETENSORS, *KERAS))
+        raise InputError(f"{path}: weights are read from {known} files: give a file with one of these suffixes")
 
 
 def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) -> Weights:
     if path.suffix.lower() in KERAS:
         if BACKBONES[model_name][0] is not EfficientNetV2:
-            raise InputError(f"{name}: the ResNets of Keras are other networks; {model_name} is read from safetensors")
+            raise InputError(f"{name}: Keras' ResNets are different networks: give {model_name} a .safetensors file")
         with keras_file.opened(path) as file:
             variables = _take(file.tensors, model_name, _Keras, name)
             statistics, told = file.statistics, file.told
@@ -137,17 +154,15 @@ def _take(found: Mapping[str, Tensor], model_name: str, kind: type[_Torch] | typ
         for other in naming.ARCHITECTURES:
             same_family = BACKBONES[other][0] is BACKBONES[model_name][0]
             if same_family and other != model_name and not tensors.misfit(found, kind.lay_out(other, _shapes(other))):
-                raise InputError(
-                    f"{where} is {other} and not {model_name}: set config.model.name, or name another file"
-                )
+                raise InputError(f"{where} is {other} and not {model_name}: set config.model.name, or use another file")
         raise InputError(f"{where} does not fit {model_name}: {wrong}")
     return tensors.take(found, wanted, where)
 
 
 @functools.cache
 def _shapes(model_name: str) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """('params', 'stem_conv', 'kernel') -> shape, of all of a backbone's variables."""
-    module = create(model_name, 0, convolutions="xla")  # the form that is traced soonest
+    """Shapes of a backbone's variables by path, such as ('params', 'stem_conv', 'kernel')."""
+    module = create(model_name, 0, convolutions="xla")  # the form that traces fastest
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
     return {
@@ -156,15 +171,17 @@ def _shapes(model_name: str) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Statistics, str]:
-    """By the repository's config.json, which timm writes, else as timm and torchvision have them for the model."""
+    """Statistics from the repository's config.json, which timm writes, else those of timm or torchvision."""
     expected, architecture = naming.ARCHITECTURES[model_name], config.get("architecture")
     if isinstance(architecture, str) and architecture != expected and not architecture.startswith(f"{expected}_"):
-        raise InputError(f"{name} is timm's {architecture}, and {model_name} is {expected}: name a repository of that")
+        raise InputError(f"{name} is timm's {architecture}, and {model_name} is {expected}: use a repository of it")
     given = config.get("pretrained_cfg", config)
     if isinstance(given, Mapping) and "mean" in given and "std" in given:
         try:
             mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
-            if len(mean) != 3 or len(std) != 3 or not (min(std) > 0 and max(*mean, *std) < 1e3 and min(mean) > -1e3):
+            # One by one: min and max pass over NaN.
+            plain = all(-1e3 < value < 1e3 for value in mean) and all(0 < value < 1e3 for value in std)
+            if len(mean) != 3 or len(std) != 3 or not plain:
                 raise ValueError(f"mean {mean}, std {std}")
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: its config.json gives no mean and std of three channels ({error})") from error

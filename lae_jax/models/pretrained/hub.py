@@ -1,7 +1,7 @@
-"""Weights from the Hugging Face Hub, or a server like it: `hf:owner/name[@revision]`, through huggingface_hub.
+"""Weights from the Hugging Face Hub, or a compatible server: `hf:owner/name[@revision]`, through huggingface_hub.
 
-What was fetched once is in its cache (HF_HOME), from which it is taken where nothing can be reached or HF_HUB_OFFLINE=1
-forbids it. HF_ENDPOINT names another server.
+Downloads stay in its cache (HF_HOME), which is used if the server cannot be reached or HF_HUB_OFFLINE=1 is set.
+HF_ENDPOINT names another server.
 """
 
 import json
@@ -16,29 +16,41 @@ from typing import NamedTuple
 from lae_jax.runtime.errors import InputError
 
 PREFIX, FILE = "hf:", "model.safetensors"
-CONFIG_LIMIT = 1 << 20  # bytes; timm's are below 1,000
-CONNECT_SECONDS = 5.0  # after which a server cannot be reached; the library alone would try for half a minute
+CONFIG_LIMIT = 1 << 20  # bytes; timm's files are below 1,000
+CONNECT_SECONDS = 5.0  # without an answer after this, a server is unreachable; the library would try for half a minute
 
 
 class Fetched(NamedTuple):
+    """A repository's file in the cache.
+
+    Attributes:
+      path: The file.
+      name: hf:owner/name@commit.
+      config: The repository's config.json; {} if it has none.
+    """
+
     path: pathlib.Path
-    name: str  # hf:owner/name@commit
-    config: dict  # the repository's config.json; {}: it has none
+    name: str
+    config: dict
 
 
 def require() -> None:
-    """Raises InputError where huggingface_hub is not installed."""
+    """Raises InputError if huggingface_hub is not installed."""
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise InputError(
             "hf: sources need the package huggingface_hub: pip install 'lae-jax[hub]' (in a checkout: pip install -e"
-            " '.[hub]'), or name a file that you fetched yourself"
+            " '.[hub]'), or give a file that you downloaded yourself"
         ) from error
 
 
 def parse(source: str) -> tuple[str, str]:
-    """'hf:owner/name@revision' -> (owner/name, revision); without a revision 'main'. Raises InputError."""
+    """Splits 'hf:owner/name@revision' into (owner/name, revision); the default revision is 'main'.
+
+    Raises:
+      InputError: The source has another form.
+    """
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
         raise InputError(f"{source!r}: a source on the Hub is hf:owner/name or hf:owner/name@revision")
@@ -46,7 +58,11 @@ def parse(source: str) -> tuple[str, str]:
 
 
 def fetch(source: str) -> Fetched:
-    """The safetensors file of a repository, in the cache. Raises InputError where it cannot be had."""
+    """Fetches the safetensors file of a repository into the cache.
+
+    Raises:
+      InputError: The file cannot be fetched.
+    """
     repository, revision = parse(source)
     require()
     from huggingface_hub import errors
@@ -67,15 +83,15 @@ def fetch(source: str) -> Fetched:
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"{source}: {os.environ.get('HF_ENDPOINT', 'the Hub')} cannot be reached and the cache has no {FILE} of"
-            f" {revision}: fetch it where there is a network, or name a file"
+            f" {revision}: download it where there is a network, or give a file"
         ) from error
     except errors.EntryNotFoundError as error:
         raise InputError(
             f"{source}: the repository has no {FILE} (pytorch_model.bin is a pickle, which is not read): choose a"
-            " revision or repository that has"
+            " revision or repository that has one"
         ) from error
-    # A broken transfer, a full disk, an answer that makes no sense: the library's releases stand on different HTTP
-    # libraries, each with errors of its own.
+    # A broken transfer, a full disk, a malformed answer: releases of the library use different HTTP libraries, each
+    # with different errors.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{source} could not be fetched ({reason})") from error
@@ -85,15 +101,15 @@ def _file(repository: str, name: str, revision: str) -> pathlib.Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import logging
 
-    # The library reads HF_ENDPOINT once, when it is first imported.
+    # The library itself reads HF_ENDPOINT only once, when it is first imported.
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     alone = not constants.HF_HUB_OFFLINE and not _is_reachable(endpoint)
-    logging.set_verbosity_error()  # what it warns of becomes one sentence here
+    logging.set_verbosity_error()  # `fetch` reports its warnings as one sentence
     return pathlib.Path(hf_hub_download(repository, name, revision=revision, endpoint=endpoint, local_files_only=alone))
 
 
 def _is_reachable(endpoint: str) -> bool:
-    """Whether a server takes connections; behind a proxy nobody can tell without asking for something."""
+    """Whether a server accepts connections. Behind a proxy only a request can show this, so the answer is yes."""
     parts, proxies = urllib.parse.urlsplit(endpoint), urllib.request.getproxies()
     if parts.scheme in proxies or "all" in proxies:
         return True

@@ -1,8 +1,8 @@
 """Reads the backbones in Keras' files without Keras: `.keras`, `.weights.h5` and the older `.h5`.
 
-HDF5 is rich: a small file can claim 40 GB, or name other files to read from. So links other than plain ones and storage
-outside the file are refused, arrays are read only after shape and dtype were compared with the model's, and the config
-that may come with them is searched for the layers that normalise and is never built: no code in it can run.
+A small HDF5 file can claim 40 GB, or name other files to read from. Therefore soft and external links and storage
+outside the file are refused, and an array is read only after its shape and dtype match the model's. A config in the
+file is only searched for the layers that normalise. No model is built from it, so no code in it can run.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from lae_jax.models.pretrained.naming import KERAS, Statistics
 from lae_jax.models.pretrained.tensors import Tensor
 from lae_jax.runtime.errors import InputError
 
-OBJECTS, DEPTH = 50_000, 16  # an EfficientNetV2-L with its optimiser has 8,000, 5 deep
-CONFIG_LIMIT = 16 << 20  # bytes; EfficientNetV2-L's is 1 million
+OBJECTS, DEPTH = 50_000, 16  # an EfficientNetV2-L with its optimiser has 8,000 arrays, 5 levels deep
+CONFIG_LIMIT = 16 << 20  # bytes; EfficientNetV2-L's config has 1 million
 WEIGHTS_LIMIT = 4 << 30  # bytes; EfficientNetV2-L in float64 with two moments of Adam has 2.9 GB
 _MEMBER, _CONFIG = "model.weights.h5", "config.json"
-# Number of a layer's variables -> their names, in the order in which Keras makes them.
+# Number of a layer's variables -> their names, in the order in which Keras creates them.
 _VARIABLES = {
     1: ("kernel",),
     2: ("kernel", "bias"),
@@ -38,23 +38,34 @@ _OLD_NAMES = {"depthwise_kernel": "kernel"}
 
 
 class KerasFile(NamedTuple):
-    tensors: dict[str, Tensor]  # of the backbone: 'stem_conv/kernel'
+    """The backbone in a file.
+
+    Attributes:
+      tensors: Tensors of the backbone by name, such as 'stem_conv/kernel'.
+      statistics: Statistics that its training images were normalised with.
+      told: Where the statistics come from.
+    """
+
+    tensors: dict[str, Tensor]
     statistics: Statistics
-    told: str  # where the statistics come from
+    told: str
 
 
 class _Variable(NamedTuple):
-    model: str  # the place of the model inside the file that it belongs to
+    model: str  # where in the file its model is
     name: str  # 'layer/variable'
     tensor: Tensor
 
 
 @contextlib.contextmanager
 def opened(path: epath.Path) -> Iterator[KerasFile]:
-    """A file's backbone, whose tensors can be read until the context ends.
+    """Opens a file, whose tensors can be read until the context ends.
+
+    Yields:
+      The file's backbone.
 
     Raises:
-      InputError: it is damaged, is no EfficientNetV2's, or holds what no file of Keras does.
+      InputError: The file is damaged, does not hold one EfficientNetV2, or holds something that Keras never writes.
     """
     try:
         with _hdf5(path) as (file, config):
@@ -76,13 +87,13 @@ def opened(path: epath.Path) -> Iterator[KerasFile]:
             statistics, told = _statistics(config, {v.name: v.tensor for v in variables}, path)
             yield KerasFile(tensors, statistics, told)
     except (OSError, RuntimeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{path} is truncated, damaged or no file of Keras ({error}); get it again") from error
+        raise InputError(f"{path} is truncated, damaged or not a Keras file ({error}); get it again") from error
 
 
 @contextlib.contextmanager
 def _hdf5(path: epath.Path) -> Iterator[tuple[h5py.File, dict | None]]:
-    """The HDF5 file, and in a `.keras`, which is a zip of both, the config. No other member is touched."""
-    if path.suffix != ".keras":
+    """The HDF5 file, and the config from a `.keras`, which is a zip of both. Its other members are not read."""
+    if path.suffix.lower() != ".keras":
         with path.open("rb") as raw, h5py.File(raw, "r") as file:
             yield file, None
         return
@@ -90,7 +101,7 @@ def _hdf5(path: epath.Path) -> Iterator[tuple[h5py.File, dict | None]]:
         limits = {_MEMBER: WEIGHTS_LIMIT, _CONFIG: CONFIG_LIMIT}
         for name, limit in limits.items():
             if name not in archive.namelist():
-                raise InputError(f"{path} has no {name}: it is no file that Keras 3 (or 2.12 and newer) saved")
+                raise InputError(f"{path} has no {name}: save the model with Keras 3, or with Keras 2.12 or newer")
             if (size := archive.getinfo(name).file_size) > limit:
                 raise InputError(f"{path} claims {size} bytes of {name}; more than {limit} are not read")
         config = _parsed(archive.read(_CONFIG), path)
@@ -109,7 +120,7 @@ def _parsed(text: str | bytes, path) -> dict:
 
 
 def _attribute(thing, name: str) -> str | None:
-    """A text among the attributes, or None; what it is is looked at before it is read."""
+    """A text among the attributes, or None. Its shape is checked before it is read."""
     if name not in thing.attrs or thing.attrs.get_id(name).shape != ():
         return None
     value = thing.attrs[name]
@@ -118,9 +129,9 @@ def _attribute(thing, name: str) -> str | None:
 
 
 def _datasets(group: h5py.Group, path, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], h5py.Dataset]]:
-    """(path inside the file, data set) of everything but the optimiser's."""
+    """(path inside the file, HDF5 dataset) of everything except the optimiser's."""
     if len(prefix) > DEPTH:
-        raise InputError(f"{path} is nested more than {DEPTH} deep: it is no file of Keras")
+        raise InputError(f"{path} is nested more than {DEPTH} deep: it is not a Keras file")
     for name in group:
         where = (*prefix, name)
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -140,7 +151,7 @@ def _variables(file: h5py.File, config: dict | None, path) -> Iterator[_Variable
     names: dict[tuple[str, ...], str] = {}
     for number, (where, data) in enumerate(_datasets(file, path)):
         if number >= OBJECTS:
-            raise InputError(f"{path} holds more than {OBJECTS} arrays: it is no file of Keras")
+            raise InputError(f"{path} holds more than {OBJECTS} arrays: it is not a Keras file")
         tensor = Tensor(data.shape or (), data.dtype.name, _reader(data, path))
         parent = where[:-1]
         if parent and parent[-1] == "vars":
@@ -154,14 +165,14 @@ def _variables(file: h5py.File, config: dict | None, path) -> Iterator[_Variable
         elif len(where) > 1:
             inner = where[1:] if where[0] == "model_weights" else where
             layer, variable = where[-2], where[-1].partition(":")[0]
-            # <layer>/.../<layer>/<variable>, and of a model inside a model <model>/.../<layer>/<variable>
+            # <layer>/.../<layer>/<variable>, or in a nested model <model>/.../<layer>/<variable>
             model = "" if inner[0] == layer else inner[0]
             yield _Variable(model, f"{layer}/{_OLD_NAMES.get(variable, variable)}", tensor)
 
 
 def _reader(data: h5py.Dataset, path):
     def read() -> np.ndarray:
-        # What was never written would read as zeros, and one chunk may claim any size.
+        # An array that was never written would read as zeros, and one chunk may claim any size.
         if data.chunks is not None or data.id.get_storage_size() != math.prod(data.shape) * data.dtype.itemsize:
             raise InputError(f"{path}: {data.name} is compressed or was never written: save the model again with Keras")
         return data[()]
@@ -170,9 +181,9 @@ def _reader(data: h5py.Dataset, path):
 
 
 def _name_by_order(config: dict | None, parent: tuple[str, ...], path) -> str:
-    """The name of the layer at ('layers', 'conv2d_3', 'vars'): the fourth Conv2D of the config, in files without names.
+    """The name of a layer in a file without names: ('layers', 'conv2d_3', 'vars') is the fourth Conv2D of the config.
 
-    '' for what is no layer.
+    '' if there is no layer at this path.
     """
     names, node = [name for name in parent[:-1] if name not in ("layers", "_layer_checkpoint_dependencies")], config
     if len(names) == 0:
@@ -191,7 +202,7 @@ def _name_by_order(config: dict | None, parent: tuple[str, ...], path) -> str:
 
 
 def _by_group(node: dict) -> dict[str, dict]:
-    """Keras' name for the group of each layer inside a model: the class in snake case, numbered."""
+    """Layers of a model by Keras' names for their groups: the class in snake case, numbered."""
     counts: dict[str, int] = {}
     result = {}
     for layer in _layers(node):
@@ -209,9 +220,9 @@ def _layers(node: dict) -> list[dict]:
 
 
 def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[Statistics, str]:
-    """What the layers Rescaling and Normalization of a config do to pixels, as statistics of images in [0, 1].
+    """The Rescaling and Normalization layers of a config as statistics of images in [0, 1], and where they come from.
 
-    Without such layers: what keras.applications trained with.
+    Without such layers, the statistics are those that keras.applications trained with.
     """
     scale, offset, told = np.ones(3), np.zeros(3), []
     for layer in _walk(config or {}):
@@ -231,7 +242,7 @@ def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[
         scale, offset = scale * factor, offset * factor + shift
         told.append(kind)
     if not told:
-        return KERAS, "as keras.applications trains; the file holds no layer that normalises"
+        return KERAS, "as in keras.applications, because no layer of the file normalises"
     if not (np.all(np.isfinite(offset)) and np.all(np.isfinite(scale)) and np.all(scale > 0)):
         raise InputError(f"{path}: its layers {' and '.join(told)} scale by {scale.tolist()}: get the file again")
     mean, std = -offset / scale / 255, 1 / scale / 255
@@ -245,7 +256,7 @@ def _walk(node: dict) -> Iterator[dict]:
 
 
 def _moment(config: dict, which: str, tensors: dict[str, Tensor]) -> np.ndarray:
-    """Mean or variance of a Normalization: given in its config, or found in data and then among the weights."""
+    """Mean or variance of a Normalization: from its config, or from the weights if it was adapted to data."""
     if config.get(which) is not None:
         return _channels(config[which])
     tensor = tensors[f"{config['name']}/{which}"]
@@ -255,7 +266,7 @@ def _moment(config: dict, which: str, tensors: dict[str, Tensor]) -> np.ndarray:
 
 
 def _channels(value) -> np.ndarray:
-    """A number, or one for each of three channels, as Keras writes them."""
+    """The three channels of a value as Keras writes it: one number, or one for each channel."""
     if isinstance(value, dict):  # {"class_name": "__numpy__", "config": {"value": [...]}}
         value = value["config"]["value"]
     return np.broadcast_to(np.asarray(value, np.float64).ravel(), (3,))

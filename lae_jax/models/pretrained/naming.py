@@ -1,6 +1,6 @@
-"""What our layers are called in the files of others, and which statistics those normalise with.
+"""Names of our layers in weight files of other libraries, and the statistics that these libraries normalise with.
 
-timm's names of tf_efficientnetv2_{s,m,l}, torchvision's (and timm's) of resnet18 and resnet50, Keras' of
+The names are timm's for tf_efficientnetv2_{s,m,l}, torchvision's (and timm's) for resnet18 and resnet50, and Keras' for
 keras.applications.EfficientNetV2{S,M,L}.
 """
 
@@ -14,7 +14,7 @@ from lae_jax.models.pretrained.tensors import Expected
 
 
 class Statistics(NamedTuple):
-    """Of the channels of images in [0, 1], as config.data.mean and config.data.std."""
+    """Mean and standard deviation by channel of images in [0, 1], as config.data.mean and config.data.std."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -22,15 +22,15 @@ class Statistics(NamedTuple):
 
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Statistics((0.5,) * 3, (0.5,) * 3)
-KERAS = Statistics((128 / 255,) * 3, (128 / 255,) * 3)  # Rescaling(1 / 128, offset=-1) of pixels
+KERAS = Statistics((128 / 255,) * 3, (128 / 255,) * 3)  # Rescaling(1 / 128, offset=-1) of pixels in [0, 255]
 
 ARCHITECTURES = {
     **{f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"},
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)},
 }
-"""Our name -> timm's of the same network. (timm's efficientnetv2_s without tf_ pads and normalises otherwise.)"""
+"""Our name -> timm's name of the network. (Its efficientnetv2_s, without tf_, pads and normalises differently.)"""
 
-# Our layer -> (timm's, Keras').
+# Our layer -> (timm's name, Keras' name).
 _ENDS = {
     "stem_conv": ("conv_stem", "stem_conv"),
     "stem_bn": ("bn1", "stem_bn"),
@@ -55,7 +55,7 @@ _MBCONV = {
     "project_bn": ("bn3", "project_bn"),
 }
 _DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
-# Leaf of a layer -> its name. A BatchNorm is the layer that has a `scale`.
+# Our leaf of a layer -> its name in the file. A layer with a `scale` is a BatchNorm.
 _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _KERAS = {"kernel": "kernel", "bias": "bias"}
 _KERAS_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
@@ -64,9 +64,11 @@ Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 
 def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
-    """name in a state dict -> what it is. Kernels are OIHW there, depthwise ones (C, 1, kh, kw).
+    """Maps names in a torch state dict to the expected tensors. Kernels are OIHW, depthwise kernels (C, 1, kh, kw).
 
-    Args: shapes: of the backbone's variables by path, ('params', 'stem_conv', 'kernel').
+    Args:
+      model_name: Key of `ARCHITECTURES`.
+      shapes: Shapes of the backbone's variables by path, such as ('params', 'stem_conv', 'kernel').
     """
     result = {}
     for path, shape in shapes.items():
@@ -80,14 +82,14 @@ def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
 
 
 def torch_spare(name: str) -> bool:
-    """Whether a tensor is the classifier's, or torch's count of batches: not the backbone's."""
+    """Whether a tensor is not part of the backbone: the classifier's, or torch's count of batches."""
     return name in ("classifier.weight", "classifier.bias", "fc.weight", "fc.bias") or name.endswith(
         ".num_batches_tracked"
     )
 
 
 def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
-    """'layer/variable' -> what it is. Kernels are HWIO there, depthwise ones (kh, kw, C, 1)."""
+    """Maps 'layer/variable' to the expected tensors. Kernels are HWIO, depthwise kernels (kh, kw, C, 1)."""
     result = {}
     for path, shape in shapes.items():
         norm = path[-2].endswith("_bn")
@@ -100,7 +102,7 @@ def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
 
 
 def keras_spare(name: str) -> bool:
-    """Whether a variable is the classifier's, of an input layer (`keras_file` sees to those), or a random state."""
+    """Whether a variable is the classifier's, an input layer's (`keras_file` reads those), or a random state."""
     layer, _, variable = name.rpartition("/")
     return layer == "predictions" or variable in ("mean", "variance", "count", "seed_generator_state")
 

@@ -14,17 +14,17 @@ from lae_jax.models.pretrained.tensors import Tensor
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
 
-# The library's names of dtypes -> numpy's; others keep their own and fit no model.
+# The library's names of dtypes -> numpy's. Other dtypes keep the library's name and fit no model.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
 DTYPES |= {"I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
 @contextlib.contextmanager
 def opened(path: epath.Path) -> Iterator[dict[str, Tensor]]:
-    """Opens a file whose tensors can be read until the context ends.
+    """Opens a file, whose tensors can be read until the context ends.
 
     Yields:
-      {name: Tensor}.
+      The tensors by name.
 
     Raises:
       InputError: The file is damaged, truncated, or of another format.
@@ -43,7 +43,7 @@ def opened(path: epath.Path) -> Iterator[dict[str, Tensor]]:
 
 
 def _local(path: epath.Path, stack: contextlib.ExitStack) -> epath.Path:
-    """The file on a local disk: the library maps it into memory."""
+    """The file on a local disk, because the library maps it into memory."""
     if not files.is_remote(path):
         return path
     folder = stack.enter_context(tempfile.TemporaryDirectory())

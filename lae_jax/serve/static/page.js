@@ -1,4 +1,4 @@
-// The page: sends each photograph by itself, a few at a time, and draws what comes back. It keeps nothing.
+// The page: sends each photograph in a request, a few requests at a time, and draws the answers. It stores nothing.
 import { boxes, plot } from "./drawing.js";
 import { csv, save } from "./downloads.js";
 
@@ -26,8 +26,8 @@ async function describeModel() {
   const reply = await fetch("v1/model");
   const model = await reply.json();
   limits = model.limits;
-  const what = model.aligned ? "face crops that are cut as its training's were" : "photographs";
-  const sure = model.interval ? "" : " It is not calibrated, so it tells no intervals.";
+  const what = model.aligned ? "face crops that were cut like those of its training data" : "photographs";
+  const sure = model.interval ? "" : " It is not calibrated, so it gives no intervals.";
   $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
   $("doubts").append(...model.doubts.map((line) => element("li", line)));
   $("doubts").hidden = !model.doubts.length;
@@ -59,7 +59,7 @@ async function next() {
   const job = waiting.shift();
   const { place } = job;
   active += 1;
-  place.querySelector("header p").textContent = "being looked at";
+  place.querySelector("header p").textContent = "in progress";
   const image = await ask(job.file);
   active -= 1;
   if (waiting.length) next();
@@ -71,10 +71,10 @@ async function next() {
   }
 }
 
-// Never throws: what goes wrong is the image's reason.
+// Never throws: an error becomes the image's reason.
 async function ask(file) {
   const nothing = (reason) => ({ name: file.name, faces: [], reason });
-  if (file.size > limits.bytes - 1000) return nothing(`larger than the ${(limits.bytes / 1e6).toFixed(0)} MB that are allowed`);
+  if (file.size > limits.bytes - 1000) return nothing(`larger than ${(limits.bytes / 1e6).toFixed(0)} MB, the limit of this server`);
   try {
     for (let attempt = 1; ; attempt++) {
       const body = new FormData();
@@ -114,7 +114,7 @@ async function decoded(file) {
     await picture.decode();
     return picture;
   } catch {
-    return null; // a kind of file that browsers do not show
+    return null; // browsers do not show this type of file
   } finally {
     URL.revokeObjectURL(picture.src);
   }
@@ -152,7 +152,7 @@ function tell() {
   for (const id of ["csv", "json"]) $(id).disabled = finished === 0;
 }
 
-// In the order in which they were chosen, not in that of the answers.
+// The images in the order in which they were chosen, not in the order of the answers.
 function inOrder() {
   const cards = [...results.children];
   return [...done].sort((a, b) => cards.indexOf(a.place) - cards.indexOf(b.place)).map(({ image }) => image);
