@@ -59,31 +59,25 @@ def finish(
     count = sum(shard["count"] for shard in shards)
     if not count:
         told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
-        mend = ["correct the source"]
-        if "no face found" in told and crop["align"] != "none":
-            mend.append("pass --align none if they are face crops already")
-        if "file not found" in told or "path leads out" in told:
-            mend.append("name the folder that the paths start from with --images")
         _remove(tasks)
         raise InputError(
-            f"none of {refused} images can be used ({told}). Nothing was kept: {', or '.join(mend)}, then run the"
+            f"none of {refused} images can be used ({told}). Nothing was kept: {_advice(told, crop)}, then run the"
             " command again"
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, columns_path)
     protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
     sizes = {name: len(rows) for name, rows in splits.items()}
-    for name, size in sizes.items():
-        if not size:
-            kept = "the images are kept: the same command with another --ratio reuses them"
-            if len(tasks) == 1:  # a single shard is made again quickly
-                columns_path.unlink()
-                _remove(tasks)
-                kept = "nothing was kept"
-            raise InputError(
-                f"{out}: split {name!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
-                " Choose another --ratio, or add images or people"
-            )
+    if empty := [name for name, size in sizes.items() if not size]:
+        kept = "the images are kept: the same command with another --ratio reuses them"
+        if len(tasks) == 1:  # a single shard is made again quickly
+            columns_path.unlink()
+            _remove(tasks)
+            kept = "nothing was kept"
+        raise InputError(
+            f"{out}: split {empty[0]!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
+            " Choose another --ratio, or add images or people"
+        )
     _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)
     _write_tfds_metadata(out, shards, crop)
@@ -103,6 +97,16 @@ def finish(
     write_json(out / "dataset.json", manifest)
     source_path(out).unlink()
     return manifest
+
+
+def _advice(told: str, crop: dict) -> str:
+    """What to do about images that were all rejected, given the reasons."""
+    mend = ["correct the source"]
+    if "no face found" in told and crop["align"] != "none":
+        mend.append("pass --align none if they are face crops already")
+    if "file not found" in told or "path leads out" in told:
+        mend.append("name the folder that the paths start from with --images")
+    return ", or ".join(mend)
 
 
 def _told(rejected: Iterable[tuple[str, str]]) -> str:

@@ -51,15 +51,7 @@ def compare(
     Raises:
       InputError: An argument, a run or the data set cannot be used.
     """
-    if seeds < 1 or passes < 0:
-        raise InputError(f"seeds must be at least 1 and passes at least 0, not {seeds} and {passes}")
-    if any(not rate > 0 for rate in base_learning_rates):
-        raise InputError(f"base_learning_rates must be above 0, not {list(base_learning_rates)}")
-    layout.require_dataset(data)
-    for run in runs:
-        layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
-    for run in like:
-        layout.require_run(run)
+    _check(runs, data, like, seeds, passes, base_learning_rates)
     # Imported here, so that a program shows its flags without loading these.
     from lae_jax.longtail import extraction, trials
     from lae_jax.runs import leaks
@@ -86,12 +78,7 @@ def compare(
         tries.append(reference)
     done = time.perf_counter()
     report = {
-        "runs": [str(extractor.checkpoint.workdir) for extractor in extractors],
-        "steps": [extractor.checkpoint.step for extractor in extractors],
-        "checkpoints": [extractor.digest for extractor in extractors],
-        "data": str(extractors[0].dataset.path),
-        "data_hash": extractors[0].dataset.hash,
-        "protocol": extractors[0].dataset.manifest["protocol"],
+        **_described(extractors),
         "test": test,
         "passes": passes,
         "seeds": seeds,
@@ -108,6 +95,31 @@ def compare(
     }
     report["sentences"] = _write(out, tries, prepared[0].bench.ages, report)
     return report
+
+
+def _check(runs: Sequence, data, like: Sequence, seeds: int, passes: int, base_learning_rates: Sequence[float]) -> None:
+    if seeds < 1 or passes < 0:
+        raise InputError(f"seeds must be at least 1 and passes at least 0, not {seeds} and {passes}")
+    if any(not rate > 0 for rate in base_learning_rates):
+        raise InputError(f"base_learning_rates must be above 0, not {list(base_learning_rates)}")
+    layout.require_dataset(data)
+    for run in runs:
+        layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
+    for run in like:
+        layout.require_run(run)
+
+
+def _described(extractors: Sequence) -> dict:
+    """What report.json says of the runs (`extraction.Extractor`) and their data set."""
+    dataset = extractors[0].dataset
+    return {
+        "runs": [str(extractor.checkpoint.workdir) for extractor in extractors],
+        "steps": [extractor.checkpoint.step for extractor in extractors],
+        "checkpoints": [extractor.digest for extractor in extractors],
+        "data": str(dataset.path),
+        "data_hash": dataset.hash,
+        "protocol": dataset.manifest["protocol"],
+    }
 
 
 def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[str, str]:

@@ -5,9 +5,11 @@ import logging
 import time
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -64,29 +66,17 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
         plan = make_plan(config, resumed)
         config = plan.config  # now with the statistics of the weights
-        module = build.model(config, plan.stage, plan.num_outputs)
-        variables = models.initialise(module, config.data.image_size, config.seed)
-        if plan.init is not None:
-            parts = ("backbone",) if config.reinit_head else plan.stage.loads
-            variables = handover.take_over(variables, plan.init, parts)
-        tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
-        state = steps.create_state(variables, tx)
+        module, tx, state = _initial(plan)
         if not begun:
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
         with Checkpoints(workdir, asynchronous=config.async_save) as saved:
-            known = provenance.provenance(config, plan.dataset)
+            known = provenance.provenance(config, plan.dataset) | _init_of(plan)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
                 state = saved.restore(newest, state)
                 logger.info("%s resumes after step %d", workdir, newest)
             elif parallel.is_first_host():
-                if plan.init is not None:
-                    known["init"] = {
-                        "from": str(plan.init.workdir),
-                        "step": plan.init.step,
-                        "sha256": plan.init.meta.get("sha256"),
-                    }
                 files.write_json(workdir / "provenance.json", known)
             logger.info(
                 "batches of %d images, %d per device; %s per epoch, %d in total",
@@ -98,6 +88,26 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
             return _Loop(plan, module, tx, saved, signals, trace).run(state)
+
+
+def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps.TrainState]:
+    """The model, the optimiser and the state of step 0, with what is taken over from another run."""
+    config, stage = plan.config, plan.stage
+    module = build.model(config, stage, plan.num_outputs)
+    variables = models.initialise(module, config.data.image_size, config.seed)
+    if plan.init is not None:
+        parts = ("backbone",) if config.reinit_head else stage.loads
+        variables = handover.take_over(variables, plan.init, parts)
+    tx = build.optimiser(config, plan.schedule, variables["params"], stage.trains)
+    return module, tx, steps.create_state(variables, tx)
+
+
+def _init_of(plan: Plan) -> dict:
+    """What the provenance says of the start of a fresh run."""
+    if plan.init is None:
+        return {}
+    start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
+    return {"init": start}
 
 
 class _Loop:
