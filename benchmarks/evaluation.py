@@ -25,7 +25,7 @@ from lae_jax import models, stages
 from lae_jax.configs import represent
 from lae_jax.data import pipeline, records
 from lae_jax.predict import estimator as estimators
-from lae_jax.runs import build, distributions, fields, inputs
+from lae_jax.runs import build, fields, inputs
 from lae_jax.runtime import checkpoints, parallel
 
 
@@ -94,7 +94,7 @@ class Sides:
         size = self.estimator.sizes[-1]
         images = self.images[: len(self.images) // size * size]
         pending = [self.estimator.forward(part) for part in np.split(images, len(images) // size)]
-        distributions.expected_ages(np.concatenate([np.asarray(part) for part in pending]))
+        np.concatenate([np.asarray(part) for part in pending])
 
     def predict(self) -> None:
         size = self.estimator.sizes[-1]

@@ -1,15 +1,14 @@
 """Predictions: run a checkpoint over a split, calibrate its distributions, measure their intervals."""
 
 import dataclasses
-import functools
 import logging
 
-import jax
 import numpy as np
 
 from lae_jax import stages
 from lae_jax.data import records
 from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
+from lae_jax.runs.forward import age_and_distribution
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
 
@@ -101,7 +100,7 @@ def predict(
     found = leaks.of_evaluation(checkpoint.meta, dataset, split)
     module = build.model(config, stage, checkpoint.meta["num_outputs"])
     is_age = stage.target == "age"
-    gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1)) if is_age else stage
+    gathered = dataclasses.replace(stage, output=age_and_distribution) if is_age else stage
     outputs = inputs.outputs_of(
         config,
         dataset,
@@ -111,9 +110,8 @@ def predict(
         par,
         -(-batch_size // par.device_count) * par.device_count,
     )
-    probabilities = outputs if is_age else None
-    ages = distributions.expected_ages(outputs) if is_age else outputs
-    return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, ages, probabilities, found)
+    outputs, probabilities = (outputs[:, 0], outputs[:, 1:]) if is_age else (outputs, None)
+    return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, outputs, probabilities, found)
 
 
 def validation_split(checkpoint: checkpoints.Checkpoint) -> str:

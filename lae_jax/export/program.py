@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lae_jax import models
-from lae_jax.runs.forward import forward_step
+from lae_jax.runs.forward import age_and_distribution, forward_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TINY = 1e-30  # stands for a probability that underflows in float32, as in runs.distributions
@@ -52,17 +52,17 @@ class Program:
         module = models.create(self.name, self.num_ages, hidden=self.hidden, convolutions=convolutions)
 
         def function(variables, images):
-            raw = forward_step(
+            outputs = forward_step(
                 variables,
                 images,
                 model=module,
-                output=lambda logits: jax.nn.softmax(logits, axis=-1),
+                output=age_and_distribution,
                 dtype=jnp.float32,
                 mean=self.mean,
                 std=self.std,
                 flip=self.flip,
             )
-            ages = raw @ jnp.arange(self.num_ages, dtype=raw.dtype)
+            ages, raw = outputs[:, 0], outputs[:, 1:]
             if self.temperature == 1:
                 return ages, raw
             return ages, jax.nn.softmax(jnp.log(jnp.maximum(raw, TINY)) / self.temperature, axis=-1)

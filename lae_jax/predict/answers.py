@@ -85,24 +85,24 @@ def predicted(
     """Yields each image with its rows, in order. The device works while the threads read and cut."""
     # `tee` keeps the images until their faces come back from the device.
     waiting, ahead = itertools.tee(found)
-    outputs = estimator.probabilities(face for one in ahead for face in one.inputs)
+    outputs = estimator.outputs(face for one in ahead for face in one.inputs)
     for one in waiting:
-        probabilities = np.array([*itertools.islice(outputs, len(one.inputs))])
-        yield one, rows_of(one, probabilities, estimator, fields)
+        given = np.array([*itertools.islice(outputs, len(one.inputs))])
+        yield one, rows_of(one, given, estimator, fields)
 
 
-def rows_of(one: photographs.Found, probabilities: np.ndarray, estimator: AgeEstimator, fields: Fields) -> list[Row]:
+def rows_of(one: photographs.Found, given: np.ndarray, estimator: AgeEstimator, fields: Fields) -> list[Row]:
     """Returns the rows of an image.
 
     Args:
       one: The image and its faces.
-      probabilities: (faces, ...), from `estimator.probabilities`.
+      given: (faces, ...), from `estimator.outputs`.
       estimator: The model.
       fields: What the rows hold.
     """
     if not one.inputs:
         return [Row(one.image.name, reason=one.reason)]
-    ages, calibrated = estimator.ages(probabilities), estimator.calibrated(probabilities)
+    ages, calibrated = estimator.ages(given), estimator.calibrated(given)
     bounds = distributions.intervals(calibrated, fields.interval)
     chances = None if fields.threshold is None else distributions.at_least(calibrated, fields.threshold)
     rows = []

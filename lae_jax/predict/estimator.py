@@ -1,7 +1,6 @@
 """Ages of face crops by a run or an export, in batches of a few fixed sizes over all local devices."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -23,14 +22,14 @@ class AgeEstimator:
     """A model that estimates ages.
 
     Attributes:
-      forward: uint8 (B, S, S, 3) -> probabilities (B, 101), where B is one of `sizes`. The result is an array or
-        something that np.asarray converts.
+      forward: uint8 (B, S, S, 3) -> (B, 102), the age and the probabilities of the ages, where B is one of `sizes`.
+        The result is an array or something that np.asarray converts.
       sizes: Batch sizes, in ascending order.
       input: How a crop becomes an input of the model.
       crop: Crop contract of the faces that the model was trained on.
       temperature: Temperature of the distributions.
       source: Where the model is from, as text.
-      exported: Whether `forward` returns (B, 102), as exports do: the age, then the distribution at that temperature.
+      is_tempered: Whether the distributions that `forward` returns are at the temperature already, as of exports.
     """
 
     forward: Callable[[np.ndarray], object]
@@ -39,7 +38,7 @@ class AgeEstimator:
     crop: dict
     temperature: float = 1.0
     source: str = ""
-    exported: bool = False
+    is_tempered: bool = False
 
     @classmethod
     def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
@@ -55,15 +54,13 @@ class AgeEstimator:
         """
         if layout.is_export(path):
             return cls._from_export(path, step, flip)
-        import jax
-
-        from lae_jax.runs import build
+        from lae_jax.runs import build, forward
         from lae_jax.runtime import parallel
 
         checkpoint, config, stage = build.load_ages(path, step)
         par = parallel.Parallel()
         module = build.model(config, stage, checkpoint.meta["num_outputs"])
-        gathered = dataclasses.replace(stage, output=functools.partial(jax.nn.softmax, axis=-1))
+        gathered = dataclasses.replace(stage, output=forward.age_and_distribution)
         mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(checkpoint.variables)
         return cls(
             forward=lambda batch: _Collected(mapped(variables, batch), par),
@@ -86,7 +83,7 @@ class AgeEstimator:
             crop=export.crop,
             temperature=export.temperature,
             source=export.source,
-            exported=True,
+            is_tempered=True,
         )
 
     def predict(
@@ -107,7 +104,7 @@ class AgeEstimator:
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise InputError("predict takes a list of pictures or arrays: pass [picture]")
-        outputs = [*self.probabilities(self.input.pixels(image) for image in images)]
+        outputs = [*self.outputs(self.input.pixels(image) for image in images)]
         if not outputs:
             return (
                 (np.zeros(0, np.float32), np.zeros((0, 101), np.float32)) if distribution else np.zeros(0, np.float32)
@@ -116,7 +113,7 @@ class AgeEstimator:
         ages = self.ages(raw).astype(np.float32)
         return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
 
-    def probabilities(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def outputs(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the output of `forward` for each input (S, S, 3), in order, for `ages` and `calibrated`.
 
         The device works on a batch while the next one is collected.
@@ -140,7 +137,7 @@ class AgeEstimator:
 
     def ages(self, outputs: np.ndarray) -> np.ndarray:
         """Returns the ages (N,) float64 in years of outputs (N, ...), computed without the temperature."""
-        return np.asarray(outputs[:, 0], np.float64) if self.exported else distributions.expected_ages(outputs)
+        return np.asarray(outputs[:, 0], np.float64)
 
     @property
     def is_calibrated(self) -> bool:
@@ -149,9 +146,9 @@ class AgeEstimator:
 
     def calibrated(self, outputs: np.ndarray) -> np.ndarray:
         """Returns the distributions (N, 101) float64 of outputs (N, ...), at the temperature."""
-        if self.exported:
+        if self.is_tempered:
             return np.asarray(outputs[:, 1:], np.float64)
-        return distributions.tempered(outputs, self.temperature)
+        return distributions.tempered(outputs[:, 1:], self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,6 @@ _TINY = 1e-30  # replaces a probability that is 0 in float32
 _TEMPERATURES = (0.05, 20.0)
 
 
-def expected_ages(probabilities: np.ndarray) -> np.ndarray:
-    """Returns `sum_k k p_k`: (N, K) -> (N,) float64 years."""
-    probabilities = np.asarray(probabilities, np.float64)
-    return probabilities @ np.arange(probabilities.shape[1])
-
-
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Returns softmax(logits / temperature), float64, of distributions softmax(logits), (N, K); 1 changes nothing."""
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY)) / temperature

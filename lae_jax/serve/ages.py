@@ -85,7 +85,7 @@ class Ages:
         return answers.rows_of(one, np.array(outputs), self.estimator, self.fields)
 
     def _forward(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return [*self.estimator.probabilities(inputs)]
+        return [*self.estimator.outputs(inputs)]
 
     def _warm_up(self) -> None:
         side = self.estimator.input.image_size

@@ -155,6 +155,11 @@ def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpo
         )
     scores = source.meta["scores"] or {}
     missing = [name for name in stage.needs if scores.get(name) is None]
+    if missing and source.meta["config"]["data"]["split"]:
+        raise InputError(
+            f"{source.workdir} step {source.step} was saved without an evaluation, so it has no validation"
+            f" {', '.join(missing)}: omit --config.init_step, or name an evaluated run with --config.mae_from"
+        )
     if missing:
         raise InputError(
             f"{source.workdir} step {source.step} has no validation {', '.join(missing)}, because it was trained"

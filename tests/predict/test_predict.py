@@ -83,7 +83,7 @@ def test_the_number_of_images_changes_nothing_and_compiles_nothing(estimator):
     np.testing.assert_allclose(distribution.sum(axis=1), 1, atol=1e-5)
     seen = []
     counting = predict.AgeEstimator(
-        lambda batch: seen.append(len(batch)) or np.full((len(batch), 101), 1 / 101, np.float32),
+        lambda batch: seen.append(len(batch)) or np.tile(np.float32([50] + [1 / 101] * 101), (len(batch), 1)),
         (8, 64),
         estimator.input,
         estimator.crop,

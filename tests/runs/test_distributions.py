@@ -19,7 +19,6 @@ def normal(mean, deviation):
 def test_a_certain_age_is_its_year():
     expected = [[29.55, 30.45], [0.025, 0.475], [99.525, 99.975]]
     np.testing.assert_allclose(distributions.intervals(one_hot(30, 0, 100), 0.9), expected)
-    assert distributions.expected_ages(one_hot(30, 7)).tolist() == [30, 7]
 
 
 def test_the_quantiles_of_a_normal_distribution():
