@@ -1,4 +1,4 @@
-# Every target does its own set-up; the stamp makes sure that nothing is installed twice.
+# Every target installs what it needs; the stamp file prevents a second installation.
 PYTHON ?= python3
 VENV ?= .venv
 STAMP := $(VENV)/.installed
@@ -20,7 +20,7 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# Apache Beam, for --beam-runner: it and the rest agree on other versions than those of requirements.txt.
+# Apache Beam, for --beam-runner. It needs other versions than those of requirements.txt.
 setup-beam: $(BEAM_STAMP)
 
 $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
@@ -29,7 +29,7 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# What benchmarks/ compares with: PyTorch, torchvision, timm, albumentations. Nothing of the project is installed there.
+# Peers for benchmarks/: PyTorch, torchvision, timm, albumentations. This project is not installed there.
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
@@ -44,7 +44,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -rs --ignore tests/browser
 
-# Tests of numbers that must hold on any CPU. This CPU stands in for others: its own instructions, AVX2 only, AVX only
+# Tests of numbers that must hold on any CPU. This CPU simulates other CPUs: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.
 OPTIMISED = --xla_backend_optimization_level=3
 AVX2 = XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" ONEDNN_MAX_CPU_ISA=AVX2
@@ -69,7 +69,7 @@ portable-one-core:
 test-avx2: $(STAMP)
 	$(AVX2) $(PYTEST) -m "portable and not slow"
 
-# Debian's chromium: apt-get install --no-install-recommends chromium. Playwright brings none, and is told where it is.
+# Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used.
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
@@ -77,7 +77,7 @@ test-browser: $(STAMP)
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py --durations 5
 
-# Atheris comes for Linux only, so it is no requirement of the tests.
+# Atheris exists only for Linux, so requirements-test.txt does not list it.
 fuzz: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
 	$(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
@@ -87,9 +87,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
-# What needs more minutes than CI has: shards on Beam, ten million rows (4 GB), every fault in all its rounds, every model
-# that weights are published for, in and out, the readers under a fuzzer, the server under load, numbers on every kind of
-# CPU, and the demo's effect with five seeds, on an older CPU and on one core.
+# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), every fault in all its rounds, loading and
+# exporting every model with published weights, the readers under a fuzzer, the server under load, numbers on every kind
+# of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4

@@ -1,1 +1,1 @@
-"""The configurations that `python -m lae_jax.main --config` takes; the package ships them as lae_jax.configs."""
+"""The configs for `python -m lae_jax.main --config`. The package ships them as lae_jax.configs."""

@@ -1,8 +1,8 @@
-"""Stage 3, classification: the FC alone, class-balanced, L_ld + (L_er - mae)^2, 8 epochs of OneCycle.
+"""Stage 3, classification: only the FC, class-balanced, L_ld + (L_er - mae)^2, 8 epochs of OneCycle.
 
     python -m lae_jax.main --config configs/classify.py
 
-Reads data/faces and runs/represent, writes runs/classify.
+Reads data/faces and runs/represent and writes runs/classify.
 The paper reports on MIVIA: MAE 1.89, sigma 0.37, AAR (2021) 7.74; not run by us.
 """
 

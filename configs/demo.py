@@ -1,8 +1,8 @@
-"""The demo's recipe: a few thousand drawn faces, small models, minutes on two CPU cores.
+"""The demo's recipe: a few thousand drawn faces and small models, for minutes on two CPU cores.
 
     make demo
 
-Expected: the shape of the paper's Table 2, see docs/results.md.
+Expected: the pattern of the paper's Table 2, see docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def _stage(shared: ConfigDict, name: str, epochs: float, rate: float) -> ConfigD
     c.data.image_size, c.data.resize = 32, 36
     c.data.augment = common.augmentation("flip")
     c.data.augment.patch = "crop"
-    # On 8 simulated devices an image takes half the time that it takes at batch size 64.
+    # On 8 simulated devices, an image takes half the time that it takes at batch size 64.
     c.batch_size, c.eval_batch_size = 256, 400
     c.optim.base_learning_rate = rate * 256 / c.batch_size
     c.optim.clip_norm = 5.0
@@ -38,8 +38,8 @@ def get_config():
     c.stages.pretrain.model.embedding_size = 64
     c.stages.pretrain.eval_epochs = 3.0
     c.stages.represent = _stage(c, "represent", epochs=12.0, rate=0.1)
-    # Features of so small a model are few: the head takes a higher rate than the paper's, and its 8 epochs, to settle.
+    # A small model has few features. To converge, the head needs 8 epochs and a higher learning rate than the paper's.
     c.stages.classify = _stage(c, "classify", epochs=8.0, rate=0.1)
-    # With four children in the validation split, choosing among several checkpoints would be choosing by chance.
+    # With five children in the validation split, choosing among several checkpoints would be choosing by chance.
     c.stages.classify.eval_epochs = 8.0
     return c

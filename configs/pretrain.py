@@ -1,8 +1,8 @@
-"""Stage 1: faces with identities -> a backbone that tells people apart (AM-softmax).
+"""Stage 1, pretraining: a backbone that distinguishes people, trained on faces with identities (AM-softmax).
 
     python -m lae_jax.main --config configs/pretrain.py
 
-Reads data/people (prepared with identities), writes runs/pretrain. The paper used MS-Celeb-1M; not run by us.
+Reads data/people (prepared with identities) and writes runs/pretrain. The paper used MS-Celeb-1M; not run by us.
 """
 
 from lae_jax.configs import common
@@ -13,6 +13,6 @@ def get_config():
     c.stage, c.workdir = "pretrain", "runs/pretrain"
     c.data.path = "data/people"
     c.data.augment = common.augmentation("flip")  # ours
-    c.optim.base_learning_rate, c.optim.schedule = 0.1, "multi_step"  # rate as in the contest's system
+    c.optim.base_learning_rate, c.optim.schedule = 0.1, "multi_step"  # learning rate as in the contest's system
     c.epochs = 18.0
     return c

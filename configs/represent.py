@@ -2,7 +2,7 @@
 
     python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pretrain
 
-Reads data/faces, writes runs/represent. Without init_from it starts from scratch, which the paper did not.
+Reads data/faces and writes runs/represent. Without init_from it starts from scratch, unlike the paper.
 The paper reports on MIVIA: MAE 1.71, sigma 1.11, AAR (2021) 7.18; not run by us.
 """
 

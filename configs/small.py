@@ -1,12 +1,12 @@
-"""A small machine: ResNet-18 at 64 px, a recipe that two CPU cores finish in under an hour on 6,000 faces.
+"""The recipe for a small machine: ResNet-18 at 64 px, under an hour on two CPU cores for 6,000 faces.
 
     python -m lae_jax.main --config configs/small.py                       stages 1, 2, 3 (data/people and data/faces)
     python -m lae_jax.main --config configs/small.py:tuned                 stages 2, 3: the best that we found
-    python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 as a PyTorch recipe has them
+    python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 as in a PyTorch recipe
     python -m lae_jax.main --config configs/small.py:paper_augmentation    the same with the paper's augmentation
 
-Reads data/faces (and data/people, prepared with identities; --config.faces and --config.people name others), writes
-runs/<variant>/pretrain, represent and classify. What to expect is in docs/results.md.
+Reads data/faces (and data/people, prepared with identities; set others with --config.faces and --config.people). Writes
+runs/<variant>/pretrain, represent and classify. Expected results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def get_config(variant: str = "small"):
     c.faces, c.people = "data/faces", "data/people"  # prepared data sets: of stages 2 and 3, and of stage 1
     c.seed = 0  # of all stages
     c.stages.represent = _stage(c, "represent", 12.0, 0.02, augmentation)
-    # Of 0.002 and 0.008, of 4 and 12 epochs and of power 0 and 0.5, this one had the lowest validation MAE + sigma.
+    # `tuned` had the lowest validation MAE + sigma among rates 0.002 and 0.008, 4 and 12 epochs, power 0 and 0.5.
     c.stages.classify = _stage(c, "classify", 4.0, 0.008 if variant == "tuned" else 0.002, augmentation)
     if variant == "small":
         c.order = ("pretrain", *c.order)

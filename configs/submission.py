@@ -1,10 +1,10 @@
-"""The contest's submission: stages 2 and 3 on every image, nothing left to select on, so the last checkpoints are kept.
+"""The contest's submission: stages 2 and 3 on every image, so no image is left to select on.
 
     python -m lae_jax.main --config configs/submission.py --config.stages.represent.init_from=runs/pretrain
 
-Reads data/faces, runs/pretrain and, for `mae`, runs/represent: the 4:1 run of stage 2. Writes runs/submission/represent
-and runs/submission/classify. The paper reports on the hidden test set: MAE 1.86, sigma 0.20, AAR (2021) 7.94;
-not run by us.
+The last checkpoints are kept. Reads data/faces, runs/pretrain and, for `mae`, runs/represent: the 4:1 run of stage 2.
+Writes runs/submission/represent and runs/submission/classify. The paper reports on the hidden test set: MAE 1.86, sigma
+0.20, AAR (2021) 7.94; not run by us.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The rows of the paper's Table 2 (MIVIA, validation; split 4:1 by image). None of them was run by us.
+"""The rows of the paper's Table 2 (MIVIA, validation; split 4:1 by image). We ran none of them.
 
     python -m lae_jax.main --config configs/table2.py:<row>
 
@@ -8,13 +8,13 @@
 | pretraining    | ResNet-18, stage 1 | flip    | MultiStep 75 | 1.78 | 5.09  | 1.45  | 2.73  | 1.33  | 6.89 |
 | augmentation   | ResNet-18 ImageNet | full    | MultiStep 75 | 1.85 | 5.53  | 1.52  | 2.99  | 1.37  | 6.78 |
 | representation | V2-M, stage 1      | full    | OneCycle 24  | 1.71 | 4.66  | 1.40  | 2.59  | 1.11  | 7.18 |
-| classification | row 5, head alone  | full    | OneCycle 8   | 1.89 | 2.69  | 1.62  | 2.11  | 0.37  | 7.74 |
+| classification | row 5, head only   | full    | OneCycle 8   | 1.89 | 2.69  | 1.62  | 2.11  | 0.37  | 7.74 |
 | submission     | rows 5, 6, all     | full    |              | 1.86 |       |       |       | 0.20  | 7.94 |
 
-Rows 2 to 4 are read as the baseline plus one trick each. Stage 1 for the row `pretraining` is
+We read rows 2 to 4 as the baseline plus one trick each. Stage 1 for the row `pretraining` is
 `--config configs/pretrain.py --config.model.name=resnet18 --config.workdir=runs/pretrain_resnet18`. Where the paper
-starts from ImageNet weights, `init_from` is empty here: name some, as docs/training.md lists them. The paper's
-comparisons of batch sizes and schedules are one override of the row `representation`: --config.batch_size=128, or
+starts from ImageNet weights, `init_from` is empty here: set it to weights that docs/training.md lists. For the paper's
+comparisons of batch sizes and schedules, override the row `representation`: --config.batch_size=128, or
 --config.optim.schedule=multi_step --config.epochs=75 --config.optim.milestones='(20,40,60,75)'.
 """
 

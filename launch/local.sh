@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Trains on this machine: on its accelerators, on simulated devices of its CPU, or as several processes that work
-# together as the hosts of a cluster do. All other launch scripts end here.
+# together like the hosts of a cluster. All other launch scripts call this one.
 #   launch/local.sh --config configs/represent.py
 #   DEVICES=8 launch/local.sh --config configs/small.py                  8 simulated devices
 #   DEVICES=4 PROCESSES=2 launch/local.sh --config configs/small.py      2 processes of 4 simulated devices
 # Data on gs:// (--config.data.path=, --config.faces= or --config.people=gs://...) is copied to DATA_CACHE first.
 # Settings from the environment, with their defaults:
 #   PYTHON=python   DATA_CACHE=${TMPDIR:-/tmp}/lae_jax   JAX_COMPILATION_CACHE_DIR=build/compiled
-#   LOGS=build/logs   GRACE=60     of several processes: their output but the first's; seconds from the first failure
-#                                  until those that are left are killed
-# Ends with the status of lae_jax.main (docs/scaling.md); of several processes with that of the first that failed, or
-# with 2, 3, 5 or 6 if one of them says so.
+#   LOGS=build/logs   GRACE=60     with several processes: folder for the output of all but the first; seconds from the
+#                                  first failure until the remaining processes are killed
+# The exit status is that of lae_jax.main (docs/scaling.md). With several processes it is that of the first one that
+# failed, or 2, 3, 5 or 6 if any process ended with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -66,8 +66,8 @@ pass_on() {
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
 
-# Job control makes every process a group of its own. A Ctrl-C then reaches this script alone, which passes it on once:
-# a second signal would make them leave without saving.
+# Job control puts every process in a separate group. A Ctrl-C then reaches only this script, which passes it on once:
+# a second signal would make the processes end without saving.
 set -m
 for ((i = 0; i < PROCESSES; i++)); do
   command=("$PYTHON" -m lae_jax.main --coordinator "127.0.0.1:$port" --processes "$PROCESSES" --process "$i"
@@ -97,7 +97,7 @@ while [ ${#pids[@]} -gt 0 ]; do
     esac
     [ -z "$deadline" ] || continue
     deadline=$((SECONDS + GRACE))
-    # The others cannot go on alone. After 75 they are saving by themselves.
+    # The other processes cannot continue alone. After 75 they are already saving.
     if [ "$this" -ne 75 ]; then
       [ "$i" -eq 0 ] || tail -n 20 "$LOGS/process-$i.log" >&2
       pass_on TERM

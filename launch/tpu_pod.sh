@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Trains on all workers of a Cloud TPU slice, from a machine that has the Google Cloud CLI, and starts again what was
-# preempted or failed. Copies this checkout to the workers and installs it there, once for each machine.
+# Trains on all workers of a Cloud TPU slice, from a machine that has the Google Cloud CLI. Restarts a run that was
+# preempted or failed. Copies this checkout to the workers and installs it, once on each machine.
 #   TPU=faces ZONE=us-central1-a EXPECT_HOSTS=4 EXPECT_DEVICES=16 TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite \
 #     launch/tpu_pod.sh --config configs/represent.py \
 #     --config.data.path=gs://bucket/faces --config.workdir=gs://bucket/runs/represent
 # Settings from the environment:
 #   TPU, ZONE                      the slice
-#   EXPECT_HOSTS, EXPECT_DEVICES   its workers, and the devices that JAX sees on all of them
-#   TYPE, VERSION                  accelerator type and runtime: makes the slice where there is none or it was preempted
-#   CREATE_FLAGS=--spot            how it is made
-#   JAX_COMPILATION_CACHE_DIR      best on gs://: a worker's disk is gone with the machine
+#   EXPECT_HOSTS, EXPECT_DEVICES   number of its workers, and of the devices that JAX sees on all of them
+#   TYPE, VERSION                  accelerator type and runtime, to make a slice that is missing or was preempted
+#   CREATE_FLAGS=--spot            flags for making it
+#   JAX_COMPILATION_CACHE_DIR      best on gs://, because a worker's disk is lost with the machine
 #   LOGS=runs/logs/$TPU            try-1/<worker>.log, ...: the output of each worker
-#   TRIES=5, RETRY_WAIT=30         failures in a row until it gives up (being preempted is none); seconds between them
+#   TRIES=5, RETRY_WAIT=30         failures in a row until it gives up (a preemption does not count); seconds between tries
 #   SETUP                          commands that make .venv on a worker
-# Several workers: run 'ssh-add ~/.ssh/google_compute_engine' before. A Ctrl-C makes the run save and end; this needs
-# some seconds, and a second one ends it at once. Statuses: docs/scaling.md.
+# With several workers, run 'ssh-add ~/.ssh/google_compute_engine' first. A Ctrl-C makes the run save and end, which takes
+# some seconds; a second one ends it at once. Statuses: docs/scaling.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# What this script runs on a worker. The name before each line tells the workers' output apart.
+# The part that runs on a worker. Each line of output begins with the worker's name.
 if [ "${1:-}" = --on-worker ]; then
   shift
   {
-    # A worker that lost its connection may still be at the last try, and holds the TPU.
+    # A worker that lost its connection may still run the last try and hold the TPU.
     last=$(cat run.pid 2>/dev/null || true)
     if grep -qs 'launch/local.sh\|lae_jax.main' "/proc/$last/cmdline"; then
       kill -TERM "$last"
@@ -85,12 +85,12 @@ install_on_workers() {
       { cmp -s requirements.txt .venv/made-of || { $SETUP && cp requirements.txt .venv/made-of; }; }"
 }
 
-# Returns the status of the workers: the highest, but 2, 3, 5 or 6 where one says so; 255 if one was lost.
+# Returns the highest status of the workers, or 2, 3, 5 or 6 if any worker ended with it; 255 if a worker was lost.
 run_on_workers() {
   local logs=$LOGS/try-$try run statuses this ended=0 worst=0
   mkdir -p "$logs"
   echo "launch/tpu_pod.sh: try $try; the workers' output: $logs" >&2
-  # In a process group of its own, so that a Ctrl-C does not cut the connection before the workers have saved.
+  # In a separate process group, so that a Ctrl-C does not cut the connection before the workers have saved.
   # (gcloud's --output-directory would do the awk's work, but writes to a folder None in version 528.)
   set -m
   on_workers "cd lae_jax && PYTHON=.venv/bin/python
@@ -142,7 +142,7 @@ while [ -z "$stopping" ]; do
     0 | 2 | 3 | 5 | 6 | 130 | 143) exit "$status" ;;
     75) ;;
     *)
-      # Nobody may have had the time to say 75.
+      # The workers may not have had the time to report 75.
       case $(tpu describe --format='value(state)') in PREEMPTED | TERMINATED) status=75 ;; esac
       ;;
   esac
