@@ -126,18 +126,14 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
       signals: Signals that ask the run to stop.
       profile: Steps of each stage to trace.
     """
-    if "stages" not in config:
-        _train(config, signals, profile)
-        return
-    _check_recipe(config)
-    before = ""
-    for name in config.order:
-        stage = config.stages[name].copy_and_resolve_references()
-        stage.workdir = os.fspath(epath.Path(config.workdir) / name)
-        stage.init_from = stage.init_from or before
-        logger.info("stage %s -> %s", name, stage.workdir)
+    from lae_jax import train
+
+    if "stages" in config:
+        _check_recipe(config)
+    for stage in train.stages_of(config):
+        if "stages" in config:
+            logger.info("stage %s -> %s", epath.Path(stage.workdir).name, stage.workdir)
         _train(stage, signals, profile)
-        before = stage.workdir
 
 
 def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> None:

@@ -12,7 +12,7 @@ from lae_jax import __main__ as programs
 from lae_jax.data.sources import synthetic
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|[ `(])python -m lae_jax\.(\w+) +([^`\n#]*)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|[ `(])(?:python -m lae_jax\.|lae-jax )(\w+) +([^`\n#]*)", re.MULTILINE)
 
 
 def test_the_examples_of_the_python_api_run(tmp_path, monkeypatch):
@@ -40,6 +40,7 @@ def commands():
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         for program, words in COMMAND.findall(text):
+            assert program in {*programs.PROGRAMS, "PROGRAM"}, f"{page.name}: {program} {words}"
             words = words.partition("   ")[0].strip()  # what follows is a remark
             if not re.search(r"\.\.\.|[|;]|<|\b(DIR|FILE|RUN)\b|\[", words):
                 yield page.name, program, shlex.split(words)

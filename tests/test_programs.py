@@ -113,3 +113,21 @@ def test_a_reader_that_leaves_early_causes_no_traceback():
     code = f"{sys.executable} -m lae_jax | true; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert ended.stderr == "" and ended.returncode in (0, 141)
+
+
+def test_a_closed_output_is_no_error_and_another_broken_pipe_is():
+    closed = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m lae_jax >&-"], cwd=ROOT, timeout=60, capture_output=True
+    )
+    assert closed.returncode == 0 and closed.stderr == b""
+    code = """
+import socket
+from lae_jax.runtime import start
+def main():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    ours.sendall(b"x")
+start.program(main)
+"""
+    ended = run("-c", code)
+    assert ended.returncode == 1 and "BrokenPipeError" in ended.stderr

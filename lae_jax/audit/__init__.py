@@ -7,7 +7,7 @@ from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 
-def audit(data: Sequence[str | os.PathLike], *, image_size: int | None = None) -> list[dict]:
+def audit(data: str | os.PathLike | Sequence[str | os.PathLike], *, image_size: int | None = None) -> list[dict]:
     """Audits prepared data sets, each alone and each against every other; writes audit.json and audit.png into each.
 
     Args:
@@ -23,7 +23,10 @@ def audit(data: Sequence[str | os.PathLike], *, image_size: int | None = None) -
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}: it must be at least 1 pixel")
-    if len({*map(os.fspath, data)}) < len(data):
+    data = layout.names(data)
+    if not data:
+        raise InputError("name at least one prepared data set")
+    if len({*data}) < len(data):
         raise InputError("a folder is named twice")
     for path in data:
         layout.require_dataset(path)

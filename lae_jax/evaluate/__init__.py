@@ -63,12 +63,7 @@ def evaluate(
     Raises:
       InputError: An argument, the run or the data set cannot be used.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
-    if not 0 < interval < 1:
-        raise InputError(f"interval is {interval}: it must lie between 0 and 1")
-    if threshold is not None and not 0 < threshold <= 100:
-        raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
+    check(interval, threshold, batch_size)
     layout.require_run(run)
     if data:
         layout.require_dataset(data)
@@ -79,7 +74,7 @@ def evaluate(
     contents = results.Contents(
         interval=interval,
         threshold=threshold,
-        slices=tuple(dict.fromkeys(slices)),
+        slices=tuple(dict.fromkeys(layout.names(slices))),
         spread=spread or "",
         faces=show_faces,
         baseline=os.fspath(baseline or ""),
@@ -93,3 +88,17 @@ def evaluate(
     suffix = f"-step{step}" * (step is not None) + "-flip" * flip
     folder = results.place(done, suffix)
     return Evaluation(results.write(done, folder, contents, flip=flip), folder)
+
+
+def check(interval: float, threshold: float | None, batch_size: int) -> None:
+    """Checks numbers of `evaluate` without loading anything.
+
+    Raises:
+      InputError: One of them cannot be used.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
+    if not 0 < interval < 1:
+        raise InputError(f"interval is {interval}: it must lie between 0 and 1")
+    if threshold is not None and not 0 < threshold <= 100:
+        raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")

@@ -79,6 +79,7 @@ def tell(report: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
+    evaluate.check(args["interval"], args["threshold"], args["batch_size"])
     layout.require_run(args["run"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)

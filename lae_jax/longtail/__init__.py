@@ -51,7 +51,10 @@ def compare(
     Raises:
       InputError: An argument, a run or the data set cannot be used.
     """
-    _check(runs, data, like, seeds, passes, base_learning_rates)
+    runs, like, methods = layout.names(runs), layout.names(like), layout.names(methods)
+    if isinstance(base_learning_rates, (int, float)):
+        base_learning_rates = [base_learning_rates]
+    check(runs, data, like, seeds, passes, base_learning_rates)
     # Imported here, so that a program shows its flags without loading these.
     from lae_jax.longtail import extraction, trials
     from lae_jax.runs import leaks
@@ -59,7 +62,6 @@ def compare(
     from lae_jax.stages import methods as known
 
     out, data = epath.Path(out), os.fspath(data)
-    runs, like = ([os.fspath(run) for run in given] for given in (runs, like))
     chosen = [known.get(name) for name in dict.fromkeys(methods or known.METHODS)]
     started = time.perf_counter()
     extractors = [extraction.open_run(run, data, out / "features") for run in dict.fromkeys(runs)]
@@ -97,7 +99,21 @@ def compare(
     return report
 
 
-def _check(runs: Sequence, data, like: Sequence, seeds: int, passes: int, base_learning_rates: Sequence[float]) -> None:
+def check(
+    runs: Sequence[str],
+    data: str | os.PathLike,
+    like: Sequence[str],
+    seeds: int,
+    passes: int,
+    base_learning_rates: Sequence[float],
+) -> None:
+    """Checks arguments of `compare` without loading anything.
+
+    Raises:
+      InputError: One of them cannot be used.
+    """
+    if not runs:
+        raise InputError("name at least one run")
     if seeds < 1 or passes < 0:
         raise InputError(f"seeds must be at least 1 and passes at least 0, not {seeds} and {passes}")
     if any(not rate > 0 for rate in base_learning_rates):

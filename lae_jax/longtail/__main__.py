@@ -13,7 +13,7 @@ import signal
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import flags, layout, start
+from lae_jax.runtime import flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the program."""
     args = vars(parse_args(argv))
     args["methods"] = [name for name in args["methods"].split(",") if name]
-    layout.require_dataset(args["data"])
+    checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
+    longtail.check(**{name: args[name] for name in checked})
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
     print(tell(report, args["out"]))

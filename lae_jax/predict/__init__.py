@@ -1,10 +1,12 @@
 """Ages of the faces in photographs and in face crops: `predict` and `AgeEstimator`."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lae_jax.faces import Faces
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ def predict(
       distribution: The rows have the probabilities of the ages 0 to 100.
       allow_other_crop: Continue if this version cuts faces by another contract than the run's.
 
-    Yields:
-      A row for each face, and for each image without an age a row with the reason.
+    Returns:
+      An iterator: a row for each face, and for each image without an age a row with the reason.
 
     Raises:
       InputError: An argument or the run cannot be used, or a glob matches nothing.
@@ -63,13 +65,12 @@ def predict(
     from lae_jax.predict import photographs as named
     from lae_jax.predict.estimator import AgeEstimator
 
-    words = [photographs] if isinstance(photographs, (str, os.PathLike)) else photographs
-    items = named.named([*map(os.fspath, words)], None if images is None else os.fspath(images))
+    items = named.named(layout.names(photographs), None if images is None else os.fspath(images))
     estimator = AgeEstimator.from_run(run, step, flip)
     recipe = None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, faces=faces)
     fields = answers.Fields(interval, threshold, distribution)
-    for _, rows in answers.predicted(estimator, named.found(items, recipe, estimator.input.pixels), fields):
-        yield from rows
+    found = named.found(items, recipe, estimator.input.pixels)
+    return itertools.chain.from_iterable(rows for _, rows in answers.predicted(estimator, found, fields))
 
 
 def check(interval: float, threshold: float | None) -> None:

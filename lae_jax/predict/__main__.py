@@ -60,8 +60,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     predict.check(args.interval, args.threshold)
     if bool(args.inputs) == bool(args.contest):
         raise InputError("name photographs, or a list of names with --contest")
-    if args.contest and not args.out:
+    if args.contest and not (args.out or "").endswith(".csv"):
         raise InputError("--contest needs --out FILE.csv")
+    if args.contest and (args.distribution or args.threshold is not None):
+        raise InputError("--contest writes names and ages: omit --distribution and --threshold")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
         raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
     if args.distribution and not (args.out or "").endswith(".jsonl"):
@@ -178,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     if not layout.is_export(args.run):
         layout.require_run(args.run)
     start.devices(args.devices)
-    total = count(args)
+    total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.contest else run)(args, estimator, total)
 

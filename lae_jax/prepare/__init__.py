@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from lae_jax.faces import Align, Faces, Undetected
 from lae_jax.runtime import cpu, files, layout
@@ -70,27 +70,31 @@ def prepare(
         raise InputError(f"seed is {seed}: it must be at least 0")
     if folds is not None and folds < 2:
         raise InputError(f"folds is {folds}: it must be at least 2")
+    if by not in (None, "identity", "image"):
+        raise InputError("by: " + unknown("group", str(by), ("identity", "image")))
     if workers < 1 or shards < 0:
         raise InputError("workers must be at least 1 and shards at least 0")
-    _check_place(os.fspath(out), beam_runner, beam_options)
-    # Imported here, so that --help loads none of these.
-    from lae_jax.data import splits
-    from lae_jax.data.sources import readers
+    options_of_beam = layout.names(beam_options)
+    _check_place(os.fspath(out), beam_runner, options_of_beam)
+    if reader not in get_args(Reader):
+        raise InputError(unknown("reader", reader, get_args(Reader)))
+    # Imported here, so that --help loads none of these. The recipe checks its numbers before the rest is loaded.
     from lae_jax.faces import crops
-    from lae_jax.prepare import assembly
 
-    if reader not in readers.READERS:
-        raise InputError(unknown("reader", reader, readers.READERS))
-    how = assembly.Splitting(splits.parse_ratio(ratio), folds, by, seed)
     align = align or ("none" if reader in ("synthetic", "recordio") else "landmarks")
     recipe = crops.Recipe(align, size, margin, quality, faces, undetected)
+    from lae_jax.data import splits
+    from lae_jax.data.sources import readers
+    from lae_jax.prepare import assembly
+
+    how = assembly.Splitting(splits.parse_ratio(ratio), folds, by, seed)
     options = readers.Options(None if images is None else os.fspath(images), size, quality, seed)
     if beam_runner is None:
         way = assembly.Processes(os.fspath(out), workers)
     else:
         from lae_jax.data import beam
 
-        way = beam.Beam(os.fspath(out), beam_runner, list(beam_options))
+        way = beam.Beam(os.fspath(out), beam_runner, options_of_beam)
     return assembly.prepare(
         lambda: readers.READERS[reader](_named(source), options),
         os.fspath(out),
@@ -106,9 +110,7 @@ def _named(source) -> list[str]:
     """Returns the source as on the command line: PATH or SPLIT=PATH."""
     if isinstance(source, Mapping):
         return [f"{split}={os.fspath(path)}" for split, path in source.items()]
-    if isinstance(source, (str, os.PathLike)):
-        return [os.fspath(source)]
-    return [os.fspath(path) for path in source]
+    return layout.names(source)
 
 
 def _check_place(out: str, beam_runner: str | None, beam_options: Sequence[str]) -> None:

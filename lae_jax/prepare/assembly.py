@@ -1,5 +1,7 @@
 """Assembly of a prepared data set from a source: splits, and the processes that write shards."""
 
+import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import logging
@@ -155,6 +157,13 @@ def prepare(
         return joining.finish(tasks, rejected, lambda column: splitter(how, column))
 
 
+_DIED = (
+    "a worker process died before it could start or finish. In a script of your own, call prepare below"
+    " if __name__ == '__main__': (each worker imports the script), or pass workers=1. Else the machine may lack memory:"
+    " pass fewer --workers"
+)
+
+
 class Processes:
     """Writes shards with processes of this machine into a local folder."""
 
@@ -183,17 +192,25 @@ class Processes:
             return
         # Not fork: the parent may have threads.
         context = multiprocessing.get_context("spawn")
-        rows, told = context.Value("q", 0), 0
-        with context.Pool(workers, _start_worker, (rows,)) as pool:
-            running = [pool.apply_async(_write_in_worker, (task,)) for task in tasks]
-            for result in running:
-                while not result.ready():
-                    result.wait(0.5)
+        rows, seen = context.Value("q", 0), 0
+        others = {*multiprocessing.active_children()}
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows,)) as pool:
+            running = {pool.submit(_write_in_worker, task) for task in tasks}
+            try:
+                while running:
+                    done, running = concurrent.futures.wait(running, 0.5, concurrent.futures.FIRST_EXCEPTION)
                     now = rows.value
-                    tick(now - told)
-                    told = now
-                result.get()
-        tick(rows.value - told)
+                    tick(now - seen)
+                    seen = now
+                    for one in done:
+                        one.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise InputError(_DIED) from error
+            except BaseException:
+                for child in {*multiprocessing.active_children()} - others:
+                    child.terminate()
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 _rows_done = None  # in a worker: the rows that all workers have processed

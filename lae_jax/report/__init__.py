@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def compare(
       InputError: A folder holds no evaluation, the evaluations are of different images, or `out` is a file or one of
         `runs`.
     """
+    runs = layout.names(runs)
+    if not runs:
+        raise InputError("name at least one run")
     places, out = [epath.Path(run) for run in runs], epath.Path(out)
     if any(out == place for place in places):
         raise InputError(f"--out {out} is one of the folders to read: name another folder")
@@ -51,7 +55,7 @@ def compare(
         made, table = comparison_page.of_bench(places[0])
         named = {"table": table}
     else:
-        made, table, differences = comparison_page.of_runs(loading.together([os.fspath(run) for run in runs], split))
+        made, table, differences = comparison_page.of_runs(loading.together(runs, split))
         named = {"table": table, **({"differences": differences} if differences.rows else {})}
     out.mkdir(parents=True, exist_ok=True)
     comparison_page.write_tables(out, named)

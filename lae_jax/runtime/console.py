@@ -148,6 +148,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     for number, title in enumerate(header):
         shown.add_column(rich.text.Text(title), justify="right" if number else "left", no_wrap=True)
     for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{len(row)} cells below {len(header)} titles: {row}")
         shown.add_row(*(rich.text.Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
     # At its full width, because the reader may be a program.
     console = rich.console.Console(file=io.StringIO(), width=10_000, color_system=None)

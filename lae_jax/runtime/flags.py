@@ -78,7 +78,9 @@ class Parser(argparse.ArgumentParser):
         for word in words[: words.index("--")] if "--" in words else words:
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
-                nearest = [f"; did you mean {name}?" for name in difflib.get_close_matches(flag, known, n=1)]
+                nearest = [
+                    f"; did you mean {name}?" for name in difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+                ]
                 self.error(f"unknown flag {flag}{''.join(nearest)}")
         return super().parse_args(words, namespace)
 

@@ -26,6 +26,11 @@ def is_dataset(path: os.PathLike | str) -> bool:
     return (epath.Path(path) / DATASET).exists()
 
 
+def names(given: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
+    """Returns names or paths as a list of strings; a single one is a list of one."""
+    return [os.fspath(one) for one in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+
+
 def is_export(path: os.PathLike | str) -> bool:
     """Whether a folder holds an export, or the remains of one."""
     return any((epath.Path(path) / name).exists() for name in (EXPORT, *MODELS))

@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import select
 import signal
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lae_jax.runtime import console
-from lae_jax.runtime.errors import Ended
+from lae_jax.runtime.errors import Ended, InputError
 
 
 def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
@@ -31,7 +32,8 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
     try:
         with logging_redirect_tqdm(loggers=[console.logger]):
             main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
         return
     except Ended as end:
         print(f"{end.label}: {end}", file=sys.stderr)
@@ -39,14 +41,22 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:
-        # The reader of the output has left, as `| head` does. What is still buffered must not raise again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
         status = 1
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            # What is still buffered must not raise again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
+        else:
+            traceback.print_exc()
     leave(status)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the standard output any longer, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def devices(simulated: int = 0, deterministic: bool = False) -> None:
@@ -58,7 +68,12 @@ def devices(simulated: int = 0, deterministic: bool = False) -> None:
     Args:
       simulated: Number of simulated devices on a CPU; 0: the devices of the platform.
       deterministic: Whether GPUs repeat bit for bit, which makes them slower.
+
+    Raises:
+      InputError: `simulated` is negative.
     """
+    if simulated < 0:
+        raise InputError(f"--devices is {simulated}: it must be at least 0")
     from lae_jax.runtime import compile_cache, cpu, parallel
 
     if deterministic:

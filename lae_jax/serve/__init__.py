@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from lae_jax.faces import MAX_PIXELS
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,26 +53,17 @@ def application(
     Raises:
       InputError: An argument or the run cannot be used.
     """
-    limited = {
-        "max_mb": max_mb,
-        "max_files": max_files,
-        "max_pixels": max_pixels,
-        "max_requests": max_requests,
-        "max_held_mb": max_held_mb,
-        "upload_seconds": upload_seconds,
-        "max_batch": max_batch,
-    }
-    for name, value in limited.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value:g}: it must be more than 0")
-    if max_pixels > MAX_PIXELS:
-        raise InputError(f"max_pixels is {max_pixels}: it must be at most {MAX_PIXELS}")
-    if max_held_mb < max_mb:
-        raise InputError(f"max_held_mb is {max_held_mb:g}: it must be at least max_mb, {max_mb:g}")
-    if not 0 <= max_wait <= 10_000:
-        raise InputError(f"max_wait is {max_wait:g}: it must lie between 0 and 10000 milliseconds")
-    if not 0 < interval < 1:
-        raise InputError(f"interval is {interval}: it must lie between 0 and 1")
+    check(
+        interval,
+        max_wait,
+        max_mb=max_mb,
+        max_files=max_files,
+        max_pixels=max_pixels,
+        max_requests=max_requests,
+        max_held_mb=max_held_mb,
+        upload_seconds=upload_seconds,
+        max_batch=max_batch,
+    )
     # Imported here, so that a program can print its help at once.
     from lae_jax.predict import AgeEstimator, answers
     from lae_jax.serve import about, ages, app, limits
@@ -95,4 +87,24 @@ def application(
     )
     level = interval if given.calibrated else None
     told = about.about(run, estimator, limit, step=step, flip=flip, aligned=aligned, level=level)
-    return app.create(given, told, None if hosts is None else {*hosts})
+    return app.create(given, told, None if hosts is None else {*layout.names(hosts)})
+
+
+def check(interval: float, max_wait: float, **limits: float) -> None:
+    """Checks numbers of `application` without loading anything.
+
+    Raises:
+      InputError: One of them cannot be used.
+    """
+    for name, value in limits.items():
+        smallest = 0 if name in ("max_mb", "max_held_mb", "upload_seconds") else 1
+        if not (smallest <= value < math.inf and value > 0):
+            raise InputError(f"{name} is {value:g}: it must be {'more than 0' if not smallest else 'at least 1'}")
+    if limits["max_pixels"] > MAX_PIXELS:
+        raise InputError(f"max_pixels is {limits['max_pixels']}: it must be at most {MAX_PIXELS}")
+    if limits["max_held_mb"] < limits["max_mb"]:
+        raise InputError(f"max_held_mb is {limits['max_held_mb']:g}: it must be at least max_mb, {limits['max_mb']:g}")
+    if not 0 <= max_wait <= 10_000:
+        raise InputError(f"max_wait is {max_wait:g}: it must lie between 0 and 10000 milliseconds")
+    if not 0 < interval < 1:
+        raise InputError(f"interval is {interval}: it must lie between 0 and 1")

@@ -68,6 +68,8 @@ def hosts_of(host: str, more: list[str]) -> set[str] | None:
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line until the server is stopped."""
     args = vars(parse_args(argv))
+    checked = ("interval", "max_wait", "max_mb", "max_files", "max_pixels", "max_requests", "max_held_mb")
+    serve.check(**{name: args[name] for name in (*checked, "upload_seconds", "max_batch")})
     if not layout.is_export(args["run"]):
         layout.require_run(args["run"])
     start.devices(args.pop("devices"))

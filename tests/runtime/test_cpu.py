@@ -159,3 +159,21 @@ def test_options_of_a_step_reach_the_compiler(small_config, monkeypatch):
     monkeypatch.setattr(cpu, "train_options", lambda trains: {"no_such_option": "backbone" in trains})
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_option'"):
         loop.train(small_config("represent"))
+
+
+def test_simulated_devices_count_as_cpus_alone_also_beside_an_accelerator():
+    """The order of `start.devices`: first the devices, then what depends on them."""
+    code = """
+import importlib.metadata, sys
+entry_points = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **how: ("cuda",) if how.get("group") == "jax_plugins" else entry_points(**how)
+from lae_jax.runtime import cpu, start
+arranged = []
+cpu.keep_freed = lambda: arranged.append("pyarrow" in sys.modules)
+start.devices(int(sys.argv[1]))
+print(arranged)
+"""
+    for simulated, expected in (("2", "[False]"), ("0", "[]")):
+        command = [sys.executable, "-c", code, simulated]
+        result = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+        assert result.stdout.strip() == expected, result.stderr
