@@ -17,14 +17,14 @@ from lae_jax.runtime.errors import unknown
 VARIANTS = ("small", "tuned", "yardstick", "paper_augmentation")
 
 
-def _stage(shared: ConfigDict, name: str, epochs: float, rate: float, augmentation: str) -> ConfigDict:
+def _stage(shared: ConfigDict, name: str, epochs: float, learning_rate: float, augmentation: str) -> ConfigDict:
     c = common.get_config()
     c.stage = name
     c.seed = shared.get_ref("seed")
     c.data.path = shared.get_ref("people" if name == "pretrain" else "faces")
     c.model.name = "resnet18"
     c.batch_size, c.eval_batch_size = 64, 128
-    c.optim.base_learning_rate = rate * 256 / c.batch_size
+    c.optim.base_learning_rate = learning_rate * 256 / c.batch_size
     c.optim.cycle_momentum, c.optim.clip_norm = False, 5.0
     c.data.image_size, c.data.resize = 64, 72
     c.data.augment = common.augmentation(augmentation)

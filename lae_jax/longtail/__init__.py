@@ -28,7 +28,7 @@ def compare(
 ) -> dict:
     """Trains a head with every method on the features of one or more runs, and scores all heads.
 
-    Writes `out`: features/, table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json.
+    Writes `out`: features/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
 
     Args:
       runs: Runs of stage represent.
@@ -75,9 +75,9 @@ def compare(
     config = prepared[0].bench.config
     rates = sorted({*(base_learning_rates or [config.optim.base_learning_rate])})
     with_features = time.perf_counter()
-    tries = trials.run(prepared, chosen, range(seeds), rates)
+    all_trials = trials.run(prepared, chosen, range(seeds), rates)
     if reference := trials.stage3(prepared, like):
-        tries.append(reference)
+        all_trials.append(reference)
     done = time.perf_counter()
     report = {
         **_described(extractors),
@@ -95,7 +95,7 @@ def compare(
             test,
         ),
     }
-    report["sentences"] = _write(out, tries, prepared[0].bench.ages, report)
+    report["sentences"] = _write(out, all_trials, prepared[0].bench.ages, report)
     return report
 
 
@@ -138,20 +138,20 @@ def _described(extractors: Sequence) -> dict:
     }
 
 
-def _write(out: epath.Path, tries: list, training_ages, report: dict) -> dict[str, str]:
+def _write(out: epath.Path, all_trials: list, training_ages, report: dict) -> dict[str, str]:
     from lae_jax.longtail import summaries, trials
     from lae_jax.report import overviews
 
-    best = summaries.best_of_each(tries)
-    sentences = {aim: summaries.sentence(tries, aim) for aim in summaries.AIMS}
-    sentences["improvement"] = summaries.improvement(tries)
+    best = summaries.best_of_each(all_trials)
+    sentences = {aim: summaries.sentence(all_trials, aim) for aim in summaries.AIMS}
+    sentences["improvement"] = summaries.improvement(all_trials)
     files.write_text(out / "table.csv", summaries.csv_of(best))
-    files.write_text(out / "tries.csv", summaries.csv_of(tries))
+    files.write_text(out / "trials.csv", summaries.csv_of(all_trials))
     files.write_text(out / "table.md", summaries.markdown(best, trials.TEST))
     files.write_text(out / "table.tex", summaries.latex(best, trials.TEST))
     head, tail = summaries.head_and_tail(training_ages)
     points: dict[str, list] = {}
-    for one in tries:
+    for one in all_trials:
         point = summaries.curve_point(one, trials.TEST, head, tail)
         points.setdefault(one.method.name, []).append(point)
     overviews.head_tail(out / "head_tail.png", points, (head, tail), f"{', '.join(report['runs'])} on {report['test']}")

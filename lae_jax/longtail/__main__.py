@@ -4,7 +4,7 @@
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
 
 Writes OUT: features/ (reused while run and data are the same), table.csv, table.md and table.tex (each method on test,
-with the setting that validation chose), tries.csv (every setting and rate), head_tail.png, report.json.
+with the setting that validation chose), trials.csv (every setting and rate), head_tail.png, report.json.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
     print(tell(report, args["out"]))
-    print(f"{args['out']}/: table.csv, table.md, table.tex, tries.csv, head_tail.png, report.json")
+    print(f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from lae_jax import metrics
-from lae_jax.longtail.trials import EXPECTED, STAGE3, TEST, VALIDATION, Try
+from lae_jax.longtail.trials import EXPECTED, STAGE3, TEST, VALIDATION, Trial
 from lae_jax.report import tables
 
 # aim -> (score, best of a sequence)
@@ -23,37 +23,38 @@ DIFFERENCES = {f"mae_minus_{REFERENCE}": "mae", f"sigma_minus_{REFERENCE}": "sig
 _UNKNOWN = (math.nan, math.nan)
 
 
-def best_of_each(tries: Sequence[Try]) -> list[Try]:
+def best_of_each(all_trials: Sequence[Trial]) -> list[Trial]:
     """Returns the best try of each method, the one with the lowest expected MAE + sigma.
 
     If a group has no image in validation, it is the one with the lowest mean of the group errors there.
     """
-    by_method: dict[str, list[Try]] = {}
-    for one in tries:
+    by_method: dict[str, list[Trial]] = {}
+    for one in all_trials:
         by_method.setdefault(one.method.name, []).append(one)
     return [min(group, key=_balance) for group in by_method.values()]
 
 
-def _balance(one: Try) -> float:
+def _balance(one: Trial) -> float:
     value = one.mean(EXPECTED, "mae_plus_sigma")
     return value if math.isfinite(value) else one.mean(VALIDATION, "mean_group_mae")
 
 
-def choose(tries: Sequence[Try], aim: str) -> Try | None:
+def choose(all_trials: Sequence[Trial], aim: str) -> Trial | None:
     """Returns the first try with the best mean of the expected score; None if the score is undefined.
 
     Runs of stage 3 on images are not candidates.
     """
     score, best = AIMS[aim]
-    known = [one for one in tries if one.method is not STAGE3 and math.isfinite(one.mean(EXPECTED, score))]
+    known = [one for one in all_trials if one.method is not STAGE3 and math.isfinite(one.mean(EXPECTED, score))]
     return best(known, key=lambda one: one.mean(EXPECTED, score)) if known else None
 
 
-def paired(one: Try, other: Try, split: str, score: str) -> tuple[float, float]:
+def paired(one: Trial, other: Trial, split: str, score: str) -> tuple[float, float]:
     """Returns the mean of the differences one - other and half of its 95 % interval (Student's t).
 
     Pairs are seeds. With several runs they are the runs, each with its mean over the seeds, since the seeds of one
-    backbone say nothing about another. Half is NaN with fewer than two pairs; both are NaN if the tries do not pair.
+    backbone say nothing about another. Half is NaN with fewer than two pairs; both are NaN if the
+    trials do not pair.
     """
     a, b = one.values(split, score), other.values(split, score)
     if one.seeds != other.seeds or len(a) != len(b):
@@ -74,19 +75,19 @@ def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(is_head), np.flatnonzero(~is_head)
 
 
-def curve_point(one: Try, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
+def curve_point(one: Trial, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
     """Returns the mean MAE of the head groups and of the tail groups, without groups that have no image."""
     groups = one.group_mae(split)
     return tuple(float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else math.nan
                  for part in (groups[head], groups[tail]))  # fmt: skip
 
 
-def sentence(tries: Sequence[Try], aim: str) -> str:
+def sentence(all_trials: Sequence[Trial], aim: str) -> str:
     """Returns a sentence that names the method for an aim, with its scores on test."""
     score, _ = AIMS[aim]
-    chosen = choose(tries, aim)
+    chosen = choose(all_trials, aim)
     if chosen is None:
-        missing = ", ".join(tries[0].reports[VALIDATION][0].missing_groups)
+        missing = ", ".join(all_trials[0].reports[VALIDATION][0].missing_groups)
         return f"No method can be chosen for the {aim}: the validation split has no image of age {missing}."
     if score == "aar_2021" and not chosen.mean(EXPECTED, score) > 0:
         return f"No method can be chosen for the {aim}: the expected score of every method is 0."
@@ -94,26 +95,26 @@ def sentence(tries: Sequence[Try], aim: str) -> str:
     on_test = ", ".join(f"{title} {_pm(chosen, TEST, s)}" for s, title in zip(_SCORES[:3], _TITLES, strict=False))
     expected = f"its expected {_title(score)} (from validation) is {_pm(chosen, EXPECTED, score)}"
     text = f"For the {aim}, use {chosen.name}{rate}: {expected}; on test {on_test}."
-    reference = [one for one in best_of_each(tries) if one.method.name == REFERENCE]
+    reference = [one for one in best_of_each(all_trials) if one.method.name == REFERENCE]
     if reference and reference[0].method is not chosen.method:
         told = (f"{_title(s)} {_interval(*paired(chosen, reference[0], TEST, s))}" for s in ("mae", "sigma"))
         text += f" Difference to {REFERENCE} on test: {', '.join(told)}."
     return text
 
 
-def improvement(tries: Sequence[Try]) -> str:
-    """Returns sentences on the lowest expected MAE + sigma among tries that are expected to be no worse than LAE.
+def improvement(all_trials: Sequence[Trial]) -> str:
+    """Returns sentences on the lowest expected MAE + sigma among the trials that are expected to be no worse than LAE.
 
     No worse means in MAE and in sigma. LAE has its best base_learning_rate; the differences are those on test.
     """
-    reference = next((one for one in best_of_each(tries) if one.method.name == REFERENCE), None)
+    reference = next((one for one in best_of_each(all_trials) if one.method.name == REFERENCE), None)
     at_most = {score: reference.mean(EXPECTED, score) for score in ("mae", "sigma")} if reference else {}
     if not at_most or not all(math.isfinite(value) for value in at_most.values()):
         return (
             f"It is unknown whether a method improves on {REFERENCE}: {REFERENCE} was not trained, or one of its scores"
             " is undefined."
         )
-    others = [one for one in tries if one.method is not STAGE3]
+    others = [one for one in all_trials if one.method is not STAGE3]
     others = [one for one in others if all(one.mean(EXPECTED, s) <= value for s, value in at_most.items())]
     chosen = min(others, key=_balance)
     if chosen is reference:
@@ -133,23 +134,23 @@ def improvement(tries: Sequence[Try]) -> str:
     )
 
 
-def markdown(tries: Sequence[Try], split: str) -> str:
+def markdown(all_trials: Sequence[Trial], split: str) -> str:
     """Returns the tables of a split with a line for each method: over all ages, and by age group."""
-    return "\n".join(map(tables.markdown, _tables(tries, split)))
+    return "\n".join(map(tables.markdown, _tables(all_trials, split)))
 
 
-def latex(tries: Sequence[Try], split: str) -> str:
+def latex(all_trials: Sequence[Trial], split: str) -> str:
     """Returns the same tables as tabulars that need no package."""
-    return "\n".join(map(tables.latex, _tables(tries, split)))
+    return "\n".join(map(tables.latex, _tables(all_trials, split)))
 
 
-def _tables(tries: Sequence[Try], split: str) -> list[tables.Table]:
-    reference = next((one for one in tries if one.method.name == REFERENCE), None)
+def _tables(all_trials: Sequence[Trial], split: str) -> list[tables.Table]:
+    reference = next((one for one in all_trials if one.method.name == REFERENCE), None)
     header = ["method", "setting", *_TITLES, *metrics.GROUPS]
     if reference:
         header += [f"{title} - {REFERENCE}" for title in ("MAE", "sigma")]
     rows = []
-    for one in tries:
+    for one in all_trials:
         setting = f"{one.method.setting} {one.setting:g}" if one.method.setting else ""
         row = [one.method.name, setting, *(_pm(one, split, score) for score in _SCORES)]
         row += [_number(value) for value in one.group_mae(split)]
@@ -159,19 +160,19 @@ def _tables(tries: Sequence[Try], split: str) -> list[tables.Table]:
     return tables.cut(tables.Table(header, rows, names=2), metrics.GROUPS)
 
 
-def csv_of(tries: Sequence[Try]) -> str:
-    """Returns the means and spreads of every try, with a line for each split and one for the expected scores.
+def csv_of(all_trials: Sequence[Trial]) -> str:
+    """Returns the means and spreads of every trial, with a line for each split and one for the expected scores.
 
-    Undefined numbers are empty. If exactly one of the tries is LAE, the differences to it and half of their intervals
-    are included.
+    Undefined numbers are empty. If exactly one of the trials is LAE, the differences to it and half of their
+    intervals are included.
     """
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
     groups = [f"mae_{group}" for group in metrics.GROUPS]
-    references = [one for one in tries if one.method.name == REFERENCE]
+    references = [one for one in all_trials if one.method.name == REFERENCE]
     reference = references[0] if len(references) == 1 else None
     differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if reference else []
     rows = []
-    for one in tries:
+    for one in all_trials:
         for split in (VALIDATION, EXPECTED, TEST):
             pairs = [value for s in _SCORES for value in (one.mean(split, s), one.spread(split, s))]
             setting = f"{one.setting:g}" if one.method.setting else ""
@@ -211,7 +212,7 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "-"
 
 
-def _pm(one: Try, split: str, score: str) -> str:
+def _pm(one: Trial, split: str, score: str) -> str:
     mean, digits = one.mean(split, score), 3 if score == "cs5" else 2
     if not math.isfinite(mean):
         return "-"

@@ -28,7 +28,7 @@ STAGE3 = Method("stage3", "Bao et al., 2021 (LAE)", "a run of stage 3, trained o
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Try:
+class Trial:
     """The scores of a method with one setting and one peak learning rate, over runs and seeds.
 
     Attributes:
@@ -221,18 +221,20 @@ def _method_of(config: ConfigDict) -> str:
 
 def run(
     prepared: Sequence[Prepared], methods: Sequence[Method], seeds: Sequence[int], base_learning_rates: Sequence[float]
-) -> list[Try]:
+) -> list[Trial]:
     """Trains and scores every method with each of its settings and each peak learning rate."""
-    tries = []
+    all_trials = []
     trained: dict = {}
     for method in console.progress(methods, total=len(methods), what="heads", unit="methods", leave=False):
         began = time.perf_counter()
-        tries += _tries(prepared, method, list(seeds), list(base_learning_rates), trained)
+        all_trials += _trials_of(prepared, method, list(seeds), list(base_learning_rates), trained)
         logger.info("%s: %.1f s", method.name, time.perf_counter() - began)
-    return tries
+    return all_trials
 
 
-def _tries(prepared, method: Method, seeds: list[int], base_learning_rates: list[float], trained: dict) -> list[Try]:
+def _trials_of(
+    prepared, method: Method, seeds: list[int], base_learning_rates: list[float], trained: dict
+) -> list[Trial]:
     rates = base_learning_rates if method.loss is not None else [0.0]
     grid = [(setting, rate) for setting in method.settings for rate in rates]
     reports: dict = {place: {VALIDATION: [], TEST: []} for place in range(len(grid))}
@@ -251,7 +253,7 @@ def _tries(prepared, method: Method, seeds: list[int], base_learning_rates: list
             skipped_steps.sum(),
         )
     return [
-        Try(method, setting, rate, int(skipped_steps[place]), reports[place], len(seeds))
+        Trial(method, setting, rate, int(skipped_steps[place]), reports[place], len(seeds))
         for place, (setting, rate) in enumerate(grid)
     ]
 
@@ -275,7 +277,7 @@ def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, numb
     return heads, bad.sum(axis=1)
 
 
-def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
+def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Trial | None:
     """Scores the heads of runs of stage 3, each on the features of its own backbone; None without runs.
 
     Raises:
@@ -300,7 +302,7 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Try | None:
         for split, features in same[0].scored.items():
             ages = same[0].bench.predict(STAGE3, head, features.values[0], [0.0])[0, 0]
             reports[split].append(metrics.age_report(features.ages, ages))
-    return Try(STAGE3, 0.0, rate, 0, reports, 1)
+    return Trial(STAGE3, 0.0, rate, 0, reports, 1)
 
 
 def _backbone(checkpoint: checkpoints.Checkpoint) -> dict:

@@ -115,7 +115,7 @@ def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
 
 def is_bench(folder: epath.Path) -> bool:
     """Whether lae_jax.longtail wrote a folder."""
-    return (folder / "tries.csv").exists() and (folder / loading.REPORT).exists()
+    return (folder / "trials.csv").exists() and (folder / loading.REPORT).exists()
 
 
 def of_bench(folder: epath.Path) -> tuple[Page, Table]:
@@ -126,10 +126,10 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     """
     report = files.read_json(folder / loading.REPORT)
     try:
-        best, tries = (_lines(folder / name) for name in ("table.csv", "tries.csv"))
+        best, all_trials = (_lines(folder / name) for name in ("table.csv", "trials.csv"))
         head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
         points: dict[str, list] = {}
-        for line in (line for line in tries if line["split"] == "test"):
+        for line in (line for line in all_trials if line["split"] == "test"):
             group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
             point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
             points.setdefault(line["method"], []).append(point)

@@ -37,7 +37,7 @@ class Checkpoints:
     def __init__(self, workdir: os.PathLike | str, *, read_only: bool = False, asynchronous: bool = True):
         self._directory = epath.Path(workdir) / FOLDER
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
-        self._sealed = True
+        self._is_complete = True
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -77,7 +77,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, in rising order."""
-        return [step for step in sorted(self._manager.all_steps()) if checksums.is_sealed(self._directory / str(step))]
+        return [step for step in sorted(self._manager.all_steps()) if checksums.has(self._directory / str(step))]
 
     def latest(self) -> int | None:
         """Returns the newest step; None if there is none."""
@@ -112,7 +112,7 @@ class Checkpoints:
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))),
             metrics=None if meta["selected"] is None else {"selected": meta["selected"]},
         )
-        self._sealed = False
+        self._is_complete = False
         self.poll()
 
     def _begin(self, **kwargs) -> None:
@@ -125,8 +125,8 @@ class Checkpoints:
         Raises:
           SaveFailed: The checkpoint could not be saved.
         """
-        if self._saving is not None and not self._sealed and not self._manager.is_saving_in_progress():
-            self._seal()
+        if self._saving is not None and not self._is_complete and not self._manager.is_saving_in_progress():
+            self._complete()
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete, and for all hosts.
@@ -136,17 +136,17 @@ class Checkpoints:
         """
         if self._saving is None:
             return
-        if not self._sealed:
-            self._seal()
-        parallel.wait_for_hosts(f"sealed {self._saving}")
+        if not self._is_complete:
+            self._complete()
+        parallel.wait_for_hosts(f"saved {self._saving}")
         self._saving = None
 
-    def _seal(self) -> None:
+    def _complete(self) -> None:
         self._guarded(self._manager.wait_until_finished)
         if parallel.is_first_host():
-            self._guarded(checksums.seal, self._directory / str(self._saving))
+            self._guarded(checksums.write, self._directory / str(self._saving))
             logger.info("saved step %d", self._saving)
-        self._sealed = True
+        self._is_complete = True
 
     def _guarded(self, call, *args, **kwargs) -> None:
         try:
@@ -270,7 +270,7 @@ def _recover(workdir: epath.Path) -> int:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     for step in steps:
-        sealed, reason = checksums.is_sealed(folder / str(step)), checksums.damage(folder / str(step))
+        complete, reason = checksums.has(folder / str(step)), checksums.damage(folder / str(step))
         if reason is None:
             whole.append(step)
             continue
@@ -282,7 +282,7 @@ def _recover(workdir: epath.Path) -> int:
         place.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(place)
         # A run that was killed during its first save has lost nothing.
-        if sealed or step != max(steps):
+        if complete or step != max(steps):
             aside.append(str(place))
         logger.error("%s: the checkpoint of step %d is damaged (%s): moved to %s", workdir, step, reason, place)
     if aside and not whole:
@@ -315,7 +315,7 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: using its best checkpoint so far", workdir)
     for path in sorted((workdir / FOLDER).iterdir()):
-        if checksums.is_sealed(path) and (reason := checksums.damage(path)):
+        if checksums.has(path) and (reason := checksums.damage(path)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"
                 " moves it away and resumes from the checkpoint before"

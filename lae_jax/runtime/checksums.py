@@ -37,46 +37,46 @@ def entries(folder: epath.Path, but: str = NAME) -> dict[str, dict]:
     }
 
 
-def seal(folder: epath.Path) -> None:
+def write(folder: epath.Path) -> None:
     """Writes the checksums of the files in a folder."""
     files.write_json(folder / NAME, entries(folder))
 
 
-def is_sealed(folder: epath.Path) -> bool:
+def has(folder: epath.Path) -> bool:
     """Whether a folder has checksums."""
     return (folder / NAME).exists()
 
 
 def damage(folder: epath.Path) -> str | None:
     """Returns what is wrong with a folder and with which file; None if all files match their checksums."""
-    if not is_sealed(folder):
+    if not has(folder):
         return f"it has no {NAME}: it was not saved completely, or the file was lost"
     try:
-        sealed = json.loads((folder / NAME).read_text())
+        written = json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
         return f"{NAME} cannot be read"
     try:
-        return difference(folder, sealed)
+        return difference(folder, written)
     except ValueError:
         return f"{NAME} cannot be read"
 
 
-def difference(folder: epath.Path, sealed: dict[str, dict], but: str = NAME) -> str | None:
+def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) -> str | None:
     """Compares a folder with checksums that were taken of it.
 
     Args:
       folder: The folder.
-      sealed: Result of `entries`.
+      written: Result of `entries`.
       but: The file to omit.
 
     Returns:
       The first difference, with the name of the file; None if there is none.
 
     Raises:
-      ValueError: `sealed` is not a result of `entries`.
+      ValueError: `written` is not a result of `entries`.
     """
     try:
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the checksums of a folder: {error!r}") from error
     found = _contents(folder, but)

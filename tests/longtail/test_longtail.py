@@ -47,7 +47,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     )
     assert report["epochs"] == 1.0 and report["batch_size"] == 32 and report["base_learning_rates"] == [0.001, 0.1]
     assert sorted(report["head_groups"] + report["tail_groups"]) == list(range(8))
-    with (out / "tries.csv").open() as file:
+    with (out / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     counted = {name: sum(row["method"] == name and row["split"] == "test" for row in rows) for name in METHODS}
     assert {n: c for n, c in counted.items() if c} == {
@@ -77,7 +77,7 @@ def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_c
     c.model.hidden = 8
     loop.train(c)
     longtail.compare([c.workdir], drawn, tmp_path / "out", methods=["stage2", "lae"], passes=1, seeds=1)
-    with (tmp_path / "out" / "tries.csv").open() as file:
+    with (tmp_path / "out" / "trials.csv").open() as file:
         row = next(r for r in csv.DictReader(file) if r["method"] == "stage2" and r["split"] == "test")
     real = measure.predict(saved.load_run(c.workdir), split="test").scores()
     assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
@@ -177,18 +177,18 @@ def one_try(name, validation, test, seeds, setting=0.0):
         return [metrics.age_report(ages, ages + error) for error in errors]
 
     both = {"validation": reports(validation), "test": reports(test)}
-    return trials.Try(METHODS[name], setting, 1.0, 0, both, seeds)
+    return trials.Trial(METHODS[name], setting, 1.0, 0, both, seeds)
 
 
 def test_validation_chooses_and_test_is_only_told():
-    tries = [
+    all_trials = [
         one_try("lae", [5.0, 5.2], [4.0, 4.2], 2),
         one_try("lae_power", [4.0, 4.0], [9.0, 9.2], 2, 0.25),
         one_try("lae_power", [4.5, 4.5], [1.0, 1.0], 2, 0.5),
     ]
-    assert summaries.choose(tries, "lowest MAE") is tries[1]
-    assert summaries.best_of_each(tries) == tries[:2]
-    told = summaries.sentence(tries, "lowest MAE")
+    assert summaries.choose(all_trials, "lowest MAE") is all_trials[1]
+    assert summaries.best_of_each(all_trials) == all_trials[:2]
+    told = summaries.sentence(all_trials, "lowest MAE")
     assert "use lae_power, power 0.25 (base_learning_rate 1): its expected MAE (from validation) is 4.00 ± 0.00" in told
     assert "; on test MAE 9.10 ± 0.14" in told
     assert "Difference to lae on test: MAE +5.00 (+5.00 to +5.00), sigma +0.00 (" in told
@@ -205,7 +205,7 @@ def made(name, error, of_children, of_test=None):
 
     validation = reports(1)
     test = validation if of_test is None else reports(of_test)
-    return trials.Try(METHODS[name], 0.0, 1.0, 0, {"validation": validation, "test": test}, 2)
+    return trials.Trial(METHODS[name], 0.0, 1.0, 0, {"validation": validation, "test": test}, 2)
 
 
 def test_an_improvement_is_worse_in_nothing():
@@ -243,7 +243,7 @@ def test_pairs_are_seeds_of_one_run_and_means_of_several():
 def test_an_undefined_aim_is_said():
     ages = np.arange(11, 82, dtype=float)
     report = [metrics.age_report(ages, ages)]
-    one = trials.Try(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
+    one = trials.Trial(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
     assert "no image of age 1-10" in summaries.sentence([one], "lowest sigma")
     assert "use lae" in summaries.sentence([one], "lowest MAE")
 

@@ -304,7 +304,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
         for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
         for split in ("validation", "test")
     ]
-    for name in ("table.csv", "tries.csv"):
+    for name in ("table.csv", "trials.csv"):
         (bench / name).write_text(tables.csv_text(header, lines))
     content = {"sentences": {"lowest MAE": "take lae"}, "head_groups": [0, 1], "tail_groups": [7], "test": "test",
                "runs": ["runs/a"], "data": "d", "data_hash": "a", "seeds": 2, "audit": "read", "leaks": []}  # fmt: skip

@@ -12,7 +12,7 @@ from lae_jax.runtime.errors import InputError
 
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request, tmp_path, monkeypatch):
-    """A sealed folder of three files."""
+    """A folder of three files and their checksums."""
     if request.param == "bucket":
         monkeypatch.setattr(gpath._GPath, "_backend", property(lambda self: backend.tf_backend))
         monkeypatch.setattr(files, "is_remote", lambda path: True)
@@ -21,12 +21,12 @@ def folder(request, tmp_path, monkeypatch):
     (folder / "meta").write_text("{}")
     (folder / "state" / "a").write_bytes(bytes(range(256)) * 8)
     (folder / "state" / "b").write_bytes(b"b" * 100)
-    checksums.seal(folder)
+    checksums.write(folder)
     return folder
 
 
-def test_a_folder_as_it_was_sealed_is_whole(folder):
-    assert checksums.is_sealed(folder) and checksums.damage(folder) is None
+def test_a_folder_whose_checksums_are_right_is_whole(folder):
+    assert checksums.has(folder) and checksums.damage(folder) is None
     (folder / ".nfs0001").write_text("a file system's own")
     assert checksums.damage(folder) is None
 
@@ -47,20 +47,20 @@ def test_a_change_is_named(folder, change, named):
     assert named in checksums.damage(folder)
 
 
-def sealed(workdir, *steps):
+def saved(workdir, *steps):
     for step in steps:
         (workdir / "checkpoints" / str(step)).mkdir(parents=True)
         (workdir / "checkpoints" / str(step) / "meta").write_text("{}")
-        checksums.seal(workdir / "checkpoints" / str(step))
+        checksums.write(workdir / "checkpoints" / str(step))
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_was_not_sealed(folder):
+def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_has_no_checksums(folder):
     workdir = folder.parent.parent
-    sealed(workdir, 3, 9)
+    saved(workdir, 3, 9)
     (workdir / "checkpoints" / "11").mkdir()
     (workdir / "checkpoints" / "11" / "half").write_text("")
     (workdir / "checkpoints" / "3" / "meta").write_text("")
