@@ -25,7 +25,7 @@ def required(name: str) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"ONNX needs the package {name} ({error}): install the extra with pip install 'lae-jax[onnx]' (in a"
-            " checkout: pip install -e .[onnx])"
+            " checkout: pip install -e '.[onnx]')"
         ) from error
 
 

@@ -80,6 +80,7 @@ def create(
     axis_name: str | None = None,
     remat: bool = False,
     convolutions: str = "auto",
+    parts: int = 1,
 ) -> nn.Module:
     """Returns a model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
 
@@ -97,6 +98,7 @@ def create(
       remat: Recompute the blocks' activations in the backward pass: less memory, about a third more time.
       convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or
         'auto' ('cpu' if JAX's default backend is a CPU, else 'xla').
+      parts: Parts of a batch that the model sees one after the other in training (gradient accumulation).
 
     Raises:
       ValueError: The name, head or form of convolution is unknown, a rate lies outside [0, 1), the dtype is not
@@ -120,7 +122,7 @@ def create(
     for label, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         if not 0 <= rate < 1:
             raise ValueError(f"{label} must be at least 0 and below 1, got {rate}")
-    compute = Compute(dtype, axis_name, convolutions)
+    compute = Compute(dtype, axis_name, convolutions, parts)
     backbone = backbone_class(compute, architecture, stochastic_depth, remat)
     if num_outputs == 0:
         return backbone

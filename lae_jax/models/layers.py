@@ -26,11 +26,13 @@ class Compute:
       dtype: Dtype of activations. Parameters and statistics are float32, or wider if this is.
       axis_name: Mapped axis over which BatchNorm is synchronised while training; None: each device on its own.
       convolutions: 'xla' (XLA's convolution for all) or 'cpu' (depthwise and 1x1 in the forms that are fast there).
+      parts: Parts of a batch that the model sees one after the other in training (gradient accumulation).
     """
 
     dtype: Any = jnp.dtype("float32")
     axis_name: str | None = None
     convolutions: str = "xla"
+    parts: int = 1
 
     @property
     def param_dtype(self) -> Any:
@@ -224,14 +226,19 @@ class Conv(nn.Module):
 
 
 def batch_norm(compute: Compute, train: bool, epsilon: float, name: str) -> nn.BatchNorm:
-    """Flax's BatchNorm, momentum 0.9 (torch's 0.1). In inference mode it neither updates statistics nor communicates.
+    """Flax's BatchNorm with momentum 0.9 (torch's 0.1).
+
+    In inference mode it neither updates statistics nor communicates.
+
+    A batch in parts updates the statistics once for each part, with momentum 0.9^(1 / parts): they look back over as
+    many images as without parts.
 
     Statistics follow `param_dtype`. Flax keeps them in float32 unless `force_float32_reductions` is off, and a float64
     run would then change the dtype of its state at the first step.
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=0.9 ** (1 / compute.parts),
         epsilon=epsilon,
         dtype=compute.dtype,
         param_dtype=compute.param_dtype,

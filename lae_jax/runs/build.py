@@ -40,6 +40,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             stochastic_depth=c.stochastic_depth,
             axis_name=parallel.AXIS if c.sync_batch_norm else None,
             remat=c.remat,
+            parts=config.accumulate,
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error

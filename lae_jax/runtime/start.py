@@ -14,6 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lae_jax.runtime import console
 from lae_jax.runtime.errors import Ended, InputError
 
+_OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
+_DEFAULT = gc.get_threshold()
+
 
 def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
     """Runs a program with its log turned on. An `Ended` error becomes one line on standard error.
@@ -24,7 +27,7 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
     """
     # Importing and tracing create many objects that live on. Python would scan all of them repeatedly, which takes a
     # sixth of the time to import JAX and TensorFlow.
-    gc.set_threshold(10_000)
+    gc.set_threshold(_OFTEN_ENOUGH)
     console.setup_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
@@ -57,6 +60,16 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def stay() -> None:
+    """Prepares a loaded program that answers requests for long: garbage is collected as often as Python does it.
+
+    What was loaded is no garbage, so it is not scanned again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_DEFAULT)
 
 
 def devices(simulated: int = 0, deterministic: bool = False) -> None:

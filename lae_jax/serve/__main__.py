@@ -4,7 +4,7 @@
     curl -F images=@photo.jpg -F images=@other.jpg http://127.0.0.1:8000/v1/predict
 
 Photographs are processed in memory: nothing is stored and nothing is sent anywhere. On SIGTERM the server answers the
-requests that it accepted and exits with status 0. It needs the extra: pip install -e .[serve]
+requests that it accepted and exits with status 0. It needs the extra: pip install 'lae-jax[serve]'
 """
 
 import argparse
@@ -76,13 +76,17 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from lae_jax.serve import app, listen  # noqa: F401  (serve.application needs app)
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: install the extra with pip install -e .[serve]") from error
+        raise InputError(
+            f"{error.name} is missing: install the extra with pip install 'lae-jax[serve]' (in a checkout: pip install"
+            " -e '.[serve]')"
+        ) from error
     host, port = args.pop("host"), args.pop("port")
     hosts = hosts_of(host, args.pop("allow_host"))
     # The port comes first: loading takes a while, and an error about the port should not.
     with listen.bind(host, port) as listening:
         application = serve.application(**args, hosts=hosts)
         logger.info("%s (Ctrl-C stops it); the first answers wait until the model is warm", listen.address(listening))
+        start.stay()
         listen.serve(application, listening)
 
 

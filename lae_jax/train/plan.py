@@ -113,6 +113,11 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.data.power)
     par = parallel.Parallel()
     _check_numbers(config, par)
+    if stage.mix is not None and config.accumulate > 1:
+        raise InputError(
+            f"config.classify.method {c.method!r} mixes the examples of a whole batch, and config.accumulate is"
+            f" {config.accumulate}: set it to 1 (the head alone trains, so memory is no reason for parts)"
+        )
     init = None if resumed else handover.load(config, stage)
     before = resumed or (init and init.meta)
     config = handover.with_statistics(config, before, tell=init is not None)

@@ -381,7 +381,7 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch,
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lae_jax.serve.listen")
     monkeypatch.delattr("lae_jax.serve.listen")
-    with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install -e .\[serve\]"):
+    with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install 'lae-jax\[serve\]'"):
         door.main(["--run", str(trained("represent"))])
 
 

@@ -99,6 +99,15 @@ def test_how_thoroughly_the_data_is_verified_is_chosen(small_config, drawn, tmp_
         make_plan(config)
 
 
+def test_methods_that_mix_a_whole_batch_refuse_its_parts(small_config, trained):
+    config = small_config("classify")
+    config.init_from, config.classify.method, config.classify.setting = str(trained("represent")), "c_mixup", 3.0
+    assert make_plan(config).stage.mix is not None
+    config.accumulate = 2
+    with pytest.raises(InputError, match="'c_mixup' mixes the examples of a whole batch, and config.accumulate is 2"):
+        make_plan(config)
+
+
 def test_hosts_that_disagree_are_told_so_before_work_begins(small_config, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         for other, agree in ((1, False), (0, True)):

@@ -43,6 +43,7 @@ class Setup:
             dropout=0.3,
             stochastic_depth=0.5,
             axis_name=parallel.AXIS if sync else None,
+            parts=accumulate,
         )
         variables = models.initialise(self.model, PIXELS, seed=0)
         variables = jax.tree.map(lambda x: x.astype(jnp.promote_types(dtype, jnp.float32)), variables)
@@ -156,6 +157,20 @@ def test_accumulation_averages_the_gradients_of_its_parts():
     assert distance(parts.params, whole.params) < 1e-5
     _, history = setup(2, accumulate=2).run(given)
     assert np.isfinite(history[-1]["loss"][0]) and history[-1]["loss"][1] == BATCH
+
+
+def test_statistics_of_a_batch_in_parts_look_back_as_far_as_those_of_a_whole_batch():
+    """In the first step the stem sees the same images either way."""
+    (batch,) = batches(1)
+    start = jax.tree.map(np.asarray, setup(2).first.batch_stats["backbone"])
+    found = {}
+    for accumulate in (1, 4):
+        state, _ = setup(2, accumulate=accumulate).run([batch])
+        found[accumulate] = jax.tree.map(lambda a, b: np.asarray(a) - b, state.batch_stats["backbone"], start)
+    # The parts are weighted by 1 to 0.9^(3/4).
+    whole, parts = (one["stem_bn"]["mean"] for one in (found[1], found[4]))
+    assert np.abs(whole).max() > 1e-3
+    np.testing.assert_allclose(parts, whole, atol=0.08 * np.abs(whole).max())
 
 
 def test_one_trace_and_a_source_that_outlives_donation():
