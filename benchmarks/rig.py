@@ -85,7 +85,7 @@ class Bench:
         words = [f"--config.{name}={value}" for name, value in self.fields(workdir, **more).items()]
         words += [f"--devices={devices // processes}", *flags]
         if processes > 1:
-            words += [f"--coordinator=localhost:{_free_port()}", f"--processes={processes}"]
+            words += [f"--coordinator=localhost:{free_port()}", f"--processes={processes}"]
         environment = {
             **os.environ,
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {cpu.quick_compilation()}".strip(),
@@ -176,7 +176,7 @@ class Started:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]

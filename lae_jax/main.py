@@ -71,6 +71,8 @@ def set_up_devices() -> None:
     if COORDINATOR.value and CLUSTER.value:
         raise InputError("--coordinator and --cluster exclude each other: omit one of them")
     start.devices(DEVICES.value, DETERMINISTIC.value)
+    from lae_jax.runtime import parallel
+
     # Otherwise JAX would handle SIGTERM, which watch.Signals handles.
     jax.config.update("jax_enable_preemption_service", False)
     if COORDINATOR.value:
@@ -80,6 +82,12 @@ def set_up_devices() -> None:
     elif CLUSTER.value:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT.value)
     found = {"hosts": jax.process_count(), "devices": jax.device_count()}
+    by_host = parallel.devices_by_host()
+    if len({*by_host}) > 1:
+        raise InputError(
+            f"the hosts have {', '.join(map(str, by_host))} devices: each needs the same number. See that every process"
+            " sees all devices of its host"
+        )
     for what, expected in (("hosts", EXPECT_HOSTS.value), ("devices", EXPECT_DEVICES.value)):
         if expected and found[what] != expected:
             raise InputError(

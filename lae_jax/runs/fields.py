@@ -59,7 +59,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes the workdir and writes `config.json`, or compares the config with that of an earlier start.
 
     Raises:
-      InputError: The workdir holds a run with another config.
+      InputError: The workdir holds a run with another config, or is not the same folder on all hosts.
     """
     path = workdir / "config.json"
     now = as_json(config)
@@ -77,3 +77,8 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(path, now)
     parallel.wait_for_hosts("config")
+    if missing := parallel.hosts_that_differ("0" * 8 if path.exists() else "f" * 8):
+        raise InputError(
+            f"{workdir} is not the same folder on all hosts: host {', '.join(map(str, missing))} does not see what host"
+            " 0 wrote there. Choose a --config.workdir that all hosts share"
+        )

@@ -54,7 +54,7 @@ def provenance(config: ConfigDict, dataset: "records.Dataset") -> dict:
     return {
         "versions": versions(_PACKAGES),
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
@@ -69,7 +69,7 @@ def provenance(config: ConfigDict, dataset: "records.Dataset") -> dict:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Returns the commit of the running source tree, with '+' if files were changed; None outside a checkout."""
     here = pathlib.Path(__file__).resolve().parents[1]
     try:

@@ -175,10 +175,20 @@ def on_any_host(flag: bool) -> bool:
     return bool(gather_hosts(np.array([flag])).any())
 
 
-def hosts_agree(digest: str) -> bool:
-    """Whether all hosts have the same hexadecimal digest; 31 bits are compared."""
+def hosts_that_differ(digest: str) -> list[int]:
+    """Returns the hosts whose hexadecimal digest is not that of the first one; 31 bits are compared."""
     numbers = gather_hosts(np.array([int(digest[:8], 16) >> 1], np.int32))
-    return bool((numbers == numbers[0]).all())
+    return np.flatnonzero(numbers != numbers[0]).tolist()
+
+
+def hosts_agree(digest: str) -> bool:
+    """Whether all hosts have the same hexadecimal digest."""
+    return not hosts_that_differ(digest)
+
+
+def devices_by_host() -> list[int]:
+    """Returns the number of devices of each host."""
+    return np.bincount([device.process_index for device in jax.devices()], minlength=jax.process_count()).tolist()
 
 
 def on_first_host(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:

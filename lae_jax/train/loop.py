@@ -1,6 +1,8 @@
 """The training loop, which all stages share."""
 
 import functools
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import models, stages
+from lae_jax import __version__, models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
@@ -67,6 +69,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         plan = make_plan(config, resumed)
         config = plan.config  # now with the statistics of the weights
         module, tx, state = _initial(plan)
+        _require_alike_hosts(plan, state)
         if not begun:
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
@@ -100,6 +103,31 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
         variables = handover.take_over(variables, plan.init, parts)
     tx = build.optimiser(config, plan.schedule, variables["params"], stage.trains)
     return module, tx, steps.create_state(variables, tx)
+
+
+# Fields in which hosts may differ: places on their own disks, and how they read them.
+_OF_A_HOST = ("data.path", "data.threads", "data.verify")
+
+
+def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
+    """Raises InputError where a host would train something else: its replicas would drift apart without a word."""
+    if jax.process_count() == 1:
+        return
+    given = {name: value for name, value in fields.flat(fields.as_json(plan.config)).items() if name not in _OF_A_HOST}
+    parameters = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        parameters.update(np.ascontiguousarray(leaf).tobytes())
+    digests = {
+        "config": hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest(),
+        "version of lae_jax": hashlib.sha256(f"{__version__} {provenance.commit()}".encode()).hexdigest(),
+        "initial state": parameters.hexdigest(),
+    }
+    for what, digest in digests.items():
+        if others := parallel.hosts_that_differ(digest):
+            raise InputError(
+                f"host {', '.join(map(str, others))} has another {what} than host 0: give all hosts the same code,"
+                " files and flags"
+            )
 
 
 def _init_of(plan: Plan) -> dict:

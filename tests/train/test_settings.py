@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from ml_collections import ConfigDict
 
+from benchmarks import rig
 from lae_jax import main, metrics, prepare, stages
 from lae_jax.data import records
 from lae_jax.runtime import checkpoints, parallel, start, watch
@@ -123,6 +124,38 @@ def test_hosts_that_disagree_are_told_so_before_work_begins(small_config, monkey
     config.init_from = str(tmp_path / "weights.safetensors")
     with pytest.raises(InputError, match="weights.safetensors differs between the hosts: copy one file to all"):
         handover.load(config, stages.REPRESENT)
+
+
+def test_hosts_with_other_flags_or_numbers_of_devices_are_named(tmp_path):
+    """Two real processes."""
+    bench = rig.Bench(tmp_path, steps=3)
+    bench.prepare()
+    for name, told in (("seed", "host 1 has another config than host 0"), ("devices", "the hosts have 2, 4 devices")):
+        workdir, port = tmp_path / name, rig.free_port()
+        words = [f"--config.{field}={value}" for field, value in bench.fields(workdir).items()]
+        words += [f"--coordinator=localhost:{port}", "--processes=2"]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "lae_jax.main", "--config", "represent", *words, f"--process={i}"]
+                + [f"--config.seed={i}" if name == "seed" else "--config.seed=0"]
+                + [f"--devices={2 + 2 * i if name == 'devices' else 2}"],
+                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        for one in started:
+            _, text = one.communicate(timeout=120)
+            assert one.returncode == 2 and told in text, text[-2000:]
+        assert not (workdir / "config.json").exists()
+
+
+def test_a_folder_that_is_not_shared_is_told(small_config, monkeypatch):
+    config = small_config("represent")
+    monkeypatch.setattr(parallel, "hosts_that_differ", lambda digest: [2, 3] if digest == "0" * 8 else [])
+    with pytest.raises(
+        InputError, match="not the same folder on all hosts: host 2, 3 does not see what host 0"
+    ):
+        loop.train(config)
 
 
 def test_deterministic_reaches_xla_before_it_starts_and_stands_in_the_provenance(small_config, monkeypatch):
