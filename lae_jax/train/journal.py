@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import SaveFailed
+from lae_jax.train.events import Events
 
 logger = logging.getLogger("lae_jax")
 
@@ -94,7 +94,7 @@ class Journal:
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
-        self._events = SummaryWriter(str(self._events_folder), purge_step=start + 1)
+        self._events = Events(self._events_folder, start)
 
     def __enter__(self) -> "Journal":
         return self
@@ -192,7 +192,7 @@ class Journal:
         self._metrics.append({"step": step, "kind": kind, **row})
         for name, value in row.items():
             if isinstance(value, (int, float)):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+                self._events.add(f"{kind}/{name}", value, step)
 
 
 def _plain(value) -> float | None:

@@ -1,5 +1,7 @@
 """Settings of a run that other tests leave at their defaults, each in a real run."""
 
+import errno
+import gc
 import json
 import pathlib
 import shutil
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from ml_collections import ConfigDict
+from tensorboardX.record_writer import RecordWriter
 
 from benchmarks import rig
 from lae_jax import main, metrics, prepare, stages
 from lae_jax.data import records
 from lae_jax.runtime import checkpoints, parallel, start, watch
 from lae_jax.runtime.errors import InputError, Preempted
-from lae_jax.train import handover, loop
+from lae_jax.train import events, handover, loop
 from lae_jax.train.plan import make_plan
 
 
@@ -152,9 +155,7 @@ def test_hosts_with_other_flags_or_numbers_of_devices_are_named(tmp_path):
 def test_a_folder_that_is_not_shared_is_told(small_config, monkeypatch):
     config = small_config("represent")
     monkeypatch.setattr(parallel, "hosts_that_differ", lambda digest: [2, 3] if digest == "0" * 8 else [])
-    with pytest.raises(
-        InputError, match="not the same folder on all hosts: host 2, 3 does not see what host 0"
-    ):
+    with pytest.raises(InputError, match="not the same folder on all hosts: host 2, 3 does not see what host 0"):
         loop.train(config)
 
 
@@ -228,3 +229,21 @@ def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(mak
     assert json.loads((second / "summary.json").read_text())["last_step"] == 3
     assert of_first == {path: path.stat().st_mtime_ns for path in (first / "checkpoints").rglob("*") if path.is_file()}
     assert json.loads((second / "config.json").read_text())["init_from"] == str(first)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_goes_on_where_tensorboards_events_cannot_be_written(small_config, monkeypatch, caplog):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    monkeypatch.setattr(events, "_SECONDS", 0.5)
+    config = small_config("represent")
+    config.epochs = 4.0
+    summary = loop.train(config)
+    assert summary["last_step"] == 12 and summary["scores"]["mae"] > 0
+    assert "The run continues without them; metrics.jsonl has all numbers" in caplog.text
+    told = (pathlib.Path(config.workdir) / "metrics.jsonl").read_text().splitlines()
+    assert sum('"kind": "train"' in line for line in told) == 12
+    gc.collect()  # the file that tensorboardX leaves open, before the next test
