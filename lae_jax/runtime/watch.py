@@ -10,12 +10,16 @@ from collections.abc import Iterator
 
 from lae_jax.runtime.errors import STALLED
 
-ASKING = (signal.SIGTERM, signal.SIGINT)
+INSISTING = (signal.SIGTERM, signal.SIGINT)
+# A closed terminal sends SIGHUP, often twice; schedulers can be told to send SIGUSR1 some time before they kill.
+ASKING = (*INSISTING, signal.SIGHUP, signal.SIGUSR1)
 _STDERR = 2
 
 
 class Signals:
-    """Requests to stop: a first SIGTERM or SIGINT sets `asked`, a second one ends the process at once.
+    """Requests to stop: a first signal of `ASKING` sets `asked`, a later one of `INSISTING` ends the process at once.
+
+    A SIGHUP that is ignored already, as under nohup, stays ignored.
 
     A thread reads the signals from a socket. Python's own handlers wait until the main thread returns from C++, which
     never happens if a loader or a device hangs.
@@ -35,7 +39,9 @@ class Signals:
             return
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        before = {number: signal.signal(number, lambda *_: None) for number in ASKING}
+        self._terminals = [number for number in (1, _STDERR) if _is_terminal(number)]
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+        before = {number: signal.signal(number, lambda *_: None) for number in {*ASKING} - ignored}
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._read, args=(reader,), daemon=True)
         thread.start()
@@ -49,12 +55,23 @@ class Signals:
             thread.join()
             reader.close()
 
+    def _leave_terminals(self) -> None:
+        """Sends the output nowhere where it went to a terminal: that is closed, and writing to it would be an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+
     def _read(self, reader: socket.socket) -> None:
         while numbers := reader.recv(64):
             for number in numbers:
                 if number not in ASKING:
                     continue
                 name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    self._leave_terminals()
+                if self.asked and number not in INSISTING:
+                    continue
                 if self.asked:
                     _say(f"a second signal ({name}): left at once; all steps since the last checkpoint are lost")
                     os._exit(128 + number)
@@ -105,6 +122,13 @@ class Watchdog:
                 _say(f"no step ended for {self._minutes:g} minutes (config.stall_minutes); the stacks of all threads:")
                 faulthandler.dump_traceback(_STDERR, all_threads=True)
                 os._exit(STALLED)
+
+
+def _is_terminal(number: int) -> bool:
+    try:
+        return os.isatty(number)
+    except OSError:  # it is closed
+        return False
 
 
 def _say(text: str) -> None:

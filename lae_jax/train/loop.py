@@ -42,7 +42,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
     Raises:
       InputError: The config, the data set or the workdir cannot be used as it is.
       Diverged: `max_skipped_steps` steps in a row were skipped, or the outputs of an evaluation are not finite.
-      Preempted: A SIGTERM or SIGINT came; if it came after the first step, the run is saved.
+      Preempted: A signal asked it to stop (`watch.ASKING`); if it came after the first step, the run is saved.
       SaveFailed: A checkpoint or a record could not be written.
       FolderInUse: Another process trains in the workdir.
     """

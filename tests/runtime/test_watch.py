@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import ROOT
 
+from lae_jax.runtime import watch
 from lae_jax.runtime.errors import STALLED
 
 WAITING = """
@@ -27,12 +29,48 @@ def start(code):
     )
 
 
-def test_a_first_signal_asks():
+@pytest.mark.parametrize("number", watch.ASKING)
+def test_a_first_signal_asks(number):
     process = start(WAITING.format(then="pass"))
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, "asked\n") and "SIGTERM: finishing the step" in err
+    assert (process.returncode, out) == (0, "asked\n") and f"{number.name}: finishing the step" in err
+
+
+def test_a_closed_terminal_may_say_so_twice_and_under_nohup_it_is_not_heard():
+    process = start(WAITING.format(then="time.sleep(0.5)"))
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "asked\n") and err.count("SIGHUP") == 1
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITING.format(then="pass")
+    process = start(ignoring)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=120)
+    assert out == "asked\n" and "SIGUSR1" in err and "SIGHUP" not in err
+
+
+def test_a_run_whose_terminal_is_closed_still_saves(tmp_path):
+    """Its output then goes nowhere: writing to the closed terminal would be an error."""
+    saving = "print('saving', flush=True); import sys; open(sys.argv[1], 'w').write('saved')"
+    code = f"""
+import os, pty, sys
+child, terminal = pty.fork()
+if not child:
+    os.execv(sys.executable, [sys.executable, "-c", {WAITING.format(then=saving)!r}, sys.argv[1]])
+while b"ready" not in os.read(terminal, 1000):
+    pass
+os.close(terminal)
+print(os.waitpid(child, 0)[1], open(sys.argv[1]).read())
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "state")]
+    ended = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert ended.stdout == "0 saved\n", ended.stderr
 
 
 def test_a_second_signal_leaves_at_once_even_where_python_does_not_come_back():
