@@ -273,10 +273,16 @@ def flag_error(error: Exception) -> str:
         # A field that the config lacks. The text is its name, with or without quotes, a newline, and a hint.
         name, *hint = str(reason.args[0]).splitlines()
         told = "; ".join([repr(name.strip("'\"")), *hint])
-        return f"unknown config field {told} (in a recipe, fields are set by stage: --config.stages.<name>.<field>=...)"
+        return (
+            f"unknown config field {told} (in a recipe, fields are set by stage, --config.stages.<name>.<field>=...,"
+            " and the data set of all stages with --config.faces)"
+        )
     lines = str(error).strip().splitlines()
     if "Traceback" in str(error):  # from the config file; its last line is the reason
         return lines[-1].partition(": ")[2]
+    if isinstance(error, flags.UnrecognizedFlagError):
+        hint = "a field of the config is set with --config.<field>=...; see python -m lae_jax.main --help"
+        return f"{lines[0].rstrip('.')} ({hint})"
     if isinstance(error, flags.Error):
         return lines[0]
     return f"an override --config.... names a field inside a value ({lines[0]})"
@@ -288,7 +294,8 @@ def cli() -> None:
     Raises:
       InputError: A flag is wrong; the message is one line.
     """
-    argv = find_shipped_config(with_underscores(sys.argv))
+    # ml_collections reads the fields of the config from sys.argv itself.
+    argv = sys.argv[:] = find_shipped_config(with_underscores(sys.argv))
     if {"--help", "-h", "-help"} & {*argv}:
         print(__doc__, flags.FLAGS.module_help(CONFIG_MODULE), sep="\n")
         return

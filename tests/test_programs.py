@@ -131,3 +131,24 @@ start.program(main)
 """
     ended = run("-c", code)
     assert ended.returncode == 1 and "BrokenPipeError" in ended.stderr
+
+
+def test_fields_of_a_config_may_have_hyphens_too(tmp_path):
+    """ml_collections reads them from sys.argv."""
+    words = ["--config", "represent", f"--config.data.path={tmp_path}", f"--config.workdir={tmp_path / 'run'}"]
+    for field in ("--config.batch-size=16", "--config.optim.base-learning-rate=0.1", "--config.data.allow-leak=True"):
+        ended = run("-m", "lae_jax.main", *words, field)
+        assert ended.stderr.startswith(f"error: {tmp_path} is not a prepared data set"), ended.stderr
+    ended = run("-m", "lae_jax.main", *words, "--epochs=3")
+    assert "flag 'epochs'" in ended.stderr and "--config.<field>=..." in ended.stderr
+
+
+def test_a_lack_of_memory_is_one_sentence_that_says_what_to_do():
+    code = """
+from lae_jax.runtime import start
+def main():
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 132871415040 bytes.")
+start.program(main)
+"""
+    ended = run("-c", code)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr and "--config.accumulate" in ended.stderr

@@ -108,3 +108,43 @@ def test_rows_of_photographs_come_one_by_one(trained, tmp_path):
     rows = predict.predict(trained("represent"), tmp_path, aligned=True, threshold=18)
     names = [pathlib.Path(row.name).name for row in rows if 0 < row.age < 100 and 0 <= row.at_least <= 1]
     assert names == ["0.png", "1.png", "2.png"]
+
+
+def test_misspelt_fields_of_a_config_are_refused(small_config):
+    for name, known in (("data.pth", "data.path"), ("nonsense", ""), ("model.nme", "model.name")):
+        config = small_config("represent")
+        node, _, leaf = name.rpartition(".")
+        (config[node] if node else config)[leaf] = "x"
+        with pytest.raises(
+            InputError, match=f"unknown config field '{name}'" + f"; did you mean '{known}'" * bool(known)
+        ):
+            train.train(config)
+        assert not pathlib.Path(config.workdir).exists()
+
+
+def test_results_are_not_written_into_a_run_or_over_a_file(trained, drawn, tmp_path):
+    run = trained("represent")
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (run, "is a run: name another folder"),
+        (drawn, "is a data set"),
+        (tmp_path / "file", "is a file"),
+    ):
+        with pytest.raises(InputError, match=told):
+            longtail.compare(run, drawn, out)
+        with pytest.raises(InputError, match=told):
+            report.compare([tmp_path / "one"], out)
+
+
+def test_devices_are_simulated_before_jax_is_asked_for_them():
+    with pytest.raises(InputError, match="has asked JAX for its devices already"):
+        start.devices(3)
+
+
+def test_images_are_normalised_by_three_numbers(small_config):
+    for name, value in (("mean", (0.5, 0.5)), ("mean", 0.5), ("std", (0.2, 0.0, 0.2))):
+        config = small_config("represent")
+        with config.ignore_type():
+            config.data[name] = value
+        with pytest.raises(InputError, match=f"config.data.{name} is .*: it must be three numbers"):
+            train.train(config)

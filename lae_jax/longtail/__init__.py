@@ -55,6 +55,7 @@ def compare(
     if isinstance(base_learning_rates, (int, float)):
         base_learning_rates = [base_learning_rates]
     check(runs, data, like, seeds, passes, base_learning_rates)
+    layout.require_place_for_results(out)
     # Imported here, so that a program shows its flags without loading these.
     from lae_jax.longtail import extraction, trials
     from lae_jax.runs import leaks
@@ -114,8 +115,10 @@ def check(
     """
     if not runs:
         raise InputError("name at least one run")
-    if seeds < 1 or passes < 0:
-        raise InputError(f"seeds must be at least 1 and passes at least 0, not {seeds} and {passes}")
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}: it must be at least 1")
+    if passes < 0:
+        raise InputError(f"passes is {passes}: it must be at least 0")
     if any(not rate > 0 for rate in base_learning_rates):
         raise InputError(f"base_learning_rates must be above 0, not {list(base_learning_rates)}")
     layout.require_dataset(data)

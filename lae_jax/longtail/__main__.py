@@ -13,7 +13,7 @@ import signal
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import flags, start
+from lae_jax.runtime import flags, layout, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,9 +59,10 @@ def tell(report: dict, out: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Runs the program."""
     args = vars(parse_args(argv))
-    args["methods"] = [name for name in args["methods"].split(",") if name]
+    args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
     longtail.check(**{name: args[name] for name in checked})
+    layout.require_place_for_results(args["out"])
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
     print(tell(report, args["out"]))

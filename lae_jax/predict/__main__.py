@@ -74,6 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--draw draws boxes into photographs: omit --aligned")
     if args.out and not pathlib.Path(args.out).absolute().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}: create it first")
+    if args.out and pathlib.Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a folder: name a file")
     if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
         raise InputError(f"--draw {args.draw} is a file: name a folder")
     return args

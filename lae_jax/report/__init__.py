@@ -40,8 +40,7 @@ def compare(
     places, out = [epath.Path(run) for run in runs], epath.Path(out)
     if any(out == place for place in places):
         raise InputError(f"--out {out} is one of the folders to read: name another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: name a folder")
+    layout.require_place_for_results(out)
     from lae_jax.report import comparison_page, loading, page
 
     benches = [place for place in places if comparison_page.is_bench(place)]

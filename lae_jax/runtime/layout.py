@@ -112,6 +112,20 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
     raise InputError(f"--out {out} holds {other}: name a new or an empty folder")
 
 
+def require_place_for_results(out: str | os.PathLike) -> None:
+    """Checks that a folder of results is not a file, and not a run, a data set or an export.
+
+    Raises:
+      InputError: It is one of these.
+    """
+    path = epath.Path(out)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder")
+    for what, found in (("a run", is_run(path)), ("a data set", is_dataset(path)), ("an export", is_export(path))):
+        if found:
+            raise InputError(f"--out {out} is {what}: name another folder")
+
+
 def require_new(out: os.PathLike | str) -> None:
     """Checks that an --out does not exist yet, or is an empty folder.
 

@@ -24,7 +24,12 @@ AXIS = "batch"
 def simulate_devices(count: int) -> None:
     """Gives JAX `count` simulated CPU devices and no others. Call it before anything asks JAX for its devices."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", count)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise InputError(
+            "this process has asked JAX for its devices already, so they can no longer be simulated: call it first"
+        ) from error
 
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"

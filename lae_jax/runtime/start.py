@@ -16,6 +16,10 @@ from lae_jax.runtime.errors import Ended, InputError
 
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
 _DEFAULT = gc.get_threshold()
+_LESS_MEMORY = (
+    "Use a smaller batch (--config.batch_size, or --batch-size), in training also --config.accumulate and"
+    " --config.model.remat=True, or a smaller model (configs/small.py is for CPUs)"
+)
 
 
 def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
@@ -50,6 +54,8 @@ def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -
             # What is still buffered must not raise again at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 128 + signal.SIGPIPE
+        elif "RESOURCE_EXHAUSTED" in str(error):  # of XLA
+            print(f"error: {str(error).splitlines()[0]}. {_LESS_MEMORY}", file=sys.stderr)
         else:
             traceback.print_exc()
     leave(status)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -28,12 +28,25 @@ def train(config: "ConfigDict") -> dict:
       SaveFailed: A checkpoint could not be written.
       FolderInUse: Another process trains in the workdir.
     """
+    for stage in stages_of(config):
+        _require_known_fields(stage)
     summary = {}
     for stage in stages_of(config):
         from lae_jax.train import loop
 
         summary = loop.train(stage)
     return summary
+
+
+def _require_known_fields(config: "ConfigDict") -> None:
+    """Raises InputError for a field that no config has: on the command line it is an error already."""
+    from lae_jax.configs import common
+    from lae_jax.runs import fields
+
+    known = fields.flat(fields.as_json(common.get_config()))
+    for name in fields.flat(fields.as_json(config)):
+        if name not in known and not name.startswith("data.augment."):
+            raise InputError(unknown("config field", name, known))
 
 
 def stages_of(config: "ConfigDict") -> "Iterator[ConfigDict]":

@@ -184,6 +184,11 @@ def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
             raise InputError(
                 f"config.{name} is {config[name]}: it must be {'at least' if allowed else 'above'} {bound}"
             )
+    for name in ("mean", "std"):
+        values = config.data[name]
+        if not isinstance(values, (tuple, list)) or len(values) != 3 or (name == "std" and not min(values) > 0):
+            above = " above 0" * (name == "std")
+            raise InputError(f"config.data.{name} is {values}: it must be three numbers{above}, one for each colour")
     if par.per_device(config.batch_size) % config.accumulate:
         raise InputError(
             f"config.accumulate {config.accumulate} does not divide the {par.per_device(config.batch_size)} images of a"

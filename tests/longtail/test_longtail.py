@@ -128,7 +128,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--test", "nothing"], "has no split 'nothing'"),
         (["--test", "train"], "are trained on"),
         (["--test", "validation"], "methods are chosen on it"),
-        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds"),
         (["--like", "RUNS/represent"], "is not a run of LAE's stage 3"),
