@@ -95,12 +95,12 @@ def patch(image: torch.Tensor) -> torch.Tensor:
 
 
 def centres(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Resizes, if they have another size, and cuts the middle: uint8 (B, H, W, 3) -> (B, SIZE, SIZE, 3)."""
+    """Resizes, if they have another size, and cuts the middle: uint8 (B, H, W, 3) -> float (B, SIZE, SIZE, 3)."""
     if images.shape[1] != side:
         wide = torch.nn.functional.interpolate(images.permute(0, 3, 1, 2), (side, side), mode="bicubic", antialias=True)
         images = wide.permute(0, 2, 3, 1)
     corner = (side - SIZE) // 2
-    return images[:, corner : corner + SIZE, corner : corner + SIZE]
+    return images[:, corner : corner + SIZE, corner : corner + SIZE].float()
 
 
 def terms(logits: torch.Tensor, ages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
