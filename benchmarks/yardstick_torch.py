@@ -42,6 +42,9 @@ HEADS = {
     "no clipping": {"clip": math.inf},
     "last epoch kept": {"keep": "last"},
     "mae of training": {"mae": "train"},
+    "no augmentation": {"augment": False},
+    "no augmentation, square of the batch's mean error": {"augment": False, "square": "mean"},
+    "no augmentation, new FC": {"augment": False, "new": True},
 }
 
 
@@ -211,23 +214,23 @@ class Run:
         model.load_state_dict(torch.load(self.out / f"epoch{epoch}.pt"))
         return model.eval()
 
-    def balanced(self, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """(draws, 512) features and (draws,) ages of stage 3: an age uniformly, then an image of it, augmented anew."""
-        path = self.out / "balanced.pt"
-        if path.exists():
-            return torch.load(path)
-        ages = self.ages["train"]
+    def drawn(self) -> torch.Tensor:
+        """The rows of stage 3: an age uniformly, then an image of it."""
+        ages = self.ages["train"].long()
         steps = -(-len(ages) // BATCH) * HEAD_EPOCHS
         torch.manual_seed(10_000 + self.seed)
-        weights = 1 / torch.bincount(ages.long())[ages.long()].double()
-        rows = torch.multinomial(weights, steps * BATCH, replacement=True)
-        features = [
-            self.features(model, normalised(augmented(self.images["train"][part], self.switches), self.switches))
-            for part in rows.split(BATCH)
-        ]
-        found = torch.cat(features), ages[rows]
-        torch.save(found, path)
-        return found
+        return torch.multinomial(1 / torch.bincount(ages)[ages].double(), steps * BATCH, replacement=True)
+
+    def balanced(self, model: torch.nn.Module) -> torch.Tensor:
+        """(draws, 512) features of the rows that were drawn, augmented anew each time."""
+        path = self.out / "balanced.pt"
+        if not path.exists():
+            features = [
+                self.features(model, normalised(augmented(self.images["train"][part], self.switches), self.switches))
+                for part in self.drawn().split(BATCH)
+            ]
+            torch.save(torch.cat(features), path)
+        return torch.load(path)
 
     def features(self, model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         fc, model.fc = model.fc, torch.nn.Identity()
@@ -242,7 +245,10 @@ class Run:
 
     def head(self, model: torch.nn.Module, maes: dict[str, float], crops: dict[str, torch.Tensor], how: dict) -> dict:
         """Trains a head as stage 3 does; returns ages by split, of the epoch with the lowest MAE + sigma."""
-        features, ages = self.balanced(model)
+        drawn = self.drawn()
+        features, ages = self.balanced(model), self.ages["train"][drawn]
+        if how.get("augment") is False:
+            features = crops["train"][drawn]
         torch.manual_seed(20_000 + self.seed)
         fc = torch.nn.Linear(512, AGES)
         if how.get("new"):
@@ -266,7 +272,9 @@ class Run:
             if (step + 1) % (steps // HEAD_EPOCHS):
                 continue
             with torch.inference_mode():
-                found = {name: (fc(crop).softmax(-1) @ labels).double().numpy() for name, crop in crops.items()}
+                found = {
+                    name: (fc(crops[name]).softmax(-1) @ labels).double().numpy() for name in ("validation", "test")
+                }
             score = aim(self.ages["validation"].numpy(), found["validation"])
             if score < best or how.get("keep") == "last":
                 best, kept = score, found
@@ -287,7 +295,7 @@ class Run:
         model = self.kept(1 + int(np.argmin(found)))
         maes = {"validation": min(found), "train": float(self.errors(model, "train").mean())}
         results["maes"] = maes
-        crops = {name: self.centres(model, name) for name in ("validation", "test")}
+        crops = {name: self.centres(model, name) for name in self.images}
         for name, how in HEADS.items():
             results["stages"].append(self.written(f"classify, {name}", self.head(model, maes, crops, how)))
         (self.out / "results.json").write_text(json.dumps(results, indent=1))
