@@ -43,8 +43,8 @@ HEADS = {
     "last epoch kept": {"keep": "last"},
     "mae of training": {"mae": "train"},
     "no augmentation": {"augment": False},
-    "no augmentation, square of the batch's mean error": {"augment": False, "square": "mean"},
-    "no augmentation, new FC": {"augment": False, "new": True},
+    "no momentum": {"momentum": 0.0},
+    "no augmentation, no momentum": {"augment": False, "momentum": 0.0},
 }
 
 
@@ -123,8 +123,8 @@ def predictions(model: torch.nn.Module, images: torch.Tensor, switches: set[str]
     return torch.cat(found).numpy().astype(np.float64)
 
 
-def optimiser(parameters, peak: float, steps: int):
-    sgd = torch.optim.SGD(parameters, peak, momentum=0.9, nesterov=True, weight_decay=DECAY)
+def optimiser(parameters, peak: float, steps: int, momentum: float = 0.9):
+    sgd = torch.optim.SGD(parameters, peak, momentum=momentum, nesterov=momentum > 0, weight_decay=DECAY)
     return sgd, torch.optim.lr_scheduler.OneCycleLR(sgd, peak, total_steps=steps, cycle_momentum=False)
 
 
@@ -257,7 +257,7 @@ class Run:
         else:
             fc.load_state_dict(model.fc.state_dict())
         steps = len(ages) // BATCH
-        sgd, schedule = optimiser(fc.parameters(), HEAD_PEAK, steps)
+        sgd, schedule = optimiser(fc.parameters(), HEAD_PEAK, steps, how.get("momentum", 0.9))
         mae, labels = maes[how.get("mae", "validation")], torch.arange(AGES, dtype=torch.float32)
         best, kept = math.inf, {}
         for step in range(steps):
