@@ -29,6 +29,7 @@ SWITCHES = {
     "drop_last": "last partial batch dropped, not filled from the next epoch",
     "no_norm_decay": "no decay of biases and BatchNorm",
     "batch_all": "one crop, flip, brightness and offset a batch, not one an image",
+    "kl_mean": "L_ld as kl_div(reduction='mean') gives it, divided by the number of ages too; also in the heads",
     "half": "mean and std 0.5, not ImageNet's",
     "patches": "the paper's random patches, resized, in place of crops; evaluated at all of EVALUATED",
 }
@@ -158,6 +159,7 @@ class Run:
         self.seed, self.switches, self.epochs = job["seed"], set(job["switches"]), job["epochs"]
         if unknown := self.switches - {*SWITCHES}:
             raise SystemExit(f"unknown switches {sorted(unknown)}: one of {', '.join(SWITCHES)}")
+        self.ld_weight = 1 / AGES if "kl_mean" in self.switches else 1.0
         self.side = SIZE if "patches" in self.switches else RESIZED
         with np.load(job["data"]) as data:
             self.images = {name: torch.from_numpy(data[f"{name}_images"]) for name in ("train", "validation", "test")}
@@ -193,7 +195,7 @@ class Run:
                 logits = model(normalised(augmented(self.images["train"][rows], self.switches), self.switches))
                 divergence, error = terms(logits, self.ages["train"][rows])
                 sgd.zero_grad(set_to_none=True)
-                (divergence + error).mean().backward()
+                (self.ld_weight * divergence + error).mean().backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
                 sgd.step()
                 schedule.step()
@@ -265,7 +267,7 @@ class Run:
             divergence, error = terms(fc(features[rows]), ages[rows])
             square = (error.mean() - mae) ** 2 if how.get("square") == "mean" else ((error - mae) ** 2).mean()
             sgd.zero_grad(set_to_none=True)
-            (divergence.mean() + square).backward()
+            (self.ld_weight * divergence.mean() + square).backward()
             torch.nn.utils.clip_grad_norm_(fc.parameters(), how.get("clip", CLIP))
             sgd.step()
             schedule.step()
