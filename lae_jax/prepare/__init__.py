@@ -20,7 +20,7 @@ def prepare(
     *,
     reader: Reader = "csv",
     images: str | os.PathLike | None = None,
-    ratio: str = "4:1",
+    ratio: str = "8:1:1",
     folds: int | None = None,
     by: Literal["identity", "image"] | None = None,
     seed: int = 0,

@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> dict:
     add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat the flag for each split")
     parser.add_common("images")
     parser.add_common("out", help="folder of the prepared data set")
-    add("--ratio", default="4:1", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the"
+    add("--ratio", default="8:1:1", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the"
         " source names no splits")  # fmt: skip
     add("--folds", type=int, metavar="K", help="number of folds, instead of --ratio: fold0-train, ...")
     add("--by", choices=("identity", "image"), help="identity: all images of a person go to the same split;"
