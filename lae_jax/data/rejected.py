@@ -53,6 +53,11 @@ class Rejected(Sequence):
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\d,.]*")
 
 
+def kind_of(reason: str) -> str:
+    """Returns what reasons have in common that differ only in numbers and quoted texts."""
+    return _kind(reason)[0]
+
+
 @functools.lru_cache(1 << 12)
 def _kind(reason: str) -> tuple[str, tuple[str, ...]]:
     """Returns a reason with '{}' for each quoted text and number, and these."""

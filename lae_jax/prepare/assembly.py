@@ -164,7 +164,7 @@ def prepare(
         missing = way.missing(tasks)
         if len(missing) < len(tasks):
             logger.info("%s: %d of %d shards are already complete", out, len(tasks) - len(missing), len(tasks))
-        if missing:
+        if len(missing) > 1:
             logger.info("%s: %s; Ctrl-C keeps the complete ones", out, _shards(tasks))
         try:
             with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:

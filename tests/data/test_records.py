@@ -16,7 +16,7 @@ from lae_jax.data import records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import __main__ as door
-from lae_jax.prepare import assembly
+from lae_jax.prepare import assembly, sheets
 from lae_jax.runtime.errors import InputError
 
 
@@ -225,6 +225,43 @@ def test_a_split_that_rejected_images_leave_empty_is_told_with_their_reasons(tmp
         run(tmp_path / "out", "--source", source, "--ratio", "4:1", "--shards", 2)
     assert len(rejected(tmp_path / "out")) == spoilt
     assert (tmp_path / "out" / "recipe.json").exists() == (spoilt == 1)
+
+
+def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(tmp_path, capsys, caplog):
+    ages = [0, 0.4, 10.5, 81.5, 81.4, 20]
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", ages[i % 6], "") for i in range(30)])
+    source.write_text(source.read_text() + "3.jpg,130,\n" + "".join(f"gone{i}.jpg,5,\n" for i in range(8)))
+    words = ["--reader", "csv", "--source", str(source), "--align", "none", "--workers", "1", "--out"]
+    caplog.set_level("INFO", "lae_jax")
+    door.main([*words, str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in told.splitlines()[:14] if line.strip()}
+    assert rows["age"] == ["train", "validation", "test"] and sum(map(int, rows["all"])) == 30
+    assert {name: sum(map(int, rows[name])) for name in ("0", "1-10", "11-20", "71-81", "82+")} == {
+        "0": 10, "1-10": 0, "11-20": 10, "71-81": 5, "82+": 5
+    }  # fmt: skip
+    assert all(int(count) for name in ("0", "82+") for count in rows[name])
+    assert "rejected: 8 x file not found" in told and "rejected: 1 x age '130' is outside 0 to 100" in told
+    assert f"look at {tmp_path}/out/crops.jpg and {tmp_path}/out/rejected.jpg" in told and "next: python -m" in told
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("WARNING: 9 of 39 images (23%) were rejected, 8 x file not found.") and "--images" in last
+    # The sheets are of this state, and do not change what a run checks.
+    before = records.open_dataset(tmp_path / "out", "full").hash
+    make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(30)])
+    door.main([*words, str(tmp_path / "few")])
+    assert records.open_dataset(tmp_path / "few").hash != before and not (tmp_path / "few" / "rejected.jpg").exists()
+    assert "WARNING" not in caplog.records[-1].getMessage()
+
+
+def test_a_sheet_shows_many_ages_and_every_reason():
+    ages = np.r_[np.full(500, 25.0), np.arange(1, 81), np.nan]
+    chosen = ages[sheets.over_ages(ages, 64)]
+    assert len({*chosen[1:]}) == 63 and np.isnan(chosen[0]) and (np.diff(chosen[1:]) > 0).all()
+    few = ages[sheets.over_ages(ages[490:520], 25) + 490]
+    assert (few == 25).sum() == 5 and len({*few}) == 21 and len(few) == 25
+    assert sorted(sheets.over_ages(ages[:3], 64)) == [0, 1, 2]
+    rows = [*((f"a{i}", f"age '{i}' is wrong") for i in range(30)), ("b", "empty file"), ("c", "file not found")]
+    assert [name for name, _ in sheets.in_turn(rows, 5)] == ["a0", "b", "c", "a1", "a2"]
 
 
 def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
