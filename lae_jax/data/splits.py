@@ -154,21 +154,32 @@ def by_ratio(
     return {name: np.flatnonzero(side == i) for i, name in enumerate(NAMES[len(ratio)])}
 
 
-def by_fold(group: np.ndarray, folds: int, seed: int, kind: np.ndarray | None = None) -> Mapping[str, np.ndarray]:
-    """Returns the splits of a K-fold, `fold<k>-train` and `fold<k>-validation`; each row is validated on once."""
-    return _Folds(parts(group, (1,) * folds, seed, kind), folds)
+def by_fold(
+    group: np.ndarray, folds: int, seed: int, kind: np.ndarray | None = None, ratio: tuple[int, int] | None = None
+) -> Mapping[str, np.ndarray]:
+    """Returns the splits of a K-fold, `fold<k>-train` and `fold<k>-validation`; each row is validated on once.
+
+    With a ratio, its second share of the rows is in no fold: they are the split `test`.
+    """
+    fold = np.full(len(group), -1, np.int32)
+    inside = parts(group, ratio, seed, kind) == 0 if ratio else np.full(len(group), True)
+    if inside.any():
+        fold[inside] = parts(group[inside], (1,) * folds, seed, None if kind is None else kind[inside])
+    return _Folds(fold, folds, ratio is not None)
 
 
 class _Folds(Mapping):
     """Rows of each split of a K-fold, made on request: together they are K times as many as all rows."""
 
-    def __init__(self, fold: np.ndarray, folds: int):
+    def __init__(self, fold: np.ndarray, folds: int, test: bool):
         self._fold = fold
         self._sides = {f"fold{k}-{side}": (k, side) for k in range(folds) for side in NAMES[2]}
+        self._sides |= {"test": (-1, "validation")} if test else {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         k, side = self._sides[name]
-        return np.flatnonzero((self._fold == k) == (side == "validation"))
+        here = self._fold == k
+        return np.flatnonzero(here if side == "validation" else (self._fold >= 0) & ~here)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sides)

@@ -33,9 +33,9 @@ def parse_args(argv: list[str] | None = None) -> dict:
     add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat the flag for each split")
     parser.add_common("images")
     parser.add_common("out", help="folder of the prepared data set")
-    add("--ratio", default="8:1:1", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the"
-        " source names no splits")  # fmt: skip
-    add("--folds", type=int, metavar="K", help="number of folds, instead of --ratio: fold0-train, ...")
+    add("--ratio", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the source names no"
+        " splits (default: 8:1:1); with --folds: of all folds together and of a test split")  # fmt: skip
+    add("--folds", type=int, metavar="K", help="number of folds: fold0-train, fold0-validation, ...")
     add("--by", choices=("identity", "image"), help="identity: all images of a person go to the same split;"
         " image: a person may be in several (default: identity where it is known)")  # fmt: skip
     parser.add_common("seed", help="seed of the split and of drawn faces (default: 0)")

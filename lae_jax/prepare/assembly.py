@@ -38,7 +38,7 @@ _NEAR_AT_MOST = 2_000_000
 class Splitting:
     """How to split rows where the source names no splits: arguments of `lae_jax.prepare.prepare`."""
 
-    ratio: tuple[int, ...]
+    ratio: tuple[int, ...] | None
     folds: int | None
     by: str | None
     seed: int
@@ -46,7 +46,7 @@ class Splitting:
     @property
     def parts(self) -> int:
         """The number of parts that every row is in one of: of splits, or of folds."""
-        return self.folds or len(self.ratio)
+        return self.folds + (self.ratio is not None) if self.folds else len(self.ratio)
 
 
 def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joining.Splits:
@@ -83,7 +83,7 @@ def _parted(how: Splitting, group: np.ndarray, ages: pa.ChunkedArray) -> Mapping
     known, kind = np.isfinite(years), np.full(len(years), -1)
     kind[known] = metrics.extended_group(years[known])
     if how.folds is not None:
-        return splits.by_fold(group, how.folds, how.seed, kind)
+        return splits.by_fold(group, how.folds, how.seed, kind, how.ratio)
     return splits.by_ratio(group, how.ratio, how.seed, kind)
 
 
@@ -97,18 +97,19 @@ def _check_splits(how: Splitting, table: pa.Table) -> None:
         return
     groups = len(np.unique(splits.groups(identity))) if people else count
     if groups < how.parts:
-        told = console.counted(groups, "person", "people") + " in " if people else ""
-        raise InputError(
-            f"{told}{console.counted(count, 'image')}: too few for {how.parts} {_ways(how, groups, people)}"
-        )
+        told = console.counted(count, "image")
+        told = f"{console.counted(groups, 'person', 'people')} in {told}" if people else told
+        raise InputError(f"{told}: too few for {how.folds or how.parts} {_ways(how, groups, people)}")
 
 
 def _ways(how: Splitting, groups: int, people: bool) -> str:
     """What cannot be made of too few groups of images, and what can."""
-    ways = [f"--folds {groups}" if how.folds else "--ratio 4:1 (train and validation)"] * (2 <= groups < how.parts)
+    fewer = f"--folds {groups}{' without --ratio' * bool(how.ratio)}" if how.folds else "--ratio 4:1 (without test)"
+    ways = [fewer] * (2 <= groups < how.parts)
     ways += ["--by image (a person may then be on both sides)"] * people
     ways.append(f"more {'people' if people else 'images'}")
-    return f"{'folds' if how.folds else 'splits'}. What works: {', or '.join(ways)}"
+    what = "splits" if how.folds is None else "folds and a test split" if how.ratio else "folds"
+    return f"{what}. What works: {', or '.join(ways)}"
 
 
 def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:

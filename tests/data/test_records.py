@@ -189,6 +189,8 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
     (["--seed", "-1"], "seed is -1: it must be at least 0"),
     (["--ratio", "4x1"], "4:1"), (["--folds", "1"], "at least 2"),
     (["--quality", "0"], "1 to 100"), (["--by", "identity"], "no identities"),
+    (["--folds", "3", "--ratio", "8:1:1"], "write 9:1, all folds : test"),
+    (["--folds", "6", "--ratio", "9:1"], "too few for 6 folds and a test split. What works: --folds 6 without --ratio"),
     (["--folds", "7"], r"6 images: too few for 7 folds. What works: --folds 6, or more images"),
     (["--ratio", "1:9000000"], "at most 1,000,000"),
 ])  # fmt: skip
@@ -201,9 +203,7 @@ def test_wrong_flags(tmp_path, words, message):
 
 def test_too_few_people_are_told_what_works(tmp_path):
     source = make_source(tmp_path / "src", [(f"{i}.jpg", 20 + i, f"p{i % 2}") for i in range(6)])
-    told = (
-        r"2 people in 6 images: too few for 3 splits. What works: --ratio 4:1 \(train and validation\), or --by image"
-    )
+    told = r"2 people in 6 images: too few for 3 splits. What works: --ratio 4:1 \(without test\), or --by image"
     with pytest.raises(InputError, match=told):
         run(tmp_path / "out", "--source", source)
     assert run(tmp_path / "two", "--source", source, "--ratio", "4:1")["splits"] == {"train": 3, "validation": 3}

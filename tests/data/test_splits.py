@@ -86,6 +86,17 @@ def test_each_row_is_validated_on_in_one_fold():
         assert len(folds[f"fold{k}-validation"]) == 20
 
 
+def test_folds_leave_a_test_split_alone_where_there_is_one():
+    group, kind = np.repeat(np.arange(60), 2), np.repeat(np.arange(60) % 3, 2)
+    folds = splits.by_fold(group, 5, 0, kind, (9, 1))
+    assert [*folds][-1] == "test" and len(folds["test"]) == 12 and {*kind[folds["test"]]} == {0, 1, 2}
+    validated = [folds[f"fold{k}-validation"] for k in range(5)]
+    assert sorted(np.concatenate([*validated, folds["test"]])) == list(range(120))
+    for k in range(5):
+        assert sorted([*folds[f"fold{k}-train"], *validated[k], *folds["test"]]) == list(range(120))
+    assert "test" not in splits.by_fold(group, 5, 0, kind)
+
+
 def test_a_file_in_two_splits_stays_in_test_then_in_validation():
     names = np.array(["train", "train", "validation", "validation", "test", None])
     content = np.array(["x", "a", "x", "y", "y", "x"])
