@@ -1,9 +1,8 @@
 """The scores of section 3.2 and of the contests, computed on the host in float64.
 
 Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
-`floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. The paper's groups leave out babies (0.4 is 0 years) and people over
-81 (81.5 is 82 years). These are in two further groups, `OUTSIDE`, which count in the MAE and in no score of the paper
-that is made of groups. A score that is undefined is NaN (None in `to_dict`), never 0.
+`floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. Babies (0.4 is 0 years) and people over 81 (81.5 is 82) are in two
+groups of their own, `OUTSIDE`, in no score over the eight. An undefined score is NaN (None in `to_dict`), never 0.
 """
 
 import dataclasses
@@ -22,11 +21,10 @@ MAX_CS = 10  # years: the cumulative score is computed for 0..MAX_CS
 
 @dataclass(frozen=True, eq=False)
 class AgeReport:
-    """The scores of one list of predictions. NaN where a group has no image.
+    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, those of 2 of `OUTSIDE`.
 
-    Arrays of 8 are in the order of `GROUPS`, those of 2 in the order of `OUTSIDE`.
-
-    If a group has no image, `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` names it.
+    A group without an image has NaN. If one of the eight has none, `sigma`, `mmae` and both editions of AAR are
+    undefined (NaN); `missing_groups` names it.
     """
 
     n: int  # images, including ages outside 1-81
@@ -74,11 +72,8 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     all_count = np.bincount(group, minlength=len(ALL_GROUPS))
     totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (errors, differences))
     all_mae, all_bias = (np.divide(t, all_count, out=np.full(len(t), np.nan), where=all_count > 0) for t in totals)
-    (count, outside_count), (group_mae, outside_mae), (bias, outside_bias) = (
-        np.split(values, [len(GROUPS)]) for values in (all_count, all_mae, all_bias)
-    )
-    there = count > 0
-
+    inside, outside = slice(len(GROUPS)), slice(len(GROUPS), None)
+    count, group_mae, there = all_count[inside], all_mae[inside], all_count[inside] > 0
     sigma = group_deviation(group_mae, mae)
     mmae = float(group_mae.mean())
     return AgeReport(
@@ -86,7 +81,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         mae=mae,
         group_mae=group_mae,
         group_count=count,
-        bias=bias,
+        bias=all_bias[inside],
         sigma=sigma,
         mmae=mmae,
         mean_group_mae=float(group_mae[there].mean()) if there.any() else math.nan,
@@ -94,9 +89,9 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         aar_2022=aar_2022(mmae, sigma),
         cs=(errors[:, None] <= np.arange(MAX_CS + 1)).mean(axis=0),
         missing_groups=tuple(name for name, here in zip(GROUPS, there, strict=True) if not here),
-        outside_mae=outside_mae,
-        outside_count=outside_count,
-        outside_bias=outside_bias,
+        outside_mae=all_mae[outside],
+        outside_count=all_count[outside],
+        outside_bias=all_bias[outside],
     )
 
 
@@ -132,21 +127,13 @@ def age_class(ages: np.ndarray) -> np.ndarray:
 
 
 def age_group(ages: np.ndarray) -> np.ndarray:
-    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64.
-
-    Raises:
-      InputError: An age is NaN or Inf.
-    """
+    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81; otherwise as `extended_group`."""
     group = extended_group(ages)
     return np.where(group < len(GROUPS), group, -1)
 
 
 def extended_group(ages: np.ndarray) -> np.ndarray:
-    """Returns the index in `ALL_GROUPS` of each age: years of any shape -> int64.
-
-    Raises:
-      InputError: An age is NaN or Inf.
-    """
+    """Returns the index in `ALL_GROUPS` of each age: finite years of any shape -> int64."""
     whole, last = age_class(ages), len(GROUPS) - 1
     inside = np.minimum((whole - 1) // 10, last)
     return np.where(whole < 1, last + 1, np.where(whole > 81, last + 2, inside))

@@ -80,6 +80,10 @@ class Trial:
         """Returns the MAE of each group, (8,) years, the mean over runs and seeds."""
         return np.mean([report.group_mae for report in self._reports(split)], axis=0)
 
+    def outside_mae(self, split: str) -> np.ndarray:
+        """Returns the MAE of babies and of people over 81, (2,) years, likewise."""
+        return np.mean([report.outside_mae for report in self._reports(split)], axis=0)
+
 
 def _score(report: metrics.AgeReport, score: str) -> float:
     if score == "cs5":

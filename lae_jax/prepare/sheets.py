@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tensorflow_datasets.proto import tf_example_pb2
 
 from lae_jax import metrics
 from lae_jax.audit import checks
@@ -86,10 +85,8 @@ def over_ages(ages: np.ndarray, count: int) -> np.ndarray:
 def _crops(dataset: Dataset) -> Image.Image:
     rows = over_ages(dataset.column("age"), _CROPS)
     ages, tiles = dataset.column("age")[rows], []
-    for age, example in zip(ages, dataset.read(rows), strict=True):
-        features = tf_example_pb2.Example.FromString(example).features.feature
-        crop = Image.open(io.BytesIO(features["image"].bytes_list.value[0]))
-        tiles.append((crop, ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
+    for age, encoded in zip(ages, dataset.encoded(rows), strict=True):
+        tiles.append((Image.open(io.BytesIO(encoded)), ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
     return _sheet(tiles, 8, (112, 112), 1)
 
 

@@ -272,6 +272,14 @@ def test_an_undefined_aim_is_said():
     assert "use lae" in summaries.sentence([one], "lowest MAE")
 
 
+def test_the_tables_show_babies_and_people_over_81_where_there_are_any():
+    ages = np.append(np.arange(1, 82.0), 90.0)
+    with_old = [metrics.age_report(ages, ages + 2)]
+    one = trials.Trial(METHODS["lae"], 0.0, 1.0, 0, {"validation": with_old, "test": with_old}, 1)
+    assert "| 71-81 | 82+ |" in summaries.markdown([one], "test") and "mae_82+" in summaries.csv_of([one])
+    assert "82+" not in summaries.markdown([one_try("lae", [1.0], [1.0], 1)], "test")
+
+
 def test_head_groups_have_an_equal_share_or_more():
     head, tail = summaries.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
     assert head.tolist() == [2, 3, 4] and tail.tolist() == [0, 1, 5, 6, 7]

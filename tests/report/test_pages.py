@@ -297,10 +297,23 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     bench.mkdir()
     header = ["method", "parameter", "setting", "base_learning_rate", "split", "n"]
     header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
-    header += [f"mae_{group}" for group in metrics.GROUPS]
+    header += [f"mae_{group}" for group in metrics.ALL_GROUPS]
     header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]
     lines = [
-        [method, "tau", "0.5", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3, *[mae - 4, 0.25] * 2]
+        [
+            method,
+            "tau",
+            "0.5",
+            "0.001",
+            split,
+            2,
+            *[mae, 0.1] * 6,
+            *[mae] * 7,
+            mae + 3,
+            "",
+            mae + 5,
+            *[mae - 4, 0.25] * 2,
+        ]
         for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
         for split in ("validation", "test")
     ]
@@ -315,6 +328,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     checked(text)
     assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
+    assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()
     assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(InputError, match="--split is for runs"):
         report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])
