@@ -292,6 +292,26 @@ def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path,
         report.main([str(run), str(run), *out])
 
 
+def test_a_page_tells_babies_and_people_over_81_beside_the_papers_groups(tmp_path, capsys):
+    one = sample(200)
+    ages = np.concatenate([one.ages, np.zeros(12), np.full(9, 88.0)])
+    predictions = np.concatenate([one.predictions, np.full(12, 30.0), np.full(9, 80.0)])
+    for name in ("first", "second"):
+        write_run(tmp_path, name, ages, predictions)
+    shown = evaluation_page.of_evaluation(tmp_path / "first" / "evaluation" / "faces-test")
+    lines = {row[0]: row[1].text for row in shown.sections[0].tables[0].rows}
+    assert lines["0 (12)"] == "30.00" and lines["82+ (9)"] == "8.00" and [*lines][8].startswith("71-81 (")
+    assert "worst for 0 (30.00, whom it estimates 30.0 years too old)" in shown.verdict[0]
+    pictures = {picture.name: picture for picture in shown.sections[1].pictures}
+    assert [row[1] for row in pictures["groups"].rows] == [*metrics.ALL_GROUPS]
+    assert ("group", "82+", 9, -8.0) in [row[:4] for row in pictures["bias"].rows]
+    assert "10.5 in 11-20; 0.4 is 0, 81.5 is 82+" in "".join(wording.MEANINGS)
+    report.main([str(tmp_path / "first"), str(tmp_path / "second"), "--out", str(tmp_path / "out")])
+    assert "MAE 0" in capsys.readouterr().out
+    with (tmp_path / "out" / "table.csv").open() as file:
+        assert float(next(csv.DictReader(file))["MAE 82+"]) == 8
+
+
 def test_a_bench_has_its_report(tmp_path, capsys):
     bench = tmp_path / "bench"
     bench.mkdir()
