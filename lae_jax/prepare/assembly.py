@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lae_jax")
 
-# The splits of at most this many rows are tried before images are read; with more rows none will be empty.
+# People are counted exactly with at most this many rows; with more, only where names are as few as parts.
 _FEW = 10_000
 # Perceptual hashes of at most this many images are compared: 600,000 take 8 seconds, and this bounds the memory.
 _NEAR_AT_MOST = 2_000_000
@@ -93,7 +93,7 @@ def _check_splits(how: Splitting, table: pa.Table) -> None:
     if not count or (how.folds is None and _any(table["split"])):
         return
     people = _by(how, identity) == "identity"
-    if count > _FEW:
+    if count > _FEW and not (people and pc.count_distinct(identity).as_py() <= how.parts):
         return
     groups = len(np.unique(splits.groups(identity))) if people else count
     if groups < how.parts:

@@ -207,6 +207,9 @@ def test_too_few_people_are_told_what_works(tmp_path):
     with pytest.raises(InputError, match=told):
         run(tmp_path / "out", "--source", source)
     assert run(tmp_path / "two", "--source", source, "--ratio", "4:1")["splits"] == {"train": 3, "validation": 3}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="2 people in 6 images"):
+        patch.setattr(assembly, "_FEW", 5)
+        run(tmp_path / "many", "--source", source)
     by_image = run(tmp_path / "three", "--source", source, "--by", "image")["splits"]
     assert by_image == {"train": 4, "validation": 1, "test": 1}
 
