@@ -161,21 +161,22 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
       recipe: As in `found`.
       to_input: As in `found`.
     """
-    loaded: list[Image.Image | BadImage] = []
+    loaded: list[crops.Photograph | BadImage] = []
     for item in items:
         try:
-            loaded.append(images.load(item.read()))
+            picture = images.decode(item.read())
+            loaded.append(crops.Photograph(picture.image, reduced=picture.reduced))
         except BadImage as reason:
             loaded.append(reason)
     pictures = [picture for picture in loaded if not isinstance(picture, BadImage)]
-    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut([*map(crops.Photograph, pictures)], recipe))
+    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
     results = []
     for item, picture in zip(items, loaded, strict=True):
         result = picture if isinstance(picture, BadImage) else next(cut)
         if isinstance(result, BadImage):
             results.append(Found(item, [], [], str(result)))
             continue
-        inputs = [to_input(_stored(picture if crop is None else crop.image, recipe)) for crop in result]
+        inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
         results.append(Found(item, inputs, [crop for crop in result if crop is not None]))
     return results
 
