@@ -128,8 +128,9 @@ def _global_names(table: Table, several: bool) -> np.ndarray:
         return table.identities
     kept = {}
     for name in set(table.identities.tolist()) - {None}:
-        label = people.scheme(people.normalised(name), table.hash).startswith("label")
-        kept[name] = f"{name}\t{table.hash}" if label else name
+        normal = people.normalised(name)
+        label = normal and people.scheme(normal, table.hash).startswith("label")
+        kept[name] = f"{normal}\t{table.hash}" if label else normal
     return np.array([kept.get(name) for name in table.identities], object)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.io
 
-from lae_jax.data.sources.interface import FileReader, Options, Rows, Source, parse_age
+from lae_jax.data.sources.age_text import parse_age
+from lae_jax.data.sources.interface import FileReader, Options, Rows, Source
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
