@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lae_jax.data import people, split_names
 from lae_jax.data.rejected import Rejected
-from lae_jax.data.sources import age_text
+from lae_jax.data.sources import age_text, foreign_paths
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
@@ -236,7 +236,9 @@ _real = functools.lru_cache(maxsize=8)(os.path.realpath)
 
 
 def read_inside(root: str, name: str) -> bytes:
-    """Reads a regular file whose path, with all links followed, stays inside `root`.
+    r"""Reads a regular file whose path, with all links followed, stays inside `root`.
+
+    A path as another system writes it (`sub\0.png`, another Unicode form of the letters) is found too.
 
     Raises:
       BadImage: The path leads out of `root`, or the file does not exist, is not regular, is larger than MAX_FILE_BYTES
@@ -245,16 +247,13 @@ def read_inside(root: str, name: str) -> bytes:
     if "\0" in name:
         raise BadImage("path contains a zero byte")
     top = _real(root)
-    path = os.path.realpath(os.path.join(top, name))
-    if not os.path.join(path, "").startswith(os.path.join(top, "")):
-        raise BadImage(f"path leads out of the image folder {root} (set another with --images)")
     try:
-        # O_NONBLOCK: opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(root, top, name)
     except FileNotFoundError as error:
-        raise BadImage("file not found") from error
-    except OSError as error:
-        raise BadImage(_told(error)) from error
+        try:
+            descriptor = _open(root, top, foreign_paths.as_on_disk(top, name))
+        except FileNotFoundError:
+            raise BadImage(f"file not found{foreign_paths.hint(top, name)}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -267,6 +266,20 @@ def read_inside(root: str, name: str) -> bytes:
         raise BadImage(_told(error)) from error
     finally:
         os.close(descriptor)
+
+
+def _open(root: str, top: str, name: str) -> int:
+    """Opens a file inside `top`, the real path of `root`; raises BadImage or FileNotFoundError."""
+    path = os.path.realpath(os.path.join(top, name))
+    if not os.path.join(path, "").startswith(os.path.join(top, "")):
+        raise BadImage(f"path leads out of the image folder {root} (set another with --images)")
+    try:
+        # O_NONBLOCK: opening a pipe would wait for a writer.
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadImage(_told(error)) from error
 
 
 def _told(error: OSError) -> str:
