@@ -129,7 +129,9 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
         logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
     images, faces, without, warm = 0, 0, 0, None
     fields = answers.Fields(args.interval, args.threshold, args.distribution)
-    results = answers.predicted(estimator, found(args, estimator, photographs.named(args.inputs, args.images)), fields)
+    results = answers.predicted(
+        estimator, found(args, estimator, photographs.named(args.inputs, args.images, tell=False)), fields
+    )
     with answers.opened(args.out, args.threshold) as write:
         for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)

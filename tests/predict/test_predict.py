@@ -217,6 +217,19 @@ def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
         door.main(["--run", str(folder / "run"), str(tmp_path)])
 
 
+def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    for name in ("a.jfif", "b", "notes.txt", ".DS_Store"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name, "JPEG")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for tell in (True, False):
+        found = photographs.of_chunk([*photographs.named([str(tmp_path)], tell=tell)], None, np.asarray)
+        told = {pathlib.Path(one.image.name).name: one.reason for one in found}
+        assert told == {"a.jfif": "", "b": "", "link": "a link to a folder: links are not followed"}
+    assert len(caplog.messages) == 2 and "1 file is no image and left out: 1 .txt" in caplog.text
+
+
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):
     (tmp_path / "list.csv").write_text("photo;years\n1.png;3\n")
     with pytest.raises(InputError, match=r"'photo;years' has no column path\|file\|.* commas, not semicolons"):

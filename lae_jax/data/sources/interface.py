@@ -16,14 +16,20 @@ import pyarrow.compute as pc
 from lae_jax.data import people, split_names
 from lae_jax.data.rejected import Rejected
 from lae_jax.data.sources import age_text, foreign_paths
+from lae_jax.faces import images
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime import layout
+from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
-MAX_FILE_BYTES = 64_000_000
+# Files in a folder with another ending, or with none, are images if they begin as one.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff",
+    ".gif", ".pgm", ".ppm",
+)  # fmt: skip
+MAX_FILE_BYTES = 128_000_000
 MAX_COLUMNS = 64
 MAX_FIELD = 1 << 16  # characters in one field
 MAX_NAME = 4096  # characters in the name of an image: the longest path that Linux opens
@@ -235,10 +241,15 @@ class FileReader:
 _real = functools.lru_cache(maxsize=8)(os.path.realpath)
 
 
-def read_inside(root: str, name: str) -> bytes:
+def read_inside(root: str, name: str, most: int | None = None) -> bytes:
     r"""Reads a regular file whose path, with all links followed, stays inside `root`.
 
     A path as another system writes it (`sub\0.png`, another Unicode form of the letters) is found too.
+
+    Args:
+      root: The folder.
+      name: Path of the file below it.
+      most: Read only its first bytes, whatever its size.
 
     Raises:
       BadImage: The path leads out of `root`, or the file does not exist, is not regular, is larger than MAX_FILE_BYTES
@@ -258,10 +269,10 @@ def read_inside(root: str, name: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
+        if most is None and status.st_size > MAX_FILE_BYTES:
             raise BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            return file.read(status.st_size if most is None else most)
     except OSError as error:
         raise BadImage(_told(error)) from error
     finally:
@@ -286,18 +297,22 @@ def _told(error: OSError) -> str:
     return f"cannot be read ({error.strerror})"
 
 
-def image_files(top: str) -> Iterator[tuple[str, str | None]]:
+def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]:
     """Finds the image files at any depth of a folder, sorted by the parts of the path.
 
     Links to folders are not followed, so no file is read twice and no loop is entered. `read_inside` checks whether a
-    linked file is outside the folder. What systems and editors leave in a folder is left out, and a line tells it.
+    linked file is outside the folder. What is no image, and what systems and editors leave in a folder, is left out.
+
+    Args:
+      top: The folder.
+      tell: Log in a line each how much was left out.
 
     Yields:
       (name below `top`, None) for an image file; (name, reason) for a link to a folder, or a folder that cannot be
       read.
     """
     stack = [iter(entries(top, ""))]
-    left_out, some = 0, {}
+    left_out, some, others = 0, {}, collections.Counter()
     while stack:
         for name, kind in stack[-1]:
             if kind == "system":
@@ -305,18 +320,25 @@ def image_files(top: str) -> Iterator[tuple[str, str | None]]:
                 if len(some) < 4:
                     some[os.path.basename(name)] = None
                 continue
+            if kind == "other":
+                others[shown(os.path.splitext(name)[1].lower(), 12) or "without an ending"] += 1
+                continue
             if kind == "folder":
                 stack.append(iter(entries(top, name)))
                 break
             yield name, None if kind == "image" else kind
         else:
             stack.pop()
-    if left_out:
+    if others and tell:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
+        count = counted(others.total(), "file is", "files are")
+        logger.info("%s: %s no image and left out: %s", top, count, kinds)
+    if left_out and tell:
         logger.info("%s: %d system files or folders are left out, such as %s", top, left_out, _quoted([*some]))
 
 
 def entries(top: str, folder: str) -> list[tuple[str, str]]:
-    """Returns sorted (name below `top`, 'folder' | 'image' | 'system' | reason) of the entries of a folder."""
+    """Returns sorted (name below `top`, 'folder' | 'image' | 'other' | 'system' | reason) of what is in a folder."""
     found = []
     try:
         with os.scandir(os.path.join(top, folder)) as inside:
@@ -328,11 +350,21 @@ def entries(top: str, folder: str) -> list[tuple[str, str]]:
                     found.append((name, "folder"))
                 elif entry.is_symlink() and entry.is_dir():
                     found.append((name, "a link to a folder: links are not followed"))
-                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_image(top, name):
                     found.append((name, "image"))
+                else:
+                    found.append((name, "other"))
     except OSError as error:
         found.append((folder or top, f"folder {_told(error)}"))
     return sorted(found)
+
+
+def _is_image(top: str, name: str) -> bool:
+    """Whether a file begins as an image; also if it cannot be read, which is told where it would be."""
+    try:
+        return images.is_picture(read_inside(top, name, most=16))
+    except BadImage:
+        return True
 
 
 def refuse_images(options: Options, reader: str) -> None:
