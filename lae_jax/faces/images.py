@@ -98,6 +98,7 @@ def _open(encoded: bytes) -> Image.Image:
                 image = JpegImagePlugin.JpegImageFile(file)
             else:
                 image = Image.open(file, formats=formats)
+            needed = _bytes_to_decode(image, encoded)
         except Image.DecompressionBombError as error:
             raise BadImage(f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more") from error
         except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
@@ -107,7 +108,6 @@ def _open(encoded: bytes) -> Image.Image:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-    needed = _bytes_to_decode(image, encoded)
     if needed > MAX_BYTES:
         kind = "progressive JPEG" if image.format == "JPEG" else image.format
         raise BadImage(

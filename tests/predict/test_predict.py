@@ -95,8 +95,8 @@ def test_the_number_of_images_changes_nothing_and_compiles_nothing(estimator):
 
 def test_images_of_another_kind_are_refused(estimator):
     for wrong in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)):
-        with pytest.raises(InputError, match=r"an image is uint8 \(H, W, 3\)"):
-            estimator.predict([wrong])
+        with pytest.raises(InputError, match=r"image 1 of 2: an image is uint8 \(H, W, 3\)"):
+            estimator.predict([np.zeros((8, 8, 3), np.uint8), wrong])
 
 
 def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder, tmp_path, capsys):
