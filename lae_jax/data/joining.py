@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 
@@ -160,8 +161,8 @@ def _write_rejected(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None
 
 def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    for name in layout.contents(folder):
+        (folder / name).unlink()
     for name, rows in splits.items():
         np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
 
@@ -175,9 +176,9 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
     out = tasks[0].out
     (out / "recipe.json").unlink()
     source_path(out).unlink()
-    (out / "parts").rmdir()
-    if not any(out.iterdir()):
-        out.rmdir()
+    for folder in (out / "parts", out):
+        if not layout.contents(folder):
+            shutil.rmtree(folder)
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:

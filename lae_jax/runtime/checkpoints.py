@@ -169,14 +169,14 @@ class Checkpoints:
         Raises:
           InputError: A shape differs; the message names the first such leaf.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
         """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
@@ -187,6 +187,13 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+
+    def _saved(self, step: int) -> dict:
+        """Returns the tree of a saved state, with metadata in place of arrays.
+
+        The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
+        """
+        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
 
 
 @contextlib.contextmanager
@@ -267,8 +274,7 @@ _NOTHING = -1
 
 def _recover(workdir: epath.Path) -> int:
     folder, whole, aside = workdir / FOLDER, [], []
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    steps = sorted((int(name) for name in layout.contents(folder) if name.isdecimal()), reverse=True)
     for step in steps:
         complete, reason = checksums.has(folder / str(step)), checksums.damage(folder / str(step))
         if reason is None:
@@ -314,7 +320,7 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
     layout.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: using its best checkpoint so far", workdir)
-    for path in sorted((workdir / FOLDER).iterdir()):
+    for path in (workdir / FOLDER / name for name in layout.contents(workdir / FOLDER)):
         if checksums.has(path) and (reason := checksums.damage(path)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"

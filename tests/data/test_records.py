@@ -12,7 +12,7 @@ from pictures import photograph
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import records, shards
+from lae_jax.data import joining, records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import __main__ as door
@@ -148,6 +148,30 @@ def test_a_command_that_found_nothing_leaves_nothing_in_the_way(source, tmp_path
     fewer = make_source(tmp_path / "fewer", [(f"{i}.jpg", 20 + i, f"p{i // 3}") for i in range(24)])
     with pytest.raises(InputError, match=r"another recipe \(other rows: 30 there, 24 now"):
         run(tmp_path / "out", "--source", fewer)
+
+
+def test_a_data_set_that_was_looked_at_is_whole_and_is_made_again(source, tmp_path):
+    out = tmp_path / "out"
+    manifest = run(out, "--source", source)
+    (out / "dataset.json").unlink()
+    for folder in (out, out / "splits", out / "parts"):
+        for name in (".DS_Store", "Thumbs.db"):
+            (folder / name).write_text("litter")
+        (folder / ".ipynb_checkpoints").mkdir()
+    assert run(out, "--source", source) == manifest
+    assert len(records.open_dataset(out)) == 30
+
+
+def test_what_a_file_manager_left_does_not_keep_a_folder_of_nothing(source, tmp_path, monkeypatch):
+    def looked_at(*_):
+        for folder in (tmp_path / "out", tmp_path / "out" / "parts"):
+            (folder / ".DS_Store").write_text("litter")
+        return "anything"
+
+    monkeypatch.setattr(joining, "_told", looked_at)
+    with pytest.raises(InputError, match="Nothing was kept"):
+        run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
+    assert not (tmp_path / "out").exists()
 
 
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
