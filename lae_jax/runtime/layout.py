@@ -11,7 +11,6 @@ CHECKPOINTS, CONFIG = "checkpoints", "config.json"
 DATASET, RECIPE = "dataset.json", "recipe.json"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
-_SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini"}  # beside all that begin with a dot
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe.
 _BEGUN = {"parts", RECIPE + ".incomplete"}
@@ -39,11 +38,6 @@ def contents(path: os.PathLike | str) -> list[str]:
     """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder."""
     path = epath.Path(path)
     return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
-
-
-def is_system(name: str) -> bool:
-    """Whether an operating system, a file manager, an editor or a notebook leaves files or folders of this name."""
-    return name.startswith(".") or name in _SYSTEM
 
 
 def is_run(path: os.PathLike | str) -> bool:
