@@ -108,6 +108,7 @@ def require_dataset(path: os.PathLike | str) -> None:
     Raises:
       InputError: It is not; the message says what it is, or how to make the data set.
     """
+    require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):
         return
@@ -119,6 +120,18 @@ def require_dataset(path: os.PathLike | str) -> None:
     raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
+def require_utf8(path: os.PathLike | str) -> None:
+    """Checks that the path of a data set is UTF-8, as the libraries that read and write it need.
+
+    Raises:
+      InputError: It is not.
+    """
+    whole = os.path.abspath(path)
+    shown = whole.encode("utf-8", "backslashreplace").decode()
+    if shown != whole:
+        raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
+
+
 def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) -> None:
     """Checks that a data set can be prepared into a folder.
 
@@ -127,8 +140,9 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
       names: Names of its files, if it cannot be listed from here.
 
     Raises:
-      InputError: The folder holds something else.
+      InputError: The folder holds something else, or its name is not UTF-8.
     """
+    require_utf8(out)
     names = {*contents(out)} if names is None else {name for name in names if not is_system(name)}
     if not names or RECIPE in names or names <= _BEGUN:
         return
