@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from lae_jax.data.splits import codes
 
+_SOME = 1 << 13  # names that are Python objects at a time
 MOST = 8  # rows of one photograph: a name that more rows have is a common one
 _SUFFIXES = "jpe?g|jpe|jfif|mpo|png|webp|bmp|tiff?|gif|pgm|ppm|heic|heif|avif"
 _FOLDERS = r"^.*[/\\]"
@@ -13,7 +14,7 @@ _FOLDERS = r"^.*[/\\]"
 _BEHIND = rf"(?i)(?:[_-](?:face|crop|cropped|aligned|chip))?\.(?:{_SUFFIXES})(?:[^a-z0-9].*)?$"
 
 
-def stems(names: pa.ChunkedArray) -> pa.ChunkedArray:
+def stems(names: pa.Array) -> pa.Array:
     """Returns the part of each name that a photograph and its crops share: 'part1/X.jpg' -> 'X'."""
     return pc.replace_substring_regex(pc.replace_substring_regex(names, _FOLDERS, ""), _BEHIND, "")
 
@@ -25,26 +26,29 @@ def of_one_photograph(names: pa.ChunkedArray, ages: pa.ChunkedArray, identities:
     the name is a common one (`0001.jpg` in the folder of each person) and shows nothing.
 
     Args:
-        names: (N,).
+        names: (N,), N at least 1.
         ages: (N,) years, null where unknown.
         identities: (N,), null where unknown.
 
     Returns:
         (N,) texts that the rows of a photograph share, null for other rows.
     """
-    code, values = codes(stems(names))
-    count = np.bincount(code[code >= 0], minlength=values)
-    rows = np.flatnonzero((code >= 0) & (count[code] >= 2) & (count[code] <= MOST))
-    stem, group = np.unique(code[rows], return_inverse=True)
+    # Of all names only a number is held, and the numbers of equal stems are equal.
+    pieces = [chunk.slice(first, _SOME) for chunk in names.chunks for first in range(0, len(chunk), _SOME)]
+    number = np.concatenate([np.array([*map(hash, stems(piece).to_pylist())], np.int64) for piece in pieces])
+    ordered = np.sort(number)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    rows = np.flatnonzero(np.isin(number, repeated))
+    group = np.searchsorted(repeated, number[rows])
     age = ages.take(pa.array(rows)).to_numpy().astype(np.float64)
     person = codes(identities.take(pa.array(rows)))[0].astype(np.float64)
     person[person < 0] = np.nan
-    common = np.zeros(len(stem), bool)
+    common = np.bincount(group, minlength=len(repeated)) > MOST
     for known in (age, person):
-        lowest, highest = np.full(len(stem), np.inf), np.full(len(stem), -np.inf)
+        lowest, highest = np.full(len(repeated), np.inf), np.full(len(repeated), -np.inf)
         np.fmin.at(lowest, group, known)
         np.fmax.at(highest, group, known)
         common |= lowest < highest
-    shown = np.zeros(len(code), bool)
-    shown[rows] = ~common[group]
-    return pa.chunked_array([pa.array(code, mask=~shown).cast(pa.string())])
+    text = np.full(len(number), -1, np.int32)
+    text[rows] = np.where(common[group], -1, group)
+    return pa.chunked_array([pa.array(text, mask=text < 0).cast(pa.string())])

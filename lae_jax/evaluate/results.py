@@ -14,7 +14,7 @@ from lae_jax.data.sources.interface import read_inside
 from lae_jax.evaluate import measure
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
-from lae_jax.runs import calibration, distributions, fields, inputs, lineage
+from lae_jax.runs import agreement, calibration, distributions, fields, inputs, lineage
 from lae_jax.runtime import checkpoints, files, parallel
 from lae_jax.runtime.errors import InputError
 
@@ -89,6 +89,7 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
         "protocol": dataset.manifest["protocol"],
         "crop": dataset.crop,
         "other_crop_than_training": not done.same_crop,
+        "unknown_crops": bool(agreement.unknown_crops(checkpoint, dataset)),
         **done.leaks,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ CHECKPOINTS, CONFIG = "checkpoints", "config.json"
 DATASET, RECIPE = "dataset.json", "recipe.json"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
-_SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini"}  # beside all that begin with a dot
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe.
 _BEGUN = {"parts", RECIPE + ".incomplete"}
@@ -39,11 +38,6 @@ def contents(path: os.PathLike | str) -> list[str]:
     """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder."""
     path = epath.Path(path)
     return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
-
-
-def is_system(name: str) -> bool:
-    """Whether an operating system, a file manager, an editor or a notebook leaves files or folders of this name."""
-    return name.startswith(".") or name in _SYSTEM
 
 
 def is_run(path: os.PathLike | str) -> bool:
@@ -114,6 +108,7 @@ def require_dataset(path: os.PathLike | str) -> None:
     Raises:
       InputError: It is not; the message says what it is, or how to make the data set.
     """
+    require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):
         return
@@ -125,6 +120,18 @@ def require_dataset(path: os.PathLike | str) -> None:
     raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
+def require_utf8(path: os.PathLike | str) -> None:
+    """Checks that the path of a data set is UTF-8, as the libraries that read and write it need.
+
+    Raises:
+      InputError: It is not.
+    """
+    whole = os.path.abspath(path)
+    shown = whole.encode("utf-8", "backslashreplace").decode()
+    if shown != whole:
+        raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
+
+
 def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) -> None:
     """Checks that a data set can be prepared into a folder.
 
@@ -133,8 +140,9 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
       names: Names of its files, if it cannot be listed from here.
 
     Raises:
-      InputError: The folder holds something else.
+      InputError: The folder holds something else, or its name is not UTF-8.
     """
+    require_utf8(out)
     names = {*contents(out)} if names is None else {name for name in names if not is_system(name)}
     if not names or RECIPE in names or names <= _BEGUN:
         return

@@ -217,6 +217,8 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
     if init is None:
         return
+    if told := agreement.unknown_crops(init, dataset):
+        logger.warning("%s", told)
     if "head" not in stage.loads:
         if told := agreement.other_crops(init, dataset):
             logger.warning("%s: the backbone's features may fit it less well", told)

@@ -196,3 +196,15 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     assert "cut in another way" in capsys.readouterr().out
     report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
     assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]
+
+
+def test_ready_crops_of_another_data_set_are_a_warning(run, tmp_path, caplog):
+    other = tmp_path / "other"
+    shutil.copytree(run.data.path, other)
+    manifest = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**manifest, "rejected": 1}))
+    for path, differs in ((run.data.path, False), (other, True)):
+        report, _ = evaluate.evaluate(run.workdir, path, split="test")
+        assert report["unknown_crops"] == differs and not report["other_crop_than_training"]
+        assert ("it is unknown whether these were cut in the same way" in door.tell(report)) == differs
+        assert ("trained on ready crops of another data set" in caplog.text) == differs
