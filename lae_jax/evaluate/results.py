@@ -246,9 +246,9 @@ def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
 
 def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
     """The faces with the smallest, the median and the largest error of each age group."""
-    groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
+    groups, errors = metrics.extended_group(done.targets), np.abs(done.outputs - done.targets)
     titles, chosen = [], []
-    for number, group in enumerate(metrics.GROUPS):
+    for number, group in enumerate(metrics.ALL_GROUPS):
         order = np.flatnonzero(groups == number)
         order = order[np.argsort(errors[order], kind="stable")]
         if len(order):

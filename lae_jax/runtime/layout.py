@@ -8,12 +8,12 @@ from etils import epath
 from lae_jax.runtime.errors import InputError
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
-DATASET, RECIPE = "dataset.json", "recipe.json"
+DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
-# What a preparation leaves that was killed before it wrote its recipe.
-_BEGUN = {"parts", RECIPE + ".incomplete"}
+# What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
+_BEGUN = {"parts", RECIPE + ".incomplete", REJECTED}
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
 _OF_SYSTEMS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",
@@ -69,6 +69,8 @@ def told(path: os.PathLike | str) -> str:
         return "it is a prepared data set, which training takes with --config.data.path and evaluate with --data"
     if (path / RECIPE).exists():
         return "it is an unfinished data set: run the same prepare command again to resume it"
+    if (path / REJECTED).exists():
+        return f"it holds only {REJECTED}, the images that prepare could not use: run prepare again"
     if (path / EXPORT).exists():
         return "it is an export, which predict takes with --run"
     if (path / CONFIG).exists():

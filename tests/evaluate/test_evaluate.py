@@ -169,6 +169,14 @@ def test_undefined_scores_are_told_with_the_missing_group():
     assert "no image of age 11-20, 31-40" in door.tell(scores)
 
 
+def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
+    ages = np.array([0.4, 0.0, 5, 81.5])
+    told = door.tell(metrics.age_report(ages, ages + [3, 5, 1, -2]).to_dict())
+    lines = [line.split() for line in told.splitlines()]
+    assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
+    assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
+
+
 def test_wrong_calls_say_what_there_is(run, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         evaluate.evaluate(tmp_path)
