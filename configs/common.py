@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "efficientnet_v2_m"
     c.model.dtype = "float32"  # type of the computation: 'bfloat16' | 'float32'; parameters and losses are float32
+    # Precision of the backbone's float32 products: 'default' (TF32 on GPUs, bfloat16 on TPUs) | 'high' | 'highest'.
+    c.model.precision = "default"  # (heads and losses: always the highest)
     c.model.dropout = placeholder(float)  # default: as published
     c.model.stochastic_depth = placeholder(float)  # default: as published
     c.model.embedding_size = 512  # stage 1 (ours)

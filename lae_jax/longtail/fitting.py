@@ -238,7 +238,8 @@ class Bench:
 def _hidden(head: Mapping, features: jax.Array) -> jax.Array:
     if "hidden" not in head:
         return features
-    return jax.nn.relu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"])
+    products = jnp.matmul(features, head["hidden"]["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.relu(products + head["hidden"]["bias"])
 
 
 def _new_layer(width: int, seed: int) -> dict:
