@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
     c.data.std = (0.229, 0.224, 0.225)
     c.data.normalize = ""  # | 'weights': the mean and std that init_from was trained with
     c.data.power = 0.0  # class-balanced order; 0: ages equally likely (the paper), 1: as frequent as in the data
+    # CSV age,weight: an age with n images is drawn in proportion to weight x n^power; '': all weights are 1.
+    c.data.age_weights = ""
     c.data.verify = "auto"  # | 'full': SHA-256 of every file; 'quick': not of shards; 'auto': full below 10 GB
     c.data.allow_leak = False  # train although splits share images or people (--allow-leak)
     c.data.threads = placeholder(int)  # threads of the input pipeline (default: all cores)
@@ -78,6 +80,7 @@ def get_config() -> ConfigDict:
 
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
+    c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours)
 

@@ -193,6 +193,10 @@ def check_paths(config: ConfigDict) -> None:
             if epath.Path(source).suffix or not follows:
                 raise InputError(f"config.{field}: no such file or folder: {source}")
             layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if stage.data.age_weights:
+            from lae_jax.data import age_weights
+
+            age_weights.read(stage.data.age_weights)
         if not is_remote(stage.data.path):
             layout.require_dataset(stage.data.path)
 

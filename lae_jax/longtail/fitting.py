@@ -75,6 +75,7 @@ class Bench:
         return {
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
+            "label_sigma": self.config.loss.label_sigma,
             **method_losses.of_training(self.classes, build.NUM_AGES),
         }
 

@@ -117,7 +117,7 @@ def get(name: str) -> Stage:
     return STAGES[name]
 
 
-def with_method(stage: Stage, name: str, setting: float | None, power: float) -> Stage:
+def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
     """Returns stage 3 with the loss, order and mixing of a method of `methods`; 'lae' returns the stage unchanged.
 
     The start and the layers of the method's head are config fields, which `plan.settled` sets.
@@ -126,10 +126,9 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
       stage: The stage; only stage 3 has methods.
       name: Name of the method.
       setting: The method's setting, None if it has none.
-      power: Power of the class-balanced order.
 
     Raises:
-      InputError: The stage has no methods, the method cannot run on images, or its setting or power does not fit.
+      InputError: The stage has no methods, the method cannot run on images, or its setting does not fit.
     """
     method = methods.get(name)
     if stage is not CLASSIFY:
@@ -151,8 +150,6 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
         )
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
-    if method.order == "shuffled" and power:
-        raise InputError(f"method {name!r} uses the shuffled order: omit --config.data.power")
     if name == "lae":
         return stage
     return dataclasses.replace(

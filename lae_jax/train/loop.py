@@ -74,7 +74,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
         with Checkpoints(workdir, asynchronous=config.async_save) as saved:
-            known = provenance.provenance(config, plan.dataset) | _init_of(plan)
+            known = provenance.provenance(config, plan.dataset) | _inputs_of(plan)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
                 state = saved.restore(newest, state)
@@ -121,6 +121,7 @@ def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
         "config": hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest(),
         "version of lae_jax": hashlib.sha256(f"{__version__} {provenance.commit()}".encode()).hexdigest(),
         "initial state": parameters.hexdigest(),
+        "data.age_weights": plan.age_weights.hash if plan.age_weights else "0" * 64,
     }
     for what, digest in digests.items():
         if others := parallel.hosts_that_differ(digest):
@@ -130,12 +131,16 @@ def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
             )
 
 
-def _init_of(plan: Plan) -> dict:
-    """What the provenance says of the start of a fresh run."""
-    if plan.init is None:
-        return {}
-    start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
-    return {"init": start}
+def _inputs_of(plan: Plan) -> dict:
+    """What the provenance says of a fresh run's inputs besides its data set: its start, its weights of ages."""
+    result: dict = {}
+    if plan.init is not None:
+        start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
+        result["init"] = start
+    if plan.age_weights is not None:
+        by_age = {str(age): weight for age, weight in plan.age_weights.by_age.items()}
+        result["age_weights"] = {"sha256": plan.age_weights.hash, "by_age": by_age}
+    return result
 
 
 class _Loop:
@@ -308,6 +313,7 @@ class _Loop:
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
+                "age_weights": plan.age_weights and plan.age_weights.hash,
                 "trained_on": plan.history.trained_on,
                 "leaks": plan.history.leaks,
                 "identities": plan.history.identities,
