@@ -109,6 +109,8 @@ def get_config() -> ConfigDict:
 
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
+    # Validation images from which a score selects the kept checkpoint: stage 3 counts them in each age group (ours)
+    c.select_images = 30
     c.save_steps = 1000  # steps between two checkpoints in an epoch; each evaluation saves too
     c.async_save = True  # write checkpoints while training continues (on a single host)
     c.stall_minutes = 10.0  # minutes without a step until the watchdog ends the run; compiling does not count

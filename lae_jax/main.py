@@ -205,7 +205,10 @@ def _tell(summary: dict, workdir: str) -> None:
     from lae_jax.train import journal
 
     told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
-    logger.info("%s: kept the checkpoint of step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
+    kept = f"lowest {summary['selected_by']}" if summary["selected_by"] else "the newest"
+    logger.info(
+        "%s: kept the checkpoint of step %d of %d (%s): %s", workdir, summary["step"], summary["last_step"], kept, told
+    )
 
 
 def main(argv: list[str], signals: watch.Signals) -> None:

@@ -88,6 +88,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 console.counted(plan.durations.epoch, "step"),
                 plan.durations.total,
             )
+            logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
             return _Loop(plan, module, tx, saved, signals, trace).run(state)
@@ -306,8 +307,8 @@ class _Loop:
                 "model": plan.config.model.name,
                 "num_outputs": plan.num_outputs,
                 "scores": scores,
-                "selected_by": plan.selected_by,
-                "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
+                "selected_by": plan.selection.score,
+                "selected": plan.selection.value(scores) if scores else None,
                 "constants": {name: plan.constants[name] for name in plan.stage.needs},
                 "config": fields.as_json(plan.config),
                 "crop": plan.dataset.crop,
@@ -328,7 +329,8 @@ class _Loop:
             "step": best,
             "last_step": self.saved.latest(),
             "scores": meta["scores"],
-            "selected_by": self.plan.selected_by,
+            "selected_by": self.plan.selection.score,
+            "selected_because": self.plan.selection.because,
             "constants": meta["constants"],
             "skipped_steps": journal.skipped_steps,
             "seconds": round(journal.seconds, 1),

@@ -62,9 +62,11 @@ class Plan:
         return epath.Path(self.config.workdir)
 
     @functools.cached_property
-    def selected_by(self) -> str | None:
-        """The score that the kept checkpoint minimises; None: the newest checkpoint is kept."""
-        return None if self.validation is None else self.stage.select(self.validation.targets)
+    def selection(self) -> stages.Selection:
+        """Which checkpoint is kept, and why."""
+        if self.validation is None:
+            return stages.Selection(None, "there is no validation split")
+        return self.stage.select(self.validation.targets, self.config.select_images)
 
     @functools.cached_property
     def schedule(self) -> build.Schedules:
@@ -81,6 +83,7 @@ _BOUNDS = {
     "batch_size": (1, True),
     "eval_batch_size": (1, True),
     "accumulate": (1, True),
+    "select_images": (1, True),
     "log_steps": (1, True),
     "save_steps": (1, True),
     "max_skipped_steps": (1, True),
@@ -164,7 +167,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         init=init,
     )
     # Wrong values must fail now and not after an epoch.
-    _ = plan.selected_by, plan.schedule, inputs.augmentation(config)
+    _ = plan.selection, plan.schedule, inputs.augmentation(config)
     return plan
 
 

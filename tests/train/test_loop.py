@@ -339,12 +339,3 @@ def test_foreign_runs_are_refused_by_name(small_config, trained):
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
         loop.train(third)
-
-
-def test_the_selecting_score_is_settled_by_the_groups_that_are_there():
-    from lae_jax import stages
-
-    ages = np.array([5.0, 15, 25, 35, 45, 55, 65, 75])
-    assert stages.CLASSIFY.select(ages) == "mae_plus_sigma"
-    assert stages.CLASSIFY.select(ages[1:]) == "mean_group_mae"
-    assert stages.REPRESENT.select(ages) == "mae" and stages.PRETRAIN.select(np.array(["a", "a", "b"])) is None
