@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/represent"
     c.seed = 0
     # Run to take the backbone from (stage 3: the model); in stages 1 and 2 also a file of weights or
-    # hf:owner/name[@revision] (docs/training.md). '' or 'scratch': none; in a recipe '': the stage before.
+    # hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set, but in a recipe '' is the stage before.
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the best one)
     c.mae_from = ""  # stage 3: run whose validation MAE is in the loss (default: init_from)

@@ -185,6 +185,8 @@ def check_paths(config: ConfigDict) -> None:
         stage = recipe[name]
         if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
             continue  # a resumed stage does not need its source, and checks its data itself
+        if stage.stage != "classify" and (name == config.order[0] if "stages" in config else True):
+            layout.require_start(stage.init_from, f"config.stages.{name}.init_from" if name else "config.init_from")
         for field in ("init_from", "mae_from"):
             source = stage[field]
             if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():

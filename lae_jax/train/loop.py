@@ -79,8 +79,11 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 provenance.warn_of_another_machine(workdir, known)
                 state = saved.restore(newest, state)
                 logger.info("%s resumes after step %d", workdir, newest)
-            elif parallel.is_first_host():
-                files.write_json(workdir / "provenance.json", known)
+            else:
+                if plan.init is None:
+                    logger.info("the backbone starts from scratch (config.init_from)")
+                if parallel.is_first_host():
+                    files.write_json(workdir / "provenance.json", known)
             logger.info(
                 "batches of %d images, %d per device; %s per epoch, %d in total",
                 config.batch_size,
@@ -134,10 +137,11 @@ def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
 
 def _inputs_of(plan: Plan) -> dict:
     """What the provenance says of a fresh run's inputs besides its data set: its start, its weights of ages."""
-    result: dict = {}
-    if plan.init is not None:
-        start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
-        result["init"] = start
+    init = plan.init
+    start = {"from": "scratch"}
+    if init is not None:
+        start = {"from": str(init.workdir), "step": init.step, "sha256": init.meta.get("sha256")}
+    result: dict = {"init": start}
     if plan.age_weights is not None:
         by_age = {str(age): weight for age, weight in plan.age_weights.by_age.items()}
         result["age_weights"] = {"sha256": plan.age_weights.hash, "by_age": by_age}

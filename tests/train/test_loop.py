@@ -273,6 +273,11 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tm
     config.init_from = ""
     with pytest.raises(InputError, match="--config.init_from"):
         loop.train(config)
+    for stage in ("pretrain", "represent"):
+        config = small_config(stage)
+        config.init_from = ""
+        with pytest.raises(InputError, match="config.init_from is empty: .*hf:owner/name.*--config.init_from=scratch"):
+            loop.train(config)
     config = small_config("represent")
     config.data.path = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="python -m lae_jax.prepare"):

@@ -259,6 +259,14 @@ def test_a_run_that_goes_on_on_another_machine_is_told_so_and_ends(small_config,
     assert json.loads(path.read_text())["cores"] == 96
 
 
+def test_a_run_from_scratch_says_so_in_its_log_and_its_provenance(small_config, caplog):
+    config = small_config("represent")
+    with caplog.at_level("INFO"):
+        loop.train(config)
+    assert "the backbone starts from scratch (config.init_from)" in caplog.text
+    assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["init"] == {"from": "scratch"}
+
+
 def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(make_config, tmp_path, monkeypatch):
     recipe = ConfigDict({"workdir": str(tmp_path / "recipe"), "order": ("represent", "classify"), "stages": {}})
     for name in recipe.order:
