@@ -131,8 +131,7 @@ def make_config(drawn):
         c.model.name, c.model.embedding_size = "efficientnet_v2_pico", 16
         c.batch_size, c.eval_batch_size, c.epochs, c.log_steps = 32, 32, 1.0, 1
         c.optim.milestones = (1,)
-        if stage == "classify":
-            c.init_from = str(folder / "represent")
+        c.init_from = str(folder / "represent") if stage == "classify" else "scratch"
         return c
 
     return make

@@ -26,9 +26,9 @@ class Checkpoints:
 
     A checkpoint holds a state and its `meta`, a JSON object: step, epoch, stage, model, num_outputs, scores,
     selected_by, selected (the score that the best checkpoint minimises, or null), constants (loss constants from an
-    earlier run), config, crop (crop contract), data, data_hash, trained_on (data, data_hash and split of this run and
-    the runs before it), leaks (findings of an audit that it was trained with), identities (hashed people of the
-    backbone's pre-training, or null).
+    earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of the weights of the order, or
+    null), trained_on (data, data_hash and split of this run and the runs before it), leaks (findings of an audit that
+    it was trained with), identities (hashed people of the backbone's pre-training, or null).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.

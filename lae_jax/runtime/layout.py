@@ -104,6 +104,23 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
     raise InputError(f"{path} holds no run: {reason}")
 
 
+def require_start(source: str, field: str = "config.init_from") -> None:
+    """Checks that a config says what its backbone starts from.
+
+    Args:
+      source: The value of `init_from`: a run, weights, or 'scratch'.
+      field: Name of the field, for the message.
+
+    Raises:
+      InputError: It is empty; the message names both ways.
+    """
+    if not source:
+        raise InputError(
+            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of weights or"
+            f" hf:owner/name; docs/training.md lists some), or start without with --{field}=scratch"
+        )
+
+
 def require_dataset(path: os.PathLike | str) -> None:
     """Checks that a folder is a prepared data set.
 
