@@ -280,33 +280,38 @@ class Verification:
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Verification:
-    """Verifies people on seeded pairs of images, by cosine similarity.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of images to verify people on.
+
+    Attributes:
+      images: (m,) the images that are in pairs, as places in the list that they were drawn from, rising.
+      genuine: (g, 2) pairs of one person, as places in `images`.
+      impostor: (i, 2) pairs of two people, as places in `images`.
+    """
+
+    images: np.ndarray
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+
+def draw_pairs(identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Pairs:
+    """Draws seeded pairs of images.
 
     Half of the pairs show one person twice, half show two people. Each half is drawn uniformly and without repetition,
-    because a repeated pair would feign precision; a data set with fewer pairs gives all it has. The equal error rate is
-    interpolated linearly between thresholds. The true accept rate is the best at a false accept rate of at most 1e-3,
-    undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
+    because a repeated pair would feign precision; a data set with fewer pairs gives all it has.
 
     Args:
-      embeddings: (n, D).
       identities: (n,) of a type that sorts.
       num_pairs: Pairs to draw, 2 or more.
       seed: Seed of the pairs.
 
     Raises:
-      InputError: There are fewer than two people, no person has two images, the shapes do not match, embeddings are
-        not finite, or `num_pairs` is below 2.
+      InputError: There are fewer than two people, no person has two images, or `num_pairs` is below 2.
     """
-    embeddings, identities = np.asarray(embeddings), np.asarray(identities)
-    if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:
-        raise InputError(
-            f"embeddings and identities should have shapes (n, D) and (n,), not {embeddings.shape}, {identities.shape}"
-        )
     if num_pairs < 2:
         raise InputError(f"num_pairs should be 2 or more, not {num_pairs}")
-    _check_finite("embeddings", embeddings)
-    people, person, images = np.unique(identities, return_inverse=True, return_counts=True)
+    people, person, images = np.unique(np.asarray(identities), return_inverse=True, return_counts=True)
     if len(people) < 2:
         raise InputError(f"verification needs at least two people, not {len(people)}")
     if images.max() < 2:
@@ -320,8 +325,32 @@ def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int 
     rng = np.random.default_rng(seed)
     genuine = _draw_pairs(rng, num_pairs // 2, first_partner=place + 1, partners=block_end - place - 1)
     impostor = _draw_pairs(rng, num_pairs - num_pairs // 2, first_partner=block_end, partners=len(order) - block_end)
-    genuine, impostor = (_cosine(embeddings[order[a]], embeddings[order[b]]) for a, b in (genuine, impostor))
+    used, places = np.unique(order[np.concatenate([genuine, impostor])], return_inverse=True)
+    places = places.reshape(-1, 2)
+    return Pairs(used, places[: len(genuine)], places[len(genuine) :])
 
+
+def verification(embeddings: np.ndarray, pairs: Pairs) -> Verification:
+    """Verifies people on pairs of images, by cosine similarity.
+
+    The equal error rate is interpolated linearly between thresholds. The true accept rate is the best at a false accept
+    rate of at most 1e-3, undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
+
+    Args:
+      embeddings: (m, D), of `pairs.images`.
+      pairs: The pairs.
+
+    Raises:
+      InputError: The shapes do not match, or embeddings are not finite.
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or len(embeddings) != len(pairs.images):
+        raise InputError(
+            f"embeddings of the {len(pairs.images)} images in pairs should have shape ({len(pairs.images)}, D), not"
+            f" {embeddings.shape}"
+        )
+    _check_finite("embeddings", embeddings)
+    genuine, impostor = (_cosine(*(embeddings[side] for side in some.T)) for some in (pairs.genuine, pairs.impostor))
     accepted, false_accepted = _roc(genuine, impostor)
     resolved = len(impostor) >= 1000
     return Verification(
@@ -333,12 +362,12 @@ def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int 
 
 
 def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
-    """`size` distinct pairs of indices (all, if there are fewer); p has `partners[p]`, from `first_partner[p]` on."""
+    """(size, 2) distinct pairs of indices (all, if there are fewer); p has partners[p], from first_partner[p] on."""
     ends = np.cumsum(partners)
     total = int(ends[-1])
     number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
     a = np.searchsorted(ends, number, side="right")
-    return a, first_partner[a] + number - (ends[a] - partners[a])
+    return np.stack([a, first_partner[a] + number - (ends[a] - partners[a])], axis=1)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

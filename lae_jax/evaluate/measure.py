@@ -24,7 +24,7 @@ class Evaluated:
     Attributes:
       rows: (N,) rows of the split that have a target.
       targets: (N,) ages in years, or identities.
-      outputs: (N,) ages in years, or embeddings (N, D).
+      outputs: (N,) ages in years, or embeddings (M, D) of the M rows that are in pairs.
       probabilities: (N, 101) of the ages before the temperature; None for embeddings.
       leaks: Result of `leaks.of_evaluation`.
     """
@@ -104,7 +104,7 @@ def predict(
     outputs = inputs.outputs_of(
         config,
         dataset,
-        examples.rows,
+        examples.rows[stage.scored(examples.targets)],
         build.forward(config, gathered, module, par, flip=flip),
         par.place(checkpoint.variables),
         par,

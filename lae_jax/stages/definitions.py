@@ -29,11 +29,16 @@ class Stage:
     follows: tuple[str, ...]  # stages whose runs init_from may name
     needs: tuple[str, ...]  # validation scores of stage 2 that are constants of the loss
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
-    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
+    scored: Callable[[np.ndarray], np.ndarray]  # targets of the rows -> places of those whose outputs are scored
+    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of all rows, those outputs) -> scores
     select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+
+
+def _every_row(targets: np.ndarray) -> np.ndarray:
+    return np.arange(len(targets))
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -42,12 +47,17 @@ def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores
 
 
 def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
-    return metrics.verification(outputs, columns["identity"]).to_dict()
+    return metrics.verification(outputs, metrics.draw_pairs(columns["identity"])).to_dict()
+
+
+def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
+    """At most 20,000 rows: an evaluation does not take longer with a larger split."""
+    return metrics.draw_pairs(identities).images
 
 
 def _newest(identities: np.ndarray) -> None:
     """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
-    metrics.verification(np.ones((len(identities), 1)), identities, num_pairs=2)
+    metrics.draw_pairs(identities, num_pairs=2)
 
 
 def _balanced_choice(ages: np.ndarray) -> str:
@@ -69,6 +79,7 @@ PRETRAIN = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=lambda embeddings: embeddings,
+    scored=_rows_in_pairs,
     score=_identity_score,
     select=_newest,
 )
@@ -84,6 +95,7 @@ REPRESENT = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
     select=lambda targets: "mae",
 )
@@ -99,6 +111,7 @@ CLASSIFY = Stage(
     follows=("represent",),
     needs=("mae",),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
     select=_balanced_choice,
 )

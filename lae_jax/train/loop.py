@@ -273,7 +273,7 @@ class _Loop:
         outputs = inputs.outputs_of(
             plan.config,
             plan.dataset,
-            plan.validation.rows,
+            plan.scored_rows,
             self.forward,
             variables,
             plan.par,

@@ -61,6 +61,11 @@ class Plan:
         return epath.Path(self.config.workdir)
 
     @functools.cached_property
+    def scored_rows(self) -> np.ndarray:
+        """The validation rows that an evaluation predicts; there must be a validation split."""
+        return self.validation.rows[self.stage.scored(self.validation.targets)]
+
+    @functools.cached_property
     def selected_by(self) -> str | None:
         """The score that the kept checkpoint minimises; None: the newest checkpoint is kept."""
         return None if self.validation is None else self.stage.select(self.validation.targets)

@@ -18,9 +18,10 @@ from lae_jax.evaluate import __main__ as door
 from lae_jax.evaluate import measure
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
-from lae_jax.runs import build, inference, inputs
+from lae_jax.runs import build, fields, inference, inputs
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.train.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,35 @@ def test_padding_is_dropped_by_its_number_wherever_it_stands():
     ]
     got = inference.over_batches(lambda _, images: images[None], {}, iter(batches), 3, par=par)
     assert got.tolist() == [2.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("together", [1, 3, 4, 100])
+def test_outputs_are_written_as_they_come_into_one_array(monkeypatch, together):
+    monkeypatch.setattr(inference, "_ROWS_TOGETHER", together)
+    par, made = parallel.Parallel(tuple(jax.local_devices()[:1])), []
+    images = np.arange(10.0).reshape(5, 2, 1)
+    batches = [{"image": image, "position": 2 * i + np.arange(2)} for i, image in enumerate(images)]
+
+    def allocate(shape, dtype):
+        made.append(np.full(shape, np.nan, np.float32))
+        return made[-1]
+
+    got = inference.over_batches(lambda _, x: x[None], {}, iter(batches), 9, par=par, allocate=allocate)
+    assert [got] == made and got.ravel().tolist() == list(range(9))
+
+
+def test_stage_1_predicts_only_the_images_that_are_in_its_pairs(trained, monkeypatch):
+    checkpoint = checkpoints.load_run(trained("pretrain"))
+    whole = measure.predict(checkpoint)
+    every = np.full((len(whole.targets), whole.outputs.shape[1]), np.nan)
+    every[metrics.draw_pairs(whole.targets).images] = whole.outputs
+    few = functools.partial(metrics.draw_pairs, num_pairs=4)
+    monkeypatch.setattr(metrics, "draw_pairs", few)
+    done, pairs = measure.predict(checkpoint), few(whole.targets)
+    assert len(done.outputs) == len(pairs.images) <= 8 < len(whole.targets) and done.scores()["pairs"] == 4
+    np.testing.assert_allclose(done.outputs, every[pairs.images], atol=1e-5)
+    plan = make_plan(fields.from_json(checkpoint.meta["config"]))
+    assert plan.scored_rows.tolist() == whole.rows[pairs.images].tolist()
 
 
 def test_flip_averages_the_distribution_with_that_of_the_mirror_image(run):
