@@ -136,7 +136,7 @@ class Bench:
         starts = _stack([self._start(method, seed) for seed in seeds])
         run = self._compiled(method, steps or self.total_steps)
         # Arguments and not constants of the program, which would hold copies of them.
-        data = jnp.asarray(self.features), jnp.asarray(self.ages, jnp.float32)
+        data = _on_device(self.features), jnp.asarray(self.ages, jnp.float32)
         settings, rates = np.asarray(settings, np.float32), np.asarray(rates, np.float32)
         parts, places = [], []
         # All heads of a call share an order, so each power has its own call; the program is compiled once.
@@ -237,13 +237,18 @@ class Bench:
             return jax.lax.map(lambda pair: over_seeds(*pair, features), (heads, settings))
 
         heads, settings = jax.tree.map(jnp.asarray, heads), jnp.asarray(settings, jnp.float32)
-        return np.asarray(each(heads, settings, jnp.asarray(features)))
+        return np.asarray(each(heads, settings, _on_device(features)))
 
 
 def _hidden(head: Mapping, features: jax.Array) -> jax.Array:
     if "hidden" not in head:
         return features
     return jax.nn.relu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"])
+
+
+def _on_device(features: np.ndarray) -> jax.Array:
+    """Unlike jnp.asarray, it copies nothing on a CPU: the features stay in their file."""
+    return jax.device_put(np.asarray(features))
 
 
 def _new_layer(width: int, seed: int) -> dict:
