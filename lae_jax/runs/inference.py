@@ -4,9 +4,32 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from lae_jax.runtime import console, parallel
+from lae_jax.runtime import console, parallel, watch
 
 _ROWS_TOGETHER = 16_384  # of this host; the hosts exchange them in one call
+
+
+class Interrupted(Exception):
+    """A signal asked for the end before all batches were done."""
+
+
+def until_asked(any_host: Callable, signals: watch.Signals) -> Callable[[], None]:
+    """Returns a `beat` that raises Interrupted soon after a signal, on all hosts after the same batch.
+
+    Args:
+      any_host: `par.map_any()`; all hosts must have the same number of batches.
+      signals: The signals of this host.
+    """
+    asked = any_host(signals.asked)
+
+    def beat():
+        nonlocal asked
+        # The answer of the batch before, which does not wait for the device.
+        if asked:
+            raise Interrupted
+        asked = any_host(signals.asked)
+
+    return beat
 
 
 def over_batches(

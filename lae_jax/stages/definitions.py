@@ -9,7 +9,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import methods
+from lae_jax.stages import methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
@@ -47,17 +47,17 @@ def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores
 
 
 def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
-    return metrics.verification(outputs, metrics.draw_pairs(columns["identity"])).to_dict()
+    return verification.score(outputs, verification.draw_pairs(columns["identity"])).to_dict()
 
 
 def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
     """At most 20,000 rows: an evaluation does not take longer with a larger split."""
-    return metrics.draw_pairs(identities).images
+    return verification.draw_pairs(identities).images
 
 
 def _newest(identities: np.ndarray) -> None:
     """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
-    metrics.draw_pairs(identities, num_pairs=2)
+    verification.draw_pairs(identities, num_pairs=2)
 
 
 def _balanced_choice(ages: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import __version__, models, stages
 from lae_jax.data import pipeline
-from lae_jax.runs import build, fields, inputs, provenance
+from lae_jax.runs import build, fields, inference, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted
@@ -59,13 +59,14 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         if begun:
             fields.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
+        folder = checkpoints.folder_of(workdir, newest)
         if done:
             summary = files.read_json(workdir / "summary.json")
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
                 logger.info("%s is done; to train again, name another workdir or remove this one", workdir)
                 return summary
             logger.warning("%s was done, but its best checkpoint is lost: it resumes from what is left", workdir)
-        resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
+        resumed = None if newest is None else checkpoints.read_meta(workdir, newest, folder)
         plan = make_plan(config, resumed)
         config = plan.config  # now with the statistics of the weights
         module, tx, state = _initial(plan)
@@ -77,7 +78,8 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
             known = provenance.provenance(config, plan.dataset) | _init_of(plan)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
-                state = saved.restore(newest, state)
+                with Checkpoints(workdir, folder, read_only=True) as found:
+                    state = found.restore(newest, state)
                 logger.info("%s resumes after step %d", workdir, newest)
             elif parallel.is_first_host():
                 files.write_json(workdir / "provenance.json", known)
@@ -90,7 +92,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
             )
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
-            return _Loop(plan, module, tx, saved, signals, trace).run(state)
+            return _Loop(plan, module, tx, saved, signals, trace).run(state, scored=folder == checkpoints.FOLDER)
 
 
 def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps.TrainState]:
@@ -190,8 +192,8 @@ class _Loop:
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
 
-    def run(self, state: steps.TrainState) -> dict:
-        """Trains to the last step and returns the summary."""
+    def run(self, state: steps.TrainState, *, scored: bool) -> dict:
+        """Trains to the last step and returns the summary; `scored`: no evaluation of the state was interrupted."""
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
@@ -206,6 +208,10 @@ class _Loop:
         with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
+            if not scored:
+                self._score_and_save(journal, state, start, is_saved=True)
+                self.saved.wait()
+            checkpoints.discard_unscored(plan.workdir)
             for number in range(start + 1, plan.durations.total + 1):
                 self.trace.begin(number)
                 waiting = time.perf_counter()
@@ -225,12 +231,11 @@ class _Loop:
                 if ends or stop or number % config.save_steps == 0:
                     stop = self._account(journal, line, number, pending) or stop
                     pending = None
-                    scores = None
                     if ends:
-                        scores = self.evaluate(state)
-                        journal.evaluated(number, scores, plan.durations.epoch)
-                    journal.publish()
-                    self.save(state, number, scores)
+                        self._score_and_save(journal, state, number, stop=stop)
+                    else:
+                        journal.publish()
+                        self.save(state, number, None)
                 if stop and number < plan.durations.total:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
@@ -261,11 +266,58 @@ class _Loop:
             )
         return bool(metrics["stop"])
 
-    def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
-        """Returns the scores of the validation split, None without one."""
+    def _score_and_save(
+        self, journal: Journal, state: steps.TrainState, number: int, *, stop: bool = False, is_saved: bool = False
+    ) -> None:
+        """Evaluates and saves step `number`.
+
+        Args:
+          journal: The records.
+          state: The state of the step.
+          number: The step.
+          stop: Whether a signal has come already.
+          is_saved: Whether the state is saved as unscored.
+
+        Raises:
+          Preempted: A signal came before the scores were known. The state is then saved as unscored, and a resumed run
+            begins with its evaluation.
+        """
+        plan = self.plan
+        try:
+            scores = self.evaluate(state, stop)
+        except inference.Interrupted:
+            journal.publish()
+            self.saved.wait()
+            if not is_saved:
+                with Checkpoints(plan.workdir, checkpoints.UNSCORED, asynchronous=False) as unscored:
+                    self.save(state, number, None, unscored)
+                    unscored.wait()
+            parallel.wait_for_hosts("stopped")
+            raise Preempted(
+                f"{plan.workdir} is saved at step {number} of {plan.durations.total}, whose evaluation had not ended;"
+                " to resume, start it again"
+            ) from None
+        journal.evaluated(number, scores, plan.durations.epoch)
+        journal.publish()
+        self.save(state, number, scores)
+
+    def evaluate(self, state: steps.TrainState, stop: bool = False) -> stages.Scores | None:
+        """Returns the scores of the validation split, None without one.
+
+        Raises:
+          Interrupted: A signal came before they were known; `stop` says that one has come already.
+        """
         plan = self.plan
         if plan.validation is None:
             return None
+        if stop:
+            raise inference.Interrupted
+        interrupt = inference.until_asked(self.any_host, self.signals)
+
+        def beat():
+            self.watchdog.beat()
+            interrupt()
+
         if not self.has_evaluated:
             self.watchdog.rest()  # the first batch compiles
             self.has_evaluated = True
@@ -278,7 +330,7 @@ class _Loop:
             variables,
             plan.par,
             plan.config.eval_batch_size,
-            self.watchdog.beat,
+            beat,
         )
         self.watchdog.beat()
         if not np.isfinite(outputs).all():
@@ -289,10 +341,16 @@ class _Loop:
             )
         return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
 
-    def save(self, state: steps.TrainState, number: int, scores: stages.Scores | None) -> None:
-        """Saves a checkpoint of step `number`."""
+    def save(
+        self,
+        state: steps.TrainState,
+        number: int,
+        scores: stages.Scores | None,
+        place: Checkpoints | None = None,
+    ) -> None:
+        """Saves a checkpoint of step `number`, in `place` or among those of the run."""
         plan = self.plan
-        self.saved.save(
+        (place or self.saved).save(
             state,
             {
                 "step": number,

@@ -21,6 +21,7 @@ from lae_jax.report import loading
 from lae_jax.runs import build, fields, inference, inputs
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.stages import verification
 from lae_jax.train.plan import make_plan
 
 
@@ -166,9 +167,9 @@ def test_stage_1_predicts_only_the_images_that_are_in_its_pairs(trained, monkeyp
     checkpoint = checkpoints.load_run(trained("pretrain"))
     whole = measure.predict(checkpoint)
     every = np.full((len(whole.targets), whole.outputs.shape[1]), np.nan)
-    every[metrics.draw_pairs(whole.targets).images] = whole.outputs
-    few = functools.partial(metrics.draw_pairs, num_pairs=4)
-    monkeypatch.setattr(metrics, "draw_pairs", few)
+    every[verification.draw_pairs(whole.targets).images] = whole.outputs
+    few = functools.partial(verification.draw_pairs, num_pairs=4)
+    monkeypatch.setattr(verification, "draw_pairs", few)
     done, pairs = measure.predict(checkpoint), few(whole.targets)
     assert len(done.outputs) == len(pairs.images) <= 8 < len(whole.targets) and done.scores()["pairs"] == 4
     np.testing.assert_allclose(done.outputs, every[pairs.images], atol=1e-5)
