@@ -24,10 +24,10 @@ def until_asked(any_host: Callable, signals: watch.Signals) -> Callable[[], None
 
     def beat():
         nonlocal asked
-        # The answer of the batch before, which does not wait for the device.
-        if asked:
+        before, asked = asked, any_host(signals.asked)
+        # Several hosts look at the answer of the batch before, which does not wait for the device.
+        if asked is True or before:
             raise Interrupted
-        asked = any_host(signals.asked)
 
     return beat
 

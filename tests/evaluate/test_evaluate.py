@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lae_jax import evaluate, metrics, stages
+from lae_jax import evaluate, main, metrics, stages
 from lae_jax.data import pipeline, records
 from lae_jax.evaluate import __main__ as door
 from lae_jax.evaluate import measure
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
 from lae_jax.runs import build, fields, inference, inputs
-from lae_jax.runtime import checkpoints, parallel
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import checkpoints, parallel, watch
+from lae_jax.runtime.errors import InputError, Preempted
 from lae_jax.stages import verification
 from lae_jax.train.plan import make_plan
 
@@ -102,6 +102,42 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     ):
         evaluate.evaluate(run.workdir, baseline=other, flip=True)
     assert {*folder.parent.iterdir()} == before
+
+
+def test_a_signal_while_the_report_is_made_leaves_it_to_the_next_start(run, monkeypatch):
+    page, signals = pathlib.Path(run.workdir) / "report.html", watch.Signals()
+
+    def until_asked(any_host, given, original=inference.until_asked):
+        beat = original(any_host, given)
+        assert given is signals
+        signals.asked = True
+        return beat
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="represent is trained, but has no report yet"):
+        patch.setattr(inference, "until_asked", until_asked)
+        main.run(run, signals)
+    assert not page.exists() and not (page.parent / "evaluation" / "drawn-validation").exists()
+    main.run(run, watch.Signals())
+    assert "on validation of" in page.read_text()
+    page.unlink()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_signal_ends_the_batches_of_all_hosts_after_the_same_one(several):
+    # Of several hosts: each asks all of them, by an array whose value is looked at after the next batch.
+    signals, heard = [watch.Signals(), watch.Signals()], []
+    for own in signals:
+        any_host = (lambda _: np.bool_(signals[1].asked)) if several else bool
+        heard.append(inference.until_asked(any_host, own))
+    for beat in heard:
+        beat()
+    signals[1].asked = True
+    if several:
+        for beat in heard:
+            beat()
+    for beat in heard if several else heard[1:]:
+        with pytest.raises(inference.Interrupted):
+            beat()
 
 
 def test_a_run_that_ended_has_its_report(run):
