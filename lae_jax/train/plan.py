@@ -69,6 +69,11 @@ class Plan:
         return self.stage.select(self.validation.targets, self.config.select_images)
 
     @functools.cached_property
+    def scored_rows(self) -> np.ndarray:
+        """The validation rows that an evaluation predicts; there must be a validation split."""
+        return self.validation.rows[self.stage.scored(self.validation.targets)]
+
+    @functools.cached_property
     def schedule(self) -> build.Schedules:
         """The schedules of learning rate and momentum."""
         return build.schedules(self.config, self.durations.epoch, self.durations.total)

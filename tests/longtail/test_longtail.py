@@ -1,7 +1,9 @@
 """The bench from a run to its tables: features are kept, choices are validation's, bad input is told."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -114,6 +116,22 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     content[-1] ^= 1
     array.write_bytes(content)
     np.testing.assert_array_equal(opened.features("train").values, plain.values)
+    # A pass that was finished is kept when the next one is interrupted, or its part of the file was changed.
+    for array in tmp_path.glob("train-2-*.npy"):
+        content = bytearray(array.read_bytes())
+        content[-1] ^= 1
+        array.write_bytes(content)
+    computed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            extraction.Extractor,
+            "_compute",
+            lambda self, examples, passes, number, *rest, original=extraction.Extractor._compute: (
+                computed.append(number) or original(self, examples, passes, number, *rest)
+            ),
+        )
+        np.testing.assert_array_equal(opened.features("train", 2).values, first.values)
+    assert computed == [1]
     # Another checkpoint has another name.
     opened.digest = "another"
     for one in (made, opened):
@@ -174,6 +192,16 @@ def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_pa
         InputError, match="is not the data set that.*name the data set of the run with --data .*/drawn when"
     ):
         extraction.open_run(str(finished / "represent"), tmp_path / "other", tmp_path)
+
+
+def test_features_without_room_are_an_error_before_they_are_computed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"train.npy needs 0.0 GB: make room \(No space left"):
+        extraction._of_pass(tmp_path / "train.npy", 2, 0, (3, 4), np.dtype(np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 class _Fold:
