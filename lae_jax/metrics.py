@@ -45,7 +45,7 @@ class AgeReport:
 
     def to_dict(self) -> dict:
         """Returns the fields as plain numbers, strings and lists for JSON; an undefined score is None."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
 
 
 def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
@@ -122,7 +122,7 @@ def age_class(ages: np.ndarray) -> np.ndarray:
       InputError: An age is NaN or Inf.
     """
     ages = np.asarray(ages, np.float64)
-    _check_finite("ages", ages.ravel())
+    check_finite("ages", ages.ravel())
     return np.floor(ages + 0.5).astype(np.int64)
 
 
@@ -277,121 +277,25 @@ def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float
     return Decision(threshold, cut, *map(int, counts))
 
 
-@dataclass(frozen=True)
-class Verification:
-    """How well embeddings separate people; rates are fractions of the genuine or of the impostor pairs."""
-
-    equal_error_rate: float  # where the false accept rate equals the false reject rate
-    true_accept_rate: float  # where 1 impostor pair in 1,000 is accepted; NaN with too few impostor pairs
-    pairs: int  # genuine and impostor pairs together
-    genuine_pairs: int
-
-    def to_dict(self) -> dict:
-        """Returns the fields for JSON; an undefined rate is None."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Verification:
-    """Verifies people on seeded pairs of images, by cosine similarity.
-
-    Half of the pairs show one person twice, half show two people. Each half is drawn uniformly and without repetition,
-    because a repeated pair would feign precision; a data set with fewer pairs gives all it has. The equal error rate is
-    interpolated linearly between thresholds. The true accept rate is the best at a false accept rate of at most 1e-3,
-    undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
-
-    Args:
-      embeddings: (n, D).
-      identities: (n,) of a type that sorts.
-      num_pairs: Pairs to draw, 2 or more.
-      seed: Seed of the pairs.
-
-    Raises:
-      InputError: There are fewer than two people, no person has two images, the shapes do not match, embeddings are
-        not finite, or `num_pairs` is below 2.
-    """
-    embeddings, identities = np.asarray(embeddings), np.asarray(identities)
-    if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:
-        raise InputError(
-            f"embeddings and identities should have shapes (n, D) and (n,), not {embeddings.shape}, {identities.shape}"
-        )
-    if num_pairs < 2:
-        raise InputError(f"num_pairs should be 2 or more, not {num_pairs}")
-    _check_finite("embeddings", embeddings)
-    people, person, images = np.unique(identities, return_inverse=True, return_counts=True)
-    if len(people) < 2:
-        raise InputError(f"verification needs at least two people, not {len(people)}")
-    if images.max() < 2:
-        raise InputError(f"verification needs a person with two images, but each of the {len(people)} people has one")
-
-    # Sorted by person, image p pairs with the rest of its own block (genuine) or with all images after the block
-    # (impostor). Every unordered pair therefore has one number, and pairs are drawn without a list of all of them.
-    order = np.argsort(person, kind="stable")
-    place = np.arange(len(order))
-    block_end = np.cumsum(images)[person[order]]
-    rng = np.random.default_rng(seed)
-    genuine = _draw_pairs(rng, num_pairs // 2, first_partner=place + 1, partners=block_end - place - 1)
-    impostor = _draw_pairs(rng, num_pairs - num_pairs // 2, first_partner=block_end, partners=len(order) - block_end)
-    genuine, impostor = (_cosine(embeddings[order[a]], embeddings[order[b]]) for a, b in (genuine, impostor))
-
-    accepted, false_accepted = _roc(genuine, impostor)
-    resolved = len(impostor) >= 1000
-    return Verification(
-        equal_error_rate=_equal_error_rate(accepted, false_accepted),
-        true_accept_rate=float(accepted[false_accepted <= 1e-3].max()) if resolved else math.nan,
-        pairs=len(genuine) + len(impostor),
-        genuine_pairs=len(genuine),
-    )
-
-
-def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
-    """`size` distinct pairs of indices (all, if there are fewer); p has `partners[p]`, from `first_partner[p]` on."""
-    ends = np.cumsum(partners)
-    total = int(ends[-1])
-    number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
-    a = np.searchsorted(ends, number, side="right")
-    return a, first_partner[a] + number - (ends[a] - partners[a])
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1.0)
-
-
-def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accepted fractions of both kinds at each threshold, from one above all scores down to the lowest score."""
-    thresholds = np.append(np.inf, np.unique(np.concatenate([genuine, impostor]))[::-1])
-    # Counts are subtracted before the division: 1 - 4995 / 5000 would be slightly more than 1e-3.
-    accepted, false_accepted = (
-        (len(scores) - np.searchsorted(np.sort(scores), thresholds)) / len(scores) for scores in (genuine, impostor)
-    )
-    return accepted, false_accepted
-
-
-def _equal_error_rate(accepted: np.ndarray, false_accepted: np.ndarray) -> float:
-    excess = false_accepted - (1 - accepted)  # -1 at the first threshold, 1 at the last, never falling
-    after = int(np.argmax(excess >= 0))
-    share = -excess[after - 1] / (excess[after] - excess[after - 1])
-    return float(false_accepted[after - 1] + share * (false_accepted[after] - false_accepted[after - 1]))
-
-
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise InputError(f"{name} should be a list of numbers, shape (n,), not {values.shape}")
-    _check_finite(name, values)
+    check_finite(name, values)
     return values
 
 
-def _check_finite(name: str, values: np.ndarray) -> None:
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raises InputError if rows of `values`, (n, ...), are not finite, with their number and the index of the first."""
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)) if values.size else []
     if len(bad):
         raise InputError(f"{len(bad)} of {len(values)} {name} are not finite, the first at index {bad[0]}")
 
 
-def _plain(value):
+def plain(value: object) -> object:
+    """Returns arrays and tuples as lists and numpy's numbers as Python's, for JSON; NaN and Inf become None."""
     if isinstance(value, np.ndarray | tuple | list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from lae_jax.data import rejected as refusals
 from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 
@@ -141,14 +142,14 @@ def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[
 
 def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    for name in layout.contents(folder):
+        (folder / name).unlink()
     for name, rows in splits.items():
         np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
 
 
 def _remove(tasks: Sequence[ShardTask]) -> None:
-    """Removes everything that `plan` and `write_shard` made, and the folder unless it holds something else."""
+    """Removes everything that `plan` and `write_shard` made."""
     for task in tasks:
         task.path.unlink(missing_ok=True)  # the shard may be in a bucket
         task.columns_path.unlink()
@@ -156,9 +157,8 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
     out = tasks[0].out
     (out / "recipe.json").unlink()
     source_path(out).unlink()
-    (out / "parts").rmdir()
-    if not any(out.iterdir()):
-        out.rmdir()
+    if not layout.contents(out / "parts"):
+        shutil.rmtree(out / "parts")
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
+from lae_jax.data import split_names
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import is_remote, sha256_of, write_json
@@ -89,7 +90,10 @@ class Dataset:
                 hint = "; make folds with prepare --folds K"
             elif any(name.startswith("fold") for name in self.manifest["splits"]):
                 hint = "; choose a fold with --config.data.fold=0"
-            raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]) + hint)
+            meant = split_names.role(split)
+            nearest = meant if meant in self.manifest["splits"] else None
+            told = unknown("split", split, [*self.manifest["splits"], "all"], nearest)
+            raise InputError(f"{self.path}: {told}{hint}")
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
         if not len(rows):

@@ -12,7 +12,6 @@ from scipy.sparse.csgraph import connected_components
 from lae_jax.runtime.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
-MAX_NAMED = 1000  # splits that a source may name: each is a file and an entry of the manifest
 ENOUGH = 5  # people (or images) of an age group from which on every split gets one
 _MAX_SHARE = 1_000_000  # of a ratio: its products with ten million rows fit 64 bits
 _PARTS = 16
@@ -22,8 +21,8 @@ def _column(values: np.ndarray | pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, np.ndarray) else values
 
 
-def _codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
-    """Texts -> the number of each row's value, (N,) int32, -1 where it is '' or null; and the number of values.
+def codes(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """Returns the number of each text, (N,) int32, -1 where it is '' or null; and how many different texts there are.
 
     Values are numbered in 16 parts, by their last character, because Arrow holds three copies of what it numbers and
     ten million hashes are 0.7 GB.
@@ -53,7 +52,7 @@ def groups(*keys: np.ndarray | pa.ChunkedArray) -> np.ndarray:
     n = len(keys[0])
     edges, nodes = [], n
     for key in keys:
-        code, values = _codes(_column(key))
+        code, values = codes(_column(key))
         # Rows and values are the nodes of the graph. A value that only one row has connects nothing.
         shared = np.bincount(code[code >= 0], minlength=values) > 1
         rows = np.flatnonzero(code >= 0)
@@ -196,26 +195,17 @@ def by_column(
     A file in several splits stays in test, else in the first of the remaining splits by name, train last.
 
     Args:
-        split: (N,) names, '' or None for rows without a split.
+        split: (N,) names (`split_names.one_name`), '' or None for rows without a split.
         content: (N,) content hashes.
 
     Returns:
         The rows of each split, and the rows that were removed from theirs, in order.
-
-    Raises:
-        InputError: The source names too many splits, or a name is not allowed.
     """
     split = _column(split)
-    names = pc.unique(split).drop_null()
-    if len(names) > MAX_NAMED:
-        raise InputError(f"the column `split` has {len(names):,} different values: at most {MAX_NAMED:,} are allowed")
-    names = sorted(name for name in names.to_pylist() if name)
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
-            raise InputError(f"split name {name!r}: use letters, digits, '_', '-' and '.' (at most 64)")
+    names = sorted(name for name in pc.unique(split).drop_null().to_pylist() if name)
     own = pc.fill_null(pc.index_in(split, pa.array(names, pa.string())), -1).to_numpy()
     number = {name: place for place, name in enumerate(names)}
-    content, known = _codes(_column(content))
+    content, known = codes(_column(content))
     taken = np.zeros(len(own), bool)
     seen = np.zeros(known + 1, bool)  # the last place is that of -1
     # The first split in this order keeps a file that several hold.

@@ -217,20 +217,25 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
         config.model = own.model.copy_and_resolve_references()
     for name, value in changed.items():
         config[name] = value
+    label_sigma = (config if like else own).loss.label_sigma
     config.loss = own.loss.copy_and_resolve_references()
+    config.loss.label_sigma = label_sigma
     if config.batch_size < 1 or config.epochs <= 0:
         raise InputError(f"--batch-size {config.batch_size} and --epochs {config.epochs} must be above 0")
     return config
 
 
-_RECIPE = ("batch_size", "epochs", "optim", "reinit_head")
+_RECIPE = ("batch_size", "epochs", "loss", "optim", "reinit_head")
 
 
 def _lae_config(path: str) -> ConfigDict:
     checkpoint = checkpoints.load_run(path)
     config = fields.from_json(checkpoint.meta["config"])
-    if checkpoint.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
-        raise InputError(f"{path} is not a run of LAE's stage 3 (classify, power 0): name one with --like")
+    own_order = config.data.power != 0 or config.data.age_weights
+    if checkpoint.meta["stage"] != "classify" or own_order or _method_of(config) != "lae":
+        raise InputError(
+            f"{path} is not a run of LAE's stage 3 (classify, power 0, no age weights): name one with --like"
+        )
     return config
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lae_jax import metrics
-from lae_jax.data import joining, shards, splits
+from lae_jax.data import joining, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu, files
@@ -67,7 +67,9 @@ def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joinin
         return "column", *splits.by_column(names, column("sha256"))
     identity = column("identity")
     by = _by(how, identity)
-    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
+    photograph = stems.of_one_photograph(column("name"), column("age"), identity)
+    near = _near(column, len(names))
+    group = splits.groups(column("sha256"), near, photograph, *([identity] if by == "identity" else []))
     return by, _parted(how, group, column("age")), np.zeros(0, np.int64)
 
 

@@ -12,11 +12,12 @@ from pictures import photograph
 from PIL import Image
 
 from lae_jax import prepare
-from lae_jax.data import records, shards
+from lae_jax.data import joining, records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import __main__ as door
 from lae_jax.prepare import assembly, sheets
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 
@@ -158,6 +159,32 @@ def test_a_command_that_found_nothing_leaves_only_its_reasons(source, tmp_path):
         run(tmp_path / "out", "--source", fewer)
 
 
+def test_a_data_set_that_was_looked_at_is_whole_and_is_made_again(source, tmp_path):
+    out = tmp_path / "out"
+    manifest = run(out, "--source", source)
+    (out / "dataset.json").unlink()
+    for folder in (out, out / "splits", out / "parts"):
+        for name in (".DS_Store", "Thumbs.db"):
+            (folder / name).write_text("litter")
+        (folder / ".ipynb_checkpoints").mkdir()
+    assert run(out, "--source", source) == manifest
+    assert len(records.open_dataset(out)) == 30
+
+
+def test_what_a_file_manager_left_does_not_keep_a_folder_of_nothing(source, tmp_path, monkeypatch):
+    write, out = joining.refusals.write, tmp_path / "out"
+
+    def looked_at(*args):
+        for folder in (out, out / "parts"):
+            (folder / ".DS_Store").write_text("litter")
+        write(*args)
+
+    monkeypatch.setattr(joining.refusals, "write", looked_at)
+    with pytest.raises(InputError, match="nothing else was kept"):
+        run(out, "--source", source, "--images", str(tmp_path))
+    assert layout.contents(out) == ["rejected.csv"]
+
+
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
     rows = [(f"{i}.png", 20 + i, f"p{i}") for i in range(6)]
     path = make_source(tmp_path / "source", rows)
@@ -276,7 +303,7 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "whole.jpg")
     (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:3000])
-    Image.new("L", (5000, 4000)).save(folder / "bomb.png")
+    Image.new("1", (11000, 10000)).save(folder / "bomb.png")
     rows = [
         ("good.jpg", 5, ""),
         ("fine.jpg", 6, ""),
@@ -299,12 +326,12 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
         ("text.jpg", "not an image"),
         ("empty.jpg", "empty file"),
         ("cut.jpg", "does not decode"),
-        ("bomb.png", "5000 x 4000 pixels are more than 16,000,000"),
+        ("bomb.png", "11000 x 10000 pixels as PNG take 550 MB to decode, more than 500"),
         ("old.jpg", "outside 0 to 100"),
         ("young.jpg", "outside 0 to 100"),
         ("word.jpg", "not a number"),
-        ("nan.jpg", "outside"),
-        ("none.jpg", "not a number"),
+        ("nan.jpg", "no age ('nan')"),
+        ("none.jpg", "no age"),
         ("missing.jpg", "not found"),
         ("../outside.jpg", "leads out"),
         ("/etc/hostname", "leads out"),

@@ -162,9 +162,3 @@ def test_counted_on_codes_the_splits_are_those_of_the_texts(data, rows):
     for name, kept in expected[0].items():
         np.testing.assert_array_equal(got[0][name], kept)
     np.testing.assert_array_equal(got[1], expected[1])
-
-
-def test_a_column_of_a_thousand_splits_is_no_column_of_splits():
-    names = np.array([f"s{i}" for i in range(1001)])
-    with pytest.raises(InputError, match="1,001 different values"):
-        splits.by_column(names, names)

@@ -166,6 +166,7 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
     [
         ({"leaks": [{"data": "d", "message": "3 people " + HOSTILE}]}, "LEAK in d: 3 people"),
         ({"other_crop_than_training": True}, "cut in another way"),
+        ({"unknown_crops": True}, "it is unknown whether these were cut in the same way"),
         ({"same_people_on_both_sides": 4}, "people in both the training and the scored images: 4"),
         ({"missing_groups": ["71-81"]}, "no image of age 71-81"),
         ({"audit": "stale"}, "audit.json is stale"),
