@@ -160,8 +160,13 @@ def prepare(
     """
     source = read()
     rejected = source.rejected
-    _check_splits(how, source.table)
     with way.folder() as folder:
+        try:
+            _check_splits(how, source.table)
+        except InputError as error:
+            if not len(rejected):
+                raise
+            raise InputError(f"{error}. {shards.list_rejected(source, folder, recipe)}") from error
         tasks = shards.plan(source, folder, reader, recipe, shards_wanted)
         del source  # frees its table, which the tasks read from a file
         missing = way.missing(tasks)
