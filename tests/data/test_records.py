@@ -17,7 +17,6 @@ from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import __main__ as door
 from lae_jax.prepare import assembly, sheets
-from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 
 
@@ -171,18 +170,17 @@ def test_a_data_set_that_was_looked_at_is_whole_and_is_made_again(source, tmp_pa
     assert len(records.open_dataset(out)) == 30
 
 
-def test_what_a_file_manager_left_does_not_keep_a_folder_of_nothing(source, tmp_path, monkeypatch):
-    write, out = joining.refusals.write, tmp_path / "out"
-
+def test_what_a_file_manager_left_does_not_keep_what_cannot_be_used(source, tmp_path, monkeypatch):
     def looked_at(*args):
-        for folder in (out, out / "parts"):
+        for folder in (tmp_path / "out", tmp_path / "out" / "parts"):
             (folder / ".DS_Store").write_text("litter")
-        write(*args)
+        return write(*args)
 
+    write = joining.refusals.write
     monkeypatch.setattr(joining.refusals, "write", looked_at)
     with pytest.raises(InputError, match="nothing else was kept"):
-        run(out, "--source", source, "--images", str(tmp_path))
-    assert layout.contents(out) == ["rejected.csv"]
+        run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"rejected.csv", ".DS_Store"}
 
 
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
