@@ -87,6 +87,7 @@ def _export(
         num_ages=checkpoint.meta["num_outputs"],
         temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
         flip=flip,
+        precision=config.model.precision,
     )
     content = {
         "format": form,

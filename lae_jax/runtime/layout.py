@@ -8,12 +8,12 @@ from etils import epath
 from lae_jax.runtime.errors import InputError
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
-DATASET, RECIPE = "dataset.json", "recipe.json"
+DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
-# What a preparation leaves that was killed before it wrote its recipe.
-_BEGUN = {"parts", RECIPE + ".incomplete"}
+# What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
+_BEGUN = {"parts", RECIPE + ".incomplete", REJECTED}
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
 _OF_SYSTEMS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",
@@ -69,6 +69,8 @@ def told(path: os.PathLike | str) -> str:
         return "it is a prepared data set, which training takes with --config.data.path and evaluate with --data"
     if (path / RECIPE).exists():
         return "it is an unfinished data set: run the same prepare command again to resume it"
+    if (path / REJECTED).exists():
+        return f"it holds only {REJECTED}, the images that prepare could not use: run prepare again"
     if (path / EXPORT).exists():
         return "it is an export, which predict takes with --run"
     if (path / CONFIG).exists():
@@ -102,12 +104,30 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
     raise InputError(f"{path} holds no run: {reason}")
 
 
+def require_start(source: str, field: str = "config.init_from") -> None:
+    """Checks that a config says what its backbone starts from.
+
+    Args:
+      source: The value of `init_from`: a run, weights, or 'scratch'.
+      field: Name of the field, for the message.
+
+    Raises:
+      InputError: It is empty; the message names both ways.
+    """
+    if not source:
+        raise InputError(
+            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of weights or"
+            f" hf:owner/name; docs/training.md lists some), or start without with --{field}=scratch"
+        )
+
+
 def require_dataset(path: os.PathLike | str) -> None:
     """Checks that a folder is a prepared data set.
 
     Raises:
       InputError: It is not; the message says what it is, or how to make the data set.
     """
+    require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):
         return
@@ -119,6 +139,18 @@ def require_dataset(path: os.PathLike | str) -> None:
     raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
+def require_utf8(path: os.PathLike | str) -> None:
+    """Checks that the path of a data set is UTF-8, as the libraries that read and write it need.
+
+    Raises:
+      InputError: It is not.
+    """
+    whole = os.path.abspath(path)
+    shown = whole.encode("utf-8", "backslashreplace").decode()
+    if shown != whole:
+        raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
+
+
 def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) -> None:
     """Checks that a data set can be prepared into a folder.
 
@@ -127,8 +159,9 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
       names: Names of its files, if it cannot be listed from here.
 
     Raises:
-      InputError: The folder holds something else.
+      InputError: The folder holds something else, or its name is not UTF-8.
     """
+    require_utf8(out)
     names = {*contents(out)} if names is None else {name for name in names if not is_system(name)}
     if not names or RECIPE in names or names <= _BEGUN:
         return

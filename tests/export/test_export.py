@@ -117,7 +117,7 @@ def run(drawn, tmp_path_factory):
     """A short run in bfloat16 on the drawn faces, with a hidden layer, calibrated, evaluated on its test split."""
     folder = tmp_path_factory.mktemp("export") / "run"
     c = represent.get_config()
-    c.workdir, c.data.path = str(folder), str(drawn)
+    c.workdir, c.init_from, c.data.path = str(folder), "scratch", str(drawn)
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
     c.data.augment = common.augmentation("flip")
     c.model.name, c.model.dtype, c.model.hidden = "efficientnet_v2_pico", "bfloat16", 16

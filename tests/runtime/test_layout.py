@@ -1,5 +1,7 @@
 """A folder that is not what a command wants: what it is, and who takes it."""
 
+import os
+
 import pytest
 
 from lae_jax.runtime import layout
@@ -78,3 +80,14 @@ def test_what_systems_create_is_known_by_its_name(name):
 @pytest.mark.parametrize("name", ["", "#", "#1", "anna", "Thumbs", "~x", "__macos", "_METADATA", "8", "MACOSX"])
 def test_what_people_create_is_not(name):
     assert not layout.is_system(name)
+
+
+@pytest.mark.parametrize("require", [layout.require_place, layout.require_dataset])
+def test_a_folder_whose_name_is_not_utf_8_holds_no_data_set(tmp_path, monkeypatch, require):
+    folder = tmp_path / os.fsdecode(b"Zo\xeb")
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"Zo\\udceb/data: the name of a folder is not UTF-8"):
+        require(folder / "data")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="is not UTF-8"):
+        require("data")
