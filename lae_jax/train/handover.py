@@ -25,12 +25,7 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
       InputError: The config names nothing, or the stage cannot start from it.
     """
     name = config.init_from
-    if "head" in stage.loads and name in ("", "scratch"):
-        raise InputError(
-            f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
-            f" ({_COMMAND.format('represent')} makes it)"
-        )
-    layout.require_start(name)
+    layout.require_start(name, stage.name)
     if name == "scratch":
         return None
     if pretrained.is_weights(name):
