@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lae_jax import __version__
 from lae_jax.runtime import layout, start, watch
-from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.errors import InputError, Preempted, unknown
 from lae_jax.runtime.files import is_remote
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
       config: A stage, or a recipe with `stages` and `order`.
       signals: Signals that ask the run to stop.
       profile: Steps of each stage to trace.
+
+    Raises:
+      Preempted: A signal came before the end; the same command resumes it.
     """
     from lae_jax import train
 
@@ -141,22 +144,28 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
     for stage in train.stages_of(config):
         if "stages" in config:
             logger.info("stage %s -> %s", epath.Path(stage.workdir).name, stage.workdir)
-        _train(stage, signals, profile)
+        has_report = _train(stage, signals, profile)
+    if not has_report:
+        raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
 
 
-def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> None:
-    """Trains a stage, logs its scores and writes its report."""
+def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> bool:
+    """Trains a stage, logs its scores and writes its report; False if a signal came before the report."""
     from lae_jax.evaluate import results
+    from lae_jax.runs import inference
     from lae_jax.runtime import parallel
     from lae_jax.train import loop
 
     _tell(loop.train(config, signals, profile), config.workdir)
     if parallel.on_any_host(signals.asked):
-        return  # the report is written when the same command runs again
+        return False
     try:
-        results.of_run(epath.Path(config.workdir))
+        results.of_run(epath.Path(config.workdir), signals)
+    except inference.Interrupted:
+        return False
     except (InputError, OSError) as error:
         logger.warning("%s is finished, but its report could not be written: %s", config.workdir, error)
+    return True
 
 
 def _check_recipe(config: ConfigDict) -> None:

@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable
 
 import filelock
@@ -61,6 +62,18 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """What a test starts hears Ctrl-C and SIGHUP, also where the tests run in the background or under nohup."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    deaf = [number for number in heard if signal.getsignal(number) == signal.SIG_IGN]
+    for number in deaf:
+        signal.signal(number, heard[number])
+    yield
+    for number in deaf:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,7 +9,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import methods
+from lae_jax.stages import methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
@@ -49,12 +49,17 @@ class Stage:
     follows: tuple[str, ...]  # stages whose runs init_from may name
     needs: tuple[str, ...]  # validation scores of stage 2 that are constants of the loss
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
-    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
+    scored: Callable[[np.ndarray], np.ndarray]  # targets of the rows -> places of those whose outputs are scored
+    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of all rows, those outputs) -> scores
     # (targets of the validation rows, number of images from which a score is no matter of chance) -> what is kept
     select: Callable[[np.ndarray, int], Selection]
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+
+
+def _every_row(targets: np.ndarray) -> np.ndarray:
+    return np.arange(len(targets))
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -63,12 +68,17 @@ def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores
 
 
 def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
-    return metrics.verification(outputs, columns["identity"]).to_dict()
+    return verification.score(outputs, verification.draw_pairs(columns["identity"])).to_dict()
+
+
+def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
+    """At most 20,000 rows: an evaluation does not take longer with a larger split."""
+    return verification.draw_pairs(identities).images
 
 
 def _newest(identities: np.ndarray, images: int) -> Selection:
     """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
-    metrics.verification(np.ones((len(identities), 1)), identities, num_pairs=2)
+    verification.draw_pairs(identities, num_pairs=2)
     return Selection(None, "stage 1 selects by no score")
 
 
@@ -111,6 +121,7 @@ PRETRAIN = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=lambda embeddings: embeddings,
+    scored=_rows_in_pairs,
     score=_identity_score,
     select=_newest,
 )
@@ -126,6 +137,7 @@ REPRESENT = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
     select=_lowest_mae,
 )
@@ -141,6 +153,7 @@ CLASSIFY = Stage(
     follows=("represent",),
     needs=("mae",),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
     select=_balanced_choice,
 )

@@ -69,6 +69,11 @@ class Plan:
         return self.stage.select(self.validation.targets, self.config.select_images)
 
     @functools.cached_property
+    def scored_rows(self) -> np.ndarray:
+        """The validation rows that an evaluation predicts; there must be a validation split."""
+        return self.validation.rows[self.stage.scored(self.validation.targets)]
+
+    @functools.cached_property
     def schedule(self) -> build.Schedules:
         """The schedules of learning rate and momentum."""
         return build.schedules(self.config, self.durations.epoch, self.durations.total)
@@ -226,6 +231,8 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
     if init is None:
         return
+    if told := agreement.unknown_crops(init, dataset):
+        logger.warning("%s", told)
     if "head" not in stage.loads:
         if told := agreement.other_crops(init, dataset):
             logger.warning("%s: the backbone's features may fit it less well", told)

@@ -342,6 +342,17 @@ def test_a_package_that_is_missing_is_named_with_the_extra(monkeypatch, tmp_path
         folder.read("onnx", tmp_path)
 
 
+def test_an_export_that_was_looked_at_is_whole_and_may_go_where_nothing_else_is(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").write_text("litter")
+    export.export(run, "stablehlo", out)
+    (out / "Thumbs.db").write_text("litter")
+    (out / "__MACOSX").mkdir()
+    (out / "__MACOSX" / "._model.stablehlo").write_text("litter")
+    assert folder.open_export(out).image_size == 24
+
+
 def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
     checkpoint = checkpoints.load_run(run)
     chain = [("last", "middle", {}), ("middle", "hf:timm/x", {"from": "hf:timm/x@abc", "step": None, "sha256": "f00d"})]

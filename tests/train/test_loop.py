@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lae_jax.data import records
+from lae_jax.data import pipeline, records
 from lae_jax.runs import build, fields, provenance
 from lae_jax.runtime import checkpoints, lock, watch
 from lae_jax.runtime.errors import Diverged, FolderInUse, InputError, Preempted
@@ -105,6 +105,67 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, t
         assert one[name].tobytes() == two[name].tobytes(), name
     for kind in ("train", "validation"):
         assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+@pytest.mark.parametrize("number", [3, 6])
+def test_a_run_stopped_in_an_evaluation_begins_with_it_and_ends_as_the_one_that_was_not(
+    small_config, monkeypatch, number
+):
+    config = small_config("represent")
+    config.epochs, config.eval_batch_size, config.optim.base_learning_rate = 2.0, 16, 0.1
+    whole = config.copy_and_resolve_references()
+    whole.workdir += "_whole"
+    summary, workdir = loop.train(whole), pathlib.Path(config.workdir)
+    evaluated = []
+
+    def evaluate(self, state, stop=False, original=loop._Loop.evaluate):
+        evaluated.append(int(state.step))
+        signals.asked = int(state.step) == number
+        return original(self, state, stop)
+
+    def batches(*args, original=pipeline.eval_batches, **kwargs):
+        for place, batch in enumerate(original(*args, **kwargs)):
+            assert place < 2 or not signals.asked, "two of four batches were begun when the signal was heard"
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "evaluate", evaluate)
+        patch.setattr(pipeline, "eval_batches", batches)
+        for _ in range(2):  # the second time in the evaluation that the resumed run begins with
+            signals = watch.Signals()
+            with pytest.raises(Preempted, match=f"saved at step {number} of 6, whose evaluation had not ended"):
+                loop.train(config, signals)
+            assert [path.name for path in (workdir / "unscored").iterdir()] == [str(number)]
+            assert not (workdir / "checkpoints" / str(number)).exists() and not (workdir / "summary.json").exists()
+    assert evaluated == [3, 3] if number == 3 else [3, 6, 6]
+    again = loop.train(config)
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0} and not (workdir / "unscored").exists()
+    kept = [
+        sorted(path.name for path in (epath / "checkpoints").iterdir())
+        for epath in (workdir, pathlib.Path(whole.workdir))
+    ]
+    assert kept[0] == kept[1]
+    for step in kept[0]:
+        one, two = leaves(whole.workdir, int(step)), leaves(config.workdir, int(step))
+        assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+        metas = [checkpoints.read_meta(folder, int(step)) for folder in (whole.workdir, config.workdir)]
+        assert metas[0]["scores"] == metas[1]["scores"] and metas[0]["selected"] == metas[1]["selected"]
+    for kind in ("train", "validation"):
+        assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+def test_a_signal_in_the_last_step_before_an_evaluation_leaves_it_to_the_resumed_run(
+    small_config, trained, monkeypatch
+):
+    config, signals = small_config("represent"), watch.Signals()
+    config.save_steps = 2
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, whose evaluation"):
+        patch.setattr(
+            loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
+        )
+        patch.setattr(pipeline, "eval_batches", None)
+        loop.train(config, signals)
+    assert loop.train(config)["scores"] == checkpoints.load_run(trained("represent")).meta["scores"]
 
 
 def test_a_run_goes_on_with_half_of_the_devices(small_config, trained, monkeypatch):
