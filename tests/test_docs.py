@@ -111,6 +111,26 @@ def test_the_commands_that_train_say_what_they_start_from():
     assert {"launch/Dockerfile", "launch/gke_jobset.yaml", "launch/slurm.sbatch", "launch/tpu_pod.sh"} <= places
 
 
+def test_pages_and_programs_have_one_word_for_what_an_interval_does_not_decide():
+    other = re.compile(
+        r"(?<!make) no (?:clear )?difference\b|not sure|not clearly|no more MAE|equally good", re.IGNORECASE
+    )
+    for path in [*PAGES, *(ROOT / "lae_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
+        found = other.search(" ".join(path.read_text().split()))
+        assert found is None, f"{path.name}: {found[0]}"
+    count = 0
+    for name in ("longtail.md", "results.md"):
+        text = " ".join((ROOT / "docs" / name).read_text().split())
+        told = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+), not distinguishable", text)
+        told += re.findall(r"not distinguishable \(([+-]\d+\.\d+) ± (\d+\.\d+)\)", text)
+        assert all(abs(float(mean)) <= float(half) for mean, half in told), f"{name}: {told}"
+        sure = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+),? (?:both )?(?:lower|higher)", text)
+        sure += re.findall(r"(?:lower|higher) \(([+-]\d+\.\d+) ± (\d+\.\d+)\)", text)
+        assert all(abs(float(mean)) > float(half) for mean, half in sure), f"{name}: {sure}"
+        count += len(told) + len(sure)
+    assert count >= 6
+
+
 def test_the_map_of_the_house_names_every_room_and_file_that_there_is():
     text = (ROOT / "docs" / "house.md").read_text()
     rooms = {path.name for path in (ROOT / "lae_jax").iterdir() if not path.name.startswith(("_", "."))} - {"configs"}
