@@ -174,6 +174,19 @@ def test_predictions_do_not_depend_on_batch_size_or_devices(run):
         np.testing.assert_allclose(result, results[0], atol=1e-4)
 
 
+def test_thirteen_images_in_batches_of_8_are_thirteen_on_one_and_on_eight_devices(run):
+    checkpoint, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
+    rows, module = dataset.rows("validation")[:13], build.model(run, stages.REPRESENT, 101)
+    results = {}
+    for devices in (1, 8):
+        par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
+        forward = build.forward(run, stages.REPRESENT, module, par)
+        results[devices] = inputs.outputs_of(run, dataset, rows, forward, par.place(checkpoint.variables), par, 8)
+    np.testing.assert_allclose(results[8], results[1], atol=1e-4)
+    for outputs in results.values():
+        assert outputs.shape == (13,) and metrics.age_report(dataset.column("age")[rows], outputs).n == 13
+
+
 def test_padding_is_dropped_by_its_number_wherever_it_stands():
     par = parallel.Parallel(tuple(jax.local_devices()[:1]))
     batches = [
