@@ -54,6 +54,7 @@ def test_report_predictions_and_pictures_agree(run, capsys):
     assert {path.suffix for path in (folder / "report").iterdir()} == {".svg", ".csv"}
     low, high = report["intervals"]["mae"]
     assert low < report["mae"] < high and report["bootstrap"]["units"] == "people"
+    assert f"95 % intervals over people: MAE {low:.2f} to {high:.2f}" in told
     assert sum(report["training"]["count"]) == 96
     median = np.median(ages)
     constant = report["constant"]
@@ -255,6 +256,22 @@ def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
     lines = [line.split() for line in told.splitlines()]
     assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
     assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
+
+
+def test_the_console_has_the_intervals_of_the_scores():
+    ages = np.linspace(1, 81, 40)
+    report = metrics.age_report(ages, ages + 2).to_dict()
+    report |= {"intervals": {"mae": [1.5, 2.5], "mae_1-10": [1.0, 3.0]}, "bootstrap": {"units": "images"}}
+    told = door.tell(report)
+    lines = [line.split() for line in told.splitlines()]
+    assert ["1-10", "5", "2.00", "1.00", "to", "3.00", "+2.00"] in lines and [
+        "11-20",
+        "5",
+        "2.00",
+        "-",
+        "+2.00",
+    ] in lines
+    assert told.endswith("\n95 % intervals over images: MAE 1.50 to 2.50")
 
 
 def test_wrong_calls_say_what_there_is(run, tmp_path):

@@ -208,7 +208,7 @@ def test_a_run_without_ages_has_a_page_too(made):
         evaluation_page.of_run(loading.epath.Path(made / "first"), {"equal_error_rate": 0.25, "pairs": 10})
     )
     checked(text)
-    assert "equal error rate" in text and "0.25" in text and "no scores" in text
+    assert "an equal error rate of 25.0 % on 10 pairs (no interval)." in text and "0.25" in text and "no scores" in text
 
 
 def test_words_under_pictures_of_little():
