@@ -170,16 +170,17 @@ def test_a_data_set_that_was_looked_at_is_whole_and_is_made_again(source, tmp_pa
     assert len(records.open_dataset(out)) == 30
 
 
-def test_what_a_file_manager_left_does_not_keep_a_folder_of_nothing(source, tmp_path, monkeypatch):
-    def looked_at(*_):
+def test_what_a_file_manager_left_does_not_keep_what_cannot_be_used(source, tmp_path, monkeypatch):
+    def looked_at(*args):
         for folder in (tmp_path / "out", tmp_path / "out" / "parts"):
             (folder / ".DS_Store").write_text("litter")
-        return "anything"
+        return write(*args)
 
-    monkeypatch.setattr(joining, "_told", looked_at)
-    with pytest.raises(InputError, match="Nothing was kept"):
+    write = joining.refusals.write
+    monkeypatch.setattr(joining.refusals, "write", looked_at)
+    with pytest.raises(InputError, match="nothing else was kept"):
         run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"rejected.csv", ".DS_Store"}
 
 
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
@@ -324,8 +325,8 @@ def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):
         ("old.jpg", "outside 0 to 100"),
         ("young.jpg", "outside 0 to 100"),
         ("word.jpg", "not a number"),
-        ("nan.jpg", "outside"),
-        ("none.jpg", "not a number"),
+        ("nan.jpg", "no age ('nan')"),
+        ("none.jpg", "no age"),
         ("missing.jpg", "not found"),
         ("../outside.jpg", "leads out"),
         ("/etc/hostname", "leads out"),
