@@ -48,10 +48,13 @@ def test_the_demo_concludes_from_intervals_and_tells_its_numbers():
     lines = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
     shown, told = demo.conclusion(lines, validation)
     assert shown and "sigma      -3.00 years (95 %: -4.00 to -2.00), better" in told and "from 4.50 to 6.00" in told
-    lines = [difference("sigma", 0.5, -0.25, 1.5, "not sure"), difference("MAE 1-10", -3.0, "", "", "not sure")]
+    lines = [
+        difference("sigma", 0.5, -0.25, 1.5, "not distinguishable"),
+        difference("MAE 1-10", -3.0, "", "", "not distinguishable"),
+    ]
     shown, told = demo.conclusion(lines, validation)
     assert not shown and "does not show the paper's effect" in told and "reports are kept" in told
-    assert "+0.50 years (95 %: -0.25 to +1.50), not sure" in told and "-3.00 years (no interval)" in told
+    assert "+0.50 years (95 %: -0.25 to +1.50), not distinguishable" in told and "-3.00 years (no interval)" in told
     assert "MAE 71-81  missing from the comparison" in told
     assert not demo.conclusion([], validation)[0]
 
