@@ -55,6 +55,7 @@ class Bench:
     def fields(self, workdir: pathlib.Path, **more) -> dict:
         return {
             "workdir": str(workdir),
+            "init_from": "scratch",
             "data.path": str(self.data),
             "data.image_size": 24,
             "data.threads": 2,

@@ -195,6 +195,8 @@ def check_paths(config: ConfigDict) -> None:
         stage = recipe[name]
         if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
             continue  # a resumed stage does not need its source, and checks its data itself
+        if stage.stage != "classify" and (name == config.order[0] if "stages" in config else True):
+            layout.require_start(stage.init_from, f"config.stages.{name}.init_from" if name else "config.init_from")
         for field in ("init_from", "mae_from"):
             source = stage[field]
             if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
@@ -203,6 +205,10 @@ def check_paths(config: ConfigDict) -> None:
             if epath.Path(source).suffix or not follows:
                 raise InputError(f"config.{field}: no such file or folder: {source}")
             layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if stage.data.age_weights:
+            from lae_jax.data import age_weights
+
+            age_weights.read(stage.data.age_weights)
         if not is_remote(stage.data.path):
             layout.require_dataset(stage.data.path)
 
@@ -211,7 +217,10 @@ def _tell(summary: dict, workdir: str) -> None:
     from lae_jax.train import journal
 
     told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
-    logger.info("%s: kept the checkpoint of step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
+    kept = f"lowest {summary['selected_by']}" if summary["selected_by"] else "the newest"
+    logger.info(
+        "%s: kept the checkpoint of step %d of %d (%s): %s", workdir, summary["step"], summary["last_step"], kept, told
+    )
 
 
 def main(argv: list[str], signals: watch.Signals) -> None:

@@ -1,7 +1,8 @@
 """The scores of section 3.2 and of the contests, computed on the host in float64.
 
 Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
-`floor(age + 0.5)`. A score that is undefined is NaN (None in `to_dict`), never 0.
+`floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. Babies (0.4 is 0 years) and people over 81 (81.5 is 82) are in two
+groups of their own, `OUTSIDE`, in no score over the eight. An undefined score is NaN (None in `to_dict`), never 0.
 """
 
 import dataclasses
@@ -13,14 +14,17 @@ import numpy as np
 from lae_jax.runtime.errors import InputError
 
 GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
+OUTSIDE = ("0", "82+")  # whole ages outside Table 1
+ALL_GROUPS = (*GROUPS, *OUTSIDE)
 MAX_CS = 10  # years: the cumulative score is computed for 0..MAX_CS
 
 
 @dataclass(frozen=True, eq=False)
 class AgeReport:
-    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, NaN where a group has no image.
+    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, those of 2 of `OUTSIDE`.
 
-    If a group has no image, `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` names it.
+    A group without an image has NaN. If one of the eight has none, `sigma`, `mmae` and both editions of AAR are
+    undefined (NaN); `missing_groups` names it.
     """
 
     n: int  # images, including ages outside 1-81
@@ -35,6 +39,9 @@ class AgeReport:
     aar_2022: float  # 0 to 10
     cs: np.ndarray  # (11,) fraction of images with |error| <= k years, k = 0..10
     missing_groups: tuple[str, ...]
+    outside_mae: np.ndarray  # (2,) years
+    outside_count: np.ndarray  # (2,) images
+    outside_bias: np.ndarray  # (2,) years
 
     def to_dict(self) -> dict:
         """Returns the fields as plain numbers, strings and lists for JSON; an undefined score is None."""
@@ -45,7 +52,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     """Computes equations 5, 6 and 7 and the further scores of `AgeReport`.
 
     Args:
-      ages: (n,) years. Ages outside 1-81 count in `mae` and `cs`, and in no group.
+      ages: (n,) years. Ages outside 1-81 count in `mae`, `cs` and `outside_...`, and in none of the eight groups.
       predictions: (n,) years.
 
     Raises:
@@ -61,13 +68,12 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     errors = np.abs(differences)
     mae = float(errors.mean())
 
-    group = age_group(ages)
-    inside = group >= 0
-    count = np.bincount(group[inside], minlength=len(GROUPS))
-    there = count > 0
-    totals = (np.bincount(group[inside], weights=d[inside], minlength=len(GROUPS)) for d in (errors, differences))
-    group_mae, bias = (np.divide(t, count, out=np.full(len(GROUPS), np.nan), where=there) for t in totals)
-
+    group = extended_group(ages)
+    all_count = np.bincount(group, minlength=len(ALL_GROUPS))
+    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (errors, differences))
+    all_mae, all_bias = (np.divide(t, all_count, out=np.full(len(t), np.nan), where=all_count > 0) for t in totals)
+    inside, outside = slice(len(GROUPS)), slice(len(GROUPS), None)
+    count, group_mae, there = all_count[inside], all_mae[inside], all_count[inside] > 0
     sigma = group_deviation(group_mae, mae)
     mmae = float(group_mae.mean())
     return AgeReport(
@@ -75,7 +81,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         mae=mae,
         group_mae=group_mae,
         group_count=count,
-        bias=bias,
+        bias=all_bias[inside],
         sigma=sigma,
         mmae=mmae,
         mean_group_mae=float(group_mae[there].mean()) if there.any() else math.nan,
@@ -83,6 +89,9 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         aar_2022=aar_2022(mmae, sigma),
         cs=(errors[:, None] <= np.arange(MAX_CS + 1)).mean(axis=0),
         missing_groups=tuple(name for name, here in zip(GROUPS, there, strict=True) if not here),
+        outside_mae=all_mae[outside],
+        outside_count=all_count[outside],
+        outside_bias=all_bias[outside],
     )
 
 
@@ -118,14 +127,16 @@ def age_class(ages: np.ndarray) -> np.ndarray:
 
 
 def age_group(ages: np.ndarray) -> np.ndarray:
-    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64.
+    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81; otherwise as `extended_group`."""
+    group = extended_group(ages)
+    return np.where(group < len(GROUPS), group, -1)
 
-    Raises:
-      InputError: An age is NaN or Inf.
-    """
-    whole = age_class(ages)
-    last = len(GROUPS) - 1
-    return np.where((whole >= 1) & (whole <= 81), np.minimum((whole - 1) // 10, last), -1)
+
+def extended_group(ages: np.ndarray) -> np.ndarray:
+    """Returns the index in `ALL_GROUPS` of each age: finite years of any shape -> int64."""
+    whole, last = age_class(ages), len(GROUPS) - 1
+    inside = np.minimum((whole - 1) // 10, last)
+    return np.where(whole < 1, last + 1, np.where(whole > 81, last + 2, inside))
 
 
 def group_deviation(group_mae: np.ndarray, mae: float) -> float:

@@ -192,3 +192,26 @@ def test_a_decision_counts_who_is_wrongly_accepted_and_rejected():
     assert found.false_accept_rate == 1 / 2 and found.false_reject_rate == pytest.approx(1 / 3)
     assert metrics.decision(ages, chances, 18, 0.96).false_accepts == 0
     assert np.isnan(metrics.decision(ages[2:], chances[2:], 18, 0.5).false_accept_rate)
+
+
+@pytest.mark.parametrize("age, group", [
+    (0, "0"), (0.4, "0"), (0.5, "1-10"), (10.4, "1-10"), (10.5, "11-20"), (70.5, "71-81"), (81.4, "71-81"),
+    (81.5, "82+"), (100, "82+"),
+])  # fmt: skip
+def test_a_fractional_age_is_in_the_group_of_its_whole_age(age, group):
+    assert metrics.ALL_GROUPS[metrics.extended_group(age)] == group
+    assert metrics.age_group(age) == (metrics.GROUPS.index(group) if group in metrics.GROUPS else -1)
+
+
+def test_babies_and_people_over_81_have_scores_beside_the_papers():
+    ages = np.concatenate([ONE_A_GROUP, [0.0, 0.4, 81.5]])
+    whole, paper = metrics.age_report(ages, ages + 3.0), metrics.age_report(ONE_A_GROUP, ONE_A_GROUP + 3.0)
+    assert whole.outside_count.tolist() == [2, 1] and whole.outside_mae.tolist() == [3, 3] and whole.n == 11
+    off = metrics.age_report(ages, ages + np.r_[np.full(8, 3.0), 9, 5, -4])
+    assert (
+        off.outside_mae.tolist() == [7, 4]
+        and off.outside_bias.tolist() == [7, -4]
+        and off.mae == pytest.approx(42 / 11)
+    )
+    assert off.group_mae.tolist() == paper.group_mae.tolist() and off.mmae == paper.mmae == 3
+    assert paper.outside_count.tolist() == [0, 0] and paper.to_dict()["outside_mae"] == [None, None]

@@ -94,6 +94,8 @@ def predict(
     else:
         otherwise = ", or pass --allow-other-crop (the errors may be large)"
         agreement.require_same_crops(checkpoint, dataset, otherwise)
+    if told := agreement.unknown_crops(checkpoint, dataset):
+        logger.warning("%s", told)
     if agreement.was_prepared_again(checkpoint, dataset):
         logger.warning(
             "%s was prepared again after the run: the split may hold images that the run was trained on", dataset.path

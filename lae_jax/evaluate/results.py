@@ -14,7 +14,7 @@ from lae_jax.data.sources.interface import read_inside
 from lae_jax.evaluate import measure
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
-from lae_jax.runs import calibration, distributions, fields, inference, inputs, lineage
+from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
 from lae_jax.runtime import checkpoints, files, parallel, watch
 from lae_jax.runtime.errors import InputError
 
@@ -89,6 +89,7 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
         "protocol": dataset.manifest["protocol"],
         "crop": dataset.crop,
         "other_crop_than_training": not done.same_crop,
+        "unknown_crops": bool(agreement.unknown_crops(checkpoint, dataset)),
         **done.leaks,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,9 +254,9 @@ def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
 
 def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
     """The faces with the smallest, the median and the largest error of each age group."""
-    groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
+    groups, errors = metrics.extended_group(done.targets), np.abs(done.outputs - done.targets)
     titles, chosen = [], []
-    for number, group in enumerate(metrics.GROUPS):
+    for number, group in enumerate(metrics.ALL_GROUPS):
         order = np.flatnonzero(groups == number)
         order = order[np.argsort(errors[order], kind="stable")]
         if len(order):

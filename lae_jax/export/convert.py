@@ -87,6 +87,7 @@ def _export(
         num_ages=checkpoint.meta["num_outputs"],
         temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
         flip=flip,
+        precision=config.model.precision,
     )
     content = {
         "format": form,
@@ -120,6 +121,8 @@ def _write(
         )
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
+        layout.require_new(out)  # minutes have passed
+        shutil.rmtree(out, ignore_errors=True)  # it may hold what a file manager left
         unfinished.replace(out)
         line.set_postfix_str("", refresh=False)
         line.update()

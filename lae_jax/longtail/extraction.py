@@ -188,10 +188,11 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
     dataset = records.open_dataset(data, checkpoint.meta["config"]["data"]["verify"])
     agreement.require_same_crops(checkpoint, dataset)
     if checkpoint.meta["data_hash"] != dataset.hash:
+        own = checkpoint.meta["config"]["data"]["path"]
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, not"
             f" {checkpoint.meta['data_hash'][:12]}), so its validation split may hold training images of that run: name"
-            " the data set of the run, or train stage 2 on this one"
+            f" the data set of the run with --data ({own} when it was trained), or train stage 2 on this one"
         )
     return Extractor(checkpoint, dataset, folder)
 

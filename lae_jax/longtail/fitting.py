@@ -75,6 +75,7 @@ class Bench:
         return {
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
+            "label_sigma": self.config.loss.label_sigma,
             **method_losses.of_training(self.classes, build.NUM_AGES),
         }
 
@@ -243,7 +244,8 @@ class Bench:
 def _hidden(head: Mapping, features: jax.Array) -> jax.Array:
     if "hidden" not in head:
         return features
-    return jax.nn.relu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"])
+    products = jnp.matmul(features, head["hidden"]["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.relu(products + head["hidden"]["bias"])
 
 
 def _on_device(features: np.ndarray) -> jax.Array:

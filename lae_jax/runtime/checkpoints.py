@@ -27,9 +27,9 @@ class Checkpoints:
 
     A checkpoint holds a state and its `meta`, a JSON object: step, epoch, stage, model, num_outputs, scores,
     selected_by, selected (the score that the best checkpoint minimises, or null), constants (loss constants from an
-    earlier run), config, crop (crop contract), data, data_hash, trained_on (data, data_hash and split of this run and
-    the runs before it), leaks (findings of an audit that it was trained with), identities (hashed people of the
-    backbone's pre-training, or null).
+    earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of the weights of the order, or
+    null), trained_on (data, data_hash and split of this run and the runs before it), leaks (findings of an audit that
+    it was trained with), identities (hashed people of the backbone's pre-training, or null).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.
@@ -176,14 +176,14 @@ class Checkpoints:
         Raises:
           InputError: A shape differs; the message names the first such leaf.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
         """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
@@ -194,6 +194,13 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+
+    def _saved(self, step: int) -> dict:
+        """Returns the tree of a saved state, with metadata in place of arrays.
+
+        The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
+        """
+        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
 
 
 @contextlib.contextmanager
@@ -275,8 +282,8 @@ _NOTHING = -1
 
 def _recover(workdir: epath.Path) -> int:
     whole, aside = [], []
-    folders = [folder for name in (FOLDER, UNSCORED) if (folder := workdir / name).is_dir()]
-    found = [path for folder in folders for path in folder.iterdir() if path.name.isdigit()]
+    folders = [workdir / name for name in (FOLDER, UNSCORED)]
+    found = [folder / name for folder in folders for name in layout.contents(folder) if name.isdecimal()]
     found.sort(key=lambda path: int(path.name), reverse=True)
     for path in found:
         step, complete, reason = int(path.name), checksums.has(path), checksums.damage(path)
@@ -336,7 +343,7 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
     layout.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: using its best checkpoint so far", workdir)
-    for path in sorted((workdir / FOLDER).iterdir()):
+    for path in (workdir / FOLDER / name for name in layout.contents(workdir / FOLDER)):
         if checksums.has(path) and (reason := checksums.damage(path)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"

@@ -16,6 +16,26 @@ Scores = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which checkpoint of a run is kept: the one with the smallest value, or the newest.
+
+    Attributes:
+      score: What is minimised, in a few words; None: the newest checkpoint is kept.
+      because: Why, as the end of a sentence.
+      value: Scores of a checkpoint -> the value.
+    """
+
+    score: str | None
+    because: str
+    value: Callable[[Scores], float | None] = lambda scores: None
+
+    def __str__(self) -> str:
+        """Returns a sentence for the log."""
+        kept = f"the checkpoint with the lowest {self.score}" if self.score else "the newest checkpoint"
+        return f"{kept} is kept, because {self.because}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """All that distinguishes one stage from another."""
 
@@ -31,7 +51,8 @@ class Stage:
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
     scored: Callable[[np.ndarray], np.ndarray]  # targets of the rows -> places of those whose outputs are scored
     score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of all rows, those outputs) -> scores
-    select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
+    # (targets of the validation rows, number of images from which a score is no matter of chance) -> what is kept
+    select: Callable[[np.ndarray, int], Selection]
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
@@ -55,15 +76,36 @@ def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
     return verification.draw_pairs(identities).images
 
 
-def _newest(identities: np.ndarray) -> None:
+def _newest(identities: np.ndarray, images: int) -> Selection:
     """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
     verification.draw_pairs(identities, num_pairs=2)
+    return Selection(None, "stage 1 selects by no score")
 
 
-def _balanced_choice(ages: np.ndarray) -> str:
-    """Selects by MAE + sigma, which orders checkpoints as AAR does; where a group has no image both are undefined."""
-    all_there = len(np.unique(metrics.age_group(ages)[metrics.age_group(ages) >= 0])) == len(metrics.GROUPS)
-    return "mae_plus_sigma" if all_there else "mean_group_mae"
+def _lowest_mae(ages: np.ndarray, images: int) -> Selection:
+    """Selects by MAE if there are enough images, else the newest."""
+    told = f"there are {len(ages)} validation images and select_images is {images}"
+    return Selection("mae", told, lambda scores: scores["mae"]) if len(ages) >= images else Selection(None, told)
+
+
+def _balanced_choice(ages: np.ndarray, images: int) -> Selection:
+    """Selects by MAE + sigma, which orders checkpoints as AAR does, if every age group has at least `images` images.
+
+    Otherwise by the mean of the errors of the groups that have, if they are at least two; else the newest. The error of
+    a group with one image differs between checkpoints by years, and sigma squares that.
+    """
+    group = metrics.age_group(ages)
+    counts = np.bincount(group[group >= 0], minlength=len(metrics.GROUPS))
+    large = np.flatnonzero(counts >= images).tolist()
+    if len(large) == len(metrics.GROUPS):
+        because = f"each of the eight age groups has at least {images} validation images"
+        return Selection("mae_plus_sigma", because, lambda scores: scores["mae_plus_sigma"])
+    small = ", ".join(f"{name} ({n})" for name, n in zip(metrics.GROUPS, counts, strict=True) if n < images)
+    because = f"these age groups have fewer than {images} validation images: {small}"
+    if len(large) < 2:
+        return Selection(None, because)
+    score = f"mean error of the age groups {', '.join(metrics.GROUPS[place] for place in large)}"
+    return Selection(score, because, lambda scores: float(np.mean([scores["group_mae"][place] for place in large])))
 
 
 PRETRAIN = Stage(
@@ -97,7 +139,7 @@ REPRESENT = Stage(
     output=losses.expected_age,
     scored=_every_row,
     score=_age_score,
-    select=lambda targets: "mae",
+    select=_lowest_mae,
 )
 
 CLASSIFY = Stage(
@@ -130,7 +172,7 @@ def get(name: str) -> Stage:
     return STAGES[name]
 
 
-def with_method(stage: Stage, name: str, setting: float | None, power: float) -> Stage:
+def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
     """Returns stage 3 with the loss, order and mixing of a method of `methods`; 'lae' returns the stage unchanged.
 
     The start and the layers of the method's head are config fields, which `plan.settled` sets.
@@ -139,10 +181,9 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
       stage: The stage; only stage 3 has methods.
       name: Name of the method.
       setting: The method's setting, None if it has none.
-      power: Power of the class-balanced order.
 
     Raises:
-      InputError: The stage has no methods, the method cannot run on images, or its setting or power does not fit.
+      InputError: The stage has no methods, the method cannot run on images, or its setting does not fit.
     """
     method = methods.get(name)
     if stage is not CLASSIFY:
@@ -164,8 +205,6 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
         )
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
-    if method.order == "shuffled" and power:
-        raise InputError(f"method {name!r} uses the shuffled order: omit --config.data.power")
     if name == "lae":
         return stage
     return dataclasses.replace(

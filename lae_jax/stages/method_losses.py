@@ -35,14 +35,16 @@ def log_prior(counts: jax.Array) -> jax.Array:
     return jnp.log(counts) - jnp.log(jnp.sum(counts))
 
 
-def adjusted_divergence(logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array) -> jax.Array:
+def adjusted_divergence(
+    logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array, label_sigma: float = 1.0
+) -> jax.Array:
     """Returns `L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
 
     With tau = 1 this is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3),
     with any tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10). Our label distribution replaces their
     one-hot target.
     """
-    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages)
+    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages, label_sigma)
 
 
 def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:

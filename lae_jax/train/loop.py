@@ -1,8 +1,6 @@
 """The training loop, which all stages share."""
 
 import functools
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,13 +13,13 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import __version__, models, stages
+from lae_jax import models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted
-from lae_jax.train import handover, profiling, steps
+from lae_jax.train import handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
 
@@ -70,19 +68,22 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         plan = make_plan(config, resumed)
         config = plan.config  # now with the statistics of the weights
         module, tx, state = _initial(plan)
-        _require_alike_hosts(plan, state)
+        hosts.require_alike(plan, state)
         if not begun:
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
         with Checkpoints(workdir, asynchronous=config.async_save) as saved:
-            known = provenance.provenance(config, plan.dataset) | _init_of(plan)
+            known = provenance.provenance(config, plan.dataset) | _inputs_of(plan)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
                 with Checkpoints(workdir, folder, read_only=True) as found:
                     state = found.restore(newest, state)
                 logger.info("%s resumes after step %d", workdir, newest)
-            elif parallel.is_first_host():
-                files.write_json(workdir / "provenance.json", known)
+            else:
+                if plan.init is None:
+                    logger.info("the backbone starts from scratch (config.init_from)")
+                if parallel.is_first_host():
+                    files.write_json(workdir / "provenance.json", known)
             logger.info(
                 "batches of %d images, %d per device; %s per epoch, %d in total",
                 config.batch_size,
@@ -90,6 +91,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 console.counted(plan.durations.epoch, "step"),
                 plan.durations.total,
             )
+            logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
             return _Loop(plan, module, tx, saved, signals, trace).run(state, scored=folder == checkpoints.FOLDER)
@@ -107,37 +109,17 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
     return module, tx, steps.create_state(variables, tx)
 
 
-# Fields in which hosts may differ: places on their own disks, and how they read them.
-_OF_A_HOST = ("data.path", "data.threads", "data.verify")
-
-
-def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
-    """Raises InputError where a host would train something else: its replicas would drift apart without a word."""
-    if jax.process_count() == 1:
-        return
-    given = {name: value for name, value in fields.flat(fields.as_json(plan.config)).items() if name not in _OF_A_HOST}
-    parameters = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        parameters.update(np.ascontiguousarray(leaf).tobytes())
-    digests = {
-        "config": hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest(),
-        "version of lae_jax": hashlib.sha256(f"{__version__} {provenance.commit()}".encode()).hexdigest(),
-        "initial state": parameters.hexdigest(),
-    }
-    for what, digest in digests.items():
-        if others := parallel.hosts_that_differ(digest):
-            raise InputError(
-                f"host {', '.join(map(str, others))} has another {what} than host 0: give all hosts the same code,"
-                " files and flags"
-            )
-
-
-def _init_of(plan: Plan) -> dict:
-    """What the provenance says of the start of a fresh run."""
-    if plan.init is None:
-        return {}
-    start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
-    return {"init": start}
+def _inputs_of(plan: Plan) -> dict:
+    """What the provenance says of a fresh run's inputs besides its data set: its start, its weights of ages."""
+    init = plan.init
+    start = {"from": "scratch"}
+    if init is not None:
+        start = {"from": str(init.workdir), "step": init.step, "sha256": init.meta.get("sha256")}
+    result: dict = {"init": start}
+    if plan.age_weights is not None:
+        by_age = {str(age): weight for age, weight in plan.age_weights.by_age.items()}
+        result["age_weights"] = {"sha256": plan.age_weights.hash, "by_age": by_age}
+    return result
 
 
 class _Loop:
@@ -342,13 +324,14 @@ class _Loop:
                 "model": plan.config.model.name,
                 "num_outputs": plan.num_outputs,
                 "scores": scores,
-                "selected_by": plan.selected_by,
-                "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
+                "selected_by": plan.selection.score,
+                "selected": plan.selection.value(scores) if scores else None,
                 "constants": {name: plan.constants[name] for name in plan.stage.needs},
                 "config": fields.as_json(plan.config),
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
+                "age_weights": plan.age_weights and plan.age_weights.hash,
                 "trained_on": plan.history.trained_on,
                 "leaks": plan.history.leaks,
                 "identities": plan.history.identities,
@@ -363,7 +346,8 @@ class _Loop:
             "step": best,
             "last_step": self.saved.latest(),
             "scores": meta["scores"],
-            "selected_by": self.plan.selected_by,
+            "selected_by": self.plan.selection.score,
+            "selected_because": self.plan.selection.because,
             "constants": meta["constants"],
             "skipped_steps": journal.skipped_steps,
             "seconds": round(journal.seconds, 1),

@@ -236,6 +236,14 @@ def test_undefined_scores_are_told_with_the_missing_group():
     assert "no image of age 11-20, 31-40" in door.tell(scores)
 
 
+def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
+    ages = np.array([0.4, 0.0, 5, 81.5])
+    told = door.tell(metrics.age_report(ages, ages + [3, 5, 1, -2]).to_dict())
+    lines = [line.split() for line in told.splitlines()]
+    assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
+    assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
+
+
 def test_wrong_calls_say_what_there_is(run, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         evaluate.evaluate(tmp_path)
@@ -263,3 +271,15 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     assert "cut in another way" in capsys.readouterr().out
     report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
     assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]
+
+
+def test_ready_crops_of_another_data_set_are_a_warning(run, tmp_path, caplog):
+    other = tmp_path / "other"
+    shutil.copytree(run.data.path, other)
+    manifest = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**manifest, "rejected": 1}))
+    for path, differs in ((run.data.path, False), (other, True)):
+        report, _ = evaluate.evaluate(run.workdir, path, split="test")
+        assert report["unknown_crops"] == differs and not report["other_crop_than_training"]
+        assert ("it is unknown whether these were cut in the same way" in door.tell(report)) == differs
+        assert ("trained on ready crops of another data set" in caplog.text) == differs

@@ -338,6 +338,11 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tm
     config.init_from = ""
     with pytest.raises(InputError, match="--config.init_from"):
         loop.train(config)
+    for stage in ("pretrain", "represent"):
+        config = small_config(stage)
+        config.init_from = ""
+        with pytest.raises(InputError, match="config.init_from is empty: .*hf:owner/name.*--config.init_from=scratch"):
+            loop.train(config)
     config = small_config("represent")
     config.data.path = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="python -m lae_jax.prepare"):
@@ -404,12 +409,3 @@ def test_foreign_runs_are_refused_by_name(small_config, trained):
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
         loop.train(third)
-
-
-def test_the_selecting_score_is_settled_by_the_groups_that_are_there():
-    from lae_jax import stages
-
-    ages = np.array([5.0, 15, 25, 35, 45, 55, 65, 75])
-    assert stages.CLASSIFY.select(ages) == "mae_plus_sigma"
-    assert stages.CLASSIFY.select(ages[1:]) == "mean_group_mae"
-    assert stages.REPRESENT.select(ages) == "mae" and stages.PRETRAIN.select(np.array(["a", "a", "b"])) is None
