@@ -141,6 +141,7 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
 
     if "stages" in config:
         _check_recipe(config)
+    has_report = True
     for stage in train.stages_of(config):
         if "stages" in config:
             logger.info("stage %s -> %s", epath.Path(stage.workdir).name, stage.workdir)

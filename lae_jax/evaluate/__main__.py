@@ -7,7 +7,6 @@ model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
 import argparse
-import signal
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, layout, start
@@ -93,6 +92,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends the program at once, even inside a callback of JAX, which would lose the exception.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    start.program(main)
+    start.program(main, interrupt_at_once=True)

@@ -1,6 +1,7 @@
 """What a person sees: tables and the progress line, errors of one line, unknown names get the nearest."""
 
 import fcntl
+import importlib
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import termios
 import pytest
 from conftest import ROOT
 
+import lae_jax
 from lae_jax import demo
 from lae_jax.runtime import console, start
 from lae_jax.runtime.errors import InputError, unknown
@@ -30,6 +32,39 @@ def test_a_door_turns_an_input_error_into_one_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as exit_:
         start.program(main)
     assert exit_.value.code == 2 and capsys.readouterr().err == "error: faces.csv is empty\n"
+
+
+@pytest.fixture
+def interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("-m", signal.default_int_handler, signal.SIG_DFL),
+        ("/usr/bin/lae-jax", signal.default_int_handler, signal.SIG_DFL),
+        ("-m", signal.SIG_IGN, signal.SIG_IGN),
+        ("/usr/bin/pytest", signal.default_int_handler, signal.default_int_handler),
+    ],
+)
+def test_while_a_program_is_imported_ctrl_c_ends_it_without_a_traceback(monkeypatch, interrupts, name, given, expected):
+    interrupts(given)
+    monkeypatch.setattr(sys, "argv", [name])
+    importlib.reload(lae_jax)
+    assert signal.getsignal(signal.SIGINT) == expected
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("given", [signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN])
+def test_a_program_sets_what_ctrl_c_does_and_leaves_it_ignored(interrupts, given, at_once):
+    interrupts(given)
+    heard = []
+    start.program(lambda: heard.append(signal.getsignal(signal.SIGINT)), interrupt_at_once=at_once)
+    expected = signal.SIG_DFL if at_once else signal.default_int_handler
+    assert heard == [signal.SIG_IGN if given == signal.SIG_IGN else expected]
 
 
 def test_unknown_names_the_nearest():
