@@ -82,13 +82,7 @@ class Dataset:
         """
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
-        if split not in self.manifest["splits"]:
-            hint = "; name splits with config.data.train and config.data.split in a run, with --split in evaluate"
-            if split.startswith("fold"):
-                hint = "; make folds with prepare --folds K"
-            elif any(name.startswith("fold") for name in self.manifest["splits"]):
-                hint = "; choose a fold with --config.data.fold=0"
-            raise InputError(f"{self.path}: " + unknown("split", split, [*self.manifest["splits"], "all"]) + hint)
+        layout.require_split(self.path, split, self.manifest["splits"])
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
         if not len(rows):

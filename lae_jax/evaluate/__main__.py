@@ -10,7 +10,7 @@ import argparse
 import signal
 
 from lae_jax import evaluate
-from lae_jax.runtime import console, flags, layout, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
     evaluate.check(args["interval"], args["threshold"], args["batch_size"])
-    layout.require_run(args["run"])
+    evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)
     print(tell(report))

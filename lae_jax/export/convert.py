@@ -17,8 +17,8 @@ from lae_jax.export import folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
 from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
-from lae_jax.runtime import checkpoints, console, files, layout
-from lae_jax.runtime.errors import ExportDiffers, InputError, unknown
+from lae_jax.runtime import checkpoints, console, files
+from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.versions import version
 
 logger = logging.getLogger("lae_jax")
@@ -57,15 +57,10 @@ def export(
       The content of `out`/export.json.
 
     Raises:
-      InputError: An argument or the run cannot be used.
+      InputError: The run cannot be used.
       ExportDiffers: The outputs of the export differ from those of the run. The export is deleted.
     """
-    if form not in folder.FORMATS:
-        raise InputError(unknown("format", form, folder.FORMATS))
-    if files.is_remote(out):
-        raise InputError(f"--out {out}: export to a local disk, where the check reads it back, then copy the folder")
     out = pathlib.Path(out)
-    layout.require_new(out)
     with console.progress(total=4, what="export", unit="steps") as line:
         return _export(run, form, out, step, flip, line)
 

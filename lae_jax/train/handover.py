@@ -26,11 +26,6 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     """
     name = config.init_from
     if name in ("", "scratch"):
-        if stage.name == "represent":
-            logger.info(
-                "training starts from scratch. The paper starts from stage 1 (--config.init_from=runs/pretrain); you"
-                " can also start from published weights (docs/training.md)"
-            )
         if "head" in stage.loads:
             raise InputError(
                 f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
@@ -46,6 +41,15 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
             f" {' or '.join(stage.follows)}: name one with --config.init_from"
         )
     return init
+
+
+def tell_scratch(stage: stages.Stage) -> None:
+    """Logs that a run of stage 2 starts from scratch, unlike the paper's."""
+    if stage.name == "represent":
+        logger.info(
+            "training starts from scratch. The paper starts from stage 1 (--config.init_from=runs/pretrain); you"
+            " can also start from published weights (docs/training.md)"
+        )
 
 
 def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from lae_jax import __version__, models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inputs, provenance
-from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
+from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted
 from lae_jax.train import handover, profiling, steps
@@ -48,8 +48,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
     """
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
-    if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
-        raise InputError(f"config.workdir is {config.workdir!r}: name a folder that is only for the run")
+    layout.require_workdir(config.workdir)
     with parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
             raise Preempted(f"{workdir} was not started or resumed; start it again")
@@ -70,6 +69,8 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         config = plan.config  # now with the statistics of the weights
         module, tx, state = _initial(plan)
         _require_alike_hosts(plan, state)
+        if plan.init is None and resumed is None:
+            handover.tell_scratch(plan.stage)
         if not begun:
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)

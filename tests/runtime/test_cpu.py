@@ -1,5 +1,6 @@
 """Steps on CPUs: freed memory is kept for the next one, and XLA is told what it knows."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,9 @@ runpy.run_module("lae_jax." + sys.argv.pop(1), run_name="__main__")
 @pytest.mark.parametrize("program", ["predict", "serve", "evaluate", "export", "longtail", "main"])
 def test_memory_is_arranged_before_the_imports_that_start_threads(program, drawn, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config = {"stage": "represent", "data": {"path": str(drawn), "split": "validation"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "photo.jpg").touch()
     words = {
         "predict": ["--run", "run", "photo.jpg"],
         "serve": ["--run", "run"],

@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, missing_extra
 
 PREFIX, FILE = "hf:", "model.safetensors"
 CONFIG_LIMIT = 1 << 20  # bytes; timm's files are below 1,000
@@ -39,10 +39,8 @@ def require() -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "hf: sources need the package huggingface_hub: pip install 'lae-jax[hub]' (in a checkout: pip install -e"
-            " '.[hub]'), or give a file that you downloaded yourself"
-        ) from error
+        told = missing_extra("hub", "huggingface_hub", "a source hf:...")
+        raise InputError(f"{told}, or give a file that you downloaded yourself") from error
 
 
 def parse(source: str) -> tuple[str, str]:
