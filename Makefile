@@ -15,6 +15,7 @@ FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-test.txt pyproject.toml
+	@echo 'JAX, TensorFlow and the tools of the tests into $(VENV) (SIZE; MINUTES)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -24,6 +25,7 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 setup-beam: $(BEAM_STAMP)
 
 $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
+	@echo 'Apache Beam and what it needs into $(BEAM_VENV) (SIZE; MINUTES)'
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt -r requirements-test.txt
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -33,6 +35,7 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
+	@echo 'PyTorch, timm and further peers into $(PEERS_VENV) (SIZE; MINUTES)'
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	touch $@

@@ -49,6 +49,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.port < 65536:
         raise InputError(f"--port is {args.port}: it must lie between 0 and 65535")
+    args.allow_host = [name.lower().removesuffix(".") for name in args.allow_host]
+    for name in args.allow_host:
+        # Of the names with a colon, only IPv6 addresses have several.
+        if not name or "/" in name or name.count(":") == 1:
+            raise InputError(f"--allow-host {name}: give only the name, without https:// and without a port")
     return args
 
 
