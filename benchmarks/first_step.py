@@ -81,7 +81,7 @@ def child(args: argparse.Namespace) -> None:
     config = represent.get_config()
     config.workdir, config.data.path, config.data.split = args.workdir, args.data, ""
     config.model.name, config.data.image_size, config.batch_size = args.model, args.image_size, args.batch_size
-    config.epochs = 100.0
+    config.init_from, config.epochs = "scratch", 100.0
     loop.train(config)
 
 

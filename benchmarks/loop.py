@@ -40,6 +40,7 @@ def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints
     config.workdir, config.data.path, config.data.split = str(folder / "run"), str(folder / "drawn"), ""
     config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
     config.batch_size, config.save_steps, config.log_steps = args.batch_size, 10**9, args.log_steps
+    config.init_from = "scratch"
     plan = make_plan(config)
     module = build.model(config, plan.stage, plan.num_outputs)
     variables = models.initialise(module, args.image_size, 0)

@@ -55,6 +55,7 @@ class Bench:
     def fields(self, workdir: pathlib.Path, **more) -> dict:
         return {
             "workdir": str(workdir),
+            "init_from": "scratch",
             "data.path": str(self.data),
             "data.image_size": 24,
             "data.threads": 2,
@@ -199,7 +200,8 @@ def saving(workdir: pathlib.Path) -> bool:
 
 def newest_whole(workdir: pathlib.Path) -> int:
     """The newest checkpoint that is as it was sealed, without changing anything; 0 if there is none."""
-    folders = [path for path in (workdir / checkpoints.FOLDER).glob("*") if path.name.isdigit()]
+    names = (checkpoints.FOLDER, checkpoints.UNSCORED)
+    folders = [path for name in names for path in (workdir / name).glob("*") if path.name.isdigit()]
     whole = [path for path in map(epath.Path, folders) if checksums.has(path) and checksums.damage(path) is None]
     return max((int(path.name) for path in whole), default=0)
 

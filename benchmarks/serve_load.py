@@ -68,6 +68,7 @@ def small_run(folder: pathlib.Path) -> pathlib.Path:
     c = represent.get_config()
     c.workdir, c.data.path, c.data.image_size = str(folder / "run"), str(folder / "data"), 64
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "resnet18", 8, 8, 1.0
+    c.init_from = "scratch"
     loop.train(c)
     return folder / "run"
 

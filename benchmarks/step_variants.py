@@ -21,9 +21,9 @@ def _depthwise(form: Callable) -> None:
     """All depthwise convolutions by `form`, whatever the platform has."""
     xla = layers.xla_convolution
 
-    def choose(x, kernel, stride, padding):
+    def choose(x, kernel, stride, padding, precision=jax.lax.Precision.DEFAULT):
         depthwise = kernel.shape[2] == 1 and x.shape[-1] == kernel.shape[3] > 1
-        return (form if depthwise else xla)(x, kernel, stride, padding)
+        return form(x, kernel, stride, padding) if depthwise else xla(x, kernel, stride, padding, precision)
 
     layers.shifted_depthwise = layers.xla_convolution = choose
 

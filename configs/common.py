@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/represent"
     c.seed = 0
     # Run to take the backbone from (stage 3: the model); in stages 1 and 2 also a file of weights or
-    # hf:owner/name[@revision] (docs/training.md). '' or 'scratch': none; in a recipe '': the stage before.
+    # hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set, but in a recipe '' is the stage before.
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the best one)
     c.mae_from = ""  # stage 3: run whose validation MAE is in the loss (default: init_from)
@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
     c.data.std = (0.229, 0.224, 0.225)
     c.data.normalize = ""  # | 'weights': the mean and std that init_from was trained with
     c.data.power = 0.0  # class-balanced order; 0: ages equally likely (the paper), 1: as frequent as in the data
+    # CSV age,weight: an age with n images is drawn in proportion to weight x n^power; '': all weights are 1.
+    c.data.age_weights = ""
     c.data.verify = "auto"  # | 'full': SHA-256 of every file; 'quick': not of shards; 'auto': full below 10 GB
     c.data.allow_leak = False  # train although splits share images or people (--allow-leak)
     c.data.threads = placeholder(int)  # threads of the input pipeline (default: all cores)
@@ -67,6 +69,8 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "efficientnet_v2_m"
     c.model.dtype = "float32"  # type of the computation: 'bfloat16' | 'float32'; parameters and losses are float32
+    # Precision of the backbone's float32 products: 'default' (TF32 on GPUs, bfloat16 on TPUs) | 'high' | 'highest'.
+    c.model.precision = "default"  # (heads and losses: always the highest)
     c.model.dropout = placeholder(float)  # default: as published
     c.model.stochastic_depth = placeholder(float)  # default: as published
     c.model.embedding_size = 512  # stage 1 (ours)
@@ -76,6 +80,7 @@ def get_config() -> ConfigDict:
 
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
+    c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours)
 
@@ -104,6 +109,8 @@ def get_config() -> ConfigDict:
 
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
+    # Validation images from which a score selects the kept checkpoint: stage 3 counts them in each age group (ours)
+    c.select_images = 30
     c.save_steps = 1000  # steps between two checkpoints in an epoch; each evaluation saves too
     c.async_save = True  # write checkpoints while training continues (on a single host)
     c.stall_minutes = 10.0  # minutes without a step until the watchdog ends the run; compiling does not count

@@ -1,8 +1,9 @@
 """Stage 1, pretraining: a backbone that distinguishes people, trained on faces with identities (AM-softmax).
 
-    python -m lae_jax.main --config configs/pretrain.py
+    python -m lae_jax.main --config configs/pretrain.py --config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k
 
-Reads data/people (prepared with identities) and writes runs/pretrain. The paper used MS-Celeb-1M; not run by us.
+Reads data/people (prepared with identities) and writes runs/pretrain. It asks for init_from: the contest's system
+started from ImageNet weights; scratch is the other way. The paper used MS-Celeb-1M; not run by us.
 """
 
 from lae_jax.configs import common

@@ -46,4 +46,5 @@ def get_config(variant: str = "small"):
         c.order = ("pretrain", *c.order)
         c.stages.pretrain = _stage(c, "pretrain", 20.0, 0.02, "crop")
         c.stages.pretrain.model.embedding_size = 128
+    c.stages[c.order[0]].init_from = "scratch"
     return c

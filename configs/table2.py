@@ -1,6 +1,6 @@
 """The rows of the paper's Table 2 (MIVIA, validation; split 4:1 by image). We ran none of them.
 
-    python -m lae_jax.main --config configs/table2.py:<row>
+    python -m lae_jax.main --config configs/table2.py:<row> [--config.init_from=SOURCE]
 
 | row            | model and init     | augment | schedule     | MAE  | MAE^1 | MAE^3 | MAE^8 | sigma | AAR  |
 | baseline       | ResNet-18 ImageNet | flip    | MultiStep 75 | 1.97 | 7.16  | 1.61  | 3.45  | 1.93  | 6.10 |
@@ -13,8 +13,9 @@
 
 We read rows 2 to 4 as the baseline plus one trick each. Stage 1 for the row `pretraining` is
 `--config configs/pretrain.py --config.model.name=resnet18 --config.workdir=runs/pretrain_resnet18`. Where the paper
-starts from ImageNet weights, `init_from` is empty here: set it to weights that docs/training.md lists. For the paper's
-comparisons of batch sizes and schedules, override the row `representation`: --config.batch_size=128, or
+starts from ImageNet weights (and in that stage 1), the program asks for SOURCE: weights that docs/training.md lists,
+such as hf:timm/resnet18.tv_in1k and hf:timm/tf_efficientnetv2_m.in21k_ft_in1k, or scratch. For the paper's comparisons
+of batch sizes and schedules, override the row `representation`: --config.batch_size=128, or
 --config.optim.schedule=multi_step --config.epochs=75 --config.optim.milestones='(20,40,60,75)'.
 """
 

@@ -95,7 +95,7 @@ def main() -> None:
         above, below = [], []
         for row, name in enumerate(dataset.column("name")):
             found = dataset.column("landmarks")[row].reshape(5, 2), dataset.column("box")[row]
-            crop = images.load(stored_image(dataset, row))
+            crop = images.load(dataset.encoded(np.array([row]))[0])
             above.append((name, marked(scenes[name], *found)))
             below.append(("", marked(crop, template)))
         sheet(HERE / "aligned.png", above + below, len(above), [0.75, 1])
@@ -104,13 +104,6 @@ def main() -> None:
         blank = Image.new("RGB", (480, 360), (240, 240, 240))
         titled = [(f"{name}\n{why}", scenes.get(name, blank)) for name, why in refused]
         sheet(HERE / "rejected.png", titled, 4, [0.75, 0.75])
-
-
-def stored_image(dataset: records.Dataset, row: int) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example.FromString(dataset.read(np.array([row]))[0])
-    return example.features.feature["image"].bytes_list.value[0]
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def expected_age(logits: jax.Array) -> jax.Array:
     return jnp.sum(probabilities * ages[None, :], axis=-1)
 
 
-def label_divergence(logits: jax.Array, ages: jax.Array) -> jax.Array:
+def label_divergence(logits: jax.Array, ages: jax.Array, label_sigma: float = 1.0) -> jax.Array:
     """Returns equation 1, `L_ld = sum_k z_k log(z_k / p_k)`.
 
     0 log 0 = 0: z underflows about 14 years from y, but log z and log p stay finite, so the product is 0 there, and so
@@ -60,6 +60,7 @@ def label_divergence(logits: jax.Array, ages: jax.Array) -> jax.Array:
     Args:
       logits: (B, K).
       ages: (B,) years.
+      label_sigma: Standard deviation of the label distribution in years, 1 in the paper.
 
     Returns:
       (B,) nats.
@@ -68,7 +69,7 @@ def label_divergence(logits: jax.Array, ages: jax.Array) -> jax.Array:
       ValueError: The shapes do not match.
     """
     logits = _matrix(logits, "logits")
-    log_z = _log_label_distribution(_aligned(ages, logits, "ages"), 1.0, logits.shape[-1])
+    log_z = _log_label_distribution(_aligned(ages, logits, "ages"), label_sigma, logits.shape[-1])
     return jnp.sum(jnp.exp(log_z) * (log_z - jax.nn.log_softmax(logits, axis=-1)), axis=-1)
 
 
@@ -89,13 +90,16 @@ def regression_error(logits: jax.Array, ages: jax.Array) -> jax.Array:
     return jnp.abs(_aligned(ages, predictions, "ages") - predictions)
 
 
-def representation_loss(logits: jax.Array, ages: jax.Array, er_weight: float = 1.0) -> jax.Array:
+def representation_loss(
+    logits: jax.Array, ages: jax.Array, er_weight: float = 1.0, label_sigma: float = 1.0
+) -> jax.Array:
     """Returns equation 3, the loss of stage 2: `L_fe = L_ld + lambda L_er`.
 
     Args:
       logits: (B, K).
       ages: (B,) years.
       er_weight: The paper's lambda, 1 in all its experiments.
+      label_sigma: As in `label_divergence`.
 
     Returns:
       (B,).
@@ -103,10 +107,12 @@ def representation_loss(logits: jax.Array, ages: jax.Array, er_weight: float = 1
     Raises:
       ValueError: The shapes do not match.
     """
-    return label_divergence(logits, ages) + er_weight * regression_error(logits, ages)
+    return label_divergence(logits, ages, label_sigma) + er_weight * regression_error(logits, ages)
 
 
-def classification_loss(logits: jax.Array, ages: jax.Array, mae: float | jax.Array) -> jax.Array:
+def classification_loss(
+    logits: jax.Array, ages: jax.Array, mae: float | jax.Array, label_sigma: float = 1.0
+) -> jax.Array:
     """Returns equation 4, the loss of stage 3: `L_cl = L_ld + (L_er - mae)^2`.
 
     The square is taken for each image, before any mean. It therefore pulls the error of every image towards `mae`:
@@ -116,6 +122,7 @@ def classification_loss(logits: jax.Array, ages: jax.Array, mae: float | jax.Arr
       logits: (B, K).
       ages: (B,) years.
       mae: Equation 5, a scalar in years: the mean absolute error of stage 2 on the validation set.
+      label_sigma: As in `label_divergence`.
 
     Returns:
       (B,).
@@ -123,7 +130,7 @@ def classification_loss(logits: jax.Array, ages: jax.Array, mae: float | jax.Arr
     Raises:
       ValueError: The shapes do not match.
     """
-    return label_divergence(logits, ages) + (regression_error(logits, ages) - mae) ** 2
+    return label_divergence(logits, ages, label_sigma) + (regression_error(logits, ages) - mae) ** 2
 
 
 def am_softmax_loss(

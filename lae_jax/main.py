@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lae_jax import __version__, train
 from lae_jax.runtime import start, watch
-from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.errors import InputError, Preempted, unknown
 from lae_jax.train import early
 
 if TYPE_CHECKING:
@@ -134,6 +134,9 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
       config: A stage, or a recipe with `stages` and `order`.
       signals: Signals that ask the run to stop.
       profile: Steps of each stage to trace.
+
+    Raises:
+      Preempted: A signal came before the end; the same command resumes it.
     """
     if "stages" in config:
         _check_recipe(config)
@@ -146,22 +149,28 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
         if name:
             logger.info("stage %s -> %s", name, stage.workdir)
         with early.naming(name, config):
-            _train(stage, signals, profile)
+            has_report = _train(stage, signals, profile)
+    if not has_report:
+        raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
 
 
-def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> None:
-    """Trains a stage, logs its scores and writes its report."""
+def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> bool:
+    """Trains a stage, logs its scores and writes its report; False if a signal came before the report."""
     from lae_jax.evaluate import results
+    from lae_jax.runs import inference
     from lae_jax.runtime import parallel
     from lae_jax.train import loop
 
     _tell(loop.train(config, signals, profile), config.workdir)
     if parallel.on_any_host(signals.asked):
-        return  # the report is written when the same command runs again
+        return False
     try:
-        results.of_run(epath.Path(config.workdir))
+        results.of_run(epath.Path(config.workdir), signals)
+    except inference.Interrupted:
+        return False
     except (InputError, OSError) as error:
         logger.warning("%s is finished, but its report could not be written: %s", config.workdir, error)
+    return True
 
 
 def _check_recipe(config: ConfigDict) -> None:
@@ -183,20 +192,24 @@ def check_paths(config: ConfigDict) -> None:
       InputError: A path does not exist, or holds something else, or there is no such split.
     """
     recipe = config.stages if "stages" in config else {"": config}
-    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
+    made = {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
     for name in config.order if "stages" in config else recipe:
         if name not in recipe:
             continue  # `_check_recipe` reports it
         workdir = os.fspath(epath.Path(config.workdir) / name) if name else config.workdir
+        is_first = "stages" not in config or name == config.order[0]
         with early.naming(name, config):
-            early.check_stage(recipe[name], workdir, made)
+            early.check_stage(recipe[name], workdir, made, is_first)
 
 
 def _tell(summary: dict, workdir: str) -> None:
     from lae_jax.train import journal
 
     told = journal.told(summary["scores"]) if summary["scores"] else "no validation split"
-    logger.info("%s: kept the checkpoint of step %d of %d: %s", workdir, summary["step"], summary["last_step"], told)
+    kept = f"lowest {summary['selected_by']}" if summary["selected_by"] else "the newest"
+    logger.info(
+        "%s: kept the checkpoint of step %d of %d (%s): %s", workdir, summary["step"], summary["last_step"], kept, told
+    )
 
 
 def main(argv: list[str], signals: watch.Signals) -> None:

@@ -1,7 +1,8 @@
 """The scores of section 3.2 and of the contests, computed on the host in float64.
 
 Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
-`floor(age + 0.5)`. A score that is undefined is NaN (None in `to_dict`), never 0.
+`floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. Babies (0.4 is 0 years) and people over 81 (81.5 is 82) are in two
+groups of their own, `OUTSIDE`, in no score over the eight. An undefined score is NaN (None in `to_dict`), never 0.
 """
 
 import dataclasses
@@ -13,14 +14,17 @@ import numpy as np
 from lae_jax.runtime.errors import InputError
 
 GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
+OUTSIDE = ("0", "82+")  # whole ages outside Table 1
+ALL_GROUPS = (*GROUPS, *OUTSIDE)
 MAX_CS = 10  # years: the cumulative score is computed for 0..MAX_CS
 
 
 @dataclass(frozen=True, eq=False)
 class AgeReport:
-    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, NaN where a group has no image.
+    """The scores of one list of predictions. Arrays of 8 are in the order of `GROUPS`, those of 2 of `OUTSIDE`.
 
-    If a group has no image, `sigma`, `mmae` and both editions of AAR are undefined (NaN); `missing_groups` names it.
+    A group without an image has NaN. If one of the eight has none, `sigma`, `mmae` and both editions of AAR are
+    undefined (NaN); `missing_groups` names it.
     """
 
     n: int  # images, including ages outside 1-81
@@ -35,17 +39,20 @@ class AgeReport:
     aar_2022: float  # 0 to 10
     cs: np.ndarray  # (11,) fraction of images with |error| <= k years, k = 0..10
     missing_groups: tuple[str, ...]
+    outside_mae: np.ndarray  # (2,) years
+    outside_count: np.ndarray  # (2,) images
+    outside_bias: np.ndarray  # (2,) years
 
     def to_dict(self) -> dict:
         """Returns the fields as plain numbers, strings and lists for JSON; an undefined score is None."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
 
 
 def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     """Computes equations 5, 6 and 7 and the further scores of `AgeReport`.
 
     Args:
-      ages: (n,) years. Ages outside 1-81 count in `mae` and `cs`, and in no group.
+      ages: (n,) years. Ages outside 1-81 count in `mae`, `cs` and `outside_...`, and in none of the eight groups.
       predictions: (n,) years.
 
     Raises:
@@ -61,13 +68,12 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     errors = np.abs(differences)
     mae = float(errors.mean())
 
-    group = age_group(ages)
-    inside = group >= 0
-    count = np.bincount(group[inside], minlength=len(GROUPS))
-    there = count > 0
-    totals = (np.bincount(group[inside], weights=d[inside], minlength=len(GROUPS)) for d in (errors, differences))
-    group_mae, bias = (np.divide(t, count, out=np.full(len(GROUPS), np.nan), where=there) for t in totals)
-
+    group = extended_group(ages)
+    all_count = np.bincount(group, minlength=len(ALL_GROUPS))
+    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (errors, differences))
+    all_mae, all_bias = (np.divide(t, all_count, out=np.full(len(t), np.nan), where=all_count > 0) for t in totals)
+    inside, outside = slice(len(GROUPS)), slice(len(GROUPS), None)
+    count, group_mae, there = all_count[inside], all_mae[inside], all_count[inside] > 0
     sigma = group_deviation(group_mae, mae)
     mmae = float(group_mae.mean())
     return AgeReport(
@@ -75,7 +81,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         mae=mae,
         group_mae=group_mae,
         group_count=count,
-        bias=bias,
+        bias=all_bias[inside],
         sigma=sigma,
         mmae=mmae,
         mean_group_mae=float(group_mae[there].mean()) if there.any() else math.nan,
@@ -83,6 +89,9 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         aar_2022=aar_2022(mmae, sigma),
         cs=(errors[:, None] <= np.arange(MAX_CS + 1)).mean(axis=0),
         missing_groups=tuple(name for name, here in zip(GROUPS, there, strict=True) if not here),
+        outside_mae=all_mae[outside],
+        outside_count=all_count[outside],
+        outside_bias=all_bias[outside],
     )
 
 
@@ -113,19 +122,21 @@ def age_class(ages: np.ndarray) -> np.ndarray:
       InputError: An age is NaN or Inf.
     """
     ages = np.asarray(ages, np.float64)
-    _check_finite("ages", ages.ravel())
+    check_finite("ages", ages.ravel())
     return np.floor(ages + 0.5).astype(np.int64)
 
 
 def age_group(ages: np.ndarray) -> np.ndarray:
-    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81: years of any shape -> int64.
+    """Returns the index in `GROUPS` of each age (Table 1), -1 outside 1-81; otherwise as `extended_group`."""
+    group = extended_group(ages)
+    return np.where(group < len(GROUPS), group, -1)
 
-    Raises:
-      InputError: An age is NaN or Inf.
-    """
-    whole = age_class(ages)
-    last = len(GROUPS) - 1
-    return np.where((whole >= 1) & (whole <= 81), np.minimum((whole - 1) // 10, last), -1)
+
+def extended_group(ages: np.ndarray) -> np.ndarray:
+    """Returns the index in `ALL_GROUPS` of each age: finite years of any shape -> int64."""
+    whole, last = age_class(ages), len(GROUPS) - 1
+    inside = np.minimum((whole - 1) // 10, last)
+    return np.where(whole < 1, last + 1, np.where(whole > 81, last + 2, inside))
 
 
 def group_deviation(group_mae: np.ndarray, mae: float) -> float:
@@ -266,121 +277,25 @@ def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float
     return Decision(threshold, cut, *map(int, counts))
 
 
-@dataclass(frozen=True)
-class Verification:
-    """How well embeddings separate people; rates are fractions of the genuine or of the impostor pairs."""
-
-    equal_error_rate: float  # where the false accept rate equals the false reject rate
-    true_accept_rate: float  # where 1 impostor pair in 1,000 is accepted; NaN with too few impostor pairs
-    pairs: int  # genuine and impostor pairs together
-    genuine_pairs: int
-
-    def to_dict(self) -> dict:
-        """Returns the fields for JSON; an undefined rate is None."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-def verification(embeddings: np.ndarray, identities: np.ndarray, num_pairs: int = 10000, seed: int = 0) -> Verification:
-    """Verifies people on seeded pairs of images, by cosine similarity.
-
-    Half of the pairs show one person twice, half show two people. Each half is drawn uniformly and without repetition,
-    because a repeated pair would feign precision; a data set with fewer pairs gives all it has. The equal error rate is
-    interpolated linearly between thresholds. The true accept rate is the best at a false accept rate of at most 1e-3,
-    undefined below 1,000 impostor pairs. A zero embedding has similarity 0.
-
-    Args:
-      embeddings: (n, D).
-      identities: (n,) of a type that sorts.
-      num_pairs: Pairs to draw, 2 or more.
-      seed: Seed of the pairs.
-
-    Raises:
-      InputError: There are fewer than two people, no person has two images, the shapes do not match, embeddings are
-        not finite, or `num_pairs` is below 2.
-    """
-    embeddings, identities = np.asarray(embeddings), np.asarray(identities)
-    if embeddings.ndim != 2 or identities.shape != embeddings.shape[:1]:
-        raise InputError(
-            f"embeddings and identities should have shapes (n, D) and (n,), not {embeddings.shape}, {identities.shape}"
-        )
-    if num_pairs < 2:
-        raise InputError(f"num_pairs should be 2 or more, not {num_pairs}")
-    _check_finite("embeddings", embeddings)
-    people, person, images = np.unique(identities, return_inverse=True, return_counts=True)
-    if len(people) < 2:
-        raise InputError(f"verification needs at least two people, not {len(people)}")
-    if images.max() < 2:
-        raise InputError(f"verification needs a person with two images, but each of the {len(people)} people has one")
-
-    # Sorted by person, image p pairs with the rest of its own block (genuine) or with all images after the block
-    # (impostor). Every unordered pair therefore has one number, and pairs are drawn without a list of all of them.
-    order = np.argsort(person, kind="stable")
-    place = np.arange(len(order))
-    block_end = np.cumsum(images)[person[order]]
-    rng = np.random.default_rng(seed)
-    genuine = _draw_pairs(rng, num_pairs // 2, first_partner=place + 1, partners=block_end - place - 1)
-    impostor = _draw_pairs(rng, num_pairs - num_pairs // 2, first_partner=block_end, partners=len(order) - block_end)
-    genuine, impostor = (_cosine(embeddings[order[a]], embeddings[order[b]]) for a, b in (genuine, impostor))
-
-    accepted, false_accepted = _roc(genuine, impostor)
-    resolved = len(impostor) >= 1000
-    return Verification(
-        equal_error_rate=_equal_error_rate(accepted, false_accepted),
-        true_accept_rate=float(accepted[false_accepted <= 1e-3].max()) if resolved else math.nan,
-        pairs=len(genuine) + len(impostor),
-        genuine_pairs=len(genuine),
-    )
-
-
-def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
-    """`size` distinct pairs of indices (all, if there are fewer); p has `partners[p]`, from `first_partner[p]` on."""
-    ends = np.cumsum(partners)
-    total = int(ends[-1])
-    number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
-    a = np.searchsorted(ends, number, side="right")
-    return a, first_partner[a] + number - (ends[a] - partners[a])
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1.0)
-
-
-def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accepted fractions of both kinds at each threshold, from one above all scores down to the lowest score."""
-    thresholds = np.append(np.inf, np.unique(np.concatenate([genuine, impostor]))[::-1])
-    # Counts are subtracted before the division: 1 - 4995 / 5000 would be slightly more than 1e-3.
-    accepted, false_accepted = (
-        (len(scores) - np.searchsorted(np.sort(scores), thresholds)) / len(scores) for scores in (genuine, impostor)
-    )
-    return accepted, false_accepted
-
-
-def _equal_error_rate(accepted: np.ndarray, false_accepted: np.ndarray) -> float:
-    excess = false_accepted - (1 - accepted)  # -1 at the first threshold, 1 at the last, never falling
-    after = int(np.argmax(excess >= 0))
-    share = -excess[after - 1] / (excess[after] - excess[after - 1])
-    return float(false_accepted[after - 1] + share * (false_accepted[after] - false_accepted[after - 1]))
-
-
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise InputError(f"{name} should be a list of numbers, shape (n,), not {values.shape}")
-    _check_finite(name, values)
+    check_finite(name, values)
     return values
 
 
-def _check_finite(name: str, values: np.ndarray) -> None:
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raises InputError if rows of `values`, (n, ...), are not finite, with their number and the index of the first."""
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)) if values.size else []
     if len(bad):
         raise InputError(f"{len(bad)} of {len(values)} {name} are not finite, the first at index {bad[0]}")
 
 
-def _plain(value):
+def plain(value: object) -> object:
+    """Returns arrays and tuples as lists and numpy's numbers as Python's, for JSON; NaN and Inf become None."""
     if isinstance(value, np.ndarray | tuple | list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine: on its accelerators, on simulated devices of its CPU, or as several processes that work
 # together like the hosts of a cluster. All other launch scripts call this one.
-#   launch/local.sh --config configs/represent.py
+#   launch/local.sh --config configs/represent.py --config.init_from=runs/pretrain
 #   DEVICES=8 launch/local.sh --config configs/small.py                  8 simulated devices
 #   DEVICES=4 PROCESSES=2 launch/local.sh --config configs/small.py      2 processes of 4 simulated devices
 # Data on gs:// (--config.data.path=, --config.faces= or --config.people=gs://...) is copied to DATA_CACHE first.

@@ -2,7 +2,7 @@
 # Trains on all workers of a Cloud TPU slice, from a machine that has the Google Cloud CLI. Restarts a run that was
 # preempted or failed. Copies this checkout to the workers and installs it, once on each machine.
 #   TPU=faces ZONE=us-central1-a EXPECT_HOSTS=4 EXPECT_DEVICES=16 TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite \
-#     launch/tpu_pod.sh --config configs/represent.py \
+#     launch/tpu_pod.sh --config configs/represent.py --config.init_from=gs://bucket/runs/pretrain \
 #     --config.data.path=gs://bucket/faces --config.workdir=gs://bucket/runs/represent
 # Settings from the environment:
 #   TPU, ZONE                      the slice

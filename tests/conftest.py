@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable
 
 import filelock
@@ -63,6 +64,18 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """What a test starts hears Ctrl-C and SIGHUP, also where the tests run in the background or under nohup."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    deaf = [number for number in heard if signal.getsignal(number) == signal.SIG_IGN]
+    for number in deaf:
+        signal.signal(number, heard[number])
+    yield
+    for number in deaf:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def pytest_collection_modifyitems(items):
     def kind(item) -> str:
         return item.path.stem.removeprefix("test_")
@@ -118,8 +131,7 @@ def make_config(drawn):
         c.model.name, c.model.embedding_size = "efficientnet_v2_pico", 16
         c.batch_size, c.eval_batch_size, c.epochs, c.log_steps = 32, 32, 1.0, 1
         c.optim.milestones = (1,)
-        if stage == "classify":
-            c.init_from = str(folder / "represent")
+        c.init_from = str(folder / "represent") if stage == "classify" else "scratch"
         return c
 
     return make

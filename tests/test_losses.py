@@ -28,9 +28,9 @@ def softmax(logits):
     return e / e.sum(axis=1, keepdims=True)
 
 
-def numpy_parts(logits, ages):
+def numpy_parts(logits, ages, sigma=1.0):
     """L_ld with 0 log 0 = 0, and L_er, as the paper writes them."""
-    z, p = gaussian(ages), softmax(logits)
+    z, p = gaussian(ages, sigma), softmax(logits)
     terms = np.where(z > 0, z * (np.log(np.where(z > 0, z, 1)) - np.log(p)), 0)
     return terms.sum(axis=1), np.abs(ages - (np.arange(101) * p).sum(axis=1))
 
@@ -83,16 +83,17 @@ def test_losses_by_hand_with_two_labels():
     np.testing.assert_allclose(classification_loss(logits, ages, 0.25), [0.558676], atol=1e-5)
 
 
-def test_losses_equal_a_numpy_statement():
-    divergence, error = numpy_parts(LOGITS, AGES)
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 3.0])
+def test_losses_equal_a_numpy_statement(sigma):
+    divergence, error = numpy_parts(LOGITS, AGES, sigma)
     with jax.enable_x64(True):
         logits, ages = jnp.asarray(LOGITS), jnp.asarray(AGES)
-        loss = representation_loss(logits, ages, er_weight=0.7)
+        loss = representation_loss(logits, ages, er_weight=0.7, label_sigma=sigma)
         assert loss.dtype == jnp.float64
         np.testing.assert_allclose(loss, divergence + 0.7 * error, rtol=1e-12)
-        np.testing.assert_allclose(
-            classification_loss(logits, ages, 1.71), divergence + (error - 1.71) ** 2, rtol=1e-12
-        )
+        loss = classification_loss(logits, ages, 1.71, label_sigma=sigma)
+        np.testing.assert_allclose(loss, divergence + (error - 1.71) ** 2, rtol=1e-12)
+    divergence, error = numpy_parts(LOGITS, AGES)
     loss = representation_loss(jnp.asarray(LOGITS), jnp.asarray(AGES))
     assert loss.shape == (6,) and loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, divergence + error, rtol=1e-5)

@@ -194,97 +194,24 @@ def test_a_decision_counts_who_is_wrongly_accepted_and_rejected():
     assert np.isnan(metrics.decision(ages[2:], chances[2:], 18, 0.5).false_accept_rate)
 
 
-def people(num, images, spread, seed=0, dim=32):
-    rng = np.random.default_rng(seed)
-    identities = np.repeat(np.arange(num), images)
-    return rng.normal(size=(num, dim))[identities] + spread * rng.normal(size=(num * images, dim)), identities
+@pytest.mark.parametrize("age, group", [
+    (0, "0"), (0.4, "0"), (0.5, "1-10"), (10.4, "1-10"), (10.5, "11-20"), (70.5, "71-81"), (81.4, "71-81"),
+    (81.5, "82+"), (100, "82+"),
+])  # fmt: skip
+def test_a_fractional_age_is_in_the_group_of_its_whole_age(age, group):
+    assert metrics.ALL_GROUPS[metrics.extended_group(age)] == group
+    assert metrics.age_group(age) == (metrics.GROUPS.index(group) if group in metrics.GROUPS else -1)
 
 
-def test_verification_of_separable_people_is_perfect():
-    embeddings, identities = people(50, 20, spread=0.01)
-    result = metrics.verification(embeddings, [f"person-{i}" for i in identities])
-    assert result.equal_error_rate == 0 and result.true_accept_rate == 1
-    assert result.pairs == 10000 and result.genuine_pairs == 5000
-
-
-def test_verification_of_random_embeddings_is_chance():
-    embeddings, identities = people(50, 20, spread=0.0)
-    embeddings = np.random.default_rng(1).normal(size=embeddings.shape)
-    result = metrics.verification(embeddings, identities)
-    assert result.equal_error_rate == pytest.approx(0.5, abs=0.03)
-    assert result.true_accept_rate < 0.01
-
-
-def test_verification_in_between_is_seeded_and_blind_to_length():
-    embeddings, identities = people(50, 20, spread=1.0)
-    result = metrics.verification(embeddings, identities, seed=3)
-    assert 0.001 < result.equal_error_rate < 0.1 and 0.5 < result.true_accept_rate < 1
-    lengths = np.random.default_rng(2).uniform(0.1, 10, size=(len(embeddings), 1))
-    again = metrics.verification(embeddings * lengths, identities, seed=3)
-    assert again.equal_error_rate == pytest.approx(result.equal_error_rate, abs=1e-3)
-    assert metrics.verification(embeddings, identities, seed=3) == result
-    assert metrics.verification(embeddings, identities, seed=4) != result
-
-
-def test_verification_by_hand():
-    # 0 and 40 degrees are person 0, 30 and 100 person 1: genuine cos 40 and cos 70, impostor cos 30, 100, 10 and 60.
-    # Thresholds down: 10: FAR 1/4, FRR 1; 30: 1/2, 1; 40: 1/2, 1/2 -> equal error rate 1/2. Every pair is taken once.
-    angles = np.radians([0, 40, 30, 100])
-    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    result = metrics.verification(embeddings, [0, 0, 1, 1])
-    assert result.equal_error_rate == pytest.approx(0.5)
-    assert result.pairs == 6 and result.genuine_pairs == 2
-    assert np.isnan(result.true_accept_rate) and result.to_dict()["true_accept_rate"] is None
-
-
-def test_equal_error_rate_is_interpolated():
-    # Between (FAR 0, FRR 1/4) and (1/3, 1/4) the rates cross at 1/4, which no threshold gives.
-    accepted, false_accepted = metrics._roc(np.array([0.9, 0.8, 0.7, 0.1]), np.array([0.6, 0.3, 0.2]))
-    assert metrics._equal_error_rate(accepted, false_accepted) == pytest.approx(0.25)
-
-
-def test_true_accepts_at_one_false_accept_in_a_thousand():
-    # 4 people in the plane at right angles; of 1,000+ impostor pairs none is accepted where all genuine ones are.
-    embeddings, identities = people(40, 10, spread=0.02)
-    assert np.isnan(metrics.verification(embeddings, identities, num_pairs=1998).true_accept_rate)
-    assert metrics.verification(embeddings, identities, num_pairs=2000).true_accept_rate == 1
-    accepted, false_accepted = metrics._roc(np.linspace(0, 1, 5000), np.linspace(0, 1, 5000))
-    assert accepted[false_accepted <= 1e-3].max() == pytest.approx(1e-3, abs=1e-12)  # 5 of 5,000 count as 1e-3
-
-
-def test_pairs_are_distinct_and_of_the_right_kind():
-    images = np.array([3, 1, 2, 4])
-    person = np.repeat(np.arange(4), images)
-    end = np.cumsum(images)[person]
-    place = np.arange(10)
-    for size in (4, 7, 100):
-        rng = np.random.default_rng(0)
-        a, b = metrics._draw_pairs(rng, size, first_partner=place + 1, partners=end - place - 1)
-        assert len(set(zip(a, b, strict=True))) == len(a) == min(size, 3 + 0 + 1 + 6)
-        assert (person[a] == person[b]).all() and (a < b).all()
-        a, b = metrics._draw_pairs(rng, size, first_partner=end, partners=10 - end)
-        assert len(set(zip(a, b, strict=True))) == len(a) == min(size, 45 - 10)
-        assert (person[a] != person[b]).all() and b.max() < 10
-
-
-def test_a_zero_embedding_is_not_an_error():
-    embeddings, identities = people(5, 4, spread=0.1)
-    embeddings[0] = 0
-    assert np.isfinite(metrics.verification(embeddings, identities).equal_error_rate)
-
-
-@pytest.mark.parametrize(
-    ("embeddings", "identities", "message"),
-    [
-        (np.ones((3, 2)), [1, 1, 1], "at least two people, not 1"),
-        (np.ones((0, 2)), [], "at least two people, not 0"),
-        (np.ones((3, 2)), [1, 2, 3], "a person with two images"),
-        (np.ones((3, 2)), [1, 2], r"not \(3, 2\), \(2,\)"),
-        (np.array([[1, 2], [np.nan, 1], [1, 1]]), [1, 1, 2], "1 of 3 embeddings are not finite, the first at index 1"),
-    ],
-)
-def test_verification_refuses_what_gives_no_pairs(embeddings, identities, message):
-    with pytest.raises(ValueError, match=message):
-        metrics.verification(embeddings, identities)
-    with pytest.raises(ValueError, match="num_pairs"):
-        metrics.verification(np.ones((3, 2)), [1, 1, 2], num_pairs=1)
+def test_babies_and_people_over_81_have_scores_beside_the_papers():
+    ages = np.concatenate([ONE_A_GROUP, [0.0, 0.4, 81.5]])
+    whole, paper = metrics.age_report(ages, ages + 3.0), metrics.age_report(ONE_A_GROUP, ONE_A_GROUP + 3.0)
+    assert whole.outside_count.tolist() == [2, 1] and whole.outside_mae.tolist() == [3, 3] and whole.n == 11
+    off = metrics.age_report(ages, ages + np.r_[np.full(8, 3.0), 9, 5, -4])
+    assert (
+        off.outside_mae.tolist() == [7, 4]
+        and off.outside_bias.tolist() == [7, -4]
+        and off.mae == pytest.approx(42 / 11)
+    )
+    assert off.group_mae.tolist() == paper.group_mae.tolist() and off.mmae == paper.mmae == 3
+    assert paper.outside_count.tolist() == [0, 0] and paper.to_dict()["outside_mae"] == [None, None]

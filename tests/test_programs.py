@@ -136,6 +136,7 @@ start.program(main)
 def test_fields_of_a_config_may_have_hyphens_too(tmp_path):
     """ml_collections reads them from sys.argv."""
     words = ["--config", "represent", f"--config.data.path={tmp_path}", f"--config.workdir={tmp_path / 'run'}"]
+    words += ["--config.init-from=scratch"]
     for field in ("--config.batch-size=16", "--config.optim.base-learning-rate=0.1", "--config.data.allow-leak=True"):
         ended = run("-m", "lae_jax.main", *words, field)
         assert ended.stderr.startswith(f"error: {tmp_path} is not a prepared data set"), ended.stderr

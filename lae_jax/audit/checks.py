@@ -14,14 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from lae_jax import metrics
+from lae_jax.audit import implausible
 from lae_jax.data import people
 from lae_jax.faces import perceptual_hash
 
 EXAMPLES = 1000
 YEARS_APART = 2.0
-# Whipple's index (United Nations, Demographic Yearbook): ages with at most 1.10 count as fairly accurate.
-HEAPED = 1.10
-_SURE = 4.0  # standard deviations by which a share must differ from chance
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,8 +126,9 @@ def _global_names(table: Table, several: bool) -> np.ndarray:
         return table.identities
     kept = {}
     for name in set(table.identities.tolist()) - {None}:
-        label = people.scheme(people.normalised(name), table.hash).startswith("label")
-        kept[name] = f"{name}\t{table.hash}" if label else name
+        normal = people.normalised(name)
+        label = normal and people.scheme(normal, table.hash).startswith("label")
+        kept[name] = f"{normal}\t{table.hash}" if label else normal
     return np.array([kept.get(name) for name in table.identities], object)
 
 
@@ -222,18 +221,23 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
         start, end = pool.starts[number], pool.starts[number + 1]
         return np.any([(r >= start) & (r < end) for r in rows], axis=0)
 
-    def told(kind, what, young, old):
+    def told(kind, what, young, old, hint=""):
         apart = (ages[old] - ages[young] > YEARS_APART) & here(young, old)
         young, old = young[apart], old[apart]
         if len(young):
             worst = np.argsort(ages[young] - ages[old], kind="stable")
             examples = ((f"{pool.names[y]} ({ages[y]:g})", f"{pool.names[o]} ({ages[o]:g})")
                         for y, o in zip(young[worst], old[worst], strict=True))  # fmt: skip
-            message = f"{what} with ages more than {YEARS_APART:g} years apart: {len(young)}"
+            message = f"{what} with ages more than {YEARS_APART:g} years apart: {len(young)}{hint}"
             yield _finding(kind, "warning", len(young), message, (), examples)
 
     order, first, last = _extremes(pool.file[known], ages[known])
-    yield from told("same_file_ages", "files that occur several times", known[order[first]], known[order[last]])
+    youngest, oldest = known[order[first]], known[order[last]]
+    # Two pictures of one file in one data set are faces that were cut by their landmarks.
+    faces = (pool.picture[youngest] != pool.picture[oldest]) & (here(youngest) == here(oldest))
+    youngest, oldest = youngest[~faces], oldest[~faces]
+    hint = ". For several faces in a photograph, give the landmarks of each, or crops"
+    yield from told("same_file_ages", "files that occur several times", youngest, oldest, hint)
 
     known = known[pool.picture[known] >= 0]
     if not len(known):
@@ -255,29 +259,6 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     )
 
 
-def heaping(ages: np.ndarray) -> tuple[float, float] | None:
-    """Computes Whipple's index of ages in years.
-
-    The index is the share of whole ages that are multiples of 5, divided by the fifth of their neighbourhood (two years
-    to both sides) that a smooth histogram has there: 1 means no heaping, 5 means multiples of 5 only. Only multiples
-    whose neighbourhood is between the 1st and 99th percentile count.
-
-    Returns:
-      (index, standard deviations from chance); None where no multiple counts.
-    """
-    if not len(ages):
-        return None
-    whole = metrics.age_class(ages)
-    low, high = np.percentile(whole, [1, 99])
-    count = np.bincount(np.maximum(whole, 0), minlength=int(whole.max()) + 3)
-    middles = [m for m in range(5, int(whole.max()) + 1, 5) if low <= m - 2 and m + 2 <= high]
-    around = sum(count[m - 2 : m + 3].sum() for m in middles)
-    if not around:
-        return None
-    share = count[middles].sum() / around
-    return float(5 * share), float((share - 0.2) / np.sqrt(0.16 / around))
-
-
 def _of_one(table: Table) -> Iterator[dict]:
     """Yields the findings within one data set."""
     known = ~np.isnan(table.ages)
@@ -288,10 +269,8 @@ def _of_one(table: Table) -> Iterator[dict]:
         if len(ages) and empty:
             message = f"{split} has no image of age {', '.join(empty)}: sigma and AAR are undefined there"
             yield _finding("group_without_images", "warning", len(empty), message, (split,), [[g] for g in empty])
-    heaped = heaping(table.ages[known])
-    if heaped and heaped[0] > HEAPED and heaped[1] > _SURE:
-        share = f"{heaped[0] / 5:.1%} of the ages are multiples of 5; a smooth histogram has 20 %"
-        yield _finding("heaped_ages", "warning", known.sum(), f"{share}: many ages are rounded")
+    for finding in implausible.findings(table.names[known], table.ages[known]):
+        yield _finding(*finding)
     several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
     if len(several):
         taken = "all have its age" if table.all_faces else "one was taken, and it may not be the face of that age"

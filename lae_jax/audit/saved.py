@@ -205,7 +205,11 @@ def tell(report: dict) -> str:
         return f"{place}: clean"
     rows = [(f["kind"], f["severity"], f["count"], "-".join(f["splits"]) or "all") for f in report["findings"]]
     lines = [console.table(["finding", "severity", "count", "splits"], rows)]
+    more = False
     for finding in report["findings"]:
-        example = f" ({', '.join(finding['examples'][0])})" if finding["examples"] else ""
+        # The groups without images are named in the message already.
+        examples = finding["examples"] if finding["kind"] != "group_without_images" else []
+        example = f" ({', '.join(examples[0])})" if examples else ""
         lines.append(f"{finding['severity']}: {finding['message']}{example}")
-    return "\n".join([*lines, f"{place} lists more examples"])
+        more |= len(examples) > 1
+    return "\n".join([*lines, f"{place} lists more examples" if more else place])

@@ -101,6 +101,8 @@ class Beam:
             except InputError:
                 if self._begun and not (folder / "recipe.json").exists():  # joining.finish removed its files
                     self._delete(lambda name: name == "recipe.json" or name.startswith(("parts/", shards.PREFIX)))
+                if (folder / layout.REJECTED).exists():
+                    self._put(folder, [layout.REJECTED])
                 raise
             self._deliver(folder)
 

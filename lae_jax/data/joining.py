@@ -3,7 +3,6 @@
 Parts are read one at a time. Only the splits, which are row numbers, grow with the number of images.
 """
 
-import csv
 import itertools
 import os
 import pathlib
@@ -16,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
+from lae_jax.data import rejected as refusals
 from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
+from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 
@@ -46,9 +47,9 @@ def finish(
         The manifest.
 
     Raises:
-        InputError: No image can be used, or a split would be empty.
+        InputError: No image can be used, or a split would be empty; rejected.csv is written all the same.
     """
-    out, crop = tasks[0].out, tasks[0].recipe.contract()
+    out, crop, align = tasks[0].out, tasks[0].recipe.contract(), tasks[0].recipe.align
     shards, refused, several = [], len(rejected), 0
     for task in tasks:
         part = read_json(task.part_path)
@@ -56,29 +57,35 @@ def finish(
         several += part["several_faces"]
         held = pq.read_metadata(task.columns_path).num_rows
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
-    count = sum(shard["count"] for shard in shards)
+    count, reasons = sum(shard["count"] for shard in shards), refusals.Reasons()
+    listed = reasons.counting(_rejected(tasks, rejected))
     if not count:
-        told = _told(itertools.islice(_rejected(tasks, rejected), 10_000))
+        refusals.write(out / refusals.FILE, listed)
         _remove(tasks)
         raise InputError(
-            f"none of {refused} images can be used ({told}). Nothing was kept: {_advice(told, crop)}, then run the"
-            " command again"
+            f"none of {refused:,} images can be used: {reasons.told()}. {refusals.cause(reasons.counts(), align)}, then"
+            f" run the command again. {out}/{refusals.FILE} lists all; nothing else was kept"
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, columns_path)
     protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
+    refusals.write(out / refusals.FILE, itertools.chain(listed, _doubled(columns_path, doubled)))
     sizes = {name: len(rows) for name, rows in splits.items()}
     if empty := [name for name, size in sizes.items() if not size]:
-        kept = "the images are kept: the same command with another --ratio reuses them"
-        if len(tasks) == 1:  # a single shard is made again quickly
+        lost = refused >= refusals.LOUD * (count + refused)
+        kept = "the images are kept and used again"
+        # A single shard is made again quickly. What an earlier command finished stays.
+        if (lost or len(tasks) == 1) and not (out / "dataset.json").exists():
             columns_path.unlink()
             _remove(tasks)
-            kept = "nothing was kept"
+            kept = "nothing else was kept"
+        why = f" Rejected: {reasons.told()}." if refused else ""
+        mend = "add images to that split" if protocol == "column" else "choose another --ratio, or add images or people"
+        mend = f"{refusals.cause(reasons.counts(), align)}; or {mend}" if lost else mend.capitalize()
         raise InputError(
-            f"{out}: split {empty[0]!r} would be empty ({count:,} of {count + refused:,} images could be used); {kept}."
-            " Choose another --ratio, or add images or people"
+            f"{out}: split {empty[0]!r} would be empty ({count:,} of {count + refused:,} images could be used).{why}"
+            f" {mend}. {out}/{refusals.FILE} lists the rejected images; {kept}"
         )
-    _write_rejected(out / "rejected.csv", itertools.chain(_rejected(tasks, rejected), _doubled(columns_path, doubled)))
     _write_splits(out / "splits", splits)
     _write_tfds_metadata(out, shards, crop)
     files = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
@@ -86,6 +93,7 @@ def finish(
         "format": FORMAT,
         "count": count,
         "rejected": refused,
+        "reasons": reasons.counts(),
         "several_faces": several,
         "left_out_of_split": len(doubled),
         "shards": shards,
@@ -97,25 +105,6 @@ def finish(
     write_json(out / "dataset.json", manifest)
     source_path(out).unlink()
     return manifest
-
-
-def _advice(told: str, crop: dict) -> str:
-    """What to do about images that were all rejected, given the reasons."""
-    mend = ["correct the source"]
-    if "no face found" in told and crop["align"] != "none":
-        mend.append("pass --align none if they are face crops already")
-    if "file not found" in told or "path leads out" in told:
-        mend.append("name the folder that the paths start from with --images")
-    return ", or ".join(mend)
-
-
-def _told(rejected: Iterable[tuple[str, str]]) -> str:
-    """The most frequent reasons, each with its count and one name."""
-    names: dict[str, list[str]] = {}
-    for name, reason in rejected:
-        names.setdefault(reason, []).append(name)
-    often = sorted(names, key=lambda reason: -len(names[reason]))[:3]
-    return "; ".join(f"{len(names[reason])}: {reason}, for example {names[reason][0]}" for reason in often)
 
 
 def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
@@ -151,17 +140,10 @@ def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[
             first += batch.num_rows
 
 
-def _write_rejected(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("name", "reason"))
-        writer.writerows(rows)
-
-
 def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    for name in layout.contents(folder):
+        (folder / name).unlink()
     for name, rows in splits.items():
         np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
 
@@ -175,9 +157,9 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
     out = tasks[0].out
     (out / "recipe.json").unlink()
     source_path(out).unlink()
-    (out / "parts").rmdir()
-    if not any(out.iterdir()):
-        out.rmdir()
+    for folder in (out / "parts", out):
+        if not layout.contents(folder):
+            shutil.rmtree(folder)
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:

@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
+from lae_jax.data import split_names
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import is_remote, sha256_of, write_json
@@ -82,7 +84,7 @@ class Dataset:
         """
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
-        layout.require_split(self.path, split, self.manifest["splits"])
+        split_names.require(self.path, split, self.manifest["splits"])
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
         if not len(rows):
@@ -98,6 +100,11 @@ class Dataset:
         """Returns the serialised tf.Examples (image, row) of the rows, in the same order."""
         # One row at a time: the batch access of the source starts a thread pool at each call and is slower.
         return [self._source[row] for row in rows.tolist()]
+
+    def encoded(self, rows: np.ndarray) -> list[bytes]:
+        """Returns the encoded images (JPEG) of the rows, in the same order."""
+        examples = map(tf_example_pb2.Example.FromString, self.read(rows))
+        return [example.features.feature["image"].bytes_list.value[0] for example in examples]
 
 
 def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:

@@ -1,8 +1,17 @@
-"""Rows that a reader refused: a list that stays small in memory, even with millions of rows."""
+"""Rejected rows: a list that stays small in memory, their counts by reason, and rejected.csv."""
 
-from collections.abc import Iterator, Sequence
+import csv
+import functools
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
+
+from lae_jax.runtime import layout
+
+FILE = layout.REJECTED
+LOUD = 0.2  # share of rejected images from which on a program warns of it
 
 _BATCH_ROWS = 1 << 13
 _SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
@@ -39,3 +48,83 @@ class Rejected(Sequence):
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other)
+
+
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\d,.]*")
+
+
+def kind_of(reason: str) -> str:
+    """Returns what reasons have in common that differ only in numbers and quoted texts."""
+    return _kind(reason)[0]
+
+
+@functools.lru_cache(1 << 12)
+def _kind(reason: str) -> tuple[str, tuple[str, ...]]:
+    """Returns a reason with '{}' for each quoted text and number, and these."""
+    return _VARYING.sub("{}", reason.replace("{", "{{").replace("}", "}}")), tuple(_VARYING.findall(reason))
+
+
+class Reasons:
+    """Counts rejected rows by reason.
+
+    Reasons that differ only in numbers and quoted texts are counted together, and all that come after the first 1,000
+    kinds as 'other reasons'.
+    """
+
+    _KINDS = 1000
+
+    def __init__(self):
+        # Kind -> count, first name, and what stands in the places of the kind: '…' where reasons differ.
+        self._found: dict[str, tuple[int, str, tuple[str, ...]]] = {}
+
+    def counting(self, rows: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Yields the rows (name, reason) and counts them."""
+        for name, reason in rows:
+            kind, parts = _kind(reason)
+            if kind not in self._found and len(self._found) >= self._KINDS:
+                kind, parts = "other reasons", ()
+            count, first, known = self._found.get(kind, (0, name, parts))
+            if known != parts:
+                known = tuple(a if a == b else "…" for a, b in zip(known, parts, strict=True))
+            self._found[kind] = count + 1, first, known
+            yield name, reason
+
+    def _often(self) -> list[tuple[str, int, str]]:
+        """Reason, count and first name of each kind, the most frequent first."""
+        found = ((kind.format(*parts), count, name) for kind, (count, name, parts) in self._found.items())
+        return sorted(found, key=lambda one: (-one[1], one[0]))
+
+    def counts(self) -> dict[str, int]:
+        """Returns the number of rows of each reason, the most frequent first, 20 at most."""
+        return {reason: count for reason, count, _ in self._often()[:20]}
+
+    def told(self) -> str:
+        """Returns the three most frequent reasons, each with its count and a name."""
+        often = self._often()
+        told = "; ".join(f"{count:,} x {reason}, for example {name}" for reason, count, name in often[:3])
+        return told + f"; and {len(often) - 3} more reasons" * (len(often) > 3)
+
+
+def cause(counts: Mapping[str, int], align: str) -> str:
+    """Returns the likely cause of the most frequent of some reasons, and what to do.
+
+    Args:
+        counts: Number of rows of each reason.
+        align: How the faces were cut, of the recipe.
+    """
+    most = max(counts, key=lambda reason: counts[reason], default="")
+    if "no face found" in most and align != "none":
+        return "If the images are face crops already, pass --align none"
+    if "file not found" in most or "path leads out" in most:
+        return "Name the folder that the paths start from with --images"
+    if most.startswith("age "):
+        return "The column of ages holds something else than years from 0 to 100"
+    return "Correct the source"
+
+
+def write(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Writes rejected.csv with the rows (name, reason)."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "reason"))
+        writer.writerows(rows)

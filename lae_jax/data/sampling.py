@@ -4,7 +4,7 @@ An order is a function step -> (batch_size,) int64 positions. It consists of Ten
 inside tf.data (where the step is a tensor) and eagerly with a Python int.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -64,7 +64,9 @@ def _full_range(count: int, key: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform([count], key, minval=None, maxval=None, dtype=tf.int32)
 
 
-def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float = 0.0) -> Order:
+def class_balanced(
+    labels: np.ndarray, batch_size: int, seed: int, power: float = 0.0, weights: Mapping[int, float] | None = None
+) -> Order:
     """Returns an order that draws a class, then one of its examples uniformly, with replacement.
 
     Classes without an example do not occur. Source: two-stage sampling of Shen et al., Relay backpropagation, ECCV 2016
@@ -76,9 +78,11 @@ def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float 
         seed: Seed of the draws.
         power: A class with n examples is drawn with probability in proportion to n**power: 0 makes classes equally
             likely, 1 as frequent as they are in `labels`.
+        weights: Class -> factor of that probability, finite and at least 0; None: 1 for each.
 
     Raises:
-        ValueError: `labels` are empty or not integers, `batch_size` is below 1, or `power` is outside 0 to 1.
+        ValueError: `labels` are empty or not integers, `batch_size` is below 1, `power` is outside 0 to 1, or `weights`
+            lack a class, are negative or not finite, or are all 0.
     """
     labels = np.asarray(labels)
     _check(len(labels), batch_size)
@@ -87,11 +91,15 @@ def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float 
     if not 0 <= power <= 1:
         raise ValueError(f"power is {power}: it must be from 0 to 1")
     words = seed_words(seed, "class_balanced")
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = tf.constant(np.argsort(inverse, kind="stable"), tf.int64)
     first = tf.constant(np.cumsum(counts) - counts, tf.int64)
     weight = counts.astype(np.float64) ** power
-    edges = tf.constant((np.cumsum(weight) / weight.sum())[:-1], tf.float64)
+    if weights is not None:
+        weight = weight * _factors(classes, weights)
+    # Divided by its own last value, so that the last classes are never drawn where their weights are 0.
+    total = np.cumsum(weight)
+    edges = tf.constant((total / total[-1])[:-1], tf.float64)
     counts = tf.constant(counts, tf.int64)
 
     def order(step):
@@ -103,6 +111,16 @@ def class_balanced(labels: np.ndarray, batch_size: int, seed: int, power: float 
         return tf.gather(by_class, tf.gather(first, drawn) + within)
 
     return order
+
+
+def _factors(classes: np.ndarray, weights: Mapping[int, float]) -> np.ndarray:
+    """Returns the weights of the classes, (C,) float64, of which the largest is 1."""
+    if missing := {*classes.tolist()} - {*weights}:
+        raise ValueError(f"weights lack the classes {sorted(missing)}")
+    factors = np.array([weights[label] for label in classes.tolist()], np.float64)
+    if not (np.isfinite(factors).all() and (factors >= 0).all() and factors.any()):
+        raise ValueError("weights must be finite and at least 0, and one of them above 0")
+    return factors / factors.max()
 
 
 def sequential(num_examples: int, batch_size: int) -> Order:

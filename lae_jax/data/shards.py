@@ -9,7 +9,6 @@ makes the data set from them. records.py describes the files and reads them.
 import builtins
 import dataclasses
 import hashlib
-import itertools
 import logging
 import os
 import pathlib
@@ -23,7 +22,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lae_jax.data import stored
+from lae_jax.data import rejected, stored
 from lae_jax.data.records import FORMAT
 from lae_jax.data.sources.readers import Picture, Source
 from lae_jax.faces import crops, images
@@ -32,7 +31,10 @@ from lae_jax.runtime.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
-IMAGES_PER_SHARD = 1024  # in a small data set: processes divide the work by shards
+# Processes divide the work by shards, and a stopped command keeps the complete ones. A photograph whose face must be
+# found takes a hundred times as long as a ready crop.
+PHOTOGRAPHS_PER_SHARD, CROPS_PER_SHARD = 64, 1024
+FEW_SHARDS = 16  # so many even with fewer crops a shard, so that a small folder occupies several cores
 MANY_SHARDS = 512  # beyond this number shards get larger: a reader keeps all of them open
 MAX_ROWS = 1 << 17  # rows of a shard: its columns are in memory while it is written
 PREFIX = "faces-images.array_record-"  # of the names of shards, see `template`
@@ -144,10 +146,10 @@ def write_shard(
         table = pa.Table.from_batches([reader.get_batch(task.index)])
     temporary = task.path.with_name(task.path.name + ".incomplete")
     writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
-    made, rejected, several = [], [], set()
+    made, refused, several = [], [], set()
     for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
         if isinstance(result, images.BadImage):
-            rejected.append([name, str(result)])
+            refused.append([name, str(result)])
             continue
         example = tf_example_pb2.Example()
         example.features.feature["image"].bytes_list.value.append(result.encoded)
@@ -166,7 +168,7 @@ def write_shard(
             columns = columns.append_column(name, values)
     pq.write_table(columns, task.columns_path)
     part = {
-        "rejected": rejected,
+        "rejected": refused,
         "several_faces": len(several),
         "bytes": temporary.stat().st_size,
         "sha256": sha256_of(temporary),
@@ -207,9 +209,8 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     """
     count = source.table.num_rows
     if not count:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(source.rejected, 3))
-        raise InputError(f"the source has no usable row ({len(source.rejected)} rejected: {reasons}): correct it")
-    shards = shards or max(min(-(-count // IMAGES_PER_SHARD), MANY_SHARDS), -(-count // MAX_ROWS))
+        raise _unusable(source, out, recipe)
+    shards = shards or number_of_shards(count, recipe)
     if -(-count // shards) > MAX_ROWS:
         raise InputError(
             f"--shards {shards} for {count:,} images: a shard holds at most {MAX_ROWS:,}. Use"
@@ -225,10 +226,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
         "source_rows": count,
         "source_sha256": _digest(source.table),
     }
-    try:
-        (out / "parts").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be created ({error.strerror}): choose another --out") from error
+    _make_folder(out / "parts")
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
         before = read_json(recipe_path)
@@ -250,6 +248,31 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     tasks = [ShardTask(out, index, shards, path, count, source.read, recipe) for index in range(shards)]
     _write_source(source.table, tasks, path)
     return tasks
+
+
+def number_of_shards(count: int, recipe: crops.Recipe) -> int:
+    """Returns the number of shards of `count` rows. It does not depend on the machine, because the bytes must not."""
+    small = -(-count // PHOTOGRAPHS_PER_SHARD)
+    wanted = small if recipe.align != "none" else max(-(-count // CROPS_PER_SHARD), min(small, FEW_SHARDS))
+    return max(min(wanted, MANY_SHARDS), -(-count // MAX_ROWS))
+
+
+def _unusable(source: Source, out: pathlib.Path, recipe: crops.Recipe) -> InputError:
+    """Writes rejected.csv of a source without a usable row; returns the error to raise."""
+    reasons = rejected.Reasons()
+    _make_folder(out)
+    rejected.write(out / rejected.FILE, reasons.counting(source.rejected))
+    return InputError(
+        f"the source has no usable row ({len(source.rejected):,} rejected: {reasons.told()})."
+        f" {rejected.cause(reasons.counts(), recipe.align)}. {out}/{rejected.FILE} lists all"
+    )
+
+
+def _make_folder(path: pathlib.Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be created ({error.strerror}): choose another --out") from error
 
 
 def source_path(out: pathlib.Path) -> pathlib.Path:

@@ -25,7 +25,7 @@ COLUMNS = {
     "scale": pa.float32(),  # pixels of the source image per pixel of the stored one
     "faces": pa.int32(),  # detected in the source image; null: not searched
 }
-# Decoded photographs in memory at a time; one of 16 megapixels takes 48 MB.
+# Decoded photographs in memory at a time; one takes at most 100 MB (`MAX_KEPT_PIXELS`).
 _PHOTOGRAPHS = 4
 
 
@@ -94,24 +94,25 @@ def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[l
 def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
     """Yields the records of photographs: aligned crops."""
     loaded: dict[int, crops.Photograph] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
         if isinstance(picture, images.BadImage):
             continue
         known = picture.landmarks or row["landmarks"]
         try:
-            image = images.load(picture.encoded)
+            image, reduced, sizes[number], turned = images.decode(picture.encoded)
         except images.BadImage as reason:
             pictures[number] = reason
             continue
-        loaded[number] = crops.Photograph(image, None if known is None else np.reshape(known, (5, 2)))
+        landmarks = None if known is None else np.reshape(known, (5, 2))
+        loaded[number] = crops.Photograph(image, landmarks, reduced, turned)
     found = dict(zip(loaded, crops.cut([*loaded.values()], recipe), strict=True))
     for number, picture in enumerate(pictures):
         result = found.get(number, picture)
         if isinstance(result, images.BadImage):
             yield [result]
             continue
-        width, height = loaded[number].image.size
-        columns = _of_file(picture, width, height)
+        columns = _of_file(picture, *sizes[number])
         encoded = [images.encode(crop.image, recipe.quality) for crop in result]
         yield [
             Stored(

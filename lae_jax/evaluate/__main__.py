@@ -43,8 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def tell(report: dict) -> str:
     """Returns the report as text for a terminal."""
-    from lae_jax.metrics import GROUPS
-    from lae_jax.report import wording
+    from lae_jax.report import age_groups, wording
 
     if "group_mae" not in report:
         scores = [f"{title}: {number}" for title, number in wording.of_identities(report)]
@@ -55,9 +54,7 @@ def tell(report: dict) -> str:
 
     rows = [
         (group, str(count), number(mae), "-" if bias is None else f"{bias:+.2f}")
-        for group, count, mae, bias in zip(
-            GROUPS, report["group_count"], report["group_mae"], report["bias"], strict=True
-        )
+        for group, count, mae, bias in age_groups.rows(report)
     ]
     lines = [console.table(["age group", "images", "MAE", "bias"], rows), ""]
     lines.append(
@@ -65,9 +62,10 @@ def tell(report: dict) -> str:
         f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
         f"   n {report['n']}"
     )
-    if outside := report["n"] - sum(report["group_count"]):
+    if outside := sum(report["outside_count"]):
         lines.append(
-            f"{outside} of the {report['n']} images show ages outside 1 to 81: they count in MAE, but in no age group"
+            f"{outside} of the {report['n']} images show babies (age 0) or people over 81. They are in none of the"
+            " paper's eight groups: they count in MAE and CS@5, not in sigma, AAR and mMAE"
         )
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"

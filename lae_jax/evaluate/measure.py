@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Evaluated:
     Attributes:
       rows: (N,) rows of the split that have a target.
       targets: (N,) ages in years, or identities.
-      outputs: (N,) ages in years, or embeddings (N, D).
+      outputs: (N,) ages in years, or embeddings (M, D) of the M rows that are in pairs.
       probabilities: (N, 101) of the ages before the temperature; None for embeddings.
       leaks: Result of `leaks.of_evaluation`.
     """
@@ -62,6 +63,7 @@ def predict(
     flip: bool = False,
     batch_size: int = 256,
     allow_other_crop: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> Evaluated:
     """Runs a checkpoint over a split.
 
@@ -72,6 +74,7 @@ def predict(
       flip: Average each output with that of the mirror image.
       batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices.
       allow_other_crop: Warn instead of raising where the faces are cut in another way than the run's.
+      beat: Called after each batch.
 
     Returns:
       The outputs for the rows that have a target.
@@ -91,6 +94,8 @@ def predict(
     else:
         otherwise = ", or pass --allow-other-crop (the errors may be large)"
         agreement.require_same_crops(checkpoint, dataset, otherwise)
+    if told := agreement.unknown_crops(checkpoint, dataset):
+        logger.warning("%s", told)
     if agreement.was_prepared_again(checkpoint, dataset):
         logger.warning(
             "%s was prepared again after the run: the split may hold images that the run was trained on", dataset.path
@@ -104,11 +109,12 @@ def predict(
     outputs = inputs.outputs_of(
         config,
         dataset,
-        examples.rows,
+        examples.rows[stage.scored(examples.targets)],
         build.forward(config, gathered, module, par, flip=flip),
         par.place(checkpoint.variables),
         par,
         -(-batch_size // par.device_count) * par.device_count,
+        beat,
     )
     outputs, probabilities = (outputs[:, 0], outputs[:, 1:]) if is_age else (outputs, None)
     return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, outputs, probabilities, found)

@@ -15,8 +15,8 @@ from lae_jax.evaluate import measure
 from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
-from lae_jax.runs import calibration, distributions, fields, inputs, lineage
-from lae_jax.runtime import checkpoints, files, parallel
+from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
+from lae_jax.runtime import checkpoints, files, parallel, watch
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -49,6 +49,7 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
         "protocol": dataset.manifest["protocol"],
         "crop": dataset.crop,
         "other_crop_than_training": not done.same_crop,
+        "unknown_crops": bool(agreement.unknown_crops(checkpoint, dataset)),
         **done.leaks,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +85,17 @@ def _publish(done: measure.Evaluated, folder: epath.Path) -> None:
         files.write_text(run / loading.PAGE, (folder / loading.PAGE).read_text("utf-8"))
 
 
-def of_run(workdir: epath.Path) -> None:
+def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
     """Writes RUN/report.html, the report of a finished run's kept checkpoint on its validation split.
 
     The report of an evaluation of this checkpoint that exists already is not replaced.
+
+    Args:
+      workdir: The run.
+      signals: Signals that ask it to stop; None: nothing stops it.
+
+    Raises:
+      Interrupted: A signal came before the report was written.
     """
     path = workdir / loading.PAGE
     # All hosts must take the same branch.
@@ -99,7 +107,8 @@ def of_run(workdir: epath.Path) -> None:
             page.write(path, evaluation_page.of_run(workdir))
         return
     config = fields.from_json(checkpoint.meta["config"])
-    done = measure.predict(checkpoint, batch_size=config.eval_batch_size)
+    beat = inference.until_asked(parallel.Parallel().map_any(), signals or watch.Signals())
+    done = measure.predict(checkpoint, batch_size=config.eval_batch_size, beat=beat)
     if parallel.is_first_host():
         folder = showing.place(workdir, done.dataset.path, done.split)
         write(done, folder, showing.checked(Contents(), folder, done.dataset.path, done.split, False))
@@ -207,9 +216,9 @@ def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
 
 def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
     """The faces with the smallest, the median and the largest error of each age group."""
-    groups, errors = metrics.age_group(done.targets), np.abs(done.outputs - done.targets)
+    groups, errors = metrics.extended_group(done.targets), np.abs(done.outputs - done.targets)
     titles, chosen = [], []
-    for number, group in enumerate(metrics.GROUPS):
+    for number, group in enumerate(metrics.ALL_GROUPS):
         order = np.flatnonzero(groups == number)
         order = order[np.argsort(errors[order], kind="stable")]
         if len(order):

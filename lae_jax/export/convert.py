@@ -17,7 +17,7 @@ from lae_jax.export import folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
 from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
-from lae_jax.runtime import checkpoints, console, files
+from lae_jax.runtime import checkpoints, console, files, layout
 from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.versions import version
 
@@ -82,6 +82,7 @@ def _export(
         num_ages=checkpoint.meta["num_outputs"],
         temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
         flip=flip,
+        precision=config.model.precision,
     )
     content = {
         "format": form,
@@ -115,6 +116,8 @@ def _write(
         )
         files.write_text(unfinished / folder.CARD, card)
         folder.close(unfinished, content)
+        layout.require_new(out)  # minutes have passed
+        shutil.rmtree(out, ignore_errors=True)  # it may hold what a file manager left
         unfinished.replace(out)
         line.set_postfix_str("", refresh=False)
         line.update()

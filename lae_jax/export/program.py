@@ -26,6 +26,7 @@ class Program:
       num_ages: Number of the model's outputs.
       temperature: Temperature of the distributions. The age is computed without it.
       flip: Average the outputs with those of the mirror image.
+      precision: Precision of the backbone's products, as in `models.create`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Program:
     num_ages: int = 101
     temperature: float = 1.0
     flip: bool = False
+    precision: str = "default"
 
     @property
     def hidden(self) -> int:
@@ -49,7 +51,9 @@ class Program:
         Args:
           convolutions: 'cpu' or 'xla', as in `models.create`.
         """
-        module = models.create(self.name, self.num_ages, hidden=self.hidden, convolutions=convolutions)
+        module = models.create(
+            self.name, self.num_ages, hidden=self.hidden, convolutions=convolutions, precision=self.precision
+        )
 
         def function(variables, images):
             outputs = forward_step(

@@ -13,6 +13,17 @@ TEMPLATE = np.array(
 TEMPLATE_SIDE = 112
 # With eyes closer than this many pixels, a face shows no age.
 _SMALLEST_EYE_DISTANCE = 4.0
+# Residuals of the fit (`residual`). Of 1,403 detected faces of UTKFace, ORL and the contest the largest was 0.31, and
+# no other order of theirs was below 0.40. A head turned by 75 degrees has about 0.55.
+_FACE, _PROFILE = 0.35, 0.55
+# Orders that other tools write: the points in ours, given those in theirs.
+_ORDERS = {
+    "each pair begins with the point at the image's right, or the picture was mirrored": lambda p: p[[1, 0, 2, 4, 3]],
+    "the eye at the image's right comes first": lambda p: p[[1, 0, 2, 3, 4]],
+    "the mouth corner at the image's right comes first": lambda p: p[[0, 1, 2, 4, 3]],
+    "y comes before x": lambda p: p[:, ::-1],
+    "all x come before all y": lambda p: p.reshape(2, 5).T,
+}
 
 
 def template(size: int, margin: float) -> np.ndarray:
@@ -49,6 +60,58 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     a = np.sum(np.conj(z - centre) * (w - goal)) / spread
     b = goal - a * centre
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def residual(landmarks: np.ndarray) -> float:
+    """The share of the landmarks' spread that no similarity maps to the template: 0 for the template, at most 1.
+
+    Args:
+      landmarks: (5, 2), not all the same.
+    """
+    z, w = (points @ [1, 1j] for points in (landmarks, TEMPLATE))
+    z, w = z - z.mean(), w - w.mean()
+    return float(np.sqrt(max(0.0, 1 - abs(np.vdot(z, w)) ** 2 / (np.vdot(z, z) * np.vdot(w, w)).real)))
+
+
+def roll(landmarks: np.ndarray) -> float:
+    """Degrees clockwise, -180 to 180, by which a face is turned in its picture."""
+    a, b = similarity(landmarks, TEMPLATE)[:, 0]
+    return float(-np.degrees(np.arctan2(b, a)))
+
+
+def check(landmarks: np.ndarray, size: tuple[int, int], turned: int = 0) -> None:
+    """Checks that landmarks from elsewhere can be those of a face in a photograph, in the order of `TEMPLATE`.
+
+    Args:
+      landmarks: (5, 2) in pixels of the upright photograph.
+      size: Its width and height.
+      turned: Degrees clockwise by which its EXIF orientation turned it.
+
+    Raises:
+      BadImage: They cannot; the message says what they look like.
+    """
+    points = np.asarray(landmarks, np.float64).reshape(5, 2)
+    if not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-3:
+        raise BadImage("landmarks coincide")
+    apart = np.linalg.norm(points[1] - points[0])
+    if residual(points) > _FACE:
+        fitting = {told: order(points) for told, order in _ORDERS.items()}
+        fitting = {told: points for told, points in fitting.items() if residual(points) <= _FACE}
+        told = min(fitting, key=lambda told: abs(roll(fitting[told])), default="")
+        if told or residual(points) > _PROFILE:
+            raise BadImage(
+                "landmarks do not form a face (x y of left eye, right eye, nose, left and right mouth corner, as seen"
+                f" in the image){f': it looks as if {told}' * bool(told)}"
+            )
+    outside = np.maximum(-0.5 - points, points - np.array(size) + 0.5).max()
+    if outside > apart / 2:
+        raise BadImage(f"landmarks lie outside the image, which has {size[0]} x {size[1]} pixels when it is upright")
+    # A face that stands upright in the stored pixels lies in the photograph that is turned.
+    if turned and abs((roll(points) + turned + 180) % 360 - 180) < 45:
+        raise BadImage(
+            f"landmarks of a face turned by {roll(points):.0f} degrees: it looks as if they were measured before the"
+            f" EXIF orientation turned the photograph by {turned} degrees"
+        )
 
 
 def align(photograph: Image.Image, landmarks: np.ndarray, size: int, margin: float) -> tuple[Image.Image, float]:

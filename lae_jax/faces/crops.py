@@ -16,10 +16,27 @@ UNKNOWN = {"align": "none", "detector": "unknown"}
 
 
 class Photograph(NamedTuple):
-    """An upright RGB picture, and the landmarks (5, 2) of its face in pixels if the source has them."""
+    """A decoded photograph.
+
+    Attributes:
+      image: Upright RGB picture.
+      landmarks: (5, 2) of its face in pixels of the upright photograph, if the source has them.
+      reduced: The photograph's pixels that a pixel of `image` spans on each side (`images.Decoded`).
+      turned: Degrees clockwise by which its EXIF orientation turned it.
+    """
 
     image: Image.Image
     landmarks: np.ndarray | None = None
+    reduced: int = 1
+    turned: int = 0
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 2) of the photograph -> points of `image`."""
+        return (np.asarray(points, np.float64) + 0.5) / self.reduced - 0.5
+
+    def outside(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 2) of `image` -> points of the photograph."""
+        return (np.asarray(points, np.float64) + 0.5) * self.reduced - 0.5
 
 
 class Crop(NamedTuple):
@@ -141,8 +158,9 @@ def how_to_cut_alike(there: dict, here: dict) -> str:
 def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
     """Returns the crops of each photograph, or the reason why there are none.
 
-    A crop does not depend on the other photographs, except that at most 1 pixel in 1,000 may differ by one grey level.
-    For a photograph without a face, `recipe.undetected` decides between one centre crop and the reason.
+    Landmarks from the source are checked (`align.check`). A crop does not depend on the other photographs, except that
+    at most 1 pixel in 1,000 may differ by one grey level. For a photograph without a face, `recipe.undetected` decides
+    between one centre crop and the reason.
     """
     from lae_jax.faces import detect
 
@@ -152,31 +170,37 @@ def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | 
     for number, photograph in enumerate(photographs):
         try:
             if number not in found:
-                results.append([_aligned(photograph.image, None, photograph.landmarks, "source", recipe)])
+                width, height = (photograph.reduced * side for side in photograph.image.size)
+                align.check(photograph.landmarks, (width, height), photograph.turned)
+                landmarks = photograph.inside(photograph.landmarks)
+                results.append([_aligned(photograph, None, landmarks, "source", recipe)])
                 continue
             faces = _chosen(found[number], photograph.image.size, recipe.faces)
-            crops = [_aligned(photograph.image, face.box, face.landmarks, "mtcnn", recipe) for face in faces]
+            crops = [_aligned(photograph, face.box, face.landmarks, "mtcnn", recipe) for face in faces]
             if not crops and recipe.undetected == "reject":
                 raise BadImage("no face found")
-            crops = crops or [_centre(photograph.image, recipe)]
+            crops = crops or [_centre(photograph, recipe)]
             results.append([crop._replace(faces=len(found[number])) for crop in crops])
         except BadImage as reason:
             results.append(reason)
     return results
 
 
-def _aligned(image: Image.Image, box, landmarks: np.ndarray, how: str, recipe: Recipe) -> Crop:
-    crop, scale = align.align(image, landmarks, recipe.size, recipe.margin)
-    return Crop(crop, box, np.asarray(landmarks, np.float64).reshape(5, 2), how, scale)
+def _aligned(photograph: Photograph, box, landmarks: np.ndarray, how: str, recipe: Recipe) -> Crop:
+    """The crop of a face whose box (4,) and landmarks (5, 2) are in pixels of `photograph.image`."""
+    crop, scale = align.align(photograph.image, landmarks, recipe.size, recipe.margin)
+    box = None if box is None else photograph.outside(box)
+    return Crop(crop, box, photograph.outside(landmarks).reshape(5, 2), how, scale * photograph.reduced)
 
 
-def _centre(image: Image.Image, recipe: Recipe) -> Crop:
+def _centre(photograph: Photograph, recipe: Recipe) -> Crop:
+    image = photograph.image
     side = min(image.size)
     scale = side / recipe.size
     left, top = (image.width - side) / 2, (image.height - side) / 2
     matrix = np.array([[1 / scale, 0, -left / scale], [0, 1 / scale, -top / scale]])
     matrix[:, 2] += (1 / scale - 1) / 2
-    return Crop(align.warp(image, matrix, recipe.size), None, None, "centre", scale)
+    return Crop(align.warp(image, matrix, recipe.size), None, None, "centre", scale * photograph.reduced)
 
 
 def _chosen(faces: list, size: tuple[int, int], which: str) -> list:

@@ -1,10 +1,13 @@
 """Pooled features of a run's backbone: computed once for each split, and cached with all that they depend on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -25,7 +28,7 @@ class Features:
     """Features of a split's rows.
 
     Attributes:
-      values: (passes, N, F) float32, with one pass if nothing is augmented.
+      values: (passes, N, F) float32, with one pass if nothing is augmented; in a file, of which parts are in memory.
       ages: (N,) float64 years.
       rows: (N,), rows of the data set.
     """
@@ -49,14 +52,15 @@ class Extractor:
     def features(self, split: str, passes: int = 0) -> Features:
         """Returns the features of a split's rows that have an age.
 
-        They are read from `folder` if they belong to this checkpoint and data set, else computed and written there.
+        They are read from `folder` if they belong to this checkpoint and data set, else computed and written there. A
+        pass that is finished is kept.
 
         Args:
           split: Name of the split.
           passes: Passes over the augmented images, with the run's augmentation and seed; 0: one over the plain images.
 
         Raises:
-          InputError: There is no such split.
+          InputError: There is no such split, or no room for the features.
         """
         examples = inputs.examples(self.dataset, split, self.stage)
         wanted = {
@@ -73,19 +77,21 @@ class Extractor:
         wanted = json.loads(json.dumps(wanted))
         name = f"{split}-{passes}-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]}"
         array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        if told.exists() and files.read_json(told).get("of") == wanted:
-            if files.sha256_of(array) == files.read_json(told).get("sha256"):
-                logger.info("%s: the features of %s are read from the cache", self.checkpoint.workdir, split)
-                return Features(np.load(array, mmap_mode="r", allow_pickle=False), examples.targets, examples.rows)
-            logger.warning("%s has changed since it was written: it is computed again", array)
-        values = self._compute(examples, passes)
+        known = files.read_json(told) if told.exists() else {}
+        digests = _whole_passes(array, known["sha256"]) if known.get("of") == wanted else []
+        if digests:
+            done = "" if len(digests) == max(1, passes) else f" ({len(digests)} of {passes} passes)"
+            logger.info("%s: the features of %s are read from the cache%s", self.checkpoint.workdir, split, done)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with array.open("wb") as file:
-            np.save(file, values)
-        files.write_json(told, {"of": wanted, "sha256": files.sha256_of(array)})
-        return Features(values, examples.targets, examples.rows)
+        for number in range(len(digests), max(1, passes)):
+            values = self._compute(examples, passes, number, functools.partial(_of_pass, array, passes, number))
+            values.flush()
+            digests.append(hashlib.sha256(values).hexdigest())
+            files.write_json(told, {"of": wanted, "sha256": digests})
+        return Features(np.load(array, mmap_mode="r", allow_pickle=False), examples.targets, examples.rows)
 
-    def _compute(self, examples: inputs.Examples, passes: int) -> np.ndarray:
+    def _compute(self, examples: inputs.Examples, passes: int, number: int, allocate: Callable) -> np.ndarray:
+        """Returns the features of pass `number`, (N, F), in the array that `allocate` makes."""
         config, par, count = self.config, self.par, len(examples.rows)
         if self._mapped is None:
             variables = {
@@ -95,8 +101,9 @@ class Extractor:
         forward, variables = self._mapped
         size = -(-BATCH_SIZE // par.device_count) * par.device_count
         if not passes:
-            plain = inputs.outputs_of(config, self.dataset, examples.rows, forward, variables, par, size)
-            return plain[None].astype(np.float32)
+            return inputs.outputs_of(
+                config, self.dataset, examples.rows, forward, variables, par, size, allocate=allocate
+            )
         steps = -(-count // size)
         once = sampling.sequential(count, size)
         first, local = par.local_places(size)
@@ -107,8 +114,8 @@ class Extractor:
             lambda step: once(step % steps),
             inputs.augmentation(config),
             seed=config.seed,
-            start=0,
-            stop=passes * steps,
+            start=number * steps,
+            stop=(number + 1) * steps,
             places=pipeline.Places(size, first, local),
             threads=inputs.threads(config),
         )
@@ -116,19 +123,70 @@ class Extractor:
 
         def placed():
             for step, batch in enumerate(batches):
-                place = step % steps * size + here
-                # Padding repeats the last row; its positions come after all passes.
-                position = np.where(place < count, step // steps * count + place, passes * count)
-                yield {"image": batch["image"], "position": position}
+                yield {"image": batch["image"], "position": step * size + here}
 
-        values = inference.over_batches(
-            forward, variables, placed(), passes * count, par=par, total=passes * steps, what="features"
+        what = f"features, pass {number + 1} of {passes}"
+        return inference.over_batches(
+            forward, variables, placed(), count, par=par, total=steps, what=what, allocate=allocate
         )
-        return values.reshape(passes, count, -1).astype(np.float32)
 
     def own_head(self) -> dict:
         """Returns the run's head, float32: {'fc': {'kernel', 'bias'}}, and 'hidden' alike if it has a hidden layer."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.checkpoint.variables["params"]["head"])
+
+
+def _of_pass(array: pathlib.Path, passes: int, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """Returns the place of a pass in the file of all passes, which the first one makes."""
+    if number == 0:
+        np.lib.format.open_memmap(array, "w+", np.float32, (max(1, passes), *shape))
+        _reserve(array)
+    return np.lib.format.open_memmap(array, "r+")[number]
+
+
+def _reserve(path: pathlib.Path) -> None:
+    """Gives a file its room on the disk now: a mapped file that finds none later ends the process without a message."""
+    if not hasattr(os, "posix_fallocate"):  # as on macOS
+        return
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise InputError(
+            f"{path} needs {size / 1e9:.1f} GB ({error.strerror}): make room, or name another --out"
+        ) from error
+
+
+def _reserve(path: pathlib.Path) -> None:
+    """Gives a file its room on the disk now: a mapped file that finds none later ends the process without a message."""
+    if not hasattr(os, "posix_fallocate"):  # as on macOS
+        return
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise InputError(f"{path} needs {size / 1e9:.1f} GB: make room ({error.strerror})") from error
+
+
+def _whole_passes(array: pathlib.Path, digests: list[str]) -> list[str]:
+    """Returns the digests of the first passes in a file, as far as it has them."""
+    whole = []
+    try:
+        values = np.load(array, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # missing, or cut
+        values = []
+    for known, of_pass in zip(digests, values, strict=False):
+        if hashlib.sha256(of_pass).hexdigest() != known:
+            break
+        whole.append(known)
+    if len(whole) < len(digests):
+        logger.warning(
+            "%s has changed since it was written: it is computed again from pass %d on", array, len(whole) + 1
+        )
+    return whole
 
 
 def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
@@ -143,10 +201,11 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
     dataset = records.open_dataset(data, checkpoint.meta["config"]["data"]["verify"])
     agreement.require_same_crops(checkpoint, dataset)
     if checkpoint.meta["data_hash"] != dataset.hash:
+        own = checkpoint.meta["config"]["data"]["path"]
         raise InputError(
             f"{data} is not the data set that {path} was trained on (hash {dataset.hash[:12]}, not"
             f" {checkpoint.meta['data_hash'][:12]}), so its validation split may hold training images of that run: name"
-            " the data set of the run, or train stage 2 on this one"
+            f" the data set of the run with --data ({own} when it was trained), or train stage 2 on this one"
         )
     return Extractor(checkpoint, dataset, folder)
 

@@ -75,12 +75,13 @@ class Bench:
         return {
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
+            "label_sigma": self.config.loss.label_sigma,
             **method_losses.of_training(self.classes, build.NUM_AGES),
         }
 
     @functools.cached_property
     def _statistics(self) -> dict[str, np.ndarray]:
-        every = np.asarray(self.features)
+        every = self.features
         return method_losses.smooth_statistics(every.reshape(-1, every.shape[-1]), np.tile(self.classes, len(every)))
 
     @functools.cached_property
@@ -135,13 +136,15 @@ class Bench:
         by_power = method.sets == "power"
         starts = _stack([self._start(method, seed) for seed in seeds])
         run = self._compiled(method, steps or self.total_steps)
+        # Arguments and not constants of the program, which would hold copies of them.
+        data = _on_device(self.features), jnp.asarray(self.ages, jnp.float32)
         settings, rates = np.asarray(settings, np.float32), np.asarray(rates, np.float32)
         parts, places = [], []
         # All heads of a call share an order, so each power has its own call; the program is compiled once.
         for value in np.unique(settings) if by_power else [method.power]:
             at = np.flatnonzero(settings == value) if by_power else np.arange(len(settings))
             order = self.orders(method.order, float(value), seeds)[:, : steps or None]
-            parts.append(run(order, settings[at], rates[at], np.asarray(seeds, np.int32), starts))
+            parts.append(run(order, settings[at], rates[at], np.asarray(seeds, np.int32), starts, *data))
             places.append(at)
         back = np.argsort(np.concatenate(places))
         return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[back], *parts)
@@ -169,11 +172,10 @@ class Bench:
         config.optim.base_learning_rate = 256 / config.batch_size
         unit = build.schedules(config, self.steps_per_epoch, self.total_steps)
         c = config.optim
-        features, ages = jnp.asarray(self.features), jnp.asarray(self.ages, jnp.float32)
         tables = jax.tree.map(jnp.asarray, self._statistics) if method.smooth_features else None
         rows = jnp.arange(config.batch_size)
 
-        def one(order, setting, rate, seed, start):
+        def one(order, setting, rate, seed, start, features, ages):
             key = jax.random.key(seed)
             of_pass = jax.random.fold_in(key, zlib.crc32(b"pass") >> 1)
             tx = optim.sgd(
@@ -212,14 +214,14 @@ class Bench:
             (trained, _, skipped), _ = jax.lax.scan(step, start_state, (jnp.arange(steps), order))
             return self._head(method, trained), skipped
 
-        over_seeds = jax.vmap(one, in_axes=(0, None, None, 0, 0))
-        return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None)))
+        over_seeds = jax.vmap(one, in_axes=(0, None, None, 0, 0, None, None))
+        return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None, None, None)))
 
     def predict(self, method: Method, heads: Mapping, features: np.ndarray, settings: Sequence[float]) -> np.ndarray:
         """Predicts ages, (M, S, N) float32 years, of features (N, F) with heads (M, S, ...) and settings (M,)."""
-        own, features = jax.tree.map(jnp.asarray, self.own), jnp.asarray(features)
+        own = jax.tree.map(jnp.asarray, self.own)
 
-        def ages(head, setting):
+        def ages(head, setting, features):
             if method.finish_head is not None:
                 head = method.finish_head(own, head, setting)
             logits = self.logits(head, features)
@@ -228,17 +230,27 @@ class Bench:
             return losses.expected_age(logits)
 
         # One head after the other: the logits of all heads together would be large.
-        def over_seeds(heads, setting):
-            return jax.lax.map(lambda head: ages(head, setting), heads)
+        def over_seeds(heads, setting, features):
+            return jax.lax.map(lambda head: ages(head, setting, features), heads)
 
-        each = jax.jit(lambda heads, settings: jax.lax.map(lambda pair: over_seeds(*pair), (heads, settings)))
-        return np.asarray(each(jax.tree.map(jnp.asarray, heads), jnp.asarray(settings, jnp.float32)))
+        @jax.jit
+        def each(heads, settings, features):
+            return jax.lax.map(lambda pair: over_seeds(*pair, features), (heads, settings))
+
+        heads, settings = jax.tree.map(jnp.asarray, heads), jnp.asarray(settings, jnp.float32)
+        return np.asarray(each(heads, settings, _on_device(features)))
 
 
 def _hidden(head: Mapping, features: jax.Array) -> jax.Array:
     if "hidden" not in head:
         return features
-    return jax.nn.relu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"])
+    products = jnp.matmul(features, head["hidden"]["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.relu(products + head["hidden"]["bias"])
+
+
+def _on_device(features: np.ndarray) -> jax.Array:
+    """Unlike jnp.asarray, it copies nothing on a CPU: the features stay in their file."""
+    return jax.device_put(np.asarray(features))
 
 
 def _new_layer(width: int, seed: int) -> dict:

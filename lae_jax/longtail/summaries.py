@@ -146,18 +146,20 @@ def latex(all_trials: Sequence[Trial], split: str) -> str:
 
 def _tables(all_trials: Sequence[Trial], split: str) -> list[tables.Table]:
     reference = next((one for one in all_trials if one.method.name == REFERENCE), None)
-    header = ["method", "setting", *_TITLES, *metrics.GROUPS]
+    outside = [any(math.isfinite(one.outside_mae(split)[j]) for one in all_trials) for j in range(2)]
+    shown = [*metrics.GROUPS, *(name for name, there in zip(metrics.OUTSIDE, outside, strict=True) if there)]
+    header = ["method", "setting", *_TITLES, *shown]
     if reference:
         header += [f"{title} - {REFERENCE}" for title in ("MAE", "sigma")]
     rows = []
     for one in all_trials:
         setting = f"{one.method.setting} {one.setting:g}" if one.method.setting else ""
         row = [one.method.name, setting, *(_pm(one, split, score) for score in _SCORES)]
-        row += [_number(value) for value in one.group_mae(split)]
+        row += [_number(value) for value in [*one.group_mae(split), *one.outside_mae(split)[outside]]]
         if reference:
             row += ["" if one is reference else _interval(*paired(one, reference, split, s)) for s in ("mae", "sigma")]
         rows.append(row)
-    return tables.cut(tables.Table(header, rows, names=2), metrics.GROUPS)
+    return tables.cut(tables.Table(header, rows, names=2), metrics.ALL_GROUPS)
 
 
 def csv_of(all_trials: Sequence[Trial]) -> str:
@@ -167,7 +169,7 @@ def csv_of(all_trials: Sequence[Trial]) -> str:
     intervals are included.
     """
     scores = [name for score in _SCORES for name in (score, f"{score}_spread")]
-    groups = [f"mae_{group}" for group in metrics.GROUPS]
+    groups = [f"mae_{group}" for group in metrics.ALL_GROUPS]
     references = [one for one in all_trials if one.method.name == REFERENCE]
     reference = references[0] if len(references) == 1 else None
     differences = [name for s in DIFFERENCES for name in (s, f"{s}_half")] if reference else []
@@ -188,7 +190,7 @@ def csv_of(all_trials: Sequence[Trial]) -> str:
             to_reference: list[float] = []
             for score in DIFFERENCES.values() if reference else ():
                 to_reference += paired(one, reference, split, score) if one is not reference else _UNKNOWN
-            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *to_reference])])
+            rows.append([*row, *map(float, [*pairs, *one.group_mae(split), *one.outside_mae(split), *to_reference])])
     header = [
         "method",
         "parameter",

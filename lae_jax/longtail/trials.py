@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lae_jax import metrics, models
+from lae_jax.data import records
 from lae_jax.longtail import extraction
 from lae_jax.longtail.fitting import Bench
 from lae_jax.runs import fields, inputs, leaks
@@ -79,6 +80,10 @@ class Trial:
         """Returns the MAE of each group, (8,) years, the mean over runs and seeds."""
         return np.mean([report.group_mae for report in self._reports(split)], axis=0)
 
+    def outside_mae(self, split: str) -> np.ndarray:
+        """Returns the MAE of babies and of people over 81, (2,) years, likewise."""
+        return np.mean([report.outside_mae for report in self._reports(split)], axis=0)
+
 
 def _score(report: metrics.AgeReport, score: str) -> float:
     if score == "cs5":
@@ -112,29 +117,41 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
     mae = (extractor.checkpoint.meta["scores"] or {}).get("mae")
     if not own.data.split or mae is None:
         raise InputError(
-            f"{workdir} was trained without a validation split, on which methods are chosen: name a run that has one"
+            f"{workdir} was trained without a validation split, on which methods are chosen: train stage 2 with"
+            " --config.data.split=validation, or name a run that has one"
         )
     checked = own.copy_and_resolve_references()
     checked.data.allow_leak = allow_leak
     leaks.check(checked, dataset, extractor.checkpoint.meta)
-    if test not in dataset.manifest["splits"]:
-        raise InputError(
-            f"{dataset.path} has no split {test!r}, only {', '.join(dataset.manifest['splits'])}: with --test, name one"
-            " that was not used to choose anything"
-        )
     names = {VALIDATION: inputs.split_name(own, own.data.split), TEST: test}
-    if test == names[VALIDATION]:
-        raise InputError(f"--test {test}: methods are chosen on it; name another split")
-    training = extractor.features(inputs.split_name(own, own.data.train), passes)
+    trained_on = dataset.rows(inputs.split_name(own, own.data.train))
+    if test not in dataset.manifest["splits"] or test == names[VALIDATION]:
+        why = "methods are chosen on it" if test == names[VALIDATION] else f"{dataset.path} has no such split"
+        raise InputError(f"--test {test}: {why}; {_what_works(dataset, names[VALIDATION], trained_on)}")
     for split, name in names.items():
-        both = np.intersect1d(training.rows, dataset.rows(name))
+        both = np.intersect1d(trained_on, dataset.rows(name))
         if len(both) and not allow_leak:
             raise InputError(
-                f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on: name another split"
+                f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on;"
+                f" {_what_works(dataset, names[VALIDATION], trained_on)}"
             )
+    training = extractor.features(inputs.split_name(own, own.data.train), passes)
     scored = {split: extractor.features(name) for split, name in names.items()}
     bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
     return Prepared(extractor, bench, scored)
+
+
+def _what_works(dataset: records.Dataset, validation: str, trained_on: np.ndarray) -> str:
+    """Which splits of a data set methods can be judged on, or how to make one."""
+    others = [name for name in dataset.manifest["splits"] if name != validation]
+    if free := [name for name in others if not np.isin(dataset.rows(name), trained_on).any()]:
+        return f"a split that nothing is trained or chosen on: --test {' or --test '.join(free)}"
+    how = "--folds K --ratio 9:1" if validation.startswith("fold") else "--ratio 8:1:1"
+    how = "a split test in the source" if dataset.manifest["protocol"] == "column" else f"{how}, which makes one"
+    return (
+        "no split is left that nothing is trained or chosen on: prepare the photographs into another --out with"
+        f" {how}, and train stage 2 on it"
+    )
 
 
 def _dropout(config: ConfigDict) -> float:
@@ -157,7 +174,10 @@ def check_folds(extractors: Sequence[extraction.Extractor], folds: bool) -> None
     splits = extractors[0].dataset.manifest["splits"]
     wanted = sorted({int(name.split("-")[0][4:]) for name in splits if name.startswith("fold")})
     if not wanted:
-        raise InputError(f"{extractors[0].dataset.path} has no folds: prepare it with --folds K, or omit --by-fold")
+        raise InputError(
+            f"{extractors[0].dataset.path} has no folds: prepare it with --folds K --ratio 9:1 (folds and the split"
+            " test), or omit --by-fold"
+        )
     if sorted(-1 if fold is None else fold for fold in of) != wanted:
         told = ", ".join("none" if fold is None else str(fold) for fold in of)
         raise InputError(
@@ -197,20 +217,25 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
         config.model = own.model.copy_and_resolve_references()
     for name, value in changed.items():
         config[name] = value
+    label_sigma = (config if like else own).loss.label_sigma
     config.loss = own.loss.copy_and_resolve_references()
+    config.loss.label_sigma = label_sigma
     if config.batch_size < 1 or config.epochs <= 0:
         raise InputError(f"--batch-size {config.batch_size} and --epochs {config.epochs} must be above 0")
     return config
 
 
-_RECIPE = ("batch_size", "epochs", "optim", "reinit_head")
+_RECIPE = ("batch_size", "epochs", "loss", "optim", "reinit_head")
 
 
 def _lae_config(path: str) -> ConfigDict:
     checkpoint = checkpoints.load_run(path)
     config = fields.from_json(checkpoint.meta["config"])
-    if checkpoint.meta["stage"] != "classify" or config.data.power != 0 or _method_of(config) != "lae":
-        raise InputError(f"{path} is not a run of LAE's stage 3 (classify, power 0): name one with --like")
+    own_order = config.data.power != 0 or config.data.age_weights
+    if checkpoint.meta["stage"] != "classify" or own_order or _method_of(config) != "lae":
+        raise InputError(
+            f"{path} is not a run of LAE's stage 3 (classify, power 0, no age weights): name one with --like"
+        )
     return config
 
 

@@ -31,6 +31,7 @@ BACKBONES = {
 }
 HEADS = ("age", "identity")
 CONVOLUTIONS = ("auto", "xla", "cpu")
+PRECISIONS = {precision.name.lower(): precision for precision in jax.lax.Precision}  # default, high, highest
 
 
 class Model(nn.Module):
@@ -81,6 +82,7 @@ def create(
     remat: bool = False,
     convolutions: str = "auto",
     parts: int = 1,
+    precision: str = "default",
 ) -> nn.Module:
     """Returns a model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
 
@@ -99,14 +101,17 @@ def create(
       convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or
         'auto' ('cpu' if JAX's default backend is a CPU, else 'xla').
       parts: Parts of a batch that the model sees one after the other in training (gradient accumulation).
+      precision: Precision of the backbone's products and convolutions of float32: 'default' (the accelerator's: TF32 on
+        GPUs, bfloat16 on TPUs), 'high' or 'highest' (float32). Heads always have the highest.
 
     Raises:
-      ValueError: The name, head or form of convolution is unknown, a rate lies outside [0, 1), the dtype is not
-        floating, the number of outputs or hidden units is negative, or an identity head has a hidden layer.
+      ValueError: The name, head, form of convolution or precision is unknown, a rate lies outside [0, 1), the dtype is
+        not floating, the number of outputs or hidden units is negative, or an identity head has a hidden layer.
     """
     _choose("model", name, BACKBONES)
     _choose("head", head, HEADS)
     _choose("form of convolution", convolutions, CONVOLUTIONS)
+    _choose("precision", precision, PRECISIONS)
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating dtype, got {dtype}")
@@ -122,7 +127,7 @@ def create(
     for label, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         if not 0 <= rate < 1:
             raise ValueError(f"{label} must be at least 0 and below 1, got {rate}")
-    compute = Compute(dtype, axis_name, convolutions, parts)
+    compute = Compute(dtype, axis_name, convolutions, parts, PRECISIONS[precision])
     backbone = backbone_class(compute, architecture, stochastic_depth, remat)
     if num_outputs == 0:
         return backbone

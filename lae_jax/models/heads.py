@@ -1,15 +1,19 @@
 """Heads on a backbone: ages in stages 2 and 3, identities in stage 1.
 
 B = batch, F = features of the backbone, K = ages, D = embedding, C = identities. Heads are small and feed losses, so
-they compute in float32 or wider, whatever the backbone's dtype.
+they compute in float32 or wider, whatever the backbone's dtype and precision: accelerators would otherwise round the
+factors of a float32 product to bfloat16 or TF32.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
 from lae_jax.models.layers import Compute, Dropout, batch_norm
+
+_Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
 
 
 class IdentityOutputs(NamedTuple):
@@ -36,9 +40,9 @@ class AgeHead(nn.Module):
         dtype = self.compute.param_dtype
         x = features.astype(dtype)
         if self.hidden:
-            x = nn.relu(nn.Dense(self.hidden, dtype=dtype, param_dtype=dtype, name="hidden")(x))
+            x = nn.relu(_Dense(self.hidden, dtype=dtype, param_dtype=dtype, name="hidden")(x))
         x = Dropout(self.dropout, name="dropout")(x, rows, train)
-        return nn.Dense(self.num_outputs, dtype=dtype, param_dtype=dtype, name="fc")(x)
+        return _Dense(self.num_outputs, dtype=dtype, param_dtype=dtype, name="fc")(x)
 
 
 class IdentityHead(nn.Module):
@@ -63,7 +67,7 @@ class IdentityHead(nn.Module):
         class_weights = self.param(
             "class_weights", nn.initializers.normal(1.0), (self.num_outputs, self.embedding_size), dtype
         )
-        x = nn.Dense(self.embedding_size, use_bias=False, dtype=dtype, param_dtype=dtype, name="embedding")(features)
+        x = _Dense(self.embedding_size, use_bias=False, dtype=dtype, param_dtype=dtype, name="embedding")(features)
         wide = Compute(dtype, self.compute.axis_name)
         x = batch_norm(wide, train, 1e-5, "bn")(x)
         return IdentityOutputs(x, class_weights) if train else x

@@ -27,12 +27,14 @@ class Compute:
       axis_name: Mapped axis over which BatchNorm is synchronised while training; None: each device on its own.
       convolutions: 'xla' (XLA's convolution for all) or 'cpu' (depthwise and 1x1 in the forms that are fast there).
       parts: Parts of a batch that the model sees one after the other in training (gradient accumulation).
+      precision: Precision of the backbone's products and convolutions of float32.
     """
 
     dtype: Any = jnp.dtype("float32")
     axis_name: str | None = None
     convolutions: str = "xla"
     parts: int = 1
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
 
     @property
     def param_dtype(self) -> Any:
@@ -55,7 +57,13 @@ def output_pixels(x: jax.Array, kernel: int, stride: int, padding: Sequence[tupl
     return math.prod((n - kernel) // stride + 1 for n in sizes)
 
 
-def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
+def xla_convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT,
+) -> jax.Array:
     """XLA's convolution: (B, H, W, C), (kh, kw, C / groups, C') -> (B, H', W', C').
 
     The number of groups follows from the shapes.
@@ -67,6 +75,7 @@ def xla_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Seque
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
+        precision=precision,
     )
 
 
@@ -99,33 +108,41 @@ def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Seq
     return out.astype(x.dtype)
 
 
-def _rows_times(x: jax.Array, matrix: jax.Array) -> jax.Array:
+def _rows_times(x: jax.Array, matrix: jax.Array, precision: jax.lax.Precision) -> jax.Array:
     """(B, H, W, C), (C, C') -> (B, H, W, C'), as a product of two matrices.
 
     XLA transposes an array of more axes before it multiplies it, which makes the gradient of the matrix 1.5 to 3 times
     as slow.
     """
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, precision=precision).reshape(*x.shape[:-1], -1)
 
 
-def gathered(x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
+def gathered(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT,
+) -> jax.Array:
     """A dense convolution as one matrix product with the windows of x: (B, H, W, C), (k, k, C, C') -> (B, H', W', C').
 
     For small feature maps on a CPU: where the kernel is larger than the map (3x3 on 2x2: ResNet's last layer at 64
     pixels), XLA's convolution takes 80 times as long.
     """
     windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0], stride)
-    return _rows_times(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[3]))
+    return _rows_times(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[3]), precision)
 
 
-def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def pointwise(
+    x: jax.Array, kernel: jax.Array, stride: int, precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
+) -> jax.Array:
     """A 1x1 convolution as a matrix product: (B, H, W, C), (1, 1, C, C') -> (B, H', W', C').
 
     It is about twice as fast on a CPU.
     """
     if stride > 1:
         x = x[:, ::stride, ::stride]
-    return _rows_times(x, kernel[0, 0])
+    return _rows_times(x, kernel[0, 0], precision)
 
 
 def _pool_windows(x: jax.Array) -> list[jax.Array]:
@@ -210,15 +227,15 @@ class Conv(nn.Module):
             padding = tuple(same_padding(n, size, self.stride) for n in x.shape[1:3])
         else:
             padding = ((self.padding, self.padding),) * 2
-        fast = self.compute.convolutions == "cpu"
+        fast, precision = self.compute.convolutions == "cpu", self.compute.precision
         if fast and self.depthwise:
             x = shifted_depthwise(x, kernel, self.stride, padding)
         elif fast and size == 1 and padding == ((0, 0), (0, 0)):
-            x = pointwise(x, kernel, self.stride)
+            x = pointwise(x, kernel, self.stride, precision)
         elif fast and not self.depthwise and output_pixels(x, size, self.stride, padding) <= SMALL_MAP:
-            x = gathered(x, kernel, self.stride, padding)
+            x = gathered(x, kernel, self.stride, padding, precision)
         else:
-            x = xla_convolution(x, kernel, self.stride, padding)
+            x = xla_convolution(x, kernel, self.stride, padding, precision)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.compute.param_dtype)
             x = x + jnp.asarray(bias, self.compute.dtype).reshape(1, 1, 1, -1)

@@ -122,11 +122,14 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
 
     if args.draw:
         pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
+        drawings = annotate.Drawings(pathlib.Path(args.draw))
     if not estimator.is_calibrated:
         logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
     images, faces, without, warm = 0, 0, 0, None
     fields = answers.Fields(args.interval, args.threshold, args.distribution)
-    results = answers.predicted(estimator, found(args, estimator, photographs.named(args.inputs, args.images)), fields)
+    results = answers.predicted(
+        estimator, found(args, estimator, photographs.named(args.inputs, args.images, tell=False)), fields
+    )
     with answers.opened(args.out, args.threshold) as write:
         for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
@@ -134,7 +137,7 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
             if warm is None and faces >= estimator.sizes[-1]:
                 warm = images, time.perf_counter()  # everything is compiled, and a full batch is done
             if args.draw and one.inputs:
-                annotate.save(pathlib.Path(args.draw), one.image, rows)
+                drawings.save(one.image, rows)
     told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
     if without:
         told.append(f"{console.counted(without, 'image')} without an age")

@@ -1,20 +1,24 @@
 """Drawings: photographs with a box and an age at each face."""
 
+import itertools
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lae_jax.faces import images
+from lae_jax.faces import crops, images
 from lae_jax.predict.photographs import Named
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
 
 _COLOUR = (33, 102, 172)
-_JPEG = (".jpg", ".jpeg")
+_JPEG = ("jpg", "jpeg")
+_UNFIT = re.compile(r"""[\x00-\x20\x7f-\x9f\ud800-\udfff<>:"/\\|?*]+""")  # of names of files, on some system
+_STEM_BYTES = 120  # of a drawing's name; file systems allow 143 to 255 for all of it
 
 Box = Sequence[float]  # left, top, right, bottom
 
@@ -61,12 +65,41 @@ def _common(a: Box, b: Box) -> float:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def save(folder: pathlib.Path, image: Named, rows: "Sequence[Row]") -> pathlib.Path:
-    """Writes a photograph with the boxes and ages of its rows as a JPEG and returns the path."""
-    texts = [f"{row.age:.0f} ({row.lower:.0f}-{row.upper:.0f})" for row in rows]
-    picture = draw(images.load(image.read()), [row.box for row in rows], texts)
-    # The folder is flat: a/b.png, c/b.png and a/b.jpg get different names.
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", image.name).strip("_.")[-150:]
-    path = folder / (name if name.lower().endswith(_JPEG) else name + ".jpg")
-    picture.save(path, "JPEG", quality=92)
-    return path
+class Drawings:
+    """A folder of drawings, one for each photograph, whatever the photographs are called.
+
+    The folder is flat: `a/b.jpg` becomes `a_b.jpg`. Where names would be one file, also on a disk that ignores case,
+    the later ones get a number.
+
+    Args:
+      folder: The folder, which exists.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self._taken = folder, set()
+
+    def save(self, image: Named, rows: "Sequence[Row]") -> pathlib.Path:
+        """Writes a photograph with the boxes and ages of its rows as a JPEG and returns the path."""
+        texts = [f"{row.age:.0f} ({row.lower:.0f}-{row.upper:.0f})" for row in rows]
+        decoded = images.decode(image.read())
+        photograph = crops.Photograph(decoded.image, reduced=decoded.reduced)
+        boxes = [None if row.box is None else photograph.inside(row.box).tolist() for row in rows]
+        path = self.folder / self._name(image.name)
+        draw(photograph.image, boxes, texts).save(path, "JPEG", quality=92)
+        return path
+
+    def _name(self, photograph: str) -> str:
+        flat = _UNFIT.sub("_", photograph)
+        stem, _, ending = flat.rpartition(".")
+        if ending.lower() not in _JPEG:
+            stem, ending = flat, "jpg"
+        stem = stem.encode()[-_STEM_BYTES:].decode(errors="ignore").strip("_.") or "photograph"
+        numbered = (f"{stem}{f'-{number}' * (number > 1)}.{ending}" for number in itertools.count(1))
+        name = next(name for name in numbered if _key(name) not in self._taken)
+        self._taken.add(_key(name))
+        return name
+
+
+def _key(name: str) -> str:
+    """The same text for names that may be one file on some disk: those that differ in case or in Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

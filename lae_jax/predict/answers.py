@@ -135,7 +135,7 @@ def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[
     if out is None:
         yield _Table(threshold)
         return
-    with open(out, "w", newline="", encoding="utf-8") as file:
+    with open(out, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         if out.endswith(".jsonl"):
             yield lambda rows: file.writelines(json.dumps(as_json(row)) + "\n" for row in rows)
         else:
@@ -153,8 +153,9 @@ def _cells(row: Row, threshold: float | None) -> list:
 
 
 def as_json(row: Row) -> dict:
-    """Returns the fields of a row that are not empty."""
-    return {name: value for name, value in dataclasses.asdict(row).items() if value not in (None, "")}
+    """Returns the fields of a row that are not empty, with escapes in a name that is not UTF-8."""
+    fields = {name: value for name, value in dataclasses.asdict(row).items() if value not in (None, "")}
+    return fields | {"name": row.name.encode("utf-8", "backslashreplace").decode()}
 
 
 class _Table:

@@ -104,7 +104,7 @@ class AgeEstimator:
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise InputError("predict takes a list of pictures or arrays: pass [picture]")
-        outputs = [*self.outputs(self.input.pixels(image) for image in images)]
+        outputs = [*self.outputs(self._inputs(images))]
         if not outputs:
             return (
                 (np.zeros(0, np.float32), np.zeros((0, 101), np.float32)) if distribution else np.zeros(0, np.float32)
@@ -112,6 +112,13 @@ class AgeEstimator:
         raw = np.stack(outputs)
         ages = self.ages(raw).astype(np.float32)
         return (ages, self.calibrated(raw).astype(np.float32)) if distribution else ages
+
+    def _inputs(self, images: Sequence[Image.Image | np.ndarray]) -> Iterator[np.ndarray]:
+        for number, image in enumerate(images):
+            try:
+                yield self.input.pixels(image)
+            except InputError as reason:
+                raise InputError(f"image {number} of {len(images)}: {reason}") from reason
 
     def outputs(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the output of `forward` for each input (S, S, 3), in order, for `ages` and `calibrated`.

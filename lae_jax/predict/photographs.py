@@ -27,10 +27,12 @@ class Named:
     Attributes:
       name: Its path, which is also its name in messages and rows.
       root: Folder that the file must be in; None: any.
+      refused: Why it is not read; '' if it is.
     """
 
     name: str
     root: str | None = None
+    refused: str = ""
 
     def read(self) -> bytes:
         """Reads the file.
@@ -38,6 +40,8 @@ class Named:
         Raises:
           BadImage: It cannot be read. The message is the reason.
         """
+        if self.refused:
+            raise BadImage(self.refused)
         if self.root is None:
             path = os.path.realpath(self.name)
             return interface.read_inside(os.path.dirname(path) or "/", path)
@@ -61,19 +65,20 @@ class Found:
     reason: str = ""
 
 
-def named(words: Sequence[str], root: str | None = None) -> Iterator[Named]:
+def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> Iterator[Named]:
     """Yields the images that words name.
 
     Args:
       words: Files, folders (at any depth), globs and CSVs (their `path` column, or else the first one).
       root: Folder that the paths in a CSV start from (default: the CSV's own).
+      tell: Log how many files of the folders are no images.
 
     Raises:
       InputError: A glob matches nothing, or a CSV cannot be used.
     """
     for word in words:
         if os.path.isdir(word):
-            yield from _in_folder(word)
+            yield from _in_folder(word, tell)
         elif word.lower().endswith(".csv"):
             yield from in_csv(word, root)
         elif os.path.exists(word) or not glob.has_magic(word):
@@ -84,14 +89,13 @@ def named(words: Sequence[str], root: str | None = None) -> Iterator[Named]:
             if not matches:
                 raise InputError(f"{word}: no file matches")
             yield from itertools.chain.from_iterable(
-                _in_folder(match) if os.path.isdir(match) else [Named(match)] for match in matches
+                _in_folder(match, tell) if os.path.isdir(match) else [Named(match)] for match in matches
             )
 
 
-def _in_folder(folder: str) -> Iterator[Named]:
-    for name, reason in interface.image_files(folder):
-        if reason is None:
-            yield Named(os.path.join(folder, name))
+def _in_folder(folder: str, tell: bool) -> Iterator[Named]:
+    for name, reason in interface.image_files(folder, tell):
+        yield Named(os.path.join(folder, name), refused=reason or "")
 
 
 def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
@@ -161,21 +165,22 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
       recipe: As in `found`.
       to_input: As in `found`.
     """
-    loaded: list[Image.Image | BadImage] = []
+    loaded: list[crops.Photograph | BadImage] = []
     for item in items:
         try:
-            loaded.append(images.load(item.read()))
+            picture = images.decode(item.read())
+            loaded.append(crops.Photograph(picture.image, reduced=picture.reduced))
         except BadImage as reason:
             loaded.append(reason)
     pictures = [picture for picture in loaded if not isinstance(picture, BadImage)]
-    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut([*map(crops.Photograph, pictures)], recipe))
+    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
     results = []
     for item, picture in zip(items, loaded, strict=True):
         result = picture if isinstance(picture, BadImage) else next(cut)
         if isinstance(result, BadImage):
             results.append(Found(item, [], [], str(result)))
             continue
-        inputs = [to_input(_stored(picture if crop is None else crop.image, recipe)) for crop in result]
+        inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
         results.append(Found(item, inputs, [crop for crop in result if crop is not None]))
     return results
 

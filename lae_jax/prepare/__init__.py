@@ -21,7 +21,7 @@ def prepare(
     *,
     reader: Reader = "csv",
     images: str | os.PathLike | None = None,
-    ratio: str = "4:1",
+    ratio: str | None = None,
     folds: int | None = None,
     by: Literal["identity", "image"] | None = None,
     seed: int = 0,
@@ -43,8 +43,9 @@ def prepare(
       out: Folder of the prepared data set; with `beam_runner` it may be in a bucket.
       reader: Kind of the source (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
-      ratio: Relative sizes of train, validation and, if there are three, test, where the source names no splits.
-      folds: Number of folds instead of `ratio`: splits fold0-train, fold0-validation, and so on.
+      ratio: Relative sizes of train, validation and, if there are three, test, where the source names no splits
+        (default: '8:1:1'). With `folds`: relative sizes of all folds together and of a test split.
+      folds: Number of folds: splits fold0-train, fold0-validation, and so on; a test split only with `ratio`.
       by: 'identity': all images of a person go to the same split; 'image': a person may be in several. Default:
         'identity' where the source has identities.
       seed: Seed of the split and of drawn faces.
@@ -91,7 +92,10 @@ def prepare(
     from lae_jax.data.sources import readers
     from lae_jax.prepare import assembly
 
-    how = assembly.Splitting(splits.parse_ratio(ratio), folds, by, seed)
+    shares = None if folds is not None and ratio is None else splits.parse_ratio(ratio or "8:1:1")
+    if folds is not None and shares is not None and len(shares) != 2:
+        raise InputError(f"--folds {folds} with --ratio {ratio}: write 9:1, all folds : test, or omit --ratio")
+    how = assembly.Splitting(shares, folds, by, seed)
     options = readers.Options(None if images is None else os.fspath(images), size, quality, seed)
     if beam_runner is None:
         way = assembly.Processes(os.fspath(out), workers)

@@ -13,7 +13,7 @@ from typing import get_args
 
 from lae_jax import prepare
 from lae_jax.faces import Align, Faces, Undetected
-from lae_jax.runtime import console, cpu, flags, start
+from lae_jax.runtime import console, cpu, flags, layout, start
 from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
@@ -33,9 +33,9 @@ def parse_args(argv: list[str] | None = None) -> dict:
     add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat the flag for each split")
     parser.add_common("images")
     parser.add_common("out", help="folder of the prepared data set")
-    add("--ratio", default="4:1", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the"
-        " source names no splits")  # fmt: skip
-    add("--folds", type=int, metavar="K", help="number of folds, instead of --ratio: fold0-train, ...")
+    add("--ratio", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the source names no"
+        " splits (default: 8:1:1); with --folds: of all folds together and of a test split")  # fmt: skip
+    add("--folds", type=int, metavar="K", help="number of folds: fold0-train, fold0-validation, ...")
     add("--by", choices=("identity", "image"), help="identity: all images of a person go to the same split;"
         " image: a person may be in several (default: identity where it is known)")  # fmt: skip
     parser.add_common("seed", help="seed of the split and of drawn faces (default: 0)")
@@ -72,14 +72,14 @@ def tell(manifest: dict, out: str, faces: str) -> str:
       out: Folder of the data set.
       faces: The argument of `prepare`.
     """
-    lines = [console.table(["split", "images"], list(manifest["splits"].items()))]
     left_out = manifest["left_out_of_split"]
     told = f"{manifest['rejected']:,} rejected"
     if left_out:
         told += f", {left_out:,} omitted from the splits because another split holds the same file"
     if manifest["rejected"] or left_out:
-        told += f" (see {out}/rejected.csv)"
-    lines.append(f"{console.counted(manifest['count'], 'image')} in {out}, split by {manifest['protocol']}; {told}")
+        told += f" (see {out}/{layout.REJECTED})"
+    lines = [f"{console.counted(manifest['count'], 'image')} in {out}, split by {manifest['protocol']}; {told}"]
+    lines += [f"rejected: {count:,} x {reason}" for reason, count in _reasons(manifest)]
     if several := manifest["several_faces"]:
         taken = {"all": "each has the photograph's age", "centre": "the one in the middle was taken"}
         lines.append(
@@ -89,24 +89,61 @@ def tell(manifest: dict, out: str, faces: str) -> str:
     return "\n".join(lines)
 
 
+def _reasons(manifest: dict) -> list[tuple[str, int]]:
+    return sorted(manifest["reasons"].items(), key=lambda one: -one[1])
+
+
+def warning(manifest: dict, out: str, align: str) -> str:
+    """Returns a warning if a fifth of the images or more were rejected, with the likely cause; otherwise ''."""
+    from lae_jax.data import rejected
+
+    whole = manifest["count"] + manifest["rejected"]
+    if manifest["rejected"] < rejected.LOUD * whole:
+        return ""
+    (reason, count), *_ = _reasons(manifest)
+    return (
+        f"WARNING: {manifest['rejected']:,} of {console.counted(whole, 'image')} ({manifest['rejected'] / whole:.0%})"
+        f" were rejected, {count:,} x {reason}. {rejected.cause(manifest['reasons'], align)}; then prepare into another"
+        f" --out. {out}/{layout.REJECTED} lists them"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Prepares a data set and audits it."""
+    """Prepares a data set, audits it and draws contact sheets."""
     # TensorFlow reads this when it starts. One worker, which is this process, then makes the same bytes as several.
     os.environ.update(cpu.ONE_THREAD)
     args = parse_args(argv)
+    out = args["out"]
     manifest = prepare.prepare(**args)
-    print(tell(manifest, args["out"], args["faces"]))
+    if is_remote(out):
+        print(console.table(["split", "images"], list(manifest["splits"].items())))
+        print(tell(manifest, out, args["faces"]))
+        print("not audited and no contact sheets, because both need a disk or a mount: run python -m lae_jax.audit on"
+              " the copy that you train on")  # fmt: skip
+    else:
+        print(_on_disk(manifest, out, args["faces"]))
     if not any(name.endswith("train") for name in manifest["splits"]):
         logger.warning("no split is called train: name the split to train on with --config.data.train")
-    from lae_jax.audit import saved
+    if loud := warning(manifest, out, "none" if manifest["crop"]["align"] == "none" else "landmarks"):
+        logger.warning("%s", loud)
 
-    if is_remote(args["out"]):
-        print(
-            f"not audited, because an audit needs a disk or a mount: run {saved.COMMAND} on the copy that you train on"
-        )
-        return
-    (report,) = saved.run([args["out"]])
-    print(saved.tell(report))
+
+def _on_disk(manifest: dict, out: str, faces: str) -> str:
+    """Audits a data set and draws its contact sheets; describes all for a terminal."""
+    from lae_jax.audit import saved
+    from lae_jax.data import records
+    from lae_jax.prepare import sheets
+
+    dataset = records.open_dataset(out, "quick")
+    (report,) = saved.run([out])
+    look = " and ".join(f"{out}/{name}" for name in sheets.write(dataset))
+    identities_only = not any(age == age for age in dataset.column("age").tolist())
+    config = "pretrain.py" if identities_only else "represent.py"
+    lines = [sheets.table(dataset), tell(manifest, out, faces), saved.tell(report), f"look at {look}"]
+    lines.append(f"next: python -m lae_jax.main --config configs/{config} --config.data.path={out}")
+    if not identities_only:
+        lines.append(f"  or, on a CPU: python -m lae_jax.main --config configs/small.py:tuned --config.faces={out}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax.data import joining, shards, splits
+from lae_jax import metrics
+from lae_jax.data import joining, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
-from lae_jax.runtime import console, cpu
+from lae_jax.runtime import console, cpu, files
 from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,10 +38,15 @@ _NEAR_AT_MOST = 2_000_000
 class Splitting:
     """How to split rows where the source names no splits: arguments of `lae_jax.prepare.prepare`."""
 
-    ratio: tuple[int, ...]
+    ratio: tuple[int, ...] | None
     folds: int | None
     by: str | None
     seed: int
+
+    @property
+    def parts(self) -> int:
+        """The number of parts that every row is in one of: of splits, or of folds."""
+        return self.folds + (self.ratio is not None) if self.folds else len(self.ratio)
 
 
 def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joining.Splits:
@@ -61,8 +67,10 @@ def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joinin
         return "column", *splits.by_column(names, column("sha256"))
     identity = column("identity")
     by = _by(how, identity)
-    group = splits.groups(column("sha256"), _near(column, len(names)), *([identity] if by == "identity" else []))
-    return by, _parted(how, group), np.zeros(0, np.int64)
+    photograph = stems.of_one_photograph(column("name"), column("age"), identity)
+    near = _near(column, len(names))
+    group = splits.groups(column("sha256"), near, photograph, *([identity] if by == "identity" else []))
+    return by, _parted(how, group, column("age")), np.zeros(0, np.int64)
 
 
 def _by(how: Splitting, identity: pa.ChunkedArray) -> str:
@@ -72,10 +80,13 @@ def _by(how: Splitting, identity: pa.ChunkedArray) -> str:
     return how.by or ("identity" if known else "image")
 
 
-def _parted(how: Splitting, group: np.ndarray) -> Mapping[str, np.ndarray]:
+def _parted(how: Splitting, group: np.ndarray, ages: pa.ChunkedArray) -> Mapping[str, np.ndarray]:
+    years = ages.to_numpy().astype(np.float64)  # NaN where unknown
+    known, kind = np.isfinite(years), np.full(len(years), -1)
+    kind[known] = metrics.extended_group(years[known])
     if how.folds is not None:
-        return splits.by_fold(group, how.folds, how.seed)
-    return splits.by_ratio(group, how.ratio, how.seed)
+        return splits.by_fold(group, how.folds, how.seed, kind, how.ratio)
+    return splits.by_ratio(group, how.ratio, how.seed, kind)
 
 
 def _check_splits(how: Splitting, table: pa.Table) -> None:
@@ -86,13 +97,21 @@ def _check_splits(how: Splitting, table: pa.Table) -> None:
     people = _by(how, identity) == "identity"
     if count > _FEW:
         return
-    group = splits.groups(identity) if people else np.arange(count)
-    if empty := [name for name, rows in _parted(how, group).items() if not len(rows)]:
-        told = console.counted(len(np.unique(group)), "person", "people") + " in " if people else ""
-        raise InputError(
-            f"split {empty[0]!r} would be empty ({told}{console.counted(count, 'image')}): use another --ratio or"
-            f" --folds, or add more {'people' if people else 'images'}"
-        )
+    groups = len(np.unique(splits.groups(identity))) if people else count
+    if groups < how.parts:
+        told = console.counted(count, "image")
+        told = f"{console.counted(groups, 'person', 'people')} in {told}" if people else told
+        raise InputError(f"{told}: too few for {how.folds or how.parts} {_ways(how, groups, people)}")
+
+
+def _ways(how: Splitting, groups: int, people: bool) -> str:
+    """What cannot be made of too few groups of images, and what can."""
+    fewer = f"--folds {groups}{' without --ratio' * bool(how.ratio)}" if how.folds else "--ratio 4:1 (without test)"
+    ways = [fewer] * (2 <= groups < how.parts)
+    ways += ["--by image (a person may then be on both sides)"] * people
+    ways.append(f"more {'people' if people else 'images'}")
+    what = "splits" if how.folds is None else "folds and a test split" if how.ratio else "folds"
+    return f"{what}. What works: {', or '.join(ways)}"
 
 
 def _near(column: Callable[[str], pa.ChunkedArray], count: int) -> np.ndarray:
@@ -148,13 +167,32 @@ def prepare(
         missing = way.missing(tasks)
         if len(missing) < len(tasks):
             logger.info("%s: %d of %d shards are already complete", out, len(tasks) - len(missing), len(tasks))
+        if len(missing) > 1:
+            logger.info("%s: %s; Ctrl-C keeps the complete ones", out, _shards(tasks))
         try:
             with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:
                 way.write(missing, line.update)
         except KeyboardInterrupt:
-            logger.info("%s keeps the complete shards: run the same command to continue", out)
+            logger.info("%s", _kept(out, tasks))
             raise
         return joining.finish(tasks, rejected, lambda column: splitter(how, column))
+
+
+def _shards(tasks: list[shards.ShardTask]) -> str:
+    return f"{console.counted(len(tasks), 'shard')} of at most {max(task.num_rows for task in tasks):,} images"
+
+
+def _kept(out: str, tasks: list[shards.ShardTask]) -> str:
+    """What a stopped preparation keeps."""
+    if files.is_remote(out):
+        return f"{out} keeps the complete shards: run the same command to continue"
+    rows = [task.num_rows for task in tasks if task.path.exists()]
+    if not rows:
+        return f"{out}: no shard was complete yet ({_shards(tasks)}): run the same command to start again"
+    return (
+        f"{out} keeps {len(rows)} of {console.counted(len(tasks), 'shard')} ({sum(rows):,} of"
+        f" {console.counted(tasks[0].source_rows, 'image')}): run the same command to continue"
+    )
 
 
 _DIED = (

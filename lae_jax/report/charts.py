@@ -8,12 +8,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from lae_jax import metrics
-from lae_jax.report import overviews, scores
+from lae_jax.report import age_groups, overviews, scores
 from lae_jax.report.loading import Evaluation
 from lae_jax.report.pictures import BARS, GRID, INK, LINE, MARKERS, MUTED, RUNS, Picture, figure, svg
 from lae_jax.report.scores import BIAS, MAIN, Scored
 
-_GROUPS = [score for score in MAIN if score.name.removeprefix("mae_") in metrics.GROUPS]
+_OF_GROUP = {score.name.removeprefix("mae_"): score for score in MAIN if score.title in metrics.ALL_GROUPS}
 _LEVELS = np.arange(1, 20) / 20
 _MAX_CS = 20
 _CELL = 2  # years, side of a cell of the density
@@ -79,21 +79,20 @@ def histogram(evaluation: Evaluation) -> Picture | None:
 
 
 def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Sequence[Scored]) -> Picture:
-    """Draws the MAE of the eight age groups with intervals, the runs side by side."""
+    """Draws the MAE of the age groups with intervals, the runs side by side."""
     drawn, axis = figure()
-    rows, places = [], np.arange(len(metrics.GROUPS))
+    shown = age_groups.shown(evaluations[0].sample.ages)
+    rows, places = [], np.arange(len(shown))
     for number, (label, one) in enumerate(zip(labels, scored, strict=True)):
-        found = [one.estimate(score) for score in _GROUPS]
+        found = [one.estimate(_OF_GROUP[group]) for group in shown]
         value, low, high = np.array([(e.value, e.low, e.high) for e in found]).T
         shift = (number - (len(scored) - 1) / 2) * min(0.2, 0.7 / len(scored))
         style = {**_style(number), "linestyle": "none", "markersize": 5, "linewidth": 1.2}
         bars = np.fmax(np.stack([value - low, high - value]), 0)
         axis.errorbar(places + shift, value, bars, label=label, **style)
-        rows += [(label, g, e.value, e.low, e.high) for g, e in zip(metrics.GROUPS, found, strict=True)]
-    count = scores.group_count(evaluations[0].sample.ages)
-    axis.set_xticks(
-        places, [f"{name}\n{n or 'none'}" for name, n in zip(metrics.GROUPS, count, strict=True)], fontsize=8
-    )
+        rows += [(label, g, e.value, e.low, e.high) for g, e in zip(shown, found, strict=True)]
+    count = dict(zip(metrics.ALL_GROUPS, scores.group_count(evaluations[0].sample.ages), strict=True))
+    axis.set_xticks(places, [f"{name}\n{count[name] or 'none'}" for name in shown], fontsize=8)
     axis.set(xlabel="true age, years, and number of images", ylabel="mean absolute error, years", ylim=(0, None))
     axis.grid(axis="y", color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
@@ -101,13 +100,13 @@ def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Seq
         drawn.legend(loc="outside upper left", ncols=2)
     told = []
     for label, one in zip(labels, scored, strict=True):
-        known = {g: one.values[f"mae_{g}"] for g in metrics.GROUPS if np.isfinite(one.values[f"mae_{g}"])}
+        known = {g: one.values[f"mae_{g}"] for g in shown if np.isfinite(one.values[f"mae_{g}"])}
         if known:
             best, worst = min(known, key=known.get), max(known, key=known.get)
             told.append(
                 f"{label} is best at {best} ({_years(known[best])}) and worst at {worst} ({_years(known[worst])})"
             )
-    finding = "; ".join(told) + ". Bars are 95 % intervals." if told else "No image shows an age from 1 to 81."
+    finding = "; ".join(told) + ". Bars are 95 % intervals."
     return Picture(
         "groups", "Error of the age groups", finding, svg(drawn), ("run", "group", "mae", "low", "high"), rows
     )
@@ -175,10 +174,13 @@ def bias(evaluation: Evaluation, scored: Scored) -> Picture:
         ("age", str(age), int(count[age]), float(signed[age]), np.nan, np.nan) for age in range(top + 1) if count[age]
     ]
     told = {}
+    shown = age_groups.shown(evaluation.sample.ages)
     images = scores.group_count(evaluation.sample.ages)
-    for group, n, score in zip(metrics.GROUPS, images, BIAS, strict=True):
+    for group, n, score in zip(metrics.ALL_GROUPS, images, BIAS, strict=True):
+        if group not in shown:
+            continue
         found = scored.estimate(score)
-        first, last = (int(edge) for edge in group.split("-"))
+        first, last = age_groups.edges(group, top)
         label = {"label": "each age group, 95 % interval"} if group == metrics.GROUPS[0] else {}
         axis.plot([first - 0.5, last + 0.5], [found.value] * 2, color=RUNS[0], linewidth=2, **label)
         axis.fill_between([first - 0.5, last + 0.5], found.low, found.high, color=RUNS[0], alpha=0.25, linewidth=0)
@@ -187,12 +189,8 @@ def bias(evaluation: Evaluation, scored: Scored) -> Picture:
             told[group] = found.value
     axis.set(xlabel="true age, years", ylabel="mean of prediction - age, years", xlim=(-0.5, top + 0.5))
     drawn.legend(loc="outside upper left", ncols=2)
-    finding = "No image shows an age from 1 to 81."
-    if told:
-        ends = [
-            f"{group} ({_years(told[group], True)})" for group in (max(told, key=told.get), min(told, key=told.get))
-        ]
-        finding = f"The bias goes from {ends[1]} to {ends[0]}; above 0 the predictions are too old."
+    ends = [f"{group} ({_years(told[group], True)})" for group in (min(told, key=told.get), max(told, key=told.get))]
+    finding = f"The bias goes from {ends[0]} to {ends[1]}; above 0 the predictions are too old."
     return Picture("bias", "Bias by age", finding, svg(drawn), ("of", "ages", "images", "bias", "low", "high"), rows)
 
 

@@ -18,7 +18,7 @@ from lae_jax.report.tables import Estimate, Table
 from lae_jax.runtime import console, files
 from lae_jax.runtime.errors import InputError
 
-_OF_GROUP = [f"mae_{group}" for group in metrics.GROUPS]
+_OF_GROUP = [f"mae_{group}" for group in metrics.ALL_GROUPS]
 
 
 def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
@@ -29,9 +29,10 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     """
     evaluations = loading.sharing_guesses(evaluations)
     labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
+    main = scores.main_scores(evaluations[0].sample.ages)
     table = Table(
-        ("run", *(_title(score) for score in MAIN)),
-        [(label, *(one.estimate(score) for score in MAIN)) for label, one in zip(labels, scored, strict=True)],
+        ("run", *(_title(score) for score in main)),
+        [(label, *(one.estimate(score) for score in main)) for label, one in zip(labels, scored, strict=True)],
     )
     differences = _differences(labels, scored)
     with pictures.style():
@@ -133,13 +134,15 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
             group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
             point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
             points.setdefault(line["method"], []).append(point)
-        rows = [_bench_row(line) for line in best if line["split"] == "test"]
+        of_test = [line for line in best if line["split"] == "test"]
+        shown = [group for group in metrics.ALL_GROUPS if group in metrics.GROUPS or of_test[0][f"mae_{group}"]]
+        rows = [_bench_row(line, shown) for line in of_test]
         sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
         seeds = report["seeds"]
-    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
     to = [title for name, title in _DIFFERENCES.items() if best and name in best[0]]
-    table = Table(("method", "setting", *_BENCH.values(), *metrics.GROUPS, *to), rows, names=2)
+    table = Table(("method", "setting", *_BENCH.values(), *shown, *to), rows, names=2)
     with pictures.style():
         picture = charts.head_tail(points, (head, tail))
     several = any(line["n"] != "1" for line in best)
@@ -190,7 +193,7 @@ def _lines(path: epath.Path) -> list[dict]:
     return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
 
 
-def _bench_row(line: dict) -> list[str | Estimate]:
+def _bench_row(line: dict, shown: Sequence[str]) -> list[str | Estimate]:
     cells = []
     for score in _BENCH:
         digits = 3 if score == "cs5" else 2
@@ -199,7 +202,7 @@ def _bench_row(line: dict) -> list[str | Estimate]:
             continue
         spread = f" ± {float(line[f'{score}_spread']):.{digits}f}" * (line["n"] != "1")
         cells.append(f"{float(line[score]):.{digits}f}{spread}")
-    groups = [line[f"mae_{group}"] for group in metrics.GROUPS]
+    groups = [line[f"mae_{group}"] for group in shown]
     cells += [f"{float(mae):.2f}" if mae else "–" for mae in groups]
     for name in _DIFFERENCES:
         if name in line:
@@ -216,7 +219,7 @@ def _plain(value) -> str:
 
 def cut(table: Table) -> list[Table]:
     """Splits a table of scores into two that fit a page: over all ages, and by age group."""
-    return tables.cut(table, [*metrics.GROUPS, *(_title(score) for score in MAIN if score.name in _OF_GROUP)])
+    return tables.cut(table, [*metrics.ALL_GROUPS, *(_title(score) for score in MAIN if score.name in _OF_GROUP)])
 
 
 def plain(table: Table) -> str:

@@ -130,12 +130,12 @@ def _there(*found) -> list:
 
 def _main_table(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[Scored]) -> Table:
     count = scores.group_count(evaluation.sample.ages)
-    images = {f"mae_{group}": f" ({n})" for group, n in zip(metrics.GROUPS, count, strict=True)}
+    images = {f"mae_{group}": f" ({n})" for group, n in zip(metrics.ALL_GROUPS, count, strict=True)}
     header = ["score", labels[0]]
     for label in labels[1:]:
         header += [label, f"difference to {label}", "verdict"]
     rows = []
-    for score in MAIN:
+    for score in scores.main_scores(evaluation.sample.ages):
         title = f"{score.title}{images[score.name]}" if score.name in images else score.title
         row: list[str | Estimate] = [title, scored[0].estimate(score)]
         for other in scored[1:]:

@@ -266,6 +266,8 @@ def read_run(folder: epath.Path) -> Run:
 def started_from(run: Run) -> epath.Path | None:
     """Returns the folder of the run that a run was started from; None if there is none or it was deleted."""
     name = (run.provenance.get("init") or {}).get("from") or run.config.get("init_from")
+    if name == "scratch":
+        return None
     for place in [epath.Path(name), run.folder.parent / epath.Path(name).name] if name else []:
         if (place / "config.json").exists():
             return place

@@ -4,8 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from lae_jax.metrics import GROUPS
-from lae_jax.report import wording
+from lae_jax.report import age_groups, wording
 
 USE = """\
 For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
@@ -121,9 +120,10 @@ def _number(value, form: str = ".2f") -> str:
 
 def _table(scores: Mapping) -> str:
     lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
-    columns = (GROUPS, scores["group_count"], scores["group_mae"], scores["bias"])
-    for group, count, mae, bias in zip(*columns, strict=True):
-        lines.append(f"| {group} | {count} | {_number(mae)} | {_number(bias, '+.2f')} |")
+    lines += [
+        f"| {group} | {count} | {_number(mae)} | {_number(bias, '+.2f')} |"
+        for group, count, mae, bias in age_groups.rows(scores)
+    ]
     total = (
         f"MAE {_number(scores['mae'])} years, sigma {_number(scores['sigma'])}, AAR (2021)"
         f" {_number(scores['aar_2021'])}, mMAE {_number(scores['mmae'])}, {scores['n']} images."

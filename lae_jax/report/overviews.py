@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from lae_jax import metrics
+from lae_jax.report import age_groups
 
 matplotlib.use("Agg")
 INK, LINE = "#1b2733", "#b2182b"
@@ -47,9 +48,12 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
             np.arange(top + 1), count, bottom=below, width=0.9, color=colour, zorder=1, label=f"{name} ({len(found)})"
         )
         below += count
-    groups = metrics.age_group(np.concatenate(list(ages.values())))
-    for group, name in enumerate(metrics.GROUPS):
-        first, last = (int(edge) for edge in name.split("-"))
+    everyone = np.concatenate(list(ages.values()))
+    groups, shown = metrics.extended_group(everyone), age_groups.shown(everyone)
+    for group, name in enumerate(metrics.ALL_GROUPS):
+        if name not in shown:
+            continue
+        first, last = age_groups.edges(name, top)
         axis.axvspan(first - 0.5, last + 0.5, color="black", alpha=0.05 * (group % 2), linewidth=0, zorder=0)
         count = int((groups == group).sum())
         told = f"{name}\n{count or 'no'} image{'s' * (count != 1)}"

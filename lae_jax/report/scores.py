@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lae_jax import metrics
-from lae_jax.report import bootstrap
+from lae_jax.report import age_groups, bootstrap
 from lae_jax.report.tables import Estimate
 
-_GROUPS, _SHOTS = len(metrics.GROUPS), len(metrics.SHOTS)
+_GROUPS, _ALL_GROUPS, _SHOTS = len(metrics.GROUPS), len(metrics.ALL_GROUPS), len(metrics.SHOTS)
 _CHUNK = 50_000  # images whose columns are in memory at a time
 _MOST_VALUES = 20  # of a column, the most frequent; the rest becomes one value
 _FEW_NUMBERS = 12  # a column with more different numbers is split into quarters
@@ -38,7 +38,7 @@ class Score:
 
 MAIN = (
     Score("mae", "MAE"),
-    *(Score(f"mae_{group}", group) for group in metrics.GROUPS),
+    *(Score(f"mae_{group}", group) for group in metrics.ALL_GROUPS),
     Score("sigma", "sigma"),
     Score("aar_2021", "AAR 2021", 1),
     Score("aar_2022", "AAR 2022", 1),
@@ -53,7 +53,7 @@ MORE = (
     Score("bias", "bias", 0),
     Score("epsilon", "epsilon-error", -1, 3),
 )
-BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.GROUPS)
+BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.ALL_GROUPS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def score(sample: Sample, seed: int = 0) -> Scored:
         part = slice(start, start + _CHUNK)
         columns = np.concatenate(_columns(sample.part(part), classes), axis=1)
         sums = sums + bootstrap.by_unit(unit[part], columns, count)
-    edges = np.cumsum([7, 3 * _GROUPS, 2 * len(classes)])
+    edges = np.cumsum([7, 3 * _ALL_GROUPS, 2 * len(classes)])
 
     def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
         return _statistics(*np.split(sums, edges, axis=-1))
@@ -204,7 +204,7 @@ def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
     ages = np.asarray(sample.ages, np.float64)
     differences = np.asarray(sample.predictions, np.float64) - ages
     errors, logs = np.abs(differences), metrics.log_errors(ages, sample.predictions)
-    group = _one_hot(metrics.age_group(ages), _GROUPS)
+    group = _one_hot(metrics.extended_group(ages), _ALL_GROUPS)
     by_class = _one_hot(np.searchsorted(classes, metrics.age_class(ages)), len(classes))
     shot = np.zeros((len(ages), _SHOTS))
     if sample.training_count is not None:
@@ -221,8 +221,14 @@ def _columns(sample: Sample, classes: np.ndarray) -> list[np.ndarray]:
 
 
 def group_count(ages: np.ndarray) -> np.ndarray:
-    """Returns the number of images of each age group: (N,) years -> (8,)."""
-    return np.bincount(metrics.age_group(ages) + 1, minlength=_GROUPS + 1)[1:]
+    """Returns the number of images of each group of `metrics.ALL_GROUPS`: (N,) years -> (10,)."""
+    return np.bincount(metrics.extended_group(ages), minlength=_ALL_GROUPS)
+
+
+def main_scores(ages: np.ndarray) -> list[Score]:
+    """Returns the scores of `MAIN` without those of babies and of people over 81 where there are none: (N,) years."""
+    hidden = {f"mae_{group}" for group in {*metrics.OUTSIDE} - {*age_groups.shown(ages)}}
+    return [score for score in MAIN if score.name not in hidden]
 
 
 def _one_hot(places: np.ndarray, count: int) -> np.ndarray:
@@ -236,12 +242,13 @@ def _statistics(total, by_group, by_class, by_shot) -> dict[str, np.ndarray]:
     class_count, class_errors = np.split(by_class, 2, axis=-1)
     shot_count, shot_errors, shot_logs = np.split(by_shot, 3, axis=-1)
     mae, group_mae, bias = errors / count, _ratio(group_errors, group_count), _ratio(group_differences, group_count)
-    sigma, mmae = metrics.group_deviation(group_mae, mae), group_mae.mean(axis=-1)
+    of_paper = group_mae[..., :_GROUPS]
+    sigma, mmae = metrics.group_deviation(of_paper, mae), of_paper.mean(axis=-1)
     of_shot, logs_of_shot = _ratio(shot_errors, shot_count), _ratio(shot_logs, shot_count)
     of_class = np.where(class_count > 0, _ratio(class_errors, class_count), 0.0)
     return {
         "mae": mae,
-        **{f"mae_{name}": group_mae[..., j] for j, name in enumerate(metrics.GROUPS)},
+        **{f"mae_{name}": group_mae[..., j] for j, name in enumerate(metrics.ALL_GROUPS)},
         "sigma": sigma,
         "aar_2021": metrics.aar_2021(mae, sigma),
         "aar_2022": metrics.aar_2022(mmae, sigma),
@@ -253,7 +260,7 @@ def _statistics(total, by_group, by_class, by_shot) -> dict[str, np.ndarray]:
         **{f"geometric_mean_{name}": np.exp(logs_of_shot[..., j]) for j, name in enumerate(metrics.SHOTS)},
         "bias": differences / count,
         "epsilon": _ratio(epsilons, with_epsilon),
-        **{f"bias_{name}": bias[..., j] for j, name in enumerate(metrics.GROUPS)},
+        **{f"bias_{name}": bias[..., j] for j, name in enumerate(metrics.ALL_GROUPS)},
     }
 
 

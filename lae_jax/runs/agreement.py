@@ -30,6 +30,20 @@ def require_same_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Data
         raise InputError(f"{told}: {crops.how_to_cut_alike(checkpoint.meta['crop'], dataset.crop)}{otherwise}")
 
 
+def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> str:
+    """Returns a sentence if nobody can know whether the crops agree: those of both are ready crops, of two data sets.
+
+    '' if it is known, or the data set is that of the run.
+    """
+    unknown = checkpoint.meta.get("crop") == dataset.crop == crops.UNKNOWN
+    if not unknown or checkpoint.meta["data_hash"] == dataset.hash:
+        return ""
+    return (
+        f"{checkpoint.workdir} was trained on ready crops of another data set than {dataset.path}, and it is unknown"
+        " whether both were cut in the same way. If they were not, the errors are large"
+    )
+
+
 def was_prepared_again(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> bool:
     """Whether another data set is now at the path of the run's data set; its splits may hold training images."""
     return checkpoint.meta.get("data") == str(dataset.path) and checkpoint.meta["data_hash"] != dataset.hash

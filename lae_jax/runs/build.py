@@ -41,6 +41,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             axis_name=parallel.AXIS if c.sync_batch_norm else None,
             remat=c.remat,
             parts=config.accumulate,
+            precision=c.precision,
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error

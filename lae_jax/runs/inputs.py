@@ -70,14 +70,25 @@ def outputs_of(
     par: parallel.Parallel,
     batch_size: int,
     beat: Callable[[], None] = lambda: None,
+    allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
 ) -> np.ndarray:
-    """Returns the gathered outputs (len(rows), ...) of a data set's rows, in their order; calls `beat` each batch."""
+    """Returns the gathered outputs (len(rows), ...) of a data set's rows, in their order.
+
+    `beat` and `allocate` are those of `inference.over_batches`.
+    """
     # A split smaller than a batch takes the smallest batch that the devices can share.
     batch_size = min(batch_size, -(-len(rows) // par.device_count) * par.device_count)
     places = pipeline.Places(batch_size, *par.local_places(batch_size))
     batches = pipeline.eval_batches(dataset, rows, augmentation(config), places=places, threads=threads(config))
     return inference.over_batches(
-        mapped_forward, variables, batches, len(rows), par=par, total=-(-len(rows) // batch_size), beat=beat
+        mapped_forward,
+        variables,
+        batches,
+        len(rows),
+        par=par,
+        total=-(-len(rows) // batch_size),
+        beat=beat,
+        allocate=allocate,
     )
 
 

@@ -46,6 +46,7 @@ def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str
             "stage": stage,
             "model": config.model.name,
             "dtype": config.model.dtype,
+            "precision": config.model.precision,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(checkpoint.variables["params"])),
             "data": checkpoint.meta["data"],
             "data_hash": checkpoint.meta["data_hash"],

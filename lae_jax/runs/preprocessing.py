@@ -6,6 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
+from lae_jax.faces import images
 from lae_jax.runtime.errors import InputError
 
 
@@ -20,12 +21,17 @@ class Input:
         """Returns the input, uint8 (image_size, image_size, 3), as an evaluation makes it.
 
         Args:
-          crop: RGB image or uint8 (H, W, 3).
+          crop: RGB array, uint8 (H, W, 3), or a Pillow picture of any mode, which is read as its file would be.
 
         Raises:
-          InputError: `crop` is the name of a file or an array of another kind.
+          InputError: `crop` is the name of a file, an array of another kind or a picture that is damaged.
         """
-        if not isinstance(crop, Image.Image):
+        if isinstance(crop, Image.Image):
+            try:
+                crop = images.of_picture(crop)
+            except images.BadImage as reason:
+                raise InputError(f"a picture cannot be used: {reason}") from reason
+        else:
             if isinstance(crop, (str, os.PathLike)):
                 raise InputError(f"{crop} is the name of a file: open it with PIL.Image.open, or call lae_jax.predict")
             crop = np.asarray(crop)
@@ -37,6 +43,6 @@ class Input:
             # One axis after the other: from Pillow 13 on, the shape decides which axis comes first.
             for size in ((side, crop.height), (side, side)):
                 crop = crop.resize(size, Image.Resampling.BICUBIC)
-            crop = np.asarray(crop.convert("RGB"))
+            crop = np.asarray(crop)
         first = (side - self.image_size) // 2
         return crop[first : first + self.image_size, first : first + self.image_size]

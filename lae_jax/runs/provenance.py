@@ -61,6 +61,7 @@ def provenance(config: ConfigDict, dataset: "records.Dataset") -> dict:
         "cpu": cpu.name(),
         "cores": cpu.cores(),
         "deterministic": parallel.is_deterministic(),
+        "precision": {"backbone": config.model.precision, "head and loss": "highest"},
         "data": str(dataset.path),
         "data_hash": dataset.hash,
         "protocol": dataset.manifest["protocol"],

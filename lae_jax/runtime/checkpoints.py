@@ -19,6 +19,7 @@ from lae_jax.runtime.errors import InputError, SaveFailed
 logger = logging.getLogger("lae_jax")
 
 FOLDER, DAMAGED = layout.CHECKPOINTS, "damaged"
+UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
 
 
 class Checkpoints:
@@ -26,16 +27,18 @@ class Checkpoints:
 
     A checkpoint holds a state and its `meta`, a JSON object: step, epoch, stage, model, num_outputs, scores,
     selected_by, selected (the score that the best checkpoint minimises, or null), constants (loss constants from an
-    earlier run), config, crop (crop contract), data, data_hash, trained_on (data, data_hash and split of this run and
-    the runs before it), leaks (findings of an audit that it was trained with), identities (hashed people of the
-    backbone's pre-training, or null).
+    earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of the weights of the order, or
+    null), trained_on (data, data_hash and split of this run and the runs before it), leaks (findings of an audit that
+    it was trained with), identities (hashed people of the backbone's pre-training, or null).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.
     """
 
-    def __init__(self, workdir: os.PathLike | str, *, read_only: bool = False, asynchronous: bool = True):
-        self._directory = epath.Path(workdir) / FOLDER
+    def __init__(
+        self, workdir: os.PathLike | str, folder: str = FOLDER, *, read_only: bool = False, asynchronous: bool = True
+    ):
+        self._directory = epath.Path(workdir) / folder
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
         policies = [
@@ -169,14 +172,14 @@ class Checkpoints:
         Raises:
           InputError: A shape differs; the message names the first such leaf.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
         """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
-        saved = self._manager.item_metadata(step)["state"]
+        saved = self._saved(step)
         wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
@@ -187,6 +190,13 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+
+    def _saved(self, step: int) -> dict:
+        """Returns the tree of a saved state, with metadata in place of arrays.
+
+        The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
+        """
+        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
 
 
 @contextlib.contextmanager
@@ -252,7 +262,8 @@ def recover(workdir: os.PathLike | str) -> int | None:
     Each one is logged.
 
     Returns:
-      The newest step without damage, the same on all hosts; None if nothing is saved.
+      The newest step without damage, scored or not, the same on all hosts; None if nothing is saved. `folder_of` has
+      its folder.
 
     Raises:
       InputError: All checkpoints are damaged.
@@ -266,11 +277,12 @@ _NOTHING = -1
 
 
 def _recover(workdir: epath.Path) -> int:
-    folder, whole, aside = workdir / FOLDER, [], []
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    for step in steps:
-        complete, reason = checksums.has(folder / str(step)), checksums.damage(folder / str(step))
+    whole, aside = [], []
+    folders = [workdir / name for name in (FOLDER, UNSCORED)]
+    found = [folder / name for folder in folders for name in layout.contents(folder) if name.isdecimal()]
+    found.sort(key=lambda path: int(path.name), reverse=True)
+    for path in found:
+        step, complete, reason = int(path.name), checksums.has(path), checksums.damage(path)
         if reason is None:
             whole.append(step)
             continue
@@ -280,9 +292,9 @@ def _recover(workdir: epath.Path) -> int:
             number += 1
             place = workdir / DAMAGED / f"{step}-{number}"
         place.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(place)
+        path.rename(place)
         # A run that was killed during its first save has lost nothing.
-        if complete or step != max(steps):
+        if complete or path != found[0]:
             aside.append(str(place))
         logger.error("%s: the checkpoint of step %d is damaged (%s): moved to %s", workdir, step, reason, place)
     if aside and not whole:
@@ -293,9 +305,22 @@ def _recover(workdir: epath.Path) -> int:
     return whole[0] if whole else _NOTHING
 
 
-def read_meta(workdir: os.PathLike | str, step: int) -> dict:
+def folder_of(workdir: os.PathLike | str, step: int | None) -> str:
+    """Returns the folder that `recover` found a step in, FOLDER or UNSCORED, the same on all hosts."""
+    workdir = epath.Path(workdir)
+    scored = (workdir / FOLDER / str(step)).exists()
+    return UNSCORED if parallel.from_first_host(not scored and (workdir / UNSCORED / str(step)).exists()) else FOLDER
+
+
+def discard_unscored(workdir: os.PathLike | str) -> None:
+    """Removes the state of a step that is scored by now."""
+    if parallel.is_first_host() and (folder := epath.Path(workdir) / UNSCORED).exists():
+        folder.rmtree()
+
+
+def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:
     """Returns the `meta` of a checkpoint of a run."""
-    with Checkpoints(workdir, read_only=True) as saved:
+    with Checkpoints(workdir, folder, read_only=True) as saved:
         return saved.meta(step)
 
 
@@ -314,7 +339,7 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
     layout.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: using its best checkpoint so far", workdir)
-    for path in sorted((workdir / FOLDER).iterdir()):
+    for path in (workdir / FOLDER / name for name in layout.contents(workdir / FOLDER)):
         if checksums.has(path) and (reason := checksums.damage(path)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"

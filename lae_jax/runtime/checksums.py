@@ -7,20 +7,19 @@ import json
 
 from etils import epath
 
-from lae_jax.runtime import files
+from lae_jax.runtime import files, layout
 
 NAME = "sha256.json"
 
 
 def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
-    """Names of the files in a folder and its subfolders, without hidden files, which file systems create."""
+    """Names of the files in a folder and its subfolders, without what systems create (`layout.is_system`)."""
     names = []
-    for path in sorted(folder.iterdir()):
-        name = below + path.name
-        if path.is_dir():
-            names += _contents(path, but, name + "/")
-        elif name != but and not path.name.startswith("."):
-            names.append(name)
+    for name in layout.contents(folder):
+        if (folder / name).is_dir():
+            names += _contents(folder / name, but, below + name + "/")
+        elif below + name != but:
+            names.append(below + name)
     return names
 
 

@@ -72,11 +72,18 @@ class Preempted(Ended):
     label = "stopped"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns a sentence about a name that does not exist, with the nearest known name and all of them."""
+def unknown(kind: str, name: str, known: Iterable[str], nearest: str | None = None) -> str:
+    """Returns a sentence about a name that does not exist, with all known names.
+
+    Args:
+      kind: Kind of the name.
+      name: The name.
+      known: The known names.
+      nearest: The one that was probably meant (default: the one that is spelt most like it).
+    """
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = nearest or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})"
 
 

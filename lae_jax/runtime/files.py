@@ -16,8 +16,12 @@ def is_remote(path: os.PathLike | str) -> bool:
 
 
 def write_text(path: os.PathLike, text: str) -> None:
-    """Replaces a file at once; on a disk the text first goes to a temporary file."""
+    """Replaces a file at once, with UTF-8; on a disk the text first goes to a temporary file.
+
+    Names of files that are not UTF-8 get escapes.
+    """
     path = epath.Path(path)
+    text = text.encode("utf-8", "backslashreplace").decode()
     if is_remote(path):
         path.write_text(text)
         return

@@ -5,24 +5,48 @@ import itertools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from etils import epath
 
-from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import is_remote
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
-DATASET, RECIPE = "dataset.json", "recipe.json"
+DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
-# What a preparation leaves that was killed before it wrote its recipe.
-_BEGUN = {"parts", RECIPE + ".incomplete"}
+# What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
+_BEGUN = {"parts", RECIPE + ".incomplete", REJECTED}
 # What a run leaves that was killed before it wrote its config.
 _LOCKED = {"lock", CONFIG + ".incomplete"}
 # Names of a folder among which a similar one is looked for.
 _COMPARED = 10_000
+# What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
+_OF_SYSTEMS = {
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",
+    "network trash folder", "temporary items", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",
+    "@__thumb", "lost+found",
+}  # fmt: skip
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder was made by an operating system, a file manager, an editor or a notebook.
+
+    These are hidden ones (.DS_Store, ._x, .nfs1, .x.swp, .ipynb_checkpoints), copies that editors keep (x~, #x#), and
+    names such as Thumbs.db and __MACOSX. They are never part of a data set, a run or an export.
+
+    Args:
+      name: The name, without the folder.
+    """
+    return name.startswith(".") or name.endswith("~") or name[:1] + name[1:][-1:] == "##" or name.lower() in _OF_SYSTEMS
+
+
+def contents(path: os.PathLike | str) -> list[str]:
+    """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder."""
+    path = epath.Path(path)
+    return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
 
 
 def is_run(path: os.PathLike | str) -> bool:
@@ -54,6 +78,8 @@ def told(path: os.PathLike | str) -> str:
         return "it is a prepared data set, which training takes with --config.data.path and evaluate with --data"
     if (path / RECIPE).exists():
         return "it is an unfinished data set: run the same prepare command again to resume it"
+    if (path / REJECTED).exists():
+        return f"it holds only {REJECTED}, the images that prepare could not use: run prepare again"
     if (path / EXPORT).exists():
         return "it is an export, which predict takes with --run"
     if (path / CONFIG).exists():
@@ -86,42 +112,51 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
     raise InputError(f"{path} holds no run: {reason}")
 
 
+def require_start(source: str, field: str = "config.init_from") -> None:
+    """Checks that a config says what its backbone starts from.
+
+    Args:
+      source: The value of `init_from`: a run, weights, or 'scratch'.
+      field: Name of the field, for the message.
+
+    Raises:
+      InputError: It is empty; the message names both ways.
+    """
+    if not source:
+        raise InputError(
+            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of weights or"
+            f" hf:owner/name; docs/training.md lists some), or start without with --{field}=scratch"
+        )
+
+
 def require_dataset(path: os.PathLike | str) -> None:
     """Checks that a folder is a prepared data set.
 
     Raises:
       InputError: It is not; the message says what it is, or how to make the data set.
     """
+    require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):
         return
     if (path / RECIPE).exists():
         raise InputError(f"{path} is an unfinished data set: run the same prepare command again to resume it")
     reason = told(path) or _inside(path, is_dataset)
-    if not reason and (not path.exists() or path.is_dir() and not _names(path)):
+    if not reason and (not path.exists() or path.is_dir() and not contents(path)):
         reason = _or_make(path, f"make it with {_PREPARE} {path}")
     raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
-def require_split(data: os.PathLike | str, split: str, splits: Collection[str]) -> None:
-    """Checks that a data set has a split; every data set has 'all'.
-
-    Args:
-      data: Folder of the data set, for the message.
-      split: Name of the split.
-      splits: Names of the splits that it has.
+def require_utf8(path: os.PathLike | str) -> None:
+    """Checks that the path of a data set is UTF-8, as the libraries that read and write it need.
 
     Raises:
-      InputError: It does not have it.
+      InputError: It is not.
     """
-    if split in (*splits, "all"):
-        return
-    hint = "; name splits with config.data.train and config.data.split in a run, with --split in evaluate"
-    if split.startswith("fold"):
-        hint = "; make folds with prepare --folds K"
-    elif any(name.startswith("fold") for name in splits):
-        hint = "; choose a fold with --config.data.fold=0"
-    raise InputError(f"{data}: " + unknown("split", split, [*splits, "all"]) + hint)
+    whole = os.path.abspath(path)
+    shown = whole.encode("utf-8", "backslashreplace").decode()
+    if shown != whole:
+        raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
 
 
 def require_writable(path: os.PathLike | str, words: str = "") -> None:
@@ -177,11 +212,12 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
       names: Names of its files, if it cannot be listed from here.
 
     Raises:
-      InputError: The folder holds something else, or cannot be written.
+      InputError: The folder holds something else, cannot be written, or its name is not UTF-8.
     """
+    require_utf8(out)
     if names is None:
         require_writable(out)
-    names = {*(_names(epath.Path(out)) if names is None else names)}
+    names = {*contents(out)} if names is None else {name for name in names if not is_system(name)}
     if not names or RECIPE in names or names <= _BEGUN:
         return
     other = "a run" if CONFIG in names else _some(names)
@@ -197,7 +233,7 @@ def require_workdir(workdir: os.PathLike | str) -> None:
     path = epath.Path(workdir)
     if not os.fspath(workdir) or is_dataset(path) or (path.exists() and not path.is_dir()):
         raise InputError(f"config.workdir is {os.fspath(workdir)!r}: name a folder that is only for the run")
-    names = {*_names(path)} - _LOCKED
+    names = {*contents(path)} - _LOCKED
     if names and not names & {CONFIG, CHECKPOINTS}:
         raise InputError(f"config.workdir: {path} holds {_some(names)}: name a new or an empty folder")
     require_writable(workdir, f"config.workdir {workdir}")
@@ -223,16 +259,9 @@ def require_new(out: os.PathLike | str) -> None:
       InputError: It exists, or cannot be written.
     """
     out = epath.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or contents(out)):
         raise InputError(f"--out {out} exists already: name a new folder, or delete this one")
     require_writable(out)
-
-
-def _names(path: epath.Path) -> list[str]:
-    """Returns the names in a folder, without those that operating systems add; [] if it does not exist."""
-    if not path.is_dir():
-        return []
-    return sorted(each.name for each in path.iterdir() if not each.name.startswith(".") and each.name != "lost+found")
 
 
 def _some(names: Iterable[str]) -> str:
@@ -241,7 +270,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _inside(path: epath.Path, wanted: Callable[[epath.Path], bool]) -> str:
-    found = [name for name in _names(path) if wanted(path / name)]
+    found = [name for name in contents(path) if wanted(path / name)]
     return f"name one of those in it ({', '.join(found)})" if found else ""
 
 
@@ -273,4 +302,4 @@ def _missing(path: epath.Path) -> str:
         return f"no such folder{hint(path)}"
     if not path.is_dir():
         return "it is a file"
-    return "it holds other files" if _names(path) else "it is empty"
+    return "it holds other files" if contents(path) else "it is empty"

@@ -9,10 +9,30 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import methods
+from lae_jax.stages import methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which checkpoint of a run is kept: the one with the smallest value, or the newest.
+
+    Attributes:
+      score: What is minimised, in a few words; None: the newest checkpoint is kept.
+      because: Why, as the end of a sentence.
+      value: Scores of a checkpoint -> the value.
+    """
+
+    score: str | None
+    because: str
+    value: Callable[[Scores], float | None] = lambda scores: None
+
+    def __str__(self) -> str:
+        """Returns a sentence for the log."""
+        kept = f"the checkpoint with the lowest {self.score}" if self.score else "the newest checkpoint"
+        return f"{kept} is kept, because {self.because}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +49,17 @@ class Stage:
     follows: tuple[str, ...]  # stages whose runs init_from may name
     needs: tuple[str, ...]  # validation scores of stage 2 that are constants of the loss
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
-    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of the rows, gathered outputs) -> scores
-    select: Callable[[np.ndarray], str | None]  # targets of the validation rows -> the score to minimise; None: newest
+    scored: Callable[[np.ndarray], np.ndarray]  # targets of the rows -> places of those whose outputs are scored
+    score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of all rows, those outputs) -> scores
+    # (targets of the validation rows, number of images from which a score is no matter of chance) -> what is kept
+    select: Callable[[np.ndarray, int], Selection]
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+
+
+def _every_row(targets: np.ndarray) -> np.ndarray:
+    return np.arange(len(targets))
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
@@ -42,18 +68,44 @@ def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores
 
 
 def _identity_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
-    return metrics.verification(outputs, columns["identity"]).to_dict()
+    return verification.score(outputs, verification.draw_pairs(columns["identity"])).to_dict()
 
 
-def _newest(identities: np.ndarray) -> None:
+def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
+    """At most 20,000 rows: an evaluation does not take longer with a larger split."""
+    return verification.draw_pairs(identities).images
+
+
+def _newest(identities: np.ndarray, images: int) -> Selection:
     """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
-    metrics.verification(np.ones((len(identities), 1)), identities, num_pairs=2)
+    verification.draw_pairs(identities, num_pairs=2)
+    return Selection(None, "stage 1 selects by no score")
 
 
-def _balanced_choice(ages: np.ndarray) -> str:
-    """Selects by MAE + sigma, which orders checkpoints as AAR does; where a group has no image both are undefined."""
-    all_there = len(np.unique(metrics.age_group(ages)[metrics.age_group(ages) >= 0])) == len(metrics.GROUPS)
-    return "mae_plus_sigma" if all_there else "mean_group_mae"
+def _lowest_mae(ages: np.ndarray, images: int) -> Selection:
+    """Selects by MAE if there are enough images, else the newest."""
+    told = f"there are {len(ages)} validation images and select_images is {images}"
+    return Selection("mae", told, lambda scores: scores["mae"]) if len(ages) >= images else Selection(None, told)
+
+
+def _balanced_choice(ages: np.ndarray, images: int) -> Selection:
+    """Selects by MAE + sigma, which orders checkpoints as AAR does, if every age group has at least `images` images.
+
+    Otherwise by the mean of the errors of the groups that have, if they are at least two; else the newest. The error of
+    a group with one image differs between checkpoints by years, and sigma squares that.
+    """
+    group = metrics.age_group(ages)
+    counts = np.bincount(group[group >= 0], minlength=len(metrics.GROUPS))
+    large = np.flatnonzero(counts >= images).tolist()
+    if len(large) == len(metrics.GROUPS):
+        because = f"each of the eight age groups has at least {images} validation images"
+        return Selection("mae_plus_sigma", because, lambda scores: scores["mae_plus_sigma"])
+    small = ", ".join(f"{name} ({n})" for name, n in zip(metrics.GROUPS, counts, strict=True) if n < images)
+    because = f"these age groups have fewer than {images} validation images: {small}"
+    if len(large) < 2:
+        return Selection(None, because)
+    score = f"mean error of the age groups {', '.join(metrics.GROUPS[place] for place in large)}"
+    return Selection(score, because, lambda scores: float(np.mean([scores["group_mae"][place] for place in large])))
 
 
 PRETRAIN = Stage(
@@ -69,6 +121,7 @@ PRETRAIN = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=lambda embeddings: embeddings,
+    scored=_rows_in_pairs,
     score=_identity_score,
     select=_newest,
 )
@@ -84,8 +137,9 @@ REPRESENT = Stage(
     follows=("pretrain", "represent"),
     needs=(),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
-    select=lambda targets: "mae",
+    select=_lowest_mae,
 )
 
 CLASSIFY = Stage(
@@ -99,6 +153,7 @@ CLASSIFY = Stage(
     follows=("represent",),
     needs=("mae",),
     output=losses.expected_age,
+    scored=_every_row,
     score=_age_score,
     select=_balanced_choice,
 )
@@ -117,7 +172,7 @@ def get(name: str) -> Stage:
     return STAGES[name]
 
 
-def with_method(stage: Stage, name: str, setting: float | None, power: float) -> Stage:
+def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
     """Returns stage 3 with the loss, order and mixing of a method of `methods`; 'lae' returns the stage unchanged.
 
     The start and the layers of the method's head are config fields, which `plan.settled` sets.
@@ -126,10 +181,9 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
       stage: The stage; only stage 3 has methods.
       name: Name of the method.
       setting: The method's setting, None if it has none.
-      power: Power of the class-balanced order.
 
     Raises:
-      InputError: The stage has no methods, the method cannot run on images, or its setting or power does not fit.
+      InputError: The stage has no methods, the method cannot run on images, or its setting does not fit.
     """
     method = methods.get(name)
     if stage is not CLASSIFY:
@@ -151,8 +205,6 @@ def with_method(stage: Stage, name: str, setting: float | None, power: float) ->
         )
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
-    if method.order == "shuffled" and power:
-        raise InputError(f"method {name!r} uses the shuffled order: omit --config.data.power")
     if name == "lae":
         return stage
     return dataclasses.replace(

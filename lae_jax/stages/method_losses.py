@@ -5,6 +5,8 @@ example. An age without an image would get an infinite weight; it counts as an a
 known about how rare it is.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from lae_jax import losses
 
 # From DIR's code (Yang et al., ICML 2021): a kernel of 5 ages, sigma 2.
 LDS_SIZE, LDS_SIGMA = 5, 2.0
+_BLOCK = 8192  # rows of features
 
 
 def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
@@ -32,14 +35,16 @@ def log_prior(counts: jax.Array) -> jax.Array:
     return jnp.log(counts) - jnp.log(jnp.sum(counts))
 
 
-def adjusted_divergence(logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array) -> jax.Array:
+def adjusted_divergence(
+    logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array, label_sigma: float = 1.0
+) -> jax.Array:
     """Returns `L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
 
     With tau = 1 this is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3),
     with any tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10). Our label distribution replaces their
     one-hot target.
     """
-    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages)
+    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages, label_sigma)
 
 
 def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:
@@ -85,12 +90,9 @@ def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int =
     two images have no known variance and keep the spread of their features.
     """
     classes = np.clip(classes, 0, num_ages - 1)
-    features = np.asarray(features, np.float64)
     counts = count_ages(classes, num_ages)[:, None]
-    sums, squares = np.zeros((num_ages, features.shape[1])), np.zeros((num_ages, features.shape[1]))
-    np.add.at(sums, classes, features)
-    mean = sums / np.maximum(counts, 1)
-    np.add.at(squares, classes, (features - mean[classes]) ** 2)
+    mean = _sums_by_class(features, classes, num_ages) / np.maximum(counts, 1)
+    squares = _sums_by_class(features, classes, num_ages, lambda block, of: (block - mean[of]) ** 2)
     variance = squares / np.maximum(counts - 1, 1)
     half, kernel = LDS_SIZE // 2, _kernel(LDS_SIZE, LDS_SIGMA)
     distance = np.arange(num_ages)[:, None] - np.arange(num_ages)[None, :]
@@ -106,6 +108,23 @@ def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int =
     scale = np.sqrt(np.clip(ratio, 0.1, 10.0))
     shift = smooth(mean, counts > 0) - scale * mean
     return {"scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+
+
+def _sums_by_class(
+    features: np.ndarray,
+    classes: np.ndarray,
+    num_ages: int,
+    change: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda block, of: block,
+) -> np.ndarray:
+    """Returns float64 sums by class, (num_ages, F), of (N, F) after `change`; only a block is ever in float64."""
+    sums = np.zeros((num_ages, features.shape[1]))
+    for start in range(0, len(features), _BLOCK):
+        of = classes[start : start + _BLOCK]
+        block = change(features[start : start + _BLOCK].astype(np.float64), of)
+        order = np.argsort(of, kind="stable")
+        present, first = np.unique(of[order], return_index=True)
+        sums[present] += np.add.reduceat(block[order], first)
+    return sums
 
 
 def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noise: float | jax.Array) -> jax.Array:

@@ -15,7 +15,8 @@ from lae_jax.stages import method_losses, mixing
 
 HIDDEN = 256  # units of the hidden layer of a method with two layers, unless config.model.hidden sets another number
 
-# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae (years), er_weight, counts and smoothed (K,).
+# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae and label_sigma (years), er_weight, counts and
+# smoothed (K,).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array | None], jax.Array]
 # (ages (B,), key, setting) -> each example's partner in the batch and its own share.
 Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
@@ -63,24 +64,24 @@ def representation(
     logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None
 ) -> jax.Array:
     """Returns stage 2's loss (equation 3); `setting` is not used."""
-    return losses.representation_loss(logits, ages, constants["er_weight"])
+    return losses.representation_loss(logits, ages, constants["er_weight"], constants["label_sigma"])
 
 
 def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None) -> jax.Array:
     """Returns stage 3's loss (equation 4); `setting` is not used."""
-    return losses.classification_loss(logits, ages, constants["mae"])
+    return losses.classification_loss(logits, ages, constants["mae"], constants["label_sigma"])
 
 
 def _divergence(logits, ages, constants, setting):
-    return losses.label_divergence(logits, ages)
+    return losses.label_divergence(logits, ages, constants["label_sigma"])
 
 
 def _balanced_softmax(logits, ages, constants, setting):
-    return method_losses.adjusted_divergence(logits, ages, constants["counts"], 1.0)
+    return method_losses.adjusted_divergence(logits, ages, constants["counts"], 1.0, constants["label_sigma"])
 
 
 def _logit_adjusted(logits, ages, constants, setting):
-    return method_losses.adjusted_divergence(logits, ages, constants["counts"], setting)
+    return method_losses.adjusted_divergence(logits, ages, constants["counts"], setting, constants["label_sigma"])
 
 
 def _weighted(weights: Callable) -> Loss:

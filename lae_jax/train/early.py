@@ -8,6 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.configs import common
+from lae_jax.data import split_names
 from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import Diverged, InputError
@@ -17,13 +18,14 @@ _HUB = "hf:"
 _FOLLOWS = {"represent": "pretrain", "classify": "represent"}
 
 
-def check_stage(config: ConfigDict, workdir: str, made: Collection[str] = ()) -> None:
+def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_first: bool) -> None:
     """Checks the paths and the splits of a stage's config before JAX is loaded.
 
     Args:
       config: Config of a stage.
       workdir: Its folder.
       made: Folders of runs that the same recipe makes.
+      is_first: Whether no stage of the recipe comes before.
 
     Raises:
       InputError: A path does not exist or holds something else, the workdir cannot be used, or there is no such split.
@@ -33,7 +35,11 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str] = ()) ->
         return  # a run that is done needs nothing
     begun = (epath.Path(workdir) / layout.CONFIG).exists()
     if not begun:
-        _check_sources(config, made)
+        _check_sources(config, made, is_first)
+        if config.data.age_weights:
+            from lae_jax.data import age_weights
+
+            age_weights.read(config.data.age_weights)
     data = config.data.path
     if files.is_remote(data):
         return  # opening it says how to copy it
@@ -45,11 +51,13 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str] = ()) ->
     layout.require_dataset(data)
     if splits := preflight.manifest(data).get("splits"):
         for name in filter(None, (config.data.train, config.data.split)):
-            layout.require_split(data, preflight.split_of(config, name), splits)
+            split_names.require(data, preflight.split_of(config, name), splits)
 
 
-def _check_sources(config: ConfigDict, made: Collection[str]) -> None:
-    """Checks that what a fresh run starts from exists; a resumed run does not need it."""
+def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) -> None:
+    """Checks that what a fresh run starts from is named and exists; a resumed run does not need it."""
+    if is_first and config.stage != "classify":
+        layout.require_start(config.init_from)
     for field in ("init_from", "mae_from"):
         source = config[field]
         if source.startswith(_HUB):

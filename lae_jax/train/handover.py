@@ -9,7 +9,7 @@ from lae_jax import stages
 from lae_jax.models import pretrained
 from lae_jax.models.pretrained import naming
 from lae_jax.runs import fields
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import checkpoints, layout, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -22,15 +22,16 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     """Loads what a fresh run starts from: another run, or published weights; None: scratch.
 
     Raises:
-      InputError: The stage cannot start from it.
+      InputError: The config names nothing, or the stage cannot start from it.
     """
     name = config.init_from
-    if name in ("", "scratch"):
-        if "head" in stage.loads:
-            raise InputError(
-                f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
-                f" ({_COMMAND.format('represent')} makes it)"
-            )
+    if "head" in stage.loads and name in ("", "scratch"):
+        raise InputError(
+            f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
+            f" ({_COMMAND.format('represent')} makes it)"
+        )
+    layout.require_start(name)
+    if name == "scratch":
         return None
     if pretrained.is_weights(name):
         return _weights(config, stage)
@@ -141,6 +142,13 @@ def check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Ch
         told = "; ".join(f"{field} {before[field]!r}, not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
         raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another --config.init_from")
+    if "head" in stage.loads and before["loss.label_sigma"] != now["loss.label_sigma"]:
+        logger.warning(
+            "%s was trained with loss.label_sigma %g, and this run uses %g (--config.loss.label_sigma)",
+            init.workdir,
+            before["loss.label_sigma"],
+            now["loss.label_sigma"],
+        )
 
 
 def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpoint | None) -> dict:

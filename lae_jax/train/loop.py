@@ -1,8 +1,6 @@
 """The training loop, which all stages share."""
 
 import functools
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,13 +13,13 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import __version__, models, stages
+from lae_jax import models, stages
 from lae_jax.data import pipeline
-from lae_jax.runs import build, fields, inputs, provenance
+from lae_jax.runs import build, fields, inference, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
-from lae_jax.runtime.errors import Diverged, InputError, Preempted
-from lae_jax.train import handover, profiling, steps
+from lae_jax.runtime.errors import Diverged, Preempted
+from lae_jax.train import handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
 
@@ -58,30 +56,33 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         if begun:
             fields.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
+        folder = checkpoints.folder_of(workdir, newest)
         if done:
             summary = files.read_json(workdir / "summary.json")
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
                 logger.info("%s is done; to train again, name another workdir or remove this one", workdir)
                 return summary
             logger.warning("%s was done, but its best checkpoint is lost: it resumes from what is left", workdir)
-        resumed = None if newest is None else checkpoints.read_meta(workdir, newest)
+        resumed = None if newest is None else checkpoints.read_meta(workdir, newest, folder)
         plan = make_plan(config, resumed)
         config = plan.config  # now with the statistics of the weights
         module, tx, state = _initial(plan)
-        _require_alike_hosts(plan, state)
-        if plan.init is None and resumed is None:
-            handover.tell_scratch(plan.stage)
+        hosts.require_alike(plan, state)
         if not begun:
             # Only now: a config that cannot run must not claim a folder.
             fields.claim_folder(workdir, config)
         with Checkpoints(workdir, asynchronous=config.async_save) as saved:
-            known = provenance.provenance(config, plan.dataset) | _init_of(plan)
+            known = provenance.provenance(config, plan.dataset) | _inputs_of(plan)
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
-                state = saved.restore(newest, state)
+                with Checkpoints(workdir, folder, read_only=True) as found:
+                    state = found.restore(newest, state)
                 logger.info("%s resumes after step %d", workdir, newest)
-            elif parallel.is_first_host():
-                files.write_json(workdir / "provenance.json", known)
+            else:
+                if plan.init is None:
+                    logger.info("the backbone starts from scratch (config.init_from)")
+                if parallel.is_first_host():
+                    files.write_json(workdir / "provenance.json", known)
             logger.info(
                 "batches of %d images, %d per device; %s per epoch, %d in total",
                 config.batch_size,
@@ -89,9 +90,10 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 console.counted(plan.durations.epoch, "step"),
                 plan.durations.total,
             )
+            logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
-            return _Loop(plan, module, tx, saved, signals, trace).run(state)
+            return _Loop(plan, module, tx, saved, signals, trace).run(state, scored=folder == checkpoints.FOLDER)
 
 
 def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps.TrainState]:
@@ -106,37 +108,17 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
     return module, tx, steps.create_state(variables, tx)
 
 
-# Fields in which hosts may differ: places on their own disks, and how they read them.
-_OF_A_HOST = ("data.path", "data.threads", "data.verify")
-
-
-def _require_alike_hosts(plan: Plan, state: steps.TrainState) -> None:
-    """Raises InputError where a host would train something else: its replicas would drift apart without a word."""
-    if jax.process_count() == 1:
-        return
-    given = {name: value for name, value in fields.flat(fields.as_json(plan.config)).items() if name not in _OF_A_HOST}
-    parameters = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        parameters.update(np.ascontiguousarray(leaf).tobytes())
-    digests = {
-        "config": hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest(),
-        "version of lae_jax": hashlib.sha256(f"{__version__} {provenance.commit()}".encode()).hexdigest(),
-        "initial state": parameters.hexdigest(),
-    }
-    for what, digest in digests.items():
-        if others := parallel.hosts_that_differ(digest):
-            raise InputError(
-                f"host {', '.join(map(str, others))} has another {what} than host 0: give all hosts the same code,"
-                " files and flags"
-            )
-
-
-def _init_of(plan: Plan) -> dict:
-    """What the provenance says of the start of a fresh run."""
-    if plan.init is None:
-        return {}
-    start = {"from": str(plan.init.workdir), "step": plan.init.step, "sha256": plan.init.meta.get("sha256")}
-    return {"init": start}
+def _inputs_of(plan: Plan) -> dict:
+    """What the provenance says of a fresh run's inputs besides its data set: its start, its weights of ages."""
+    init = plan.init
+    start = {"from": "scratch"}
+    if init is not None:
+        start = {"from": str(init.workdir), "step": init.step, "sha256": init.meta.get("sha256")}
+    result: dict = {"init": start}
+    if plan.age_weights is not None:
+        by_age = {str(age): weight for age, weight in plan.age_weights.by_age.items()}
+        result["age_weights"] = {"sha256": plan.age_weights.hash, "by_age": by_age}
+    return result
 
 
 class _Loop:
@@ -191,8 +173,8 @@ class _Loop:
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
 
-    def run(self, state: steps.TrainState) -> dict:
-        """Trains to the last step and returns the summary."""
+    def run(self, state: steps.TrainState, *, scored: bool) -> dict:
+        """Trains to the last step and returns the summary; `scored`: no evaluation of the state was interrupted."""
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
@@ -207,6 +189,10 @@ class _Loop:
         with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
+            if not scored:
+                self._score_and_save(journal, state, start, is_saved=True)
+                self.saved.wait()
+            checkpoints.discard_unscored(plan.workdir)
             for number in range(start + 1, plan.durations.total + 1):
                 self.trace.begin(number)
                 waiting = time.perf_counter()
@@ -226,12 +212,11 @@ class _Loop:
                 if ends or stop or number % config.save_steps == 0:
                     stop = self._account(journal, line, number, pending) or stop
                     pending = None
-                    scores = None
                     if ends:
-                        scores = self.evaluate(state)
-                        journal.evaluated(number, scores, plan.durations.epoch)
-                    journal.publish()
-                    self.save(state, number, scores)
+                        self._score_and_save(journal, state, number, stop=stop)
+                    else:
+                        journal.publish()
+                        self.save(state, number, None)
                 if stop and number < plan.durations.total:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
@@ -262,11 +247,58 @@ class _Loop:
             )
         return bool(metrics["stop"])
 
-    def evaluate(self, state: steps.TrainState) -> stages.Scores | None:
-        """Returns the scores of the validation split, None without one."""
+    def _score_and_save(
+        self, journal: Journal, state: steps.TrainState, number: int, *, stop: bool = False, is_saved: bool = False
+    ) -> None:
+        """Evaluates and saves step `number`.
+
+        Args:
+          journal: The records.
+          state: The state of the step.
+          number: The step.
+          stop: Whether a signal has come already.
+          is_saved: Whether the state is saved as unscored.
+
+        Raises:
+          Preempted: A signal came before the scores were known. The state is then saved as unscored, and a resumed run
+            begins with its evaluation.
+        """
+        plan = self.plan
+        try:
+            scores = self.evaluate(state, stop)
+        except inference.Interrupted:
+            journal.publish()
+            self.saved.wait()
+            if not is_saved:
+                with Checkpoints(plan.workdir, checkpoints.UNSCORED, asynchronous=False) as unscored:
+                    self.save(state, number, None, unscored)
+                    unscored.wait()
+            parallel.wait_for_hosts("stopped")
+            raise Preempted(
+                f"{plan.workdir} is saved at step {number} of {plan.durations.total}, whose evaluation had not ended;"
+                " to resume, start it again"
+            ) from None
+        journal.evaluated(number, scores, plan.durations.epoch)
+        journal.publish()
+        self.save(state, number, scores)
+
+    def evaluate(self, state: steps.TrainState, stop: bool = False) -> stages.Scores | None:
+        """Returns the scores of the validation split, None without one.
+
+        Raises:
+          Interrupted: A signal came before they were known; `stop` says that one has come already.
+        """
         plan = self.plan
         if plan.validation is None:
             return None
+        if stop:
+            raise inference.Interrupted
+        interrupt = inference.until_asked(self.any_host, self.signals)
+
+        def beat():
+            self.watchdog.beat()
+            interrupt()
+
         if not self.has_evaluated:
             self.watchdog.rest()  # the first batch compiles
             self.has_evaluated = True
@@ -274,12 +306,12 @@ class _Loop:
         outputs = inputs.outputs_of(
             plan.config,
             plan.dataset,
-            plan.validation.rows,
+            plan.scored_rows,
             self.forward,
             variables,
             plan.par,
             plan.config.eval_batch_size,
-            self.watchdog.beat,
+            beat,
         )
         self.watchdog.beat()
         if not np.isfinite(outputs).all():
@@ -290,10 +322,16 @@ class _Loop:
             )
         return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
 
-    def save(self, state: steps.TrainState, number: int, scores: stages.Scores | None) -> None:
-        """Saves a checkpoint of step `number`."""
+    def save(
+        self,
+        state: steps.TrainState,
+        number: int,
+        scores: stages.Scores | None,
+        place: Checkpoints | None = None,
+    ) -> None:
+        """Saves a checkpoint of step `number`, in `place` or among those of the run."""
         plan = self.plan
-        self.saved.save(
+        (place or self.saved).save(
             state,
             {
                 "step": number,
@@ -302,13 +340,14 @@ class _Loop:
                 "model": plan.config.model.name,
                 "num_outputs": plan.num_outputs,
                 "scores": scores,
-                "selected_by": plan.selected_by,
-                "selected": scores[plan.selected_by] if scores and plan.selected_by else None,
+                "selected_by": plan.selection.score,
+                "selected": plan.selection.value(scores) if scores else None,
                 "constants": {name: plan.constants[name] for name in plan.stage.needs},
                 "config": fields.as_json(plan.config),
                 "crop": plan.dataset.crop,
                 "data": str(plan.dataset.path),
                 "data_hash": plan.dataset.hash,
+                "age_weights": plan.age_weights and plan.age_weights.hash,
                 "trained_on": plan.history.trained_on,
                 "leaks": plan.history.leaks,
                 "identities": plan.history.identities,
@@ -323,7 +362,8 @@ class _Loop:
             "step": best,
             "last_step": self.saved.latest(),
             "scores": meta["scores"],
-            "selected_by": self.plan.selected_by,
+            "selected_by": self.plan.selection.score,
+            "selected_because": self.plan.selection.because,
             "constants": meta["constants"],
             "skipped_steps": journal.skipped_steps,
             "seconds": round(journal.seconds, 1),

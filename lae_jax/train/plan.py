@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax import metrics, stages
-from lae_jax.data import records, sampling
+from lae_jax.data import age_weights, records, sampling
 from lae_jax.runs import agreement, build, fields, inputs, leaks
 from lae_jax.runtime import checkpoints, parallel
 from lae_jax.runtime.errors import InputError
@@ -49,6 +49,7 @@ class Plan:
     training: inputs.Examples
     validation: inputs.Examples | None
     order: sampling.Order  # of positions in `training`
+    age_weights: age_weights.AgeWeights | None  # of the class-balanced order; None: all are 1
     num_outputs: int
     durations: Durations
     constants: dict  # the loss constants: arguments of the loss besides outputs and targets
@@ -61,9 +62,16 @@ class Plan:
         return epath.Path(self.config.workdir)
 
     @functools.cached_property
-    def selected_by(self) -> str | None:
-        """The score that the kept checkpoint minimises; None: the newest checkpoint is kept."""
-        return None if self.validation is None else self.stage.select(self.validation.targets)
+    def selection(self) -> stages.Selection:
+        """Which checkpoint is kept, and why."""
+        if self.validation is None:
+            return stages.Selection(None, "there is no validation split")
+        return self.stage.select(self.validation.targets, self.config.select_images)
+
+    @functools.cached_property
+    def scored_rows(self) -> np.ndarray:
+        """The validation rows that an evaluation predicts; there must be a validation split."""
+        return self.validation.rows[self.stage.scored(self.validation.targets)]
 
     @functools.cached_property
     def schedule(self) -> build.Schedules:
@@ -71,13 +79,16 @@ class Plan:
         return build.schedules(self.config, self.durations.epoch, self.durations.total)
 
 
-# Fields and their lower bounds; True: the bound itself is allowed.
+# Fields and their lower bounds; True: the bound itself is allowed. Nearly all of a label distribution of sigma 0.1 lies
+# on one age, and far below, float32 cannot hold it.
 _BOUNDS = {
+    "loss.label_sigma": (0.1, True),
     "epochs": (0, False),
     "eval_epochs": (0, False),
     "batch_size": (1, True),
     "eval_batch_size": (1, True),
     "accumulate": (1, True),
+    "select_images": (1, True),
     "log_steps": (1, True),
     "save_steps": (1, True),
     "max_skipped_steps": (1, True),
@@ -110,7 +121,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     """
     config = settled(config)
     c = config.classify
-    stage = stages.with_method(stages.get(config.stage), c.method, c.setting, config.data.power)
+    stage = stages.with_method(stages.get(config.stage), c.method, c.setting)
     par = parallel.Parallel()
     _check_numbers(config, par)
     if stage.mix is not None and config.accumulate > 1:
@@ -124,6 +135,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     if init is not None:
         handover.check_features(config, stage, init)
     constants = resumed["constants"] if resumed else handover.constants(config, stage, init)
+    weights = _age_weights(config, stage, resumed)
     dataset = records.open_dataset(config.data.path, config.data.verify)
     _check_data(config, dataset, stage, init, resumed)
     leaking = leaks.check(config, dataset, before)
@@ -143,7 +155,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         dataset=dataset,
         training=training,
         validation=_validation(config, dataset, stage),
-        order=_order(config, stage, training.targets),
+        order=_order(config, stage, training.targets, weights),
+        age_weights=weights,
         num_outputs=num_outputs,
         durations=Durations(
             epoch=epoch,
@@ -159,7 +172,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         init=init,
     )
     # Wrong values must fail now and not after an epoch.
-    _ = plan.selected_by, plan.schedule, inputs.augmentation(config)
+    _ = plan.selection, plan.schedule, inputs.augmentation(config)
     return plan
 
 
@@ -179,10 +192,11 @@ def _validation(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
 
 
 def _check_numbers(config: ConfigDict, par: parallel.Parallel) -> None:
+    values = fields.flat(fields.as_json(config))
     for name, (bound, allowed) in _BOUNDS.items():
-        if config[name] < bound or (config[name] == bound and not allowed):
+        if not (values[name] > bound or (allowed and values[name] == bound)):
             raise InputError(
-                f"config.{name} is {config[name]}: it must be {'at least' if allowed else 'above'} {bound}"
+                f"config.{name} is {values[name]}: it must be {'at least' if allowed else 'above'} {bound}"
             )
     for name in ("mean", "std"):
         values = config.data[name]
@@ -217,6 +231,8 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
     if init is None:
         return
+    if told := agreement.unknown_crops(init, dataset):
+        logger.warning("%s", told)
     if "head" not in stage.loads:
         if told := agreement.other_crops(init, dataset):
             logger.warning("%s: the backbone's features may fit it less well", told)
@@ -229,7 +245,30 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         )
 
 
-def _order(config: ConfigDict, stage: stages.Stage, targets: np.ndarray) -> sampling.Order:
+def _age_weights(config: ConfigDict, stage: stages.Stage, resumed: dict | None) -> age_weights.AgeWeights | None:
+    """Returns the weights that the config names, checked against those of an earlier start."""
+    if stage.order == "shuffled":
+        for name in ("power", "age_weights"):
+            if config.data[name]:
+                raise InputError(
+                    f"config.data.{name} belongs to the class-balanced order, and this run uses the shuffled order"
+                    f" (stage {stage.name}, method {config.classify.method}): omit --config.data.{name}"
+                )
+        return None
+    if not 0 <= config.data.power <= 1:
+        raise InputError(f"config.data.power is {config.data.power}: it must be from 0 to 1")
+    weights = age_weights.read(config.data.age_weights) if config.data.age_weights else None
+    if weights and resumed and resumed["age_weights"] != weights.hash:
+        raise InputError(
+            f"{weights.path} holds other weights than when {config.workdir} was started (provenance.json has those):"
+            " restore them, or choose another --config.workdir"
+        )
+    return weights
+
+
+def _order(
+    config: ConfigDict, stage: stages.Stage, targets: np.ndarray, weights: age_weights.AgeWeights | None
+) -> sampling.Order:
     """Returns the stage's order of the training examples."""
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
@@ -237,6 +276,7 @@ def _order(config: ConfigDict, stage: stages.Stage, targets: np.ndarray) -> samp
     absent = sorted({*range(1, 82)} - {*classes.tolist()})
     if absent:
         logger.info("the class-balanced order omits these ages, which have no image: %s", absent)
-    if not 0 <= config.data.power <= 1:
-        raise InputError(f"config.data.power is {config.data.power}: it must be from 0 to 1")
-    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power)
+    if weights:
+        weights.require(classes)
+    by_age = weights.by_age if weights else None
+    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_age)

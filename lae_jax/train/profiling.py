@@ -10,7 +10,7 @@ import tempfile
 import jax
 from etils import epath
 
-from lae_jax.runtime import files
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -115,7 +115,8 @@ class Trace:
                     target = self._folder / path.relative_to(self._written)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_bytes())
-        newest = max((self._folder / "plugins" / "profile").iterdir(), key=lambda path: path.name)
+        traces = self._folder / "plugins" / "profile"
+        newest = traces / max(layout.contents(traces))
         logger.info(
             "the trace is written: open %s/%s.trace.json.gz in Perfetto (docs/training.md)",
             newest,

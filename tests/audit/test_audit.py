@@ -11,7 +11,7 @@ from planted import TRAIN, VALIDATION, age_of, draw, prepared
 
 from lae_jax import audit, prepare
 from lae_jax.audit import __main__ as door
-from lae_jax.audit import checks, saved
+from lae_jax.audit import checks, implausible, saved
 from lae_jax.data import people, records
 from lae_jax.data.sources import synthetic
 from lae_jax.prepare import __main__ as preparing
@@ -204,15 +204,68 @@ def test_an_empty_group_small_images_and_missing_knowledge_are_said():
 def test_ages_are_heaped_where_multiples_of_5_stand_out_of_their_neighbourhood():
     counts = np.array(synthetic.MIVIA_AGE_COUNTS)
     smooth = np.repeat(np.arange(1, 82), np.maximum(counts // 50, 1)).astype(float)
-    assert checks.heaping(smooth)[0] == pytest.approx(1, abs=0.02)
+    assert implausible.heaping(smooth)[0] == pytest.approx(1, abs=0.02)
     rounded = smooth.copy()
     rounded[::4] = 5 * np.round(rounded[::4] / 5)
-    assert checks.heaping(rounded)[0] > 1.5
+    assert implausible.heaping(rounded)[0] > 1.5
     assert {kind for kind, *_ in kinds(table(len(smooth), ages=smooth))[0]} == set()
     assert ("heaped_ages",) in kinds(table(len(rounded), ages=rounded))[0]
     # A few ages, and ages of a narrow range, are no histogram.
     assert ("heaped_ages",) not in kinds(table(4, ages=np.array([20.0, 30, 40, 50])))[0]
-    assert checks.heaping(np.repeat([20.0, 21], 500)) is None and checks.heaping(np.zeros(0)) is None
+    assert implausible.heaping(np.repeat([20.0, 21], 500)) is None and implausible.heaping(np.zeros(0)) is None
+
+
+def mivia_ages():
+    counts = np.array(synthetic.MIVIA_AGE_COUNTS)
+    return np.repeat(np.arange(1, 82), np.maximum(counts // 50, 1)).astype(float)
+
+
+@pytest.mark.parametrize(("ages", "found"), [
+    (np.repeat(np.arange(49), 20), True),  # CACD's ages minus 14
+    (np.repeat(np.arange(26), 5), True), (mivia_ages() - 1, True), (mivia_ages(), False),
+    (np.repeat(np.arange(101), 20), False),  # IMDB-WIKI's
+    (np.repeat([*range(60), 69], 20), False), (np.repeat(np.arange(49), 4), False), (np.arange(49) + 0.5, False),
+    (np.repeat([0, 1, 2], 500), False), (np.zeros(0), False),
+])  # fmt: skip
+def test_ages_that_begin_at_0_without_a_gap_may_be_classes(ages, found):
+    ages = np.asarray(ages, float)
+    names = np.array([f"{i:06d}.jpg" for i in range(len(ages))], object)
+    kinds = [kind for kind, *_ in implausible.findings(names, ages)]
+    assert [kind for kind in kinds if kind != "heaped_ages"] == ["class_numbers"] * found
+
+
+@pytest.mark.parametrize(("name", "shift", "kinds"), [
+    ("images/{age}_0_1_2017{i:04d}.jpg", 0, []), ("images/{age}_0_1_2017{i:04d}.jpg", 14, ["age_unlike_name"]),
+    ("{age}_Aaron_{i}.jpg", -3, ["age_unlike_name"]), ("{i}_0.jpg", 14, []), ("{age}.jpg", 14, []),
+    ("p{age}_{i}.jpg", 14, []), ("{third}_{i}.jpg", 14, []),
+])  # fmt: skip
+def test_names_that_begin_with_another_number_than_the_age(name, shift, kinds, monkeypatch):
+    ages = np.array([15.0 + i % 47 for i in range(500)])
+    given = [name.format(age=int(age) + shift, i=i, third=i % 3 + 20) for i, age in enumerate(ages)]
+    for most in (20_000, 300):
+        monkeypatch.setattr(implausible, "_LOOKED_AT", most)
+        found = list(implausible.findings(np.array(given, object), ages))
+        assert [kind for kind, *_ in found] == kinds
+        for _, severity, count, message in found:
+            sign = "+ 14" if shift > 0 else "- 3"
+            assert severity == "warning" and count == 500 and f"the age {sign} ({given[0]}: 15)" in message
+
+
+def test_class_numbers_in_a_set_whose_names_have_the_age_are_told_by_the_names_alone():
+    ages = np.repeat(np.arange(40.0), 20)
+    names = np.array([f"{age + 21:.0f}_1_0_{i}.jpg" for i, age in enumerate(ages)], object)
+    assert [kind for kind, *_ in implausible.findings(names, ages)] == ["age_unlike_name"]
+    right = np.array([f"{age:.0f}_1_0_{i}.jpg" for i, age in enumerate(ages)], object)
+    assert [*implausible.findings(right, ages)] == []
+
+
+def test_several_faces_of_one_photograph_with_their_landmarks_are_no_contradiction():
+    one = table(3, ages=np.array([4.0, 30, 34]), sha256=np.array(["x"] * 3, object), identities=[None] * 3)
+    found = {f["kind"]: f for f in checks.audit([one])[0]}
+    assert "same_file_ages" not in found
+    one.phash[1:] = one.phash[0]
+    found = {f["kind"]: f for f in checks.audit([one])[0]}
+    assert found["same_file_ages"]["count"] == 1 and "give the landmarks of each" in found["same_file_ages"]["message"]
 
 
 def test_a_damaged_shard_is_a_finding_and_ends_with_bad_input(faces, tmp_path, capsys):
@@ -264,12 +317,12 @@ def test_people_are_compared_only_where_their_names_mean_the_same():
     known = people.hashed(np.array(["Ada Lovelace", "n000017", "17", None], object), "a" * 64)
     assert "lovelace" not in json.dumps(known).casefold()
     names = np.array(["ada_lovelace", "Alan Turing", "n000018", "17", "m.0a1b", None], object)
-    assert people.compare(known, names, "b" * 64) == {"people": 5, "compared": 3, "shared": ["ada lovelace"]}
-    assert people.compare(known, names, "a" * 64)["shared"] == ["ada lovelace", "17"]
+    assert people.compare(known, names, "b" * 64) == {"people": 5, "compared": 3, "shared": ["ada_lovelace"]}
+    assert people.compare(known, names, "a" * 64)["shared"] == ["ada_lovelace", "17"]
     assert people.compare(known, np.array(["17", "s3"], object), "b" * 64)["compared"] == 0
     assert people.compare(None, names, "b" * 64)["compared"] == 0
     both = people.hashed(np.array(["Alan Turing"], object), "b" * 64, known)
-    assert people.compare(both, names, "b" * 64)["shared"] == ["ada lovelace", "alan turing"]
+    assert people.compare(both, names, "b" * 64)["shared"] == ["ada_lovelace", "Alan Turing"]
 
 
 def test_an_audit_of_another_format_counts_as_none(faces, tmp_path, caplog):

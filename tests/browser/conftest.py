@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     (folder / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
     prepare.prepare(folder / "faces.csv", folder / "data", size=64, workers=1, ratio="1:1")
     c = represent.get_config()
-    c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
+    c.workdir, c.init_from, c.data.path = str(folder / "run"), "scratch", str(folder / "data")
     c.data.image_size, c.data.threads = 24, 2
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
     loop.train(c)

@@ -40,10 +40,10 @@ def test_images_lie_beside_the_file_or_where_they_are_said_to_lie(tmp_path):
 
 @pytest.mark.parametrize(("born", "year", "age"), [
     (721720, 2011, 35), (721720.9, 2011, 35),  # 1 January 1976
-    (721902, 2011, 35),  # 1 July 1976: its birthday
-    (721903, 2011, 34),  # 2 July 1976
+    (721900, 2011, 35), (721901, 2011, 34), (721902, 2011, 34),  # 29 and 30 June, 1 July 1976
+    (721903, 2011, 34), (734320, 2011, 0), (734685, 2011, 0), (734686, 2011, -1),  # 1 July 2010, 1 and 2 July 2011
 ])  # fmt: skip
-def test_age_is_completed_years_in_the_middle_of_the_year(born, year, age):
+def test_age_is_that_of_the_authors_formula_in_the_middle_of_the_year(born, year, age):
     assert imdb_wiki.age_in(year, born) == age
 
 

@@ -242,6 +242,27 @@ def test_a_tree_with_loops_odd_names_and_closed_folders_is_walked_once(tmp_path)
     assert "control" in reasons["anna/line\\nbreak.jpg"] and "UTF-8" in reasons["\\udcff\\udcfe/1.jpg"]
 
 
+def test_images_are_known_by_their_ending_or_by_how_they_begin_and_the_rest_is_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    raw_sources.write_images(tmp_path, ["a/0.jpg", "a/1.png"])
+    jpeg = (tmp_path / "a/0.jpg").read_bytes()
+    kept = ["2.JFIF", "3.jpe", "4.mpo", "5", "6.jpg_original", "7.28", "8.heic", "9.avif"]
+    for name in kept:
+        (tmp_path / "a" / name).write_bytes(jpeg)
+    for name in ("notes.txt", "more.txt", "faces.csv", "README", "clip.mp4"):
+        (tmp_path / "a" / name).write_bytes(b"age,path\n30,0.jpg")
+    os.truncate(tmp_path / "a/clip.mp4", interface.MAX_FILE_BYTES + 1)
+    (tmp_path / "a" / "lost").symlink_to(tmp_path / "nothing")
+    assert column(read("folders", tmp_path), "name") == sorted(
+        f"a/{name}" for name in ["0.jpg", "1.png", "lost", *kept]
+    )
+    told = f"{tmp_path}: 5 files are no image and left out: 2 .txt, 1 "
+    (line,) = [line for line in caplog.messages if "no image" in line]
+    assert line.startswith(told) and {*line[len(told) - 2 :].split(", ")} == {
+        "1 .csv", "1 without an ending", "1 .mp4"
+    }  # fmt: skip
+
+
 def test_a_tree_deeper_than_python_can_call_is_walked(tmp_path):
     at = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):

@@ -149,8 +149,8 @@ def test_parts_in_disorder_are_refused(tmp_path, data, reason):
 
 def test_a_record_larger_than_any_photograph_is_not_read(tmp_path):
     path = tmp_path / "train.rec"
-    path.write_bytes(raw_sources.MAGIC + struct.pack("<I", 70_000_000))
+    path.write_bytes(raw_sources.MAGIC + struct.pack("<I", 130_000_000))
     with open(path, "r+b") as file:
-        file.truncate(80_000_000)
+        file.truncate(140_000_000)
         with pytest.raises(BadImage, match="larger than"):
-            recordio.read_record(file.fileno(), 0, 80_000_000)
+            recordio.read_record(file.fileno(), 0, 140_000_000)

@@ -63,6 +63,20 @@ def test_class_balanced_frequencies(power):
     assert stats.chisquare(within).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_classes_are_drawn_by_their_weights_and_never_at_weight_0(power):
+    counts, weights = np.array([500, 3, 40, 120, 9]), {0: 1.0, 1: 2.5, 2: 0.0, 3: 1e-3, 4: 0.0, 7: 9.0}
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), counts))
+    order = sampling.class_balanced(labels, 500, seed=5, power=power, weights=weights)
+    drawn = np.bincount(labels[draw(order, range(40))], minlength=5)
+    expected = counts**power * [weights[label] for label in range(5)]
+    assert drawn[2] == drawn[4] == 0
+    there = expected > 0
+    assert stats.chisquare(drawn[there], expected[there] / expected.sum() * drawn.sum()).pvalue > 1e-3
+    alike = sampling.class_balanced(labels, 500, seed=5, weights=dict.fromkeys(range(5), 0.3))
+    np.testing.assert_array_equal(draw(alike, [3]), draw(sampling.class_balanced(labels, 500, seed=5), [3]))
+
+
 def test_rows_of_a_class_are_drawn_also_at_its_ends():
     labels = np.array([2, 1, 2, 1])
     rows = draw(sampling.class_balanced(labels, 64, seed=0), range(4))
@@ -77,6 +91,10 @@ def test_sequential_repeats_the_last_place():
     lambda: sampling.shuffled(0, 4, 0), lambda: sampling.shuffled(4, 0, 0),
     lambda: sampling.class_balanced(np.zeros(3, int), 4, 0, power=1.5),
     lambda: sampling.class_balanced(np.zeros(3), 4, 0),
+    lambda: sampling.class_balanced(np.arange(2), 4, 0, weights={0: 1.0}),
+    lambda: sampling.class_balanced(np.arange(2), 4, 0, weights={0: 1.0, 1: -1.0}),
+    lambda: sampling.class_balanced(np.arange(2), 4, 0, weights={0: 1.0, 1: np.inf}),
+    lambda: sampling.class_balanced(np.arange(2), 4, 0, weights={0: 0.0, 1: 0.0}),
 ])  # fmt: skip
 def test_bad_arguments(make):
     with pytest.raises(ValueError):

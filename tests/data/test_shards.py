@@ -96,3 +96,38 @@ def test_what_a_reader_refuses_is_kept_in_order():
     assert [rows.rejected[i] for i in (0, 8192, 19_999, -1)] == [told[i] for i in (0, 8192, 19_999, -1)]
     with pytest.raises(IndexError):
         rows.rejected[20_000]
+
+
+@pytest.mark.parametrize("align, count, shards_wanted", [
+    ("landmarks", 1, 1), ("landmarks", 64, 1), ("landmarks", 65, 2), ("landmarks", 1024, 16),
+    ("landmarks", 32_768, 512), ("landmarks", 575_073, 512), ("none", 64, 1), ("none", 1024, 16), ("none", 6000, 16),
+    ("none", 100_000, 98), ("none", 575_073, 512), ("none", 100_000_000, 763),
+])  # fmt: skip
+def test_photographs_are_in_shards_of_64_and_small_folders_of_crops_in_several(align, count, shards_wanted):
+    """So that several cores work, and Ctrl-C keeps what is done."""
+    assert shards.number_of_shards(count, crops.Recipe(align)) == shards_wanted
+
+
+def test_rejected_rows_are_counted_by_reason():
+    reasons = rejected.Reasons()
+    rows = [("a.jpg", "no face found"), ("b.jpg", "age '130' is outside 0 to 100"), ("c.jpg", "no face found")]
+    rows += [("d.jpg", "age '-1' is outside 0 to 100"), ("e.jpg", "a {brace} of '3'"), ("f.jpg", "no face found")]
+    assert [*reasons.counting(rows)] == rows
+    assert [*reasons.counts().items()] == [
+        ("no face found", 3), ("age … is outside 0 to 100", 2), ("a {brace} of '3'", 1)
+    ]  # fmt: skip
+    assert reasons.told().startswith(
+        "3 x no face found, for example a.jpg; 2 x age … is outside 0 to 100, for example b"
+    )
+    many = rejected.Reasons()
+    words = [("x", "reason " + "a" * length) for length in range(1, 1101)]
+    assert len([*many.counting(words)]) == 1100 and many.counts()["other reasons"] == 100
+
+
+@pytest.mark.parametrize("reason, align, mend", [
+    ("no face found", "landmarks", "--align none"), ("no face found", "none", "source"),
+    ("file not found", "none", "--images"),
+    ("age 'x' is not a number", "none", "ages"), ("empty file", "none", "source"),
+])  # fmt: skip
+def test_the_likely_cause_is_that_of_the_most_frequent_reason(reason, align, mend):
+    assert mend in rejected.cause({"another": 1, reason: 2}, align)

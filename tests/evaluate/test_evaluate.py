@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lae_jax import evaluate, metrics, stages
+from lae_jax import evaluate, main, metrics, stages
 from lae_jax.data import pipeline, records
 from lae_jax.evaluate import __main__ as door
 from lae_jax.evaluate import measure
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
-from lae_jax.runs import build, inference, inputs
-from lae_jax.runtime import checkpoints, parallel
-from lae_jax.runtime.errors import InputError
+from lae_jax.runs import build, fields, inference, inputs
+from lae_jax.runtime import checkpoints, parallel, watch
+from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.stages import verification
+from lae_jax.train.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,42 @@ def test_what_a_report_shows_is_chosen(run, tmp_path):
     assert {*folder.parent.iterdir()} == before
 
 
+def test_a_signal_while_the_report_is_made_leaves_it_to_the_next_start(run, monkeypatch):
+    page, signals = pathlib.Path(run.workdir) / "report.html", watch.Signals()
+
+    def until_asked(any_host, given, original=inference.until_asked):
+        beat = original(any_host, given)
+        assert given is signals
+        signals.asked = True
+        return beat
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="represent is trained, but has no report yet"):
+        patch.setattr(inference, "until_asked", until_asked)
+        main.run(run, signals)
+    assert not page.exists() and not (page.parent / "evaluation" / "drawn-validation").exists()
+    main.run(run, watch.Signals())
+    assert "on validation of" in page.read_text()
+    page.unlink()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_signal_ends_the_batches_of_all_hosts_after_the_same_one(several):
+    # Of several hosts: each asks all of them, by an array whose value is looked at after the next batch.
+    signals, heard = [watch.Signals(), watch.Signals()], []
+    for own in signals:
+        any_host = (lambda _: np.bool_(signals[1].asked)) if several else bool
+        heard.append(inference.until_asked(any_host, own))
+    for beat in heard:
+        beat()
+    signals[1].asked = True
+    if several:
+        for beat in heard:
+            beat()
+    for beat in heard if several else heard[1:]:
+        with pytest.raises(inference.Interrupted):
+            beat()
+
+
 def test_a_run_that_ended_has_its_report(run):
     workdir = epath.Path(run.workdir)
     reporting.of_run(workdir)
@@ -146,6 +184,35 @@ def test_padding_is_dropped_by_its_number_wherever_it_stands():
     assert got.tolist() == [2.0, 3.0, 1.0]
 
 
+@pytest.mark.parametrize("together", [1, 3, 4, 100])
+def test_outputs_are_written_as_they_come_into_one_array(monkeypatch, together):
+    monkeypatch.setattr(inference, "_ROWS_TOGETHER", together)
+    par, made = parallel.Parallel(tuple(jax.local_devices()[:1])), []
+    images = np.arange(10.0).reshape(5, 2, 1)
+    batches = [{"image": image, "position": 2 * i + np.arange(2)} for i, image in enumerate(images)]
+
+    def allocate(shape, dtype):
+        made.append(np.full(shape, np.nan, np.float32))
+        return made[-1]
+
+    got = inference.over_batches(lambda _, x: x[None], {}, iter(batches), 9, par=par, allocate=allocate)
+    assert [got] == made and got.ravel().tolist() == list(range(9))
+
+
+def test_stage_1_predicts_only_the_images_that_are_in_its_pairs(trained, monkeypatch):
+    checkpoint = checkpoints.load_run(trained("pretrain"))
+    whole = measure.predict(checkpoint)
+    every = np.full((len(whole.targets), whole.outputs.shape[1]), np.nan)
+    every[verification.draw_pairs(whole.targets).images] = whole.outputs
+    few = functools.partial(verification.draw_pairs, num_pairs=4)
+    monkeypatch.setattr(verification, "draw_pairs", few)
+    done, pairs = measure.predict(checkpoint), few(whole.targets)
+    assert len(done.outputs) == len(pairs.images) <= 8 < len(whole.targets) and done.scores()["pairs"] == 4
+    np.testing.assert_allclose(done.outputs, every[pairs.images], atol=1e-5)
+    plan = make_plan(fields.from_json(checkpoint.meta["config"]))
+    assert plan.scored_rows.tolist() == whole.rows[pairs.images].tolist()
+
+
 def test_flip_averages_the_distribution_with_that_of_the_mirror_image(run):
     checkpoint, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
     rows, par = dataset.rows("test"), parallel.Parallel()
@@ -167,6 +234,14 @@ def test_undefined_scores_are_told_with_the_missing_group():
     scores = stages.REPRESENT.score({"age": np.array([5.0, 25.0])}, np.array([6.0, 20.0]))
     assert scores["sigma"] is None
     assert "no image of age 11-20, 31-40" in door.tell(scores)
+
+
+def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
+    ages = np.array([0.4, 0.0, 5, 81.5])
+    told = door.tell(metrics.age_report(ages, ages + [3, 5, 1, -2]).to_dict())
+    lines = [line.split() for line in told.splitlines()]
+    assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
+    assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
 
 
 def test_wrong_calls_say_what_there_is(run, tmp_path):
@@ -196,3 +271,15 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     assert "cut in another way" in capsys.readouterr().out
     report = json.loads((pathlib.Path(run.workdir) / "evaluation" / "other-test" / "report.json").read_text())
     assert report["other_crop_than_training"] and report["crop"] == manifest["crop"]
+
+
+def test_ready_crops_of_another_data_set_are_a_warning(run, tmp_path, caplog):
+    other = tmp_path / "other"
+    shutil.copytree(run.data.path, other)
+    manifest = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**manifest, "rejected": 1}))
+    for path, differs in ((run.data.path, False), (other, True)):
+        report, _ = evaluate.evaluate(run.workdir, path, split="test")
+        assert report["unknown_crops"] == differs and not report["other_crop_than_training"]
+        assert ("it is unknown whether these were cut in the same way" in door.tell(report)) == differs
+        assert ("trained on ready crops of another data set" in caplog.text) == differs

@@ -117,7 +117,7 @@ def run(drawn, tmp_path_factory):
     """A short run in bfloat16 on the drawn faces, with a hidden layer, calibrated, evaluated on its test split."""
     folder = tmp_path_factory.mktemp("export") / "run"
     c = represent.get_config()
-    c.workdir, c.data.path = str(folder), str(drawn)
+    c.workdir, c.init_from, c.data.path = str(folder), "scratch", str(drawn)
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
     c.data.augment = common.augmentation("flip")
     c.model.name, c.model.dtype, c.model.hidden = "efficientnet_v2_pico", "bfloat16", 16
@@ -340,6 +340,17 @@ def test_a_package_that_is_missing_is_named_with_the_extra(monkeypatch, tmp_path
         onnx_model.write(tmp_path, program_of("efficientnet_v2_pico", 24))
     with pytest.raises(InputError, match=r"lae-jax\[onnx\]"):
         folder.read("onnx", tmp_path)
+
+
+def test_an_export_that_was_looked_at_is_whole_and_may_go_where_nothing_else_is(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").write_text("litter")
+    export.export(run, "stablehlo", out)
+    (out / "Thumbs.db").write_text("litter")
+    (out / "__MACOSX").mkdir()
+    (out / "__MACOSX" / "._model.stablehlo").write_text("litter")
+    assert folder.open_export(out).image_size == 24
 
 
 def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):

@@ -107,3 +107,44 @@ def test_outside_the_photograph_is_black():
 def test_landmarks_that_are_no_face_are_refused(landmarks, reason):
     with pytest.raises(BadImage, match=reason):
         align.align(Image.new("RGB", (100, 100)), landmarks, 64, 0.1)
+
+
+FACE = turned(align.TEMPLATE, 12, 0.5, (20, 10)) + np.random.default_rng(5).normal(size=(5, 2))
+# A head turned by 70 degrees: eyes, nose and mouth of a simple solid one.
+SOLID = np.array([[-17.6, -20.2, 0], [17.6, -20.2, 0], [0, 0, 16], [-14.6, 20.5, 4], [14.6, 20.5, 4]])
+PROFILE = SOLID @ [[np.cos(1.22), 0], [0, 1], [np.sin(1.22), 0]] + 50
+
+
+@pytest.mark.parametrize(
+    "face", [align.TEMPLATE, FACE, PROFILE, PROFILE[[1, 0, 2, 4, 3]] * [-1, 1] + [100, 0], turned(FACE, 90, 1, (99, 0))]
+)
+def test_landmarks_of_a_face_are_accepted(face):
+    align.check(face, (128, 128))
+    assert align.residual(face) == pytest.approx(align.residual(turned(face, 33, 7.0, (5, 900))), abs=1e-6)
+
+
+@pytest.mark.parametrize("face", [FACE, turned(FACE, -40, 1, (20, 60))])
+@pytest.mark.parametrize(("given", "told"), [
+    (lambda p: p[[1, 0, 2, 4, 3]], "looks as if each pair begins with the point at the image's right"),
+    (lambda p: p * [-1, 1] + [127, 0], "or the picture was mirrored"),
+    (lambda p: p[[1, 0, 2, 3, 4]], "the eye at the image's right comes first"),
+    (lambda p: p[[0, 1, 2, 4, 3]], "the mouth corner at the image's right comes first"),
+    (lambda p: p[:, ::-1], "y comes before x"),
+    (lambda p: p.T.reshape(5, 2), "all x come before all y"),
+    (lambda p: p[[2, 0, 1, 3, 4]], "left and right mouth corner, as seen in the image\\)$"),
+    (lambda p: p + [90, 0], "outside the image, which has 128 x 128 pixels when it is upright"),
+    (lambda p: p * [1, np.inf], "coincide"),
+])  # fmt: skip
+def test_landmarks_in_another_order_or_frame_are_refused_with_a_hint(face, given, told):
+    with pytest.raises(BadImage, match=told):
+        align.check(given(face), (128, 128))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_landmarks_measured_before_exif_turned_the_photograph_are_refused(degrees):
+    centre = np.array([63.5, 63.5])
+    stored = turned(FACE - centre, -degrees, 1, centre)
+    align.check(FACE, (128, 128), degrees)
+    with pytest.raises(BadImage, match=f"before the EXIF orientation turned the photograph by {degrees} degrees"):
+        align.check(stored, (128, 128), degrees)
+    align.check(stored, (128, 128))  # without EXIF, a face that lies is one

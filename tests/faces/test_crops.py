@@ -1,6 +1,7 @@
 """Photographs -> data sets of aligned crops: which face, what becomes of the others, and the crop contract."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from PIL import Image
 
 from lae_jax import prepare
 from lae_jax.audit import saved
-from lae_jax.data import records
+from lae_jax.data import records, stored
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import align, crops
+from lae_jax.data.sources.interface import Picture
+from lae_jax.faces import align, crops, detect, images, perceptual_hash
 from lae_jax.runtime.errors import InputError
 
 
@@ -86,6 +88,58 @@ def test_landmarks_of_the_source_are_used(photographs, tmp_path):
     dataset = records.open_dataset(tmp_path / "out")
     assert dataset.column("cut_by").tolist() == ["source", "mtcnn"]
     np.testing.assert_allclose(dataset.column("landmarks")[0], marks.ravel(), atol=1e-3)
+
+
+def saved_turned(picture, orientation):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture.save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def records_of(encoded, landmarks, size=96):
+    row = {"name": "x", "landmarks": None if landmarks is None else np.ravel(landmarks).tolist()}
+    made = stored.stored([row], 0, lambda row: Picture(encoded), crops.Recipe("landmarks", size))
+    return [result for _, _, result in made]
+
+
+def test_landmarks_are_those_of_the_photograph_that_exif_turned():
+    picture = Image.fromarray(synthetic.draw_face(0, 30.0, 0, 200, 0)[0])
+    encoded = saved_turned(picture.rotate(90, expand=True), 6)
+    upright = align.template(150, 0.2) + [20, 10]
+    (right,) = records_of(encoded, upright)
+    (plain,) = records_of(saved_turned(picture, 1), upright)
+    assert right.encoded == plain.encoded
+    (refused,) = records_of(encoded, np.stack([upright[:, 1], 199 - upright[:, 0]], axis=1))
+    assert "measured before the EXIF orientation turned the photograph by 90 degrees" in str(refused)
+
+
+def test_a_photograph_that_is_used_smaller_keeps_its_coordinates(monkeypatch):
+    face = Image.fromarray(synthetic.draw_face(1, 30.0, 0, 400, 0)[0])
+    large = Image.new("RGB", (1000, 800), (90, 100, 110))
+    large.paste(face, (300, 200))
+    marks = align.template(400, 0.3) + [300, 200]
+
+    def detected(pictures):
+        reduced = 1000 / pictures[0].width if pictures else 1
+        inside = (marks + 0.5) / reduced - 0.5
+        box = (np.array([300, 200, 700, 600]) + 0.5) / reduced - 0.5
+        return [[detect.Face(box, inside, 1.0)]] * len(pictures)
+
+    monkeypatch.setattr(detect, "detect", detected)
+    encoded = saved_turned(large, 1)
+    results = []
+    for kept in (800_000, 200_000):
+        monkeypatch.setattr(images, "MAX_KEPT_PIXELS", kept)
+        results.append((*records_of(encoded, marks), *records_of(encoded, None)))
+    for whole, small in zip(*results, strict=True):
+        assert (small.columns["width"], small.columns["height"]) == (1000, 800)
+        np.testing.assert_allclose(small.columns["landmarks"], marks.ravel(), atol=1e-6)
+        assert small.columns["scale"] == pytest.approx(whole.columns["scale"])
+        pixels = [np.asarray(images.load(each.encoded), float) for each in (whole, small)]
+        assert np.abs(pixels[0] - pixels[1]).mean() < 4
+        assert perceptual_hash.distance(whole.columns["phash"], small.columns["phash"]) < 40
+    np.testing.assert_allclose(results[1][1].columns["box"], [300, 200, 700, 600], atol=1e-6)
 
 
 def test_other_choices_are_another_recipe(photographs, tmp_path):

@@ -173,21 +173,13 @@ def test_a_sigterm_to_local_reaches_every_process_once(place):
     assert not any(alive(pid) for pid in pids)
 
 
-# Where the tests run in the background, SIGINT is ignored, and bash cannot trap what was ignored when it started.
-HEED_CTRL_C = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
 def test_a_ctrl_c_reaches_every_process_of_local_once(place):
     stand_in(place, "python", SEVERAL)
     master, slave = pty.openpty()
     terminal = os.ttyname(slave)
     # The leader of a new session that opens a terminal is controlled by it.
     process = subprocess.Popen(
-        [sys.executable, "-c", HEED_CTRL_C, shutil.which("bash"), "-c", f"exec launch/local.sh <>{terminal} >&0 2>&0"],
+        [shutil.which("bash"), "-c", f"exec launch/local.sh <>{terminal} >&0 2>&0"],
         cwd=ROOT, env=environment(place, PROCESSES=2, DEVICES=2), start_new_session=True,
     )  # fmt: skip
     processes_of(place, 2)

@@ -1,7 +1,9 @@
 """The bench from a run to its tables: features are kept, choices are validation's, bad input is told."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -114,6 +116,22 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     content[-1] ^= 1
     array.write_bytes(content)
     np.testing.assert_array_equal(opened.features("train").values, plain.values)
+    # A pass that was finished is kept when the next one is interrupted, or its part of the file was changed.
+    for array in tmp_path.glob("train-2-*.npy"):
+        content = bytearray(array.read_bytes())
+        content[-1] ^= 1
+        array.write_bytes(content)
+    computed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            extraction.Extractor,
+            "_compute",
+            lambda self, examples, passes, number, *rest, original=extraction.Extractor._compute: (
+                computed.append(number) or original(self, examples, passes, number, *rest)
+            ),
+        )
+        np.testing.assert_array_equal(opened.features("train", 2).values, first.values)
+    assert computed == [1]
     # Another checkpoint has another name.
     opened.digest = "another"
     for one in (made, opened):
@@ -125,12 +143,12 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     "more, told",
     [
         (["--methods", "lea"], "unknown method 'lea'; did you mean 'lae'"),
-        (["--test", "nothing"], "has no split 'nothing'"),
-        (["--test", "train"], "are trained on"),
-        (["--test", "validation"], "methods are chosen on it"),
+        (["--test", "nothing"], "has no such split; a split that nothing is trained or chosen on: --test test$"),
+        (["--test", "train"], "are trained on; a split that nothing is trained or chosen on: --test test$"),
+        (["--test", "validation"], "methods are chosen on it; a split .*: --test test$"),
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
-        (["--by-fold"], "has no folds"),
+        (["--by-fold"], "has no folds: prepare it with --folds K --ratio 9:1"),
         (["--like", "RUNS/represent"], "is not a run of LAE's stage 3"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
         (["--run", "RUNS/nothing"], "holds no run"),
@@ -143,13 +161,47 @@ def test_bad_input_is_one_sentence(finished, drawn, tmp_path, more, told):
     assert not (tmp_path / "report.json").exists()
 
 
+class _Splits:
+    """A data set of train, validation and more splits, of ten rows each."""
+
+    def __init__(self, *more, protocol="identity", first=""):
+        names = [f"{first}train", f"{first}validation", *more]
+        self.manifest = {"splits": names, "protocol": protocol}
+
+    def rows(self, name):
+        return 10 * self.manifest["splits"].index(name) + np.arange(10)
+
+
+@pytest.mark.parametrize("dataset, told", [
+    (_Splits(), "with --ratio 8:1:1, which makes one, and train stage 2 on it"),
+    (_Splits(first="fold0-"), "with --folds K --ratio 9:1, which makes one"),
+    (_Splits(protocol="column"), "with a split test in the source"),
+    (_Splits("a", "b"), "chosen on: --test a or --test b"),
+])  # fmt: skip
+def test_without_a_split_to_judge_methods_on_it_is_told_how_to_make_one(dataset, told):
+    _, validation, *_ = dataset.manifest["splits"]
+    assert told in trials._what_works(dataset, validation, np.arange(10))
+
+
 def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "other")
     manifest = json.loads((tmp_path / "other" / "dataset.json").read_text())
     manifest["protocol"] = "another"
     (tmp_path / "other" / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="is not the data set that"):
+    with pytest.raises(
+        InputError, match="is not the data set that.*name the data set of the run with --data .*/drawn when"
+    ):
         extraction.open_run(str(finished / "represent"), tmp_path / "other", tmp_path)
+
+
+def test_features_without_room_are_an_error_before_they_are_computed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"train.npy needs 0.0 GB: make room \(No space left"):
+        extraction._of_pass(tmp_path / "train.npy", 2, 0, (3, 4), np.dtype(np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 class _Fold:
@@ -248,28 +300,35 @@ def test_an_undefined_aim_is_said():
     assert "use lae" in summaries.sentence([one], "lowest MAE")
 
 
+def test_the_tables_show_babies_and_people_over_81_where_there_are_any():
+    ages = np.append(np.arange(1, 82.0), 90.0)
+    with_old = [metrics.age_report(ages, ages + 2)]
+    one = trials.Trial(METHODS["lae"], 0.0, 1.0, 0, {"validation": with_old, "test": with_old}, 1)
+    assert "| 71-81 | 82+ |" in summaries.markdown([one], "test") and "mae_82+" in summaries.csv_of([one])
+    assert "82+" not in summaries.markdown([one_try("lae", [1.0], [1.0], 1)], "test")
+
+
 def test_head_groups_have_an_equal_share_or_more():
     head, tail = summaries.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
     assert head.tolist() == [2, 3, 4] and tail.tolist() == [0, 1, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
-    "method, setting, power, told",
+    "method, setting, told",
     [
-        ("stage2", None, 0.0, "works on features only"),
-        ("routing", 0.4, 0.0, "works on features only"),
-        ("lws", None, 0.0, "works on features only"),
-        ("feature_calibration", None, 0.0, "works on features only"),
-        ("effective_number", None, 0.0, "needs a beta"),
-        ("balanced_softmax", 0.5, 0.0, "has no setting"),
-        ("lae_power", 0.5, 0.0, "config.data.power"),
-        ("balanced_softmax", None, 0.5, "omit --config.data.power"),
-        ("lea", None, 0.0, "unknown method"),
+        ("stage2", None, "works on features only"),
+        ("routing", 0.4, "works on features only"),
+        ("lws", None, "works on features only"),
+        ("feature_calibration", None, "works on features only"),
+        ("effective_number", None, "needs a beta"),
+        ("balanced_softmax", 0.5, "has no setting"),
+        ("lae_power", 0.5, "config.data.power"),
+        ("lea", None, "unknown method"),
     ],
 )
-def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, power, told):
+def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, told):
     with pytest.raises(InputError, match=told):
-        stages.with_method(stages.CLASSIFY, method, setting, power)
+        stages.with_method(stages.CLASSIFY, method, setting)
 
 
 def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
@@ -280,11 +339,11 @@ def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
     for method in METHODS.values():
         if method.on_images and method is not power:
             setting = method.settings[0] if method.setting else None
-            made[method.name] = method, setting, stages.with_method(stages.CLASSIFY, method.name, setting, 0.0)
+            made[method.name] = method, setting, stages.with_method(stages.CLASSIFY, method.name, setting)
     assert {*made} == expected | {"two_layers_c_mixup"} and power.on_images
     logits, ages = jax.random.normal(jax.random.key(0), (3, 101)), jnp.array([3.0, 20.0, 80.5])
     counts = jnp.arange(1.0, 102.0)
-    constants = {"mae": 4.0, "er_weight": 1.0, "counts": counts, "smoothed": counts}
+    constants = {"mae": 4.0, "er_weight": 1.0, "label_sigma": 1.0, "counts": counts, "smoothed": counts}
     for method, setting, stage in made.values():
         assert (stage.order, stage.trains, stage.mix is None) == (method.order, ("head",), method.mix is None)
         of_bench = method.loss(logits, ages, constants, setting)
@@ -297,5 +356,5 @@ def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
 
 def test_a_method_of_another_stage_is_refused_and_lae_is_stage_3_itself():
     with pytest.raises(InputError, match="to stage classify"):
-        stages.with_method(stages.REPRESENT, "crt", None, 0.0)
-    assert stages.with_method(stages.CLASSIFY, "lae", None, 0.5).order == stages.CLASSIFY.order
+        stages.with_method(stages.REPRESENT, "crt", None)
+    assert stages.with_method(stages.CLASSIFY, "lae", None).order == stages.CLASSIFY.order

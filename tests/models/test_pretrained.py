@@ -287,7 +287,7 @@ def test_what_cannot_be_started_from_is_refused(pico, resnet18):
     second.model.name = "efficientnet_v2_s"
     with pytest.raises(InputError, match=f"is {PICO} and not efficientnet_v2_s: set config.model.name"):
         make_plan(second)
-    second.init_from, second.data.normalize = "", "weights"
+    second.init_from, second.data.normalize = "scratch", "weights"
     with pytest.raises(InputError, match="normalize=weights takes mean and std from the weights of config.init_from"):
         make_plan(second)
     second.data.normalize = "imagenet"

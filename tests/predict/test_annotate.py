@@ -1,12 +1,16 @@
 """Boxes and ages in photographs: readable, and not over the faces."""
 
+import io
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from lae_jax.faces import images
 from lae_jax.predict import annotate
 from lae_jax.predict.answers import Row
-from lae_jax.predict.photographs import Named
+from lae_jax.serve.limits import Uploaded
 
 BOXES = [(20, 20, 60, 70), (70, 22, 110, 70), (120, 20, 160, 70), (840, 300, 890, 360), (30, 540, 70, 595)]
 
@@ -23,11 +27,48 @@ def test_a_label_covers_no_face_where_there_is_room_beside_it():
     annotate.draw(blank, [None], ["30 (20-40)"])
 
 
-@pytest.mark.parametrize(("name", "file"), [("a/x.jpg", "a_x.jpg"), ("x.JPEG", "x.JPEG"), ("a/x.png", "a_x.png.jpg")])
-def test_a_drawing_has_the_photographs_name_and_is_a_jpeg(tmp_path, monkeypatch, name, file):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (40, 40)).save(name)
-    path = annotate.save(tmp_path, Named(name), [Row(name, 1, 30.0, 20.0, 40.0, box=[5, 5, 20, 20])])
-    with Image.open(path) as drawn:
-        assert path.name == file and drawn.format == "JPEG"
+ROWS = [Row("name", 1, 30.0, 20.0, 40.0, box=[5, 5, 20, 20])]
+
+
+def drawn_names(folder, names):
+    """The names of the drawings of one photograph that is called by each of `names`."""
+    encoded = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(encoded, "PNG")
+    drawings = annotate.Drawings(folder)
+    return [drawings.save(Uploaded(name, encoded.getvalue()), ROWS).name for name in names]
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("a/x.jpg", "a_x.jpg"), ("x.JPEG", "x.JPEG"), ("a/x.png", "a_x.png.jpg"), ("x", "x.jpg"),
+    ("a b\\c:d?.jpg", "a_b_c_d.jpg"), ("张三.jpg", "张三.jpg"), ("कि.jpg", "कि.jpg"),
+    ("../.jpg", "photograph.jpg"), ("\udcff.jpg", "photograph.jpg"),
+])  # fmt: skip
+def test_a_drawing_has_the_photographs_name_and_is_a_jpeg(tmp_path, name, file):
+    assert drawn_names(tmp_path, [name]) == [file]
+    with Image.open(tmp_path / file) as drawn:
+        assert drawn.format == "JPEG"
+
+
+@pytest.mark.parametrize("names", [
+    ["张三.jpg", "李四.jpg", "Иван.jpg", "d_.jpg", "?.jpg", "*.jpg"],
+    ["a_b.jpg", "a/b.jpg", "a\\b.jpg", "a/b", "a_b-2.jpg"],
+    ["Anna.jpg", "anna.jpg", "ANNA.JPG", "Zoë.jpg", "Zoe\u0308.jpg", "straße.jpg", "strasse.jpg"],
+    [letter * 300 + ".jpg" for letter in "ab张"] + ["a" * 301 + ".jpg"],
+    ["same.jpg", "same.jpg"],
+])  # fmt: skip
+def test_every_photograph_has_a_drawing_of_its_own_on_any_disk(tmp_path, names):
+    found = drawn_names(tmp_path, names)
+    assert len({*tmp_path.iterdir()}) == len(names)
+    assert len({unicodedata.normalize("NFD", name.casefold()) for name in found}) == len(names)
+    assert max(len(name.encode()) for name in found) <= 143
+
+
+def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp_path, monkeypatch):
+    encoded = io.BytesIO()
+    Image.new("RGB", (400, 400), "white").save(encoded, "PNG")
+    monkeypatch.setattr(images, "MAX_KEPT_PIXELS", 200 * 200)
+    row = Row("x", 1, 30.0, 20.0, 40.0, box=[100, 200, 299, 399])
+    path = annotate.Drawings(tmp_path).save(Uploaded("x.jpg", encoded.getvalue()), [row])
+    blue = np.asarray(Image.open(path).convert("RGB"), int)[100:, :, 0] < 140
+    columns = np.flatnonzero(blue[20:80].any(axis=0))
+    assert blue.shape == (100, 200) and abs(columns[0] - 50) <= 1 and abs(columns[-1] - 149) <= 1

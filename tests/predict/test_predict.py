@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     (folder / "faces.csv").write_text("\n".join(["path,age", *rows]) + "\n")
     prepare.prepare(folder / "faces.csv", folder / "data", size=64, workers=1, ratio="1:1")
     c = represent.get_config()
-    c.workdir, c.data.path = str(folder / "run"), str(folder / "data")
+    c.workdir, c.init_from, c.data.path = str(folder / "run"), "scratch", str(folder / "data")
     c.data.image_size, c.data.resize, c.data.threads = 24, 28, 2
     c.model.name, c.batch_size, c.eval_batch_size, c.epochs = "efficientnet_v2_pico", 8, 8, 1.0
     loop.train(c)
@@ -95,8 +95,8 @@ def test_the_number_of_images_changes_nothing_and_compiles_nothing(estimator):
 
 def test_images_of_another_kind_are_refused(estimator):
     for wrong in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)):
-        with pytest.raises(InputError, match=r"an image is uint8 \(H, W, 3\)"):
-            estimator.predict([wrong])
+        with pytest.raises(InputError, match=r"image 1 of 2: an image is uint8 \(H, W, 3\)"):
+            estimator.predict([np.zeros((8, 8, 3), np.uint8), wrong])
 
 
 def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder, tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
         rows["text.jpg"]["reason"] == "not an image that can be read"
         and rows["missing.jpg"]["reason"] == "file not found"
     )
-    assert rows["bomb.png"]["reason"] == "more than 16,000,000 pixels"
+    assert rows["bomb.png"]["reason"] == "more than 100,000,000 pixels; only a JPEG may have more"
     assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
     # Upright, and with its colours, it is the photograph that it was.
     door.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
@@ -215,6 +215,19 @@ def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
         door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
     with pytest.raises(InputError, match=f"^{tmp_path}: no image found"):
         door.main(["--run", str(folder / "run"), str(tmp_path)])
+
+
+def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    for name in ("a.jfif", "b", "notes.txt", ".DS_Store"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name, "JPEG")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for tell in (True, False):
+        found = photographs.of_chunk([*photographs.named([str(tmp_path)], tell=tell)], None, np.asarray)
+        told = {pathlib.Path(one.image.name).name: one.reason for one in found}
+        assert told == {"a.jfif": "", "b": "", "link": "a link to a folder: links are not followed"}
+    assert len(caplog.messages) == 2 and "1 file is no image and left out: 1 .txt" in caplog.text
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):

@@ -166,6 +166,7 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
     [
         ({"leaks": [{"data": "d", "message": "3 people " + HOSTILE}]}, "LEAK in d: 3 people"),
         ({"other_crop_than_training": True}, "cut in another way"),
+        ({"unknown_crops": True}, "it is unknown whether these were cut in the same way"),
         ({"same_people_on_both_sides": 4}, "people in both the training and the scored images: 4"),
         ({"missing_groups": ["71-81"]}, "no image of age 71-81"),
         ({"audit": "stale"}, "audit.json is stale"),
@@ -292,15 +293,48 @@ def test_evaluations_of_one_run_are_compared_when_they_are_named(made, tmp_path,
         report.main([str(run), str(run), *out])
 
 
+def test_a_page_tells_babies_and_people_over_81_beside_the_papers_groups(tmp_path, capsys):
+    one = sample(200)
+    ages = np.concatenate([one.ages, np.zeros(12), np.full(9, 88.0)])
+    predictions = np.concatenate([one.predictions, np.full(12, 30.0), np.full(9, 80.0)])
+    for name in ("first", "second"):
+        write_run(tmp_path, name, ages, predictions)
+    shown = evaluation_page.of_evaluation(tmp_path / "first" / "evaluation" / "faces-test")
+    lines = {row[0]: row[1].text for row in shown.sections[0].tables[0].rows}
+    assert lines["0 (12)"] == "30.00" and lines["82+ (9)"] == "8.00" and [*lines][8].startswith("71-81 (")
+    assert "worst for 0 (30.00, whom it estimates 30.0 years too old)" in shown.verdict[0]
+    pictures = {picture.name: picture for picture in shown.sections[1].pictures}
+    assert [row[1] for row in pictures["groups"].rows] == [*metrics.ALL_GROUPS]
+    assert ("group", "82+", 9, -8.0) in [row[:4] for row in pictures["bias"].rows]
+    assert "10.5 in 11-20; 0.4 is 0, 81.5 is 82+" in "".join(wording.MEANINGS)
+    report.main([str(tmp_path / "first"), str(tmp_path / "second"), "--out", str(tmp_path / "out")])
+    assert "MAE 0" in capsys.readouterr().out
+    with (tmp_path / "out" / "table.csv").open() as file:
+        assert float(next(csv.DictReader(file))["MAE 82+"]) == 8
+
+
 def test_a_bench_has_its_report(tmp_path, capsys):
     bench = tmp_path / "bench"
     bench.mkdir()
     header = ["method", "parameter", "setting", "base_learning_rate", "split", "n"]
     header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
-    header += [f"mae_{group}" for group in metrics.GROUPS]
+    header += [f"mae_{group}" for group in metrics.ALL_GROUPS]
     header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]
     lines = [
-        [method, "tau", "0.5", "0.001", split, 2, *[mae, 0.1] * 6, *[mae] * 7, mae + 3, *[mae - 4, 0.25] * 2]
+        [
+            method,
+            "tau",
+            "0.5",
+            "0.001",
+            split,
+            2,
+            *[mae, 0.1] * 6,
+            *[mae] * 7,
+            mae + 3,
+            "",
+            mae + 5,
+            *[mae - 4, 0.25] * 2,
+        ]
         for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
         for split in ("validation", "test")
     ]
@@ -315,6 +349,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     checked(text)
     assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
+    assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()
     assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(InputError, match="--split is for runs"):
         report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])

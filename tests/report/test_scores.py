@@ -5,7 +5,7 @@ import pytest
 from samples import sample
 
 from lae_jax import metrics
-from lae_jax.report import bootstrap, scores, tables
+from lae_jax.report import age_groups, bootstrap, scores, tables
 
 
 def test_scores_of_sums_are_the_scores():
@@ -21,6 +21,28 @@ def test_scores_of_sums_are_the_scores():
     few = metrics.shots(one.ages, one.training_count) == 2
     assert found["mae_few"] == pytest.approx(np.abs(one.predictions - one.ages)[few].mean())
     assert np.isnan(found["epsilon"])
+
+
+def test_babies_and_people_over_81_are_scored_apart():
+    one = sample(400)
+    ages = np.concatenate([one.ages, np.zeros(20), np.full(20, 90.0)])
+    errors = np.concatenate([one.predictions - one.ages, np.tile([9.0, 7.0], 10), np.tile([-5.0, -3.0], 10)])
+    more = scores.Sample(ages, ages + errors, np.full(len(ages), -1))
+    found, alone = scores.score(more), scores.score(one)
+    assert [found.values[name] for name in ("mae_0", "bias_0", "mae_82+", "bias_82+")] == pytest.approx([8, 8, 4, -4])
+    assert found.values["mmae"] == pytest.approx(alone.values["mmae"]) and found.estimate(scores.MAIN[1]).is_known
+    assert scores.group_count(ages).tolist()[8:] == [20, 20]
+    titles = [[score.title for score in scores.main_scores(some)] for some in (ages, one.ages)]
+    assert [*titles[1][:9], "0", "82+", *titles[1][9:]] == titles[0] and titles[1][8] == "71-81"
+    assert not {"0", "82+"} & {*titles[1]}
+
+
+def test_the_table_of_a_report_ends_with_the_groups_outside_where_there_are_any():
+    ages = np.array([5.0, 25, 90, 95])
+    report = metrics.age_report(ages, ages + 2).to_dict()
+    assert [row[:2] for row in age_groups.rows(report)][-2:] == [("71-81", 0), ("82+", 2)]
+    assert age_groups.rows(report)[-1][2:] == (2, 2)
+    assert [age_groups.edges(group, 95) for group in ("0", "1-10", "82+")] == [(0, 0), (1, 10), (82, 95)]
 
 
 def test_an_interval_is_as_wide_as_theory_says_and_seeded():

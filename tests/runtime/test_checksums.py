@@ -1,7 +1,10 @@
 """Seals: every change of a file is noticed; through Python's files, and through TensorFlow's as in a bucket."""
 
+import dataclasses
 import os
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend, gpath
@@ -27,8 +30,39 @@ def folder(request, tmp_path, monkeypatch):
 
 def test_a_folder_whose_checksums_are_right_is_whole(folder):
     assert checksums.has(folder) and checksums.damage(folder) is None
-    (folder / ".nfs0001").write_text("a file system's own")
+
+
+def littered(*folders):
+    """Leaves in each folder what systems, file managers, editors and notebooks leave where somebody looked."""
+    for folder in folders:
+        for name in (".DS_Store", "._meta", "Thumbs.db", "desktop.ini", "meta~", ".meta.swp", ".nfs0001", "#meta#"):
+            (folder / name).write_text("litter")
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "lost+found"):
+            (folder / name).mkdir()
+            (folder / name / "meta").write_text("litter")
+
+
+def test_a_checkpoint_that_was_looked_at_is_whole(folder):
+    littered(folder.parent, folder, folder / "state")
     assert checksums.damage(folder) is None
+    assert checkpoints.recover(folder.parent.parent) == 7
+    assert sorted(checksums.entries(folder)) == ["meta", "state/a", "state/b"]
+
+
+def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
+    state = {"params": {"a": np.arange(4.0)}, "batch_stats": {"a": np.ones(2)}}
+    state = dataclasses.make_dataclass("State", state)(**state)
+    jax.tree_util.register_dataclass(type(state))
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(state, {"step": 7, "selected": 1.0})
+        saved.wait()
+    top = tmp_path / "checkpoints"
+    littered(tmp_path, top, top / "7", top / "7" / "state", top / "7" / "meta")
+    found = checkpoints.load_run(tmp_path)
+    assert found.step == 7 and found.meta["selected"] == 1
+    np.testing.assert_array_equal(found.variables["params"]["a"], np.arange(4.0))
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        np.testing.assert_array_equal(saved.restore(7, state).batch_stats["a"], np.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +72,7 @@ def test_a_folder_whose_checksums_are_right_is_whole(folder):
         (lambda f: (f / "state" / "b").write_bytes(b"b" * 99), "state/b has 99 bytes, not 100"),
         (lambda f: (f / "meta").unlink(), "meta is missing"),
         (lambda f: (f / "state" / "c").write_text("c"), "state/c does not belong there"),
+        (lambda f: (f / "state" / "Thumbs").write_text("c"), "state/Thumbs does not belong there"),
         (lambda f: (f / checksums.NAME).write_text("{"), "sha256.json cannot be read"),
         (lambda f: (f / checksums.NAME).write_text("[]"), "sha256.json cannot be read"),
     ],

@@ -5,6 +5,7 @@ import os
 
 import jax
 import pytest
+from jax._src.lru_cache import LRUCache  # what JAX makes of the folder and the bound
 
 from lae_jax.runtime import compile_cache
 
@@ -20,7 +21,12 @@ def untold(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
-NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+NAMES = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_compilation_cache_max_size",
+    "jax_enable_compilation_cache",
+)
 
 
 def test_a_folder_of_the_user_alone_is_taken(untold, tmp_path):
@@ -51,6 +57,27 @@ def test_what_was_not_used_for_longest_goes_first(untold, monkeypatch):
         os.utime(folder / name, (1e9 - age, 1e9 - age - 100 * (name == "used")))
     compile_cache.keep()
     assert sorted(path.name for path in folder.iterdir()) == ["new", "used"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_bound_holds_in_a_folder_that_was_filled_without_one(untold, tmp_path, given):
+    folder = tmp_path / "mine" if given else compile_cache.folder()
+    folder.mkdir(parents=True)
+    for age, name in enumerate(("new", "old", "oldest")):
+        (folder / f"{name}-cache").write_bytes(bytes(10))
+        os.utime(folder / f"{name}-cache", (1e9 - age, 1e9 - age))
+    if given:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 25)
+    compile_cache.keep()
+    LRUCache(jax.config.jax_compilation_cache_dir, max_size=25).put("newest", bytes(10))
+    assert sorted(path.name for path in folder.glob("*-cache")) == ["new-cache", "newest-cache"]
+
+
+def test_a_bound_of_nothing_turns_the_cache_off(untold):
+    jax.config.update("jax_compilation_cache_max_size", 0)
+    compile_cache.keep()
+    assert not jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None
 
 
 def test_the_collector_rests_and_is_as_it_was_afterwards():

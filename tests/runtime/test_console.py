@@ -62,14 +62,6 @@ def test_the_demo_ends_with_the_status_of_a_program_that_fails(tmp_path, capfd):
     assert end.value.code == 2 and "required: RUN" in capfd.readouterr().out
 
 
-@pytest.fixture
-def interruptible():
-    """Children hear Ctrl-C, also where these tests themselves run in the background and would hand on its refusal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def in_terminal(columns, *words, interrupt=False):
     """(status, what was written) of `python WORDS` whose standard error alone is a terminal of so many columns."""
     ours, theirs = pty.openpty()
@@ -123,7 +115,7 @@ def test_the_progress_line_in_a_terminal(columns):
     assert re.search(r"\r +\r\d\d:\d\d:\d\d a.jpg: no face found\r\n", drawn)
 
 
-def test_prepare_in_a_terminal_ends_at_ctrl_c_with_the_line_above(tmp_path, interruptible):
+def test_prepare_in_a_terminal_ends_at_ctrl_c_with_the_line_above(tmp_path):
     words = ["--reader", "synthetic", "--source", "train=4000", "--source", "validation=9", "--size", "64"]
     status, drawn, results = in_terminal(
         80, "-m", "lae_jax.prepare", *words, "--workers", "1", "--out", str(tmp_path / "out"), interrupt=True

@@ -97,7 +97,7 @@ def test_memory_is_arranged_before_the_imports_that_start_threads(program, drawn
         "evaluate": ["--run", "run"],
         "export": ["--run", "run", "--format", "onnx", "--out", "new"],
         "longtail": ["--run", "run", "--data", str(drawn), "--out", "new"],
-        "main": ["--config", "represent", f"--config.data.path={drawn}"],
+        "main": ["--config", "represent", "--config.init_from=scratch", f"--config.data.path={drawn}"],
     }[program]
     command = [sys.executable, "-c", STARTS, program, *words]
     result = subprocess.run(command, cwd=tmp_path, timeout=120, capture_output=True, text=True)

@@ -1,5 +1,7 @@
 """A folder that is not what a command wants: what it is, and who takes it."""
 
+import os
+
 import pytest
 
 from lae_jax.runtime import layout
@@ -53,11 +55,39 @@ def test_what_is_no_data_set_is_told_and_prepare_is_advised_only_where_it_may_wr
 
 
 def test_a_data_set_is_prepared_into_an_empty_folder_or_the_one_it_was_begun_in(places):
-    (places / "empty" / ".DS_Store").touch()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (places / "empty" / name).touch()
+    (places / "empty" / "__MACOSX").mkdir()
     (places / "killed" / "parts").mkdir(parents=True)
     for name in ("nothing", "empty", "half", "killed"):
         layout.require_place(places / name)
+    layout.require_place("gs://bucket/empty", {"Thumbs.db": 1})
+    layout.require_new(places / "empty")
     with pytest.raises(InputError, match="holds a run"):
         layout.require_place(places / "runs" / "one")
     with pytest.raises(InputError, match=r"holds other files \(a\): name a new or an empty folder"):
         layout.require_place(places / "other")
+
+
+@pytest.mark.parametrize("name", [
+    ".DS_Store", "._0.png", ".AppleDouble", ".ipynb_checkpoints", ".x.swp", ".nfs00a1", "Thumbs.db", "thumbs.db",
+    "Desktop.ini", "x~", "#x#", "@eaDir", "__MACOSX", "lost+found", "System Volume Information", "Icon\r",
+])  # fmt: skip
+def test_what_systems_create_is_known_by_its_name(name):
+    assert layout.is_system(name)
+
+
+@pytest.mark.parametrize("name", ["", "#", "#1", "anna", "Thumbs", "~x", "__macos", "_METADATA", "8", "MACOSX"])
+def test_what_people_create_is_not(name):
+    assert not layout.is_system(name)
+
+
+@pytest.mark.parametrize("require", [layout.require_place, layout.require_dataset])
+def test_a_folder_whose_name_is_not_utf_8_holds_no_data_set(tmp_path, monkeypatch, require):
+    folder = tmp_path / os.fsdecode(b"Zo\xeb")
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"Zo\\udceb/data: the name of a folder is not UTF-8"):
+        require(folder / "data")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="is not UTF-8"):
+        require("data")

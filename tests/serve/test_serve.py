@@ -360,7 +360,7 @@ def refuses(address: str) -> bool:
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"max_mb": 0}, "max_mb is 0: it must be more than 0"),
-    ({"max_pixels": 99_000_000}, "at most 16000000"),
+    ({"max_pixels": 999_000_000}, "at most 256000000"),
     ({"max_held_mb": 1}, "at least max_mb"),
     ({"max_wait": -1}, "max_wait is -1: it must lie between 0 and 10000"),
     ({"interval": 1}, "interval is 1: it must lie between 0 and 1"),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lae_jax.data import records
+from lae_jax.data import pipeline, records
 from lae_jax.runs import build, fields, provenance
 from lae_jax.runtime import checkpoints, lock, watch
 from lae_jax.runtime.errors import Diverged, FolderInUse, InputError, Preempted
@@ -105,6 +105,67 @@ def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, t
         assert one[name].tobytes() == two[name].tobytes(), name
     for kind in ("train", "validation"):
         assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+@pytest.mark.parametrize("number", [3, 6])
+def test_a_run_stopped_in_an_evaluation_begins_with_it_and_ends_as_the_one_that_was_not(
+    small_config, monkeypatch, number
+):
+    config = small_config("represent")
+    config.epochs, config.eval_batch_size, config.optim.base_learning_rate = 2.0, 16, 0.1
+    whole = config.copy_and_resolve_references()
+    whole.workdir += "_whole"
+    summary, workdir = loop.train(whole), pathlib.Path(config.workdir)
+    evaluated = []
+
+    def evaluate(self, state, stop=False, original=loop._Loop.evaluate):
+        evaluated.append(int(state.step))
+        signals.asked = int(state.step) == number
+        return original(self, state, stop)
+
+    def batches(*args, original=pipeline.eval_batches, **kwargs):
+        for place, batch in enumerate(original(*args, **kwargs)):
+            assert place < 2 or not signals.asked, "two of four batches were begun when the signal was heard"
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "evaluate", evaluate)
+        patch.setattr(pipeline, "eval_batches", batches)
+        for _ in range(2):  # the second time in the evaluation that the resumed run begins with
+            signals = watch.Signals()
+            with pytest.raises(Preempted, match=f"saved at step {number} of 6, whose evaluation had not ended"):
+                loop.train(config, signals)
+            assert [path.name for path in (workdir / "unscored").iterdir()] == [str(number)]
+            assert not (workdir / "checkpoints" / str(number)).exists() and not (workdir / "summary.json").exists()
+    assert evaluated == [3, 3] if number == 3 else [3, 6, 6]
+    again = loop.train(config)
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0} and not (workdir / "unscored").exists()
+    kept = [
+        sorted(path.name for path in (epath / "checkpoints").iterdir())
+        for epath in (workdir, pathlib.Path(whole.workdir))
+    ]
+    assert kept[0] == kept[1]
+    for step in kept[0]:
+        one, two = leaves(whole.workdir, int(step)), leaves(config.workdir, int(step))
+        assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+        metas = [checkpoints.read_meta(folder, int(step)) for folder in (whole.workdir, config.workdir)]
+        assert metas[0]["scores"] == metas[1]["scores"] and metas[0]["selected"] == metas[1]["selected"]
+    for kind in ("train", "validation"):
+        assert without_times(lines(whole.workdir, kind)) == without_times(lines(config.workdir, kind))
+
+
+def test_a_signal_in_the_last_step_before_an_evaluation_leaves_it_to_the_resumed_run(
+    small_config, trained, monkeypatch
+):
+    config, signals = small_config("represent"), watch.Signals()
+    config.save_steps = 2
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, whose evaluation"):
+        patch.setattr(
+            loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
+        )
+        patch.setattr(pipeline, "eval_batches", None)
+        loop.train(config, signals)
+    assert loop.train(config)["scores"] == checkpoints.load_run(trained("represent")).meta["scores"]
 
 
 def test_a_run_goes_on_with_half_of_the_devices(small_config, trained, monkeypatch):
@@ -273,6 +334,11 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(small_config, tm
     config.init_from = ""
     with pytest.raises(InputError, match="--config.init_from"):
         loop.train(config)
+    for stage in ("pretrain", "represent"):
+        config = small_config(stage)
+        config.init_from = ""
+        with pytest.raises(InputError, match="config.init_from is empty: .*hf:owner/name.*--config.init_from=scratch"):
+            loop.train(config)
     config = small_config("represent")
     config.data.path = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="python -m lae_jax.prepare"):
@@ -339,12 +405,3 @@ def test_foreign_runs_are_refused_by_name(small_config, trained):
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
         loop.train(third)
-
-
-def test_the_selecting_score_is_settled_by_the_groups_that_are_there():
-    from lae_jax import stages
-
-    ages = np.array([5.0, 15, 25, 35, 45, 55, 65, 75])
-    assert stages.CLASSIFY.select(ages) == "mae_plus_sigma"
-    assert stages.CLASSIFY.select(ages[1:]) == "mean_group_mae"
-    assert stages.REPRESENT.select(ages) == "mae" and stages.PRETRAIN.select(np.array(["a", "a", "b"])) is None

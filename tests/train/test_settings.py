@@ -71,6 +71,50 @@ def test_the_power_of_the_class_balanced_order_goes_from_equal_ages_to_the_datas
     assert spread[0.0] < spread[0.5] < spread[1.0]
 
 
+def test_weights_of_ages_set_the_order_and_stand_in_the_run(small_config, trained, tmp_path, monkeypatch):
+    config, path = small_config("classify"), tmp_path / "weights.csv"
+    config.init_from, config.data.age_weights = str(trained("represent")), str(path)
+    path.write_text("age,weight\n" + "".join(f"{age},{int(age < 30)}\n" for age in range(101)))
+    drawn = make_plan(config)
+    ages = drawn.dataset.column("age")[drawn_rows(drawn, 20)]
+    assert metrics.age_class(ages).max() < 30 and len(np.unique(metrics.age_class(ages))) > 5
+    config.epochs, config.save_steps = 2.0, 1
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        loop.train(config, stopped_after(1, patch))
+    recorded = json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["age_weights"]
+    assert recorded["by_age"]["29"] == 1 and recorded["by_age"]["30"] == 0
+    path.write_text(path.read_text().replace("\n5,1\n", "\n5,2\n"))
+    with pytest.raises(InputError, match="weights.csv holds other weights than when .* was started"):
+        loop.train(config)
+    path.write_text("age,weight\n20,1\n")
+    config.workdir += "_other"
+    with pytest.raises(InputError, match="weights.csv has no weight for the ages"):
+        loop.train(config)
+    assert not pathlib.Path(config.workdir).exists() or not list(pathlib.Path(config.workdir).glob("*.json"))
+
+
+@pytest.mark.parametrize(("stage", "method"), [("represent", "lae"), ("classify", "balanced_softmax")])
+@pytest.mark.parametrize(("name", "value"), [("power", 0.5), ("age_weights", "weights.csv")])
+def test_the_shuffled_order_refuses_the_fields_of_the_class_balanced_one(
+    small_config, trained, stage, method, name, value
+):
+    config = small_config(stage)
+    config.classify.method, config.data[name] = method, value
+    config.init_from = str(trained("represent")) if stage == "classify" else "scratch"
+    with pytest.raises(InputError, match=f"uses the shuffled order .*: omit --config.data.{name}"):
+        make_plan(config)
+
+
+def test_a_label_sigma_that_is_not_that_of_stage_2_is_told(small_config, trained, caplog):
+    config = small_config("classify")
+    config.init_from, config.loss.label_sigma = str(trained("represent")), 2.0
+    assert make_plan(config).constants["label_sigma"] == 2.0
+    assert "was trained with loss.label_sigma 1, and this run uses 2" in caplog.text
+    config.loss.label_sigma = 0.0
+    with pytest.raises(InputError, match="config.loss.label_sigma is 0.0: it must be at least 0.1"):
+        make_plan(config)
+
+
 def test_statistics_that_are_not_synchronised_train_another_model(small_config):
     states = {}
     for sync in (True, False):
@@ -213,6 +257,14 @@ def test_a_run_that_goes_on_on_another_machine_is_told_so_and_ends(small_config,
     assert "cpu, cores" in told and config.workdir in told
     # What it was begun on stays written down.
     assert json.loads(path.read_text())["cores"] == 96
+
+
+def test_a_run_from_scratch_says_so_in_its_log_and_its_provenance(small_config, caplog):
+    config = small_config("represent")
+    with caplog.at_level("INFO"):
+        loop.train(config)
+    assert "the backbone starts from scratch (config.init_from)" in caplog.text
+    assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["init"] == {"from": "scratch"}
 
 
 def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(make_config, tmp_path, monkeypatch):

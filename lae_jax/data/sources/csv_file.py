@@ -2,13 +2,17 @@
 
 import csv
 import itertools
+import logging
 import math
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 
+from lae_jax.data import people
+from lae_jax.data.sources.age_text import looks_like, parse_age
 from lae_jax.data.sources.interface import (
+    IMAGE_SUFFIXES,
     KNOWN,
     MAX_COLUMNS,
     MAX_FIELD,
@@ -18,12 +22,13 @@ from lae_jax.data.sources.interface import (
     Rows,
     Source,
     folder_of,
-    parse_age,
     parse_landmarks,
     shown,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
 
 PATH_NAMES = ("path", "file", "filename", "image", "name")  # the first of these in the header is the path
 MAX_ROW = MAX_COLUMNS * MAX_FIELD  # characters, over all lines of a quoted field
@@ -57,24 +62,68 @@ class _Lines:
 def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """Reads a CSV in bounded memory.
 
+    A warning tells if rows go over several lines, as a quoted note may.
+
     Yields:
       (line number, fields) of every row that is not empty.
 
     Raises:
-      InputError: The file cannot be read, is not a CSV in UTF-8, or has a line of more than MAX_ROW characters.
+      InputError: The file cannot be read, is not a CSV in UTF-8, has a line of more than MAX_ROW characters, or a quote
+        that is closed in a later row.
     """
+    ended, width, several, first = 0, 0, 0, ""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = _Lines(file, path)
             rows = csv.reader(lines)
             for row in rows:
                 lines.row_ended()
+                begun, ended = ended + 1, rows.line_num
+                width = width or len(row)
+                if ended > begun:
+                    _refuse_swallowed(path, begun, ended, row, width)
+                    several, first = several + 1, first or f"lines {begun} to {ended}"
                 if row:
-                    yield rows.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
+                    yield ended, row
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a CSV in UTF-8: {error}. Save it as CSV in UTF-8") from error
+    except csv.Error as error:
+        raise InputError(
+            f"{path} is not a CSV in UTF-8: {error}, in the row that begins in line {ended + 1}. Is a quote not closed"
+            " there? Save it as CSV in UTF-8"
+        ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if several:
+        logger.warning(
+            "%s: %d rows go over several lines, the first over %s: if that is not meant, a quote is not closed there",
+            path,
+            several,
+            first,
+        )
+
+
+def _refuse_swallowed(path: pathlib.Path, begun: int, ended: int, row: list[str], width: int) -> None:
+    """Raises InputError if a quoted field holds further rows.
+
+    These are lines with as many fields as the first line, and with an image in the column in which the row has one.
+    """
+    for at, field in enumerate(row):
+        first, *others = field.splitlines() or [""]
+        if not others:
+            continue
+        own = [*row[:at], *first.split(",")]
+        pieces = [*(line.split(",") for line in others[:-1]), [*others[-1].split(","), *row[at + 1 :]]]
+        for piece in pieces if len(own) == width else ():
+            if len(piece) == width and any(_is_image(a) and _is_image(b) for a, b in zip(own, piece, strict=True)):
+                raise InputError(
+                    f"{path}: a quote opens in line {begun} and closes in line {ended} only, so the rows between would"
+                    f" be lost, such as {shown(','.join(piece), 80)!r}: remove the quote, or double it within quotes"
+                )
+
+
+def _is_image(cell: str) -> bool:
+    return cell.strip().lower().endswith(IMAGE_SUFFIXES)
 
 
 def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -90,8 +139,8 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
         raise InputError(
             f"{path}: the first line {shown(','.join(first), 80)!r} names no column {'|'.join(PATH_NAMES)}"
             " and is not `path,age` either: add a header"
-            + " (separate fields with commas, not semicolons)"
-            * (";" in first[0])
+            + " (separate fields with commas, not semicolons)" * (";" in first[0])
+            + (f"; the second field looks like {hint}" if len(first) == 2 and (hint := looks_like(first[1])) else "")
         )
     if len(header) > MAX_COLUMNS:
         raise InputError(f"{path}: {len(header)} columns; at most {MAX_COLUMNS} are allowed")
@@ -152,6 +201,12 @@ def vggface2_identity(name: str) -> str | None:
     return found[1] if found else None
 
 
+def _age(text: str, identity: str) -> float | None:
+    """Reads an age, which may be missing where the person is known."""
+    missing = not text or text[0].isalpha() and not people.normalised(text)
+    return None if missing and identity and people.normalised(identity) else parse_age(text)
+
+
 def _read(sources: list[str], options: Options, identity_of: Callable[[str], str | None]) -> Source:
     parsed = [_split_and_path(source) for source in sources]
     for _, path in parsed:
@@ -185,7 +240,7 @@ def _read(sources: list[str], options: Options, identity_of: Callable[[str], str
                 age, landmarks = row[age_at], row[landmarks_at]
                 rows.add(
                     name,
-                    parse_age(age) if age or not row[identity_at] else None,
+                    _age(age, row[identity_at]),
                     identity,
                     row[split_at] if split is None else split,
                     parse_landmarks(landmarks) if landmarks else None,

@@ -1,22 +1,29 @@
 """Readers of data sets whose file names carry the labels: a folder for each person, UTKFace, FG-NET, AgeDB."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from lae_jax.data import people, split_names
+from lae_jax.data.sources.age_text import parse_age
 from lae_jax.data.sources.interface import (
     IMAGE_SUFFIXES,
     FileReader,
     Options,
     Rows,
     Source,
+    entries,
     folder_of,
     image_files,
-    parse_age,
+    shown,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,25 +123,78 @@ def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> 
 def read_folders(sources: list[str], options: Options) -> Source:
     """Reads a folder for each person: `FOLDER/<identity>/*.jpg` (or .png, ...), at any depth below the person.
 
+    If all folders in FOLDER are called like splits (`train`, `val`, ...), the people are the folders in them.
+
     Returns:
       A source with an identity for each image, sorted by name, without ages.
 
     Raises:
-      InputError: `sources` is not one folder with images, or `options.images` is set.
+      InputError: `sources` is not one folder with images, the people are in a folder of it, or `options.images` is set.
     """
     top = folder_of(sources, options, "folders", "a folder for each person")
+    splits = _splits_in(top)
+    if splits:
+        logger.info("%s: %s are splits, and the people are the folders in them", top, ", ".join(splits))
     rows = Rows()
     for name, reason in image_files(top):
-        person, below, _ = name.partition("/")
+        split, below = "", name
+        if splits:
+            split, _, below = name.partition("/")
+        person, _, file = below.partition("/")
         try:
             if reason:
                 raise BadImage(reason)
-            if not below:
+            if not file:
                 raise BadImage("not in the folder of a person")
-            rows.add(name, identity=person)
+            if person.isprintable() and not people.normalised(person):
+                raise BadImage(f"the folder {person!r} names no person")
+            rows.add(name, identity=person, split=split)
         except BadImage as refused:
             rows.reject(name, refused)
     return _source(rows, top)
+
+
+def _splits_in(top: str) -> list[str]:
+    """Returns the folders that are splits and hold the folders of the people; [] if `top` itself holds those.
+
+    Raises:
+      InputError: The people are in a folder below `top`, or in some of its folders only.
+    """
+    inside = {name: found for name in _inside(top, "").folders if any(found := _inside(top, name))}
+    named = [name for name in inside if split_names.role(name)]
+    nested = [name for name in named if inside[name].folders]
+    if nested and len(named) == len(inside):
+        return named
+    if len(nested) > 1:
+        raise InputError(
+            f"{top} holds splits ({', '.join(nested)}) and others ({shown(min({*inside} - {*named}))}, ...): name"
+            " a folder that holds either splits or people"
+        )
+    if len(named) == len(inside) > 1:
+        raise InputError(f"{top} holds {', '.join(named)}, without a folder for each person in them")
+    if len(inside) == 1:
+        below = next(iter(inside))
+        while (found := _inside(top, below)).folders and not found.images:
+            if len(found.folders) > 1:
+                raise InputError(
+                    f"everything in {top} is in one folder, which would be one person: name the folder that holds the"
+                    f" people, with --source {shown(os.path.join(top, below))}"
+                )
+            below = found.folders[0]
+    elif inside and not any(found.images for found in inside.values()):
+        logger.info("%s: a person is a folder directly in it, such as %s, with all below it", top, shown(min(inside)))
+    return []
+
+
+class _Inside(NamedTuple):
+    folders: list[str]
+    images: bool
+
+
+def _inside(top: str, folder: str) -> _Inside:
+    """Returns the folders in a folder, as names below `top`, and whether it also holds images."""
+    kinds = entries(top, folder)
+    return _Inside([name for name, kind in kinds if kind == "folder"], any(kind == "image" for _, kind in kinds))
 
 
 def _source(rows: Rows, top: str) -> Source:

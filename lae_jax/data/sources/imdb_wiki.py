@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.io
 
-from lae_jax.data.sources.interface import FileReader, Options, Rows, Source, parse_age
+from lae_jax.data.sources.age_text import parse_age
+from lae_jax.data.sources.interface import FileReader, Options, Rows, Source
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
@@ -227,7 +228,11 @@ def _texts(record: np.void, field: str) -> list[str]:
 
 
 def age_in(year: float, born: float) -> int:
-    """Returns the completed years on 1 July of `year`.
+    """Returns the age on 1 July of `year` as the authors of the data set compute it.
+
+    Their formula is `[age, ~] = datevec(datenum(photo_taken, 7, 1) - dob)`: the number of days lived, read as a day
+    number of Matlab, whose years begin with year 0 of 366 days. A birthday counts one or two days later than by the
+    calendar.
 
     Args:
       year: Year of the photograph.
@@ -237,8 +242,12 @@ def age_in(year: float, born: float) -> int:
       BadImage: One of them is not a date.
     """
     try:
-        day = datetime.date.fromordinal(int(born) - _DATENUM_OF_ORDINAL_0)
-        return int(year) - day.year - ((7, 1) < (day.month, day.day))
+        datetime.date.fromordinal(int(born) - _DATENUM_OF_ORDINAL_0)  # raises where this is not a date
+        taken = datetime.date(int(year), 7, 1).toordinal() + _DATENUM_OF_ORDINAL_0
+        days = math.floor(taken - born)
+        if days <= _DATENUM_OF_ORDINAL_0:
+            return days // _DATENUM_OF_ORDINAL_0 if days < 0 else 0
+        return datetime.date.fromordinal(days - _DATENUM_OF_ORDINAL_0).year
     except (ValueError, OverflowError):
         raise BadImage(f"date of birth {born} or year {year} is unknown") from None
 
@@ -246,9 +255,9 @@ def age_in(year: float, born: float) -> int:
 def read_imdb_wiki(sources: list[str], options: Options) -> Source:
     """Reads IMDB-WIKI: `imdb.mat` or `wiki.mat`, with the images below `options.images` (default: the file's folder).
 
-    The age is the completed years in the middle of the year of the photograph, as the authors of the data set compute
-    it; the identity is the name. Rows without a face (face_score -inf or NaN), with a second face, or with an age
-    outside 0 to 100 are rejected.
+    The age is that in the middle of the year of the photograph, by the authors' formula (`age_in`); the identity is
+    the name. Rows without a face (face_score -inf or NaN), with a second face, or with an age outside 0 to 100 are
+    rejected.
 
     Raises:
       InputError: `sources` is not one file, or the file is not from IMDB-WIKI.

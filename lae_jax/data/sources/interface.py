@@ -1,8 +1,9 @@
 """The form of every raw source: a `Source`, its rows in bounded memory, and file access that stays in one folder."""
 
+import collections
 import dataclasses
 import functools
-import math
+import logging
 import os
 import re
 import stat
@@ -10,19 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from lae_jax.data import people, split_names
 from lae_jax.data.rejected import Rejected
+from lae_jax.data.sources import age_text, foreign_paths
+from lae_jax.faces import images
 from lae_jax.faces.images import BadImage
+from lae_jax.runtime import layout
+from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
-MAX_FILE_BYTES = 64_000_000
+logger = logging.getLogger("lae_jax")
+
+# Files in a folder with another ending, or with none, are images if they begin as one.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff",
+    ".gif", ".pgm", ".ppm",
+)  # fmt: skip
+MAX_FILE_BYTES = 128_000_000
 MAX_COLUMNS = 64
 MAX_FIELD = 1 << 16  # characters in one field
 MAX_NAME = 4096  # characters in the name of an image: the longest path that Linux opens
 MAX_PIXEL = 1e6  # largest coordinate of a landmark
 _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
+_MANY = 0.05  # share of the rows from which on one kind of refused ages is a warning
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
 RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
@@ -81,23 +95,6 @@ def shown(text: str, length: int = 300) -> str:
     return _UNFIT.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def parse_age(text: str) -> float:
-    """Reads an age in years, with its fraction.
-
-    Raises:
-      BadImage: The text is not a number from 0 to 100.
-    """
-    try:
-        if "_" in text:  # Python reads 1_0 as 10
-            raise ValueError
-        age = float(text)
-    except ValueError:
-        raise BadImage(f"age {text[:40]!r} is not a number") from None
-    if not math.isfinite(age) or not 0 <= age <= 100:
-        raise BadImage(f"age {text[:40]!r} is outside 0 to 100")
-    return age
-
-
 def parse_landmarks(text: str) -> list[float]:
     """Reads ten numbers separated by spaces: x and y of the five landmarks in pixels.
 
@@ -139,6 +136,7 @@ class Rows:
         self._pending: list[tuple] = []
         self._characters = 0
         self.rejected = Rejected()
+        self._bad_ages: collections.Counter[str] = collections.Counter()
 
     def add(
         self,
@@ -173,6 +171,8 @@ class Rows:
     def reject(self, name: str, reason: BadImage | str) -> None:
         """Adds a refused row and its reason."""
         self.rejected.append((shown(name), str(reason)))
+        if isinstance(reason, age_text.BadAge) and reason.kind:
+            self._bad_ages[reason.kind] += 1
 
     def _flush(self) -> None:
         columns = zip(*self._pending, strict=True)
@@ -181,10 +181,49 @@ class Rows:
         self._pending, self._characters = [], 0
 
     def source(self, read: Callable[[dict], Picture], recipe: dict) -> Source:
-        """Returns the source of these rows."""
+        """Returns the source of these rows, in which each person and each split has one name."""
         if self._pending:
             self._flush()
-        return Source(pa.Table.from_batches(self._batches, self._schema), read, self.rejected, recipe)
+        table = pa.Table.from_batches(self._batches, self._schema)
+        for column, one in (("identity", _one_person), ("split", _one_split)):
+            table = table.set_column(table.column_names.index(column), self._schema.field(column), one(table[column]))
+        count = table.num_rows + len(self.rejected)
+        for kind, rows in self._bad_ages.items():
+            if rows >= _MANY * count:
+                logger.warning("age: %d of %d rows were refused because their age looks like %s", rows, count, kind)
+        return Source(table, read, self.rejected, recipe)
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    """Returns a few texts for a message."""
+    return ", ".join(repr(shown(text, 60)) for text in texts[:4]) + ", ..." * (len(texts) > 4)
+
+
+def _one_person(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the names with one spelling for each person, and tells what was changed."""
+    found = people.spelled(names)
+    if found.several:
+        logger.info(
+            "identity: the spellings of a name count as one person (for %d of the people; one is %s)",
+            found.several,
+            _quoted(found.example),
+        )
+    if found.unknown:
+        logger.info(
+            "identity: %s means that the person is unknown (%d images)",
+            _quoted(found.unknown),
+            found.names.null_count - names.null_count,
+        )
+    return found.names
+
+
+def _one_split(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the names of splits with one name for each split, and tells what was changed."""
+    values = pc.unique(names).drop_null()
+    new = split_names.one_name(values.to_pylist())
+    if changed := [name for name in new if new[name] != name]:
+        logger.info("split: %s", "; ".join(f"{shown(name, 60)!r} is {shown(new[name], 60)!r}" for name in changed[:8]))
+    return pa.array(new.values(), pa.string()).take(pc.index_in(names, values)) if changed else names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +241,15 @@ class FileReader:
 _real = functools.lru_cache(maxsize=8)(os.path.realpath)
 
 
-def read_inside(root: str, name: str) -> bytes:
-    """Reads a regular file whose path, with all links followed, stays inside `root`.
+def read_inside(root: str, name: str, most: int | None = None) -> bytes:
+    r"""Reads a regular file whose path, with all links followed, stays inside `root`.
+
+    A path as another system writes it (`sub\0.png`, another Unicode form of the letters) is found too.
+
+    Args:
+      root: The folder.
+      name: Path of the file below it.
+      most: Read only its first bytes, whatever its size.
 
     Raises:
       BadImage: The path leads out of `root`, or the file does not exist, is not regular, is larger than MAX_FILE_BYTES
@@ -212,71 +258,113 @@ def read_inside(root: str, name: str) -> bytes:
     if "\0" in name:
         raise BadImage("path contains a zero byte")
     top = _real(root)
-    path = os.path.realpath(os.path.join(top, name))
-    if not os.path.join(path, "").startswith(os.path.join(top, "")):
-        raise BadImage(f"path leads out of the image folder {root} (set another with --images)")
     try:
-        # O_NONBLOCK: opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(root, top, name)
     except FileNotFoundError as error:
-        raise BadImage("file not found") from error
-    except OSError as error:
-        raise BadImage(_told(error)) from error
+        try:
+            descriptor = _open(root, top, foreign_paths.as_on_disk(top, name))
+        except FileNotFoundError:
+            raise BadImage(f"file not found{foreign_paths.hint(top, name)}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
+        if most is None and status.st_size > MAX_FILE_BYTES:
             raise BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            return file.read(status.st_size if most is None else most)
     except OSError as error:
         raise BadImage(_told(error)) from error
     finally:
         os.close(descriptor)
 
 
+def _open(root: str, top: str, name: str) -> int:
+    """Opens a file inside `top`, the real path of `root`; raises BadImage or FileNotFoundError."""
+    path = os.path.realpath(os.path.join(top, name))
+    if not os.path.join(path, "").startswith(os.path.join(top, "")):
+        raise BadImage(f"path leads out of the image folder {root} (set another with --images)")
+    try:
+        # O_NONBLOCK: opening a pipe would wait for a writer.
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadImage(_told(error)) from error
+
+
 def _told(error: OSError) -> str:
     return f"cannot be read ({error.strerror})"
 
 
-def image_files(top: str) -> Iterator[tuple[str, str | None]]:
+def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]:
     """Finds the image files at any depth of a folder, sorted by the parts of the path.
 
     Links to folders are not followed, so no file is read twice and no loop is entered. `read_inside` checks whether a
-    linked file is outside the folder.
+    linked file is outside the folder. What is no image, and what systems and editors leave in a folder, is left out.
+
+    Args:
+      top: The folder.
+      tell: Log in a line each how much was left out.
 
     Yields:
       (name below `top`, None) for an image file; (name, reason) for a link to a folder, or a folder that cannot be
       read.
     """
-    stack = [iter(_entries(top, ""))]
+    stack = [iter(entries(top, ""))]
+    left_out, some, others = 0, {}, collections.Counter()
     while stack:
         for name, kind in stack[-1]:
+            if kind == "system":
+                left_out += 1
+                if len(some) < 4:
+                    some[os.path.basename(name)] = None
+                continue
+            if kind == "other":
+                others[shown(os.path.splitext(name)[1].lower(), 12) or "without an ending"] += 1
+                continue
             if kind == "folder":
-                stack.append(iter(_entries(top, name)))
+                stack.append(iter(entries(top, name)))
                 break
             yield name, None if kind == "image" else kind
         else:
             stack.pop()
+    if others and tell:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
+        count = counted(others.total(), "file is", "files are")
+        logger.info("%s: %s no image and left out: %s", top, count, kinds)
+    if left_out and tell:
+        logger.info("%s: %d system files or folders are left out, such as %s", top, left_out, _quoted([*some]))
 
 
-def _entries(top: str, folder: str) -> list[tuple[str, str]]:
-    """Returns sorted (name below `top`, 'folder' | 'image' | reason) of the entries of a folder."""
+def entries(top: str, folder: str) -> list[tuple[str, str]]:
+    """Returns sorted (name below `top`, 'folder' | 'image' | 'other' | 'system' | reason) of what is in a folder."""
     found = []
     try:
-        with os.scandir(os.path.join(top, folder)) as entries:
-            for entry in entries:
+        with os.scandir(os.path.join(top, folder)) as inside:
+            for entry in inside:
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
+                if layout.is_system(entry.name):
+                    found.append((name, "system"))
+                elif entry.is_dir(follow_symlinks=False):
                     found.append((name, "folder"))
                 elif entry.is_symlink() and entry.is_dir():
                     found.append((name, "a link to a folder: links are not followed"))
-                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_image(top, name):
                     found.append((name, "image"))
+                else:
+                    found.append((name, "other"))
     except OSError as error:
         found.append((folder or top, f"folder {_told(error)}"))
     return sorted(found)
+
+
+def _is_image(top: str, name: str) -> bool:
+    """Whether a file begins as an image; also if it cannot be read, which is told where it would be."""
+    try:
+        return images.is_picture(read_inside(top, name, most=16))
+    except BadImage:
+        return True
 
 
 def refuse_images(options: Options, reader: str) -> None:

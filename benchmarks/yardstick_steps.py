@@ -1,0 +1,144 @@
+"""Five steps of the yardstick in JAX and in PyTorch: same weights, same images, no augmentation, float64.
+
+    make setup-peers
+    python -m benchmarks.yardstick_steps --data data/faces
+
+Fails where a loss, a norm of gradients or the weights after five steps differ by more than 1e-6 of themselves, or of
+the way that they moved. The running variances differ by n / (n - 1): torch counts one value less.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from lae_jax import models, stages
+from lae_jax.configs import common, small
+from lae_jax.data import pipeline, records, sampling
+from lae_jax.models.pretrained import naming
+from lae_jax.runs import build, inputs
+from lae_jax.runtime import cpu, parallel
+from lae_jax.train import steps
+
+ROOT = pathlib.Path(__file__).parent.parent
+PYTHON = ".venv-peers/bin/python"
+STEPS, MAE, AT_MOST = 5, 7.0, 1e-6
+
+
+def in_torch(job: dict, path: pathlib.Path, python: str) -> None:
+    """Runs a job of `benchmarks.yardstick_torch`."""
+    path.write_text(json.dumps(job))
+    # OpenMP's threads wait for each other in a loop, which takes the time of other programs.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.get("threads", 1))}
+    command = [str(pathlib.Path(python).absolute()), "-m", "benchmarks.yardstick_torch", str(path.absolute())]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+
+
+def leaves(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), np.asarray(value)
+
+
+def torch_names(variables: dict) -> dict[str, np.ndarray]:
+    """A ResNet-18 of ours as a state dict of torchvision."""
+    kinds = ("params", "batch_stats")
+    flat = {(kind, *path): leaf for kind in kinds for path, leaf in leaves(variables[kind]["backbone"])}
+    layout = naming.torch_layout("resnet18", {path: leaf.shape for path, leaf in flat.items()})
+    fc = variables["params"]["head"]["fc"]
+    return {
+        **{name: np.transpose(flat[each.path], np.argsort(each.axes)) for name, each in layout.items()},
+        "fc.weight": np.asarray(fc["kernel"]).T,
+        "fc.bias": np.asarray(fc["bias"]),
+    }
+
+
+def our_steps(stage_name: str, dataset: records.Dataset) -> tuple[dict[str, np.ndarray], int, dict]:
+    """Takes five steps.
+
+    Returns:
+      The weights before, by torch's names, with images and ages of the steps; the steps of the schedule; losses, norms
+      and the weights after.
+    """
+    config = small.get_config("yardstick").stages[stage_name].copy_and_resolve_references()
+    config.data.augment = common.augmentation("flip")
+    config.data.augment.flip, config.model.dtype = 0.0, "float64"
+    stage, par = stages.get(stage_name), parallel.Parallel(tuple(jax.local_devices()[:1]))
+    training = inputs.examples(dataset, "train", stage)
+    epoch = -(-len(training.rows) // config.batch_size)
+    total = round(config.epochs * epoch)
+    module = build.model(config, stage, build.NUM_AGES)
+    variables = models.initialise(module, config.data.image_size, config.seed)
+    tx = build.optimiser(config, build.schedules(config, epoch, total), variables["params"], stage.trains)
+    settings = steps.Settings(0, jnp.dtype(config.model.dtype), tuple(config.data.mean), tuple(config.data.std))
+    constants = {**config.loss, "mae": MAE}
+    step = par.map_train(
+        functools.partial(steps.train_step, stage=stage, constants=constants, model=module, tx=tx, settings=settings),
+        cpu.train_options(stage.trains),
+    )
+    order = sampling.shuffled(len(training.rows), config.batch_size, 0)
+    places = pipeline.Places(config.batch_size, *par.local_places(config.batch_size))
+    how = inputs.augmentation(config)
+    read = functools.partial(pipeline.train_batches, dataset, training.rows, training.targets, order, how)
+    batches = list(read(seed=0, start=0, stop=STEPS, threads=1, places=places))
+    given = {
+        **torch_names(variables),
+        "images": np.stack([batch["image"] for batch in batches]),
+        "ages": np.stack([batch["target"] for batch in batches]),
+    }
+    state, losses, norms = par.place(steps.create_state(variables, tx)), [], []
+    for batch in batches:
+        state, told = step(state, {"image": batch["image"], "target": batch["target"]})
+        losses.append(float(told["loss"][0] / told["loss"][1]))
+        norms.append(float(told["grad_norm"]))
+    after = torch_names({"params": state.params, "batch_stats": state.batch_stats})
+    return given, total, {"losses": losses, "norms": norms, **after}
+
+
+def compare(stage_name: str, dataset: records.Dataset, python: str) -> dict[str, float]:
+    """Largest relative differences of losses and norms; differences after the steps as shares of the movement."""
+    given, total, ours = our_steps(stage_name, dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = (pathlib.Path(folder) / name for name in ("given.npz", "theirs.npz"))
+        np.savez(data, **given)
+        job = {"data": str(data), "out": str(out), "total": total, "dtype": "float64"}
+        in_torch({**job, "mae": MAE if stage_name == "classify" else None}, pathlib.Path(folder) / "job.json", python)
+        with np.load(out) as file:
+            theirs = dict(file)
+    found = {name: float(np.abs(np.divide(ours[name], theirs[name]) - 1).max()) for name in ("losses", "norms")}
+    for what, ends in (("weights", ("weight", "bias")), ("means", ("_mean",)), ("variances", ("_var",))):
+        names = [name for name in given if name.endswith(ends)]
+        apart, moved = (
+            sum(float(np.sum((one[name] - theirs[name]) ** 2)) for name in names) ** 0.5 for one in (ours, given)
+        )
+        found[what] = apart / moved if moved else apart
+    return found
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="data set prepared as docs/results.md says")
+    parser.add_argument("--python", default=PYTHON, help="of the environment with torch")
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    dataset = records.open_dataset(args.data)
+    found = {name: compare(name, dataset, args.python) for name in ("represent", "classify")}
+    table = [(name, *(f"{share:.1e}" for share in row.values())) for name, row in found.items()]
+    harness.show(found, ("stage", *next(iter(found.values()))), table)
+    worst = max(value for row in found.values() for what, value in row.items() if what != "variances")
+    if worst > AT_MOST:
+        raise SystemExit(f"the steps differ by {worst:.1e}, more than {AT_MOST}")
+
+
+if __name__ == "__main__":
+    harness.run(main)

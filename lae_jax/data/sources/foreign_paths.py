@@ -1,0 +1,55 @@
+r"""Paths as another system wrote them: `sub\0.png`, or letters in another Unicode form than on the disk."""
+
+import functools
+import os
+import re
+import unicodedata
+
+_FORMS = ("NFC", "NFD")
+_FOLDERS = 8  # whose names are held for hints
+
+
+def as_on_disk(top: str, name: str) -> str:
+    r"""Returns a path as the disk has it: with `/` for `\`, and with the letters in the Unicode form of its names.
+
+    Args:
+      top: Folder that the path starts from.
+      name: The path, of which no file exists as it is written.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+    """
+    path = top
+    for part in _relative(top, name).split("/"):
+        forms = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in _FORMS)))
+        found = next((form for form in forms if os.path.lexists(os.path.join(path, form))), None)
+        if found is None:
+            raise FileNotFoundError(name)
+        path = os.path.join(path, found)
+    return path
+
+
+def hint(top: str, name: str) -> str:
+    """Returns what to look at where no file is found, as the end of a sentence; '' if nothing is known."""
+    if re.match(r"[A-Za-z]:[\\/]", name):
+        return ": a path of Windows. Give paths that start from the folder of --images"
+    folder, file = os.path.split(os.path.realpath(os.path.join(top, _relative(top, name))))
+    inside = os.path.join(folder, "").startswith(os.path.join(top, ""))
+    like = _by_case(folder).get(_plain(file)) if inside else None
+    return f": there is {like!r}, with other upper and lower case" if like else ""
+
+
+def _relative(top: str, name: str) -> str:
+    return os.path.relpath(os.path.join(top, name.replace("\\", "/")), top)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@functools.lru_cache(maxsize=_FOLDERS)
+def _by_case(folder: str) -> dict[str, str]:
+    try:
+        return {_plain(name): name for name in os.listdir(folder)}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,93 @@
+"""Rows of one photograph are known by their names, and names that everybody has show nothing."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lae_jax.data import stems
+from lae_jax.faces import perceptual_hash
+from lae_jax.prepare import assembly
+
+
+def together(names, ages=None, people=None):
+    """The sets of rows that are of one photograph."""
+    columns = (names, ages or [None] * len(names), people or [None] * len(names))
+    kinds = (pa.string(), pa.float64(), pa.string())
+    # In pieces, as a table's columns come.
+    chunks = [
+        pa.chunked_array([pa.array(column[:1], kind), pa.array(column[1:], kind)])
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
+    texts = stems.of_one_photograph(*chunks).to_pylist()
+    return sorted([row for row, text in enumerate(texts) if text == one] for one in {*texts} - {None})
+
+
+def test_a_photograph_and_its_crops_in_other_folders_have_one_stem():
+    names = [
+        "part1/2_0_1_20170110.jpg",
+        "crop/2_0_1_20170110.jpg.chip.jpg",
+        "b.JPG_face.jpg",
+        "x/b.png",
+        "c/a_crop.jpg",
+    ]
+    assert stems.stems(pa.array(names)).to_pylist() == ["2_0_1_20170110"] * 2 + ["b", "b", "a"]
+    other = ["sub\\d.jpg", "d.tar", "no suffix", "scene.jpg#2", "face.jpg", "a/crop/1.png"]
+    assert stems.stems(pa.array(other)).to_pylist() == ["d", "d.tar", "no suffix", "scene", "face", "1"]
+    assert together(names, [2, 2, 30, None, 4]) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(("ages", "people", "expected"), [
+    ([20, 20], None, [[0, 1]]), ([20, None], None, [[0, 1]]), ([20, 35], None, []),
+    (None, ["anna", "anna"], [[0, 1]]), (None, ["anna", None], [[0, 1]]), (None, ["anna", "ben"], []),
+    ([20, 20], ["anna", "ben"], []),
+])  # fmt: skip
+def test_a_name_in_the_folder_of_each_person_is_no_photograph(ages, people, expected):
+    assert together(["anna/0001.jpg", "ben/0001.jpg"], ages, people) == expected
+
+
+def test_a_name_that_many_rows_have_joins_none_of_them():
+    few = [f"{i}/image.jpg" for i in range(stems.MOST)]
+    assert together(few, [30] * len(few)) == [[*range(stems.MOST)]]
+    assert together([*few, "more/image.jpg"], [30] * (len(few) + 1)) == []
+
+
+def test_rows_keep_their_numbers_among_many(monkeypatch):
+    monkeypatch.setattr(stems, "_SOME", 7)
+    rng = np.random.default_rng(0)
+    names = np.array([f"photo/{i}.jpg" for i in range(500)] + [f"crop/{i}.jpg.chip.jpg" for i in range(0, 500, 5)])
+    order = rng.permutation(len(names))
+    expected = sorted(
+        sorted([int(np.flatnonzero(order == i)[0]), int(np.flatnonzero(order == 500 + i // 5)[0])])
+        for i in range(0, 500, 5)
+    )
+    assert together(names[order].tolist()) == expected
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+@pytest.mark.parametrize("by", ["image", "identity"])
+def test_a_split_keeps_a_photograph_and_its_crop_together_and_common_names_apart(folds, by):
+    """24 photographs with their crops, of which only the photographs have a person; and 1.jpg to 4.jpg of 12 people."""
+    photographs = [(f"part1/{i}_0_1_2017.jpg", 20.0 + i, f"p{i}") for i in range(24)]
+    crops = [(f"crop/{name[6:]}.chip.jpg", age, None) for name, age, _ in photographs]
+    others = [(f"q{i}/{k}.jpg", 30.0, f"q{i}") for i in range(12) for k in range(1, 5)]
+    names, ages, people = zip(*photographs, *crops, *others, strict=True)
+    rng = np.random.default_rng(0)
+    columns = {
+        "name": pa.array(names),
+        "age": pa.array(ages),
+        "identity": pa.array(people),
+        "split": pa.nulls(len(names), pa.string()),
+        "sha256": pa.array([str(i) for i in range(len(names))]),
+        "phash": pa.array([rng.bytes(perceptual_hash.BYTES) for _ in names], pa.binary(perceptual_hash.BYTES)),
+    }
+    for seed in range(5):
+        how = assembly.Splitting((1, 1), folds, by, seed)
+        protocol, found, _ = assembly.splitter(how, lambda name: pa.chunked_array([columns[name]]))
+        assert protocol == by
+        sides = [{*rows.tolist()} for name, rows in found.items() if name.endswith("validation")]
+        for side in sides:
+            assert {row - 24 for row in side if 24 <= row < 48} == {row for row in side if row < 24}
+            # Neither all first pictures nor (by image) all pictures of a person are on one side.
+            others_in = [row - 48 for row in side if row >= 48]
+            assert 0 < len({row // 4 for row in others_in}) < 12 or by == "image"
+            assert len({row % 4 for row in others_in}) == 4

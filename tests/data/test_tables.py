@@ -1,0 +1,183 @@
+"""Tables and folders as people have them: what is meant is read, and the rest is refused with a hint."""
+
+import os
+import unicodedata
+
+import pytest
+
+from benchmarks import raw_sources
+from lae_jax.data.sources import age_text, csv_file, interface
+from lae_jax.data.sources.readers import READERS, Options
+from lae_jax.faces.images import BadImage
+from lae_jax.runtime.errors import InputError
+
+
+def read(reader, path):
+    return READERS[reader]([str(path)], Options())
+
+
+def column(source, name):
+    return source.table[name].to_pylist()
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    ("25-32", "a range of ages: "), ("(25, 32)", "a range of ages: "), ("25 to 32", "a range of ages: "),
+    ("25\u201332 years", "a range of ages: "), ("0-2", "a range of ages: "),
+    ("60+", "without an end"), ("more than 70", "without an end"), (">=70", "without an end"),
+    ("70 and over", "without an end"), ("under 3 years", "without an end"),
+    ("9-Mar", "range 3-9 that a spreadsheet"), ("03-Sep", "range 3-9 that"), ("Oct-19", "range 10-19 that"),
+    ("19-Oct", "range 10-19 that"), ("1992-05-03", "a date"), ("3.5.1992", "a date"), ("3-May-92", "a date"),
+    ("1992-05-03 00:00:00", "a date"), ("1992", "a year"), ("1992.0", "a year"), ("7,5", "a decimal comma"),
+    ("age 34 years", "number alone"), ("34y", "number alone"), ("34 years old", "number alone"),
+    ("18 months", "in years"),
+])  # fmt: skip
+def test_what_is_no_age_is_refused_with_what_it_looks_like(text, hint):
+    with pytest.raises(age_text.BadAge, match="is not a number|is outside 0 to 100") as refused:
+        age_text.parse_age(text)
+    assert "it looks like" in str(refused.value) and hint in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NA", "?", "unknown", "None"])
+def test_a_missing_age_is_said_to_be_missing(text):
+    with pytest.raises(age_text.BadAge, match="^no age"):
+        age_text.parse_age(text)
+
+
+@pytest.mark.parametrize("text", ["thirty", "1_0", "inf", "-3", "1" * 100, "12 34", "x" * 100_000])
+def test_what_looks_like_nothing_gets_no_hint(text):
+    with pytest.raises(age_text.BadAge) as refused:
+        age_text.parse_age(text)
+    assert "looks like" not in str(refused.value)
+
+
+def test_many_ages_of_one_kind_are_a_warning(tmp_path, caplog):
+    ranges = "".join(f"{i}.jpg,{3 + i % 5}-Sep\n" for i in range(5))
+    (tmp_path / "faces.csv").write_text("path,age\n" + ranges + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
+    assert len(read("csv", tmp_path / "faces.csv").rejected) == 5
+    assert "5 of 100 rows were refused because their age looks like the range that a spreadsheet" in caplog.text
+    caplog.clear()
+    (tmp_path / "faces.csv").write_text("path,age\nb.jpg,1992\n" + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
+    assert len(read("csv", tmp_path / "faces.csv").rejected) == 1 and not caplog.text
+
+
+def test_a_table_of_ranges_without_a_header_is_refused_with_the_hint(tmp_path):
+    (tmp_path / "faces.csv").write_text("a.jpg,25-32\nb.jpg,4-6\n")
+    with pytest.raises(InputError, match="the second field looks like a range of ages"):
+        read("csv", tmp_path / "faces.csv")
+
+
+@pytest.mark.parametrize(("begin", "end"), [
+    ('0.png,30,"5 ft', '20.png,40,6 ft"'),  # closed
+    ('0.png,30,"5 ft', "20.png,40,6 ft"),  # not closed at all
+    ('0.png,"30,5 ft', '20.png,40",6 ft'), ('"0.png,30,5 ft', '20.png",40,6 ft'),
+])  # fmt: skip
+@pytest.mark.parametrize("between", [0, 19])
+def test_a_quote_that_swallows_rows_is_refused(tmp_path, begin, end, between):
+    lines = ["path,age,note", "x.png,3,", begin, *(f"{i}.png,31,x" for i in range(between)), end, "30.png,5,y"]
+    (tmp_path / "faces.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"faces\.csv: a quote opens in line 3 and closes in line .* such as '"):
+        read("csv", tmp_path / "faces.csv")
+
+
+def test_a_quote_that_swallows_more_than_a_field_may_hold_is_told_with_its_line(tmp_path):
+    lines = ["path,age,note", 'x.png,3,"5 ft', *(f"{i},31,x" for i in range(20_000))]
+    (tmp_path / "faces.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="row that begins in line 2. Is a quote not closed"):
+        read("csv", tmp_path / "faces.csv")
+
+
+def test_a_note_of_several_lines_is_kept_and_told(tmp_path, caplog):
+    note = "taken at home,\nfrom a.png, with care\n\nsee also b.png"
+    (tmp_path / "faces.csv").write_text(f'path,age,note\nx.png,3,"{note}"\ny.png,4,"one\ntwo"\nz.png,5,\n')
+    found = read("csv", tmp_path / "faces.csv")
+    assert column(found, "note") == [note, "one\ntwo", None] and column(found, "age") == [3, 4, 5]
+    assert "2 rows go over several lines, the first over lines 2 to 5" in caplog.text
+    caplog.clear()
+    (tmp_path / "faces.csv").write_text('path,age,note\n\nx.png,3,"a, b"\n\n\r\ny.png,4,\n')
+    assert [line for line, _ in csv_file.csv_rows(tmp_path / "faces.csv")] == [1, 3, 6] and not caplog.text
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("sub\\0.png", "0"), (".\\sub\\0.png", "0"), ("sub\\Zoe\u0308\\a.png", "a"), ("sub/Zoe\u0308/a.png", "a"),
+    ("sub/Zoe\u0308/\u00e9.png", "e"),  # one part composed on the disk, one decomposed
+])  # fmt: skip
+def test_a_path_of_another_system_is_found(tmp_path, name, content):
+    (tmp_path / "sub" / "Zo\u00eb").mkdir(parents=True)
+    for path in ("0.png", "Zo\u00eb/a.png", "Zo\u00eb/e\u0301.png"):
+        (tmp_path / "sub" / path).write_text(unicodedata.normalize("NFD", path.split("/")[-1])[0])
+    assert interface.read_inside(str(tmp_path), name).decode() == content
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("..\\secret.png", "leads out"), ("sub\\..\\..\\secret.png", "leads out"), ("sub\\missing.png", "^file not found$"),
+    ("C:\\Users\\me\\0.png", "a path of Windows"), ("sub/img_1.PNG", r"there is 'IMG_1\.png', with other upper and"),
+    ("SUB/IMG_1.png", "^file not found$"), ("..\\SECRET.png", "^file not found$"), ("dead.png", "^file not found$"),
+])  # fmt: skip
+def test_a_path_that_is_not_found_is_told_what_differs(tmp_path, name, reason):
+    (tmp_path / "top" / "sub").mkdir(parents=True)
+    (tmp_path / "top" / "sub" / "IMG_1.png").write_text("x")
+    (tmp_path / "top" / "dead.png").symlink_to("gone.png")
+    (tmp_path / "secret.png").write_text("x")
+    with pytest.raises(BadImage, match=reason):
+        interface.read_inside(str(tmp_path / "top"), name)
+
+
+def people_of(tmp_path, *names):
+    raw_sources.write_images(tmp_path, names)
+    found = read("folders", tmp_path)
+    return list(zip(column(found, "name"), column(found, "identity"), column(found, "split"), strict=True)), found
+
+
+def test_folders_of_splits_hold_the_people(tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "readme.txt").write_text("no image")
+    names = ["train/anna/1.jpg", "train/ben/x/1.jpg", "Val/anna/2.jpg", "train/3.jpg", "train/unknown/1.jpg"]
+    found, source = people_of(tmp_path, *names)
+    assert found == [
+        ("Val/anna/2.jpg", "anna", "validation"), ("train/anna/1.jpg", "anna", "train"),
+        ("train/ben/x/1.jpg", "ben", "train"),
+    ]  # fmt: skip
+    assert "Val, train are splits, and the people are the folders in them" in caplog.text
+    assert dict(source.rejected) == {
+        "train/3.jpg": "not in the folder of a person", "train/unknown/1.jpg": "the folder 'unknown' names no person",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["all/anna/1.jpg", "all/ben/1.jpg"], r"name the folder that holds the people, with --source .*/all$"),
+    (["a/b/train/anna/1.jpg", "a/b/val/ben/1.jpg"], "--source .*/a/b$"),
+    (["train/anna/1.jpg", "test/ben/1.jpg", "extra/carl/1.jpg"], r"holds splits \(test, train\) and others \(extra"),
+    (["train/1.jpg", "val/2.jpg"], "holds train, val, without a folder for each person"),
+])  # fmt: skip
+def test_people_that_are_nested_otherwise_are_refused_with_the_folder_to_name(tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        people_of(tmp_path, *names)
+
+
+def test_folders_below_a_person_are_the_persons(tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    found, _ = people_of(tmp_path, "anna/2001/1.jpg", "anna/2002/1.jpg", "dev/2001/1.jpg")
+    assert [person for _, person, _ in found] == ["anna", "anna", "dev"]
+    assert "a person is a folder directly in it, such as anna, with all below it" in caplog.text
+    caplog.clear()
+    found, _ = people_of(tmp_path, "anna/2.jpg")
+    assert [person for _, person, _ in found] == ["anna"] * 3 + ["dev"] and not caplog.text
+
+
+@pytest.mark.parametrize("reader", ["folders", "utkface"])
+def test_what_a_system_leaves_in_a_folder_is_no_image_and_no_person(tmp_path, caplog, reader):
+    caplog.set_level("INFO", "lae_jax")
+    name = "26_0_1_20170116184024662.jpg"
+    left = [".ipynb_checkpoints", "__MACOSX/anna", "@eaDir", "lost+found", ".AppleDouble", ".hidden", "anna/.cache"]
+    raw_sources.write_images(tmp_path, [f"anna/{name}", f"ben/{name}", f"ben/._{name}", *(f"{x}/{name}" for x in left)])
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    source = read(reader, tmp_path)
+    assert column(source, "name") == [f"anna/{name}", f"ben/{name}"] and not source.rejected
+    assert caplog.text.count("9 system files or folders are left out, such as '.AppleDouble'") == 1
+
+
+def test_a_name_that_is_not_utf_8_is_refused_and_written_with_escapes(tmp_path):
+    raw_sources.write_images(tmp_path, ["anna/1.jpg"])
+    (tmp_path / "anna" / os.fsdecode(b"\xe9.jpg")).write_bytes(b"x")
+    assert [name for name, _ in read("folders", tmp_path).rejected] == ["anna/\\udce9.jpg"]
