@@ -39,7 +39,7 @@ def evaluate(
     show_faces: bool = False,
     calibrate: bool = False,
     allow_other_crop: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Scores a run on a split and writes RUN/evaluation/<data set>-<split>/.
 
@@ -57,7 +57,7 @@ def evaluate(
       show_faces: Show the best, a typical and the worst face of each age group on the page.
       calibrate: Fit the temperature of the distributions first, on the run's validation split.
       allow_other_crop: Continue although the faces are cut in another way than the run's.
-      batch_size: Images in a batch, over all devices.
+      batch_size: Images in a batch, over all devices (default: the run's eval_batch_size).
 
     Returns:
       The report and its folder.
@@ -91,7 +91,7 @@ def evaluate(
     return Evaluation(results.write(done, folder, contents, flip=flip), folder)
 
 
-def check(interval: float, threshold: float | None, batch_size: int) -> None:
+def check(interval: float, threshold: float | None, batch_size: int | None) -> None:
     """Checks numbers of `evaluate` without loading anything.
 
     Raises:
@@ -99,7 +99,7 @@ def check(interval: float, threshold: float | None, batch_size: int) -> None:
     """
     require_numbers(interval=interval, threshold=threshold)
     require_whole_numbers(batch_size=batch_size)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")

@@ -36,7 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--show-faces", action="store_true", help="show the best, a typical and the worst face of each age group")
     add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
     common("allow_other_crop")
-    add("--batch-size", type=int, default=256, metavar="N", help="images in a batch, over all devices")
+    add("--batch-size", type=int, metavar="N", help="images in a batch, over all devices (default: the run's"
+        " eval_batch_size)")  # fmt: skip
     common("devices")
     return parser.parse_args(argv)
 

@@ -61,7 +61,7 @@ def predict(
     split: str | None = None,
     *,
     flip: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     allow_other_crop: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Evaluated:
@@ -72,7 +72,8 @@ def predict(
       data: Folder of a prepared data set (default: the run's own).
       split: Name of a split (default: the run's validation split).
       flip: Average each output with that of the mirror image.
-      batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices.
+      batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices (default: the run's
+        eval_batch_size, whose program is in the compile cache).
       allow_other_crop: Warn instead of raising where the faces are cut in another way than the run's.
       beat: Called after each batch.
 
@@ -113,7 +114,7 @@ def predict(
         build.forward(config, gathered, module, par, flip=flip),
         par.place(checkpoint.variables),
         par,
-        -(-batch_size // par.device_count) * par.device_count,
+        -(-(batch_size or config.eval_batch_size) // par.device_count) * par.device_count,
         beat,
     )
     outputs, probabilities = (outputs[:, 0], outputs[:, 1:]) if is_age else (outputs, None)

@@ -106,9 +106,8 @@ def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
         if parallel.is_first_host():
             page.write(path, evaluation_page.of_run(workdir))
         return
-    config = fields.from_json(checkpoint.meta["config"])
     beat = inference.until_asked(parallel.Parallel().map_any(), signals or watch.Signals())
-    done = measure.predict(checkpoint, batch_size=config.eval_batch_size, beat=beat)
+    done = measure.predict(checkpoint, beat=beat)
     if parallel.is_first_host():
         folder = showing.place(workdir, done.dataset.path, done.split)
         write(done, folder, showing.checked(Contents(), folder, done.dataset.path, done.split, False))

@@ -199,6 +199,8 @@ def require_file_place(path: os.PathLike | str, flag: str = "--out") -> None:
         raise InputError(f"{flag} {path} is a folder: name a file")
     if not parent.exists():
         raise InputError(f"{flag} {path}: there is no folder {pathlib.Path(path).parent}: create it first")
+    if not parent.is_dir():
+        raise InputError(f"{flag} {path} lies in {parent}, which is a file: name a folder")
     require_writable(parent, f"{flag} {path}")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise InputError(f"{flag} {path} exists and cannot be written: name another file")

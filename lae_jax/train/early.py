@@ -81,7 +81,7 @@ def check_names(config: ConfigDict) -> None:
     from lae_jax.runs import build
 
     stage = stages.get(config.stage)
-    stages.with_method(stage, config.classify.method, config.classify.setting, config.data.power)
+    stages.with_method(stage, config.classify.method, config.classify.setting)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)
 
