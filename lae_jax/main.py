@@ -152,6 +152,9 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
             has_report = _train(stage, signals, profile)
     if not has_report:
         raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
+    logger.info("look at %s/report.html", stage.workdir)
+    for command in early.next_commands(stage):
+        logger.info("next: %s", command)
 
 
 def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> bool:

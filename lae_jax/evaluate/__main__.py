@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     report, folder = evaluate.evaluate(**args)
     print(tell(report))
     print(f"{folder}/: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    print(f"look at {folder}/report.html")
+    if "group_mae" in report:
+        print(f"next: python -m lae_jax.predict --run {args['run']} PHOTOGRAPHS")
 
 
 if __name__ == "__main__":

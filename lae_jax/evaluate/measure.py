@@ -10,7 +10,7 @@ from lae_jax import stages
 from lae_jax.data import records
 from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
 from lae_jax.runs.forward import age_and_distribution
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import checkpoints, console, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -149,10 +149,11 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
     temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
     if len(evaluated.targets) < _ENOUGH or not distributions.is_inside(temperature):
         logger.warning(
-            "the temperature %.3f, fitted on %d images, is not reliable: fit it on some hundreds of images, with a"
-            " model that has learnt something",
+            "the temperature %.3f, fitted on %s, is not reliable: fit it on some hundreds of images, with a model that"
+            " has learnt something. It is used all the same; to undo it, remove %s",
             temperature,
-            len(evaluated.targets),
+            console.counted(len(evaluated.targets), "image"),
+            checkpoint.workdir / calibration.CALIBRATION,
         )
     content = {
         "temperature": temperature,

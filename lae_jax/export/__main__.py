@@ -46,6 +46,8 @@ def tell(content: dict, out: str) -> str:
             f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
             f" ({check['images']} images, {check['from']})",
             f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
+            f"look at {out}/model_card.md",
+            f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
         ]
     )
 

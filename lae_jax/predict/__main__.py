@@ -145,6 +145,8 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
         told.append(f"{(images - warm[0]) / (time.perf_counter() - warm[1]):.1f} images a second after the start-up")
     places = [place for place in (args.out, args.draw) if place]
     logger.info("%s%s", "; ".join(told), f" -> {', '.join(places)}" * bool(places))
+    if faces:
+        logger.info("next: python -m lae_jax.serve --run %s, for a page that shows photographs with ages", args.run)
     if not faces:
         raise NothingPredicted(f"no age was estimated: {args.out or 'the table'} has the reason for each image")
 

@@ -110,6 +110,18 @@ def naming(name: str, config: ConfigDict) -> Iterator[None]:
         raise type(error)(re.sub(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)*)", renamed, str(error))) from error
 
 
+def next_commands(config: ConfigDict) -> list[str]:
+    """Returns the command lines that can follow a finished run."""
+    following = {stage: name for name, stage in _FOLLOWS.items()}.get(config.stage)
+    train = f"python -m lae_jax.main --config configs/{following}.py --config.init_from={config.workdir}"
+    if config.stage == "pretrain":
+        return [f"{train} --config.model.name={config.model.name} --config.data.path=FACES"]
+    commands = [f"python -m lae_jax.predict --run {config.workdir} PHOTOGRAPHS"]
+    if following:
+        commands.append(f"{train} --config.model.name={config.model.name} --config.data.path={config.data.path}")
+    return commands
+
+
 def all_fields() -> list[str]:
     """Returns the names of all fields of a config, such as 'epochs' and 'data.path'."""
 
