@@ -1,7 +1,7 @@
 """Trains the stage of a config, or its stages in order.
 
 python -m lae_jax.main --config configs/classify.py
-python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
+python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pretrain --config.batch_size=128
 python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
 """
 
@@ -145,6 +145,7 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
     for name, stage in zip(names, stages, strict=True):
         with early.naming(name, config):
             early.check_names(stage)
+    has_report = True
     for name, stage in zip(names, stages, strict=True):
         if name:
             logger.info("stage %s -> %s", name, stage.workdir)
@@ -152,9 +153,10 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
             has_report = _train(stage, signals, profile)
     if not has_report:
         raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
-    logger.info("look at %s/report.html", stage.workdir)
-    for command in early.next_commands(stage):
-        logger.info("next: %s", command)
+    for stage in stages[-1:]:
+        logger.info("look at %s/report.html", stage.workdir)
+        for command in early.next_commands(stage):
+            logger.info("next: %s", command)
 
 
 def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> bool:
@@ -228,7 +230,7 @@ def main(argv: list[str], signals: watch.Signals) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
-        raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
+        raise InputError("name a config: python -m lae_jax.main --config configs/small.py:tuned")
     config = CONFIG.value
     # One of several processes must not end before it is connected to the others.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):

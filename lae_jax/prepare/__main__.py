@@ -140,8 +140,9 @@ def _on_disk(manifest: dict, out: str, faces: str) -> str:
     identities_only = not any(age == age for age in dataset.column("age").tolist())
     config = "pretrain.py" if identities_only else "represent.py"
     lines = [sheets.table(dataset), tell(manifest, out, faces), saved.tell(report), f"look at {look}"]
-    lines.append(f"next: python -m lae_jax.main --config configs/{config} --config.data.path={out}")
-    if not identities_only:
+    fold = " --config.data.fold=0" * ("fold0-train" in manifest["splits"])
+    lines.append(f"next: python -m lae_jax.main --config configs/{config} --config.data.path={out}{fold}")
+    if not identities_only and not fold:
         lines.append(f"  or, on a CPU: python -m lae_jax.main --config configs/small.py:tuned --config.faces={out}")
     return "\n".join(lines)
 

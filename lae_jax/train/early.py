@@ -56,8 +56,8 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
 
 def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) -> None:
     """Checks that what a fresh run starts from is named and exists; a resumed run does not need it."""
-    if is_first and config.stage != "classify":
-        layout.require_start(config.init_from)
+    if is_first:
+        layout.require_start(config.init_from, config.stage)
     for field in ("init_from", "mae_from"):
         source = config[field]
         if source.startswith(_HUB):

@@ -90,4 +90,4 @@ def test_a_split_keeps_a_photograph_and_its_crop_together_and_common_names_apart
             # Neither all first pictures nor (by image) all pictures of a person are on one side.
             others_in = [row - 48 for row in side if row >= 48]
             assert 0 < len({row // 4 for row in others_in}) < 12 or by == "image"
-            assert len({row % 4 for row in others_in}) == 4
+            assert {row % 4 for row in others_in} & {row % 4 for row in {*range(48)} - {*others_in}}
