@@ -39,15 +39,6 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     return init
 
 
-def tell_scratch(stage: stages.Stage) -> None:
-    """Logs that a run of stage 2 starts from scratch, unlike the paper's."""
-    if stage.name == "represent":
-        logger.info(
-            "training starts from scratch. The paper starts from stage 1 (--config.init_from=runs/pretrain); you"
-            " can also start from published weights (docs/training.md)"
-        )
-
-
 def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
     """Loads a backbone from a file or the Hub, in the form of a run's checkpoint."""
     name = config.init_from
