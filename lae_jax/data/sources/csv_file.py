@@ -26,6 +26,7 @@ from lae_jax.data.sources.interface import (
     shown,
 )
 from lae_jax.faces.images import BadImage
+from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -96,9 +97,9 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if several:
         logger.warning(
-            "%s: %d rows go over several lines, the first over %s: if that is not meant, a quote is not closed there",
+            "%s: %s over several lines, the first over %s: if that is not meant, a quote is not closed there",
             path,
-            several,
+            counted(several, "row goes", "rows go"),
             first,
         )
 
