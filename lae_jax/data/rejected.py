@@ -119,6 +119,8 @@ def cause(counts: Mapping[str, int], align: str) -> str:
         return "Write the paths as they are on the disk"
     if "file not found" in most or "path leads out" in most:
         return "Name the folder that the paths start from with --images"
+    if most.startswith("landmarks "):
+        return "Correct the column `landmarks`, or omit it: the faces are then found here"
     if most.startswith("age "):
         return "The column of ages holds something else than years from 0 to 100"
     return "Correct the source"

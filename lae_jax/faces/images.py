@@ -367,4 +367,4 @@ def store_form(encoded: bytes, size: int, quality: int) -> Form:
 
 def _undecodable(error: Exception) -> BadImage:
     told = str(error) if "JPEG" in str(error) else type(error).__name__
-    return BadImage(f"does not decode ({told})")
+    return BadImage(f"does not decode, so it is damaged or incomplete ({told})")

@@ -332,7 +332,7 @@ def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]
     if others and tell:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
         count = counted(others.total(), "file is", "files are")
-        logger.info("%s: %s no image and left out: %s", top, count, kinds)
+        logger.info("%s: %s left out, not in a format that is read: %s", top, count, kinds)
     if left_out and tell:
         logger.info("%s: %d system files or folders are left out, such as %s", top, left_out, _quoted([*some]))
 
