@@ -63,7 +63,9 @@ def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
         "sha256": weights.sha256,
         "config": {"model": {"name": config.model.name}, "data": {"mean": mean, "std": std}},
     }
-    logger.info("%s: mean and std of the images %s", weights.source, weights.told)
+    logger.info(
+        "%s: trained on images of mean %s and std %s, %s", weights.source, _short(mean), _short(std), weights.told
+    )
     variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
     return checkpoints.Checkpoint(weights.source, None, variables, meta)
 

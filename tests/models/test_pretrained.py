@@ -92,6 +92,12 @@ def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18)
     assert read("timm.safetensors").statistics == ((0.5,) * 3, (0.5,) * 3)
     assert pretrained.read(resnet18[0], "resnet18").statistics == naming.IMAGENET
 
+    assert "Rescaling" in read("plain.keras").told and read("wrapped.keras").told.endswith(" inside the model")
+    assumed = [read(name).told for name in ("model.weights.h5", "timm.safetensors")]
+    assumed.append(pretrained.read(resnet18[0], "resnet18").told)
+    for told, whose in zip(assumed, ("keras.applications", "timm's tf_eff", "torchvision's resnet18"), strict=True):
+        assert told.startswith(f"assumed to be those of {whose}") and ", because " in told
+
     mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
     inside = (2 * inside + 3) / 128 - 1
@@ -270,6 +276,7 @@ def test_statistics_that_differ_are_told(pico, caplog):
     with caplog.at_level(logging.INFO, "lae_jax"):
         plan = make_plan(pico("represent"))
     assert plan.config.data.mean == naming.IMAGENET.mean
+    assert "trained on images of mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5], assumed to be those of" in caplog.text
     assert "on images of mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5], but this run uses mean [0.485" in caplog.text
     assert "set --config.data.normalize=weights" in caplog.text
 

@@ -188,7 +188,8 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
         return Statistics(mean, std), "from its config.json"
     efficientnet = BACKBONES[model_name][0] is EfficientNetV2
     statistics = naming.HALF if efficientnet else naming.IMAGENET
-    return statistics, f"as {'timm' if efficientnet else 'torchvision'} trains {expected}"
+    library = "timm" if efficientnet else "torchvision"
+    return statistics, f"assumed to be those of {library}'s {expected}, because the file states none"
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:

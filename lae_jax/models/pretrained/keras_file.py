@@ -242,7 +242,7 @@ def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[
         scale, offset = scale * factor, offset * factor + shift
         told.append(kind)
     if not told:
-        return KERAS, "as in keras.applications, because no layer of the file normalises"
+        return KERAS, "assumed to be those of keras.applications, because no layer of the file normalises"
     if not (np.all(np.isfinite(offset)) and np.all(np.isfinite(scale)) and np.all(scale > 0)):
         raise InputError(f"{path}: its layers {' and '.join(told)} scale by {scale.tolist()}: get the file again")
     mean, std = -offset / scale / 255, 1 / scale / 255
