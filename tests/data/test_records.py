@@ -279,6 +279,17 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
     assert "WARNING" not in caplog.text
 
 
+@pytest.mark.parametrize(("splits", "has_ages", "commands"), [
+    (("train", "validation"), True, ["main --config configs/represent.py --config.data.path=o", "configs/small.py"]),
+    (("train", "validation"), False, ["main --config configs/pretrain.py --config.data.path=o"]),
+    (("fold0-train", "fold0-validation"), True, ["configs/represent.py --config.data.path=o --config.data.fold=0"]),
+    (("test",), True, ["evaluate --run RUN --data o --split test"]),
+])  # fmt: skip
+def test_the_next_command_fits_the_splits(splits, has_ages, commands):
+    lines = door.next_commands(splits, "o", has_ages)
+    assert len(lines) == len(commands) and all(part in line for part, line in zip(commands, lines, strict=True))
+
+
 def test_a_sheet_shows_many_ages_and_every_reason():
     ages = np.r_[np.full(500, 25.0), np.arange(1, 81), np.nan]
     chosen = ages[sheets.over_ages(ages, 64)]
