@@ -122,8 +122,7 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
         raise InputError(
             f"{path}: the first line {interface.shown(','.join(first[1]), 80)!r} has no column"
             f" {'|'.join(csv_file.PATH_NAMES)} and does not begin with an image: add a header"
-            + ", and separate the fields with commas, not semicolons"
-            * (";" in begin)
+            + csv_file.separator(begin)
         )
     for _, row in rows if column is not None else itertools.chain([first], rows):
         yield Named((row[column or 0] if len(row) > (column or 0) else "").strip(), root)

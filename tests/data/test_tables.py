@@ -9,6 +9,7 @@ from benchmarks import raw_sources
 from lae_jax.data.sources import age_text, csv_file, interface
 from lae_jax.data.sources.readers import READERS, Options
 from lae_jax.faces.images import BadImage
+from lae_jax.predict import photographs
 from lae_jax.runtime.errors import InputError
 
 
@@ -84,6 +85,14 @@ def test_a_quote_that_swallows_more_than_a_field_may_hold_is_told_with_its_line(
     (tmp_path / "faces.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match="row that begins in line 2. Is a quote not closed"):
         read("csv", tmp_path / "faces.csv")
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_with_other_separators_is_told_so(tmp_path, mark, name):
+    (tmp_path / "faces.csv").write_text(f"path{mark}age\na.png{mark}30\n")
+    for reads in (lambda path: read("csv", path), lambda path: [*photographs.in_csv(path)]):
+        with pytest.raises(InputError, match=f"add a header, and separate the fields with commas, not {name}$"):
+            reads(str(tmp_path / "faces.csv"))
 
 
 def test_a_note_of_several_lines_is_kept_and_told(tmp_path, caplog):
