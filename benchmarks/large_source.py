@@ -99,7 +99,7 @@ def main() -> None:
         out, table, clock = pathlib.Path(folder) / "out", pathlib.Path(folder) / "faces.csv", Clock()
         write_csv(table, flags.rows, flags.by == "column")
         how = assembly.Splitting(
-            ratio=(4, 1),
+            ratio=None if flags.by == "folds" else (8, 1, 1),
             folds=10 if flags.by == "folds" else None,
             by="image" if flags.by == "image" else None,
             seed=0,

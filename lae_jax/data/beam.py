@@ -98,12 +98,12 @@ class Beam:
             self._fetch(folder, [f"parts/{name}" for name in self._sizes("parts") if name.endswith(".json")])
             try:
                 yield folder
-            except InputError:
+            except InputError as error:
                 if self._begun and not (folder / "recipe.json").exists():  # joining.finish removed its files
                     self._delete(lambda name: name == "recipe.json" or name.startswith(("parts/", shards.PREFIX)))
                 if (folder / layout.REJECTED).exists():
                     self._put(folder, [layout.REJECTED])
-                raise
+                raise InputError(str(error).replace(local, self._out)) from error
             self._deliver(folder)
 
     def missing(self, tasks: list[shards.ShardTask]) -> list[shards.ShardTask]:

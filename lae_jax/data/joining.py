@@ -149,7 +149,7 @@ def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> Non
 
 
 def _remove(tasks: Sequence[ShardTask]) -> None:
-    """Removes everything that `plan` and `write_shard` made, and the folder unless it holds something else."""
+    """Removes everything that `plan` and `write_shard` made."""
     for task in tasks:
         task.path.unlink(missing_ok=True)  # the shard may be in a bucket
         task.columns_path.unlink()
@@ -157,9 +157,8 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
     out = tasks[0].out
     (out / "recipe.json").unlink()
     source_path(out).unlink()
-    for folder in (out / "parts", out):
-        if not layout.contents(folder):
-            shutil.rmtree(folder)
+    if not layout.contents(out / "parts"):
+        shutil.rmtree(out / "parts")
 
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:

@@ -7,6 +7,7 @@ makes the data set from them. records.py describes the files and reads them.
 """
 
 import builtins
+import collections
 import dataclasses
 import hashlib
 import logging
@@ -209,7 +210,7 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     """
     count = source.table.num_rows
     if not count:
-        raise _unusable(source, out, recipe)
+        raise InputError(f"the source has no usable row. {list_rejected(source, out, recipe)}")
     shards = shards or number_of_shards(count, recipe)
     if -(-count // shards) > MAX_ROWS:
         raise InputError(
@@ -257,15 +258,28 @@ def number_of_shards(count: int, recipe: crops.Recipe) -> int:
     return max(min(wanted, MANY_SHARDS), -(-count // MAX_ROWS))
 
 
-def _unusable(source: Source, out: pathlib.Path, recipe: crops.Recipe) -> InputError:
-    """Writes rejected.csv of a source without a usable row; returns the error to raise."""
-    reasons = rejected.Reasons()
-    _make_folder(out)
-    rejected.write(out / rejected.FILE, reasons.counting(source.rejected))
-    return InputError(
-        f"the source has no usable row ({len(source.rejected):,} rejected: {reasons.told()})."
-        f" {rejected.cause(reasons.counts(), recipe.align)}. {out}/{rejected.FILE} lists all"
-    )
+def list_rejected(source: Source, out: pathlib.Path, recipe: crops.Recipe) -> str:
+    """Writes rejected.csv of a source that cannot be used, unless `out` holds a data set that was begun.
+
+    Args:
+        source: The source.
+        out: Folder of the data set.
+        recipe: How faces are cut.
+
+    Returns:
+        How many rows the reader refused, why, and the likely cause.
+    """
+    reasons, count = rejected.Reasons(), len(source.rejected)
+    rows, listed = reasons.counting(source.rejected), ""
+    if (out / "recipe.json").exists():
+        collections.deque(rows, maxlen=0)  # only counts them
+    else:
+        _make_folder(out)
+        rejected.write(out / rejected.FILE, rows)
+        listed = f". {out}/{rejected.FILE} lists all"
+    loud = count >= rejected.LOUD * (source.table.num_rows + count)
+    cause = f". {rejected.cause(reasons.counts(), recipe.align)}" if loud else ""
+    return f"{count:,} rejected: {reasons.told()}{cause}{listed}"
 
 
 def _make_folder(path: pathlib.Path) -> None:

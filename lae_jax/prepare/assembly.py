@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lae_jax")
 
-# The splits of at most this many rows are tried before images are read; with more rows none will be empty.
+# People are counted exactly with at most this many rows; with more, only where names are as few as parts.
 _FEW = 10_000
 # Perceptual hashes of at most this many images are compared: 600,000 take 8 seconds, and this bounds the memory.
 _NEAR_AT_MOST = 2_000_000
@@ -95,7 +95,7 @@ def _check_splits(how: Splitting, table: pa.Table) -> None:
     if not count or (how.folds is None and _any(table["split"])):
         return
     people = _by(how, identity) == "identity"
-    if count > _FEW:
+    if count > _FEW and not (people and pc.count_distinct(identity).as_py() <= how.parts):
         return
     groups = len(np.unique(splits.groups(identity))) if people else count
     if groups < how.parts:
@@ -160,8 +160,13 @@ def prepare(
     """
     source = read()
     rejected = source.rejected
-    _check_splits(how, source.table)
     with way.folder() as folder:
+        try:
+            _check_splits(how, source.table)
+        except InputError as error:
+            if not len(rejected):
+                raise
+            raise InputError(f"{error}. {shards.list_rejected(source, folder, recipe)}") from error
         tasks = shards.plan(source, folder, reader, recipe, shards_wanted)
         del source  # frees its table, which the tasks read from a file
         missing = way.missing(tasks)

@@ -123,15 +123,20 @@ def test_a_bucket_gets_the_same_data_set_and_keeps_its_complete_shards(source, t
 
 
 @needs_beam
-def test_where_no_image_can_be_used_nothing_of_ours_is_left_in_the_bucket(source, tmp_path, bucket):
+def test_where_no_image_can_be_used_a_bucket_gets_only_the_reasons(source, tmp_path, bucket):
     (bucket / "b").mkdir(parents=True)
     (bucket / "b" / "notes.txt").write_text("mine")
     words = [*source, "--images", tmp_path, "--beam-runner", "DirectRunner"]
-    with pytest.raises(InputError, match="none of .* images can be used"):
+    with pytest.raises(InputError, match="none of .* images can be used.* bucket://faces/a/rejected.csv lists all"):
         run("bucket://faces/a", *words)
     with pytest.raises(InputError, match=r"other files \(notes.txt\): name a new or an empty folder"):
         run("bucket://faces/b", *words)
-    assert content(bucket) == {"b/notes.txt": b"mine"}
+    assert content(bucket).keys() == {"a/rejected.csv", "b/notes.txt"}
+    few = tmp_path / "few.csv"
+    few.write_text("path,age\n0.png,20\n1.png,x\n")
+    with pytest.raises(InputError, match="1 image: too few.* bucket://faces/c/rejected.csv lists all"):
+        run("bucket://faces/c", *words[:3], few, *words[4:])
+    assert (bucket / "c" / "rejected.csv").read_text().splitlines()[1:] == ["1.png,age 'x' is not a number"]
 
 
 @needs_beam

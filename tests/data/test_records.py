@@ -145,7 +145,7 @@ def test_a_command_that_found_nothing_leaves_only_its_reasons(source, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.csv"]
     assert rejected(tmp_path / "out") == {f"{i}.jpg": "file not found" for i in range(30)}
     (tmp_path / "no.csv").write_text("path,age\na.jpg,old\nb.jpg,130\nc.jpg,140\n")
-    with pytest.raises(InputError, match="no usable row .3 rejected: 2 x age … is outside 0 to 100.*column of ages"):
+    with pytest.raises(InputError, match="no usable row. 3 rejected: 2 x age … is outside 0 to 100.*column of ages"):
         run(tmp_path / "no", "--source", tmp_path / "no.csv")
     assert rejected(tmp_path / "no")["c.jpg"] == "age '140' is outside 0 to 100"
     with pytest.raises(InputError, match="holds only rejected.csv"):
@@ -232,8 +232,25 @@ def test_too_few_people_are_told_what_works(tmp_path):
     with pytest.raises(InputError, match=told):
         run(tmp_path / "out", "--source", source)
     assert run(tmp_path / "two", "--source", source, "--ratio", "4:1")["splits"] == {"train": 3, "validation": 3}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="2 people in 6 images"):
+        patch.setattr(assembly, "_FEW", 5)
+        run(tmp_path / "many", "--source", source)
     by_image = run(tmp_path / "three", "--source", source, "--by", "image")["splits"]
     assert by_image == {"train": 4, "validation": 1, "test": 1}
+
+
+def test_too_few_usable_rows_are_told_with_the_reasons_of_the_others(tmp_path):
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20 if i < 2 else "3-9", "") for i in range(26)])
+    told = "2 images: too few for 3 splits.*24 rejected: 24 x age '3-9'.*column of ages.*/out/rejected.csv lists all"
+    with pytest.raises(InputError, match=told):
+        run(tmp_path / "out", "--source", source)
+    assert rejected(tmp_path / "out").keys() == {f"{i}.jpg" for i in range(2, 26)}
+    run(tmp_path / "out", "--source", source, "--ratio", "1:1")
+    written = (tmp_path / "out" / "rejected.csv").read_bytes()
+    source.write_text(source.read_text().replace("1.jpg,20", "1.jpg,"))
+    with pytest.raises(InputError, match="1 image: too few.*25 rejected: 24 x age '3-9'.* 2.jpg; 1 x no age"):
+        run(tmp_path / "out", "--source", source)
+    assert (tmp_path / "out" / "rejected.csv").read_bytes() == written
 
 
 @pytest.mark.parametrize("spoilt", [5, 1])
