@@ -19,6 +19,9 @@ from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
+# A start for the command that is shown next: without one it is refused.
+_START = "--config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k --config.data.normalize=weights"
+
 
 def parse_args(argv: list[str] | None = None) -> dict:
     """Reads the command line.
@@ -156,7 +159,7 @@ def next_commands(splits: Collection[str], out: str, has_ages: bool) -> list[str
     if has_ages and not any(name.endswith("train") for name in splits):
         return [f"next: python -m lae_jax.evaluate --run RUN --data {out} --split {min(splits)}"]
     config = "represent.py" if has_ages else "pretrain.py"
-    lines = [f"next: {main}/{config} --config.data.path={out}{' --config.data.fold=0' * folds}"]
+    lines = [f"next: {main}/{config} --config.data.path={out}{' --config.data.fold=0' * folds} {_START}"]
     if has_ages and not folds:
         lines.append(f"  or, on a CPU: {main}/small.py:tuned --config.faces={out}")
     return lines

@@ -305,6 +305,7 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
 def test_the_next_command_fits_the_splits(splits, has_ages, commands):
     lines = door.next_commands(splits, "o", has_ages)
     assert len(lines) == len(commands) and all(part in line for part, line in zip(commands, lines, strict=True))
+    assert all(("--config.init_from=" in line) == ("data.path" in line) for line in lines)
 
 
 def test_a_sheet_shows_many_ages_and_every_reason():
