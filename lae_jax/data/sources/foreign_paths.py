@@ -42,13 +42,13 @@ def _like(top: str, parts: Sequence[str]) -> str:
     """Returns the path that differs in case alone, from the first such part on; '' if there is none inside `top`."""
     path, differing = top, []
     for part in parts:
-        is_inside = os.path.join(os.path.realpath(path), "").startswith(os.path.join(top, ""))
-        found = _by_case(path).get(_plain(part)) if is_inside else None
+        if not os.path.join(os.path.realpath(path), "").startswith(os.path.join(top, "")):
+            return ""
+        there = os.path.lexists(os.path.join(path, part)) and part != os.pardir
+        found = part if there else _by_case(path).get(_plain(part))
         if found is None:
             return ""
-        if os.path.lexists(os.path.join(path, part)):
-            found = part
-        if differing or found != part:
+        if differing or not there:
             differing.append(found)
         path = os.path.join(path, found)
     return "/".join(differing)
