@@ -57,12 +57,16 @@ class Found:
       inputs: The faces as inputs of the model, uint8 (S, S, 3).
       crops: The crop of each input; empty if the image is itself a crop.
       reason: Why there are no inputs.
+      size: Width and height of the upright photograph, in which the crops are measured; None if it cannot be read.
+      orientation: EXIF orientation by which it was turned upright, 1 to 8.
     """
 
     image: Named
     inputs: list[np.ndarray]
     crops: list[crops.Crop]
     reason: str = ""
+    size: tuple[int, int] | None = None
+    orientation: int = 1
 
 
 def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> Iterator[Named]:
@@ -164,23 +168,25 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
       recipe: As in `found`.
       to_input: As in `found`.
     """
-    loaded: list[crops.Photograph | BadImage] = []
+    loaded: list[images.Decoded | BadImage] = []
     for item in items:
         try:
-            picture = images.decode(item.read())
-            loaded.append(crops.Photograph(picture.image, reduced=picture.reduced))
+            loaded.append(images.decode(item.read()))
         except BadImage as reason:
             loaded.append(reason)
-    pictures = [picture for picture in loaded if not isinstance(picture, BadImage)]
+    pictures = [crops.Photograph(one.image, reduced=one.reduced) for one in loaded if not isinstance(one, BadImage)]
     cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
     results = []
     for item, picture in zip(items, loaded, strict=True):
-        result = picture if isinstance(picture, BadImage) else next(cut)
-        if isinstance(result, BadImage):
-            results.append(Found(item, [], [], str(result)))
+        if isinstance(picture, BadImage):
+            results.append(Found(item, [], [], str(picture)))
             continue
-        inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
-        results.append(Found(item, inputs, [crop for crop in result if crop is not None]))
+        result, inputs, kept = next(cut), [], []
+        reason = str(result) if isinstance(result, BadImage) else ""
+        if not reason:
+            inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
+            kept = [crop for crop in result if crop is not None]
+        results.append(Found(item, inputs, kept, reason, picture.size, picture.orientation))
     return results
 
 

@@ -223,6 +223,16 @@ def test_a_very_large_photograph_is_used_smaller_and_keeps_its_own_size(monkeypa
     assert np.abs(np.asarray(decoded.image, float) - np.asarray(small, float)).mean() < 6
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_how_a_photograph_was_turned_is_known(kind):
+    turned = {2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
+    for orientation in range(11):
+        known = orientation if orientation in turned else 1
+        decoded = images.decode(saved(PICTURE, kind, exif=turned_by(orientation)))
+        assert (decoded.orientation, decoded.turned) == (known, turned.get(known, 0))
+        assert decoded.size == decoded.image.size == (PICTURE.size[::-1] if known > 4 else PICTURE.size)
+
+
 def test_the_hash_of_a_jpeg_is_that_of_pillows_small_picture():
     for size in ((7, 7), (63, 90), (127, 129), (301, 257), (640, 1025)):
         encoded = saved(PICTURE.resize(size), "JPEG", quality=85)
