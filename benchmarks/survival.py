@@ -33,6 +33,7 @@ from benchmarks.rig import (
     Broken,
     distance,
     hold,
+    hold_equal,
     leaves,
     logged_steps,
     newest_whole,
@@ -95,6 +96,31 @@ def stopped(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
         bench.hold_like_whole(workdir, **PAIR)
         at.append(saved[0][0])
     return f"saved at steps {', '.join(at)}"
+
+
+def unscored(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """SIGTERM during an evaluation, half of the rounds to one of two processes."""
+    seconds = []
+    for number in range(rounds):
+        workdir, places = bench.folder / f"unscored{number}", PAIR if number % 2 else {}
+        # A batch of 8 for 64 images: the first evaluation, after step 12, has several.
+        whole = bench.folder / f"unscored_whole{number % 2}"
+        if not whole.exists():
+            bench.run(whole, **places, eval_batch_size=8)
+        with bench.start(workdir, **places, eval_batch_size=8) as started:
+            hold(started[0].reaches(12), started[0].text()[-2000:])
+            begun = time.monotonic()
+            started[rng.integers(len(started))].process.send_signal(signal.SIGTERM)
+            statuses = [one.ends() for one in started]
+            seconds.append(time.monotonic() - begun)
+            text = started[0].text()
+        hold({*statuses} == {Preempted.status}, f"statuses {statuses}: {text[-2000:]}")
+        hold("is saved at step 12 of" in text and "whose evaluation had not ended" in text, text[-2000:])
+        hold(newest_whole(workdir) == 12 and (workdir / checkpoints.UNSCORED / "12").is_dir(), "step 12 is not there")
+        bench.run(workdir, **places, eval_batch_size=8)
+        hold_equal(whole, workdir, bench.steps)
+        hold(not (workdir / checkpoints.UNSCORED).exists(), "the unscored state was left behind")
+    return f"ended after at most {max(seconds):.0f} s, the first evaluation's compilation included"
 
 
 def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
@@ -319,6 +345,7 @@ def other_devices(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 FAULTS: dict[str, tuple[Callable, int]] = {
     "killed": (killed, 50),
     "stopped": (stopped, 10),
+    "unscored": (unscored, 6),
     "bereft": (bereft, 5),
     "frozen": (frozen, 3),
     "full_disk": (full_disk, 10),

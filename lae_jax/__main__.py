@@ -50,7 +50,7 @@ def _run() -> None:
 
 def main() -> None:
     """Runs the console script `lae-jax`."""
-    start.program(_run)
+    start.program(_run, interrupt_at_once=True)
     if sys.argv[1:2] and sys.argv[1] in PROGRAMS:
         program = sys.argv.pop(1)
         # As `python -m` runs it, so that processes that a program starts find it too.

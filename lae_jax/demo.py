@@ -107,7 +107,7 @@ def conclusion(lines: Iterable[Mapping[str, str]], validation: Mapping[str, floa
     """
     found = {line["score"]: line for line in lines if line["run"] == "classify"}
     shown = all(found.get(score, {}).get("verdict") == "better" for score in EFFECT)
-    told = ["Classification minus representation, on the balanced test set:"]
+    told = ["Classification minus representation, one run each, on the balanced test set (intervals over its people):"]
     told += [f"  {score:9}  {difference(found.get(score))}" for score in (*EFFECT, _COMMON)]
     told += [
         f"On the long-tailed validation set the MAE goes from {validation['represent']:.2f} to"
@@ -120,7 +120,7 @@ def conclusion(lines: Iterable[Mapping[str, str]], validation: Mapping[str, floa
     else:
         told += [
             f"This does not show the paper's effect: {', '.join(EFFECT)} should be better, with intervals below 0.",
-            "If an interval contains 0, the test faces do not separate the two stages. If it lies above 0,"
+            "If an interval contains 0, the two stages are not distinguishable on the test faces. If it lies above 0,"
             " classification is worse there.",
             "On every seed and machine tested, all three intervals lay far below 0 (docs/results.md). If you"
             " changed nothing,",

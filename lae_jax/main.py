@@ -1,7 +1,7 @@
 """Trains the stage of a config, or its stages in order.
 
 python -m lae_jax.main --config configs/classify.py
-python -m lae_jax.main --config configs/represent.py --config.data.path=data/mine --config.batch_size=128
+python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pretrain --config.batch_size=128
 python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
 """
 
@@ -141,6 +141,7 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
 
     if "stages" in config:
         _check_recipe(config)
+    has_report = True
     for stage in train.stages_of(config):
         if "stages" in config:
             logger.info("stage %s -> %s", epath.Path(stage.workdir).name, stage.workdir)
@@ -194,8 +195,8 @@ def check_paths(config: ConfigDict) -> None:
         stage = recipe[name]
         if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
             continue  # a resumed stage does not need its source, and checks its data itself
-        if stage.stage != "classify" and (name == config.order[0] if "stages" in config else True):
-            layout.require_start(stage.init_from, f"config.stages.{name}.init_from" if name else "config.init_from")
+        if not name or name == config.order[0]:  # a later stage of a recipe starts from the one before
+            layout.require_start(stage.init_from, stage.stage, f"config.{name and f'stages.{name}.'}init_from")
         for field in ("init_from", "mae_from"):
             source = stage[field]
             if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
@@ -236,11 +237,12 @@ def main(argv: list[str], signals: watch.Signals) -> None:
         words = " ".join(argv[1:])
         raise InputError(f"unexpected words on the command line: {words}; to name a config, use --config {argv[1]}")
     if CONFIG.value is None:
-        raise InputError("name a config: python -m lae_jax.main --config configs/represent.py")
-    from lae_jax.train import profiling
+        raise InputError("name a config: python -m lae_jax.main --config configs/small.py:tuned")
+    profile, config = None, CONFIG.value
+    if PROFILE.value:
+        from lae_jax.train import profiling  # loads JAX
 
-    profile = profiling.parse(PROFILE.value) if PROFILE.value else None
-    config = CONFIG.value
+        profile = profiling.parse(PROFILE.value)
     # One of several processes must not end before it is connected to the others.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
         check_paths(config)

@@ -117,6 +117,10 @@ def test_the_trained_part_of_stage_3_is_the_head():
     (["--config", "table2.py:baseline", "--config.init_from=scratch"], "data/faces is not a prepared data set"),
     (["--config", "demo.py", "--config.stages.pretrain.init_from="], "--config.stages.pretrain.init_from=scratch"),
     (["--config", "small.py", "--config.order=('represent',)"], "config.stages.represent.init_from is empty"),
+    (["--config", "small.py", "--config.order=('classify',)"], "set --config.stages.classify.init_from to one"),
+    (["--config", "classify.py", "--config.init_from=scratch"], "stage classify starts from a run of stage 2: set"),
+    (["--config", "table2.py:pretraining"], "runs/pretrain_resnet18 holds no run"),
+    (["--config", "table2.py:classification"], "runs/table2/representation holds no run"),
     (["--config", "small.py"], "data/people is not a prepared data set"),
     (["--config", "small.py:tuned"], "data/faces is not a prepared data set"),
     (["--config", "configs/nothing.py"], "no such file, and unknown config of the package 'nothing' (known: "),
@@ -129,6 +133,8 @@ def test_the_trained_part_of_stage_3_is_the_head():
 def test_a_wrong_call_raises_a_one_line_error(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where nobody has trained anything
     monkeypatch.setattr(sys, "argv", ["main", *words])
+    if not any("--process" in word for word in words):
+        monkeypatch.setattr(main, "set_up_devices", None)  # refused before JAX looks for devices
     with flagsaver.flagsaver(), pytest.raises(InputError) as error:
         main.cli()
     assert message in str(error.value) and "\n" not in str(error.value)

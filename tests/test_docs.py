@@ -1,5 +1,6 @@
 """The pages: the examples run, the commands are understood, the map of the house is complete."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -10,6 +11,7 @@ from PIL import Image
 
 from lae_jax import __main__ as programs
 from lae_jax.data.sources import synthetic
+from lae_jax.runtime import layout
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|[ `(])(?:python -m lae_jax\.|lae-jax )(\w+) +([^`\n#]*)", re.MULTILINE)
@@ -78,6 +80,55 @@ def test_the_commands_that_train_name_configs_and_fields_that_exist():
                 assert field in node, f"{page}: {word}"
                 node = node[field]
     assert count > 10
+
+
+def trainings():
+    """(place, words after --config) of every command that trains, in pages, scripts and docstrings of modules."""
+    scripts = [path for path in (ROOT / "launch").iterdir() if path.is_file()]
+    for path in [*PAGES, *scripts, *(ROOT / "configs").glob("*.py"), ROOT / "lae_jax/main.py"]:
+        text = path.read_text()
+        text = ast.get_docstring(ast.parse(text)) or "" if path.suffix == ".py" else text
+        text = re.sub(r"\\\n#? *", " ", text)
+        text = re.sub(r"\n( *- )?(?=--)", " ", text)  # the arguments of a container, a command wrapped in a docstring
+        for words in re.findall(r"--config[ =]((?:configs/)?\w+\.py(?::\w+)?(?![:\w])(?: +--[^`\n|#]*)?)", text):
+            yield str(path.relative_to(ROOT)), words
+
+
+def test_the_commands_that_train_say_what_they_start_from():
+    places = set()
+    for place, text in trainings():
+        file, *fields = shlex.split(text.partition("  (")[0])
+        name, _, row = file.removeprefix("configs/").partition(":")
+        config = importlib.import_module(f"lae_jax.configs.{name[:-3]}").get_config(*[row][: bool(row)])
+        given = dict(word.removeprefix("--config.").split("=", 1) for word in fields if word.startswith("--config."))
+        prefix, stage = "", config
+        if "stages" in config:
+            first = [*re.findall(r"\w+", given.get("order", "")), *config.order][0]
+            prefix, stage = f"stages.{first}.", config.stages[first]
+        layout.require_start(given.get(f"{prefix}init_from", stage.init_from), stage.stage, f"{place}: {text}")
+        places.add(place)
+    assert {"README.md", "docs/longtail.md", "docs/scaling.md", "configs/table2.py", "lae_jax/main.py"} <= places
+    assert {"launch/Dockerfile", "launch/gke_jobset.yaml", "launch/slurm.sbatch", "launch/tpu_pod.sh"} <= places
+
+
+def test_pages_and_programs_have_one_word_for_what_an_interval_does_not_decide():
+    other = re.compile(
+        r"(?<!make) no (?:clear )?difference\b|not sure|not clearly|no more MAE|equally good", re.IGNORECASE
+    )
+    for path in [*PAGES, *(ROOT / "lae_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
+        found = other.search(" ".join(path.read_text().split()))
+        assert found is None, f"{path.name}: {found[0]}"
+    count = 0
+    for name in ("longtail.md", "results.md"):
+        text = " ".join((ROOT / "docs" / name).read_text().split())
+        told = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+), not distinguishable", text)
+        told += re.findall(r"not distinguishable \(([+-]\d+\.\d+) ± (\d+\.\d+)\)", text)
+        assert all(abs(float(mean)) <= float(half) for mean, half in told), f"{name}: {told}"
+        sure = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+),? (?:both )?(?:lower|higher)", text)
+        sure += re.findall(r"(?:lower|higher) \(([+-]\d+\.\d+) ± (\d+\.\d+)\)", text)
+        assert all(abs(float(mean)) > float(half) for mean, half in sure), f"{name}: {sure}"
+        count += len(told) + len(sure)
+    assert count >= 6
 
 
 def test_the_map_of_the_house_names_every_room_and_file_that_there_is():

@@ -133,6 +133,20 @@ start.program(main)
     assert ended.returncode == 1 and "BrokenPipeError" in ended.stderr
 
 
+def test_a_row_of_table_2_without_a_start_is_refused_before_jax_is_loaded():
+    code = """
+import sys
+from lae_jax import main
+sys.argv = ["main", "--config", "table2:baseline"]
+try:
+    main.cli()
+finally:
+    print({"jax", "tensorflow"} & {*sys.modules})
+"""
+    ended = run("-c", code)
+    assert ended.stdout == "set()\n" and "config.init_from is empty" in ended.stderr
+
+
 def test_fields_of_a_config_may_have_hyphens_too(tmp_path):
     """ml_collections reads them from sys.argv."""
     words = ["--config", "represent", f"--config.data.path={tmp_path}", f"--config.workdir={tmp_path / 'run'}"]

@@ -79,7 +79,7 @@ def audit(tables: Sequence[Table]) -> list[list[dict]]:
     pool = _Pool(tables)
     result = []
     for number, table in enumerate(tables):
-        findings = [*_across(pool, number), *_ages_apart(pool, number), *_of_one(table)]
+        findings = [*_across(pool, number), *_ages_apart(pool, number), *_many_near(pool), *_of_one(table)]
         order = ("leak", "warning", "note")
         result.append(sorted(findings, key=lambda finding: order.index(finding["severity"])))
     return result
@@ -99,7 +99,9 @@ class _Pool:
             np.zeros((len(table.names), perceptual_hash.BYTES), np.uint8) for table in tables if table.phash is None
         ]
         hashes = [none.pop(0) if table.phash is None else table.phash for table in tables]
-        self.picture, self.near = perceptual_hash.search(np.concatenate(hashes))
+        self.picture, self.near, self.near_count = perceptual_hash.search(np.concatenate(hashes))
+        # How a number of near pictures begins.
+        self.at_least = "at least " if self.near_count > len(self.near) else ""
         # A label denotes another person in another data set.
         self.person = people.codes(np.concatenate([_global_names(t, len(tables) > 1) for t in tables]))[0]
 
@@ -176,13 +178,13 @@ def _of_sides(pool: _Pool, one: int, a: str, two: int, b: str) -> Iterator[dict]
 
     file = _partners(pool.file, rows_a, rows_b)
     near = np.where(file < 0, _partners(pool.picture, rows_a, rows_b, pool.near), -1)
-    for kind, partner, told in (
-        ("same_file", file, "the same file"),
-        ("near_picture", near, "nearly the same picture"),
+    for kind, partner, told, sure in (
+        ("same_file", file, "the same file", ""),
+        ("near_picture", near, "nearly the same picture", pool.at_least),
     ):
         hits = np.flatnonzero(partner >= 0)
         if len(hits):
-            message = f"{len(hits)} of {len(rows_b)} images of {b} are also in {told_a}: {told}"
+            message = f"{sure}{len(hits)} of {len(rows_b)} images of {b} are also in {told_a}: {told}"
             yield finding(kind, "leak", len(hits), message, hits, partner)
     partner = _partners(pool.person, rows_a, rows_b)
     hits = np.flatnonzero(partner >= 0)
@@ -221,14 +223,14 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
         start, end = pool.starts[number], pool.starts[number + 1]
         return np.any([(r >= start) & (r < end) for r in rows], axis=0)
 
-    def told(kind, what, young, old, hint=""):
+    def told(kind, what, young, old, sure="", hint=""):
         apart = (ages[old] - ages[young] > YEARS_APART) & here(young, old)
         young, old = young[apart], old[apart]
         if len(young):
             worst = np.argsort(ages[young] - ages[old], kind="stable")
             examples = ((f"{pool.names[y]} ({ages[y]:g})", f"{pool.names[o]} ({ages[o]:g})")
                         for y, o in zip(young[worst], old[worst], strict=True))  # fmt: skip
-            message = f"{what} with ages more than {YEARS_APART:g} years apart: {len(young)}{hint}"
+            message = f"{what} with ages more than {YEARS_APART:g} years apart: {sure}{len(young)}{hint}"
             yield _finding(kind, "warning", len(young), message, (), examples)
 
     order, first, last = _extremes(pool.file[known], ages[known])
@@ -237,7 +239,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     faces = (pool.picture[youngest] != pool.picture[oldest]) & (here(youngest) == here(oldest))
     youngest, oldest = youngest[~faces], oldest[~faces]
     hint = ". For several faces in a photograph, give the landmarks of each, or crops"
-    yield from told("same_file_ages", "files that occur several times", youngest, oldest, hint)
+    yield from told("same_file_ages", "files that occur several times", youngest, oldest, hint=hint)
 
     known = known[pool.picture[known] >= 0]
     if not len(known):
@@ -256,7 +258,19 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
         "pairs of nearly the same picture",
         np.concatenate([young[own], np.where(swapped, young[v], young[u])]),
         np.concatenate([old[own], np.where(swapped, old[u], old[v])]),
+        pool.at_least,
     )
+
+
+def _many_near(pool: _Pool) -> Iterator[dict]:
+    """Yields a finding where more pictures are nearly the same than are looked at."""
+    if pool.at_least:
+        message = (
+            f"at least {pool.near_count} pairs of pictures are nearly the same, and only {len(pool.near)} of them were"
+            " looked at for leaks and ages: find out which picture occurs so often (a placeholder?), remove it from the"
+            " source and prepare it again"
+        )
+        yield _finding("many_near_pictures", "warning", pool.near_count, message)
 
 
 def _of_one(table: Table) -> Iterator[dict]:

@@ -7,7 +7,6 @@ model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
 import argparse
-import signal
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, layout, start
@@ -52,16 +51,23 @@ def tell(report: dict) -> str:
     def number(value, digits=2):
         return "-" if value is None else f"{value:.{digits}f}"
 
+    between = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in report.get("intervals", {}).items()}
     rows = [
-        (group, str(count), number(mae), "-" if bias is None else f"{bias:+.2f}")
+        (group, str(count), number(mae), between.get(f"mae_{group}", "-"), "-" if bias is None else f"{bias:+.2f}")
         for group, count, mae, bias in age_groups.rows(report)
     ]
-    lines = [console.table(["age group", "images", "MAE", "bias"], rows), ""]
+    header = ["age group", "images", "MAE", "95 % interval", "bias"]
+    if not between:
+        header, rows = [*header[:3], header[4]], [(*row[:3], row[4]) for row in rows]
+    lines = [console.table(header, rows), ""]
     lines.append(
         f"MAE {number(report['mae'])}   sigma {number(report['sigma'])}   AAR (2021) {number(report['aar_2021'])}"
         f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
         f"   n {report['n']}"
     )
+    if between:
+        told = [f"{title} {between[name]}" for name, title in (("mae", "MAE"), ("sigma", "sigma")) if name in between]
+        lines.append(f"95 % intervals over {report['bootstrap']['units']}: {', '.join(told)}")
     if outside := sum(report["outside_count"]):
         lines.append(
             f"{outside} of the {report['n']} images show babies (age 0) or people over 81. They are in none of the"
@@ -86,6 +92,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends the program at once, even inside a callback of JAX, which would lose the exception.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    start.program(main)
+    start.program(main, interrupt_at_once=True)

@@ -10,6 +10,7 @@ share a band of bits.
 """
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -32,6 +33,7 @@ _FLAT = 2  # standard deviation in grey levels below which the signs are noise
 _BAND_BITS = 16
 _MAX_BUCKET = 2048  # largest number of later hashes in its bucket that a hash is compared with; bounds the time
 MAX_PAIRS = 10_000_000
+_MOST_COUNTED = 5  # times MAX_PAIRS; then a band is the last one, which bounds the time
 
 
 def _frequencies() -> tuple[np.ndarray, np.ndarray]:
@@ -73,32 +75,46 @@ def distance(a: bytes, b: bytes) -> int:
     return int(np.bitwise_count(np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).sum())
 
 
-def search(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Alike(NamedTuple):
+    """Pictures that are equal or nearly equal.
+
+    Attributes:
+      code: (N,) int64, one number for equal hashes, -1 for pictures without structure.
+      pairs: (M, 2) int64, two codes, the lower first, of hashes that differ in 1 to NEAR bits; at most MAX_PAIRS.
+      count: Number of such pairs; if it is above M, there may be more.
+    """
+
+    code: np.ndarray
+    pairs: np.ndarray
+    count: int
+
+
+def search(hashes: np.ndarray) -> Alike:
     """Finds hashes that are equal or nearly equal.
 
     Pairs that differ in at most 15 bits agree in one of the 16 bands, so all are found. Of pairs that differ in 18
-    bits, 1 in 400 is missed. Memory grows with N and M. Pairs beyond MAX_PAIRS are ignored, with a warning.
+    bits, 1 in 400 is missed. Memory grows with N and M. Pairs beyond MAX_PAIRS are only counted, with a warning.
 
     Args:
       hashes: (N, 32) uint8.
-
-    Returns:
-      code: (N,) int64, one number for equal hashes, -1 for pictures without structure.
-      pairs: (M, 2) int64, two codes, the lower first, of hashes that differ in 1 to NEAR bits.
     """
     hashes = np.ascontiguousarray(hashes, np.uint8).reshape(-1, BYTES)
     structured = hashes.any(axis=1)
     code = np.full(len(hashes), -1, np.int64)
     distinct, code[structured] = np.unique(hashes[structured].view(f"V{BYTES}").ravel(), return_inverse=True)
     distinct = distinct.view(np.uint8).reshape(-1, BYTES)
-    words, found = _permuted(distinct).view(np.uint64), np.zeros(0, np.int64)
+    words, found, count = _permuted(distinct).view(np.uint64), np.zeros(0, np.int64), 0
     for band in range(BITS // _BAND_BITS):
-        found = np.union1d(found, _near_in_band(words, band))
-        if len(found) > MAX_PAIRS:
-            logger.warning("more than %d pairs of pictures are nearly the same: further pairs are ignored", MAX_PAIRS)
-            found = found[:MAX_PAIRS]
+        of_band, new = _near_in_band(words, band, MAX_PAIRS + 1 - len(found))
+        found = np.union1d(found, of_band)
+        count += new
+        if count > _MOST_COUNTED * MAX_PAIRS:
             break
-    return code, np.stack(np.divmod(found, max(len(distinct), 1)), axis=1)
+    count = max(count, len(found))
+    if count > MAX_PAIRS:
+        logger.warning("at least %d pairs of pictures are nearly the same: %d of them are kept", count, MAX_PAIRS)
+        found = found[:MAX_PAIRS]
+    return Alike(code, np.stack(np.divmod(found, max(len(distinct), 1)), axis=1), count)
 
 
 def clusters(hashes: np.ndarray) -> np.ndarray:
@@ -110,7 +126,7 @@ def clusters(hashes: np.ndarray) -> np.ndarray:
     Returns:
       (N,) int64, the number of each picture's group; -1 for a picture without a similar one.
     """
-    code, near = search(hashes)
+    code, near, _ = search(hashes)
     count = int(code.max(initial=-1)) + 1
     if not count:
         return np.full(len(hashes), -1)
@@ -131,23 +147,30 @@ def _permuted(hashes: np.ndarray) -> np.ndarray:
     return result
 
 
-def _near_in_band(words: np.ndarray, band: int) -> np.ndarray:
-    """Near pairs a < b that share a band, as numbers a * N + b: words (N, 4) uint64 -> (M,) int64."""
+def _near_in_band(words: np.ndarray, band: int, most: int) -> tuple[np.ndarray, int]:
+    """Returns near pairs a < b that share a band, as numbers a * N + b, and how many of all share no earlier band.
+
+    words (N, 4) uint64 -> (M,) int64, int. When `most` are found, further ones are only counted.
+    """
     count = len(words)
     keys = words.view(np.uint16)[:, band]
     order = np.argsort(keys, kind="stable")
     keys, words = keys[order], words[order]
     # The word after the band's own is nearly random: it alone rules out most pairs.
     other = (band // 4 + 1) % 4
-    places, pieces, held = np.arange(count), [np.zeros(0, np.int64)], 0
+    places, pieces, held, new = np.arange(count), [np.zeros(0, np.int64)], 0, 0
     for step in range(1, _MAX_BUCKET):
         places = places[: np.searchsorted(places, count - step)]
         places = places[keys[places] == keys[places + step]]
-        if not len(places) or held > MAX_PAIRS:
+        if not len(places):
             break
         near = places[np.bitwise_count(words[places, other] ^ words[places + step, other]) <= NEAR]
-        near = near[np.bitwise_count(words[near] ^ words[near + step]).sum(axis=1, dtype=np.int64) <= NEAR]
-        a, b = order[near], order[near + step]
-        pieces.append(np.minimum(a, b) * count + np.maximum(a, b))
-        held += len(near)
-    return np.concatenate(pieces)
+        differing = words[near] ^ words[near + step]
+        close = np.bitwise_count(differing).sum(axis=1, dtype=np.int64) <= NEAR
+        near, differing = near[close], differing[close]
+        new += int(differing.view(np.uint16)[:, :band].all(axis=1).sum())
+        if held < most:
+            a, b = order[near], order[near + step]
+            pieces.append(np.minimum(a, b) * count + np.maximum(a, b))
+            held += len(near)
+    return np.concatenate(pieces), new

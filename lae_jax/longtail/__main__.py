@@ -8,7 +8,6 @@ with the setting that validation chose), trials.csv (every setting and rate), he
 """
 
 import argparse
-import signal
 
 from etils import epath
 
@@ -70,6 +69,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends the program at once, even where a callback of JAX would swallow the exception.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    start.program(main)
+    start.program(main, interrupt_at_once=True)

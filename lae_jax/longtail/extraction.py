@@ -158,19 +158,6 @@ def _reserve(path: pathlib.Path) -> None:
         ) from error
 
 
-def _reserve(path: pathlib.Path) -> None:
-    """Gives a file its room on the disk now: a mapped file that finds none later ends the process without a message."""
-    if not hasattr(os, "posix_fallocate"):  # as on macOS
-        return
-    size = path.stat().st_size
-    try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        path.unlink()
-        raise InputError(f"{path} needs {size / 1e9:.1f} GB: make room ({error.strerror})") from error
-
-
 def _whole_passes(array: pathlib.Path, digests: list[str]) -> list[str]:
     """Returns the digests of the first passes in a file, as far as it has them."""
     whole = []

@@ -11,7 +11,8 @@ from scipy import stats
 
 from lae_jax import metrics
 from lae_jax.longtail.trials import EXPECTED, STAGE3, TEST, VALIDATION, Trial
-from lae_jax.report import tables
+from lae_jax.report import tables, wording
+from lae_jax.report.scores import UNCLEAR
 
 # aim -> (score, best of a sequence)
 AIMS = {"lowest MAE": ("mae", min), "lowest sigma": ("sigma", min), "highest AAR (2021)": ("aar_2021", max)}
@@ -97,15 +98,26 @@ def sentence(all_trials: Sequence[Trial], aim: str) -> str:
     text = f"For the {aim}, use {chosen.name}{rate}: {expected}; on test {on_test}."
     reference = [one for one in best_of_each(all_trials) if one.method.name == REFERENCE]
     if reference and reference[0].method is not chosen.method:
-        told = (f"{_title(s)} {_interval(*paired(chosen, reference[0], TEST, s))}" for s in ("mae", "sigma"))
-        text += f" Difference to {REFERENCE} on test: {', '.join(told)}."
+        text += f" Difference to {REFERENCE} on test {_differences(chosen, reference[0])}."
     return text
 
 
-def improvement(all_trials: Sequence[Trial]) -> str:
-    """Returns sentences on the lowest expected MAE + sigma among the trials that are expected to be no worse than LAE.
+def _differences(one: Trial, reference: Trial) -> str:
+    """The paired differences on test, each with its interval and whether it is certain."""
+    told = []
+    for score in ("mae", "sigma"):
+        mean, half = paired(one, reference, TEST, score)
+        word = UNCLEAR if not abs(mean) > half else "lower" if mean < 0 else "higher"
+        told.append(f"{_title(score)} {_interval(mean, half)}, {word}")
+    over = wording.over_trainings(len(one.reports[TEST]) // one.seeds, one.seeds)
+    return f"({over}): {'; '.join(told)}"
 
-    No worse means in MAE and in sigma. LAE has its best base_learning_rate; the differences are those on test.
+
+def improvement(all_trials: Sequence[Trial]) -> str:
+    """Returns a sentence on the method to use where no score may get worse.
+
+    It has the lowest expected MAE + sigma among the trials whose expected MAE and expected sigma are at most those of
+    LAE with its best base_learning_rate. The differences are those on test.
     """
     reference = next((one for one in best_of_each(all_trials) if one.method.name == REFERENCE), None)
     at_most = {score: reference.mean(EXPECTED, score) for score in ("mae", "sigma")} if reference else {}
@@ -118,19 +130,14 @@ def improvement(all_trials: Sequence[Trial]) -> str:
     others = [one for one in others if all(one.mean(EXPECTED, s) <= value for s, value in at_most.items())]
     chosen = min(others, key=_balance)
     if chosen is reference:
-        return f"No method is expected to improve on {REFERENCE} in MAE or sigma without being worse in the other."
-    told = []
-    for score in at_most:
-        mean, half = paired(chosen, reference, TEST, score)
-        sure = "not sure" if not abs(mean) > half else "lower" if mean < 0 else "higher"
-        told.append(f"{_title(score)} {_interval(mean, half)}, {sure}")
+        return f"No other method has an expected MAE and an expected sigma of at most those of {REFERENCE}."
     expected = ", ".join(
         f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
     )
     return (
-        f"Among the methods expected to be no worse than {REFERENCE} in MAE and in sigma, {chosen.name} has the lowest"
-        f" expected MAE + sigma (base_learning_rate {chosen.rate:g}, {REFERENCE} {reference.rate:g}): {expected}; the"
-        f" paired difference on test: {'; '.join(told)}."
+        f"Among the methods with an expected MAE and an expected sigma of at most those of {REFERENCE}, {chosen.name}"
+        f" has the lowest expected MAE + sigma (base_learning_rate {chosen.rate:g}, {REFERENCE} {reference.rate:g}):"
+        f" {expected}; the paired difference on test {_differences(chosen, reference)}."
     )
 
 

@@ -12,6 +12,7 @@ from lae_jax.report import age_groups, overviews, scores
 from lae_jax.report.loading import Evaluation
 from lae_jax.report.pictures import BARS, GRID, INK, LINE, MARKERS, MUTED, RUNS, Picture, figure, svg
 from lae_jax.report.scores import BIAS, MAIN, Scored
+from lae_jax.runtime import console
 
 _OF_GROUP = {score.name.removeprefix("mae_"): score for score in MAIN if score.title in metrics.ALL_GROUPS}
 _LEVELS = np.arange(1, 20) / 20
@@ -70,8 +71,8 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     rare = int(((images < 20) & (count > 0)).sum())
     finding = (
         f"{training['split']} has the most images at {most} years ({images[most]}). The error is largest at"
-        f" {worst} years ({_years(error[worst])}, {images[worst]} training images);"
-        f" {rare} of the {int((count > 0).sum())} scored ages have fewer than 20 training images."
+        f" {worst} years ({_years(error[worst])}, {console.counted(int(count[worst]), 'scored image')}, {images[worst]}"
+        f" training images); {rare} of the {int((count > 0).sum())} scored ages have fewer than 20 training images."
     )
     rows = [(age, int(images[age]), int(count[age]), float(error[age])) for age in range(top + 1)]
     header = ("age", "training_images", "scored_images", "mae")
@@ -100,13 +101,11 @@ def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Seq
         drawn.legend(loc="outside upper left", ncols=2)
     told = []
     for label, one in zip(labels, scored, strict=True):
-        known = {g: one.values[f"mae_{g}"] for g in shown if np.isfinite(one.values[f"mae_{g}"])}
+        known = {g: one.estimate(_OF_GROUP[g]) for g in shown if np.isfinite(one.values[f"mae_{g}"])}
         if known:
-            best, worst = min(known, key=known.get), max(known, key=known.get)
-            told.append(
-                f"{label} is best at {best} ({_years(known[best])}) and worst at {worst} ({_years(known[worst])})"
-            )
-    finding = "; ".join(told) + ". Bars are 95 % intervals."
+            best, worst = (pick(known, key=lambda g, known=known: known[g].value) for pick in (min, max))
+            told.append(f"{label} is lowest at {best}, {known[best]} years, and highest at {worst}, {known[worst]}")
+    finding = "; ".join(told) + ". Brackets and bars are 95 % intervals."
     return Picture(
         "groups", "Error of the age groups", finding, svg(drawn), ("run", "group", "mae", "low", "high"), rows
     )
@@ -327,7 +326,7 @@ def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) ->
     drawn.legend(loc="outside lower left", ncols=3, fontsize=7)
     best = overviews.frontier(np.array([point for found in points.values() for point in found]))
     on = [name for name, found in points.items() if any((np.array(p) == best).all(axis=1).any() for p in found)]
-    finding = f"On the frontier, where no method is better for both head and tail: {', '.join(on)}. "
+    finding = f"On the frontier, where no method has lower means for both head and tail: {', '.join(on)}. "
     (head, tail), (last_head, last_tail) = best[0], best[-1]
     if len(best) == 1:
         finding += f"There the MAE of the head groups is {head:.2f} and that of the tail groups {tail:.2f} years."

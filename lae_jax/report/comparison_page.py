@@ -103,14 +103,18 @@ def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
     for score in MAIN:
         if score.name not in ("mae", "sigma", "aar_2021", "aar_2022"):
             continue
-        known = [(one.values[score.name], label) for label, one in zip(labels, scored, strict=True)]
-        known = [pair for pair in known if math.isfinite(pair[0])]
+        known = {label: one for label, one in zip(labels, scored, strict=True) if math.isfinite(one.values[score.name])}
         if known:
-            value = (min if score.better < 0 else max)(known)[0]
-            best = [label for other, label in known if other == value]
+            value = (min if score.better < 0 else max)(one.values[score.name] for one in known.values())
+            best = [label for label, one in known.items() if one.values[score.name] == value]
             first = ", ".join(best) if len(best) < len(labels) or len(labels) == 1 else "the same for all"
-            told.append(f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})")
-    text = "; ".join(told) + (" (the intervals show how certain this is)." if len(labels) > 1 else ".")
+            text = f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})"
+            # Whether the first place is certain, other images of the same kind decide.
+            behind = [label for label in known if label not in best]
+            of = {label: known[label].difference(known[best[0]], score) for label in behind}
+            close = [label for label in behind if scores.verdict(of[label], score) == scores.UNCLEAR]
+            told.append(text + f", {scores.UNCLEAR} from it: {', '.join(close)}" * bool(close))
+    text = "; ".join(told) + "."
     return text[0].upper() + text[1:]
 
 
@@ -153,7 +157,11 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         f" seed{'s' * (seeds != 1)} of the head on the features of {count} run{'s' * (count != 1)})."
     )
     if several and to:
-        told += " The differences to lae are paired, with 95 % intervals in brackets."
+        over = wording.over_trainings(count, seeds)
+        told += (
+            f" The differences to lae are paired; in brackets {over}. They show what other trainings would change, not"
+            " what other images would."
+        )
     told += (
         " The setting of each method is the one with the lowest MAE + sigma on validation. Each sentence above chooses"
         " by its own score, also on validation: it may name another setting, or a method that does not win on test."

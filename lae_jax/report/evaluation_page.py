@@ -81,7 +81,8 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     stage, step = run.summary.get("stage", run.config.get("stage")), run.summary.get("step")
     verdict = f"{run.folder.name} is a run of stage {stage}; the checkpoint of step {step} was kept."
     if (rate := found.get("equal_error_rate")) is not None:
-        verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %."
+        pairs = f" on {found['pairs']:,.0f} pairs" if found.get("pairs") else ""
+        verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %{pairs} (no interval)."
     if not run.summary.get("scores"):
         verdict += " It has no scores: it was trained without a validation split."
     with pictures.style():

@@ -16,7 +16,7 @@ estimate for one face is often wrong by several years; P(age >= 18) is not a pro
 
 LIMITS = """\
 - The errors differ between age groups (see the scores), and where a group has few images its score is uncertain.
-- Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) have larger errors,
+- Faces unlike those of the training data (other cameras, light, poses, make-up, masks, origins) can have larger errors,
   which no number here shows. An evaluation's report.html has scores by other attributes than age if it was made with
   `--slice`.
 - The model never predicts an age below 0 or above 100. It also predicts an age for an image that is not a face.
@@ -120,14 +120,17 @@ def _number(value, form: str = ".2f") -> str:
 
 def _table(scores: Mapping) -> str:
     lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
+    between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in scores.get("intervals", {}).items()}
     lines += [
-        f"| {group} | {count} | {_number(mae)} | {_number(bias, '+.2f')} |"
+        f"| {group} | {count} | {_number(mae)}{between.get(f'mae_{group}', '')} | {_number(bias, '+.2f')} |"
         for group, count, mae, bias in age_groups.rows(scores)
     ]
-    total = (
-        f"MAE {_number(scores['mae'])} years, sigma {_number(scores['sigma'])}, AAR (2021)"
-        f" {_number(scores['aar_2021'])}, mMAE {_number(scores['mmae'])}, {scores['n']} images."
-    )
+    titles = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR (2021)", "mmae": "mMAE"}
+    units = {"mae": " years"}
+    told = (f"{titles[name]} {_number(scores[name])}{units.get(name, '')}{between.get(name, '')}" for name in titles)
+    total = f"{', '.join(told)}; {scores['n']} images."
+    if "bootstrap" in scores:
+        total += f" In brackets: 95 % intervals over {scores['bootstrap']['units']}, for other images of the same kind."
     return "\n".join(lines) + "\n\n" + total
 
 

@@ -53,6 +53,7 @@ MORE = (
     Score("bias", "bias", 0),
     Score("epsilon", "epsilon-error", -1, 3),
 )
+UNCLEAR = "not distinguishable"  # the verdict on a difference whose interval holds 0, or that has none
 BIAS = tuple(Score(f"bias_{group}", f"bias {group}", 0) for group in metrics.ALL_GROUPS)
 
 
@@ -138,11 +139,11 @@ class Scored:
 
 
 def verdict(difference: Estimate, score: Score) -> str:
-    """Returns 'better' or 'worse', 'not sure' if a difference's interval holds 0, 'the same' if it holds only 0."""
+    """Returns 'better' or 'worse', `UNCLEAR` if a difference's interval holds 0, 'the same' if it holds only 0."""
     if difference.is_zero:
         return "the same"
     if not (difference.low > 0 or difference.high < 0):
-        return "not sure"
+        return UNCLEAR
     return "better" if (difference.value > 0) == (score.better > 0) else "worse"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lae_jax import metrics
 from lae_jax.report.loading import Evaluation
-from lae_jax.report.scores import MAIN, Scored, verdict
+from lae_jax.report.scores import BIAS, MAIN, Scored, verdict
 from lae_jax.report.tables import Estimate
 
 MEANINGS = (
@@ -26,7 +26,7 @@ _OF_IDENTITIES = {
     "pairs": "pairs",
     "genuine_pairs": "genuine pairs",
 }
-_BY_NAME = {score.name: score for score in MAIN}
+_BY_NAME = {score.name: score for score in (*MAIN, *BIAS)}
 
 
 def leaks(report: Mapping) -> list[str]:
@@ -70,17 +70,16 @@ def warnings(report: Mapping) -> list[str]:
 
 
 def _no_better(report: Mapping) -> str:
-    """A warning if the median age, as the answer for everyone, does as well; otherwise ''."""
+    """A warning unless the model does better than the median age as the answer for everyone; then ''."""
     constant = report.get("constant")
     if not constant:
         return ""
-    low, high = constant.get("difference") or (-math.inf, -math.inf)
-    if report["mae"] >= constant["mae"]:
-        return f"the model is not better than a constant: {_constant(constant)}"
-    if high >= 0:
-        between = f"difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f}"
-        return f"the model is not clearly better than a constant: {_constant(constant)} ({between})"
-    return ""
+    if interval := constant.get("difference"):
+        low, high = interval
+        word = "worse than" if low > 0 else "not distinguishable from" if high >= 0 else ""
+    else:
+        word = "not better than" if report["mae"] >= constant["mae"] else ""
+    return f"the model is {word} a constant: {_constant(constant)}" if word else ""
 
 
 def of_identities(report: Mapping) -> list[tuple[str, str]]:
@@ -95,16 +94,15 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
         f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} images of split"
         f" {report['split']} of {report['data']}"
     ]
-    known = {group: scored.values[f"mae_{group}"] for group in metrics.ALL_GROUPS if _is_known(scored, f"mae_{group}")}
+    known = {group: scored.estimate(_BY_NAME[f"mae_{group}"]) for group in metrics.ALL_GROUPS}
+    known = {group: estimate for group, estimate in known.items() if estimate.is_known}
     if len(known) > 1:
-        best, worst = min(known, key=known.get), max(known, key=known.get)
-        bias = scored.values[f"bias_{worst}"]
-        way = (
-            f", whom it estimates {abs(bias):.1f} years too {'old' if bias > 0 else 'young'}"
-            if abs(bias) >= 0.5
-            else ""
+        lowest, highest = (pick(known, key=lambda group: known[group].value) for pick in (min, max))
+        parts.append(
+            f"the error is lowest for ages {lowest}, {known[lowest].text}{_between(known[lowest])}, and highest for"
+            f" {highest}, {known[highest].text}{_between(known[highest])}"
+            + _way(scored.estimate(_BY_NAME[f"bias_{highest}"]))
         )
-        parts.append(f"best for ages {best} ({known[best]:.2f}), worst for {worst} ({known[worst]:.2f}{way})")
     sigma = scored.estimate(_BY_NAME["sigma"])
     if math.isfinite(sigma.value):
         parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
@@ -113,10 +111,19 @@ def summary(evaluation: Evaluation, scored: Scored) -> str:
     return "; ".join(parts) + "."
 
 
+def _way(bias: Estimate) -> str:
+    """In which direction the ages of a group are wrong, where that is certain; otherwise ''."""
+    if abs(bias.value) < 0.5 or not (bias.low > 0 or bias.high < 0):
+        return ""
+    return f", whom it estimates {abs(bias.value):.1f} years too {'old' if bias.value > 0 else 'young'}"
+
+
 def _constant(constant: Mapping) -> str:
-    return (
+    text = (
         f"answering {constant['age']:.3g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
     )
+    low, high = constant.get("difference") or (math.nan, math.nan)
+    return text + f" (difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f})" * math.isfinite(low)
 
 
 def comparison(scored: Scored, other: Scored, what: str) -> str:
@@ -131,17 +138,24 @@ def comparison(scored: Scored, other: Scored, what: str) -> str:
         if word == "the same":
             told.append(f"{score.title} the same")
         else:
-            word = "no clear difference" if word == "not sure" else word
             told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
     return f"{what}: {'; '.join(told)}."
 
 
+def over_trainings(runs: int, seeds: int) -> str:
+    """Returns what the intervals of the long-tail bench are over.
+
+    Args:
+      runs: Number of backbones.
+      seeds: Seeds of the heads on each.
+    """
+    if runs > 1:
+        return f"95 % intervals over {runs} backbones, one test set"
+    return f"95 % intervals over {seeds} seeds of one backbone, one test set" if seeds > 1 else "one seed, no interval"
+
+
 def _between(estimate: Estimate) -> str:
-    return f" (95 %: {estimate.interval})" if estimate.interval else ""
-
-
-def _is_known(scored: Scored, name: str) -> bool:
-    return math.isfinite(scored.values[name])
+    return f" (95 %: {estimate.interval})" if estimate.interval else " (too few images for an interval)"
 
 
 def intervals(units: Sequence[str], replicates: int) -> str:

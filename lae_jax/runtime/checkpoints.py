@@ -157,9 +157,13 @@ class Checkpoints:
         except Exception as error:
             failed, self._saving = self._saving, None
             reason = str(error).strip().splitlines() or [type(error).__name__]
+            newest = self.latest()
+            before = (
+                "those saved before are complete" if newest is None else f"the newest complete one is of step {newest}"
+            )
             raise SaveFailed(
-                f"the checkpoint of step {failed} could not be saved in {self._directory} ({reason[0]}); the newest"
-                f" complete one is of step {self.latest()}. Remove the cause and start the same command again"
+                f"the checkpoint of step {failed} could not be saved in {self._directory} ({reason[0]}); {before}."
+                " Remove the cause and start the same command again"
             ) from error
 
     def restore(self, step: int, target: Any) -> Any:

@@ -104,16 +104,22 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
     raise InputError(f"{path} holds no run: {reason}")
 
 
-def require_start(source: str, field: str = "config.init_from") -> None:
-    """Checks that a config says what its backbone starts from.
+def require_start(source: str, stage: str, field: str = "config.init_from") -> None:
+    """Checks that a config says what its stage starts from.
 
     Args:
       source: The value of `init_from`: a run, weights, or 'scratch'.
+      stage: Name of the stage.
       field: Name of the field, for the message.
 
     Raises:
-      InputError: It is empty; the message names both ways.
+      InputError: It is empty; the message names both ways. Or stage 3 would start from scratch.
     """
+    if stage == "classify" and source in ("", "scratch"):
+        raise InputError(
+            f"stage {stage} starts from a run of stage 2: set --{field} to one (python -m lae_jax.main --config"
+            " configs/represent.py makes it)"
+        )
     if not source:
         raise InputError(
             f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of weights or"

@@ -22,13 +22,19 @@ _LESS_MEMORY = (
 )
 
 
-def program(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
+def program(
+    main: Callable[[], None], leave: Callable[[int], None] = sys.exit, *, interrupt_at_once: bool = False
+) -> None:
     """Runs a program with its log turned on. An `Ended` error becomes one line on standard error.
 
     Args:
       main: The program.
       leave: Ends the process with a status other than 0.
+      interrupt_at_once: Ctrl-C ends the process at once, even where a callback of JAX would swallow the exception.
     """
+    # A shell may have started it with Ctrl-C ignored: that stays.
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt_at_once else signal.default_int_handler)
     # Importing and tracing create many objects that live on. Python would scan all of them repeatedly, which takes a
     # sixth of the time to import JAX and TensorFlow.
     gc.set_threshold(_OFTEN_ENOUGH)

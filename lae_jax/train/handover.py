@@ -25,12 +25,7 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
       InputError: The config names nothing, or the stage cannot start from it.
     """
     name = config.init_from
-    if "head" in stage.loads and name in ("", "scratch"):
-        raise InputError(
-            f"stage {stage.name} starts from a run of stage 2: set --config.init_from to one"
-            f" ({_COMMAND.format('represent')} makes it)"
-        )
-    layout.require_start(name)
+    layout.require_start(name, stage.name)
     if name == "scratch":
         return None
     if pretrained.is_weights(name):
@@ -63,7 +58,18 @@ def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
         "sha256": weights.sha256,
         "config": {"model": {"name": config.model.name}, "data": {"mean": mean, "std": std}},
     }
-    logger.info("%s: mean and std of the images %s", weights.source, weights.told)
+    if weights.assumed:
+        logger.warning(
+            "%s does not say how its training images were normalised. Assumed: mean %s and std %s of RGB pixels from 0"
+            " to 1, %s. If others are right, set --config.data.mean and --config.data.std, and omit"
+            " --config.data.normalize",
+            weights.source,
+            _short(mean),
+            _short(std),
+            weights.told,
+        )
+    else:
+        logger.info("%s: mean %s and std %s of the images %s", weights.source, _short(mean), _short(std), weights.told)
     variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
     return checkpoints.Checkpoint(weights.source, None, variables, meta)
 
@@ -99,7 +105,7 @@ def with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> Con
         return config
     if not choice and not _close(known, used):
         logger.warning(
-            "the weights were trained on images of mean %s and std %s, but this run uses mean %s and std %s. To use"
+            "the weights go with images of mean %s and std %s, but this run uses mean %s and std %s. To use"
             " those of the weights, set --config.data.normalize=weights",
             *map(_short, (*known, *used)),
         )

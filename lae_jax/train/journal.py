@@ -22,14 +22,16 @@ logger = logging.getLogger("lae_jax")
 class Lines:
     """A file of JSON lines, continued after step `start`: lines of later steps, which were not saved, are removed.
 
-    A file in a bucket cannot be appended to: its lines are kept in memory, and `publish` writes the whole file.
+    So are the lines of `start` itself of the kind `again`. A file in a bucket cannot be appended to: its lines are kept
+    in memory, and `publish` writes the whole file.
     """
 
-    def __init__(self, path: epath.Path, start: int):
+    def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
         # A line that a kill interrupted has no end.
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row["step"] <= start]
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
         if len(lines) > len(self._lines):
@@ -76,10 +78,13 @@ def told(scores: Mapping) -> str:
 class Journal:
     """Averages over `log_steps` steps: loss, learning rate, images/s, share of the time spent waiting for data.
 
-    Only the first host (`active`) writes. Lines of steps after `start` are removed.
+    Only the first host (`active`) writes. Lines of steps after `start` are removed, and the scores of `start` if it is
+    not `scored`: they come again.
     """
 
-    def __init__(self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool):
+    def __init__(
+        self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool, scored: bool = True
+    ):
         self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
         self.skipped_steps = 0
         self._seconds_before = 0.0
@@ -87,7 +92,7 @@ class Journal:
         self._reset()
         if not active:
             return
-        self._metrics = Lines(workdir / "metrics.jsonl", start)
+        self._metrics = Lines(workdir / "metrics.jsonl", start, None if scored else "validation")
         self._divergence = Lines(workdir / "divergence.jsonl", start)
         self.skipped_steps = len(self._divergence.rows)
         rows = [row for row in self._metrics.rows if row["kind"] == "train"]

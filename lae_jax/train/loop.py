@@ -178,13 +178,10 @@ class _Loop:
         """Trains to the last step and returns the summary; `scored`: no evaluation of the state was interrupted."""
         plan, config = self.plan, self.plan.config
         start = int(state.step)
-        journal = Journal(plan.workdir, start, plan.schedule, config, active=parallel.is_first_host())
+        active = parallel.is_first_host()
+        journal = Journal(plan.workdir, start, plan.schedule, config, active=active, scored=scored)
         line = console.progress(
-            total=plan.durations.total,
-            initial=start,
-            what=plan.stage.name,
-            unit="steps",
-            active=parallel.is_first_host(),
+            total=plan.durations.total, initial=start, what=plan.stage.name, unit="steps", active=active
         )
         pending, stop = None, False
         with journal, line, self.watchdog, self.trace:
@@ -251,14 +248,7 @@ class _Loop:
     def _score_and_save(
         self, journal: Journal, state: steps.TrainState, number: int, *, stop: bool = False, is_saved: bool = False
     ) -> None:
-        """Evaluates and saves step `number`.
-
-        Args:
-          journal: The records.
-          state: The state of the step.
-          number: The step.
-          stop: Whether a signal has come already.
-          is_saved: Whether the state is saved as unscored.
+        """Evaluates and saves step `number`; `stop`: a signal has come already; `is_saved`: saved as unscored before.
 
         Raises:
           Preempted: A signal came before the scores were known. The state is then saved as unscored, and a resumed run
@@ -289,7 +279,7 @@ class _Loop:
         Raises:
           Interrupted: A signal came before they were known; `stop` says that one has come already.
         """
-        plan = self.plan
+        plan, config = self.plan, self.plan.config
         if plan.validation is None:
             return None
         if stop:
@@ -305,14 +295,7 @@ class _Loop:
             self.has_evaluated = True
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         outputs = inputs.outputs_of(
-            plan.config,
-            plan.dataset,
-            plan.scored_rows,
-            self.forward,
-            variables,
-            plan.par,
-            plan.config.eval_batch_size,
-            beat,
+            config, plan.dataset, plan.scored_rows, self.forward, variables, plan.par, config.eval_batch_size, beat
         )
         self.watchdog.beat()
         if not np.isfinite(outputs).all():

@@ -14,6 +14,7 @@ from lae_jax.audit import __main__ as door
 from lae_jax.audit import checks, implausible, saved
 from lae_jax.data import people, records
 from lae_jax.data.sources import synthetic
+from lae_jax.faces import perceptual_hash
 from lae_jax.prepare import __main__ as preparing
 from lae_jax.runtime.errors import InputError, LeakFound
 from lae_jax.runtime.files import sha256_of
@@ -113,6 +114,30 @@ def test_the_same_file_and_the_same_picture_with_two_ages(faces, tmp_path):
     assert found["near_picture_ages"]["examples"] == [["0.jpg (5)", "again.jpg (70)"]]
     out = prepared(faces, tmp_path / "b", ("same.jpg", 7, "train", 0), ("again.jpg", 6.5, "train", 0))
     assert not {"same_file_ages", "near_picture_ages"} & {*findings(out)}
+
+
+def test_more_near_pictures_than_are_looked_at_are_counted(monkeypatch):
+    hashes = np.ones((60, perceptual_hash.BYTES), np.uint8)
+    hashes[:, 0] = np.arange(60)
+    table = checks.Table(
+        path="alike", hash="0", protocol="column", names=np.array([f"{i}.jpg" for i in range(60)]),
+        ages=np.where(np.arange(60) % 2, 20.0, 60.0), identities=np.full(60, None), sha256=np.arange(60).astype(str),
+        phash=hashes, sides=np.full(60, 99), image_size=40, faces=None, all_faces=False,
+        splits={"train": np.arange(40), "validation": np.arange(40, 60)},
+    )  # fmt: skip
+
+    def told():
+        return {finding["kind"]: finding for finding in checks.audit([table])[0]}
+
+    found = told()
+    assert "many_near_pictures" not in found and found["near_picture"]["message"].startswith("20 of 20 images")
+    assert found["near_picture_ages"]["message"].endswith("apart: 900")
+    monkeypatch.setattr(perceptual_hash, "MAX_PAIRS", 500)
+    found = told()
+    assert found["many_near_pictures"]["count"] == 60 * 59 // 2
+    assert "at least 1770 pairs of pictures are nearly the same, and only 500" in found["many_near_pictures"]["message"]
+    assert found["near_picture"]["message"].startswith("at least ")
+    assert "years apart: at least " in found["near_picture_ages"]["message"]
 
 
 @pytest.mark.parametrize(("protocol", "severity"), [("identity", "leak"), ("image", "note"), ("column", "warning")])

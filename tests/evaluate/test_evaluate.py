@@ -54,6 +54,7 @@ def test_report_predictions_and_pictures_agree(run, capsys):
     assert {path.suffix for path in (folder / "report").iterdir()} == {".svg", ".csv"}
     low, high = report["intervals"]["mae"]
     assert low < report["mae"] < high and report["bootstrap"]["units"] == "people"
+    assert f"95 % intervals over people: MAE {low:.2f} to {high:.2f}" in told
     assert sum(report["training"]["count"]) == 96
     median = np.median(ages)
     constant = report["constant"]
@@ -174,6 +175,19 @@ def test_predictions_do_not_depend_on_batch_size_or_devices(run):
         np.testing.assert_allclose(result, results[0], atol=1e-4)
 
 
+def test_thirteen_images_in_batches_of_8_are_thirteen_on_one_and_on_eight_devices(run):
+    checkpoint, dataset = checkpoints.load_run(run.workdir), records.open_dataset(run.data.path)
+    rows, module = dataset.rows("validation")[:13], build.model(run, stages.REPRESENT, 101)
+    results = {}
+    for devices in (1, 8):
+        par = parallel.Parallel(tuple(jax.local_devices()[:devices]))
+        forward = build.forward(run, stages.REPRESENT, module, par)
+        results[devices] = inputs.outputs_of(run, dataset, rows, forward, par.place(checkpoint.variables), par, 8)
+    np.testing.assert_allclose(results[8], results[1], atol=1e-4)
+    for outputs in results.values():
+        assert outputs.shape == (13,) and metrics.age_report(dataset.column("age")[rows], outputs).n == 13
+
+
 def test_padding_is_dropped_by_its_number_wherever_it_stands():
     par = parallel.Parallel(tuple(jax.local_devices()[:1]))
     batches = [
@@ -242,6 +256,22 @@ def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
     lines = [line.split() for line in told.splitlines()]
     assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
     assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
+
+
+def test_the_console_has_the_intervals_of_the_scores():
+    ages = np.linspace(1, 81, 40)
+    report = metrics.age_report(ages, ages + 2).to_dict()
+    report |= {"intervals": {"mae": [1.5, 2.5], "mae_1-10": [1.0, 3.0]}, "bootstrap": {"units": "images"}}
+    told = door.tell(report)
+    lines = [line.split() for line in told.splitlines()]
+    assert ["1-10", "5", "2.00", "1.00", "to", "3.00", "+2.00"] in lines and [
+        "11-20",
+        "5",
+        "2.00",
+        "-",
+        "+2.00",
+    ] in lines
+    assert told.endswith("\n95 % intervals over images: MAE 1.50 to 2.50")
 
 
 def test_wrong_calls_say_what_there_is(run, tmp_path):

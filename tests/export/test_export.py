@@ -185,8 +185,11 @@ def test_an_export_says_what_it_is(run, exported, drawn):
     summary = json.loads((run / "summary.json").read_text())
     test = json.loads((run / "evaluation" / "drawn-test" / "report.json").read_text())
     for scores in (summary["scores"], test):
-        assert f"| 71-81 | {scores['group_count'][-1]} | {scores['group_mae'][-1]:.2f} |" in card
-        assert f"MAE {scores['mae']:.2f} years" in card
+        between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in scores.get("intervals", {}).items()}
+        error = f"{scores['group_mae'][-1]:.2f}{between.get('mae_71-81', '')}"
+        assert f"| 71-81 | {scores['group_count'][-1]} | {error} |" in card
+        assert f"MAE {scores['mae']:.2f} years{between.get('mae', '')}, sigma" in card
+    assert between and "In brackets: 95 % intervals over people, for other images of the same kind." in card
     for words in (str(drawn), "read as `synthetic`", "docs/data.md", "trained from random values", "Do not use it",
                   '"detector": "unknown"', "28 x 28", "No leak was found",
                   "in the validation split is unknown: the data was not split by identity",

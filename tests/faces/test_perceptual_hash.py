@@ -61,8 +61,8 @@ def test_the_hash_is_the_signs_of_a_cosine_transform():
 def test_a_picture_without_structure_is_near_to_none():
     hashes = [perceptual_hash.of(images.encode(Image.new("RGB", (40, 40), (level,) * 3), 95)) for level in (0, 90, 255)]
     assert hashes == [bytes(32)] * 3
-    code, pairs = perceptual_hash.search(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
-    assert code.tolist() == [-1] * 3 and not len(pairs)
+    code, pairs, count = perceptual_hash.search(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
+    assert code.tolist() == [-1] * 3 and not len(pairs) and not count
 
 
 def planted(count, distances, seed=0):
@@ -78,26 +78,32 @@ def planted(count, distances, seed=0):
 def test_the_search_finds_all_that_comparing_every_pair_finds():
     distances = [d for d in range(1, 16) for _ in range(20)] + [19, 25, 40]
     hashes = planted(3000, distances)
-    code, pairs = perceptual_hash.search(hashes)
+    code, pairs, count = perceptual_hash.search(hashes)
     words = hashes.view(np.uint64)
     by_hand = set()
     for i in range(len(words) - 1):
         near = np.bitwise_count(words[i] ^ words[i + 1 :]).sum(axis=1) <= perceptual_hash.NEAR
         by_hand |= {tuple(sorted((int(code[i]), int(code[j])))) for j in i + 1 + np.flatnonzero(near)}
-    assert len(by_hand) == 300 and {tuple(pair) for pair in pairs.tolist()} == by_hand
+    assert len(by_hand) == 300 == count and {tuple(pair) for pair in pairs.tolist()} == by_hand
 
 
 def test_equal_hashes_share_a_code_and_make_no_pair():
     hashes = np.repeat(planted(50, []), 4, axis=0)
-    code, pairs = perceptual_hash.search(hashes)
+    code, pairs, _ = perceptual_hash.search(hashes)
     assert len(np.unique(code)) == 50 and (code.reshape(50, 4).std(axis=1) == 0).all() and not len(pairs)
-    code, pairs = perceptual_hash.search(np.zeros((0, 32), np.uint8))
+    code, pairs, _ = perceptual_hash.search(np.zeros((0, 32), np.uint8))
     assert code.shape == (0,) and pairs.shape == (0, 2)
 
 
-def test_where_everything_is_alike_the_search_ends_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(perceptual_hash, "MAX_PAIRS", 1000)
-    hashes = np.ones((3000, 32), np.uint8)
-    hashes[:, :2] = np.random.default_rng(0).integers(0, 256, (3000, 2))
-    _, pairs = perceptual_hash.search(hashes)
-    assert len(pairs) == 1000 and "more than 1000 pairs" in caplog.text
+def test_where_everything_is_alike_the_search_ends_and_counts_the_pairs_that_it_drops(monkeypatch, caplog):
+    hashes = np.ones((1500, 32), np.uint8)
+    hashes[:, :2] = np.random.default_rng(0).integers(0, 256, (1500, 2))
+    every = len(np.unique(hashes, axis=0))
+    every = every * (every - 1) // 2  # all differ in at most 16 bits
+    _, pairs, count = perceptual_hash.search(hashes)
+    assert count == len(pairs) == every
+    for most, exact in ((every // 2, True), (1000, False)):
+        monkeypatch.setattr(perceptual_hash, "MAX_PAIRS", most)
+        _, pairs, count = perceptual_hash.search(hashes)
+        assert len(pairs) == most and (count == every if exact else 1000 < count < every)
+        assert f"at least {count} pairs of pictures are nearly the same: {most} of them are kept" in caplog.text

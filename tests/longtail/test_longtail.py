@@ -243,7 +243,9 @@ def test_validation_chooses_and_test_is_only_told():
     told = summaries.sentence(all_trials, "lowest MAE")
     assert "use lae_power, power 0.25 (base_learning_rate 1): its expected MAE (from validation) is 4.00 ± 0.00" in told
     assert "; on test MAE 9.10 ± 0.14" in told
-    assert "Difference to lae on test: MAE +5.00 (+5.00 to +5.00), sigma +0.00 (" in told
+    over = "95 % intervals over 2 seeds of one backbone, one test set"
+    assert f"Difference to lae on test ({over}): MAE +5.00 (+5.00 to +5.00), higher; sigma +0.00 (" in told
+    assert told.endswith("), not distinguishable.")
 
 
 def made(name, error, of_children, of_test=None):
@@ -264,7 +266,8 @@ def test_an_improvement_is_worse_in_nothing():
     lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.0, 6.0), made("inverse", 5.0, 5.0)
     told = summaries.improvement([lae, even, dear])
     assert "crt has the lowest expected MAE + sigma" in told and told.count(", lower") == 2
-    assert "No method is expected" in summaries.improvement([lae, dear])
+    assert "(95 % intervals over 2 seeds of one backbone, one test set): MAE -" in told
+    assert "No other method has an expected MAE and an" in summaries.improvement([lae, dear])
     assert "It is unknown" in summaries.improvement([even, dear])
 
 
@@ -290,6 +293,21 @@ def test_pairs_are_seeds_of_one_run_and_means_of_several():
     mean, half = summaries.paired(*several, "test", "mae")
     assert mean == pytest.approx(1.75) and half == pytest.approx(12.7062 * 0.75 * 2**0.5 / 2**0.5, rel=1e-4)
     assert np.isnan(summaries.paired(one, several[0], "test", "mae")).all()
+
+
+@pytest.mark.parametrize(("errors", "seeds", "over", "told"), [
+    # Means of three backbones, each over its two seeds.
+    ([4.0, 4.0, 5.0, 5.0, 4.5, 4.5], 2, "95 % intervals over 3 backbones, one test set",
+     "MAE -0.50 (-1.74 to +0.74), not distinguishable; sigma +0.00"),
+    ([2.0, 2.0, 2.5, 1.5, 1.9, 2.1], 2, "95 % intervals over 3 backbones, one test set",
+     "MAE -3.00 (-3.00 to -3.00), lower; sigma"),
+    ([4.5], 1, "one seed, no interval", "MAE -0.50, not distinguishable; sigma +0.00, not distinguishable."),
+])  # fmt: skip
+def test_a_difference_is_told_with_what_its_interval_is_over(errors, seeds, over, told):
+    lae = one_try("lae", [5.0] * len(errors), [5.0] * len(errors), seeds)
+    other = one_try("crt", [4.0] * len(errors), errors, seeds)
+    for sentence in (summaries.sentence([lae, other], "lowest MAE"), summaries.improvement([lae, other])):
+        assert f"({over}): {told}" in sentence
 
 
 def test_an_undefined_aim_is_said():

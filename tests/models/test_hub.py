@@ -100,7 +100,7 @@ def hub(weights, monkeypatch, tmp_path):
 def test_a_repository_is_fetched_once_and_its_config_says_the_statistics(hub):
     first = pretrained.read("hf:timm/resnet18.a1_in1k", "resnet18")
     assert first.source == f"hf:timm/resnet18.a1_in1k@{COMMIT}"
-    assert first.statistics == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) and len(first.sha256) == 64
+    assert first.statistics == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)) and not first.assumed and len(first.sha256) == 64
     assert any(line.startswith("GET") and line.endswith("main/model.safetensors") for line in Hub.asked)
     Hub.asked.clear()
     again = pretrained.read("hf:timm/resnet18.a1_in1k@v1", "resnet18")
@@ -109,7 +109,9 @@ def test_a_repository_is_fetched_once_and_its_config_says_the_statistics(hub):
 
 
 def test_without_a_config_the_statistics_are_the_layouts(hub):
-    assert pretrained.read("hf:other/bare", "resnet18").statistics.mean == (0.485, 0.456, 0.406)
+    bare = pretrained.read("hf:other/bare", "resnet18")
+    assert bare.statistics.mean == (0.485, 0.456, 0.406) and bare.assumed
+    assert bare.told == "as timm and torchvision have them for resnet18: no config.json says otherwise"
 
 
 def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):

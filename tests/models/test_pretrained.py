@@ -26,6 +26,17 @@ S, PICO = "efficientnet_v2_s", "efficientnet_v2_pico"
 PIXELS = np.random.default_rng(1).integers(0, 256, (2, 65, 64, 3)).astype(np.float64)
 
 
+def _without_preprocessing(folder):
+    """Writes bare.keras: plain.keras as with include_preprocessing=False, without its layer Rescaling."""
+    with zipfile.ZipFile(folder / "plain.keras") as plain, zipfile.ZipFile(folder / "bare.keras", "w") as bare:
+        config = json.loads(plain.read("config.json"))
+        layers = config["config"]["layers"]
+        config["config"]["layers"] = [layer for layer in layers if layer["class_name"] != "Rescaling"]
+        assert len(config["config"]["layers"]) == len(layers) - 1
+        bare.writestr("config.json", json.dumps(config))
+        bare.writestr("model.weights.h5", plain.read("model.weights.h5"))
+
+
 @pytest.fixture(scope="module")
 def keras_files(tmp_path_factory):
     """Folder of EfficientNetV2-S with random weights in each form, and Keras' pooled features of PIXELS."""
@@ -36,6 +47,7 @@ def keras_files(tmp_path_factory):
         model.save(folder / "plain.keras")
         model.save_weights(folder / "model.weights.h5")
         model.save(folder / "legacy.h5")
+        _without_preprocessing(folder)
         adapted = keras.layers.Normalization()
         adapted.adapt(PIXELS)
         layers = [adapted, keras.layers.Rescaling(2.0, offset=3.0), model, keras.layers.Dense(3)]
@@ -87,10 +99,20 @@ def test_features_of_a_resnet_equal_torchvisions(resnet18):
 
 
 def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18):
-    for name in ("plain.keras", "legacy.h5", "model.weights.h5"):
+    for name in ("plain.keras", "legacy.h5", "model.weights.h5", "bare.keras"):
         assert np.allclose(read(name).statistics, 128 / 255, rtol=1e-12)
     assert read("timm.safetensors").statistics == ((0.5,) * 3, (0.5,) * 3)
-    assert pretrained.read(resnet18[0], "resnet18").statistics == naming.IMAGENET
+    resnet = pretrained.read(resnet18[0], "resnet18")
+    assert resnet.statistics == naming.IMAGENET
+    # Where the file does not say them, this is told as an assumption.
+    told = {name: read(name).told for name in ("model.weights.h5", "bare.keras", "timm.safetensors")}
+    assert all(read(name).assumed for name in told) and resnet.assumed
+    assert told["model.weights.h5"] == "as keras.applications trains EfficientNetV2: the file holds weights only"
+    assert told["bare.keras"] == "as keras.applications trains EfficientNetV2: none of its layers normalises"
+    assert told["timm.safetensors"] == f"as timm has them for {naming.ARCHITECTURES[S]}: no config.json says otherwise"
+    for name in ("plain.keras", "legacy.h5"):
+        assert (read(name).told, read(name).assumed) == ("from Rescaling inside the model", False)
+    assert read("wrapped.keras").told == "from Normalization and Rescaling and Rescaling inside the model"
 
     mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
@@ -266,11 +288,41 @@ def test_stage_1_and_the_baseline_start_from_a_file_too(pico):
     assert make_plan(config).init.step is None
 
 
+def test_what_was_assumed_is_a_line_of_the_log_with_the_way_to_set_others(pico, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lae_jax"):
+        make_plan(pico("represent", normalize="weights"))
+    (line,) = [record for record in caplog.records if "does not say how its training images" in record.getMessage()]
+    assert (
+        line.levelname == "WARNING"
+        and "Assumed: mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5] of RGB" in line.getMessage()
+    )
+    assert "set --config.data.mean and --config.data.std, and omit --config.data.normalize" in line.getMessage()
+    caplog.clear()
+    # A repository that was downloaded by hand says it.
+    config = pico("represent", normalize="weights")
+    config.init_from = str((tmp_path / "pico.safetensors").rename(tmp_path / "model.safetensors"))
+    beside = {
+        "architecture": "tf_efficientnetv2_pico",
+        "pretrained_cfg": {"mean": naming.IMAGENET.mean, "std": [0.2] * 3},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    with caplog.at_level(logging.INFO, "lae_jax"):
+        plan = make_plan(config)
+    assert plan.config.data.mean == naming.IMAGENET.mean and plan.config.data.std == (0.2, 0.2, 0.2)
+    assert "of the images from its config.json" in caplog.text and "does not say" not in caplog.text
+    (tmp_path / "config.json").write_text('{"architecture": "efficientnetv2_pico"}')
+    with pytest.raises(InputError, match="is timm's efficientnetv2_pico"):
+        make_plan(config)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json cannot be read"):
+        make_plan(config)
+
+
 def test_statistics_that_differ_are_told(pico, caplog):
     with caplog.at_level(logging.INFO, "lae_jax"):
         plan = make_plan(pico("represent"))
     assert plan.config.data.mean == naming.IMAGENET.mean
-    assert "on images of mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5], but this run uses mean [0.485" in caplog.text
+    assert "with images of mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5], but this run uses mean [0.485" in caplog.text
     assert "set --config.data.normalize=weights" in caplog.text
 
 

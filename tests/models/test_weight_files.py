@@ -219,7 +219,23 @@ def test_a_keras_zip_is_read_by_two_members_and_its_code_is_not_run(tmp_path):
     with keras_file.opened(epath.Path(path)) as file:
         assert file.tensors["stem_conv/kernel"].read().shape == (3, 3, 3, 24)
         assert np.allclose(file.statistics, [[0] * 3, [1] * 3], atol=1e-15)
+        # What the code does to the pixels is unknown.
+        assert (
+            file.assumed and file.told == "from Rescaling inside the model: its layer Lambda may change the pixels too"
+        )
     assert not (tmp_path.parent.parent / "evil").exists()
+
+
+@pytest.mark.parametrize(("layers", "factor", "told"), [
+    ([layer("RandomFlip"), layer("Rescaling", scale=1 / 128, offset=-1)], 128 / 255, "from Rescaling inside the model"),
+    ([model(layer("Rescaling", scale=1 / 64), layer("Conv2D", name="stem_conv"))], 64 / 255, "from Rescaling"),
+    ([layer("InputLayer"), layer("Conv2D", name="stem_conv"), layer("Rescaling", scale=9)], 128 / 255, "none of its"),
+    ([layer("TrueDivide"), layer("Conv2D", name="stem_conv")], 128 / 255, "its layer TrueDivide may change the pixels"),
+])  # fmt: skip
+def test_the_layers_in_front_of_a_keras_network_say_its_statistics(tmp_path, layers, factor, told):
+    with keras_file.opened(epath.Path(keras(tmp_path / "a.keras", model(*layers)))) as file:
+        assert np.allclose(file.statistics.std, factor) and told in file.told
+        assert file.assumed == (not told.startswith("from"))
 
 
 @pytest.mark.parametrize(("config", "members", "message"), [

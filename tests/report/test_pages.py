@@ -173,9 +173,14 @@ def test_pictures_of_an_earlier_page_go_and_other_files_stay(tmp_path):
         ({"constant": {"age": 33.0, "mae": 7.0}}, "not better than a constant: answering 33 for everyone"),
         (
             {"constant": {"age": 33.0, "mae": 7.1, "difference": [-0.4, 0.2]}},
-            "not clearly better than a constant: answering 33 for everyone, the median of the ages, is wrong by 7.10"
+            "not distinguishable from a constant: answering 33 for everyone, the median of the ages, is wrong by 7.10"
             " years (difference in MAE, 95 %: -0.40 to +0.20)",
         ),
+        (
+            {"constant": {"age": 33.0, "mae": 6.9, "difference": [-0.1, 0.3]}},
+            "not distinguishable from a constant",
+        ),
+        ({"constant": {"age": 33.0, "mae": 6.8, "difference": [0.1, 0.3]}}, "worse than a constant: answering 33"),
     ],
 )
 def test_what_must_not_be_overlooked_stands_above_the_verdict(changed, told):
@@ -203,7 +208,7 @@ def test_a_run_without_ages_has_a_page_too(made):
         evaluation_page.of_run(loading.epath.Path(made / "first"), {"equal_error_rate": 0.25, "pairs": 10})
     )
     checked(text)
-    assert "equal error rate" in text and "0.25" in text and "no scores" in text
+    assert "an equal error rate of 25.0 % on 10 pairs (no interval)." in text and "0.25" in text and "no scores" in text
 
 
 def test_words_under_pictures_of_little():
@@ -240,6 +245,18 @@ def test_runs_on_the_same_images_are_compared_in_four_forms(made, tmp_path, caps
     assert rows[0]["score"] == "MAE" and rows[0]["verdict"] == "better" and rows[0]["minus"] == "first"
     assert float(rows[0]["difference low"]) < float(rows[0]["difference"]) < float(rows[0]["difference high"]) < 0
     assert float(both[1]["MAE"]) - float(both[0]["MAE"]) == pytest.approx(float(rows[0]["difference"]), abs=1e-4)
+
+
+def test_the_first_place_is_told_with_those_that_are_not_distinguishable_from_it(tmp_path, capsys):
+    one, noise = sample(200), np.random.default_rng(1).normal(0, 0.5, 200)
+    for name, guesses in (("a", one.predictions), ("b", one.predictions + noise), ("c", one.predictions + 20)):
+        write_run(tmp_path, name, one.ages, guesses)
+    report.main([*(str(tmp_path / name) for name in "abc"), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    first = re.search(r"Lowest MAE: (\w) \(\d\.\d\d\), not distinguishable from it: (\w);", told)
+    assert {first[1], first[2]} == {"a", "b"}
+    assert re.search(r"b against a: MAE [+-]0\.\d\d \(95 %: -0.*\), not distinguishable; sigma", told)
+    assert re.search(r"c against a: MAE \+\d+\.\d\d \(95 %: .*\), worse; sigma", told)
 
 
 def test_equal_runs_have_no_best_one(made, tmp_path, capsys):
@@ -302,7 +319,7 @@ def test_a_page_tells_babies_and_people_over_81_beside_the_papers_groups(tmp_pat
     shown = evaluation_page.of_evaluation(tmp_path / "first" / "evaluation" / "faces-test")
     lines = {row[0]: row[1].text for row in shown.sections[0].tables[0].rows}
     assert lines["0 (12)"] == "30.00" and lines["82+ (9)"] == "8.00" and [*lines][8].startswith("71-81 (")
-    assert "worst for 0 (30.00, whom it estimates 30.0 years too old)" in shown.verdict[0]
+    assert "highest for 0, 30.00 (95 %: 30.00 to 30.00), whom it estimates 30.0 years too old;" in shown.verdict[0]
     pictures = {picture.name: picture for picture in shown.sections[1].pictures}
     assert [row[1] for row in pictures["groups"].rows] == [*metrics.ALL_GROUPS]
     assert ("group", "82+", 9, -8.0) in [row[:4] for row in pictures["bias"].rows]
@@ -348,6 +365,8 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     text = (tmp_path / "out" / "report.html").read_text()
     checked(text)
     assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
+    assert "in brackets 95 % intervals over 2 seeds of one backbone, one test set. They show what other" in text
+    assert wording.over_trainings(3, 2) == "95 % intervals over 3 backbones, one test set"
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
     assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()
     assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()

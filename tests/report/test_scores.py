@@ -104,7 +104,7 @@ def test_different_models_that_are_always_within_5_years_are_not_the_same():
     one, other = (scores.score(scores.Sample(ages, ages + off, np.full(40, -1))) for off in (1, 2))
     difference = one.difference(other, cs5)
     assert difference.value == 0 and (difference.low, difference.high) == pytest.approx((-0.088, 0.088), abs=1e-3)
-    assert scores.verdict(difference, cs5) == "not sure"
+    assert scores.verdict(difference, cs5) == "not distinguishable" == scores.UNCLEAR
     assert scores.verdict(one.difference(one, cs5), cs5) == "the same"
     # Nor are two that miss the same image.
     missing = [ages + np.where(ages == 60, 9, off) for off in (1, 2)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -104,6 +105,27 @@ def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_has_no_checksum
     (folder / checksums.NAME).unlink()
     assert checkpoints.recover(workdir) == 9
     assert names(workdir / "damaged") == ["11", "3", "7"]
+
+
+@pytest.mark.parametrize(
+    ("unscored", "damaged", "step", "place"),
+    [
+        (9, "", 9, "unscored"),
+        (9, "unscored/9", 7, "checkpoints"),
+        (7, "", 7, "checkpoints"),
+        (7, "checkpoints/7", 7, "unscored"),  # killed while the scored one was saved
+        (5, "", 7, "checkpoints"),
+    ],
+)
+def test_an_unscored_state_is_taken_if_it_is_the_newest_whole_one(folder, unscored, damaged, step, place):
+    workdir = folder.parent.parent
+    shutil.copytree(folder, workdir / "unscored" / str(unscored))
+    if damaged:
+        (workdir / damaged / "meta").write_text("")
+    assert checkpoints.recover(workdir) == step and checkpoints.folder_of(workdir, step) == place
+    assert (workdir / "damaged").exists() == bool(damaged)
+    checkpoints.discard_unscored(workdir)
+    assert not (workdir / "unscored").exists()
 
 
 def test_where_all_are_damaged_the_run_stops_before_it_begins_anew(folder):

@@ -1,6 +1,7 @@
 """What a person sees: tables and the progress line, errors of one line, unknown names get the nearest."""
 
 import fcntl
+import importlib
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import termios
 import pytest
 from conftest import ROOT
 
+import lae_jax
 from lae_jax import demo
 from lae_jax.runtime import console, start
 from lae_jax.runtime.errors import InputError, unknown
@@ -32,6 +34,39 @@ def test_a_door_turns_an_input_error_into_one_line_and_status_2(capsys):
     assert exit_.value.code == 2 and capsys.readouterr().err == "error: faces.csv is empty\n"
 
 
+@pytest.fixture
+def interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("-m", signal.default_int_handler, signal.SIG_DFL),
+        ("/usr/bin/lae-jax", signal.default_int_handler, signal.SIG_DFL),
+        ("-m", signal.SIG_IGN, signal.SIG_IGN),
+        ("/usr/bin/pytest", signal.default_int_handler, signal.default_int_handler),
+    ],
+)
+def test_while_a_program_is_imported_ctrl_c_ends_it_without_a_traceback(monkeypatch, interrupts, name, given, expected):
+    interrupts(given)
+    monkeypatch.setattr(sys, "argv", [name])
+    importlib.reload(lae_jax)
+    assert signal.getsignal(signal.SIGINT) == expected
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("given", [signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN])
+def test_a_program_sets_what_ctrl_c_does_and_leaves_it_ignored(interrupts, given, at_once):
+    interrupts(given)
+    heard = []
+    start.program(lambda: heard.append(signal.getsignal(signal.SIGINT)), interrupt_at_once=at_once)
+    expected = signal.SIG_DFL if at_once else signal.default_int_handler
+    assert heard == [signal.SIG_IGN if given == signal.SIG_IGN else expected]
+
+
 def test_unknown_names_the_nearest():
     assert (
         unknown("split", "tset", ["test", "train"]) == "unknown split 'tset'; did you mean 'test'? (known: test, train)"
@@ -48,10 +83,13 @@ def test_the_demo_concludes_from_intervals_and_tells_its_numbers():
     lines = [difference(score, -3.0, -4.0, -2.0, "better") for score in demo.EFFECT]
     shown, told = demo.conclusion(lines, validation)
     assert shown and "sigma      -3.00 years (95 %: -4.00 to -2.00), better" in told and "from 4.50 to 6.00" in told
-    lines = [difference("sigma", 0.5, -0.25, 1.5, "not sure"), difference("MAE 1-10", -3.0, "", "", "not sure")]
+    lines = [
+        difference("sigma", 0.5, -0.25, 1.5, "not distinguishable"),
+        difference("MAE 1-10", -3.0, "", "", "not distinguishable"),
+    ]
     shown, told = demo.conclusion(lines, validation)
     assert not shown and "does not show the paper's effect" in told and "reports are kept" in told
-    assert "+0.50 years (95 %: -0.25 to +1.50), not sure" in told and "-3.00 years (no interval)" in told
+    assert "+0.50 years (95 %: -0.25 to +1.50), not distinguishable" in told and "-3.00 years (no interval)" in told
     assert "MAE 71-81  missing from the comparison" in told
     assert not demo.conclusion([], validation)[0]
 

@@ -138,11 +138,15 @@ def test_a_run_stopped_in_an_evaluation_begins_with_it_and_ends_as_the_one_that_
             assert [path.name for path in (workdir / "unscored").iterdir()] == [str(number)]
             assert not (workdir / "checkpoints" / str(number)).exists() and not (workdir / "summary.json").exists()
     assert evaluated == [3, 3] if number == 3 else [3, 6, 6]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        # Killed when the scores are written, but not the checkpoint.
+        patch.setattr(loop._Loop, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        loop.train(config)
+    assert lines(config.workdir, "validation")[-1]["step"] == number
     again = loop.train(config)
     assert {**again, "seconds": 0} == {**summary, "seconds": 0} and not (workdir / "unscored").exists()
     kept = [
-        sorted(path.name for path in (epath / "checkpoints").iterdir())
-        for epath in (workdir, pathlib.Path(whole.workdir))
+        sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (workdir, pathlib.Path(whole.workdir))
     ]
     assert kept[0] == kept[1]
     for step in kept[0]:

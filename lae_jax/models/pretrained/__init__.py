@@ -35,6 +35,7 @@ class Weights:
       variables: {'params': ..., 'batch_stats': ...}, float32.
       statistics: Statistics that its training images were normalised with.
       told: Where the statistics come from.
+      assumed: Whether the source does not say them, so that others may be right.
       sha256: Checksum of the file; '' for a run, whose checkpoints have their own checksums.
     """
 
@@ -42,6 +43,7 @@ class Weights:
     variables: dict
     statistics: Statistics
     told: str
+    assumed: bool
     sha256: str
 
 
@@ -102,7 +104,7 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
             f" config.model.name to one of {known}"
         )
     if not on_hub:
-        return _from_file(epath.Path(source), name, model_name, {})
+        return _from_file(epath.Path(source), name, model_name, _config_beside(epath.Path(source)))
     fetched = hub.fetch(name)
     return _from_file(epath.Path(fetched.path), fetched.name, model_name, fetched.config)
 
@@ -131,12 +133,23 @@ def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) ->
             raise InputError(f"{name}: Keras' ResNets are different networks: give {model_name} a .safetensors file")
         with keras_file.opened(path) as file:
             variables = _take(file.tensors, model_name, _Keras, name)
-            statistics, told = file.statistics, file.told
+            statistics, told, assumed = file.statistics, file.told, file.assumed
     else:
-        statistics, told = _torch_statistics(config, model_name, name)
+        statistics, told, assumed = _torch_statistics(config, model_name, name)
         with safetensors_file.opened(path) as found:
             variables = _take(found, model_name, _Torch, name)
-    return Weights(name, variables, statistics, told, files.sha256_of(path))
+    return Weights(name, variables, statistics, told, assumed, files.sha256_of(path))
+
+
+def _config_beside(path: epath.Path) -> dict:
+    """The config.json of a repository whose file was downloaded by hand, {} if there is none."""
+    beside = path.parent / hub.CONFIG
+    if path.name != hub.FILE or not beside.is_file():
+        return {}
+    try:
+        return hub.read_config(beside)
+    except ValueError as error:
+        raise InputError(f"{beside} cannot be read ({error}): get it again, or move {path.name} elsewhere") from error
 
 
 class _Torch:
@@ -170,8 +183,12 @@ def _shapes(model_name: str) -> dict[tuple[str, ...], tuple[int, ...]]:
     }
 
 
-def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Statistics, str]:
-    """Statistics from the repository's config.json, which timm writes, else those of timm or torchvision."""
+def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Statistics, str, bool]:
+    """Statistics from the repository's config.json, which timm writes, else those of timm or torchvision.
+
+    Returns:
+      The statistics, where they come from, and whether that is an assumption.
+    """
     expected, architecture = naming.ARCHITECTURES[model_name], config.get("architecture")
     if isinstance(architecture, str) and architecture != expected and not architecture.startswith(f"{expected}_"):
         raise InputError(f"{name} is timm's {architecture}, and {model_name} is {expected}: use a repository of it")
@@ -185,10 +202,11 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
                 raise ValueError(f"mean {mean}, std {std}")
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: its config.json gives no mean and std of three channels ({error})") from error
-        return Statistics(mean, std), "from its config.json"
+        return Statistics(mean, std), "from its config.json", False
     efficientnet = BACKBONES[model_name][0] is EfficientNetV2
     statistics = naming.HALF if efficientnet else naming.IMAGENET
-    return statistics, f"as {'timm' if efficientnet else 'torchvision'} trains {expected}"
+    others = "timm has them for" if efficientnet else "timm and torchvision have them for"
+    return statistics, f"as {others} {expected}: no {hub.CONFIG} says otherwise", True
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
@@ -205,4 +223,4 @@ def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
         raise InputError(f"{where} is a run of {checkpoint.meta.get('model')} and does not fit {model_name}: {wrong}")
     data = checkpoint.meta["config"]["data"]
     statistics = Statistics(tuple(data["mean"]), tuple(data["std"]))
-    return Weights(where, tensors.take(found, wanted, where), statistics, "from its config", "")
+    return Weights(where, tensors.take(found, wanted, where), statistics, "from its config", False, "")

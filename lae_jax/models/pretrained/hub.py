@@ -13,9 +13,11 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
+from etils import epath
+
 from lae_jax.runtime.errors import InputError
 
-PREFIX, FILE = "hf:", "model.safetensors"
+PREFIX, FILE, CONFIG = "hf:", "model.safetensors", "config.json"
 CONFIG_LIMIT = 1 << 20  # bytes; timm's files are below 1,000
 CONNECT_SECONDS = 5.0  # without an answer after this, a server is unreachable; the library would try for half a minute
 
@@ -71,7 +73,7 @@ def fetch(source: str) -> Fetched:
         path = _file(repository, FILE, revision)
         commit = path.parent.name
         try:
-            config = _config(_file(repository, "config.json", commit))
+            config = read_config(_file(repository, CONFIG, commit))
         except errors.EntryNotFoundError:
             config = {}
         return Fetched(path, f"{PREFIX}{repository}@{commit}", config)
@@ -121,9 +123,15 @@ def _is_reachable(endpoint: str) -> bool:
     return True
 
 
-def _config(path: pathlib.Path) -> dict:
-    if path.stat().st_size > CONFIG_LIMIT:
-        raise ValueError(f"config.json has {path.stat().st_size} bytes")
+def read_config(path: os.PathLike) -> dict:
+    """Reads the config.json of a repository; {} if it holds something else than an object.
+
+    Raises:
+      ValueError: It is too large or damaged.
+    """
+    path = epath.Path(path)
+    if (size := path.stat().length) > CONFIG_LIMIT:
+        raise ValueError(f"config.json has {size} bytes")
     try:
         config = json.loads(path.read_text())
     except RecursionError as error:

@@ -6,6 +6,7 @@ file is only searched for the layers that normalise. No model is built from it, 
 """
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -34,6 +35,8 @@ _VARIABLES = {
     3: ("mean", "variance", "count"),
     4: ("gamma", "beta", "moving_mean", "moving_variance"),
 }
+# Layers in front of a network that keep the values of pixels when it predicts, besides those named Random...
+_KEEPS_PIXELS = ("InputLayer", "Functional", "Model", "Sequential", "Resizing", "CenterCrop", "Dropout", "Identity")
 _OLD_NAMES = {"depthwise_kernel": "kernel"}
 
 
@@ -44,11 +47,13 @@ class KerasFile(NamedTuple):
       tensors: Tensors of the backbone by name, such as 'stem_conv/kernel'.
       statistics: Statistics that its training images were normalised with.
       told: Where the statistics come from.
+      assumed: Whether the file may have been trained with others.
     """
 
     tensors: dict[str, Tensor]
     statistics: Statistics
     told: str
+    assumed: bool
 
 
 class _Variable(NamedTuple):
@@ -84,8 +89,7 @@ def opened(path: epath.Path) -> Iterator[KerasFile]:
                     if variable.name in tensors:
                         raise InputError(f"{path} holds {variable.name} twice")
                     tensors[variable.name] = variable.tensor
-            statistics, told = _statistics(config, {v.name: v.tensor for v in variables}, path)
-            yield KerasFile(tensors, statistics, told)
+            yield KerasFile(tensors, *_statistics(config, {v.name: v.tensor for v in variables}, path))
     except (OSError, RuntimeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{path} is truncated, damaged or not a Keras file ({error}); get it again") from error
 
@@ -219,15 +223,20 @@ def _layers(node: dict) -> list[dict]:
     return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
-def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[Statistics, str]:
-    """The Rescaling and Normalization layers of a config as statistics of images in [0, 1], and where they come from.
+def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[Statistics, str, bool]:
+    """The Rescaling and Normalization layers of a config as statistics of images in [0, 1].
 
     Without such layers, the statistics are those that keras.applications trained with.
+
+    Returns:
+      The statistics, where they come from, and whether that is an assumption.
     """
-    scale, offset, told = np.ones(3), np.zeros(3), []
-    for layer in _walk(config or {}):
+    scale, offset, told, unknown = np.ones(3), np.zeros(3), [], []
+    for layer in _before_the_network(config or {}):
         kind, inner = layer.get("class_name"), layer.get("config")
         if kind not in ("Rescaling", "Normalization") or not isinstance(inner, dict):
+            if kind not in _KEEPS_PIXELS and not str(kind).startswith("Random"):
+                unknown.append(str(kind))
             continue
         try:
             if kind == "Rescaling":
@@ -241,12 +250,25 @@ def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[
             raise InputError(f"{path}: its layer {kind} cannot be understood ({error}); get the file again") from error
         scale, offset = scale * factor, offset * factor + shift
         told.append(kind)
+    doubt = f"its layer {unknown[0]:.40} may change the pixels too" if unknown else ""
     if not told:
-        return KERAS, "as in keras.applications, because no layer of the file normalises"
+        doubt = doubt or ("none of its layers normalises" if config else "the file holds weights only")
+        return KERAS, f"as keras.applications trains EfficientNetV2: {doubt}", True
     if not (np.all(np.isfinite(offset)) and np.all(np.isfinite(scale)) and np.all(scale > 0)):
         raise InputError(f"{path}: its layers {' and '.join(told)} scale by {scale.tolist()}: get the file again")
     mean, std = -offset / scale / 255, 1 / scale / 255
-    return Statistics(tuple(mean.tolist()), tuple(std.tolist())), f"from {' and '.join(told)} inside the model"
+    source = f"from {' and '.join(told)} inside the model" + f": {doubt}" * bool(doubt)
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist())), source, bool(doubt)
+
+
+def _before_the_network(config: dict) -> Iterator[dict]:
+    """The layers of a config, and of the models in it, up to the first convolution of the backbone."""
+    return itertools.takewhile(lambda layer: _name(layer) != "stem_conv", _walk(config))
+
+
+def _name(layer: dict) -> str | None:
+    inner = layer.get("config")
+    return inner.get("name") if isinstance(inner, dict) else None
 
 
 def _walk(node: dict) -> Iterator[dict]:
