@@ -17,8 +17,13 @@ _BLOCK = 8192  # rows that are worked on together: only results are ever held fo
 
 def _in_blocks(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
     """Returns `function` of arrays (N, ...) that treats each row alone."""
-    starts = range(0, max(1, len(arrays[0])), _BLOCK)
-    return np.concatenate([function(*(array[start : start + _BLOCK] for array in arrays)) for start in starts])
+    first = function(*(array[:_BLOCK] for array in arrays))
+    result = np.empty((len(arrays[0]), *first.shape[1:]), first.dtype)
+    result[:_BLOCK] = first
+    for start in range(_BLOCK, len(result), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        result[part] = function(*(array[part] for array in arrays))
+    return result
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
