@@ -313,7 +313,7 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
     ]
     monkeypatch.setattr(lineage, "run_card", lambda *_: ("# Card", reports))
     card, (doubt,) = about.described("runs/none", None, False)
-    assert card == "# Card" and doubt.startswith("On test of d: the model is not better than a constant: answering 40")
+    assert card == "# Card" and doubt.startswith("On test of d: the model is worse than a constant: answering 40")
 
 
 def test_the_page_asks_no_other_host_for_anything(crops_server):
