@@ -67,6 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--contest writes names and ages: omit --distribution and --threshold")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
         raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
+    lists = [word for word in (*args.inputs, args.contest) if word and os.path.isfile(word)]
+    if args.out and os.path.exists(args.out) and any(os.path.samefile(args.out, each) for each in lists):
+        raise InputError(f"--out {args.out} is the list of the images itself: name another file")
     if args.distribution and not (args.out or "").endswith(".jsonl"):
         raise InputError("--distribution needs --out NAME.jsonl")
     if args.contest and args.draw:
@@ -77,9 +80,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}: create it first")
     if args.out and pathlib.Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a folder: name a file")
-    lists = [word for word in (*args.inputs, args.contest) if word and os.path.isfile(word)]
-    if args.out and os.path.exists(args.out) and any(os.path.samefile(args.out, each) for each in lists):
-        raise InputError(f"--out {args.out} is the list of the images itself: name another file")
     if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
         raise InputError(f"--draw {args.draw} is a file: name a folder")
     return args

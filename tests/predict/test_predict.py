@@ -210,14 +210,6 @@ def test_wrong_flags(words, message):
         door.parse_args(["--run", "runs/r", *words])
 
 
-@pytest.mark.parametrize("flag", [[], ["--contest"]])
-def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag):
-    monkeypatch.chdir(tmp_path)
-    pathlib.Path("list.csv").write_text("path\na.jpg\n")
-    with pytest.raises(InputError, match=r"--out ./list\.csv is the list of the images itself: name another file"):
-        door.parse_args(["--run", "runs/r", *flag, "list.csv", "--out", "./list.csv"])
-
-
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
     with pytest.raises(InputError, match=r"\*.webp: no file matches"):
         door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
@@ -244,6 +236,14 @@ def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_hea
         list(photographs.in_csv(str(tmp_path / "list.csv")))
     (tmp_path / "list.csv").write_text("lost.png\n1.png\n")
     assert [each.name for each in photographs.in_csv(str(tmp_path / "list.csv"))] == ["lost.png", "1.png"]
+
+
+@pytest.mark.parametrize("flag", [[], ["--contest"]])
+def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("list.csv").write_text("path\na.jpg\n")
+    with pytest.raises(InputError, match=r"--out ./list\.csv is the list of the images itself: name another file"):
+        door.parse_args(["--run", "runs/r", *flag, "list.csv", "--out", "./list.csv"])
 
 
 def test_ages_of_arrays_need_no_tensorflow(folder, estimator):
