@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import types
 
 import numpy as np
 import pytest
@@ -181,6 +183,24 @@ def test_what_a_file_manager_left_does_not_keep_what_cannot_be_used(source, tmp_
     with pytest.raises(InputError, match="nothing else was kept"):
         run(tmp_path / "out", "--source", source, "--images", str(tmp_path))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rejected.csv", ".DS_Store"}
+
+
+@pytest.mark.parametrize(
+    "out, complete, told",
+    [
+        ("out", 0, r"out: no shard was complete yet \(3 shards of at most 64 images\): run .* to start again"),
+        ("out", 2, r"out keeps 2 of 3 shards \(128 of 150 images\): run .* to continue"),
+        ("gs://b/out", 2, "gs://b/out keeps the complete shards: run .* to continue"),
+    ],
+)
+def test_what_a_stopped_preparation_keeps_is_told(out, complete, told, tmp_path):
+    tasks = []
+    for number, rows in enumerate((64, 64, 22)):
+        path = tmp_path / str(number)
+        if number < complete:
+            path.touch()
+        tasks.append(types.SimpleNamespace(path=path, num_rows=rows, source_rows=150))
+    assert re.fullmatch(told, assembly._kept(out, tasks))
 
 
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
