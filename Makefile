@@ -15,15 +15,18 @@ FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-test.txt pyproject.toml
+	@echo 'Installing JAX, TensorFlow and the tools of the tests into $(VENV): about 3 GB, once, 2 to 10 minutes'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+	@echo 'Installed. Next: . $(VENV)/bin/activate, then make demo, or python -m lae_jax for a list of programs'
 
 # Apache Beam, for --beam-runner. It needs other versions than those of requirements.txt.
 setup-beam: $(BEAM_STAMP)
 
 $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
+	@echo 'Installing Apache Beam, TensorFlow and the tools of the tests into $(BEAM_VENV): once, some minutes'
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt -r requirements-test.txt
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -33,6 +36,7 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
+	@echo 'Installing PyTorch, timm and other peers into $(PEERS_VENV): some GB, once, some minutes'
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	touch $@

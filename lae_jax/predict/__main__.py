@@ -76,12 +76,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--draw and --contest exclude each other: omit one of them")
     if args.draw and args.aligned:
         raise InputError("--draw draws boxes into photographs: omit --aligned")
-    if args.out and not pathlib.Path(args.out).absolute().parent.is_dir():
-        raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}: create it first")
-    if args.out and pathlib.Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a folder: name a file")
-    if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
-        raise InputError(f"--draw {args.draw} is a file: name a folder")
+    if args.out:
+        layout.require_file_place(args.out)
+    if args.draw:
+        layout.require_writable(args.draw, f"--draw {args.draw}")
     return args
 
 
@@ -151,6 +149,8 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
         told.append(f"{(images - warm[0]) / (time.perf_counter() - warm[1]):.1f} images a second after the start-up")
     places = [place for place in (args.out, args.draw) if place]
     logger.info("%s%s", "; ".join(told), f" -> {', '.join(places)}" * bool(places))
+    if faces:
+        logger.info("next: python -m lae_jax.serve --run %s, for a page that shows photographs with ages", args.run)
     if not faces:
         raise NothingPredicted(f"no age was estimated: {args.out or 'the table'} has the reason for each image")
 
@@ -186,8 +186,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     args = parse_args(argv)
-    if not layout.is_export(args.run):
-        layout.require_run(args.run)
+    predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
     start.devices(args.devices)
     total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)

@@ -149,7 +149,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds: prepare it with --folds K --ratio 9:1"),
-        (["--like", "RUNS/represent"], "is not a run of LAE's stage 3"),
+        (["--like", "RUNS/represent"], "is a run of stage represent: name one of stage classify with --like"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
         (["--run", "RUNS/nothing"], "holds no run"),
     ],

@@ -18,7 +18,7 @@ from lae_jax import evaluate, predict, prepare
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
 from lae_jax.predict import __main__ as door
-from lae_jax.predict import photographs
+from lae_jax.predict import answers, photographs
 from lae_jax.runtime.errors import InputError, NothingPredicted
 from lae_jax.train import loop
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
     assert rows["turned.jpg"]["age"] == pytest.approx(straight["age"], abs=1.0)
     assert len(rows["cmyk.jpg"]["distribution"]) == 101
     with pytest.raises(NothingPredicted) as end:
-        door.main(["--run", str(folder / "run"), "missing.jpg"])
-    assert end.value.status == 1 and "file not found" in capsys.readouterr().out
+        door.main(["--run", str(folder / "run"), str(tmp_path / "text.jpg")])
+    assert end.value.status == 1 and "not an image that can be read" in capsys.readouterr().out
 
 
 def test_several_faces_have_a_row_each_and_are_drawn(folder, tmp_path):
@@ -208,6 +208,16 @@ def test_a_calibration_travels_with_the_run(folder):
 def test_wrong_flags(words, message):
     with pytest.raises(InputError, match=message):
         door.parse_args(["--run", "runs/r", *words])
+
+
+def test_a_table_stays_in_line_with_long_names(capsys):
+    names = ("a.jpg", "photo" * 20 + "7.jpg")
+    rows = [answers.Row(name=name, face=1, age=30.0, lower=20.0, upper=40.0) for name in names]
+    with answers.opened(None, None) as write:
+        write([*rows, answers.Row(name="b" * 40, reason="no face found")])
+    head, short, long, none = capsys.readouterr().out.splitlines()
+    assert long.startswith("...") and long[:32].endswith("photo7.jpg") and len(short) == len(long) == len(head)
+    assert none == f"...{'b' * 29}  no face found"
 
 
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):

@@ -390,10 +390,41 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch,
     with listen.bind("127.0.0.1", 0) as taken, pytest.raises(InputError, match="in use.*; choose another"):
         listen.bind(*taken.getsockname())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "lae_jax.serve.listen")
-    monkeypatch.delattr("lae_jax.serve.listen")
-    with pytest.raises(InputError, match=r"uvicorn is missing: install the extra with pip install 'lae-jax\[serve\]'"):
+    with pytest.raises(InputError, match=r"serve needs the package uvicorn: .* pip install 'lae-jax\[serve\]'"):
         door.main(["--run", str(trained("represent"))])
+
+
+@pytest.mark.parametrize(("origin", "host", "words"), [
+    ("https://age.example.com", "age.example.com", ""),
+    ("https://age.example.com", "age.example.com:443", ""),
+    ("https://age.example.com:443", "AGE.example.com", ""),
+    ("http://age.example.com", "age.example.com:80", ""),
+    ("https://age.example.com:8443", "age.example.com:8443", ""),
+    ("http://localhost.:8000", "localhost.:8000", ""),
+    ("http://localhost:8000", "localhost.:8000", ""),
+    ("http://[::1]:8000", "[::1]:8000", ""),
+    (None, "localhost.", ""),
+    ("https://age.example.com", "localhost:8000", "'localhost:8000': if a proxy is between them, it must pass on the"),
+    ("https://age.example.com:8443", "age.example.com", "a page of https://age.example.com:8443 may not use"),
+    ("http://age.example.com", "age.example.com:443", "'age.example.com:443': if a proxy"),
+    ("http://age.example.com:99999", "age.example.com", "a page of http://age.example.com:99999"),
+    ("null", "localhost", "a page of null may not"),
+    ("app://localhost", "localhost", "a page of app://localhost may not"),
+    ("https://other.example", "other.example", "not called 'other.example': add the name with --allow-host"),
+    ("http://localhost", "", "not called ''"),
+])  # fmt: skip
+def test_a_page_is_this_servers_own_also_behind_a_proxy(origin, host, words):
+    guard = app._Guard(None, door.hosts_of("127.0.0.1", ["age.example.com"]), None)
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+    told = guard._foreign({"headers": headers})
+    assert words in told if words else told == ""
+
+
+@pytest.mark.parametrize("name", ["https://age.example.com", "age.example.com:443", ""])
+def test_a_name_that_is_allowed_has_no_scheme_and_no_port(name):
+    with pytest.raises(InputError, match="give only the name"):
+        door.parse_args(["--run", "r", "--allow-host", name])
+    assert door.parse_args(["--run", "r", "--allow-host", "Age.example.com."]).allow_host == ["age.example.com"]
 
 
 def test_names_are_checked_on_this_machine_and_where_they_are_given():

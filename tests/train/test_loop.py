@@ -293,7 +293,7 @@ def test_a_folder_that_can_be_no_runs_is_refused(small_config, tmp_path, drawn, 
     config = small_config("represent")
     (tmp_path / "file").write_text("")
     config.workdir = {"file": str(tmp_path / "file"), "data": str(drawn)}.get(place, place)
-    with pytest.raises(InputError, match="name a folder that is only for the run|cannot be created"):
+    with pytest.raises(InputError, match="name a folder that is only for the run|cannot be written"):
         loop.train(config)
 
 
