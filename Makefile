@@ -91,12 +91,14 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
-# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), every fault in all its rounds, loading and
-# exporting every model with published weights, the readers under a fuzzer, the server under load, numbers on every kind
-# of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
+# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
+# features), every fault in all its rounds, loading and exporting every model with published weights, the readers under
+# a fuzzer, the server under load, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
+# and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
+	$(VENV)/bin/python -m benchmarks.large_split --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes

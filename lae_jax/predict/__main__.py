@@ -13,6 +13,7 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 import argparse
 import csv
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -66,6 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--contest writes names and ages: omit --distribution and --threshold")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
         raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
+    lists = [word for word in (*args.inputs, args.contest) if word and os.path.isfile(word)]
+    if args.out and os.path.exists(args.out) and any(os.path.samefile(args.out, each) for each in lists):
+        raise InputError(f"--out {args.out} is the list of the images itself: name another file")
     if args.distribution and not (args.out or "").endswith(".jsonl"):
         raise InputError("--distribution needs --out NAME.jsonl")
     if args.contest and args.draw:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import types
 
 import numpy as np
 import pytest
@@ -183,6 +185,24 @@ def test_what_a_file_manager_left_does_not_keep_what_cannot_be_used(source, tmp_
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rejected.csv", ".DS_Store"}
 
 
+@pytest.mark.parametrize(
+    "out, complete, told",
+    [
+        ("out", 0, r"out: no shard was complete yet \(3 shards of at most 64 images\): run .* to start again"),
+        ("out", 2, r"out keeps 2 of 3 shards \(128 of 150 images\): run .* to continue"),
+        ("gs://b/out", 2, "gs://b/out keeps the complete shards: run .* to continue"),
+    ],
+)
+def test_what_a_stopped_preparation_keeps_is_told(out, complete, told, tmp_path):
+    tasks = []
+    for number, rows in enumerate((64, 64, 22)):
+        path = tmp_path / str(number)
+        if number < complete:
+            path.touch()
+        tasks.append(types.SimpleNamespace(path=path, num_rows=rows, source_rows=150))
+    assert re.fullmatch(told, assembly._kept(out, tasks))
+
+
 def test_absolute_paths_are_fine_inside_the_image_folder(tmp_path):
     rows = [(f"{i}.png", 20 + i, f"p{i}") for i in range(6)]
     path = make_source(tmp_path / "source", rows)
@@ -294,6 +314,18 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
     door.main([*words, str(tmp_path / "few")])
     assert records.open_dataset(tmp_path / "few").hash != before and not (tmp_path / "few" / "rejected.jpg").exists()
     assert "WARNING" not in caplog.text
+
+
+@pytest.mark.parametrize(("splits", "has_ages", "commands"), [
+    (("train", "validation"), True, ["main --config configs/represent.py --config.data.path=o", "configs/small.py"]),
+    (("train", "validation"), False, ["main --config configs/pretrain.py --config.data.path=o"]),
+    (("fold0-train", "fold0-validation"), True, ["configs/represent.py --config.data.path=o --config.data.fold=0"]),
+    (("test",), True, ["evaluate --run RUN --data o --split test"]),
+])  # fmt: skip
+def test_the_next_command_fits_the_splits(splits, has_ages, commands):
+    lines = door.next_commands(splits, "o", has_ages)
+    assert len(lines) == len(commands) and all(part in line for part, line in zip(commands, lines, strict=True))
+    assert all(("--config.init_from=" in line) == ("data.path" in line) for line in lines)
 
 
 def test_a_sheet_shows_many_ages_and_every_reason():

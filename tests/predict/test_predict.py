@@ -237,7 +237,7 @@ def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
         found = photographs.of_chunk([*photographs.named([str(tmp_path)], tell=tell)], None, np.asarray)
         told = {pathlib.Path(one.image.name).name: one.reason for one in found}
         assert told == {"a.jfif": "", "b": "", "link": "a link to a folder: links are not followed"}
-    assert len(caplog.messages) == 2 and "1 file is no image and left out: 1 .txt" in caplog.text
+    assert len(caplog.messages) == 2 and "1 file is left out, not in a format that is read: 1 .txt" in caplog.text
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):
@@ -246,6 +246,14 @@ def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_hea
         list(photographs.in_csv(str(tmp_path / "list.csv")))
     (tmp_path / "list.csv").write_text("lost.png\n1.png\n")
     assert [each.name for each in photographs.in_csv(str(tmp_path / "list.csv"))] == ["lost.png", "1.png"]
+
+
+@pytest.mark.parametrize("flag", [[], ["--contest"]])
+def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("list.csv").write_text("path\na.jpg\n")
+    with pytest.raises(InputError, match=r"--out ./list\.csv is the list of the images itself: name another file"):
+        door.parse_args(["--run", "runs/r", *flag, "list.csv", "--out", "./list.csv"])
 
 
 def test_ages_of_arrays_need_no_tensorflow(folder, estimator):

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import gc
+import io
 import json
 import re
 import signal
@@ -129,6 +130,16 @@ def test_a_body_of_unknown_length_is_counted_as_it_comes(crops_server):
     pieces = (body[i : i + 9000] for i in range(0, len(body), 9000))
     reply = httpx2.post(f"{crops_server[0]}/v1/predict", content=pieces, headers={"content-type": kind})
     assert reply.status_code == 413 and "more than 200,000 bytes" in reply.json()["error"]
+
+
+def test_the_shape_of_a_photograph_and_how_it_was_turned_are_told(crops_server):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(turned, "WEBP", exif=exif)
+    first, second = send(crops_server[0], {"a.webp": turned.getvalue(), "b.png": served.crop(0)}).json()["images"]
+    assert (first["size"], first["orientation"]) == ([30, 40], 6)
+    assert second["size"] == [24, 24] and "orientation" not in second
 
 
 def test_a_field_that_nobody_reads_is_refused(crops_server):
@@ -302,7 +313,7 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
     ]
     monkeypatch.setattr(lineage, "run_card", lambda *_: ("# Card", reports))
     card, (doubt,) = about.described("runs/none", None, False)
-    assert card == "# Card" and doubt.startswith("On test of d: the model is not better than a constant: answering 40")
+    assert card == "# Card" and doubt.startswith("On test of d: the model is worse than a constant: answering 40")
 
 
 def test_the_page_asks_no_other_host_for_anything(crops_server):
