@@ -311,10 +311,10 @@ def flag_error(error: Exception) -> str:
             " and the data set of all stages with --config.faces)"
         )
     lines = str(error).strip().splitlines()
-    if "Traceback" in str(error):  # from the config file; its last line is the reason
-        return lines[-1].partition(": ")[2]
     if "get_config() takes" in str(error):
         return "--config: this config takes no argument: omit the colon and what follows it"
+    if "Traceback" in str(error):  # from the config file; its last line is the reason
+        return lines[-1].partition(": ")[2]
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"{lines[0].split('. Did you mean')[0].rstrip('.')}{_field_like(error.flagname)}"
     if isinstance(error, flags.Error):

@@ -174,7 +174,9 @@ def test_a_flag_that_is_a_field_is_told_its_name():
     for given, wanted in (("epochs", "epochs"), ("image_size", "data.image_size"), ("data.path", "data.path")):
         assert training._field_like(given) == f"; did you mean --config.{wanted}?"
     assert "a field of the config is set with" in training._field_like("epoch_count")
-    told = training.flag_error(TypeError("get_config() takes 0 positional arguments but 1 was given"))
+    told = training.flag_error(
+        TypeError("Traceback ...\nTypeError: get_config() takes 0 positional arguments but 1 was given")
+    )
     assert told == "--config: this config takes no argument: omit the colon and what follows it"
 
 
