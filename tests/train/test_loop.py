@@ -222,10 +222,10 @@ def test_going_on_is_strict_about_data_config_classes_and_leaves(small_config, m
     other.optim.clip_norm = 1.0
     with pytest.raises(InputError, match=r"the checkpoint .* another config \(optim.clip_norm: 0.0 there, 1.0 now"):
         loop.train(other)
-    plan = make_plan(config, checkpoints.read_meta(config.workdir, 3))
+    plan = make_plan(config, checkpoints.read_meta(config.workdir, 3, checkpoints.UNSCORED))
     wrong = steps.TrainState(np.int32(0), np.int32(0), {"head": np.zeros(3)}, {}, {})
     with (
-        checkpoints.Checkpoints(plan.workdir, read_only=True) as saved,
+        checkpoints.Checkpoints(plan.workdir, checkpoints.UNSCORED, read_only=True) as saved,
         pytest.raises(InputError, match="batch_stats/"),
     ):
         saved.restore(3, wrong)
