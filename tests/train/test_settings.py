@@ -267,6 +267,14 @@ def test_a_run_from_scratch_says_so_in_its_log_and_its_provenance(small_config, 
     assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["init"] == {"from": "scratch"}
 
 
+def test_a_run_that_cannot_start_does_not_say_what_it_starts_from(small_config, caplog):
+    config = small_config("represent")
+    config.data.split = "nothing"
+    with caplog.at_level("INFO", "lae_jax"), pytest.raises(InputError, match="unknown split 'nothing'"):
+        loop.train(config)
+    assert "scratch" not in caplog.text
+
+
 def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(make_config, tmp_path, monkeypatch):
     recipe = ConfigDict({"workdir": str(tmp_path / "recipe"), "order": ("represent", "classify"), "stages": {}})
     for name in recipe.order:
