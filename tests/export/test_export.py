@@ -364,7 +364,7 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "provenance.json").write_text(json.dumps({"init": recorded}))
     meta = {**checkpoint.meta, "config": {**checkpoint.meta["config"], "init_from": str(tmp_path / "last")}}
-    found = lineage.starts(dataclasses.replace(checkpoint, meta=meta))
+    found = lineage.starts(dataclasses.replace(checkpoint, workdir=checkpoint.workdir / "gone", meta=meta))
     assert [(start["kind"], start["from"]) for start in found] == [
         ("run", str(tmp_path / "last")),
         ("run", str(tmp_path / "middle")),

@@ -236,8 +236,8 @@ def stopped_after(number, monkeypatch):
     """Signals that ask for an end once a run has saved its step `number`."""
     signals = watch.Signals()
 
-    def save(self, state, step, scores, original=loop._Loop.save):
-        original(self, state, step, scores)
+    def save(self, state, step, scores, *place, original=loop._Loop.save):
+        original(self, state, step, scores, *place)
         signals.asked = signals.asked or step == number
 
     monkeypatch.setattr(loop._Loop, "save", save)
