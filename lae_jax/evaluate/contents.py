@@ -1,6 +1,7 @@
 """What an evaluation shows besides the scores: chosen by flags, and kept from one evaluation of a split to the next."""
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -44,8 +45,23 @@ class Contents:
 
 
 def place(run: epath.Path, data: os.PathLike | str, split: str, suffix: str = "") -> epath.Path:
-    """Returns the folder of an evaluation: RUN/evaluation/<data set>-<split><suffix>."""
-    return run / "evaluation" / f"{epath.Path(data).resolve().name}-{split}{suffix}"
+    """Returns the folder of an evaluation: RUN/evaluation/<data set>-<split><suffix>.
+
+    Where that is the evaluation of another data set whose folder has the same name, a number is added.
+    """
+    name = f"{epath.Path(data).resolve().name}-{split}{suffix}"
+    folders = (run / "evaluation" / f"{name}{f'-{number}' * (number > 1)}" for number in itertools.count(1))
+    return next(folder for folder in folders if not _is_of_another(folder, data))
+
+
+def _is_of_another(folder: epath.Path, data: os.PathLike | str) -> bool:
+    """Whether a folder holds the evaluation of another data set, not of this one at another place."""
+    if not (folder / loading.REPORT).exists():
+        return False
+    there = files.read_json(folder / loading.REPORT)
+    if epath.Path(there.get("data", "")).resolve() == epath.Path(data).resolve():
+        return False
+    return there.get("data_hash") != records.open_dataset(data, "quick").hash
 
 
 def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, split: str, flip: bool) -> Contents:

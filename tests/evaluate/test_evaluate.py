@@ -15,7 +15,7 @@ from etils import epath
 from lae_jax import evaluate, main, metrics, stages
 from lae_jax.data import pipeline, records
 from lae_jax.evaluate import __main__ as door
-from lae_jax.evaluate import measure
+from lae_jax.evaluate import contents, measure
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
 from lae_jax.runs import build, fields, inference, inputs
@@ -121,6 +121,21 @@ def test_a_signal_while_the_report_is_made_leaves_it_to_the_next_start(run, monk
     main.run(run, watch.Signals())
     assert "on validation of" in page.read_text()
     page.unlink()
+
+
+def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "moved" / drawn.name)
+    shutil.copytree(drawn, tmp_path / "other" / drawn.name)
+    manifest = tmp_path / "other" / drawn.name / "dataset.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "another"}))
+    run = epath.Path(tmp_path / "run")
+    first = contents.place(run, drawn, "test", "-flip")
+    assert first == run / "evaluation" / f"{drawn.name}-test-flip"
+    first.mkdir(parents=True)
+    (first / "report.json").write_text(json.dumps({"data": str(drawn), "data_hash": records.open_dataset(drawn).hash}))
+    assert contents.place(run, drawn, "test", "-flip") == first
+    assert contents.place(run, tmp_path / "moved" / drawn.name, "test", "-flip") == first
+    assert contents.place(run, tmp_path / "other" / drawn.name, "test", "-flip").name == f"{first.name}-2"
 
 
 def test_an_evaluation_keeps_what_an_earlier_one_showed_and_the_runs_page_is_the_newest(run, tmp_path, caplog):
