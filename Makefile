@@ -15,15 +15,18 @@ FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-test.txt pyproject.toml
+	@echo 'Installing JAX, TensorFlow and the tools of the tests into $(VENV): about 3 GB, once, 2 to 10 minutes'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+	@echo 'Installed. Next: . $(VENV)/bin/activate, then make demo, or python -m lae_jax for a list of programs'
 
 # Apache Beam, for --beam-runner. It needs other versions than those of requirements.txt.
 setup-beam: $(BEAM_STAMP)
 
 $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
+	@echo 'Installing Apache Beam, TensorFlow and the tools of the tests into $(BEAM_VENV): once, some minutes'
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt -r requirements-test.txt
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -33,6 +36,7 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
+	@echo 'Installing PyTorch, timm and other peers into $(PEERS_VENV): some GB, once, some minutes'
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	touch $@
@@ -87,12 +91,14 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
-# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), every fault in all its rounds, loading and
-# exporting every model with published weights, the readers under a fuzzer, the server under load, numbers on every kind
-# of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
+# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
+# features), every fault in all its rounds, loading and exporting every model with published weights, the readers under
+# a fuzzer, the server under load, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
+# and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
+	$(VENV)/bin/python -m benchmarks.large_split --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes

@@ -165,8 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     overrides = {"workdir": runs, "faces": faces, "seed": args.seed}
     fields = [f"--config.{name}={value}" for name, value in overrides.items()]
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
-    # With the batch size of the evaluations during training the program is already compiled.
-    on_test = ["--split", "test", "--batch-size", "400", "--devices", str(args.devices)]
+    on_test = ["--split", "test", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
     shutil.rmtree(comparison, ignore_errors=True)
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])

@@ -5,6 +5,7 @@ python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pre
 python -m lae_jax.main --config configs/small.py --devices 2         (2 simulated devices on a CPU)
 """
 
+import itertools
 import logging
 import os
 import pathlib
@@ -17,18 +18,16 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from lae_jax import __version__
-from lae_jax.runtime import layout, start, watch
+from lae_jax import __version__, train
+from lae_jax.runtime import start, watch
 from lae_jax.runtime.errors import InputError, Preempted, unknown
-from lae_jax.runtime.files import is_remote
+from lae_jax.train import early
 
 if TYPE_CHECKING:
     from lae_jax.train import profiling
 
 logger = logging.getLogger("lae_jax")
 
-# stage -> the shipped config that trains the stage it starts from
-_FOLLOWS = {"represent": "pretrain", "classify": "represent"}
 # A process that ends with an error waits this long for the other processes to end as well.
 LEAVE_SECONDS = 20
 
@@ -71,7 +70,7 @@ def set_up_devices() -> None:
     if COORDINATOR.value and CLUSTER.value:
         raise InputError("--coordinator and --cluster exclude each other: omit one of them")
     start.devices(DEVICES.value, DETERMINISTIC.value)
-    from lae_jax.runtime import parallel
+    from lae_jax.runtime import cpu, parallel
 
     # Otherwise JAX would handle SIGTERM, which watch.Signals handles.
     jax.config.update("jax_enable_preemption_service", False)
@@ -82,6 +81,8 @@ def set_up_devices() -> None:
     elif CLUSTER.value:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT.value)
     found = {"hosts": jax.process_count(), "devices": jax.device_count()}
+    if jax.default_backend() == "cpu" and not cpu.only_cpus():
+        cpu.warn_of_unused_accelerator(has_plugin=True)
     by_host = parallel.devices_by_host()
     if len({*by_host}) > 1:
         raise InputError(
@@ -137,17 +138,25 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
     Raises:
       Preempted: A signal came before the end; the same command resumes it.
     """
-    from lae_jax import train
-
     if "stages" in config:
         _check_recipe(config)
+    stages = list(train.stages_of(config))
+    names = config.order if "stages" in config else [""]
+    for name, stage in zip(names, stages, strict=True):
+        with early.naming(name, config):
+            early.check_names(stage)
     has_report = True
-    for stage in train.stages_of(config):
-        if "stages" in config:
-            logger.info("stage %s -> %s", epath.Path(stage.workdir).name, stage.workdir)
-        has_report = _train(stage, signals, profile)
+    for name, stage in zip(names, stages, strict=True):
+        if name:
+            logger.info("stage %s -> %s", name, stage.workdir)
+        with early.naming(name, config):
+            has_report = _train(stage, signals, profile)
     if not has_report:
         raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
+    for stage in stages[-1:]:
+        logger.info("look at %s/report.html", stage.workdir)
+        for command in early.next_commands(stage):
+            logger.info("next: %s", command)
 
 
 def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | None") -> bool:
@@ -182,35 +191,20 @@ def _check_recipe(config: ConfigDict) -> None:
 
 
 def check_paths(config: ConfigDict) -> None:
-    """Checks, before JAX is loaded, that every path in a config exists.
+    """Checks, before JAX is loaded, that every path and split in a config exists.
 
     Raises:
-      InputError: A path does not exist, or holds something else.
+      InputError: A path does not exist, or holds something else, or there is no such split.
     """
     recipe = config.stages if "stages" in config else {"": config}
-    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
+    made = {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
     for name in config.order if "stages" in config else recipe:
         if name not in recipe:
             continue  # `_check_recipe` reports it
-        stage = recipe[name]
-        if (epath.Path(config.workdir) / name / layout.CONFIG).exists():
-            continue  # a resumed stage does not need its source, and checks its data itself
-        if not name or name == config.order[0]:  # a later stage of a recipe starts from the one before
-            layout.require_start(stage.init_from, stage.stage, f"config.{name and f'stages.{name}.'}init_from")
-        for field in ("init_from", "mae_from"):
-            source = stage[field]
-            if source in made | {"scratch"} or source.startswith("hf:") or epath.Path(source).exists():
-                continue
-            follows = _FOLLOWS.get(stage.stage)
-            if epath.Path(source).suffix or not follows:
-                raise InputError(f"config.{field}: no such file or folder: {source}")
-            layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
-        if stage.data.age_weights:
-            from lae_jax.data import age_weights
-
-            age_weights.read(stage.data.age_weights)
-        if not is_remote(stage.data.path):
-            layout.require_dataset(stage.data.path)
+        workdir = os.fspath(epath.Path(config.workdir) / name) if name else config.workdir
+        is_first = "stages" not in config or name == config.order[0]
+        with early.naming(name, config):
+            early.check_stage(recipe[name], workdir, made, is_first)
 
 
 def _tell(summary: dict, workdir: str) -> None:
@@ -234,18 +228,16 @@ def main(argv: list[str], signals: watch.Signals) -> None:
       InputError: There is no config, or a flag or a path cannot be used.
     """
     if len(argv) > 1:
-        words = " ".join(argv[1:])
-        raise InputError(f"unexpected words on the command line: {words}; to name a config, use --config {argv[1]}")
+        raise InputError(f"unexpected words on the command line: {' '.join(argv[1:])}")
     if CONFIG.value is None:
         raise InputError("name a config: python -m lae_jax.main --config configs/small.py:tuned")
-    profile, config = None, CONFIG.value
-    if PROFILE.value:
-        from lae_jax.train import profiling  # loads JAX
-
-        profile = profiling.parse(PROFILE.value)
+    config = CONFIG.value
     # One of several processes must not end before it is connected to the others.
     if PROCESSES.value == 1 and not any(flag.value for flag in (COORDINATOR, CLUSTER, EXPECT_HOSTS, EXPECT_DEVICES)):
         check_paths(config)
+    from lae_jax.train import profiling
+
+    profile = profiling.parse(PROFILE.value) if PROFILE.value else None
     set_up_devices()
     if ALLOW_LEAK.value:
         for stage in config.stages.values() if "stages" in config else [config]:
@@ -286,6 +278,27 @@ def find_shipped_config(argv: list[str]) -> list[str]:
     return argv
 
 
+def _require_config_flag(argv: list[str]) -> None:
+    """Raises InputError where a config is named without --config: its fields would then be unknown flags."""
+    given = any(word.partition("=")[0] in ("--config", "-config") for word in argv)
+    for previous, word in itertools.pairwise(argv):
+        if word.startswith("-") or (previous.startswith("-") and "=" not in previous):
+            continue  # a flag, or its value
+        hint = f"to name a config, use --config {word} (did you forget --config?)"
+        if given:
+            hint = "flags begin with --, and fields of the config with --config."
+        raise InputError(f"unexpected word on the command line: {word}; {hint}")
+
+
+def _field_like(flag: str) -> str:
+    """Returns a hint at the config field that a flag without --config. may mean."""
+    matches = [field for field in early.all_fields() if flag in (field, field.rpartition(".")[2])]
+    if not matches:
+        return " (a field of the config is set with --config.<field>=...; see python -m lae_jax.main --help)"
+    is_recipe = CONFIG.present and CONFIG.value is not None and "stages" in CONFIG.value
+    return f"; did you mean --config.{'stages.<stage>.' * is_recipe}{matches[0]}?"
+
+
 def flag_error(error: Exception) -> str:
     """Returns the reason that absl or ml_collections gives for a wrong flag, as one sentence."""
     reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
@@ -298,11 +311,12 @@ def flag_error(error: Exception) -> str:
             " and the data set of all stages with --config.faces)"
         )
     lines = str(error).strip().splitlines()
+    if "get_config() takes" in str(error):
+        return "--config: this config takes no argument: omit the colon and what follows it"
     if "Traceback" in str(error):  # from the config file; its last line is the reason
         return lines[-1].partition(": ")[2]
     if isinstance(error, flags.UnrecognizedFlagError):
-        hint = "a field of the config is set with --config.<field>=...; see python -m lae_jax.main --help"
-        return f"{lines[0].rstrip('.')} ({hint})"
+        return f"{lines[0].split('. Did you mean')[0].rstrip('.')}{_field_like(error.flagname)}"
     if isinstance(error, flags.Error):
         return lines[0]
     return f"an override --config.... names a field inside a value ({lines[0]})"
@@ -322,6 +336,7 @@ def cli() -> None:
     if "--version" in argv:
         print(f"lae_jax {__version__}")
         return
+    _require_config_flag(argv)
     try:
         words = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:

@@ -164,3 +164,11 @@ def place(tmp_path) -> pathlib.Path:
     for tool in TOOLS.split():
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path) -> pathlib.Path:
+    """A CSV of 30 pictures of ten people."""
+    from sources import make_source
+
+    return make_source(tmp_path / "src", [(f"{i}.jpg", 20 + i, f"p{i // 3}") for i in range(30)])

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 from lae_jax import __main__ as programs
-from lae_jax import __version__
+from lae_jax import __version__, audit, evaluate, longtail, predict, prepare
+from lae_jax import main as training
 from lae_jax.prepare import __main__ as preparing
 from lae_jax.runtime import flags
 from lae_jax.runtime.errors import InputError
@@ -155,7 +156,43 @@ def test_fields_of_a_config_may_have_hyphens_too(tmp_path):
         ended = run("-m", "lae_jax.main", *words, field)
         assert ended.stderr.startswith(f"error: {tmp_path} is not a prepared data set"), ended.stderr
     ended = run("-m", "lae_jax.main", *words, "--epochs=3")
-    assert "flag 'epochs'" in ended.stderr and "--config.<field>=..." in ended.stderr
+    assert "flag 'epochs'; did you mean --config.epochs?" in ended.stderr
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["configs/small.py"], r"unexpected word .*: configs/small.py; .* --config configs/small.py \(did you"),
+    (["configs/small.py", "--config.faces=a"], "did you forget --config"),
+    (["--config", "configs/small.py", "epochs=2"], "unexpected word .*: epochs=2; flags begin with --"),
+])  # fmt: skip
+def test_a_word_without_its_flag_is_told_the_flag(words, message):
+    with pytest.raises(InputError, match=message):
+        training._require_config_flag(["lae_jax.main", *words])
+    training._require_config_flag(["lae_jax.main", "--devices", "2", "--config", "a.py", "--profile=3", "--allow_leak"])
+
+
+def test_a_flag_that_is_a_field_is_told_its_name():
+    for given, wanted in (("epochs", "epochs"), ("image_size", "data.image_size"), ("data.path", "data.path")):
+        assert training._field_like(given) == f"; did you mean --config.{wanted}?"
+    assert "a field of the config is set with" in training._field_like("epoch_count")
+    told = training.flag_error(
+        TypeError("Traceback ...\nTypeError: get_config() takes 0 positional arguments but 1 was given")
+    )
+    assert told == "--config: this config takes no argument: omit the colon and what follows it"
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: evaluate.evaluate("runs/a", batch_size="64"), "batch_size is '64': it must be a number, not of type str"),
+    (lambda: evaluate.evaluate("runs/a", threshold="18"), "threshold is '18': it must be a number"),
+    (lambda: evaluate.evaluate("runs/a", step=1.5), "step is 1.5: it must be a whole number"),
+    (lambda: predict.predict("runs/a", ["a.jpg"], interval="0.9"), "interval is '0.9': it must be a number"),
+    (lambda: prepare.prepare("a.csv", "out", reader="csv", size="64"), "size is '64': it must be a number"),
+    (lambda: prepare.prepare("a.csv", "out", reader="csv", folds=True), "folds is True: it must be a number"),
+    (lambda: audit.audit("data", image_size="64"), "image_size is '64': it must be a number"),
+    (lambda: longtail.compare("runs/a", "data", "out", seeds="3"), "seeds is '3': it must be a number"),
+])  # fmt: skip
+def test_a_number_that_is_a_string_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
 
 
 def test_a_lack_of_memory_is_one_sentence_that_says_what_to_do():

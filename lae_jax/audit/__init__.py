@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, require_whole_numbers
 
 
 def audit(data: str | os.PathLike | Sequence[str | os.PathLike], *, image_size: int | None = None) -> list[dict]:
@@ -21,6 +21,7 @@ def audit(data: str | os.PathLike | Sequence[str | os.PathLike], *, image_size: 
     Raises:
       InputError: A folder holds no data set, is named twice, or cannot be written to.
     """
+    require_whole_numbers(image_size=image_size)
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}: it must be at least 1 pixel")
     data = layout.names(data)

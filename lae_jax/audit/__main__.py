@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     leaking = [r["data"] for r in reports if any(f["severity"] == "leak" for f in r["findings"])]
     if leaking:
         raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless you add --allow-leak")
+    print(f"look at {' and '.join(f'{place}/{saved.PICTURE}' for place in args.data)}")
+    print(f"next: python -m lae_jax.main --config configs/represent.py --config.data.path={args.data[0]}")
 
 
 if __name__ == "__main__":

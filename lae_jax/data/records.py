@@ -84,16 +84,7 @@ class Dataset:
         """
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
-        if split not in self.manifest["splits"]:
-            hint = "; name splits with config.data.train and config.data.split in a run, with --split in evaluate"
-            if split.startswith("fold"):
-                hint = "; make folds with prepare --folds K"
-            elif any(name.startswith("fold") for name in self.manifest["splits"]):
-                hint = "; choose a fold with --config.data.fold=0"
-            meant = split_names.role(split)
-            nearest = meant if meant in self.manifest["splits"] else None
-            told = unknown("split", split, [*self.manifest["splits"], "all"], nearest)
-            raise InputError(f"{self.path}: {told}{hint}")
+        split_names.require(self.path, split, self.manifest["splits"])
         with np.load(self.path / "splits" / f"{split}.npz") as file:
             rows = file["rows"]
         if not len(rows):

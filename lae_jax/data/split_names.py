@@ -1,9 +1,10 @@
 """Names of splits: one for each of `train`, `validation` and `test`, however a source spells them."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, unknown
 
 MAX_SPLITS = 1000  # that a source may name: each is a file and an entry of the manifest
 _ROLES = {
@@ -17,6 +18,28 @@ _ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
 def role(name: str) -> str | None:
     """Returns 'train', 'validation' or 'test' for a word that means it ('Valid', 'TRAIN '); None for other names."""
     return _ROLE_OF.get(name.strip().casefold())
+
+
+def require(data: os.PathLike | str, split: str, splits: Collection[str]) -> None:
+    """Checks that a data set has a split; every data set has 'all'.
+
+    Args:
+      data: Folder of the data set, for the message.
+      split: Name of the split.
+      splits: Names of the splits that it has.
+
+    Raises:
+      InputError: It does not have it.
+    """
+    if split in (*splits, "all"):
+        return
+    hint = "; name splits with config.data.train and config.data.split in a run, with --split in evaluate"
+    if split.startswith("fold"):
+        hint = "; make folds with prepare --folds K"
+    elif any(name.startswith("fold") for name in splits):
+        hint = "; choose a fold with --config.data.fold=0"
+    nearest = role(split) if role(split) in splits else None
+    raise InputError(f"{data}: {unknown('split', split, [*splits, 'all'], nearest)}{hint}")
 
 
 def one_name(names: Sequence[str]) -> dict[str, str]:

@@ -100,12 +100,12 @@ def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[lis
             continue
         known = picture.landmarks or row["landmarks"]
         try:
-            image, reduced, sizes[number], turned = images.decode(picture.encoded)
+            decoded = images.decode(picture.encoded)
         except images.BadImage as reason:
             pictures[number] = reason
             continue
-        landmarks = None if known is None else np.reshape(known, (5, 2))
-        loaded[number] = crops.Photograph(image, landmarks, reduced, turned)
+        sizes[number], landmarks = decoded.size, None if known is None else np.reshape(known, (5, 2))
+        loaded[number] = crops.Photograph(decoded.image, landmarks, decoded.reduced, decoded.turned)
     found = dict(zip(loaded, crops.cut([*loaded.values()], recipe), strict=True))
     for number, picture in enumerate(pictures):
         result = found.get(number, picture)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from etils import epath
 
+from lae_jax.data import split_names
+from lae_jax.runs import preflight
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
 
 
 class Evaluation(NamedTuple):
@@ -37,7 +39,7 @@ def evaluate(
     show_faces: bool = False,
     calibrate: bool = False,
     allow_other_crop: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Scores a run on a split and writes RUN/evaluation/<data set>-<split>/.
 
@@ -55,7 +57,7 @@ def evaluate(
       show_faces: Show the best, a typical and the worst face of each age group on the page.
       calibrate: Fit the temperature of the distributions first, on the run's validation split.
       allow_other_crop: Continue although the faces are cut in another way than the run's.
-      batch_size: Images in a batch, over all devices.
+      batch_size: Images in a batch, over all devices (default: the run's eval_batch_size).
 
     Returns:
       The report and its folder.
@@ -64,14 +66,11 @@ def evaluate(
       InputError: An argument, the run or the data set cannot be used.
     """
     check(interval, threshold, batch_size)
-    layout.require_run(run)
-    if data:
-        layout.require_dataset(data)
-    # Imported here, so that a program shows its help without loading all this.
-    from lae_jax.evaluate import measure, results
-    from lae_jax.runtime import checkpoints
+    data, split = check_inputs(run, data, split, step, calibrate)
+    # Imported here, so that a program shows its help without loading all this; TensorFlow comes after the checks.
+    from lae_jax.evaluate import contents as showing
 
-    contents = results.Contents(
+    contents = showing.Contents(
         interval=interval,
         threshold=threshold,
         slices=tuple(dict.fromkeys(layout.names(slices))),
@@ -79,26 +78,58 @@ def evaluate(
         faces=show_faces,
         baseline=os.fspath(baseline or ""),
     )
+    suffix = f"-step{step}" * (step is not None) + "-flip" * flip
+    folder = showing.place(epath.Path(run), data, split, suffix)
+    contents = showing.checked(contents, folder, data, split, flip)
+    from lae_jax.evaluate import measure, results
+    from lae_jax.runtime import checkpoints
+
     checkpoint = checkpoints.load_run(run, step)
-    data = None if data is None else os.fspath(data)
-    results.check(contents, checkpoint, data, split, flip)
     done = measure.predict(checkpoint, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
     if calibrate:
         measure.calibrate(done, interval)
-    suffix = f"-step{step}" * (step is not None) + "-flip" * flip
-    folder = results.place(done, suffix)
     return Evaluation(results.write(done, folder, contents, flip=flip), folder)
 
 
-def check(interval: float, threshold: float | None, batch_size: int) -> None:
+def check(interval: float, threshold: float | None, batch_size: int | None) -> None:
     """Checks numbers of `evaluate` without loading anything.
 
     Raises:
       InputError: One of them cannot be used.
     """
-    if batch_size < 1:
+    require_numbers(interval=interval, threshold=threshold)
+    require_whole_numbers(batch_size=batch_size)
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if threshold is not None and not 0 < threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
+
+
+def check_inputs(
+    run: str | os.PathLike, data: str | os.PathLike | None, split: str | None, step: int | None, calibrate: bool
+) -> tuple[str, str]:
+    """Checks what `evaluate` reads and where it writes, without loading anything.
+
+    Returns:
+      The data set and the name of the split to score.
+
+    Raises:
+      InputError: There is no such run, data set, split or step, or the run cannot be written.
+    """
+    require_whole_numbers(step=step)
+    layout.require_run(run)
+    layout.require_writable(run, f"--run {run}")
+    preflight.require_step(run, step)
+    if data is not None:
+        layout.require_dataset(data)
+    place = preflight.require_data_of(run) if data is None else os.fspath(data)
+    own = preflight.validation_split(run)
+    split = split or own
+    if not split:
+        raise InputError(f"{run} was trained without a validation split: name one with --split")
+    if calibrate and split != own:
+        raise InputError("--calibrate fits on the validation split of the run's own data set: omit --data and --split")
+    split_names.require(place, split, preflight.manifest(place).get("splits", ()))
+    return place, split

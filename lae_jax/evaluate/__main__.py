@@ -9,7 +9,7 @@ model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 import argparse
 
 from lae_jax import evaluate
-from lae_jax.runtime import console, flags, layout, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,7 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--show-faces", action="store_true", help="show the best, a typical and the worst face of each age group")
     add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
     common("allow_other_crop")
-    add("--batch-size", type=int, default=256, metavar="N", help="images in a batch, over all devices")
+    add("--batch-size", type=int, metavar="N", help="images in a batch, over all devices (default: the run's"
+        " eval_batch_size)")  # fmt: skip
     common("devices")
     return parser.parse_args(argv)
 
@@ -84,11 +85,14 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
     evaluate.check(args["interval"], args["threshold"], args["batch_size"])
-    layout.require_run(args["run"])
+    evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)
     print(tell(report))
     print(f"{folder}/: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    print(f"look at {folder}/report.html")
+    if "group_mae" in report:
+        print(f"next: python -m lae_jax.predict --run {args['run']} PHOTOGRAPHS")
 
 
 if __name__ == "__main__":

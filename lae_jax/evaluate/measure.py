@@ -10,7 +10,7 @@ from lae_jax import stages
 from lae_jax.data import records
 from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
 from lae_jax.runs.forward import age_and_distribution
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import checkpoints, console, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -61,7 +61,7 @@ def predict(
     split: str | None = None,
     *,
     flip: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     allow_other_crop: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Evaluated:
@@ -72,7 +72,8 @@ def predict(
       data: Folder of a prepared data set (default: the run's own).
       split: Name of a split (default: the run's validation split).
       flip: Average each output with that of the mirror image.
-      batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices.
+      batch_size: Images in a batch, over all devices; rounded up to a multiple of the devices (default: the run's
+        eval_batch_size, whose program is in the compile cache).
       allow_other_crop: Warn instead of raising where the faces are cut in another way than the run's.
       beat: Called after each batch.
 
@@ -113,7 +114,7 @@ def predict(
         build.forward(config, gathered, module, par, flip=flip),
         par.place(checkpoint.variables),
         par,
-        -(-batch_size // par.device_count) * par.device_count,
+        -(-(batch_size or config.eval_batch_size) // par.device_count) * par.device_count,
         beat,
     )
     outputs, probabilities = (outputs[:, 0], outputs[:, 1:]) if is_age else (outputs, None)
@@ -148,10 +149,11 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
     temperature = distributions.fit_temperature(evaluated.probabilities, evaluated.targets)
     if len(evaluated.targets) < _ENOUGH or not distributions.is_inside(temperature):
         logger.warning(
-            "the temperature %.3f, fitted on %d images, is not reliable: fit it on some hundreds of images, with a"
-            " model that has learnt something",
+            "the temperature %.3f, fitted on %s, is not reliable: fit it on some hundreds of images, with a model that"
+            " has learnt something. It is used all the same; to undo it, remove %s",
             temperature,
-            len(evaluated.targets),
+            console.counted(len(evaluated.targets), "image"),
+            checkpoint.workdir / calibration.CALIBRATION,
         )
     content = {
         "temperature": temperature,

@@ -2,16 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from lae_jax import metrics
-from lae_jax.data import people, pipeline, records
+from lae_jax.data import people, pipeline
 from lae_jax.data.sources.interface import read_inside
+from lae_jax.evaluate import contents as showing
 from lae_jax.evaluate import measure
+from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
 from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
@@ -23,53 +24,12 @@ logger = logging.getLogger("lae_jax")
 _SIDE = 240  # longest side of a photograph on a page, pixels
 
 
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What an evaluation shows besides the scores.
-
-    Attributes:
-      interval: Share of a distribution whose coverage is reported.
-      threshold: Age in years for P(age >= threshold).
-      slices: Columns of the data set to score by.
-      spread: 'STD' or 'MEAN,STD', columns of the data set, for the epsilon-error.
-      faces: Whether the page shows faces.
-      baseline: Folder of another run that was evaluated on the same images.
-    """
-
-    interval: float = 0.9
-    threshold: float | None = None
-    slices: Sequence[str] = ()
-    spread: str = ""
-    faces: bool = False
-    baseline: str = ""
-
-
-def check(
-    contents: Contents, checkpoint: checkpoints.Checkpoint, data: str | None, split: str | None, flip: bool
-) -> None:
-    """Checks the columns and the baseline before anything is predicted.
-
-    Raises:
-      InputError: A column does not exist, or the baseline is not a run or was not evaluated on the same images.
-    """
-    spread = contents.spread.split(",") if contents.spread else []
-    if len(spread) > 2:
-        raise InputError(f"--spread {contents.spread}: give one column (STD) or two (MEAN,STD)")
-    if not (spread or contents.slices or contents.baseline):
-        return
-    dataset = records.open_dataset(data or checkpoint.meta["config"]["data"]["path"], "quick")
-    for column in [*contents.slices, *spread]:
-        dataset.column(column)
-    if contents.baseline:
-        loading.some(epath.Path(contents.baseline))
-    _baseline(contents.baseline, dataset, split or measure.validation_split(checkpoint), flip)
-
-
 def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, flip: bool = False) -> dict:
     """Writes the evaluation's folder and returns the content of report.json.
 
     The folder gets report.json and report.html; for ages also predictions.csv, model_card.md, and report/ with the
-    pictures and their numbers.
+    pictures and their numbers. If it is the evaluation of the run's kept checkpoint on its own validation split, the
+    page becomes RUN/report.html as well.
 
     Raises:
       InputError: The baseline was not evaluated on these images.
@@ -96,11 +56,13 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     if done.probabilities is None:
         files.write_json(folder / loading.REPORT, report)
         page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
+        _publish(done, folder)
         return report
-    baseline = _baseline(contents.baseline, dataset, done.split, flip)
+    baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
     report["threshold"] = contents.threshold
+    report[showing.FIELD] = showing.as_json(contents)
     report["training"] = _training(done)
     files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature))
     files.write_json(folder / loading.REPORT, report)
@@ -111,13 +73,22 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     files.write_text(folder / loading.CARD, lineage.card_of(checkpoint, [report], flip))
     faces = _faces(done, temperature) if contents.faces else []
     page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
+    _publish(done, folder)
     return report
+
+
+def _publish(done: measure.Evaluated, folder: epath.Path) -> None:
+    """Copies the page to RUN/report.html, if its folder is that of the kept checkpoint on the validation split."""
+    run, config = done.checkpoint.workdir, fields.from_json(done.checkpoint.meta["config"])
+    own = config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data
+    if own and folder == showing.place(run, done.dataset.path, done.split):
+        files.write_text(run / loading.PAGE, (folder / loading.PAGE).read_text("utf-8"))
 
 
 def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
     """Writes RUN/report.html, the report of a finished run's kept checkpoint on its validation split.
 
-    An existing report is not replaced.
+    The report of an evaluation of this checkpoint that exists already is not replaced.
 
     Args:
       workdir: The run.
@@ -128,38 +99,28 @@ def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
     """
     path = workdir / loading.PAGE
     # All hosts must take the same branch.
-    if parallel.from_first_host(path.exists()):
+    if parallel.from_first_host(path.exists() and _is_current(workdir)):
         return
     checkpoint = checkpoints.load_run(workdir)
     if not checkpoint.meta["config"]["data"]["split"]:
         if parallel.is_first_host():
             page.write(path, evaluation_page.of_run(workdir))
         return
-    config = fields.from_json(checkpoint.meta["config"])
     beat = inference.until_asked(parallel.Parallel().map_any(), signals or watch.Signals())
-    done = measure.predict(checkpoint, batch_size=config.eval_batch_size, beat=beat)
+    done = measure.predict(checkpoint, beat=beat)
     if parallel.is_first_host():
-        folder = place(done)
-        write(done, folder, Contents())
-        files.write_text(path, (folder / loading.PAGE).read_text("utf-8"))
+        folder = showing.place(workdir, done.dataset.path, done.split)
+        write(done, folder, showing.checked(Contents(), folder, done.dataset.path, done.split, False))
         logger.info("report: %s", path)
 
 
-def place(done: measure.Evaluated, suffix: str = "") -> epath.Path:
-    """Returns the folder of an evaluation: RUN/evaluation/<data set>-<split><suffix>."""
-    return done.checkpoint.workdir / "evaluation" / f"{done.dataset.path.resolve().name}-{done.split}{suffix}"
-
-
-def _baseline(run: str, dataset: records.Dataset, split: str, flip: bool) -> loading.Evaluation | None:
-    if not run:
-        return None
-    like = {"data": str(dataset.path), "data_hash": dataset.hash, "split": split, "flip": flip}
-    found = loading.matching(epath.Path(run), like)
-    if found is None:
-        raise InputError(
-            f"--baseline {run} was not evaluated on these images: evaluate it first with {loading.command(run, like)}"
-        )
-    return found
+def _is_current(workdir: epath.Path) -> bool:
+    """Whether the newest evaluation of the validation split is of the kept checkpoint; True without such a split."""
+    config, kept = fields.from_json(files.read_json(workdir / "config.json")), loading.read_run(workdir).summary
+    if not config.data.split:
+        return True
+    folder = showing.place(workdir, config.data.path, inputs.split_name(config, config.data.split))
+    return (folder / loading.REPORT).exists() and files.read_json(folder / loading.REPORT).get("step") == kept["step"]
 
 
 def _training(done: measure.Evaluated) -> dict | None:

@@ -4,9 +4,12 @@
 """
 
 import os
-from typing import Literal
+from typing import Literal, get_args
 
+from lae_jax.runs import preflight
 from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError, require_whole_numbers, unknown
+from lae_jax.runtime.files import is_remote
 
 Format = Literal["saved_model", "stablehlo", "onnx"]
 
@@ -32,8 +35,26 @@ def export(
       InputError: An argument or the run cannot be used.
       ExportDiffers: The outputs of the export differ from those of the run. The export is deleted.
     """
-    layout.require_run(run)
-    layout.require_new(out)
+    check(run, format, out, step)
     from lae_jax.export import convert
 
     return convert.export(run, format, out, step, flip)
+
+
+def check(run: str | os.PathLike, format: Format, out: str | os.PathLike, step: int | None) -> None:
+    """Checks arguments of `export` without loading anything.
+
+    Raises:
+      InputError: There is no such run, step or format, a package is missing, or `out` exists or cannot be written.
+    """
+    if format not in get_args(Format):
+        raise InputError(unknown("format", str(format), get_args(Format)))
+    if format == "onnx":
+        preflight.require_extra("onnx", ("onnx", "onnxruntime"), "ONNX")
+    require_whole_numbers(step=step)
+    layout.require_run(run)
+    preflight.require_ages(run)
+    preflight.require_step(run, step)
+    if is_remote(out):
+        raise InputError(f"--out {out}: export to a local disk, where the check reads it back, then copy the folder")
+    layout.require_new(out)

@@ -14,7 +14,7 @@ import pathlib
 from typing import get_args
 
 from lae_jax import export
-from lae_jax.runtime import flags, layout, start
+from lae_jax.runtime import flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +46,8 @@ def tell(content: dict, out: str) -> str:
             f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
             f" ({check['images']} images, {check['from']})",
             f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
+            f"look at {out}/model_card.md",
+            f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
         ]
     )
 
@@ -53,8 +55,7 @@ def tell(content: dict, out: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Exports the run of the command line and prints a summary."""
     args = vars(parse_args(argv))
-    layout.require_run(args["run"])
-    layout.require_new(args["out"])
+    export.check(args["run"], args["format"], args["out"], args["step"])
     import jax
 
     # Both sides of the check are float32 on the CPU. Accelerators round more coarsely, and others may need them.

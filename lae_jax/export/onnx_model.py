@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from lae_jax.export.form import Readable, rows
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from lae_jax.export.program import Program
@@ -23,10 +23,7 @@ def required(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"ONNX needs the package {name} ({error}): install the extra with pip install 'lae-jax[onnx]' (in a"
-            " checkout: pip install -e '.[onnx]')"
-        ) from error
+        raise InputError(missing_extra("onnx", name, "ONNX")) from error
 
 
 def write(folder: pathlib.Path, program: "Program") -> None:

@@ -40,13 +40,18 @@ class Decoded(NamedTuple):
       image: Upright RGB picture.
       reduced: 1, 2, 4 or 8: the pixels of the photograph that a pixel of `image` spans on each side.
       size: Width and height of the upright photograph, in its own pixels.
-      turned: Degrees clockwise by which its EXIF orientation turned it: 0, 90, 180 or 270.
+      orientation: Its EXIF orientation, by which it was turned: 1 (stored upright) to 8.
     """
 
     image: Image.Image
     reduced: int
     size: tuple[int, int]
-    turned: int
+    orientation: int
+
+    @property
+    def turned(self) -> int:
+        """Degrees clockwise by which the photograph was turned upright: 0, 90, 180 or 270."""
+        return _TURNED.get(self.orientation, 0)
 
 
 def is_picture(head: bytes) -> bool:
@@ -246,14 +251,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _orientation(info: dict) -> int:
-    """The EXIF orientation in a picture's `info`; 1 (upright) if there is none that can be read."""
+    """The EXIF orientation in a picture's `info`, 1 to 8; 1 (upright) if there is none that can be read."""
     # Pillow's own `getexif` also reads XMP.
     bare = Image.Image()
     bare.info = {name: info[name] for name in ("exif", "Raw profile type exif") if name in info}
     try:
-        return bare.getexif().get(_EXIF_ORIENTATION, 1)
+        return _known(bare.getexif().get(_EXIF_ORIENTATION))
     except Exception:  # damaged EXIF; viewers show such pictures as they are stored
         return 1
+
+
+def _known(orientation: object) -> int:
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
@@ -271,8 +280,9 @@ def decode(encoded: bytes) -> Decoded:
       BadImage: The image is too large, damaged or of an unknown kind.
     """
     source = _open(encoded)
-    width, height = source.size
-    reduced = _reduction(source)
+    size, reduced = source.size, _reduction(source)
+    # Pillow turns a TIFF, and states its upright size.
+    by_pillow = _known(source.tag_v2.get(_EXIF_ORIENTATION)) if source.format == "TIFF" else 1
     try:
         if source.format == "JPEG":
             picture = _rgb(_jpeg(encoded, source, reduced))
@@ -288,8 +298,8 @@ def decode(encoded: bytes) -> Decoded:
         raise
     except Exception as error:
         raise _undecodable(error) from error
-    turned = _TURNED.get(orientation, 0)
-    return Decoded(picture, reduced, (height, width) if turned in (90, 270) else (width, height), turned)
+    size = size[::-1] if orientation in (5, 6, 7, 8) else size
+    return Decoded(picture, reduced, size, orientation if by_pillow == 1 else by_pillow)
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -367,4 +377,4 @@ def store_form(encoded: bytes, size: int, quality: int) -> Form:
 
 def _undecodable(error: Exception) -> BadImage:
     told = str(error) if "JPEG" in str(error) else type(error).__name__
-    return BadImage(f"does not decode ({told})")
+    return BadImage(f"does not decode, so it is damaged or incomplete ({told})")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 # Lines that its C++ code writes to standard error at start, at any log level.
 _CHATTER = re.compile(rb"^(WARNING: All log messages before absl|[IW]\d{4} |E\d{4} .*cuInit)")
 
+_OLD_KERAS = "TF_USE_LEGACY_KERAS"
+
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
@@ -26,7 +28,20 @@ def _without_chatter() -> Iterator[None]:
                     os.write(2, line)
 
 
-with _without_chatter():
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Keeps TensorFlow from loading Keras, a quarter of its start. `tf.keras` still loads it when it is used."""
+    before = os.environ.get(_OLD_KERAS)
+    os.environ[_OLD_KERAS] = "1"  # TensorFlow then tries to load the package tf_keras, and goes on without
+    try:
+        yield
+    finally:
+        del os.environ[_OLD_KERAS]
+        if before is not None:
+            os.environ[_OLD_KERAS] = before
+
+
+with _without_chatter(), _without_keras():
     import tensorflow as tf
 
     # TensorFlow would take the accelerators' memory from JAX. Once an op has run, this can no longer be set.

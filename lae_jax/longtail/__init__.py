@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
 
 
 def compare(
@@ -56,14 +57,15 @@ def compare(
         base_learning_rates = [base_learning_rates]
     check(runs, data, like, seeds, passes, base_learning_rates)
     layout.require_place_for_results(out)
-    # Imported here, so that a program shows its flags without loading these.
+    # Imported here, so that a program shows its flags without loading these; TensorFlow comes after the names.
+    from lae_jax.stages import methods as known
+
+    chosen = [known.get(name) for name in dict.fromkeys(methods or known.METHODS)]
     from lae_jax.longtail import extraction, trials
     from lae_jax.runs import leaks
     from lae_jax.runtime import checkpoints
-    from lae_jax.stages import methods as known
 
     out, data = epath.Path(out), os.fspath(data)
-    chosen = [known.get(name) for name in dict.fromkeys(methods or known.METHODS)]
     started = time.perf_counter()
     extractors = [extraction.open_run(run, data, out / "features") for run in dict.fromkeys(runs)]
     trials.check_folds(extractors, by_fold)
@@ -115,6 +117,9 @@ def check(
     """
     if not runs:
         raise InputError("name at least one run")
+    require_whole_numbers(seeds=seeds, passes=passes)
+    for rate in base_learning_rates:
+        require_numbers(base_learning_rates=rate)
     if seeds < 1:
         raise InputError(f"seeds is {seeds}: it must be at least 1")
     if passes < 0:
@@ -124,8 +129,10 @@ def check(
     layout.require_dataset(data)
     for run in runs:
         layout.require_run(run, "python -m lae_jax.main --config configs/represent.py")
+        preflight.require_stage(run, "represent", "--run")
     for run in like:
         layout.require_run(run)
+        preflight.require_stage(run, "classify", "--like")
 
 
 def _described(extractors: Sequence) -> dict:

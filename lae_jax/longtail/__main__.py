@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     report = longtail.compare(**args)
     print(tell(report, args["out"]))
     print(f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json")
+    print(f"look at {args['out']}/head_tail.png")
+    print(f"next: python -m lae_jax.report {args['out']} --out reports/longtail")
 
 
 if __name__ == "__main__":

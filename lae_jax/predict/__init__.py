@@ -1,13 +1,15 @@
 """Ages of the faces in photographs and in face crops: `predict` and `AgeEstimator`."""
 
+import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lae_jax.faces import Faces
+from lae_jax.runs import preflight
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
@@ -61,6 +63,7 @@ def predict(
       InputError: An argument or the run cannot be used, or a glob matches nothing.
     """
     check(interval, threshold)
+    check_inputs(run, layout.names(photographs), images, step)
     from lae_jax.predict import answers
     from lae_jax.predict import photographs as named
     from lae_jax.predict.estimator import AgeEstimator
@@ -79,7 +82,38 @@ def check(interval: float, threshold: float | None) -> None:
     Raises:
       InputError: `interval` does not lie between 0 and 1, or `threshold` is not an age from 0 to 100.
     """
+    require_numbers(interval=interval, threshold=threshold)
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if threshold is not None and not 0 <= threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age from 0 to 100")
+
+
+def check_inputs(
+    run: str | os.PathLike, photographs: Sequence[str], images: str | os.PathLike | None, step: int | None
+) -> None:
+    """Checks what `predict` reads, without loading anything.
+
+    Args:
+      run: Folder of a run or of an export.
+      photographs: Files, folders, globs and CSVs.
+      images: Folder of the paths in a CSV.
+      step: Step of the checkpoint.
+
+    Raises:
+      InputError: There is no such run or step, a CSV or the folder of images is missing, or nothing that is named
+        exists.
+    """
+    require_whole_numbers(step=step)
+    if not layout.is_export(run):
+        layout.require_run(run)
+        preflight.require_ages(run)
+    preflight.require_step(run, step)
+    preflight.require_images(images)
+    found = [word for word in photographs if os.path.exists(word) or glob.has_magic(word)]
+    for word in photographs:
+        # One of several photographs that is missing gets a row with the reason.
+        if word not in found and (word.lower().endswith(".csv") or not found):
+            raise InputError(f"{word}: no such file or folder{layout.hint(word)}")
+        if glob.has_magic(word) and not os.path.exists(word) and next(glob.iglob(word, recursive=True), None) is None:
+            raise InputError(f"{word}: no file matches")

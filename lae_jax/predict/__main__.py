@@ -13,6 +13,7 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 import argparse
 import csv
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -66,18 +67,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--contest writes names and ages: omit --distribution and --threshold")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
         raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
+    lists = [word for word in (*args.inputs, args.contest) if word and os.path.isfile(word)]
+    if args.out and os.path.exists(args.out) and any(os.path.samefile(args.out, each) for each in lists):
+        raise InputError(f"--out {args.out} is the list of the images itself: name another file")
     if args.distribution and not (args.out or "").endswith(".jsonl"):
         raise InputError("--distribution needs --out NAME.jsonl")
     if args.contest and args.draw:
         raise InputError("--draw and --contest exclude each other: omit one of them")
     if args.draw and args.aligned:
         raise InputError("--draw draws boxes into photographs: omit --aligned")
-    if args.out and not pathlib.Path(args.out).absolute().parent.is_dir():
-        raise InputError(f"--out {args.out}: there is no folder {pathlib.Path(args.out).parent}: create it first")
-    if args.out and pathlib.Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a folder: name a file")
-    if args.draw and pathlib.Path(args.draw).exists() and not pathlib.Path(args.draw).is_dir():
-        raise InputError(f"--draw {args.draw} is a file: name a folder")
+    if args.out:
+        layout.require_file_place(args.out)
+    if args.draw:
+        layout.require_writable(args.draw, f"--draw {args.draw}")
     return args
 
 
@@ -147,6 +149,8 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
         told.append(f"{(images - warm[0]) / (time.perf_counter() - warm[1]):.1f} images a second after the start-up")
     places = [place for place in (args.out, args.draw) if place]
     logger.info("%s%s", "; ".join(told), f" -> {', '.join(places)}" * bool(places))
+    if faces:
+        logger.info("next: python -m lae_jax.serve --run %s, for a page that shows photographs with ages", args.run)
     if not faces:
         raise NothingPredicted(f"no age was estimated: {args.out or 'the table'} has the reason for each image")
 
@@ -182,8 +186,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     args = parse_args(argv)
-    if not layout.is_export(args.run):
-        layout.require_run(args.run)
+    predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
     start.devices(args.devices)
     total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _COLOUR = (33, 102, 172)
 _JPEG = ("jpg", "jpeg")
 _UNFIT = re.compile(r"""[\x00-\x20\x7f-\x9f\ud800-\udfff<>:"/\\|?*]+""")  # of names of files, on some system
+_MARK = b"drawn by lae_jax.predict"  # the comment in a drawing
 _STEM_BYTES = 120  # of a drawing's name; file systems allow 143 to 255 for all of it
 
 Box = Sequence[float]  # left, top, right, bottom
@@ -69,7 +70,7 @@ class Drawings:
     """A folder of drawings, one for each photograph, whatever the photographs are called.
 
     The folder is flat: `a/b.jpg` becomes `a_b.jpg`. Where names would be one file, also on a disk that ignores case,
-    the later ones get a number.
+    the later ones get a number. Earlier drawings are replaced, other files are not.
 
     Args:
       folder: The folder, which exists.
@@ -85,7 +86,7 @@ class Drawings:
         photograph = crops.Photograph(decoded.image, reduced=decoded.reduced)
         boxes = [None if row.box is None else photograph.inside(row.box).tolist() for row in rows]
         path = self.folder / self._name(image.name)
-        draw(photograph.image, boxes, texts).save(path, "JPEG", quality=92)
+        draw(photograph.image, boxes, texts).save(path, "JPEG", quality=92, comment=_MARK)
         return path
 
     def _name(self, photograph: str) -> str:
@@ -95,9 +96,20 @@ class Drawings:
             stem, ending = flat, "jpg"
         stem = stem.encode()[-_STEM_BYTES:].decode(errors="ignore").strip("_.") or "photograph"
         numbered = (f"{stem}{f'-{number}' * (number > 1)}.{ending}" for number in itertools.count(1))
-        name = next(name for name in numbered if _key(name) not in self._taken)
+        name = next(name for name in numbered if _key(name) not in self._taken and _is_free(self.folder / name))
         self._taken.add(_key(name))
         return name
+
+
+def _is_free(path: pathlib.Path) -> bool:
+    """Whether a drawing may be written to `path`: nothing is there, or an earlier drawing."""
+    if not path.exists():
+        return True
+    try:
+        with Image.open(path) as there:
+            return there.info.get("comment") == _MARK
+    except Exception:  # another file, whatever it holds
+        return False
 
 
 def _key(name: str) -> str:

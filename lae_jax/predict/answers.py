@@ -172,10 +172,12 @@ class _Table:
             console.write(f"{'name':{self.WIDTH}}  face    age  {'interval':>13}{chance}")
             self.begun = True
         for row in rows:
+            # Long names differ at their ends.
+            name = row.name if len(row.name) <= self.WIDTH else f"...{row.name[3 - self.WIDTH :]}"
             if row.age is None:
-                console.write(f"{row.name:{self.WIDTH}}  {row.reason}")
+                console.write(f"{name:{self.WIDTH}}  {row.reason}")
                 continue
             interval = f"{row.lower:.1f} - {row.upper:.1f}"
             chance = "" if row.at_least is None else f"  {row.at_least:8.3f}"
             remark = "  no face found: a centre crop" * (row.cut_by == "centre")
-            console.write(f"{row.name:{self.WIDTH}}  {row.face:4}  {row.age:5.1f}  {interval:>13}{chance}{remark}")
+            console.write(f"{name:{self.WIDTH}}  {row.face:4}  {row.age:5.1f}  {interval:>13}{chance}{remark}")

@@ -57,12 +57,16 @@ class Found:
       inputs: The faces as inputs of the model, uint8 (S, S, 3).
       crops: The crop of each input; empty if the image is itself a crop.
       reason: Why there are no inputs.
+      size: Width and height of the upright photograph, in which the crops are measured; None if it cannot be read.
+      orientation: EXIF orientation by which it was turned upright, 1 to 8.
     """
 
     image: Named
     inputs: list[np.ndarray]
     crops: list[crops.Crop]
     reason: str = ""
+    size: tuple[int, int] | None = None
+    orientation: int = 1
 
 
 def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> Iterator[Named]:
@@ -122,8 +126,7 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
         raise InputError(
             f"{path}: the first line {interface.shown(','.join(first[1]), 80)!r} has no column"
             f" {'|'.join(csv_file.PATH_NAMES)} and does not begin with an image: add a header"
-            + ", and separate the fields with commas, not semicolons"
-            * (";" in begin)
+            + csv_file.separator(begin)
         )
     for _, row in rows if column is not None else itertools.chain([first], rows):
         yield Named((row[column or 0] if len(row) > (column or 0) else "").strip(), root)
@@ -165,23 +168,25 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
       recipe: As in `found`.
       to_input: As in `found`.
     """
-    loaded: list[crops.Photograph | BadImage] = []
+    loaded: list[images.Decoded | BadImage] = []
     for item in items:
         try:
-            picture = images.decode(item.read())
-            loaded.append(crops.Photograph(picture.image, reduced=picture.reduced))
+            loaded.append(images.decode(item.read()))
         except BadImage as reason:
             loaded.append(reason)
-    pictures = [picture for picture in loaded if not isinstance(picture, BadImage)]
+    pictures = [crops.Photograph(one.image, reduced=one.reduced) for one in loaded if not isinstance(one, BadImage)]
     cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
     results = []
     for item, picture in zip(items, loaded, strict=True):
-        result = picture if isinstance(picture, BadImage) else next(cut)
-        if isinstance(result, BadImage):
-            results.append(Found(item, [], [], str(result)))
+        if isinstance(picture, BadImage):
+            results.append(Found(item, [], [], str(picture)))
             continue
-        inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
-        results.append(Found(item, inputs, [crop for crop in result if crop is not None]))
+        result, inputs, kept = next(cut), [], []
+        reason = str(result) if isinstance(result, BadImage) else ""
+        if not reason:
+            inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
+            kept = [crop for crop in result if crop is not None]
+        results.append(Found(item, inputs, kept, reason, picture.size, picture.orientation))
     return results
 
 

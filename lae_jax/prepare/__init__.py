@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from lae_jax.faces import Align, Faces, Undetected
+from lae_jax.runs import preflight
 from lae_jax.runtime import cpu, files, layout
-from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, unknown
 
 Reader = Literal[
     "agedb", "appa_real", "csv", "fgnet", "folders", "imdb_wiki", "mivia", "recordio", "synthetic", "utkface"
@@ -67,6 +68,9 @@ def prepare(
       InputError: An argument, or the source, cannot be used.
     """
     workers = cpu.cores() if workers is None else workers
+    require_whole_numbers(folds=folds, seed=seed, size=size, quality=quality, shards=shards, workers=workers)
+    require_numbers(margin=margin)
+    preflight.require_images(images)
     if seed < 0:
         raise InputError(f"seed is {seed}: it must be at least 0")
     if folds is not None and folds < 2:
@@ -118,8 +122,6 @@ def _named(source) -> list[str]:
 
 
 def _check_place(out: str, beam_runner: str | None, beam_options: Sequence[str]) -> None:
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise InputError(f"--out {out} is a file: name a folder")
     if not files.is_remote(out):  # data/beam.py checks buckets
         layout.require_place(out)
     if beam_runner is None:

@@ -41,6 +41,9 @@ def compare(
     if any(out == place for place in places):
         raise InputError(f"--out {out} is one of the folders to read: name another folder")
     layout.require_place_for_results(out)
+    for place in places:
+        if not place.exists():
+            raise InputError(f"{place}: no such folder{layout.hint(place)}")
     from lae_jax.report import comparison_page, loading, page
 
     benches = [place for place in places if comparison_page.is_bench(place)]

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     for line in [*made.warnings, *made.verdict]:
         print(line)
     print(f"{args.out}/: " + ", ".join(sorted(path.name for path in epath.Path(args.out).iterdir())))
+    print(f"look at {args.out}/report.html")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) 
         return ""
     return (
         f"{checkpoint.workdir} was trained on ready crops of another data set than {dataset.path}, and it is unknown"
-        " whether both were cut in the same way. If they were not, the errors are large"
+        " whether both were cut in the same way: compare the crops.jpg in both. If they differ, the errors are large"
     )
 
 

@@ -3,6 +3,8 @@
 Class k covers the ages from k - 0.5 to k + 0.5 evenly; the first class starts at 0 and the last one ends at 100.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 
@@ -10,13 +12,29 @@ from lae_jax.metrics import age_class
 
 _TINY = 1e-30  # replaces a probability that is 0 in float32
 _TEMPERATURES = (0.05, 20.0)
+_BLOCK = 8192  # rows that are worked on together: only results are ever held for all rows
+
+
+def _in_blocks(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """Returns `function` of arrays (N, ...) that treats each row alone."""
+    first = function(*(array[:_BLOCK] for array in arrays))
+    result = np.empty((len(arrays[0]), *first.shape[1:]), first.dtype)
+    result[:_BLOCK] = first
+    for start in range(_BLOCK, len(result), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        result[part] = function(*(array[part] for array in arrays))
+    return result
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Returns softmax(logits / temperature), float64, of distributions softmax(logits), (N, K); 1 changes nothing."""
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY)) / temperature
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+
+    def of_block(probabilities: np.ndarray) -> np.ndarray:
+        logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY)) / temperature
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    return _in_blocks(of_block, probabilities)
 
 
 def _edges(count: int) -> np.ndarray:
@@ -32,14 +50,18 @@ def _cumulative(probabilities: np.ndarray) -> np.ndarray:
 
 def quantiles(probabilities: np.ndarray, level: float) -> np.ndarray:
     """Returns the age below which `level` (0 to 1) of each distribution (N, K) lies: (N,) years."""
-    below = _cumulative(probabilities)
-    edges = _edges(below.shape[1] - 1)
-    # The first class at whose end the level is reached.
-    place = np.minimum((below[:, 1:] < level).sum(axis=1), below.shape[1] - 2)
-    rows = np.arange(len(below))
-    low, high = below[rows, place], below[rows, place + 1]
-    share = np.divide(level - low, high - low, out=np.zeros(len(below)), where=high > low)
-    return edges[place] + np.clip(share, 0, 1) * (edges[place + 1] - edges[place])
+
+    def of_block(probabilities: np.ndarray) -> np.ndarray:
+        below = _cumulative(probabilities)
+        edges = _edges(below.shape[1] - 1)
+        # The first class at whose end the level is reached.
+        place = np.minimum((below[:, 1:] < level).sum(axis=1), below.shape[1] - 2)
+        rows = np.arange(len(below))
+        low, high = below[rows, place], below[rows, place + 1]
+        share = np.divide(level - low, high - low, out=np.zeros(len(below)), where=high > low)
+        return edges[place] + np.clip(share, 0, 1) * (edges[place + 1] - edges[place])
+
+    return _in_blocks(of_block, probabilities)
 
 
 def intervals(probabilities: np.ndarray, level: float) -> np.ndarray:
@@ -59,12 +81,16 @@ def below(probabilities: np.ndarray, ages: np.ndarray) -> np.ndarray:
     An age is inside the central interval of `level` if this value is within level / 2 of 1/2 (the probability integral
     transform: Gneiting et al., "Probabilistic Forecasts, Calibration and Sharpness", 2007).
     """
-    cumulative = _cumulative(probabilities)
-    edges, rows = _edges(cumulative.shape[1] - 1), np.arange(len(cumulative))
-    place = np.clip(np.floor(np.asarray(ages) + 0.5), 0, cumulative.shape[1] - 2).astype(int)
-    share = np.clip((ages - edges[place]) / (edges[place + 1] - edges[place]), 0, 1)
-    low, high = cumulative[rows, place], cumulative[rows, place + 1]
-    return low + share * (high - low)
+
+    def of_block(probabilities: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        cumulative = _cumulative(probabilities)
+        edges, rows = _edges(cumulative.shape[1] - 1), np.arange(len(cumulative))
+        place = np.clip(np.floor(ages + 0.5), 0, cumulative.shape[1] - 2).astype(int)
+        share = np.clip((ages - edges[place]) / (edges[place + 1] - edges[place]), 0, 1)
+        low, high = cumulative[rows, place], cumulative[rows, place + 1]
+        return low + share * (high - low)
+
+    return _in_blocks(of_block, probabilities, np.asarray(ages))
 
 
 def coverage(probabilities: np.ndarray, ages: np.ndarray, level: float) -> float:
@@ -79,11 +105,12 @@ def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
     Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     classes = np.clip(age_class(ages), 0, probabilities.shape[1] - 1)
-    rows = np.arange(len(classes))
 
     def surprise(log_temperature: float) -> float:
-        chosen = tempered(probabilities, np.exp(log_temperature))[rows, classes]
-        return -np.log(np.maximum(chosen, _TINY)).mean()
+        def chosen(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+            return tempered(probabilities, np.exp(log_temperature))[np.arange(len(classes)), classes]
+
+        return -np.log(np.maximum(_in_blocks(chosen, probabilities, classes), _TINY)).mean()
 
     return float(np.exp(minimize_scalar(surprise, bounds=np.log(_TEMPERATURES), method="bounded").x))
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lae_jax import stages
 from lae_jax.data import pipeline, records
 from lae_jax.data.augment import Augmentation
-from lae_jax.runs import inference
+from lae_jax.runs import inference, preflight
 from lae_jax.runtime import cpu, parallel
 from lae_jax.runtime.errors import InputError
 
@@ -19,8 +19,7 @@ logger = logging.getLogger("lae_jax")
 
 def split_name(config: ConfigDict, name: str) -> str:
     """Returns the data set's name of a split: with `data.fold`, that of the fold's `train` or `validation`."""
-    fold = config.data.fold
-    return name if fold is None or name == "all" else f"fold{fold}-{name}"
+    return preflight.split_of(config, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
 import rich.box
@@ -32,6 +33,8 @@ def setup_logging() -> None:
 
 # With fewer items in total, or after fewer seconds, the speed does not predict how long the rest takes.
 _FEW, _FEW_SECONDS = 10, 1.0
+# Seconds between the lines of the log where standard error is not a terminal, and the widest of them.
+EVERY, _WIDTH = 30.0, 120
 
 
 class _Line(tqdm.tqdm):
@@ -71,6 +74,21 @@ class _Line(tqdm.tqdm):
         return since / seconds if since and seconds >= _FEW_SECONDS else None
 
 
+class _Log(_Line):
+    """The same line in the log, once every `EVERY` seconds: for a file, a pipe, a scheduler, a notebook."""
+
+    _told: float | None = None  # when the last line was logged
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Logs the line if it is time. tqdm calls this often, and with an empty message at the end."""
+        now, text = time.monotonic(), str(self)
+        if self._told is None:
+            self._told = now
+        if msg is None and now - self._told >= EVERY:
+            self._told = now
+            logger.info("%s", text)
+
+
 def progress(
     iterable: Iterable | None = None,
     *,
@@ -81,7 +99,7 @@ def progress(
     initial: int = 0,
     leave: bool = True,
 ) -> tqdm.tqdm:
-    """Returns a progress line on standard error, which shows nothing if that is not a terminal.
+    """Returns a progress line on standard error; where that is not a terminal, a line in the log every `EVERY` seconds.
 
     Args:
       iterable: Its items are counted; without it `update(n)` counts.
@@ -92,15 +110,16 @@ def progress(
       initial: Number of items that were done before.
       leave: Whether the line stays when it is done.
     """
-    known = _has_size()
-    return _Line(
+    known, is_terminal = _has_size(), sys.stderr is not None and sys.stderr.isatty()
+    return (_Line if is_terminal else _Log)(
         iterable,
+        file=None if is_terminal else io.StringIO(),  # nothing is drawn
         total=total,
         desc=what,
         unit=unit,
-        disable=None if active and total != 0 else True,
+        disable=not active or total == 0,
         dynamic_ncols=known,
-        ncols=None if known else 80,
+        ncols=None if known else 80 if is_terminal else _WIDTH,
         nrows=None if known else 24,
         mininterval=0.2,
         miniters=1,

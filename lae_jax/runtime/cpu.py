@@ -1,4 +1,4 @@
-"""CPUs: number of cores, identity, and settings that make steps fast.
+"""CPUs: number of cores, identity, settings that make steps fast; accelerators that JAX cannot use.
 
 Apply the settings before anything asks JAX for its devices. JAX is imported only inside functions that need it, so that
 a program can count cores without it. A pair of figures is for a train step on two cores, batch 64, 64 px:
@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
@@ -17,6 +18,9 @@ from collections.abc import Collection
 
 from lae_jax.runtime.versions import version
 
+logger = logging.getLogger("lae_jax")
+
+_GOOGLE = "0x1ae0"  # vendor of TPUs on the PCI bus
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 # From <malloc.h> of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -75,6 +79,45 @@ def only_cpus() -> bool:
         return jax.config.jax_platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+
+
+def accelerator(root: pathlib.Path = pathlib.Path("/")) -> str:
+    """Returns 'cuda' or 'tpu', which are also the names of the extras for them; '' without an accelerator.
+
+    Args:
+      root: Root of the file system.
+    """
+    if any(root.glob("proc/driver/nvidia/gpus/*")) or any(root.glob("dev/nvidia[0-9]*")):
+        return "cuda"
+    # Programs on a TPU host reach the chips by /dev/accel0 or, on newer ones, by VFIO, which other devices use too.
+    if any(root.glob("dev/accel[0-9]*")):
+        return "tpu"
+    vendors = (path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor"))
+    return "tpu" if any(root.glob("dev/vfio/[0-9]*")) and _GOOGLE in vendors else ""
+
+
+def warn_of_unused_accelerator(has_plugin: bool) -> None:
+    """Warns that the machine has an accelerator, where JAX runs on the CPU and was not told to.
+
+    Args:
+      has_plugin: Whether JAX's plugin for an accelerator is installed.
+    """
+    import jax
+
+    kind = accelerator()
+    if not kind or jax.config.jax_platforms == "cpu":
+        return
+    name, tool = ("an NVIDIA GPU", "nvidia-smi") if kind == "cuda" else ("a TPU", "ls /dev/accel* /dev/vfio")
+    what = f"JAX could not start on it: check that the driver works ({tool})"
+    if not has_plugin:
+        what = f"this JAX has no support for it: pip install 'lae-jax[{kind}]'"
+    logger.warning(
+        "!!! %s IS NOT USED: this machine has %s, but %s. Everything now runs on the CPU, which is 10 to 100 times"
+        " slower. To run on the CPU without this warning, set JAX_PLATFORMS=cpu",
+        "THE GPU" if kind == "cuda" else "THE TPU",
+        name,
+        what,
+    )
 
 
 def keep_freed() -> bool:

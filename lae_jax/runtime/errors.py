@@ -5,6 +5,7 @@ error.
 """
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 STALLED = 4  # the watchdog ends the process itself; nothing is raised
@@ -84,3 +85,30 @@ def unknown(kind: str, name: str, known: Iterable[str], nearest: str | None = No
     nearest = nearest or next(iter(difflib.get_close_matches(name, known, n=1)), None)
     hint = f"; did you mean {nearest!r}?" if nearest else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})"
+
+
+def missing_extra(extra: str, package: str, what: str) -> str:
+    """Returns a sentence about a missing package of an extra, with the command that installs it."""
+    return f"{what} needs the package {package}: install the extra with pip install 'lae-jax[{extra}]'"
+
+
+def require_numbers(**values: object) -> None:
+    """Checks that arguments are numbers, so that a string is named here and not by an error from deep inside.
+
+    Args:
+      **values: Arguments by name; None is a default.
+
+    Raises:
+      InputError: One is not a number.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise InputError(f"{name} is {value!r}: it must be a number, not of type {type(value).__name__}")
+
+
+def require_whole_numbers(**values: object) -> None:
+    """Like `require_numbers`, for numbers without a fraction."""
+    require_numbers(**values)
+    for name, value in values.items():
+        if value is not None and not isinstance(value, numbers.Integral):
+            raise InputError(f"{name} is {value!r}: it must be a whole number")

@@ -1,11 +1,16 @@
-"""What a folder holds, by the names in it. No file is opened, so that a program can check before it loads JAX."""
+"""What a folder holds, by the names in it, and whether it can be written: checks before a program loads JAX."""
 
+import difflib
+import itertools
 import os
+import pathlib
+import tempfile
 from collections.abc import Callable, Iterable
 
 from etils import epath
 
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.files import is_remote
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.json"
 DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
@@ -14,6 +19,10 @@ MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
 _BEGUN = {"parts", RECIPE + ".incomplete", REJECTED}
+# What a run leaves that was killed before it wrote its config.
+_LOCKED = {"lock", CONFIG + ".incomplete"}
+# Names of a folder among which a similar one is looked for.
+_COMPARED = 10_000
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
 _OF_SYSTEMS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",
@@ -99,8 +108,7 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
         return
     reason = told(path) or _inside(path, is_run)
     if not reason:
-        make = how_to_make and f"make it with {how_to_make}"
-        reason = make if make and not path.exists() else "; ".join(filter(None, [_missing(path), make]))
+        reason = _or_make(path, how_to_make and f"make it with {how_to_make}")
     raise InputError(f"{path} holds no run: {reason}")
 
 
@@ -141,7 +149,7 @@ def require_dataset(path: os.PathLike | str) -> None:
         raise InputError(f"{path} is an unfinished data set: run the same prepare command again to resume it")
     reason = told(path) or _inside(path, is_dataset)
     if not reason and (not path.exists() or path.is_dir() and not contents(path)):
-        reason = f"make it with {_PREPARE} {path}"
+        reason = _or_make(path, f"make it with {_PREPARE} {path}")
     raise InputError(f"{path} is not a prepared data set: {reason or _missing(path)}")
 
 
@@ -157,6 +165,53 @@ def require_utf8(path: os.PathLike | str) -> None:
         raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
 
 
+def require_writable(path: os.PathLike | str, words: str = "") -> None:
+    """Checks that a folder can be created, or written if it exists. A bucket is not checked.
+
+    Args:
+      path: The folder.
+      words: Begin of the message (default: --out PATH).
+
+    Raises:
+      InputError: A file is in the way, or the nearest folder above it cannot be written.
+    """
+    if is_remote(path):
+        return
+    words, whole = words or f"--out {path}", pathlib.Path(os.path.abspath(path))
+    there = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        what = "is a file" if there == whole else f"lies in {there}, which is a file"
+        raise InputError(f"{words} {what}: name a folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise InputError(f"{words}: {there} cannot be written ({error.strerror}): name another folder") from error
+
+
+def require_file_place(path: os.PathLike | str, flag: str = "--out") -> None:
+    """Checks that a file can be written: its folder exists and can be written, and it is not itself a folder.
+
+    Args:
+      path: The file.
+      flag: Name of the flag, for messages.
+
+    Raises:
+      InputError: It cannot be written.
+    """
+    if is_remote(path):
+        raise InputError(f"{flag} {path}: write the file to a local disk, then copy it")
+    parent = pathlib.Path(path).absolute().parent
+    if pathlib.Path(path).is_dir():
+        raise InputError(f"{flag} {path} is a folder: name a file")
+    if not parent.exists():
+        raise InputError(f"{flag} {path}: there is no folder {pathlib.Path(path).parent}: create it first")
+    if not parent.is_dir():
+        raise InputError(f"{flag} {path} lies in {parent}, which is a file: name a folder")
+    require_writable(parent, f"{flag} {path}")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise InputError(f"{flag} {path} exists and cannot be written: name another file")
+
+
 def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) -> None:
     """Checks that a data set can be prepared into a folder.
 
@@ -165,39 +220,61 @@ def require_place(out: os.PathLike | str, names: Iterable[str] | None = None) ->
       names: Names of its files, if it cannot be listed from here.
 
     Raises:
-      InputError: The folder holds something else, or its name is not UTF-8.
+      InputError: The folder holds something else, cannot be written, or its name is not UTF-8.
     """
     require_utf8(out)
+    if names is None:
+        require_writable(out)
     names = {*contents(out)} if names is None else {name for name in names if not is_system(name)}
     if not names or RECIPE in names or names <= _BEGUN:
         return
-    other = "a run" if CONFIG in names else f"other files ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
+    other = "a run" if CONFIG in names else _some(names)
     raise InputError(f"--out {out} holds {other}: name a new or an empty folder")
 
 
-def require_place_for_results(out: str | os.PathLike) -> None:
-    """Checks that a folder of results is not a file, and not a run, a data set or an export.
+def require_workdir(workdir: os.PathLike | str) -> None:
+    """Checks that a run can be in a folder: it does not exist, is empty, or holds this run.
 
     Raises:
-      InputError: It is one of these.
+      InputError: It holds something else, or cannot be written.
+    """
+    path = epath.Path(workdir)
+    if not os.fspath(workdir) or is_dataset(path) or (path.exists() and not path.is_dir()):
+        raise InputError(f"config.workdir is {os.fspath(workdir)!r}: name a folder that is only for the run")
+    names = {*contents(path)} - _LOCKED
+    if names and not names & {CONFIG, CHECKPOINTS}:
+        raise InputError(f"config.workdir: {path} holds {_some(names)}: name a new or an empty folder")
+    require_writable(workdir, f"config.workdir {workdir}")
+
+
+def require_place_for_results(out: str | os.PathLike) -> None:
+    """Checks that a folder of results is not a run, a data set or an export.
+
+    Raises:
+      InputError: It is one of these, or cannot be written.
     """
     path = epath.Path(out)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out {out} is a file: name a folder")
     for what, found in (("a run", is_run(path)), ("a data set", is_dataset(path)), ("an export", is_export(path))):
         if found:
             raise InputError(f"--out {out} is {what}: name another folder")
+    require_writable(out)
 
 
 def require_new(out: os.PathLike | str) -> None:
-    """Checks that an --out does not exist yet, or is an empty folder.
+    """Checks that an --out does not exist yet, or is an empty folder, and can be written.
 
     Raises:
-      InputError: It exists.
+      InputError: It exists, or cannot be written.
     """
     out = epath.Path(out)
     if out.exists() and (not out.is_dir() or contents(out)):
         raise InputError(f"--out {out} exists already: name a new folder, or delete this one")
+    require_writable(out)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f"other files ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
 
 
 def _inside(path: epath.Path, wanted: Callable[[epath.Path], bool]) -> str:
@@ -205,9 +282,32 @@ def _inside(path: epath.Path, wanted: Callable[[epath.Path], bool]) -> str:
     return f"name one of those in it ({', '.join(found)})" if found else ""
 
 
+def hint(path: os.PathLike | str) -> str:
+    """Returns '. Did you mean OTHER?' for a path that does not exist; '' where nothing has a similar name."""
+    path = epath.Path(path)
+    whole = [path, *path.parents]
+    for place, folder in itertools.pairwise(whole):
+        if "://" in str(path) or place.exists():
+            break
+        if not folder.is_dir():
+            continue
+        there = [each.name for each in itertools.islice(folder.iterdir(), _COMPARED)]
+        for name in difflib.get_close_matches(place.name, there, n=1):
+            other = folder / name / path.relative_to(place)
+            return f". Did you mean {other}?" if other.exists() else ""
+    return ""
+
+
+def _or_make(path: epath.Path, make: str) -> str:
+    """Returns why a path cannot be used, and how to make it."""
+    if hint(path) and make:
+        return f"{_missing(path)} If not, {make}"
+    return make if make and not path.exists() else "; ".join(filter(None, [_missing(path), make]))
+
+
 def _missing(path: epath.Path) -> str:
     if not path.exists():
-        return "no such folder"
+        return f"no such folder{hint(path)}"
     if not path.is_dir():
         return "it is a file"
     return "it holds other files" if contents(path) else "it is empty"

@@ -61,7 +61,7 @@ def program(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 128 + signal.SIGPIPE
         elif "RESOURCE_EXHAUSTED" in str(error):  # of XLA
-            print(f"error: {str(error).splitlines()[0]}. {_LESS_MEMORY}", file=sys.stderr)
+            print(f"error: {str(error).splitlines()[0].rstrip('.')}. {_LESS_MEMORY}", file=sys.stderr)
         else:
             traceback.print_exc()
     leave(status)
@@ -105,5 +105,7 @@ def devices(simulated: int = 0, deterministic: bool = False) -> None:
         parallel.be_deterministic()
     if simulated:
         parallel.simulate_devices(simulated)
+    if cpu.only_cpus():
+        cpu.warn_of_unused_accelerator(has_plugin=False)
     cpu.prepare()
     compile_cache.keep()

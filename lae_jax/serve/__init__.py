@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lae_jax.faces import MAX_PIXELS
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, require_numbers
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -96,6 +96,7 @@ def check(interval: float, max_wait: float, **limits: float) -> None:
     Raises:
       InputError: One of them cannot be used.
     """
+    require_numbers(interval=interval, max_wait=max_wait, **limits)
     for name, value in limits.items():
         smallest = 0 if name in ("max_mb", "max_held_mb", "upload_seconds") else 1
         if not (smallest <= value < math.inf and value > 0):

@@ -13,6 +13,7 @@ import logging
 
 from lae_jax import serve
 from lae_jax.faces import MAX_PIXELS
+from lae_jax.runs import preflight
 from lae_jax.runtime import flags, layout, start
 from lae_jax.runtime.errors import InputError
 
@@ -48,6 +49,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.port < 65536:
         raise InputError(f"--port is {args.port}: it must lie between 0 and 65535")
+    args.allow_host = [name.lower().removesuffix(".") for name in args.allow_host]
+    for name in args.allow_host:
+        # Of the names with a colon, only IPv6 addresses have several.
+        if not name or "/" in name or name.count(":") == 1:
+            raise InputError(f"--allow-host {name}: give only the name, without https:// and without a port")
     return args
 
 
@@ -72,14 +78,12 @@ def main(argv: list[str] | None = None) -> None:
     serve.check(**{name: args[name] for name in (*checked, "upload_seconds", "max_batch")})
     if not layout.is_export(args["run"]):
         layout.require_run(args["run"])
+        preflight.require_ages(args["run"])
+    preflight.require_step(args["run"], args["step"])
+    preflight.require_extra("serve", ("fastapi", "fastapi_offline", "python_multipart", "uvicorn"), "serve")
     start.devices(args.pop("devices"))
-    try:
-        from lae_jax.serve import app, listen  # noqa: F401  (serve.application needs app)
-    except ImportError as error:
-        raise InputError(
-            f"{error.name} is missing: install the extra with pip install 'lae-jax[serve]' (in a checkout: pip install"
-            " -e '.[serve]')"
-        ) from error
+    from lae_jax.serve import listen
+
     host, port = args.pop("host"), args.pop("port")
     hosts = hosts_of(host, args.pop("allow_host"))
     # The port comes first: loading takes a while, and an error about the port should not.

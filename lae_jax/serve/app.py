@@ -48,6 +48,7 @@ _REFUSALS = {
 # are always answered.
 _MOST_OPEN = 500
 _ALWAYS = ("/healthz", "/readyz")
+_PORTS = {"http": 80, "https": 443}
 _BODY = {
     "required": True,
     "content": {
@@ -238,16 +239,22 @@ class _Guard:
     def _foreign(self, scope) -> str:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.hosts is not None and _part(f"//{host}", "hostname") not in self.hosts:
+        if self.hosts is not None and _place(f"//{host}")[0] not in self.hosts:
             return f"this server is not called {host!r}: add the name with --allow-host"
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and _part(origin, "netloc") != host:
-            return f"a page of {origin} may not use this server"
+        scheme = origin.partition("://")[0]
+        if origin and (scheme not in _PORTS or _place(origin) != _place(f"{scheme}://{host}")):
+            return (
+                f"a page of {origin} may not use this server, which the request calls {host!r}: if a proxy is between"
+                " them, it must pass on the Host that the browser sent"
+            )
         return ""
 
 
-def _part(url: str, name: str) -> str | None:
+def _place(url: str) -> tuple[str, int | None]:
+    """Returns the host and the port of a URL; a final dot and the scheme's own port are what their absence means."""
     try:
-        return getattr(urlsplit(url), name)
+        parts = urlsplit(url)
+        return (parts.hostname or "").removesuffix("."), parts.port or _PORTS.get(parts.scheme)
     except ValueError:
-        return None
+        return "", None

@@ -35,6 +35,8 @@ class Image(BaseModel):
     name: str = Field(description="name of the file, as it was sent")
     faces: list[Face]
     reason: str | None = Field(None, description="why there is no age")
+    size: list[int] | None = Field(None, description="width and height of the upright photograph, in pixels")
+    orientation: int | None = Field(None, description="EXIF orientation by which it was turned, if not stored upright")
 
 
 class Prediction(BaseModel):
@@ -81,11 +83,13 @@ def image(one: photographs.Found, rows: list[answers.Row], level: float | None) 
       rows: Its rows.
       level: Level of the intervals; None: the answer has no intervals.
     """
+    shape = {"size": one.size, "orientation": None if one.orientation == 1 else one.orientation}
     if not one.inputs:
-        return Image(name=one.image.name, faces=[], reason=one.reason)
+        return Image(name=one.image.name, faces=[], reason=one.reason, **shape)
     cut = one.crops or [None] * len(rows)
     return Image(
         name=one.image.name,
+        **shape,
         faces=[
             Face(
                 face=row.face,

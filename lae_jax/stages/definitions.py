@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -205,6 +206,12 @@ def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
         )
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
+    if setting is not None and not 0 < setting < method.below:
+        below = f" and below {method.below:g}" if math.isfinite(method.below) else ""
+        raise InputError(
+            f"config.classify.setting is {setting:g}: the {method.setting} of method {name!r} must be a number above"
+            f" 0{below}"
+        )
     if name == "lae":
         return stage
     return dataclasses.replace(

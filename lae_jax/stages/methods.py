@@ -4,6 +4,7 @@ A head is {'fc': {'kernel': (F, K), 'bias': (K,)}}; a head of two layers also ha
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -44,6 +45,7 @@ class Method:
     finish_outputs: FinishOutputs | None = None
     settings: tuple[float, ...] = (0.0,)  # values that a sweep tries; (0.0,) if there is no setting
     setting: str = ""  # name of the setting; '': there is none
+    below: float = math.inf  # the setting lies between 0 and this
     sets: str = "loss"  # | 'power' | 'finish': what the setting changes
 
     @property
@@ -229,6 +231,7 @@ METHODS = {
             order="shuffled",
             settings=(0.9, 0.99, 0.999),
             setting="beta",
+            below=1.0,
         ),
         Method(
             "lds",

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from lae_jax import models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, provenance
-from lae_jax.runtime import checkpoints, console, cpu, files, lock, parallel, watch
+from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
-from lae_jax.runtime.errors import Diverged, InputError, Preempted
+from lae_jax.runtime.errors import Diverged, Preempted
 from lae_jax.train import handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
@@ -46,8 +46,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
     """
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
-    if not config.workdir or (workdir / "dataset.json").exists() or (workdir.exists() and not workdir.is_dir()):
-        raise InputError(f"config.workdir is {config.workdir!r}: name a folder that is only for the run")
+    layout.require_workdir(config.workdir)
     with parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
             raise Preempted(f"{workdir} was not started or resumed; start it again")

@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from PIL import Image
 
 from browser.conftest import barriers, fits, shoot
 
@@ -47,6 +48,24 @@ def test_photographs_get_boxes_ages_and_plots_and_can_be_taken_home(opened, addr
     assert " step " in whole["model"] and whole["versions"]["jax"]
     assert float(rows[0]["age"]) == images[0]["faces"][0]["age"] and len(images[0]["faces"][0]["distribution"]) == 101
     assert rows[3]["reason"] == "no face found" and float(rows[1]["right"]) > float(rows[1]["left"])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.avif", "a.webp"])
+def test_the_box_is_on_the_face_of_a_photograph_that_is_stored_turned(opened, address, folder, tmp_path, name):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(folder / "photographs" / "1.png") as upright:
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=turned)
+    page = opened(address)
+    page.set_input_files("#files", [tmp_path / name])
+    wait_for(page, "1 of 1 photograph done.")
+    boxes = page.locator("rect.outline.under")
+    if name == "a.webp":  # which browsers do not turn
+        assert boxes.count() == 0 and "No boxes, because browsers do not" in page.locator("figure").inner_text()
+        return
+    box, picture = boxes.bounding_box(), page.locator("figure img").bounding_box()
+    assert (box["x"] + box["width"] / 2 - picture["x"]) / picture["width"] == pytest.approx(100 / 300, abs=0.06)
+    assert picture["width"] > picture["height"] and box["height"] < picture["height"]
 
 
 def test_errors_are_told_beside_the_photograph_and_the_rest_goes_on(opened, address, folder):

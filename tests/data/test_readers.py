@@ -226,6 +226,14 @@ def test_links_that_stay_inside_and_absolute_paths_are_read(tmp_path):
     assert interface.read_inside("/", str(tmp_path / "a.jpg")) == b"face"
 
 
+def test_a_relative_folder_is_the_one_below_the_current_folder(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "faces").mkdir(parents=True)
+        (tmp_path / name / "faces/x.jpg").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert interface.read_inside("faces", "x.jpg") == name.encode()
+
+
 def test_a_tree_with_loops_odd_names_and_closed_folders_is_walked_once(tmp_path):
     raw_sources.write_images(tmp_path, ["ben/b/2.jpg", "ben/a.jpg", "anna/1.png", "anna-2/1.jpg", "loose.jpg"])
     (tmp_path / "ben" / "up").symlink_to(tmp_path)
@@ -256,8 +264,8 @@ def test_images_are_known_by_their_ending_or_by_how_they_begin_and_the_rest_is_c
     assert column(read("folders", tmp_path), "name") == sorted(
         f"a/{name}" for name in ["0.jpg", "1.png", "lost", *kept]
     )
-    told = f"{tmp_path}: 5 files are no image and left out: 2 .txt, 1 "
-    (line,) = [line for line in caplog.messages if "no image" in line]
+    told = f"{tmp_path}: 5 files are left out, not in a format that is read: 2 .txt, 1 "
+    (line,) = [line for line in caplog.messages if "left out" in line]
     assert line.startswith(told) and {*line[len(told) - 2 :].split(", ")} == {
         "1 .csv", "1 without an ending", "1 .mp4"
     }  # fmt: skip

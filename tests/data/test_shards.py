@@ -127,7 +127,9 @@ def test_rejected_rows_are_counted_by_reason():
 @pytest.mark.parametrize("reason, align, mend", [
     ("no face found", "landmarks", "--align none"), ("no face found", "none", "source"),
     ("file not found", "none", "--images"),
-    ("age 'x' is not a number", "none", "ages"), ("empty file", "none", "source"),
+    ("file not found: there is 'a.png', with other upper and lower case", "none", "as they are on the disk"),
+    ("landmarks coincide", "landmarks", "`landmarks`"), ("age 'x' is not a number", "none", "ages"),
+    ("empty file", "none", "source"),
 ])  # fmt: skip
 def test_the_likely_cause_is_that_of_the_most_frequent_reason(reason, align, mend):
     assert mend in rejected.cause({"another": 1, reason: 2}, align)

@@ -9,6 +9,7 @@ from benchmarks import raw_sources
 from lae_jax.data.sources import age_text, csv_file, interface
 from lae_jax.data.sources.readers import READERS, Options
 from lae_jax.faces.images import BadImage
+from lae_jax.predict import photographs
 from lae_jax.runtime.errors import InputError
 
 
@@ -86,8 +87,19 @@ def test_a_quote_that_swallows_more_than_a_field_may_hold_is_told_with_its_line(
         read("csv", tmp_path / "faces.csv")
 
 
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_with_other_separators_is_told_so(tmp_path, mark, name):
+    (tmp_path / "faces.csv").write_text(f"path{mark}age\na.png{mark}30\n")
+    for reads in (lambda path: read("csv", path), lambda path: [*photographs.in_csv(path)]):
+        with pytest.raises(InputError, match=f"add a header, and separate the fields with commas, not {name}$"):
+            reads(str(tmp_path / "faces.csv"))
+
+
 def test_a_note_of_several_lines_is_kept_and_told(tmp_path, caplog):
     note = "taken at home,\nfrom a.png, with care\n\nsee also b.png"
+    (tmp_path / "faces.csv").write_text(f'path,age,note\nx.png,3,"{note}"\n')
+    read("csv", tmp_path / "faces.csv")
+    assert "1 row goes over several lines, the first over lines 2 to 5" in caplog.text
     (tmp_path / "faces.csv").write_text(f'path,age,note\nx.png,3,"{note}"\ny.png,4,"one\ntwo"\nz.png,5,\n')
     found = read("csv", tmp_path / "faces.csv")
     assert column(found, "note") == [note, "one\ntwo", None] and column(found, "age") == [3, 4, 5]
@@ -111,12 +123,14 @@ def test_a_path_of_another_system_is_found(tmp_path, name, content):
 @pytest.mark.parametrize(("name", "reason"), [
     ("..\\secret.png", "leads out"), ("sub\\..\\..\\secret.png", "leads out"), ("sub\\missing.png", "^file not found$"),
     ("C:\\Users\\me\\0.png", "a path of Windows"), ("sub/img_1.PNG", r"there is 'IMG_1\.png', with other upper and"),
-    ("SUB/IMG_1.png", "^file not found$"), ("..\\SECRET.png", "^file not found$"), ("dead.png", "^file not found$"),
+    ("SUB/img_1.png", r"there is 'sub/IMG_1\.png', with"), ("SUB/2.png", "^file not found$"),
+    ("..\\SECRET.png", "^file not found$"), ("dead.png", "^file not found$"), ("out/SECRET.png", "leads out"),
 ])  # fmt: skip
 def test_a_path_that_is_not_found_is_told_what_differs(tmp_path, name, reason):
     (tmp_path / "top" / "sub").mkdir(parents=True)
     (tmp_path / "top" / "sub" / "IMG_1.png").write_text("x")
     (tmp_path / "top" / "dead.png").symlink_to("gone.png")
+    (tmp_path / "top" / "out").symlink_to("..")
     (tmp_path / "secret.png").write_text("x")
     with pytest.raises(BadImage, match=reason):
         interface.read_inside(str(tmp_path / "top"), name)

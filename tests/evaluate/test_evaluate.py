@@ -15,7 +15,7 @@ from etils import epath
 from lae_jax import evaluate, main, metrics, stages
 from lae_jax.data import pipeline, records
 from lae_jax.evaluate import __main__ as door
-from lae_jax.evaluate import measure
+from lae_jax.evaluate import contents, measure
 from lae_jax.evaluate import results as reporting
 from lae_jax.report import loading
 from lae_jax.runs import build, fields, inference, inputs
@@ -121,6 +121,50 @@ def test_a_signal_while_the_report_is_made_leaves_it_to_the_next_start(run, monk
     main.run(run, watch.Signals())
     assert "on validation of" in page.read_text()
     page.unlink()
+
+
+def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "moved" / drawn.name)
+    shutil.copytree(drawn, tmp_path / "other" / drawn.name)
+    manifest = tmp_path / "other" / drawn.name / "dataset.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "another"}))
+    run = epath.Path(tmp_path / "run")
+    first = contents.place(run, drawn, "test", "-flip")
+    assert first == run / "evaluation" / f"{drawn.name}-test-flip"
+    first.mkdir(parents=True)
+    (first / "report.json").write_text(json.dumps({"data": str(drawn), "data_hash": records.open_dataset(drawn).hash}))
+    assert contents.place(run, drawn, "test", "-flip") == first
+    assert contents.place(run, tmp_path / "moved" / drawn.name, "test", "-flip") == first
+    assert contents.place(run, tmp_path / "other" / drawn.name, "test", "-flip").name == f"{first.name}-2"
+
+
+def test_an_evaluation_keeps_what_an_earlier_one_showed_and_the_runs_page_is_the_newest(run, tmp_path, caplog):
+    copy, other = tmp_path / "run", tmp_path / "other"
+    for place in (copy, other):
+        shutil.copytree(run.workdir, place, ignore=shutil.ignore_patterns("evaluation", "tensorboard", "report.html"))
+    evaluate.evaluate(other)
+    _, folder = evaluate.evaluate(copy, threshold=18, slices=["split"], baseline=other)
+    page = copy / "report.html"
+    assert page.read_text() == (folder / "report.html").read_text() and "difference to other" in page.read_text()
+    with caplog.at_level("INFO", "lae_jax"):
+        report, _ = evaluate.evaluate(copy, slices=["identity"])
+    assert "kept from the evaluation before: --threshold, --slice, --baseline" in caplog.text
+    assert report["threshold"] == 18 and report["contents"]["slices"] == ["identity", "split"]
+    text = page.read_text()
+    assert ">Decision</h2>" in text and "difference to other" in text and text == (folder / "report.html").read_text()
+    shutil.rmtree(other)
+    report, _ = evaluate.evaluate(copy, threshold=21)
+    assert report["threshold"] == 21 and report["contents"]["baseline"] == ""
+    assert "difference to" not in page.read_text()
+    before = page.read_text()
+    evaluate.evaluate(copy, split="test")
+    reporting.of_run(epath.Path(copy))
+    assert page.read_text() == before, "only the validation split's newest evaluation is the run's page"
+    report = json.loads((folder / "report.json").read_text()) | {"step": 1}
+    (folder / "report.json").write_text(json.dumps(report))
+    reporting.of_run(epath.Path(copy))
+    assert page.read_text() == (folder / "report.html").read_text()
+    assert json.loads((folder / "report.json").read_text())["step"] == 3, "an evaluation of another step is replaced"
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -164,7 +164,7 @@ WHOLE = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_half_a_picture_is_refused_by_every_way(name):
     for read in (images.load, lambda encoded: images.store_form(encoded, 128, 90)):
-        with pytest.raises(images.BadImage, match="does not decode"):
+        with pytest.raises(images.BadImage, match="^does not decode, so it is damaged or incomplete"):
             read(DAMAGED[name])
     with pytest.raises(InputError, match="a picture cannot be used: does not decode"):
         Input(48).pixels(Image.open(io.BytesIO(DAMAGED[name])))
@@ -221,6 +221,16 @@ def test_a_very_large_photograph_is_used_smaller_and_keeps_its_own_size(monkeypa
     small = PICTURE.reduce(reduced).rotate(-90, expand=True)
     # libjpeg averages blocks before it rounds.
     assert np.abs(np.asarray(decoded.image, float) - np.asarray(small, float)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_how_a_photograph_was_turned_is_known(kind):
+    turned = {2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
+    for orientation in range(11):
+        known = orientation if orientation in turned else 1
+        decoded = images.decode(saved(PICTURE, kind, exif=turned_by(orientation)))
+        assert (decoded.orientation, decoded.turned) == (known, turned.get(known, 0))
+        assert decoded.size == decoded.image.size == (PICTURE.size[::-1] if known > 4 else PICTURE.size)
 
 
 def test_the_hash_of_a_jpeg_is_that_of_pillows_small_picture():

@@ -149,7 +149,7 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds: prepare it with --folds K --ratio 9:1"),
-        (["--like", "RUNS/represent"], "is not a run of LAE's stage 3"),
+        (["--like", "RUNS/represent"], "is a run of stage represent: name one of stage classify with --like"),
         (["--run", "RUNS/classify"], "name one of stage represent"),
         (["--run", "RUNS/nothing"], "holds no run"),
     ],
@@ -199,7 +199,7 @@ def test_features_without_room_are_an_error_before_they_are_computed(tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(InputError, match=r"train.npy needs 0.0 GB: make room \(No space left"):
+    with pytest.raises(InputError, match=r"train.npy needs 0.0 GB \(No space left .*: make room"):
         extraction._of_pass(tmp_path / "train.npy", 2, 0, (3, 4), np.dtype(np.float32))
     assert not list(tmp_path.iterdir())
 

@@ -176,7 +176,8 @@ from lae_jax.models import pretrained
 pretrained.load("hf:timm/resnet18.a1_in1k", "resnet18")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert "InputError: hf: sources need the package huggingface_hub: pip install 'lae-jax[hub]'" in result.stderr
+    assert "InputError: a source hf:... needs the package huggingface_hub" in result.stderr
+    assert "pip install 'lae-jax[hub]', or give a file that you downloaded yourself" in result.stderr
 
 
 def test_the_endpoint_and_offline_come_from_the_environment(hub, tmp_path, monkeypatch):

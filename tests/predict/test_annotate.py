@@ -63,6 +63,17 @@ def test_every_photograph_has_a_drawing_of_its_own_on_any_disk(tmp_path, names):
     assert max(len(name.encode()) for name in found) <= 143
 
 
+def test_a_drawing_replaces_an_earlier_one_and_no_other_file(tmp_path):
+    photograph = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 40)).save(photograph)
+    (tmp_path / "b.jpg").write_text("notes")
+    (tmp_path / "c.jpg").mkdir()
+    before = photograph.read_bytes()
+    for _ in range(2):
+        assert drawn_names(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]) == ["a-2.jpg", "b-2.jpg", "c-2.jpg", "d.jpg"]
+    assert photograph.read_bytes() == before and (tmp_path / "b.jpg").read_text() == "notes"
+
+
 def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp_path, monkeypatch):
     encoded = io.BytesIO()
     Image.new("RGB", (400, 400), "white").save(encoded, "PNG")

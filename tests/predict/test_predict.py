@@ -18,7 +18,7 @@ from lae_jax import evaluate, predict, prepare
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
 from lae_jax.predict import __main__ as door
-from lae_jax.predict import photographs
+from lae_jax.predict import answers, photographs
 from lae_jax.runtime.errors import InputError, NothingPredicted
 from lae_jax.train import loop
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
     assert rows["turned.jpg"]["age"] == pytest.approx(straight["age"], abs=1.0)
     assert len(rows["cmyk.jpg"]["distribution"]) == 101
     with pytest.raises(NothingPredicted) as end:
-        door.main(["--run", str(folder / "run"), "missing.jpg"])
-    assert end.value.status == 1 and "file not found" in capsys.readouterr().out
+        door.main(["--run", str(folder / "run"), str(tmp_path / "text.jpg")])
+    assert end.value.status == 1 and "not an image that can be read" in capsys.readouterr().out
 
 
 def test_several_faces_have_a_row_each_and_are_drawn(folder, tmp_path):
@@ -210,6 +210,16 @@ def test_wrong_flags(words, message):
         door.parse_args(["--run", "runs/r", *words])
 
 
+def test_a_table_stays_in_line_with_long_names(capsys):
+    names = ("a.jpg", "photo" * 20 + "7.jpg")
+    rows = [answers.Row(name=name, face=1, age=30.0, lower=20.0, upper=40.0) for name in names]
+    with answers.opened(None, None) as write:
+        write([*rows, answers.Row(name="b" * 40, reason="no face found")])
+    head, short, long, none = capsys.readouterr().out.splitlines()
+    assert long.startswith("...") and long[:32].endswith("photo7.jpg") and len(short) == len(long) == len(head)
+    assert none == f"...{'b' * 29}  no face found"
+
+
 def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
     with pytest.raises(InputError, match=r"\*.webp: no file matches"):
         door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
@@ -227,7 +237,7 @@ def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
         found = photographs.of_chunk([*photographs.named([str(tmp_path)], tell=tell)], None, np.asarray)
         told = {pathlib.Path(one.image.name).name: one.reason for one in found}
         assert told == {"a.jfif": "", "b": "", "link": "a link to a folder: links are not followed"}
-    assert len(caplog.messages) == 2 and "1 file is no image and left out: 1 .txt" in caplog.text
+    assert len(caplog.messages) == 2 and "1 file is left out, not in a format that is read: 1 .txt" in caplog.text
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):
@@ -236,6 +246,14 @@ def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_hea
         list(photographs.in_csv(str(tmp_path / "list.csv")))
     (tmp_path / "list.csv").write_text("lost.png\n1.png\n")
     assert [each.name for each in photographs.in_csv(str(tmp_path / "list.csv"))] == ["lost.png", "1.png"]
+
+
+@pytest.mark.parametrize("flag", [[], ["--contest"]])
+def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("list.csv").write_text("path\na.jpg\n")
+    with pytest.raises(InputError, match=r"--out ./list\.csv is the list of the images itself: name another file"):
+        door.parse_args(["--run", "runs/r", *flag, "list.csv", "--out", "./list.csv"])
 
 
 def test_ages_of_arrays_need_no_tensorflow(folder, estimator):

@@ -73,3 +73,27 @@ def test_the_share_below_an_age_turns_quantiles_round():
         ages = distributions.quantiles(probabilities, level)
         np.testing.assert_allclose(distributions.below(probabilities, ages), level, atol=1e-9)
     assert distributions.below(probabilities[:2], np.array([0.0, 120.0])).tolist() == [0.0, 1.0]
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    chances, ages = softmax(rng.normal(0, 2, (10, 101)), axis=1).astype(np.float32), rng.uniform(1, 90, 10)
+
+    def results(rows=slice(None)):
+        return [
+            distributions.tempered(chances[rows], 1.7),
+            distributions.intervals(chances[rows], 0.9),
+            distributions.below(chances[rows], ages[rows]),
+            distributions.at_least(chances[rows], 18),
+        ]
+
+    whole, temperature = results(), distributions.fit_temperature(chances, ages)
+    sizes = []
+    monkeypatch.setattr(distributions, "_BLOCK", 4)
+    monkeypatch.setattr(
+        distributions, "_cumulative", lambda p, original=distributions._cumulative: sizes.append(len(p)) or original(p)
+    )
+    for expected, found in zip(whole, results(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert max(sizes) == 4 and distributions.fit_temperature(chances, ages) == pytest.approx(temperature, rel=1e-6)
+    assert [len(found) for found in results(slice(0, 0))] == [0] * 4

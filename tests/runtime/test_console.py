@@ -160,12 +160,25 @@ def test_prepare_in_a_terminal_ends_at_ctrl_c_with_the_line_above(tmp_path):
     )
     assert status == 130 and not results, drawn
     *_, line, kept, end = [line for line in re.split("[\r\n]+", drawn) if line.strip()]
-    assert re.fullmatch(r"prepare  [\d,]+/4,009 images.*", line) and kept.endswith("run the same command to continue")
+    assert re.fullmatch(r"prepare  [\d,]+/4,009 images.*", line)
+    assert re.search("run the same command to (continue|start again)$", kept)
     assert end == "interrupted"
 
 
-def test_away_from_a_terminal_there_is_no_line(capfd):
-    assert list(console.progress([1, 2], what="predict", unit="images")) == [1, 2]
+def test_away_from_a_terminal_the_log_has_a_line_every_30_seconds(monkeypatch, caplog, capfd):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console.logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(console.logger, "propagate", False)
+    with caplog.at_level("INFO", "lae_jax"):
+        assert list(console.progress([1, 2], what="predict", unit="images")) == [1, 2]
+        with console.progress(total=80, what="prepare", unit="images") as line:
+            line._time, line.start_t, line.last_print_t = (lambda: clock[0]), 0.0, 0.0
+            for second in range(80):
+                clock[0] = float(second)
+                line.update()
+    told = ["prepare  31/80 images  38 %  1.0/s  0:49 left", "prepare  61/80 images  76 %  1.0/s  0:19 left"]
+    assert caplog.messages == told
     assert capfd.readouterr().err == ""
 
 

@@ -1,5 +1,6 @@
 """Steps on CPUs: freed memory is kept for the next one, and XLA is told what it knows."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +41,33 @@ def test_memory_that_was_freed_is_taken_again_without_page_faults():
         return int(subprocess.run(command, **options).stdout)
 
     assert faults("kept") < 0.1 * faults("given back")
+
+
+@pytest.mark.parametrize(("paths", "kind"), [
+    ([], ""),
+    (["dev/nvidiactl"], ""),
+    (["dev/nvidia0"], "cuda"),
+    (["proc/driver/nvidia/gpus/0000:01:00.0/information"], "cuda"),
+    (["dev/accel0"], "tpu"),
+    (["dev/vfio/0"], ""),
+    (["dev/vfio/0", "sys/bus/pci/devices/0000:00:04.0/vendor"], "tpu"),
+])  # fmt: skip
+def test_an_accelerator_that_jax_cannot_use_is_told_loudly(paths, kind, tmp_path, monkeypatch, caplog):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("0x1ae0\n")
+    assert cpu.accelerator(tmp_path) == kind
+    monkeypatch.setattr(cpu, "accelerator", lambda: kind)
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", None)
+        cpu.warn_of_unused_accelerator(has_plugin=False)
+        jax.config.update("jax_platforms", "cpu")
+        cpu.warn_of_unused_accelerator(has_plugin=False)
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert len(caplog.records) == bool(kind), "not where the CPU was asked for"
+    assert all(f"pip install 'lae-jax[{kind}]'" in told and "IS NOT USED" in told for told in caplog.messages)
 
 
 @pytest.mark.parametrize(("platforms", "plugin", "alone"), [("cpu", True, True), ("cuda,cpu", False, False),
@@ -87,6 +115,9 @@ runpy.run_module("lae_jax." + sys.argv.pop(1), run_name="__main__")
 @pytest.mark.parametrize("program", ["predict", "serve", "evaluate", "export", "longtail", "main"])
 def test_memory_is_arranged_before_the_imports_that_start_threads(program, drawn, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config = {"stage": "represent", "data": {"path": str(drawn), "split": "validation"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "photo.jpg").touch()
     words = {
         "predict": ["--run", "run", "photo.jpg"],
         "serve": ["--run", "run"],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import losses
+from lae_jax import losses, stages
 from lae_jax.configs import classify
 from lae_jax.longtail import fitting
 from lae_jax.runtime.errors import InputError
@@ -100,6 +100,20 @@ def test_methods_share_a_trained_head_where_they_train_alike_and_no_other():
         {"crt", "crt_routing"},
         {"two_layers", "two_layers_routing"},
     ]
+
+
+@pytest.mark.parametrize(("name", "setting", "message"), [
+    ("effective_number", 1.0, r"setting is 1: the beta of method 'effective_number' must be .* above 0 and below 1"),
+    ("c_mixup", 0.0, r"the bandwidth in years of method 'c_mixup' must be a number above 0$"),
+    ("logit_adjusted_loss", float("nan"), "setting is nan: the tau"),
+    ("balanced_mse", -2.0, "the noise in years of method 'balanced_mse'"),
+    ("efective_number", 0.9, "did you mean 'effective_number'"),
+])  # fmt: skip
+def test_a_setting_that_its_method_cannot_use_is_refused(name, setting, message):
+    for method in METHODS.values():
+        assert not method.setting or all(0 < value < method.below for value in method.settings), method.name
+    with pytest.raises(InputError, match=message):
+        stages.with_method(stages.CLASSIFY, name, setting)
 
 
 def test_a_method_without_a_setting_is_not_swept_and_an_unknown_one_is_told_the_nearest():

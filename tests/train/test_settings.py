@@ -236,8 +236,8 @@ def stopped_after(number, monkeypatch):
     """Signals that ask for an end once a run has saved its step `number`."""
     signals = watch.Signals()
 
-    def save(self, state, step, scores, original=loop._Loop.save):
-        original(self, state, step, scores)
+    def save(self, state, step, scores, *place, original=loop._Loop.save):
+        original(self, state, step, scores, *place)
         signals.asked = signals.asked or step == number
 
     monkeypatch.setattr(loop._Loop, "save", save)
@@ -265,6 +265,14 @@ def test_a_run_from_scratch_says_so_in_its_log_and_its_provenance(small_config, 
         loop.train(config)
     assert "the backbone starts from scratch (config.init_from)" in caplog.text
     assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["init"] == {"from": "scratch"}
+
+
+def test_a_run_that_cannot_start_does_not_say_what_it_starts_from(small_config, caplog):
+    config = small_config("represent")
+    config.data.split = "nothing"
+    with caplog.at_level("INFO", "lae_jax"), pytest.raises(InputError, match="unknown split 'nothing'"):
+        loop.train(config)
+    assert "scratch" not in caplog.text
 
 
 def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(make_config, tmp_path, monkeypatch):

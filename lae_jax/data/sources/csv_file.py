@@ -26,6 +26,7 @@ from lae_jax.data.sources.interface import (
     shown,
 )
 from lae_jax.faces.images import BadImage
+from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -96,9 +97,9 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if several:
         logger.warning(
-            "%s: %d rows go over several lines, the first over %s: if that is not meant, a quote is not closed there",
+            "%s: %s over several lines, the first over %s: if that is not meant, a quote is not closed there",
             path,
-            several,
+            counted(several, "row goes", "rows go"),
             first,
         )
 
@@ -139,7 +140,7 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
         raise InputError(
             f"{path}: the first line {shown(','.join(first), 80)!r} names no column {'|'.join(PATH_NAMES)}"
             " and is not `path,age` either: add a header"
-            + " (separate fields with commas, not semicolons)" * (";" in first[0])
+            + separator(first[0])
             + (f"; the second field looks like {hint}" if len(first) == 2 and (hint := looks_like(first[1])) else "")
         )
     if len(header) > MAX_COLUMNS:
@@ -152,6 +153,12 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
     if "age" not in kept and "identity" not in kept:
         raise InputError(f"{path}: no column `age` or `identity`; the first line has {shown(', '.join(header))}")
     return kept, rows
+
+
+def separator(cell: str) -> str:
+    """Returns, as the end of a sentence, what separates the fields of a table that was read as one field; or ''."""
+    found = next((name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in cell), "")
+    return f", and separate the fields with commas, not {found}" if found else ""
 
 
 def _is_number(text: str) -> bool:

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _FORMS = ("NFC", "NFD")
 _FOLDERS = 8  # whose names are held for hints
@@ -33,10 +34,24 @@ def hint(top: str, name: str) -> str:
     """Returns what to look at where no file is found, as the end of a sentence; '' if nothing is known."""
     if re.match(r"[A-Za-z]:[\\/]", name):
         return ": a path of Windows. Give paths that start from the folder of --images"
-    folder, file = os.path.split(os.path.realpath(os.path.join(top, _relative(top, name))))
-    inside = os.path.join(folder, "").startswith(os.path.join(top, ""))
-    like = _by_case(folder).get(_plain(file)) if inside else None
+    like = _like(top, _relative(top, name).split("/"))
     return f": there is {like!r}, with other upper and lower case" if like else ""
+
+
+def _like(top: str, parts: Sequence[str]) -> str:
+    """Returns the path that differs in case alone, from the first such part on; '' if there is none inside `top`."""
+    path, differing = top, []
+    for part in parts:
+        if not os.path.join(os.path.realpath(path), "").startswith(os.path.join(top, "")):
+            return ""
+        there = os.path.lexists(os.path.join(path, part)) and part != os.pardir
+        found = part if there else _by_case(path).get(_plain(part))
+        if found is None:
+            return ""
+        if differing or not there:
+            differing.append(found)
+        path = os.path.join(path, found)
+    return "/".join(differing)
 
 
 def _relative(top: str, name: str) -> str:

@@ -237,7 +237,7 @@ class FileReader:
         return Picture(read_inside(self.root, row["name"]))
 
 
-# The root is the same for every image, and resolving it costs as much as reading an image.
+# The root is the same for every image, and following its links costs as much as reading an image.
 _real = functools.lru_cache(maxsize=8)(os.path.realpath)
 
 
@@ -257,7 +257,7 @@ def read_inside(root: str, name: str, most: int | None = None) -> bytes:
     """
     if "\0" in name:
         raise BadImage("path contains a zero byte")
-    top = _real(root)
+    top = _real(os.path.abspath(root))
     try:
         descriptor = _open(root, top, name)
     except FileNotFoundError as error:
@@ -332,7 +332,7 @@ def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]
     if others and tell:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
         count = counted(others.total(), "file is", "files are")
-        logger.info("%s: %s no image and left out: %s", top, count, kinds)
+        logger.info("%s: %s left out, not in a format that is read: %s", top, count, kinds)
     if left_out and tell:
         logger.info("%s: %d system files or folders are left out, such as %s", top, left_out, _quoted([*some]))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, missing_extra
 
 PREFIX, FILE, CONFIG = "hf:", "model.safetensors", "config.json"
 CONFIG_LIMIT = 1 << 20  # bytes; timm's files are below 1,000
@@ -41,10 +41,8 @@ def require() -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "hf: sources need the package huggingface_hub: pip install 'lae-jax[hub]' (in a checkout: pip install -e"
-            " '.[hub]'), or give a file that you downloaded yourself"
-        ) from error
+        told = missing_extra("hub", "huggingface_hub", "a source hf:...")
+        raise InputError(f"{told}, or give a file that you downloaded yourself") from error
 
 
 def parse(source: str) -> tuple[str, str]:

@@ -96,7 +96,7 @@ async function show(place, file, image) {
   const count = image.faces.length;
   place.querySelector("header p").textContent = count === 0 ? "no age" : count === 1 ? "1 face" : `${count} faces`;
   const picture = await decoded(file);
-  if (picture) place.append(framed(picture, file.name, image.faces));
+  if (picture) place.append(framed(picture, file, image));
   if (image.reason) {
     const end = image.reason.endsWith("?") ? "" : ".";
     place.append(element("p", `No age: ${image.reason}${end}`, "problem"));
@@ -120,13 +120,22 @@ async function decoded(file) {
   }
 }
 
-function framed(picture, name, faces) {
+function framed(picture, file, image) {
   const figure = element("figure");
-  picture.alt = `${name}, as it was chosen`;
+  picture.alt = `${file.name}, as it was chosen`;
   figure.append(picture);
-  const found = faces.filter((face) => face.box);
-  if (found.length) figure.append(boxes(found, picture.naturalWidth, picture.naturalHeight));
+  const found = image.faces.filter((face) => face.box);
+  if (!found.length) return figure;
+  if (isUpright(picture, file, image)) figure.append(boxes(found, ...image.size));
+  else figure.append(element("figcaption", "No boxes, because browsers do not turn this photograph upright."));
   return figure;
+}
+
+// Boxes are in pixels of the upright photograph. Browsers turn most types of files by their EXIF, but not WebP.
+function isUpright(picture, file, image) {
+  const [width, height] = image.size;
+  const shape = (picture.naturalWidth * height) / (picture.naturalHeight * width);
+  return Math.abs(shape - 1) < 0.01 && !(file.type === "image/webp" && image.orientation);
 }
 
 function described(face, count) {

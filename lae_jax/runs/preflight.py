@@ -1,0 +1,129 @@
+"""Checks of a program's inputs before it loads JAX or TensorFlow: splits, steps, stages, folders, extras."""
+
+import importlib.util
+import os
+from collections.abc import Collection, Mapping
+
+from etils import epath
+
+from lae_jax.runtime import files, layout
+from lae_jax.runtime.errors import InputError, missing_extra
+
+
+def require_images(folder: os.PathLike | str | None) -> None:
+    """Checks that the folder of --images exists.
+
+    Raises:
+      InputError: It does not.
+    """
+    if folder is not None and not epath.Path(folder).is_dir():
+        reason = "is a file: name the folder" if epath.Path(folder).exists() else f"does not exist{layout.hint(folder)}"
+        raise InputError(f"--images {folder} {reason}")
+
+
+def manifest(data: os.PathLike | str) -> Mapping:
+    """Returns the content of the dataset.json of a prepared data set; {} for a damaged one, which fails when opened."""
+    try:
+        content = files.read_json(epath.Path(data) / layout.DATASET)
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def config_of(run: os.PathLike | str) -> Mapping:
+    """Returns the config of a run's folder; {} if it is missing or damaged, which later checks report."""
+    path = epath.Path(run) / layout.CONFIG
+    try:
+        content = files.read_json(path) if path.exists() else {}
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def require_step(run: os.PathLike | str, step: int | None) -> None:
+    """Checks that a run has a checkpoint of a step; None is the best one.
+
+    Raises:
+      InputError: It does not.
+    """
+    if step is None or layout.is_export(run):
+        return
+    names = [path.name for path in (epath.Path(run) / layout.CHECKPOINTS).iterdir()]
+    steps = sorted(int(name) for name in names if name.isdigit())
+    if step not in steps:
+        raise InputError(f"{run} has no checkpoint of step {step}, only {steps}")
+
+
+def require_ages(run: os.PathLike | str) -> None:
+    """Checks that a run is not of stage 1.
+
+    Raises:
+      InputError: It is.
+    """
+    if config_of(run).get("stage") == "pretrain":
+        raise InputError(f"{run} is a run of stage pretrain, which does not estimate ages: name a run of stage 2 or 3")
+
+
+def require_stage(run: os.PathLike | str, stage: str, flag: str) -> None:
+    """Checks that a run is of a stage.
+
+    Args:
+      run: Folder of the run.
+      stage: Name of the stage.
+      flag: Flag that names the run, for the message.
+
+    Raises:
+      InputError: It is of another one.
+    """
+    found = config_of(run).get("stage", stage)
+    if found != stage:
+        raise InputError(f"{run} is a run of stage {found}: name one of stage {stage} with {flag}")
+
+
+def split_of(config: Mapping, name: str) -> str:
+    """Returns the data set's name of a split: with `data.fold`, that of the fold's `train` or `validation`.
+
+    Args:
+      config: A config, or its JSON.
+      name: The name in the config: `data.train` or `data.split`, or 'all'.
+    """
+    fold = config["data"].get("fold")
+    return name if fold is None or name == "all" else f"fold{fold}-{name}"
+
+
+def validation_split(run: os.PathLike | str) -> str:
+    """Returns the data set's name of the split that a run is validated on; '' if it has none."""
+    config = config_of(run)
+    return split_of(config, config["data"]["split"]) if config.get("data", {}).get("split") else ""
+
+
+def require_data_of(run: os.PathLike | str) -> str:
+    """Returns the data set of a run's config.
+
+    Raises:
+      InputError: It is not there any longer, or the config is missing.
+    """
+    data = config_of(run).get("data", {}).get("path", "")
+    if not data:
+        raise InputError(f"{run} has no {layout.CONFIG} that names its data set: restore the file, or pass --data PATH")
+    if not layout.is_dataset(data):
+        raise InputError(
+            f"{data}, the data set of {run}, is not there{layout.hint(data)}. If it was moved, name its new place with"
+            " --data PATH"
+        )
+    return data
+
+
+def require_extra(extra: str, packages: Collection[str], what: str) -> None:
+    """Checks that the packages of an extra are installed.
+
+    Args:
+      extra: Name of the extra in pyproject.toml.
+      packages: Names of the modules.
+      what: What needs them, for the message.
+
+    Raises:
+      InputError: One is missing. The message has the command that installs it.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise InputError(missing_extra(extra, missing[0], what))
