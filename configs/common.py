@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
 
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
-    # Smallest number of validation images, in stage 3 of each age group, for selecting a checkpoint by its score (ours).
+    # Fewest validation images (in stage 3: of each age group) for selecting a checkpoint by its score (ours).
     c.select_images = 30
     c.save_steps = 1000  # steps between two checkpoints in an epoch; each evaluation saves too
     c.async_save = True  # write checkpoints while training continues (on a single host)

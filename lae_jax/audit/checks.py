@@ -238,7 +238,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     # Two pictures of one file in one data set are faces that were cut by their landmarks.
     faces = (pool.picture[youngest] != pool.picture[oldest]) & (here(youngest) == here(oldest))
     youngest, oldest = youngest[~faces], oldest[~faces]
-    hint = ". For several faces in a photograph, give the landmarks of each, or crops"
+    hint = ". If a photograph shows several faces, give the landmarks of each face, or crops"
     yield from told("same_file_ages", "files that occur several times", youngest, oldest, hint=hint)
 
     known = known[pool.picture[known] >= 0]

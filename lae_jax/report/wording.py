@@ -53,8 +53,8 @@ def doubts(report: Mapping) -> list[str]:
         lines.append("the model was trained on faces that were cut in another way: these errors do not describe it")
     if report.get("unknown_crops"):
         lines.append(
-            "the model was trained on ready crops of another data set, and it is unknown whether these were cut in the"
-            " same way: if not, these errors do not describe it"
+            "the model was trained on ready-made crops of another data set, and it is unknown whether these were cut in"
+            " the same way: if not, these errors do not describe it"
         )
     if line := _no_better(report):
         lines.append(line)

@@ -143,9 +143,15 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     "more, told",
     [
         (["--methods", "lea"], "unknown method 'lea'; did you mean 'lae'"),
-        (["--test", "nothing"], "has no such split; a split that nothing is trained or chosen on: --test test$"),
-        (["--test", "train"], "are trained on; a split that nothing is trained or chosen on: --test test$"),
-        (["--test", "validation"], "methods are chosen on it; a split .*: --test test$"),
+        (
+            ["--test", "nothing"],
+            "has no such split; use a split that is not used for training or choosing: --test test$",
+        ),
+        (
+            ["--test", "train"],
+            "were used for training; use a split that is not used for training or choosing: --test test$",
+        ),
+        (["--test", "validation"], "methods are chosen on it; use a split .*: --test test$"),
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds: prepare it with --folds K --ratio 9:1"),

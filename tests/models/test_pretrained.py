@@ -109,7 +109,10 @@ def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18)
     assert all(read(name).assumed for name in told) and resnet.assumed
     assert told["model.weights.h5"] == "as keras.applications trains EfficientNetV2: the file holds weights only"
     assert told["bare.keras"] == "as keras.applications trains EfficientNetV2: none of its layers normalises"
-    assert told["timm.safetensors"] == f"as timm has them for {naming.ARCHITECTURES[S]}: no config.json says otherwise"
+    assert (
+        told["timm.safetensors"]
+        == f"as timm has them for {naming.ARCHITECTURES[S]}, because there is no config.json with others"
+    )
     for name in ("plain.keras", "legacy.h5"):
         assert (read(name).told, read(name).assumed) == ("from Rescaling inside the model", False)
     assert read("wrapped.keras").told == "from Normalization and Rescaling and Rescaling inside the model"

@@ -132,7 +132,7 @@ def test_a_run_stopped_in_an_evaluation_begins_with_it_and_ends_as_the_one_that_
         patch.setattr(pipeline, "eval_batches", batches)
         for _ in range(2):  # the second time in the evaluation that the resumed run begins with
             signals = watch.Signals()
-            with pytest.raises(Preempted, match=f"saved at step {number} of 6, whose evaluation had not ended"):
+            with pytest.raises(Preempted, match=f"saved at step {number} of 6, before its evaluation ended"):
                 loop.train(config, signals)
             assert [path.name for path in (workdir / "unscored").iterdir()] == [str(number)]
             assert not (workdir / "checkpoints" / str(number)).exists() and not (workdir / "summary.json").exists()

@@ -206,7 +206,7 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
     efficientnet = BACKBONES[model_name][0] is EfficientNetV2
     statistics = naming.HALF if efficientnet else naming.IMAGENET
     others = "timm has them for" if efficientnet else "timm and torchvision have them for"
-    return statistics, f"as {others} {expected}: no {hub.CONFIG} says otherwise", True
+    return statistics, f"as {others} {expected}, because there is no {hub.CONFIG} with others", True
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
