@@ -162,7 +162,7 @@ def test_a_signal_in_the_last_step_before_an_evaluation_leaves_it_to_the_resumed
 ):
     config, signals = small_config("represent"), watch.Signals()
     config.save_steps = 2
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, whose evaluation"):
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, before its evaluation"):
         patch.setattr(
             loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
         )
