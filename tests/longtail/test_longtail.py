@@ -179,10 +179,10 @@ class _Splits:
 
 
 @pytest.mark.parametrize("dataset, told", [
-    (_Splits(), "with --ratio 8:1:1, which makes one, and train stage 2 on it"),
-    (_Splits(first="fold0-"), "with --folds K --ratio 9:1, which makes one"),
+    (_Splits(), "with --ratio 8:1:1, which makes the split test, and train stage 2 on it"),
+    (_Splits(first="fold0-"), "with --folds K --ratio 9:1, which makes the split test"),
     (_Splits(protocol="column"), "with a split test in the source"),
-    (_Splits("a", "b"), "chosen on: --test a or --test b"),
+    (_Splits("a", "b"), "training or choosing: --test a or --test b"),
 ])  # fmt: skip
 def test_without_a_split_to_judge_methods_on_it_is_told_how_to_make_one(dataset, told):
     _, validation, *_ = dataset.manifest["splits"]
