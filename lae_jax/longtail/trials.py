@@ -146,8 +146,10 @@ def _what_works(dataset: records.Dataset, validation: str, trained_on: np.ndarra
     others = [name for name in dataset.manifest["splits"] if name != validation]
     if free := [name for name in others if not np.isin(dataset.rows(name), trained_on).any()]:
         return f"use a split that is not used for training or choosing: --test {' or --test '.join(free)}"
-    how = "--folds K --ratio 9:1" if validation.startswith("fold") else "--ratio 8:1:1"
-    how = "a split test in the source" if dataset.manifest["protocol"] == "column" else f"{how}, which makes the split test"
+    ratio = "--folds K --ratio 9:1" if validation.startswith("fold") else "--ratio 8:1:1"
+    how = f"{ratio}, which makes the split test"
+    if dataset.manifest["protocol"] == "column":
+        how = "a split test in the source"
     return (
         "every split is used for training or choosing: prepare the photographs into another --out with"
         f" {how}, and train stage 2 on it"
