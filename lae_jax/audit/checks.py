@@ -263,7 +263,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
 
 
 def _many_near(pool: _Pool) -> Iterator[dict]:
-    """Yields a finding where more pictures are nearly the same than are looked at."""
+    """Yields a finding if there are more pairs of near pictures than are compared."""
     if pool.at_least:
         message = (
             f"at least {pool.near_count} pairs of pictures are nearly the same, and only {len(pool.near)} of them were"

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lae_jax.runtime import layout
 
 FILE = layout.REJECTED
-LOUD = 0.2  # share of rejected images from which on a program warns of it
+LOUD = 0.2  # smallest share of rejected images that gives a warning
 
 _BATCH_ROWS = 1 << 13
 _SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])

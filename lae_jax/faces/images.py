@@ -218,7 +218,7 @@ def _check_png(encoded: bytes) -> None:
     Raises:
       SyntaxError: One is wrong.
     """
-    with contextlib.suppress(OSError):  # a missing end is no damage
+    with contextlib.suppress(OSError):  # a missing end is not damage
         Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
 
 
@@ -315,7 +315,7 @@ def of_picture(picture: Image.Image) -> Image.Image:
     """
     is_checked = isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile))
     if is_checked and picture.tile and picture.fp is not None and picture.tell() == 0:
-        # Pillow would decode it here, and without a word on damage.
+        # Pillow would decode it here, without reporting damage.
         place = picture.fp.tell()
         picture.fp.seek(0)
         encoded = picture.fp.read()

@@ -78,7 +78,7 @@ def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
 
 
 def _newest(identities: np.ndarray, images: int) -> Selection:
-    """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
+    """Selects by no score. Draws pairs for the verification, so that an error appears here and not after an epoch."""
     verification.draw_pairs(identities, num_pairs=2)
     return Selection(None, "stage 1 does not select by a score")
 

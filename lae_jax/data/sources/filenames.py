@@ -123,7 +123,7 @@ def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> 
 def read_folders(sources: list[str], options: Options) -> Source:
     """Reads a folder for each person: `FOLDER/<identity>/*.jpg` (or .png, ...), at any depth below the person.
 
-    If all folders in FOLDER are called like splits (`train`, `val`, ...), the people are the folders in them.
+    If all folders in FOLDER have the names of splits (`train`, `val`, ...), the people are the folders in them.
 
     Returns:
       A source with an identity for each image, sorted by name, without ages.

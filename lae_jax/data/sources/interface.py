@@ -36,7 +36,7 @@ MAX_NAME = 4096  # characters in the name of an image: the longest path that Lin
 MAX_PIXEL = 1e6  # largest coordinate of a landmark
 _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
-_MANY = 0.05  # share of the rows from which on one kind of refused ages is a warning
+_MANY = 0.05  # smallest share of rows with one kind of rejected age that gives a warning
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
 RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
@@ -360,7 +360,7 @@ def entries(top: str, folder: str) -> list[tuple[str, str]]:
 
 
 def _is_image(top: str, name: str) -> bool:
-    """Whether a file begins as an image; also if it cannot be read, which is told where it would be."""
+    """Whether a file begins as an image. True also if it cannot be read: its reader reports that."""
     try:
         return images.is_picture(read_inside(top, name, most=16))
     except BadImage:
