@@ -122,7 +122,7 @@ def cause(counts: Mapping[str, int], align: str) -> str:
     if most.startswith("landmarks "):
         return "Correct the column `landmarks`, or omit it: the faces are then found here"
     if most.startswith("age "):
-        return "Write the ages as years from 0 to 100"
+        return "Write years from 0 to 100 into the column of ages"
     return "Correct the source"
 
 
