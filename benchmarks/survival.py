@@ -115,7 +115,7 @@ def unscored(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
             seconds.append(time.monotonic() - begun)
             text = started[0].text()
         hold({*statuses} == {Preempted.status}, f"statuses {statuses}: {text[-2000:]}")
-        hold("is saved at step 12 of" in text and "whose evaluation had not ended" in text, text[-2000:])
+        hold("is saved at step 12 of" in text and "before its evaluation ended" in text, text[-2000:])
         hold(newest_whole(workdir) == 12 and (workdir / checkpoints.UNSCORED / "12").is_dir(), "step 12 is not there")
         bench.run(workdir, **places, eval_batch_size=8)
         hold_equal(whole, workdir, bench.steps)

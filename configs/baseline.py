@@ -2,7 +2,7 @@
 
     python -m lae_jax.main --config configs/baseline.py --config.init_from=hf:timm/resnet18.tv_in1k
 
-Reads data/faces and writes runs/baseline. It asks for init_from: ImageNet weights as in the paper, or scratch.
+Reads data/faces and writes runs/baseline. Set init_from to ImageNet weights, as in the paper, or to scratch.
 The paper reports on MIVIA: MAE 1.97, sigma 1.93, AAR (2021) 6.10; not run by us.
 """
 

@@ -42,9 +42,9 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/represent"
     c.seed = 0
     # Run to take the backbone from (stage 3: the model); in stages 1 and 2 also a file of weights or
-    # hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set, but in a recipe '' is the stage before.
+    # hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set; in a recipe '' is the stage before.
     c.init_from = ""
-    c.init_step = placeholder(int)  # step of its checkpoint (default: the best one)
+    c.init_step = placeholder(int)  # step of its checkpoint (default: the kept one)
     c.mae_from = ""  # stage 3: run whose validation MAE is in the loss (default: init_from)
     c.reinit_head = False  # stage 3: a new head instead of stage 2's; methods that start from a new head set it
 
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     c.model.name = "efficientnet_v2_m"
     c.model.dtype = "float32"  # type of the computation: 'bfloat16' | 'float32'; parameters and losses are float32
     # Precision of the backbone's float32 products: 'default' (TF32 on GPUs, bfloat16 on TPUs) | 'high' | 'highest'.
-    c.model.precision = "default"  # (heads and losses: always the highest)
+    c.model.precision = "default"  # heads and losses always use 'highest'
     c.model.dropout = placeholder(float)  # default: as published
     c.model.stochastic_depth = placeholder(float)  # default: as published
     c.model.embedding_size = 512  # stage 1 (ours)
@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
 
     c.eval_batch_size = 256
     c.eval_epochs = 1.0  # epochs between two evaluations
-    # Validation images from which a score selects the kept checkpoint: stage 3 counts them in each age group (ours)
+    # Fewest validation images (in stage 3: of each age group) for selecting a checkpoint by its score (ours).
     c.select_images = 30
     c.save_steps = 1000  # steps between two checkpoints in an epoch; each evaluation saves too
     c.async_save = True  # write checkpoints while training continues (on a single host)

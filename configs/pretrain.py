@@ -2,8 +2,8 @@
 
     python -m lae_jax.main --config configs/pretrain.py --config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k
 
-Reads data/people (prepared with identities) and writes runs/pretrain. It asks for init_from: the contest's system
-started from ImageNet weights; scratch is the other way. The paper used MS-Celeb-1M; not run by us.
+Reads data/people (prepared with identities) and writes runs/pretrain. Set init_from to ImageNet weights, as
+in the contest's system, or to scratch. The paper used MS-Celeb-1M; not run by us.
 """
 
 from lae_jax.configs import common

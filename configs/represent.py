@@ -2,7 +2,7 @@
 
     python -m lae_jax.main --config configs/represent.py --config.init_from=runs/pretrain
 
-Reads data/faces and writes runs/represent. It asks for init_from: stage 1 as in the paper, weights, or scratch.
+Reads data/faces and writes runs/represent. Set init_from to a run of stage 1 (the paper), weights, or scratch.
 The paper reports on MIVIA: MAE 1.71, sigma 1.11, AAR (2021) 7.18; not run by us.
 """
 

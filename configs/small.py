@@ -1,7 +1,7 @@
 """The recipe for a small machine: ResNet-18 at 64 px, under an hour on two CPU cores for 6,000 faces.
 
     python -m lae_jax.main --config configs/small.py                       stages 1, 2, 3 (data/people and data/faces)
-    python -m lae_jax.main --config configs/small.py:tuned                 stages 2, 3: chosen on validation
+    python -m lae_jax.main --config configs/small.py:tuned                 stages 2, 3: settings chosen on validation
     python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 with crop, flip and light
     python -m lae_jax.main --config configs/small.py:paper_augmentation    the same with the paper's augmentation
 

@@ -13,8 +13,8 @@
 
 We read rows 2 to 4 as the baseline plus one trick each. Stage 1 for the row `pretraining` is
 `--config configs/pretrain.py --config.model.name=resnet18 --config.workdir=runs/pretrain_resnet18
---config.init_from=SOURCE`. Where the paper starts from ImageNet weights (and in that stage 1), the program asks for
-SOURCE: weights that docs/training.md lists, such as hf:timm/resnet18.tv_in1k and
+--config.init_from=SOURCE`. SOURCE must be set for that stage 1, and for the rows that start from ImageNet
+weights in the paper: weights that docs/training.md lists, such as hf:timm/resnet18.tv_in1k and
 hf:timm/tf_efficientnetv2_m.in21k_ft_in1k, or scratch. For the paper's comparisons of batch sizes and schedules,
 override the row `representation`: --config.batch_size=128, or --config.optim.schedule=multi_step
 --config.epochs=75 --config.optim.milestones='(20,40,60,75)'.

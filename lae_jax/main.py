@@ -152,7 +152,9 @@ def run(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps | 
         with early.naming(name, config):
             has_report = _train(stage, signals, profile)
     if not has_report:
-        raise Preempted(f"{stage.workdir} is trained, but has no report yet; to write it, start it again")
+        raise Preempted(
+            f"{stage.workdir} is trained, but has no report yet; to write the report, start the same command again"
+        )
     for stage in stages[-1:]:
         logger.info("look at %s/report.html", stage.workdir)
         for command in early.next_commands(stage):

@@ -113,7 +113,7 @@ def test_the_trained_part_of_stage_3_is_the_head():
     *((["--config", f"configs/{name}"], "config.init_from is empty: name what the backbone starts from")
       for name in ("baseline.py", "pretrain.py", "represent.py", "table2.py:baseline", "table2.py:architecture",
                    "table2.py:augmentation")),
-    (["--config", "table2.py:baseline"], "or start without with --config.init_from=scratch"),
+    (["--config", "table2.py:baseline"], "or start without weights: --config.init_from=scratch"),
     (["--config", "table2.py:baseline", "--config.init_from=scratch"], "data/faces is not a prepared data set"),
     (["--config", "demo.py", "--config.stages.pretrain.init_from="], "--config.stages.pretrain.init_from=scratch"),
     (["--config", "small.py", "--config.order=('represent',)"], "config.stages.represent.init_from is empty"),

@@ -238,7 +238,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     # Two pictures of one file in one data set are faces that were cut by their landmarks.
     faces = (pool.picture[youngest] != pool.picture[oldest]) & (here(youngest) == here(oldest))
     youngest, oldest = youngest[~faces], oldest[~faces]
-    hint = ". For several faces in a photograph, give the landmarks of each, or crops"
+    hint = ". If a photograph shows several faces, give the landmarks of each face, or crops"
     yield from told("same_file_ages", "files that occur several times", youngest, oldest, hint=hint)
 
     known = known[pool.picture[known] >= 0]
@@ -263,7 +263,7 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
 
 
 def _many_near(pool: _Pool) -> Iterator[dict]:
-    """Yields a finding where more pictures are nearly the same than are looked at."""
+    """Yields a finding if there are more pairs of near pictures than are compared."""
     if pool.at_least:
         message = (
             f"at least {pool.near_count} pairs of pictures are nearly the same, and only {len(pool.near)} of them were"

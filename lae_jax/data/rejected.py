@@ -11,7 +11,7 @@ import pyarrow as pa
 from lae_jax.runtime import layout
 
 FILE = layout.REJECTED
-LOUD = 0.2  # share of rejected images from which on a program warns of it
+LOUD = 0.2  # smallest share of rejected images that gives a warning
 
 _BATCH_ROWS = 1 << 13
 _SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
@@ -115,14 +115,14 @@ def cause(counts: Mapping[str, int], align: str) -> str:
     most = max(counts, key=lambda reason: counts[reason], default="")
     if "no face found" in most and align != "none":
         return "If the images are face crops already, pass --align none"
-    if "other upper and lower case" in most:
+    if "differs in upper and lower case" in most:
         return "Write the paths as they are on the disk"
     if "file not found" in most or "path leads out" in most:
         return "Name the folder that the paths start from with --images"
     if most.startswith("landmarks "):
         return "Correct the column `landmarks`, or omit it: the faces are then found here"
     if most.startswith("age "):
-        return "The column of ages holds something else than years from 0 to 100"
+        return "Write years from 0 to 100 into the column of ages"
     return "Correct the source"
 
 

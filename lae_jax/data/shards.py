@@ -33,7 +33,7 @@ from lae_jax.runtime.files import read_json, sha256_of, write_json
 logger = logging.getLogger("lae_jax")
 
 # Processes divide the work by shards, and a stopped command keeps the complete ones. A photograph whose face must be
-# found takes a hundred times as long as a ready crop.
+# found takes a hundred times as long as a ready-made crop.
 PHOTOGRAPHS_PER_SHARD, CROPS_PER_SHARD = 64, 1024
 FEW_SHARDS = 16  # so many even with fewer crops a shard, so that a small folder occupies several cores
 MANY_SHARDS = 512  # beyond this number shards get larger: a reader keeps all of them open
@@ -267,7 +267,7 @@ def list_rejected(source: Source, out: pathlib.Path, recipe: crops.Recipe) -> st
         recipe: How faces are cut.
 
     Returns:
-        How many rows the reader refused, why, and the likely cause.
+        How many rows the reader rejected, why, and the likely cause.
     """
     reasons, count = rejected.Reasons(), len(source.rejected)
     rows, listed = reasons.counting(source.rejected), ""

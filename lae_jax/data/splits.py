@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from lae_jax.runtime.errors import InputError
 
 NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
-ENOUGH = 5  # people (or images) of an age group from which on every split gets one
+ENOUGH = 5  # smallest number of people (or images) of an age group for which every split gets one
 _MAX_SHARE = 1_000_000  # of a ratio: its products with ten million rows fit 64 bits
 _PARTS = 16
 

@@ -118,9 +118,8 @@ def _joined(contents: Contents, earlier: dict, dataset: records.Dataset, split: 
     kept = [flag for name, flag in flags.items() if getattr(joined, name) != getattr(contents, name)]
     if kept:
         logger.info(
-            "kept from the evaluation before: %s; to show less, first remove its folder in %s",
+            "kept from the earlier evaluation: %s; to remove them, first delete its folder in RUN/evaluation",
             ", ".join(kept),
-            "evaluation/ of the run",
         )
     return joined
 

@@ -11,7 +11,7 @@ from lae_jax.faces import Align, Faces, Undetected, align
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
 
-# The contract of ready crops: how they were cut is unknown.
+# The contract of ready-made crops: how they were cut is unknown.
 UNKNOWN = {"align": "none", "detector": "unknown"}
 
 
@@ -64,8 +64,8 @@ class Recipe:
     """How faces are cut from photographs.
 
     Attributes:
-      align: 'landmarks' (crops are aligned) or 'none' (the images are ready crops).
-      size: Side of the crops in pixels; of ready crops, the largest shorter side allowed.
+      align: 'landmarks' (crops are aligned) or 'none' (the images are ready-made crops).
+      size: Side of the crops in pixels; of ready-made crops, the largest shorter side allowed.
       margin: Space around the 112x112 template on each side, a share of the template's side.
       quality: Quality of the JPEG.
       faces: Which of several faces is cut: 'largest', 'centre' or 'all'.
@@ -122,7 +122,7 @@ class Recipe:
           InputError: The contract is unknown, or this version cuts differently and `allow_other` is false.
         """
         if contract == UNKNOWN:
-            raise InputError("the model was trained on ready crops, and how they were cut is unknown")
+            raise InputError("the model was trained on ready-made crops, and how they were cut is unknown")
         recipe = cls("landmarks", contract["size"], contract["margin"], contract["quality"], **choices)
         if recipe.contract() != contract and not allow_other:
             raise InputError(
@@ -136,7 +136,7 @@ class Recipe:
 def differing(there: dict, here: dict) -> str:
     """The fields in which a model's contract `there` and another contract `here` differ, with both values."""
     if UNKNOWN in (there, here):
-        known, ready = here if there == UNKNOWN else there, "ready crops, cut in an unknown way"
+        known, ready = here if there == UNKNOWN else there, "ready-made crops, cut in an unknown way"
         cut = ", ".join(f"{name} {known[name]}" for name in ("align", "detector", "size", "margin") if name in known)
         return f"there: {ready}; here: {cut}" if there == UNKNOWN else f"there: {cut}; here: {ready}"
     fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]

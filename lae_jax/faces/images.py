@@ -108,7 +108,7 @@ def _open(encoded: bytes) -> Image.Image:
             raise BadImage(f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more") from error
         except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
             if formats == ("AVIF",) and not encoded[8:12].startswith(b"avi"):
-                raise BadImage("a HEIC, which is read with the extra: pip install 'lae-jax[heic]'") from error
+                raise BadImage("a HEIC: to read it, pip install 'lae-jax[heic]'") from error
             raise BadImage("not an image that can be read") from error
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
@@ -218,7 +218,7 @@ def _check_png(encoded: bytes) -> None:
     Raises:
       SyntaxError: One is wrong.
     """
-    with contextlib.suppress(OSError):  # a missing end is no damage
+    with contextlib.suppress(OSError):  # a missing end is not damage
         Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
 
 
@@ -231,7 +231,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.mode == "F":
-        raise BadImage("grey levels are floating-point numbers of an unknown range: save it with 8 or 16 bits")
+        raise BadImage("grey levels are floating-point numbers of an unknown range: save the image with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -242,7 +242,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """The upper bytes of 16-bit grey levels, which Pillow's `convert` would clip at 255."""
     levels = np.asarray(image)
     if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
-        raise BadImage("grey levels are 32-bit numbers of an unknown range: save it with 8 or 16 bits")
+        raise BadImage("grey levels are 32-bit numbers of an unknown range: save the image with 8 or 16 bits")
     grey = Image.fromarray((levels >> 8).astype(np.uint8))
     clear = image.info.get("transparency")  # the level that is transparent
     if clear is not None:
@@ -315,7 +315,7 @@ def of_picture(picture: Image.Image) -> Image.Image:
     """
     is_checked = isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile))
     if is_checked and picture.tile and picture.fp is not None and picture.tell() == 0:
-        # Pillow would decode it here, and without a word on damage.
+        # Pillow would decode it here, without reporting damage.
         place = picture.fp.tell()
         picture.fp.seek(0)
         encoded = picture.fp.read()

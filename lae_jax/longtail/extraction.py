@@ -144,7 +144,7 @@ def _of_pass(array: pathlib.Path, passes: int, number: int, shape: tuple[int, ..
 
 
 def _reserve(path: pathlib.Path) -> None:
-    """Gives a file its room on the disk now: a mapped file that finds none later ends the process without a message."""
+    """Allocates the disk space of a file: a mapped file without space ends the process later, without a message."""
     if not hasattr(os, "posix_fallocate"):  # as on macOS
         return
     size = path.stat().st_size

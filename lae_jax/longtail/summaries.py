@@ -130,14 +130,15 @@ def improvement(all_trials: Sequence[Trial]) -> str:
     others = [one for one in others if all(one.mean(EXPECTED, s) <= value for s, value in at_most.items())]
     chosen = min(others, key=_balance)
     if chosen is reference:
-        return f"No other method has an expected MAE and an expected sigma of at most those of {REFERENCE}."
+        return f"No other method has an expected MAE and an expected sigma no higher than those of {REFERENCE}."
     expected = ", ".join(
         f"{_title(score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}" for score in at_most
     )
     return (
-        f"Among the methods with an expected MAE and an expected sigma of at most those of {REFERENCE}, {chosen.name}"
-        f" has the lowest expected MAE + sigma (base_learning_rate {chosen.rate:g}, {REFERENCE} {reference.rate:g}):"
-        f" {expected}; the paired difference on test {_differences(chosen, reference)}."
+        f"Among the methods whose expected MAE and expected sigma are no higher than those of {REFERENCE},"
+        f" {chosen.name} has the lowest expected MAE + sigma (base_learning_rate {chosen.rate:g},"
+        f" {REFERENCE} {reference.rate:g}): {expected}; the paired difference on test"
+        f" {_differences(chosen, reference)}."
     )
 
 

@@ -132,7 +132,7 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
         both = np.intersect1d(trained_on, dataset.rows(name))
         if len(both) and not allow_leak:
             raise InputError(
-                f"{dataset.path}: {len(both)} images of {split} split {name!r} are trained on;"
+                f"{dataset.path}: {len(both)} images of {split} split {name!r} were used for training;"
                 f" {_what_works(dataset, names[VALIDATION], trained_on)}"
             )
     training = extractor.features(inputs.split_name(own, own.data.train), passes)
@@ -145,11 +145,13 @@ def _what_works(dataset: records.Dataset, validation: str, trained_on: np.ndarra
     """Which splits of a data set methods can be judged on, or how to make one."""
     others = [name for name in dataset.manifest["splits"] if name != validation]
     if free := [name for name in others if not np.isin(dataset.rows(name), trained_on).any()]:
-        return f"a split that nothing is trained or chosen on: --test {' or --test '.join(free)}"
-    how = "--folds K --ratio 9:1" if validation.startswith("fold") else "--ratio 8:1:1"
-    how = "a split test in the source" if dataset.manifest["protocol"] == "column" else f"{how}, which makes one"
+        return f"use a split that is not used for training or choosing: --test {' or --test '.join(free)}"
+    ratio = "--folds K --ratio 9:1" if validation.startswith("fold") else "--ratio 8:1:1"
+    how = f"{ratio}, which makes the split test"
+    if dataset.manifest["protocol"] == "column":
+        how = "a split test in the source"
     return (
-        "no split is left that nothing is trained or chosen on: prepare the photographs into another --out with"
+        "every split is used for training or choosing: prepare the photographs into another --out with"
         f" {how}, and train stage 2 on it"
     )
 

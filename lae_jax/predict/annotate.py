@@ -67,7 +67,7 @@ def _common(a: Box, b: Box) -> float:
 
 
 class Drawings:
-    """A folder of drawings, one for each photograph, whatever the photographs are called.
+    """A folder of drawings, one for each photograph, whatever the names of the photographs.
 
     The folder is flat: `a/b.jpg` becomes `a_b.jpg`. Where names would be one file, also on a disk that ignores case,
     the later ones get a number. Earlier drawings are replaced, other files are not.

@@ -75,7 +75,7 @@ def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> I
     Args:
       words: Files, folders (at any depth), globs and CSVs (their `path` column, or else the first one).
       root: Folder that the paths in a CSV start from (default: the CSV's own).
-      tell: Log how many files of the folders are no images.
+      tell: Log how many files of the folders are not images.
 
     Raises:
       InputError: A glob matches nothing, or a CSV cannot be used.

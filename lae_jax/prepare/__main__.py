@@ -122,8 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     if is_remote(out):
         print(console.table(["split", "images"], list(manifest["splits"].items())))
         print(tell(manifest, out, args["faces"]))
-        print("not audited and no contact sheets, because both need a disk or a mount: run python -m lae_jax.audit on"
-              " the copy that you train on")  # fmt: skip
+        print("no audit and no contact sheets were made, because both need a disk or a mount: run python -m"
+              " lae_jax.audit on the copy that you train on")  # fmt: skip
     else:
         print(_on_disk(manifest, out, args["faces"]))
     if not any(name.endswith("train") for name in manifest["splits"]):

@@ -159,8 +159,8 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     if several and to:
         over = wording.over_trainings(count, seeds)
         told += (
-            f" The differences to lae are paired; in brackets {over}. They show what other trainings would change, not"
-            " what other images would."
+            f" The differences to lae are paired; in brackets {over}. They show how much other training runs"
+            " differ, and nothing about other images."
         )
     told += (
         " The setting of each method is the one with the lowest MAE + sigma on validation. Each sentence above chooses"

@@ -82,7 +82,7 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     verdict = f"{run.folder.name} is a run of stage {stage}; the checkpoint of step {step} was kept."
     if (rate := found.get("equal_error_rate")) is not None:
         pairs = f" on {found['pairs']:,.0f} pairs" if found.get("pairs") else ""
-        verdict += f" It tells people apart with an equal error rate of {100 * rate:.1f} %{pairs} (no interval)."
+        verdict += f" It distinguishes people with an equal error rate of {100 * rate:.1f} %{pairs} (no interval)."
     if not run.summary.get("scores"):
         verdict += " It has no scores: it was trained without a validation split."
     with pictures.style():

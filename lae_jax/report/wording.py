@@ -10,8 +10,8 @@ from lae_jax.report.tables import Estimate
 
 MEANINGS = (
     "MAE: the mean absolute error in years; for an age group, that of the images whose true age is in the group.",
-    "Age groups: of ages in whole years, rounded half up. 10.4 is in 1-10, 10.5 in 11-20; 0.4 is 0, 81.5 is 82+. The"
-    " paper's eight groups go from 1-10 to 71-81; 0 and 82+ count in MAE and CS@5, not in sigma, AAR and mMAE.",
+    "Age groups: ages are first rounded to whole years, half up. 10.4 is in 1-10, 10.5 in 11-20; 0.4 is 0, 81.5 is 82+."
+    " The paper's eight groups go from 1-10 to 71-81; 0 and 82+ count in MAE and CS@5, not in sigma, AAR and mMAE.",
     "sigma: the root mean square difference of the eight group errors from the MAE; 0 if all groups have equal errors.",
     "AAR 2021: max(0, 7 - MAE) + max(0, 3 - sigma), from Guess The Age 2021: at most 10, and 0 if both are too large.",
     "AAR 2022: max(0, 5 - mMAE) + max(0, 5 - sigma); mMAE is the mean of the eight group errors.",
@@ -53,8 +53,8 @@ def doubts(report: Mapping) -> list[str]:
         lines.append("the model was trained on faces that were cut in another way: these errors do not describe it")
     if report.get("unknown_crops"):
         lines.append(
-            "the model was trained on ready crops of another data set, and it is unknown whether these were cut in the"
-            " same way: if not, these errors do not describe it"
+            "the model was trained on ready-made crops of another data set, and it is unknown whether these were cut in"
+            " the same way: if not, these errors do not describe it"
         )
     if line := _no_better(report):
         lines.append(line)

@@ -31,7 +31,7 @@ def require_same_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Data
 
 
 def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> str:
-    """Returns a sentence if nobody can know whether the crops agree: those of both are ready crops, of two data sets.
+    """Returns a sentence if both have ready-made crops, of two data sets, so that nobody can know whether they agree.
 
     '' if it is known, or the data set is that of the run.
     """
@@ -39,8 +39,8 @@ def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) 
     if not unknown or checkpoint.meta["data_hash"] == dataset.hash:
         return ""
     return (
-        f"{checkpoint.workdir} was trained on ready crops of another data set than {dataset.path}, and it is unknown"
-        " whether both were cut in the same way: compare the crops.jpg in both. If they differ, the errors are large"
+        f"{checkpoint.workdir} was trained on ready-made crops of another data set than {dataset.path}, and it is"
+        " unknown whether both were cut in the same way: compare crops.jpg of both. If they differ, errors are large"
     )
 
 

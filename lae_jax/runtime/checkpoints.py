@@ -317,7 +317,7 @@ def folder_of(workdir: os.PathLike | str, step: int | None) -> str:
 
 
 def discard_unscored(workdir: os.PathLike | str) -> None:
-    """Removes the state of a step that is scored by now."""
+    """Removes the state of a step that has been scored."""
     if parallel.is_first_host() and (folder := epath.Path(workdir) / UNSCORED).exists():
         folder.rmtree()
 

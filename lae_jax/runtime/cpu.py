@@ -97,7 +97,7 @@ def accelerator(root: pathlib.Path = pathlib.Path("/")) -> str:
 
 
 def warn_of_unused_accelerator(has_plugin: bool) -> None:
-    """Warns that the machine has an accelerator, where JAX runs on the CPU and was not told to.
+    """Warns that the machine has an accelerator, but JAX runs on the CPU, unless JAX_PLATFORMS asks for the CPU.
 
     Args:
       has_plugin: Whether JAX's plugin for an accelerator is installed.
@@ -112,7 +112,7 @@ def warn_of_unused_accelerator(has_plugin: bool) -> None:
     if not has_plugin:
         what = f"this JAX has no support for it: pip install 'lae-jax[{kind}]'"
     logger.warning(
-        "!!! %s IS NOT USED: this machine has %s, but %s. Everything now runs on the CPU, which is 10 to 100 times"
+        "!!! %s IS NOT USED: this machine has %s, but %s. Everything runs on the CPU, which is 10 to 100 times"
         " slower. To run on the CPU without this warning, set JAX_PLATFORMS=cpu",
         "THE GPU" if kind == "cuda" else "THE TPU",
         name,

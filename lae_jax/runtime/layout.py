@@ -131,7 +131,7 @@ def require_start(source: str, stage: str, field: str = "config.init_from") -> N
     if not source:
         raise InputError(
             f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of weights or"
-            f" hf:owner/name; docs/training.md lists some), or start without with --{field}=scratch"
+            f" hf:owner/name; docs/training.md lists some), or start without weights: --{field}=scratch"
         )
 
 

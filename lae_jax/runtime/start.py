@@ -77,7 +77,7 @@ def _reader_left() -> bool:
 def stay() -> None:
     """Prepares a loaded program that answers requests for long: garbage is collected as often as Python does it.
 
-    What was loaded is no garbage, so it is not scanned again.
+    What was loaded is not garbage, so it is not scanned again.
     """
     gc.collect()
     gc.freeze()

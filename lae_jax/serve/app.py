@@ -245,8 +245,8 @@ class _Guard:
         scheme = origin.partition("://")[0]
         if origin and (scheme not in _PORTS or _place(origin) != _place(f"{scheme}://{host}")):
             return (
-                f"a page of {origin} may not use this server, which the request calls {host!r}: if a proxy is between"
-                " them, it must pass on the Host that the browser sent"
+                f"a page of {origin} may not use this server, because the request is for the host {host!r}: a proxy"
+                " must pass on the header Host that the browser sent"
             )
         return ""
 

@@ -52,7 +52,7 @@ class Stage:
     output: Callable[[jax.Array], jax.Array]  # the model's outputs -> what an evaluation gathers for each row
     scored: Callable[[np.ndarray], np.ndarray]  # targets of the rows -> places of those whose outputs are scored
     score: Callable[[Mapping[str, np.ndarray], np.ndarray], Scores]  # (columns of all rows, those outputs) -> scores
-    # (targets of the validation rows, number of images from which a score is no matter of chance) -> what is kept
+    # (targets of the validation rows, number of images from which a score is not a matter of chance) -> what is kept
     select: Callable[[np.ndarray, int], Selection]
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
@@ -78,9 +78,9 @@ def _rows_in_pairs(identities: np.ndarray) -> np.ndarray:
 
 
 def _newest(identities: np.ndarray, images: int) -> Selection:
-    """Selects by no score. Draws pairs for the verification, so that an error appears now and not after an epoch."""
+    """Selects by no score. Draws pairs for the verification, so that an error appears here and not after an epoch."""
     verification.draw_pairs(identities, num_pairs=2)
-    return Selection(None, "stage 1 selects by no score")
+    return Selection(None, "stage 1 does not select by a score")
 
 
 def _lowest_mae(ages: np.ndarray, images: int) -> Selection:

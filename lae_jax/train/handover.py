@@ -66,10 +66,12 @@ def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
             weights.source,
             _short(mean),
             _short(std),
-            weights.told,
+            weights.origin,
         )
     else:
-        logger.info("%s: mean %s and std %s of the images %s", weights.source, _short(mean), _short(std), weights.told)
+        logger.info(
+            "%s: mean %s and std %s of the images %s", weights.source, _short(mean), _short(std), weights.origin
+        )
     variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
     return checkpoints.Checkpoint(weights.source, None, variables, meta)
 

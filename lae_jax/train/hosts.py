@@ -18,7 +18,7 @@ _OF_A_HOST = ("data.path", "data.threads", "data.verify", "data.age_weights")
 
 
 def require_alike(plan: Plan, state: steps.TrainState) -> None:
-    """Checks that all hosts train the same: replicas of different runs would drift apart without a word.
+    """Checks that all hosts train the same: replicas of different runs would drift apart silently.
 
     Args:
       plan: This host's plan.

@@ -265,8 +265,8 @@ class _Loop:
                     unscored.wait()
             parallel.wait_for_hosts("stopped")
             raise Preempted(
-                f"{plan.workdir} is saved at step {number} of {plan.durations.total}, whose evaluation had not ended;"
-                " to resume, start it again"
+                f"{plan.workdir} is saved at step {number} of {plan.durations.total}, before its evaluation ended;"
+                " to resume, start the same command again"
             ) from None
         journal.evaluated(number, scores, plan.durations.epoch)
         journal.publish()

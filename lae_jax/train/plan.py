@@ -127,7 +127,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     if stage.mix is not None and config.accumulate > 1:
         raise InputError(
             f"config.classify.method {c.method!r} mixes the examples of a whole batch, and config.accumulate is"
-            f" {config.accumulate}: set it to 1 (the head alone trains, so memory is no reason for parts)"
+            f" {config.accumulate}: set it to 1 (only the head trains, so parts would save no memory)"
         )
     init = None if resumed else handover.load(config, stage)
     before = resumed or (init and init.meta)

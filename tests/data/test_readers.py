@@ -264,8 +264,8 @@ def test_images_are_known_by_their_ending_or_by_how_they_begin_and_the_rest_is_c
     assert column(read("folders", tmp_path), "name") == sorted(
         f"a/{name}" for name in ["0.jpg", "1.png", "lost", *kept]
     )
-    told = f"{tmp_path}: 5 files are left out, not in a format that is read: 2 .txt, 1 "
-    (line,) = [line for line in caplog.messages if "left out" in line]
+    told = f"{tmp_path}: 5 files are ignored, because the format is not read: 2 .txt, 1 "
+    (line,) = [line for line in caplog.messages if "ignored" in line]
     assert line.startswith(told) and {*line[len(told) - 2 :].split(", ")} == {
         "1 .csv", "1 without an ending", "1 .mp4"
     }  # fmt: skip

@@ -127,7 +127,7 @@ def test_rejected_rows_are_counted_by_reason():
 @pytest.mark.parametrize("reason, align, mend", [
     ("no face found", "landmarks", "--align none"), ("no face found", "none", "source"),
     ("file not found", "none", "--images"),
-    ("file not found: there is 'a.png', with other upper and lower case", "none", "as they are on the disk"),
+    ("file not found: there is 'a.png', which differs in upper and lower case", "none", "as they are on the disk"),
     ("landmarks coincide", "landmarks", "`landmarks`"), ("age 'x' is not a number", "none", "ages"),
     ("empty file", "none", "source"),
 ])  # fmt: skip

@@ -55,7 +55,7 @@ def test_many_ages_of_one_kind_are_a_warning(tmp_path, caplog):
     ranges = "".join(f"{i}.jpg,{3 + i % 5}-Sep\n" for i in range(5))
     (tmp_path / "faces.csv").write_text("path,age\n" + ranges + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
     assert len(read("csv", tmp_path / "faces.csv").rejected) == 5
-    assert "5 of 100 rows were refused because their age looks like the range that a spreadsheet" in caplog.text
+    assert "5 of 100 rows were rejected because their age looks like the range that a spreadsheet" in caplog.text
     caplog.clear()
     (tmp_path / "faces.csv").write_text("path,age\nb.jpg,1992\n" + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
     assert len(read("csv", tmp_path / "faces.csv").rejected) == 1 and not caplog.text
@@ -76,7 +76,7 @@ def test_a_table_of_ranges_without_a_header_is_refused_with_the_hint(tmp_path):
 def test_a_quote_that_swallows_rows_is_refused(tmp_path, begin, end, between):
     lines = ["path,age,note", "x.png,3,", begin, *(f"{i}.png,31,x" for i in range(between)), end, "30.png,5,y"]
     (tmp_path / "faces.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=r"faces\.csv: a quote opens in line 3 and closes in line .* such as '"):
+    with pytest.raises(InputError, match=r"faces\.csv: a quote opens in line 3 and closes only in line .* such as '"):
         read("csv", tmp_path / "faces.csv")
 
 
@@ -122,8 +122,8 @@ def test_a_path_of_another_system_is_found(tmp_path, name, content):
 
 @pytest.mark.parametrize(("name", "reason"), [
     ("..\\secret.png", "leads out"), ("sub\\..\\..\\secret.png", "leads out"), ("sub\\missing.png", "^file not found$"),
-    ("C:\\Users\\me\\0.png", "a path of Windows"), ("sub/img_1.PNG", r"there is 'IMG_1\.png', with other upper and"),
-    ("SUB/img_1.png", r"there is 'sub/IMG_1\.png', with"), ("SUB/2.png", "^file not found$"),
+    ("C:\\Users\\me\\0.png", "a Windows path"), ("sub/img_1.PNG", r"there is 'IMG_1\.png', which differs in upper and"),
+    ("SUB/img_1.png", r"there is 'sub/IMG_1\.png', which differs"), ("SUB/2.png", "^file not found$"),
     ("..\\SECRET.png", "^file not found$"), ("dead.png", "^file not found$"), ("out/SECRET.png", "leads out"),
 ])  # fmt: skip
 def test_a_path_that_is_not_found_is_told_what_differs(tmp_path, name, reason):
@@ -154,7 +154,8 @@ def test_folders_of_splits_hold_the_people(tmp_path, caplog):
     ]  # fmt: skip
     assert "Val, train are splits, and the people are the folders in them" in caplog.text
     assert dict(source.rejected) == {
-        "train/3.jpg": "not in the folder of a person", "train/unknown/1.jpg": "the folder 'unknown' names no person",
+        "train/3.jpg": "not in the folder of a person",
+        "train/unknown/1.jpg": "the name of the folder 'unknown' means an unknown person",
     }  # fmt: skip
 
 
@@ -173,7 +174,7 @@ def test_folders_below_a_person_are_the_persons(tmp_path, caplog):
     caplog.set_level("INFO", "lae_jax")
     found, _ = people_of(tmp_path, "anna/2001/1.jpg", "anna/2002/1.jpg", "dev/2001/1.jpg")
     assert [person for _, person, _ in found] == ["anna", "anna", "dev"]
-    assert "a person is a folder directly in it, such as anna, with all below it" in caplog.text
+    assert "each folder in it, such as anna, is one person, with all its subfolders" in caplog.text
     caplog.clear()
     found, _ = people_of(tmp_path, "anna/2.jpg")
     assert [person for _, person, _ in found] == ["anna"] * 3 + ["dev"] and not caplog.text
@@ -188,7 +189,7 @@ def test_what_a_system_leaves_in_a_folder_is_no_image_and_no_person(tmp_path, ca
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     source = read(reader, tmp_path)
     assert column(source, "name") == [f"anna/{name}", f"ben/{name}"] and not source.rejected
-    assert caplog.text.count("9 system files or folders are left out, such as '.AppleDouble'") == 1
+    assert caplog.text.count("9 system files or folders are ignored, such as '.AppleDouble'") == 1
 
 
 def test_a_name_that_is_not_utf_8_is_refused_and_written_with_escapes(tmp_path):

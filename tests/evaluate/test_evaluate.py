@@ -148,7 +148,7 @@ def test_an_evaluation_keeps_what_an_earlier_one_showed_and_the_runs_page_is_the
     assert page.read_text() == (folder / "report.html").read_text() and "difference to other" in page.read_text()
     with caplog.at_level("INFO", "lae_jax"):
         report, _ = evaluate.evaluate(copy, slices=["identity"])
-    assert "kept from the evaluation before: --threshold, --slice, --baseline" in caplog.text
+    assert "kept from the earlier evaluation: --threshold, --slice, --baseline" in caplog.text
     assert report["threshold"] == 18 and report["contents"]["slices"] == ["identity", "split"]
     text = page.read_text()
     assert ">Decision</h2>" in text and "difference to other" in text and text == (folder / "report.html").read_text()
@@ -338,7 +338,7 @@ def test_another_crop_contract_is_refused_with_both_unless_it_is_allowed(run, tm
     words = ["--run", run.workdir, "--data", str(other), "--split", "test"]
     with pytest.raises(
         InputError,
-        match=r"there: ready crops.*; here: align eyes.*\): .* with --align none, or pass --allow-other-crop",
+        match=r"there: ready-made crops.*; here: align eyes.*\): .* with --align none, or pass --allow-other-crop",
     ):
         door.main(words)
     door.main([*words, "--allow-other-crop"])
@@ -356,4 +356,4 @@ def test_ready_crops_of_another_data_set_are_a_warning(run, tmp_path, caplog):
         report, _ = evaluate.evaluate(run.workdir, path, split="test")
         assert report["unknown_crops"] == differs and not report["other_crop_than_training"]
         assert ("it is unknown whether these were cut in the same way" in door.tell(report)) == differs
-        assert ("trained on ready crops of another data set" in caplog.text) == differs
+        assert ("trained on ready-made crops of another data set" in caplog.text) == differs

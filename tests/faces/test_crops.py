@@ -175,7 +175,7 @@ def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
 def test_a_contract_gives_its_recipe_again():
     recipe = crops.Recipe("landmarks", 200, 0.3, 90)
     assert crops.Recipe.of_contract(recipe.contract(), faces="all") == crops.Recipe("landmarks", 200, 0.3, 90, "all")
-    with pytest.raises(InputError, match="ready crops"):
+    with pytest.raises(InputError, match="ready-made crops"):
         crops.Recipe.of_contract(crops.UNKNOWN)
     with pytest.raises(InputError, match=r"differently from .* \((.* there and .* here)+\): install"):
         crops.Recipe.of_contract({**recipe.contract(), "detector": "mtcnn 0.1"})
@@ -187,7 +187,9 @@ def test_of_two_contracts_the_fields_that_differ_are_told_and_what_to_do():
     assert crops.differing(there, here) == "margin 0.3 there and 0.1 here"
     assert crops.how_to_cut_alike(there, here) == "prepare the data with --margin 0.3"
     assert "mtcnn 0.1 there and mtcnn 1.0.0 here" in crops.differing({**there, "detector": "mtcnn 0.1"}, there)
-    assert crops.differing(crops.UNKNOWN, here).startswith("there: ready crops, cut in an unknown way; here: align")
+    assert crops.differing(crops.UNKNOWN, here).startswith(
+        "there: ready-made crops, cut in an unknown way; here: align"
+    )
     assert "--align none" in crops.how_to_cut_alike(crops.UNKNOWN, here)
     assert "from photographs" in crops.how_to_cut_alike(there, crops.UNKNOWN)
 

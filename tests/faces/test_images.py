@@ -119,7 +119,7 @@ def test_half_transparent_is_mixed_with_white():
 ])  # fmt: skip
 def test_levels_of_an_unknown_range_are_refused(picture):
     for read in (lambda: images.load(saved(picture, "TIFF")), lambda: images.of_picture(picture)):
-        with pytest.raises(images.BadImage, match="of an unknown range: save it with 8 or 16 bits"):
+        with pytest.raises(images.BadImage, match="of an unknown range: save the image with 8 or 16 bits"):
             read()
 
 
@@ -258,7 +258,7 @@ def test_heic_is_read_with_its_extra_and_named_without_it(monkeypatch):
     assert images.is_picture(encoded[:16])
     assert np.abs(np.asarray(images.load(encoded), float) - np.asarray(PICTURE)).mean() < 8
     monkeypatch.setattr(images, "_heif_formats", lambda: ("AVIF",))
-    with pytest.raises(images.BadImage, match=r"a HEIC, which is read with the extra: pip install 'lae-jax\[heic\]'"):
+    with pytest.raises(images.BadImage, match=r"a HEIC: to read it, pip install 'lae-jax\[heic\]'"):
         images.load(encoded)
 
 

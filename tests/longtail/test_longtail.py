@@ -143,9 +143,15 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     "more, told",
     [
         (["--methods", "lea"], "unknown method 'lea'; did you mean 'lae'"),
-        (["--test", "nothing"], "has no such split; a split that nothing is trained or chosen on: --test test$"),
-        (["--test", "train"], "are trained on; a split that nothing is trained or chosen on: --test test$"),
-        (["--test", "validation"], "methods are chosen on it; a split .*: --test test$"),
+        (
+            ["--test", "nothing"],
+            "has no such split; use a split that is not used for training or choosing: --test test$",
+        ),
+        (
+            ["--test", "train"],
+            "were used for training; use a split that is not used for training or choosing: --test test$",
+        ),
+        (["--test", "validation"], "methods are chosen on it; use a split .*: --test test$"),
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--base-learning-rate", "-1"], "base_learning_rates must be above 0"),
         (["--by-fold"], "has no folds: prepare it with --folds K --ratio 9:1"),
@@ -173,10 +179,10 @@ class _Splits:
 
 
 @pytest.mark.parametrize("dataset, told", [
-    (_Splits(), "with --ratio 8:1:1, which makes one, and train stage 2 on it"),
-    (_Splits(first="fold0-"), "with --folds K --ratio 9:1, which makes one"),
+    (_Splits(), "with --ratio 8:1:1, which makes the split test, and train stage 2 on it"),
+    (_Splits(first="fold0-"), "with --folds K --ratio 9:1, which makes the split test"),
     (_Splits(protocol="column"), "with a split test in the source"),
-    (_Splits("a", "b"), "chosen on: --test a or --test b"),
+    (_Splits("a", "b"), "training or choosing: --test a or --test b"),
 ])  # fmt: skip
 def test_without_a_split_to_judge_methods_on_it_is_told_how_to_make_one(dataset, told):
     _, validation, *_ = dataset.manifest["splits"]

@@ -111,7 +111,7 @@ def test_a_repository_is_fetched_once_and_its_config_says_the_statistics(hub):
 def test_without_a_config_the_statistics_are_the_layouts(hub):
     bare = pretrained.read("hf:other/bare", "resnet18")
     assert bare.statistics.mean == (0.485, 0.456, 0.406) and bare.assumed
-    assert bare.told == "as timm and torchvision have them for resnet18: no config.json says otherwise"
+    assert bare.origin == "as timm and torchvision have them for resnet18, because there is no config.json with others"
 
 
 def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):

@@ -105,14 +105,17 @@ def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18)
     resnet = pretrained.read(resnet18[0], "resnet18")
     assert resnet.statistics == naming.IMAGENET
     # Where the file does not say them, this is told as an assumption.
-    told = {name: read(name).told for name in ("model.weights.h5", "bare.keras", "timm.safetensors")}
+    told = {name: read(name).origin for name in ("model.weights.h5", "bare.keras", "timm.safetensors")}
     assert all(read(name).assumed for name in told) and resnet.assumed
     assert told["model.weights.h5"] == "as keras.applications trains EfficientNetV2: the file holds weights only"
     assert told["bare.keras"] == "as keras.applications trains EfficientNetV2: none of its layers normalises"
-    assert told["timm.safetensors"] == f"as timm has them for {naming.ARCHITECTURES[S]}: no config.json says otherwise"
+    assert (
+        told["timm.safetensors"]
+        == f"as timm has them for {naming.ARCHITECTURES[S]}, because there is no config.json with others"
+    )
     for name in ("plain.keras", "legacy.h5"):
-        assert (read(name).told, read(name).assumed) == ("from Rescaling inside the model", False)
-    assert read("wrapped.keras").told == "from Normalization and Rescaling and Rescaling inside the model"
+        assert (read(name).origin, read(name).assumed) == ("from Rescaling inside the model", False)
+    assert read("wrapped.keras").origin == "from Normalization and Rescaling and Rescaling inside the model"
 
     mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))

@@ -221,7 +221,8 @@ def test_a_keras_zip_is_read_by_two_members_and_its_code_is_not_run(tmp_path):
         assert np.allclose(file.statistics, [[0] * 3, [1] * 3], atol=1e-15)
         # What the code does to the pixels is unknown.
         assert (
-            file.assumed and file.told == "from Rescaling inside the model: its layer Lambda may change the pixels too"
+            file.assumed
+            and file.origin == "from Rescaling inside the model: its layer Lambda may change the pixels too"
         )
     assert not (tmp_path.parent.parent / "evil").exists()
 
@@ -234,7 +235,7 @@ def test_a_keras_zip_is_read_by_two_members_and_its_code_is_not_run(tmp_path):
 ])  # fmt: skip
 def test_the_layers_in_front_of_a_keras_network_say_its_statistics(tmp_path, layers, factor, told):
     with keras_file.opened(epath.Path(keras(tmp_path / "a.keras", model(*layers)))) as file:
-        assert np.allclose(file.statistics.std, factor) and told in file.told
+        assert np.allclose(file.statistics.std, factor) and told in file.origin
         assert file.assumed == (not told.startswith("from"))
 
 

@@ -237,7 +237,7 @@ def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
         found = photographs.of_chunk([*photographs.named([str(tmp_path)], tell=tell)], None, np.asarray)
         told = {pathlib.Path(one.image.name).name: one.reason for one in found}
         assert told == {"a.jfif": "", "b": "", "link": "a link to a folder: links are not followed"}
-    assert len(caplog.messages) == 2 and "1 file is left out, not in a format that is read: 1 .txt" in caplog.text
+    assert len(caplog.messages) == 2 and "1 file is ignored, because the format is not read: 1 .txt" in caplog.text
 
 
 def test_a_csv_whose_columns_are_unknown_is_told_the_names_and_one_without_a_header_is_read(tmp_path):

@@ -365,7 +365,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     text = (tmp_path / "out" / "report.html").read_text()
     checked(text)
     assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
-    assert "in brackets 95 % intervals over 2 seeds of one backbone, one test set. They show what other" in text
+    assert "in brackets 95 % intervals over 2 seeds of one backbone, one test set. They show how much other" in text
     assert wording.over_trainings(3, 2) == "95 % intervals over 3 backbones, one test set"
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
     assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()

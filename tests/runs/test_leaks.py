@@ -208,7 +208,7 @@ def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_th
     second.init_from = first.workdir
     plan = make_plan(second)
     assert plan.history.identities == known and "0 people of validation were in the backbone's" in caplog.text
-    assert "ready crops of another data set" not in caplog.text
+    assert "ready-made crops of another data set" not in caplog.text
     second.data.train, second.data.split = "test", "train"
     with pytest.raises(InputError, match=f"{len(trained_on)} people of train were in the backbone's pre-training"):
         make_plan(second)
@@ -218,7 +218,7 @@ def test_the_people_of_pretraining_travel_and_stop_a_run_that_is_validated_on_th
     second.data.train, second.data.split = "train", "validation"
     caplog.clear()
     assert make_plan(second).history.leaks == []
-    assert "trained on ready crops of another data set" in caplog.text  # both contracts are `unknown`
+    assert "trained on ready-made crops of another data set" in caplog.text  # both contracts are `unknown`
     assert "unknown whether people of validation were in pre-training: none of its 24 names" in caplog.text
 
 

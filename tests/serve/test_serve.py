@@ -41,7 +41,7 @@ def send(address: str, contents: dict[str, bytes], **headers) -> httpx2.Response
 
 @pytest.fixture(scope="module")
 def crops_server():
-    """The address of a server that takes ready crops, and the sizes of the batches that its model was given."""
+    """The address of a server that takes ready-made crops, and the sizes of the batches that its model was given."""
     seen = []
     given = served.aligned(
         served.stand_in(seen), bytes=200_000, files=4, pixels=10_000, held=300_000, requests=3, upload_seconds=2.0

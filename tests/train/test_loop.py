@@ -132,7 +132,7 @@ def test_a_run_stopped_in_an_evaluation_begins_with_it_and_ends_as_the_one_that_
         patch.setattr(pipeline, "eval_batches", batches)
         for _ in range(2):  # the second time in the evaluation that the resumed run begins with
             signals = watch.Signals()
-            with pytest.raises(Preempted, match=f"saved at step {number} of 6, whose evaluation had not ended"):
+            with pytest.raises(Preempted, match=f"saved at step {number} of 6, before its evaluation ended"):
                 loop.train(config, signals)
             assert [path.name for path in (workdir / "unscored").iterdir()] == [str(number)]
             assert not (workdir / "checkpoints" / str(number)).exists() and not (workdir / "summary.json").exists()
@@ -162,7 +162,7 @@ def test_a_signal_in_the_last_step_before_an_evaluation_leaves_it_to_the_resumed
 ):
     config, signals = small_config("represent"), watch.Signals()
     config.save_steps = 2
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, whose evaluation"):
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 3 of 3, before its evaluation"):
         patch.setattr(
             loop._Loop, "save", lambda *_, original=loop._Loop.save: setattr(signals, "asked", True) or original(*_)
         )

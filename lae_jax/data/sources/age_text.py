@@ -1,4 +1,4 @@
-"""Ages as tables have them: numbers are read, and what is not one is refused with a hint at what it looks like."""
+"""Ages as tables have them: numbers are read, other texts are rejected with a hint at what they look like."""
 
 import math
 import re

@@ -97,7 +97,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if several:
         logger.warning(
-            "%s: %s over several lines, the first over %s: if that is not meant, a quote is not closed there",
+            "%s: %s over several lines, the first over %s: if this is not intended, a quote is not closed there",
             path,
             counted(several, "row goes", "rows go"),
             first,
@@ -118,7 +118,7 @@ def _refuse_swallowed(path: pathlib.Path, begun: int, ended: int, row: list[str]
         for piece in pieces if len(own) == width else ():
             if len(piece) == width and any(_is_image(a) and _is_image(b) for a, b in zip(own, piece, strict=True)):
                 raise InputError(
-                    f"{path}: a quote opens in line {begun} and closes in line {ended} only, so the rows between would"
+                    f"{path}: a quote opens in line {begun} and closes only in line {ended}, so the rows between would"
                     f" be lost, such as {shown(','.join(piece), 80)!r}: remove the quote, or double it within quotes"
                 )
 

@@ -123,7 +123,7 @@ def _read(reader: str, layout: Layout, sources: list[str], options: Options) -> 
 def read_folders(sources: list[str], options: Options) -> Source:
     """Reads a folder for each person: `FOLDER/<identity>/*.jpg` (or .png, ...), at any depth below the person.
 
-    If all folders in FOLDER are called like splits (`train`, `val`, ...), the people are the folders in them.
+    If all folders in FOLDER have the names of splits (`train`, `val`, ...), the people are the folders in them.
 
     Returns:
       A source with an identity for each image, sorted by name, without ages.
@@ -147,7 +147,7 @@ def read_folders(sources: list[str], options: Options) -> Source:
             if not file:
                 raise BadImage("not in the folder of a person")
             if person.isprintable() and not people.normalised(person):
-                raise BadImage(f"the folder {person!r} names no person")
+                raise BadImage(f"the name of the folder {person!r} means an unknown person")
             rows.add(name, identity=person, split=split)
         except BadImage as refused:
             rows.reject(name, refused)
@@ -182,7 +182,9 @@ def _splits_in(top: str) -> list[str]:
                 )
             below = found.folders[0]
     elif inside and not any(found.images for found in inside.values()):
-        logger.info("%s: a person is a folder directly in it, such as %s, with all below it", top, shown(min(inside)))
+        logger.info(
+            "%s: each folder in it, such as %s, is one person, with all its subfolders", top, shown(min(inside))
+        )
     return []
 
 

@@ -33,9 +33,9 @@ def as_on_disk(top: str, name: str) -> str:
 def hint(top: str, name: str) -> str:
     """Returns what to look at where no file is found, as the end of a sentence; '' if nothing is known."""
     if re.match(r"[A-Za-z]:[\\/]", name):
-        return ": a path of Windows. Give paths that start from the folder of --images"
+        return ": a Windows path. Give paths that start from the folder of --images"
     like = _like(top, _relative(top, name).split("/"))
-    return f": there is {like!r}, with other upper and lower case" if like else ""
+    return f": there is {like!r}, which differs in upper and lower case" if like else ""
 
 
 def _like(top: str, parts: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ MAX_NAME = 4096  # characters in the name of an image: the longest path that Lin
 MAX_PIXEL = 1e6  # largest coordinate of a landmark
 _BATCH_ROWS = 1 << 13
 _BATCH_CHARACTERS = 1 << 26
-_MANY = 0.05  # share of the rows from which on one kind of refused ages is a warning
+_MANY = 0.05  # smallest share of rows with one kind of rejected age that gives a warning
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
 RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
@@ -190,7 +190,7 @@ class Rows:
         count = table.num_rows + len(self.rejected)
         for kind, rows in self._bad_ages.items():
             if rows >= _MANY * count:
-                logger.warning("age: %d of %d rows were refused because their age looks like %s", rows, count, kind)
+                logger.warning("age: %d of %d rows were rejected because their age looks like %s", rows, count, kind)
         return Source(table, read, self.rejected, recipe)
 
 
@@ -204,7 +204,7 @@ def _one_person(names: pa.ChunkedArray) -> pa.ChunkedArray:
     found = people.spelled(names)
     if found.several:
         logger.info(
-            "identity: the spellings of a name count as one person (for %d of the people; one is %s)",
+            "identity: different spellings of a name count as one person (%d people; an example: %s)",
             found.several,
             _quoted(found.example),
         )
@@ -301,7 +301,7 @@ def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]
     """Finds the image files at any depth of a folder, sorted by the parts of the path.
 
     Links to folders are not followed, so no file is read twice and no loop is entered. `read_inside` checks whether a
-    linked file is outside the folder. What is no image, and what systems and editors leave in a folder, is left out.
+    linked file is outside the folder. Files of systems and editors, and others that are not images, are left out.
 
     Args:
       top: The folder.
@@ -332,9 +332,9 @@ def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]
     if others and tell:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
         count = counted(others.total(), "file is", "files are")
-        logger.info("%s: %s left out, not in a format that is read: %s", top, count, kinds)
+        logger.info("%s: %s ignored, because the format is not read: %s", top, count, kinds)
     if left_out and tell:
-        logger.info("%s: %d system files or folders are left out, such as %s", top, left_out, _quoted([*some]))
+        logger.info("%s: %d system files or folders are ignored, such as %s", top, left_out, _quoted([*some]))
 
 
 def entries(top: str, folder: str) -> list[tuple[str, str]]:
@@ -360,7 +360,7 @@ def entries(top: str, folder: str) -> list[tuple[str, str]]:
 
 
 def _is_image(top: str, name: str) -> bool:
-    """Whether a file begins as an image; also if it cannot be read, which is told where it would be."""
+    """Whether a file begins as an image. True also if it cannot be read: its reader reports that."""
     try:
         return images.is_picture(read_inside(top, name, most=16))
     except BadImage:

@@ -34,7 +34,7 @@ class Weights:
       source: The source; on the Hub with its commit.
       variables: {'params': ..., 'batch_stats': ...}, float32.
       statistics: Statistics that its training images were normalised with.
-      told: Where the statistics come from.
+      origin: Where the statistics come from.
       assumed: Whether the source does not say them, so that others may be right.
       sha256: Checksum of the file; '' for a run, whose checkpoints have their own checksums.
     """
@@ -42,7 +42,7 @@ class Weights:
     source: str
     variables: dict
     statistics: Statistics
-    told: str
+    origin: str
     assumed: bool
     sha256: str
 
@@ -133,12 +133,12 @@ def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) ->
             raise InputError(f"{name}: Keras' ResNets are different networks: give {model_name} a .safetensors file")
         with keras_file.opened(path) as file:
             variables = _take(file.tensors, model_name, _Keras, name)
-            statistics, told, assumed = file.statistics, file.told, file.assumed
+            statistics, origin, assumed = file.statistics, file.origin, file.assumed
     else:
-        statistics, told, assumed = _torch_statistics(config, model_name, name)
+        statistics, origin, assumed = _torch_statistics(config, model_name, name)
         with safetensors_file.opened(path) as found:
             variables = _take(found, model_name, _Torch, name)
-    return Weights(name, variables, statistics, told, assumed, files.sha256_of(path))
+    return Weights(name, variables, statistics, origin, assumed, files.sha256_of(path))
 
 
 def _config_beside(path: epath.Path) -> dict:
@@ -206,7 +206,7 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
     efficientnet = BACKBONES[model_name][0] is EfficientNetV2
     statistics = naming.HALF if efficientnet else naming.IMAGENET
     others = "timm has them for" if efficientnet else "timm and torchvision have them for"
-    return statistics, f"as {others} {expected}: no {hub.CONFIG} says otherwise", True
+    return statistics, f"as {others} {expected}, because there is no {hub.CONFIG} with others", True
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:

@@ -122,7 +122,7 @@ def _is_reachable(endpoint: str) -> bool:
 
 
 def read_config(path: os.PathLike) -> dict:
-    """Reads the config.json of a repository; {} if it holds something else than an object.
+    """Reads the config.json of a repository; {} if it does not hold an object.
 
     Raises:
       ValueError: It is too large or damaged.

@@ -46,13 +46,13 @@ class KerasFile(NamedTuple):
     Attributes:
       tensors: Tensors of the backbone by name, such as 'stem_conv/kernel'.
       statistics: Statistics that its training images were normalised with.
-      told: Where the statistics come from.
+      origin: Where the statistics come from.
       assumed: Whether the file may have been trained with others.
     """
 
     tensors: dict[str, Tensor]
     statistics: Statistics
-    told: str
+    origin: str
     assumed: bool
 
 
