@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from etils import epath
 
-from lae_jax.data import split_names
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
@@ -131,5 +130,5 @@ def check_inputs(
         raise InputError(f"{run} was trained without a validation split: name one with --split")
     if calibrate and split != own:
         raise InputError("--calibrate fits on the validation split of the run's own data set: omit --data and --split")
-    split_names.require(place, split, preflight.manifest(place).get("splits", ()))
+    preflight.require_split(place, split)
     return place, split

@@ -136,11 +136,17 @@ def require_start(source: str, stage: str, field: str = "config.init_from") -> N
 
 
 def require_dataset(path: os.PathLike | str) -> None:
-    """Checks that a folder is a prepared data set.
+    """Checks that a folder is a prepared data set, on a disk or a mount.
 
     Raises:
-      InputError: It is not; the message says what it is, or how to make the data set.
+      InputError: It is not; the message says what it is, or how to make the data set, or how to copy it from a bucket.
     """
+    if is_remote(path):
+        raise InputError(
+            f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
+            " mount the bucket (gcsfuse BUCKET DIR), then pass --config.data.path=DIR (in a recipe"
+            " --config.faces=DIR)"
+        )
     require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):

@@ -8,7 +8,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.configs import common
-from lae_jax.data import split_names
 from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import Diverged, InputError
@@ -41,17 +40,14 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
 
             age_weights.read(config.data.age_weights)
     data = config.data.path
-    if files.is_remote(data):
-        return  # opening it says how to copy it
-    if begun and not layout.is_dataset(data):
+    if begun and not files.is_remote(data) and not layout.is_dataset(data):
         raise InputError(
             f"{data}, the data set of {workdir}, is not there{layout.hint(data)}. If it was moved, name its new place"
             " with --config.data.path=PATH"
         )
     layout.require_dataset(data)
-    if splits := preflight.manifest(data).get("splits"):
-        for name in filter(None, (config.data.train, config.data.split)):
-            split_names.require(data, preflight.split_of(config, name), splits)
+    for name in filter(None, (config.data.train, config.data.split)):
+        preflight.require_split(data, preflight.split_of(config, name))
 
 
 def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) -> None:
