@@ -23,7 +23,6 @@ from benchmarks import harness, yardstick_steps
 from lae_jax import evaluate, metrics, train
 from lae_jax.configs import small
 from lae_jax.data import records
-from lae_jax.faces.tensorflow import tf
 
 SPLITS = ("validation", "test")
 # Pixels of a side, and Pillow's way there.
@@ -41,8 +40,7 @@ def write_faces(data: pathlib.Path, how: str, path: pathlib.Path) -> None:
     dataset, (side, method), found = records.open_dataset(data), RESIZED[how], {}
     for split in ("train", *SPLITS):
         rows, images = dataset.rows(split), []
-        for record in dataset.read(rows):
-            (encoded,) = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value
+        for encoded in dataset.encoded(rows):
             images.append(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB").resize((side, side), method)))
         found |= {f"{split}_images": np.stack(images), f"{split}_ages": dataset.column("age")[rows]}
     np.savez(path, **found)
