@@ -65,6 +65,10 @@ def evaluate(
       InputError: An argument, the run or the data set cannot be used.
     """
     check(interval, threshold, batch_size)
+    of_ages = {"threshold": threshold, "slice": slices, "spread": spread, "show-faces": show_faces}
+    of_ages |= {"calibrate": calibrate, "baseline": baseline}
+    if given := [f"--{flag}" for flag, value in of_ages.items() if value]:
+        preflight.require_ages(run, f"omit {', '.join(given)}, or name")
     data, split = check_inputs(run, data, split, step, calibrate)
     # Imported here, so that a program shows its help without loading all this; TensorFlow comes after the checks.
     from lae_jax.evaluate import contents as showing

@@ -60,14 +60,20 @@ def require_step(run: os.PathLike | str, step: int | None) -> None:
         raise InputError(f"{run} has no checkpoint of step {step}, only {steps}")
 
 
-def require_ages(run: os.PathLike | str) -> None:
+def require_ages(run: os.PathLike | str, what_to_do: str = "name") -> None:
     """Checks that a run is not of stage 1.
+
+    Args:
+      run: Folder of the run.
+      what_to_do: Words before 'a run of stage 2 or 3', for the message.
 
     Raises:
       InputError: It is.
     """
     if config_of(run).get("stage") == "pretrain":
-        raise InputError(f"{run} is a run of stage pretrain, which does not estimate ages: name a run of stage 2 or 3")
+        raise InputError(
+            f"{run} is a run of stage pretrain, which does not estimate ages: {what_to_do} a run of stage 2 or 3"
+        )
 
 
 def require_stage(run: os.PathLike | str, stage: str, flag: str) -> None:

@@ -44,9 +44,16 @@ def is_system(name: str) -> bool:
 
 
 def contents(path: os.PathLike | str) -> list[str]:
-    """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder."""
+    """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder.
+
+    Raises:
+      InputError: It must not be read.
+    """
     path = epath.Path(path)
-    return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
+    try:
+        return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): allow it, or name another folder") from error
 
 
 def is_run(path: os.PathLike | str) -> bool:
@@ -297,7 +304,10 @@ def hint(path: os.PathLike | str) -> str:
             break
         if not folder.is_dir():
             continue
-        there = [each.name for each in itertools.islice(folder.iterdir(), _COMPARED)]
+        try:
+            there = [each.name for each in itertools.islice(folder.iterdir(), _COMPARED)]
+        except PermissionError:
+            break
         for name in difflib.get_close_matches(place.name, there, n=1):
             other = folder / name / path.relative_to(place)
             return f". Did you mean {other}?" if other.exists() else ""

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from lae_jax import evaluate, longtail
 from lae_jax import main as training
 from lae_jax.configs import represent, small
 from lae_jax.data import records
@@ -248,3 +249,20 @@ def test_a_damaged_dataset_json_is_left_to_what_opens_it(tmp_path, text):
     (tmp_path / "dataset.json").write_text('{"splits": {"train": 2}}')
     with pytest.raises(InputError, match="unknown split 'validation' "):
         preflight.require_split(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("threshold", 18), ("slices", "sex"), ("spread", "std"), ("show_faces", True), ("calibrate", True),
+    ("baseline", "run"),
+])  # fmt: skip
+def test_flags_about_ages_are_refused_for_a_run_of_stage_1(place, monkeypatch, flag, value):
+    monkeypatch.chdir(place)
+    name = {"slices": "slice", "show_faces": "show-faces"}.get(flag, flag)
+    with pytest.raises(InputError, match=f"stage pretrain, .*: omit --{name}, or name a run of stage 2 or 3"):
+        evaluate.evaluate("people", **{flag: value})
+
+
+def test_features_are_not_kept_in_a_bucket(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(InputError, match="--out gs://bucket/bench: .* name a folder on a local disk or a mount"):
+        longtail.compare("run", "faces", "gs://bucket/bench")
