@@ -151,8 +151,7 @@ def require_dataset(path: os.PathLike | str) -> None:
     if is_remote(path):
         raise InputError(
             f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
-            " mount the bucket (gcsfuse BUCKET DIR), then pass --config.data.path=DIR (in a recipe"
-            " --config.faces=DIR)"
+            " mount the bucket (gcsfuse BUCKET DIR), then name DIR (in a run --config.data.path=DIR)"
         )
     require_utf8(path)
     path = epath.Path(path)

@@ -59,12 +59,13 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
         if source.startswith(_HUB):
             preflight.require_extra("hub", ("huggingface_hub",), f"config.{field}={source}")
             continue
-        if source in {"", "scratch", *made} or epath.Path(source).exists():
+        if source in {"", "scratch", *made}:
             continue
-        follows = _FOLLOWS.get(config.stage)
-        if epath.Path(source).suffix or not follows:
+        place, follows = epath.Path(source), _FOLLOWS.get(config.stage)
+        if not place.exists() and (place.suffix or not follows):
             raise InputError(f"config.{field}: no such file or folder: {source}{layout.hint(source)}")
-        layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if place.is_dir() or not place.exists():  # a file is weights, and is read later
+            layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py" if follows else "")
 
 
 def check_names(config: ConfigDict) -> None:

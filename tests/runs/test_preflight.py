@@ -173,10 +173,12 @@ def test_an_extra_that_is_missing_is_told_with_the_command_that_installs_it(plac
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("data.path", "facse", r"no such folder. Did you mean faces\?"),
     ("data.split", "val", "unknown split 'val'; did you mean 'validation'"),
-    ("data.path", "gs://bucket/faces", "gcsfuse BUCKET DIR.*then pass --config.data.path=DIR"),
+    ("data.path", "gs://bucket/faces", "gcsfuse BUCKET DIR.*then name DIR .in a run --config.data.path=DIR"),
     ("data.fold", 0, "unknown split 'fold0-train'.*make folds with prepare --folds K"),
     ("init_from", "", "config.init_from is empty: name what the backbone starts from"),
     ("init_from", "rum", r"rum holds no run: no such folder. Did you mean run\?"),
+    ("init_from", "faces", "faces holds no run: it is a prepared data set"),
+    ("mae_from", "faces", "faces holds no run: it is a prepared data set"),
     ("init_from", "weights.safetensors", "config.init_from: no such file or folder: weights.safetensors"),
     ("workdir", "", "name a folder that is only for the run"),
     ("workdir", "faces", "name a folder that is only for the run"),
