@@ -71,7 +71,7 @@ def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int)
     durations = dataclasses.replace(loop.plan.durations, total=steps_now, between_evaluations=steps_now)
     loop.plan = dataclasses.replace(loop.plan, durations=durations)
     loop.batches = lambda start: iter(clock)
-    loop.run(state)
+    loop.run(state, scored=True)
     return clock.seconds()
 
 

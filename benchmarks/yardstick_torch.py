@@ -29,6 +29,7 @@ SWITCHES = {
     "drop_last": "last partial batch dropped, not filled from the next epoch",
     "no_norm_decay": "no decay of biases and BatchNorm",
     "batch_all": "one crop, flip, brightness and offset a batch, not one an image",
+    "kl_mean": "L_ld as kl_div(reduction='mean') gives it, divided by the number of ages too; also in the heads",
     "half": "mean and std 0.5, not ImageNet's",
     "patches": "the paper's random patches, resized, in place of crops; evaluated at all of EVALUATED",
 }
@@ -42,6 +43,9 @@ HEADS = {
     "no clipping": {"clip": math.inf},
     "last epoch kept": {"keep": "last"},
     "mae of training": {"mae": "train"},
+    "no augmentation": {"augment": False},
+    "no momentum": {"momentum": 0.0},
+    "no augmentation, no momentum": {"augment": False, "momentum": 0.0},
 }
 
 
@@ -120,8 +124,8 @@ def predictions(model: torch.nn.Module, images: torch.Tensor, switches: set[str]
     return torch.cat(found).numpy().astype(np.float64)
 
 
-def optimiser(parameters, peak: float, steps: int):
-    sgd = torch.optim.SGD(parameters, peak, momentum=0.9, nesterov=True, weight_decay=DECAY)
+def optimiser(parameters, peak: float, steps: int, momentum: float = 0.9):
+    sgd = torch.optim.SGD(parameters, peak, momentum=momentum, nesterov=momentum > 0, weight_decay=DECAY)
     return sgd, torch.optim.lr_scheduler.OneCycleLR(sgd, peak, total_steps=steps, cycle_momentum=False)
 
 
@@ -155,6 +159,7 @@ class Run:
         self.seed, self.switches, self.epochs = job["seed"], set(job["switches"]), job["epochs"]
         if unknown := self.switches - {*SWITCHES}:
             raise SystemExit(f"unknown switches {sorted(unknown)}: one of {', '.join(SWITCHES)}")
+        self.ld_weight = 1 / AGES if "kl_mean" in self.switches else 1.0
         self.side = SIZE if "patches" in self.switches else RESIZED
         with np.load(job["data"]) as data:
             self.images = {name: torch.from_numpy(data[f"{name}_images"]) for name in ("train", "validation", "test")}
@@ -190,7 +195,7 @@ class Run:
                 logits = model(normalised(augmented(self.images["train"][rows], self.switches), self.switches))
                 divergence, error = terms(logits, self.ages["train"][rows])
                 sgd.zero_grad(set_to_none=True)
-                (divergence + error).mean().backward()
+                (self.ld_weight * divergence + error).mean().backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
                 sgd.step()
                 schedule.step()
@@ -211,23 +216,23 @@ class Run:
         model.load_state_dict(torch.load(self.out / f"epoch{epoch}.pt"))
         return model.eval()
 
-    def balanced(self, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """(draws, 512) features and (draws,) ages of stage 3: an age uniformly, then an image of it, augmented anew."""
-        path = self.out / "balanced.pt"
-        if path.exists():
-            return torch.load(path)
-        ages = self.ages["train"]
+    def drawn(self) -> torch.Tensor:
+        """The rows of stage 3: an age uniformly, then an image of it."""
+        ages = self.ages["train"].long()
         steps = -(-len(ages) // BATCH) * HEAD_EPOCHS
         torch.manual_seed(10_000 + self.seed)
-        weights = 1 / torch.bincount(ages.long())[ages.long()].double()
-        rows = torch.multinomial(weights, steps * BATCH, replacement=True)
-        features = [
-            self.features(model, normalised(augmented(self.images["train"][part], self.switches), self.switches))
-            for part in rows.split(BATCH)
-        ]
-        found = torch.cat(features), ages[rows]
-        torch.save(found, path)
-        return found
+        return torch.multinomial(1 / torch.bincount(ages)[ages].double(), steps * BATCH, replacement=True)
+
+    def balanced(self, model: torch.nn.Module) -> torch.Tensor:
+        """(draws, 512) features of the rows that were drawn, augmented anew each time."""
+        path = self.out / "balanced.pt"
+        if not path.exists():
+            features = [
+                self.features(model, normalised(augmented(self.images["train"][part], self.switches), self.switches))
+                for part in self.drawn().split(BATCH)
+            ]
+            torch.save(torch.cat(features), path)
+        return torch.load(path)
 
     def features(self, model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         fc, model.fc = model.fc, torch.nn.Identity()
@@ -242,7 +247,10 @@ class Run:
 
     def head(self, model: torch.nn.Module, maes: dict[str, float], crops: dict[str, torch.Tensor], how: dict) -> dict:
         """Trains a head as stage 3 does; returns ages by split, of the epoch with the lowest MAE + sigma."""
-        features, ages = self.balanced(model)
+        drawn = self.drawn()
+        features, ages = self.balanced(model), self.ages["train"][drawn]
+        if how.get("augment") is False:
+            features = crops["train"][drawn]
         torch.manual_seed(20_000 + self.seed)
         fc = torch.nn.Linear(512, AGES)
         if how.get("new"):
@@ -251,7 +259,7 @@ class Run:
         else:
             fc.load_state_dict(model.fc.state_dict())
         steps = len(ages) // BATCH
-        sgd, schedule = optimiser(fc.parameters(), HEAD_PEAK, steps)
+        sgd, schedule = optimiser(fc.parameters(), HEAD_PEAK, steps, how.get("momentum", 0.9))
         mae, labels = maes[how.get("mae", "validation")], torch.arange(AGES, dtype=torch.float32)
         best, kept = math.inf, {}
         for step in range(steps):
@@ -259,14 +267,16 @@ class Run:
             divergence, error = terms(fc(features[rows]), ages[rows])
             square = (error.mean() - mae) ** 2 if how.get("square") == "mean" else ((error - mae) ** 2).mean()
             sgd.zero_grad(set_to_none=True)
-            (divergence.mean() + square).backward()
+            (self.ld_weight * divergence.mean() + square).backward()
             torch.nn.utils.clip_grad_norm_(fc.parameters(), how.get("clip", CLIP))
             sgd.step()
             schedule.step()
             if (step + 1) % (steps // HEAD_EPOCHS):
                 continue
             with torch.inference_mode():
-                found = {name: (fc(crop).softmax(-1) @ labels).double().numpy() for name, crop in crops.items()}
+                found = {
+                    name: (fc(crops[name]).softmax(-1) @ labels).double().numpy() for name in ("validation", "test")
+                }
             score = aim(self.ages["validation"].numpy(), found["validation"])
             if score < best or how.get("keep") == "last":
                 best, kept = score, found
@@ -287,7 +297,7 @@ class Run:
         model = self.kept(1 + int(np.argmin(found)))
         maes = {"validation": min(found), "train": float(self.errors(model, "train").mean())}
         results["maes"] = maes
-        crops = {name: self.centres(model, name) for name in ("validation", "test")}
+        crops = {name: self.centres(model, name) for name in self.images}
         for name, how in HEADS.items():
             results["stages"].append(self.written(f"classify, {name}", self.head(model, maes, crops, how)))
         (self.out / "results.json").write_text(json.dumps(results, indent=1))

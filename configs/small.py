@@ -2,7 +2,7 @@
 
     python -m lae_jax.main --config configs/small.py                       stages 1, 2, 3 (data/people and data/faces)
     python -m lae_jax.main --config configs/small.py:tuned                 stages 2, 3: chosen on validation
-    python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 as in a PyTorch recipe
+    python -m lae_jax.main --config configs/small.py:yardstick             stages 2, 3 with crop, flip and light
     python -m lae_jax.main --config configs/small.py:paper_augmentation    the same with the paper's augmentation
 
 Reads data/faces (and data/people, prepared with identities; set others with --config.faces and --config.people). Writes
