@@ -42,8 +42,7 @@ def write_faces(data: pathlib.Path, how: str, path: pathlib.Path) -> None:
     dataset, (side, method), found = records.open_dataset(data), RESIZED[how], {}
     for split in ("train", *SPLITS):
         rows, images = dataset.rows(split), []
-        for record in dataset.read(rows):
-            (encoded,) = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value
+        for encoded in dataset.encoded(rows):
             image = Image.open(io.BytesIO(encoded)).convert("RGB")
             if method is None:
                 images.append(np.round(tf.image.resize(np.asarray(image), (side, side)).numpy()).astype(np.uint8))

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     reports = audit.audit(args.data, image_size=args.image_size)
     from lae_jax.audit import saved
+    from lae_jax.data import records
 
     print("\n\n".join(saved.tell(report) for report in reports))
     if broken := [report["data"] for report in reports if report["data_hash"] is None]:
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if leaking:
         raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless you add --allow-leak")
     print(f"look at {' and '.join(f'{place}/{saved.PICTURE}' for place in args.data)}")
-    print(f"next: python -m lae_jax.main --config configs/represent.py --config.data.path={args.data[0]}")
+    print("\n".join(saved.next_commands(records.open_dataset(args.data[0], "quick"), args.data[0])))
 
 
 if __name__ == "__main__":

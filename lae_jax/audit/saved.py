@@ -23,6 +23,8 @@ FILE, PICTURE = "audit.json", "audit.png"
 IMAGE_SIZE = 224
 COMMAND = "python -m lae_jax.audit"
 _FORMAT = 1
+# A start for the command that is shown next: without one it is refused.
+_START = "--config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k --config.data.normalize=weights"
 
 
 def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> list[dict]:
@@ -213,3 +215,21 @@ def tell(report: dict) -> str:
         lines.append(f"{finding['severity']}: {finding['message']}{example}")
         more |= len(examples) > 1
     return "\n".join([*lines, f"{place} lists more examples" if more else place])
+
+
+def next_commands(dataset: records.Dataset, place: str) -> list[str]:
+    """Returns lines with the commands that use a data set.
+
+    Args:
+      dataset: The data set.
+      place: Its folder, as the user names it.
+    """
+    main, splits = "python -m lae_jax.main --config configs", dataset.manifest["splits"]
+    folds, has_ages = any(name.startswith("fold") for name in splits), bool(np.isfinite(dataset.column("age")).any())
+    if has_ages and not any(name.endswith("train") for name in splits):
+        return [f"next: python -m lae_jax.evaluate --run RUN --data {place} --split {min(splits)}"]
+    config = "represent.py" if has_ages else "pretrain.py"
+    lines = [f"next: {main}/{config} --config.data.path={place}{' --config.data.fold=0' * folds} {_START}"]
+    if has_ages and not folds:
+        lines.append(f"  or, on a CPU: {main}/small.py:tuned --config.faces={place}")
+    return lines

@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from lae_jax.data import split_names
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.runtime.files import is_remote, sha256_of, write_json
+from lae_jax.runtime.files import sha256_of, write_json
 
 logger = logging.getLogger("lae_jax")
 
@@ -121,15 +121,9 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
     """
     if verify not in ("auto", "full", "quick"):
         raise InputError(f"config.data.verify is {verify!r}: it must be 'auto', 'full' or 'quick'")
-    if is_remote(path):
-        raise InputError(
-            f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
-            " mount the bucket (gcsfuse BUCKET DIR), then pass --config.data.path=DIR (in a recipe"
-            " --config.faces=DIR)"
-        )
+    layout.require_dataset(path)
     path = pathlib.Path(path)
     again = "prepare it again (python -m lae_jax.prepare ...)"
-    layout.require_dataset(path)
     try:
         manifest = json.loads((path / "dataset.json").read_text())
         expected = {**{s["file"]: s for s in manifest["shards"]}, **manifest["files"]}

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from etils import epath
 
-from lae_jax.data import split_names
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
@@ -66,6 +65,10 @@ def evaluate(
       InputError: An argument, the run or the data set cannot be used.
     """
     check(interval, threshold, batch_size)
+    of_ages = {"threshold": threshold, "slice": slices, "spread": spread, "show-faces": show_faces}
+    of_ages |= {"calibrate": calibrate, "baseline": baseline}
+    if given := [f"--{flag}" for flag, value in of_ages.items() if value]:
+        preflight.require_ages(run, f"omit {', '.join(given)}, or name")
     data, split = check_inputs(run, data, split, step, calibrate)
     # Imported here, so that a program shows its help without loading all this; TensorFlow comes after the checks.
     from lae_jax.evaluate import contents as showing
@@ -131,5 +134,5 @@ def check_inputs(
         raise InputError(f"{run} was trained without a validation split: name one with --split")
     if calibrate and split != own:
         raise InputError("--calibrate fits on the validation split of the run's own data set: omit --data and --split")
-    split_names.require(place, split, preflight.manifest(place).get("splits", ()))
+    preflight.require_split(place, split)
     return place, split

@@ -10,7 +10,6 @@ from etils import epath
 
 from lae_jax.data import records
 from lae_jax.report import loading
-from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -56,12 +55,12 @@ def place(run: epath.Path, data: os.PathLike | str, split: str, suffix: str = ""
 
 def _is_of_another(folder: epath.Path, data: os.PathLike | str) -> bool:
     """Whether a folder holds the evaluation of another data set, not of this one at another place."""
-    if not (folder / loading.REPORT).exists():
+    there = _report(folder)
+    if not there:
         return False
-    there = files.read_json(folder / loading.REPORT)
-    if epath.Path(there.get("data", "")).resolve() == epath.Path(data).resolve():
+    if epath.Path(there["data"]).resolve() == epath.Path(data).resolve():
         return False
-    return there.get("data_hash") != records.open_dataset(data, "quick").hash
+    return there["data_hash"] != records.open_dataset(data, "quick").hash
 
 
 def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, split: str, flip: bool) -> Contents:
@@ -96,9 +95,16 @@ def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, spl
 
 def _earlier(folder: epath.Path) -> dict:
     """What the evaluation in a folder showed besides the scores; {} without one."""
-    path = folder / loading.REPORT
-    shown = files.read_json(path).get(FIELD, {}) if path.exists() else {}
-    return {name: value for name, value in shown.items() if value}
+    return {name: value for name, value in _report(folder).get(FIELD, {}).items() if value}
+
+
+def _report(folder: epath.Path) -> dict:
+    """The report.json in the folder of an evaluation; {} without one, or with a damaged one, which is replaced."""
+    try:
+        return loading.read_report(folder) if (folder / loading.REPORT).exists() else {}
+    except InputError as error:
+        logger.warning("%s. It is replaced", error)
+        return {}
 
 
 def _joined(contents: Contents, earlier: dict, dataset: records.Dataset, split: str, flip: bool) -> Contents:

@@ -314,14 +314,14 @@ def of_picture(picture: Image.Image) -> Image.Image:
       BadImage: It is damaged or of an unknown kind.
     """
     is_checked = isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile))
-    if is_checked and picture.tile and picture.fp is not None and picture.tell() == 0:
-        # Pillow would decode it here, without reporting damage.
-        place = picture.fp.tell()
-        picture.fp.seek(0)
-        encoded = picture.fp.read()
-        picture.fp.seek(place)
-        return load(encoded)
     try:
+        if is_checked and picture.tile and picture.fp is not None and picture.tell() == 0:
+            # Pillow would decode it here, without reporting damage.
+            place = picture.fp.tell()
+            picture.fp.seek(0)
+            encoded = picture.fp.read()
+            picture.fp.seek(place)
+            return load(encoded)
         return _upright(_rgb(picture.copy()), _orientation(picture.info))
     except BadImage:
         raise

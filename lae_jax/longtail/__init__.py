@@ -56,6 +56,10 @@ def compare(
     if isinstance(base_learning_rates, (int, float)):
         base_learning_rates = [base_learning_rates]
     check(runs, data, like, seeds, passes, base_learning_rates)
+    if files.is_remote(out):
+        raise InputError(
+            f"--out {out}: the features are a file that is mapped: name a folder on a local disk or a mount"
+        )
     layout.require_place_for_results(out)
     # Imported here, so that a program shows its flags without loading these; TensorFlow comes after the names.
     from lae_jax.stages import methods as known

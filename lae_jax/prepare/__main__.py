@@ -9,7 +9,6 @@ python -m lae_jax.prepare --reader synthetic --source train=4000 --source valida
 
 import logging
 import os
-from collections.abc import Collection
 from typing import get_args
 
 from lae_jax import prepare
@@ -18,9 +17,6 @@ from lae_jax.runtime import console, cpu, flags, layout, start
 from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
-
-# A start for the command that is shown next: without one it is refused.
-_START = "--config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k --config.data.normalize=weights"
 
 
 def parse_args(argv: list[str] | None = None) -> dict:
@@ -141,28 +137,8 @@ def _on_disk(manifest: dict, out: str, faces: str) -> str:
     dataset = records.open_dataset(out, "quick")
     (report,) = saved.run([out])
     look = " and ".join(f"{out}/{name}" for name in sheets.write(dataset))
-    has_ages = any(age == age for age in dataset.column("age").tolist())
     lines = [sheets.table(dataset), tell(manifest, out, faces), saved.tell(report), f"look at {look}"]
-    return "\n".join([*lines, *next_commands(manifest["splits"], out, has_ages)])
-
-
-def next_commands(splits: Collection[str], out: str, has_ages: bool) -> list[str]:
-    """Returns lines with the commands that use a new data set.
-
-    Args:
-      splits: Names of its splits.
-      out: Its folder.
-      has_ages: Whether any age is known.
-    """
-    main = "python -m lae_jax.main --config configs"
-    folds = any(name.startswith("fold") for name in splits)
-    if has_ages and not any(name.endswith("train") for name in splits):
-        return [f"next: python -m lae_jax.evaluate --run RUN --data {out} --split {min(splits)}"]
-    config = "represent.py" if has_ages else "pretrain.py"
-    lines = [f"next: {main}/{config} --config.data.path={out}{' --config.data.fold=0' * folds} {_START}"]
-    if has_ages and not folds:
-        lines.append(f"  or, on a CPU: {main}/small.py:tuned --config.faces={out}")
-    return lines
+    return "\n".join([*lines, *saved.next_commands(dataset, out)])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lae_jax.runtime import console, files, layout
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
 _CROPS, _REFUSED = 64, 24  # pictures of a sheet
+_REFUSED_SIZE = (160, 120)  # pixels of a rejected photograph
 _SEARCHED = 100_000  # rows of rejected.csv
 _FEW_SPLITS = 6  # so many have a column in a terminal
 _GAP, _LINE, _EMPTY = 6, 13, (232, 232, 232)
@@ -101,12 +102,12 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
     for name, reason in in_turn(rows, _REFUSED):
         picture = None
         try:
-            picture = images.load(read_inside(root, name))
+            picture = ImageOps.contain(images.load(read_inside(root, name)), _REFUSED_SIZE)  # 100 MB before
             any_readable = True
         except images.BadImage:  # a grey field stands for it
             pass
         tiles.append((picture, [name[-25:], *textwrap.wrap(reason, 28)[:2]]))
-    return _sheet(tiles, 6, (160, 120), 3) if any_readable else None
+    return _sheet(tiles, 6, _REFUSED_SIZE, 3) if any_readable else None
 
 
 def in_turn(rows: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]]:

@@ -63,6 +63,18 @@ def is_evaluation(folder: epath.Path) -> bool:
     return (folder / REPORT).exists() and (folder / PREDICTIONS).exists()
 
 
+def read_report(folder: epath.Path) -> dict:
+    """Returns the content of the report.json of an evaluation.
+
+    Raises:
+      InputError: It is damaged.
+    """
+    report = files.read_json(folder / REPORT)
+    if missing := {"data", "data_hash", "split"} - {*report}:
+        raise InputError(f"{folder / REPORT} is damaged (no {', '.join(sorted(missing))}): evaluate the run again")
+    return report
+
+
 def read(folder: epath.Path) -> Evaluation:
     """Reads an evaluation of ages.
 
@@ -74,7 +86,7 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
-    report = files.read_json(folder / REPORT)
+    report = read_report(folder)
     try:
         rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
@@ -122,7 +134,7 @@ def _kind(report: dict) -> tuple:
 
 def matching(run: epath.Path, like: dict) -> Evaluation | None:
     """Returns a run's evaluation with the data set, split and `flip` of `like` (a report.json); None without one."""
-    found = [folder for folder in evaluations(run) if _kind(files.read_json(folder / REPORT)) == _kind(like)]
+    found = [folder for folder in evaluations(run) if _kind(read_report(folder)) == _kind(like)]
     # A step or a suffix makes the name longer: the shortest name is that of the best checkpoint.
     return read(min(found, key=lambda folder: len(folder.name))) if found else None
 
@@ -149,7 +161,7 @@ def together(places: Sequence[str], split: str | None) -> list[Evaluation]:
     if len(fixed) == len({*folders}) and len({kind[:2] for kind in kinds}) == 1:
         kinds = {next(iter(kinds))}
     if not fixed:
-        of_each = [{_kind(files.read_json(path / REPORT)) for path in some(folder)} for folder in folders]
+        of_each = [{_kind(read_report(path)) for path in some(folder)} for folder in folders]
         kinds = set.intersection(*of_each)
     if split is not None:
         kinds = {kind for kind in kinds if kind[1] == split}
@@ -188,7 +200,7 @@ def _not_together(folders: list[epath.Path], kinds: set, split: str | None) -> s
     told, known = [], {}
     for folder in folders:
         places = [folder] if is_evaluation(folder) else evaluations(folder)
-        on = {_kind(found): _on(found) for found in (files.read_json(place / REPORT) for place in places)}
+        on = {_kind(found): _on(found) for found in map(read_report, places)}
         told.append(f"{folder}: {', '.join(on.values()) or 'nothing'}")
         known |= on
     if kinds and not all(map(is_evaluation, folders)):

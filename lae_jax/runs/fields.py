@@ -16,6 +16,7 @@ FREE_FIELDS = (
     "data.threads",
     "data.verify",
     "data.allow_leak",
+    "data.age_weights",  # the weights themselves are compared
     "eval_batch_size",
     "save_steps",
     "async_save",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from etils import epath
 
+from lae_jax.data import split_names
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError, missing_extra
 
@@ -21,13 +22,18 @@ def require_images(folder: os.PathLike | str | None) -> None:
         raise InputError(f"--images {folder} {reason}")
 
 
-def manifest(data: os.PathLike | str) -> Mapping:
-    """Returns the content of the dataset.json of a prepared data set; {} for a damaged one, which fails when opened."""
+def require_split(data: os.PathLike | str, split: str) -> None:
+    """Checks that a data set has a split. If its dataset.json is damaged, opening it says so.
+
+    Raises:
+      InputError: It does not have it.
+    """
     try:
-        content = files.read_json(epath.Path(data) / layout.DATASET)
+        splits = files.read_json(epath.Path(data) / layout.DATASET).get("splits")
     except InputError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return
+    if isinstance(splits, dict):
+        split_names.require(data, split, splits)
 
 
 def config_of(run: os.PathLike | str) -> Mapping:
@@ -37,7 +43,7 @@ def config_of(run: os.PathLike | str) -> Mapping:
         content = files.read_json(path) if path.exists() else {}
     except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
+    return content if isinstance(content.get("data"), dict) else {}
 
 
 def require_step(run: os.PathLike | str, step: int | None) -> None:
@@ -54,14 +60,20 @@ def require_step(run: os.PathLike | str, step: int | None) -> None:
         raise InputError(f"{run} has no checkpoint of step {step}, only {steps}")
 
 
-def require_ages(run: os.PathLike | str) -> None:
+def require_ages(run: os.PathLike | str, what_to_do: str = "name") -> None:
     """Checks that a run is not of stage 1.
+
+    Args:
+      run: Folder of the run.
+      what_to_do: Words before 'a run of stage 2 or 3', for the message.
 
     Raises:
       InputError: It is.
     """
     if config_of(run).get("stage") == "pretrain":
-        raise InputError(f"{run} is a run of stage pretrain, which does not estimate ages: name a run of stage 2 or 3")
+        raise InputError(
+            f"{run} is a run of stage pretrain, which does not estimate ages: {what_to_do} a run of stage 2 or 3"
+        )
 
 
 def require_stage(run: os.PathLike | str, stage: str, flag: str) -> None:

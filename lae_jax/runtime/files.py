@@ -40,15 +40,18 @@ def write_json(path: os.PathLike, content: Mapping) -> None:
 
 
 def read_json(path: os.PathLike) -> dict:
-    """Reads a JSON file.
+    """Reads a JSON file that holds an object.
 
     Raises:
-      InputError: The file is not JSON; the message names it.
+      InputError: The file is not JSON, or holds something else; the message names it.
     """
     try:
-        return json.loads(epath.Path(path).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(epath.Path(path).read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} in place of an object")
+    except ValueError as error:  # also of text that is not UTF-8 or not JSON
         raise InputError(f"{path} is damaged ({error}): restore it, or choose another folder") from error
+    return content
 
 
 def sha256_of(path: os.PathLike) -> str:

@@ -44,9 +44,16 @@ def is_system(name: str) -> bool:
 
 
 def contents(path: os.PathLike | str) -> list[str]:
-    """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder."""
+    """Returns the sorted names in a folder, without those of `is_system`; [] if there is no such folder.
+
+    Raises:
+      InputError: It must not be read.
+    """
     path = epath.Path(path)
-    return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
+    try:
+        return sorted(each.name for each in path.iterdir() if not is_system(each.name)) if path.is_dir() else []
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): allow it, or name another folder") from error
 
 
 def is_run(path: os.PathLike | str) -> bool:
@@ -136,11 +143,16 @@ def require_start(source: str, stage: str, field: str = "config.init_from") -> N
 
 
 def require_dataset(path: os.PathLike | str) -> None:
-    """Checks that a folder is a prepared data set.
+    """Checks that a folder is a prepared data set, on a disk or a mount.
 
     Raises:
-      InputError: It is not; the message says what it is, or how to make the data set.
+      InputError: It is not; the message says what it is, or how to make the data set, or how to copy it from a bucket.
     """
+    if is_remote(path):
+        raise InputError(
+            f"{path}: prepared data is read from a local disk or a mount. Copy it (gcloud storage cp -r {path} DIR) or"
+            " mount the bucket (gcsfuse BUCKET DIR), then name DIR (in a run --config.data.path=DIR)"
+        )
     require_utf8(path)
     path = epath.Path(path)
     if is_dataset(path):
@@ -291,7 +303,10 @@ def hint(path: os.PathLike | str) -> str:
             break
         if not folder.is_dir():
             continue
-        there = [each.name for each in itertools.islice(folder.iterdir(), _COMPARED)]
+        try:
+            there = [each.name for each in itertools.islice(folder.iterdir(), _COMPARED)]
+        except PermissionError:
+            break
         for name in difflib.get_close_matches(place.name, there, n=1):
             other = folder / name / path.relative_to(place)
             return f". Did you mean {other}?" if other.exists() else ""

@@ -8,7 +8,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.configs import common
-from lae_jax.data import split_names
 from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import Diverged, InputError
@@ -41,17 +40,14 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
 
             age_weights.read(config.data.age_weights)
     data = config.data.path
-    if files.is_remote(data):
-        return  # opening it says how to copy it
-    if begun and not layout.is_dataset(data):
+    if begun and not files.is_remote(data) and not layout.is_dataset(data):
         raise InputError(
             f"{data}, the data set of {workdir}, is not there{layout.hint(data)}. If it was moved, name its new place"
             " with --config.data.path=PATH"
         )
     layout.require_dataset(data)
-    if splits := preflight.manifest(data).get("splits"):
-        for name in filter(None, (config.data.train, config.data.split)):
-            split_names.require(data, preflight.split_of(config, name), splits)
+    for name in filter(None, (config.data.train, config.data.split)):
+        preflight.require_split(data, preflight.split_of(config, name))
 
 
 def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) -> None:
@@ -63,12 +59,13 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
         if source.startswith(_HUB):
             preflight.require_extra("hub", ("huggingface_hub",), f"config.{field}={source}")
             continue
-        if source in {"", "scratch", *made} or epath.Path(source).exists():
+        if source in {"", "scratch", *made}:
             continue
-        follows = _FOLLOWS.get(config.stage)
-        if epath.Path(source).suffix or not follows:
+        place, follows = epath.Path(source), _FOLLOWS.get(config.stage)
+        if not place.exists() and (place.suffix or not follows):
             raise InputError(f"config.{field}: no such file or folder: {source}{layout.hint(source)}")
-        layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py")
+        if place.is_dir() or not place.exists():  # a file is weights, and is read later
+            layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py" if follows else "")
 
 
 def check_names(config: ConfigDict) -> None:

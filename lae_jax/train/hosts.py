@@ -25,7 +25,7 @@ def require_alike(plan: Plan, state: steps.TrainState) -> None:
       state: Its state before the first step.
 
     Raises:
-      InputError: Another host has another config, code, initial state or other weights of ages.
+      InputError: Another host has another config, code, initial state, loss constant or other weights of ages.
     """
     if jax.process_count() == 1:
         return
@@ -37,6 +37,9 @@ def require_alike(plan: Plan, state: steps.TrainState) -> None:
         "config": hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest(),
         "version of lae_jax": hashlib.sha256(f"{__version__} {provenance.commit()}".encode()).hexdigest(),
         "initial state": parameters.hexdigest(),
+        "score of an earlier run": hashlib.sha256(
+            repr([plan.constants[n] for n in plan.stage.needs]).encode()
+        ).hexdigest(),
         "data.age_weights": plan.age_weights.hash if plan.age_weights else "0" * 64,
     }
     for what, digest in digests.items():

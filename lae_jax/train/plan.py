@@ -258,10 +258,10 @@ def _age_weights(config: ConfigDict, stage: stages.Stage, resumed: dict | None) 
     if not 0 <= config.data.power <= 1:
         raise InputError(f"config.data.power is {config.data.power}: it must be from 0 to 1")
     weights = age_weights.read(config.data.age_weights) if config.data.age_weights else None
-    if weights and resumed and resumed["age_weights"] != weights.hash:
+    if resumed and resumed["age_weights"] != (weights and weights.hash):
         raise InputError(
-            f"{weights.path} holds other weights than when {config.workdir} was started (provenance.json has those):"
-            " restore them, or choose another --config.workdir"
+            f"config.data.age_weights is {config.data.age_weights!r}: other weights than when {config.workdir} was"
+            " started (provenance.json has those): restore them, or choose another --config.workdir"
         )
     return weights
 

@@ -47,7 +47,8 @@ def test_a_clean_data_set_stays_clean(faces, tmp_path, capsys):
     out = prepared(faces, tmp_path / "clean", named=True)
     assert findings(out) == {}
     door.main([str(out), "--image-size", "40"])
-    assert "clean" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "clean" in told and f"configs/represent.py --config.data.path={out} --config.init_from=hf:" in told
     pixels = np.asarray(Image.open(out / saved.PICTURE).convert("L"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
 

@@ -123,7 +123,7 @@ def test_a_signal_while_the_report_is_made_leaves_it_to_the_next_start(run, monk
     page.unlink()
 
 
-def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path):
+def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path, caplog):
     shutil.copytree(drawn, tmp_path / "moved" / drawn.name)
     shutil.copytree(drawn, tmp_path / "other" / drawn.name)
     manifest = tmp_path / "other" / drawn.name / "dataset.json"
@@ -132,10 +132,18 @@ def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path):
     first = contents.place(run, drawn, "test", "-flip")
     assert first == run / "evaluation" / f"{drawn.name}-test-flip"
     first.mkdir(parents=True)
-    (first / "report.json").write_text(json.dumps({"data": str(drawn), "data_hash": records.open_dataset(drawn).hash}))
+    report = {"data": str(drawn), "data_hash": records.open_dataset(drawn).hash, "split": "test"}
+    (first / "report.json").write_text(json.dumps(report))
     assert contents.place(run, drawn, "test", "-flip") == first
     assert contents.place(run, tmp_path / "moved" / drawn.name, "test", "-flip") == first
     assert contents.place(run, tmp_path / "other" / drawn.name, "test", "-flip").name == f"{first.name}-2"
+    for damaged in ("[]", "{}", "cut"):
+        (first / "report.json").write_text(damaged)
+        assert contents.place(run, tmp_path / "other" / drawn.name, "test", "-flip") == first
+        nothing = contents.Contents()
+        assert contents.checked(nothing, first, drawn, "test", True) is nothing
+        assert "report.json is damaged" in caplog.text and "It is replaced" in caplog.text
+        caplog.clear()
 
 
 def test_an_evaluation_keeps_what_an_earlier_one_showed_and_the_runs_page_is_the_newest(run, tmp_path, caplog):

@@ -264,3 +264,12 @@ def test_heic_is_read_with_its_extra_and_named_without_it(monkeypatch):
 
 def test_limits_say_what_they_hold():
     assert faces.MAX_KEPT_PIXELS * 4 == 100_000_000 and faces.MAX_PIXELS / 64 < faces.MAX_KEPT_PIXELS
+
+
+def test_a_picture_whose_file_was_closed_is_refused_in_words():
+    for name in ("JPEG", "PNG"):
+        file = io.BytesIO(saved(PICTURE, name))
+        picture = Image.open(file)
+        file.close()
+        with pytest.raises(images.BadImage, match="does not decode"):
+            images.of_picture(picture)

@@ -1,5 +1,6 @@
 """What prepare refuses, rejects, keeps and tells."""
 
+import json
 import re
 import types
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from sources import make_source, rejected, run
 
+from lae_jax.audit import saved
 from lae_jax.data import joining, records
 from lae_jax.prepare import __main__ as door
 from lae_jax.prepare import assembly, sheets
@@ -166,7 +168,9 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
     (("test",), True, ["evaluate --run RUN --data o --split test"]),
 ])  # fmt: skip
 def test_the_next_command_fits_the_splits(splits, has_ages, commands):
-    lines = door.next_commands(splits, "o", has_ages)
+    ages = np.array([np.nan, 20.0 if has_ages else np.nan])
+    dataset = types.SimpleNamespace(manifest={"splits": dict.fromkeys(splits, 2)}, column=lambda name: ages)
+    lines = saved.next_commands(dataset, "o")
     assert len(lines) == len(commands) and all(part in line for part, line in zip(commands, lines, strict=True))
     assert all(("--config.init_from=" in line) == ("data.path" in line) for line in lines)
 
@@ -180,6 +184,15 @@ def test_a_sheet_shows_many_ages_and_every_reason():
     assert sorted(sheets.over_ages(ages[:3], 64)) == [0, 1, 2]
     rows = [*((f"a{i}", f"age '{i}' is wrong") for i in range(30)), ("b", "empty file"), ("c", "file not found")]
     assert [name for name, _ in sheets.in_turn(rows, 5)] == ["a0", "b", "c", "a1", "a2"]
+
+
+def test_rejected_photographs_wait_for_their_sheet_in_its_size(tmp_path, monkeypatch):
+    """24 photographs of a phone take 2 GB."""
+    (tmp_path / "recipe.json").write_text(json.dumps({"images": str(tmp_path)}))
+    Image.new("RGB", (900, 1200)).save(tmp_path / "a.png")
+    (tmp_path / "rejected.csv").write_text("name,reason\na.png,no face found\n")
+    monkeypatch.setattr(sheets, "_sheet", lambda tiles, *_: [picture.size for picture, _ in tiles])
+    assert sheets._rejected(types.SimpleNamespace(path=tmp_path)) == [(90, 120)]
 
 
 def test_bad_rows_and_images_are_rejected_with_their_reason(tmp_path):

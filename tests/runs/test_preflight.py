@@ -8,8 +8,10 @@ import sys
 import pytest
 from conftest import ROOT
 
+from lae_jax import evaluate, longtail
 from lae_jax import main as training
 from lae_jax.configs import represent, small
+from lae_jax.data import records
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
@@ -42,6 +44,8 @@ def place(tmp_path_factory):
         (top / name / "checkpoints" / "8").mkdir(parents=True)
         config = {"stage": stage, "data": data | {"path": str(top / path)}}
         (top / name / "config.json").write_text(json.dumps(config))
+    (top / "broken" / "checkpoints").mkdir(parents=True)
+    (top / "broken" / "config.json").write_text('{"data": 5}')
     (top / "faces").mkdir()
     (top / "faces" / "dataset.json").write_text(json.dumps({"splits": {"train": 4, "validation": 2}}))
     for name in ("photo.jpg", "table.csv", "file"):
@@ -67,6 +71,12 @@ WRONG = [
     ("evaluate", ["--run", "run", "--split", "validaton"], "unknown split 'validaton'; did you mean 'validation'?"),
     ("evaluate", ["--run", "run", "--split", "val"], "unknown split 'val'; did you mean 'validation'?"),
     ("evaluate", ["--run", "run", "--data", "facse"], "is not a prepared data set: no such folder. Did you mean"),
+    (
+        "evaluate",
+        ["--run", "run", "--data", "gs://bucket/faces"],
+        "Copy it (gcloud storage cp -r gs://bucket/faces DIR)",
+    ),
+    ("evaluate", ["--run", "broken"], "{top}/broken has no config.json that names its data set: restore the file"),
     ("evaluate", ["--run", "old"], "the data set of {top}/old, is not there. If it was moved, name its new place with"),
     ("evaluate", ["--run", "run", "--step", "9"], "run has no checkpoint of step 9, only [8]"),
     ("evaluate", ["--run", "run", "--calibrate", "--split", "train"], "omit --data and --split"),
@@ -99,6 +109,7 @@ _PATHS = {
     "run",
     "people",
     "old",
+    "broken",
     "photo.jpg",
     "photo.jgp",
     "tables.csv",
@@ -162,9 +173,12 @@ def test_an_extra_that_is_missing_is_told_with_the_command_that_installs_it(plac
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("data.path", "facse", r"no such folder. Did you mean faces\?"),
     ("data.split", "val", "unknown split 'val'; did you mean 'validation'"),
+    ("data.path", "gs://bucket/faces", "gcsfuse BUCKET DIR.*then name DIR .in a run --config.data.path=DIR"),
     ("data.fold", 0, "unknown split 'fold0-train'.*make folds with prepare --folds K"),
     ("init_from", "", "config.init_from is empty: name what the backbone starts from"),
     ("init_from", "rum", r"rum holds no run: no such folder. Did you mean run\?"),
+    ("init_from", "faces", "faces holds no run: it is a prepared data set"),
+    ("mae_from", "faces", "faces holds no run: it is a prepared data set"),
     ("init_from", "weights.safetensors", "config.init_from: no such file or folder: weights.safetensors"),
     ("workdir", "", "name a folder that is only for the run"),
     ("workdir", "faces", "name a folder that is only for the run"),
@@ -226,3 +240,31 @@ def test_a_split_of_a_fold_has_the_folds_name(place):
     config = {"data": {"fold": 1, "split": "validation"}}
     assert preflight.split_of(config, "validation") == "fold1-validation" and preflight.split_of(config, "all") == "all"
     assert preflight.validation_split(place / "run") == "validation" and preflight.validation_split(place) == ""
+
+
+@pytest.mark.parametrize("text", ["cut", "[]", '{"splits": 5}'])
+def test_a_damaged_dataset_json_is_left_to_what_opens_it(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    preflight.require_split(tmp_path, "validation")
+    with pytest.raises(InputError, match="dataset.json is damaged"):
+        records.open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"splits": {"train": 2}}')
+    with pytest.raises(InputError, match="unknown split 'validation' "):
+        preflight.require_split(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("threshold", 18), ("slices", "sex"), ("spread", "std"), ("show_faces", True), ("calibrate", True),
+    ("baseline", "run"),
+])  # fmt: skip
+def test_flags_about_ages_are_refused_for_a_run_of_stage_1(place, monkeypatch, flag, value):
+    monkeypatch.chdir(place)
+    name = {"slices": "slice", "show_faces": "show-faces"}.get(flag, flag)
+    with pytest.raises(InputError, match=f"stage pretrain, .*: omit --{name}, or name a run of stage 2 or 3"):
+        evaluate.evaluate("people", **{flag: value})
+
+
+def test_features_are_not_kept_in_a_bucket(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(InputError, match="--out gs://bucket/bench: .* name a folder on a local disk or a mount"):
+        longtail.compare("run", "faces", "gs://bucket/bench")

@@ -91,3 +91,14 @@ def test_a_folder_whose_name_is_not_utf_8_holds_no_data_set(tmp_path, monkeypatc
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match="is not UTF-8"):
         require("data")
+
+
+def test_a_folder_that_must_not_be_read_is_told_and_gives_no_hint(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\): allow it, or name another folder"):
+        layout.require_run(tmp_path)
+    with pytest.raises(InputError, match="none holds no run: no such folder$"):
+        layout.require_run(tmp_path / "none")

@@ -21,7 +21,7 @@ from lae_jax import main, metrics, prepare, stages
 from lae_jax.data import records
 from lae_jax.runtime import checkpoints, parallel, start, watch
 from lae_jax.runtime.errors import InputError, Preempted
-from lae_jax.train import events, handover, loop
+from lae_jax.train import events, handover, hosts, loop
 from lae_jax.train.plan import make_plan
 
 
@@ -83,9 +83,17 @@ def test_weights_of_ages_set_the_order_and_stand_in_the_run(small_config, traine
         loop.train(config, stopped_after(1, patch))
     recorded = json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["age_weights"]
     assert recorded["by_age"]["29"] == 1 and recorded["by_age"]["30"] == 0
-    path.write_text(path.read_text().replace("\n5,1\n", "\n5,2\n"))
-    with pytest.raises(InputError, match="weights.csv holds other weights than when .* was started"):
-        loop.train(config)
+    before = path.read_text()
+    path.write_text(before.replace("\n5,1\n", "\n5,2\n"))
+    for other in (str(path), ""):
+        config.data.age_weights = other
+        with pytest.raises(InputError, match=f"age_weights is '{other}': other weights than when .* was started"):
+            loop.train(config)
+    path.rename(tmp_path / "changed.csv")
+    (tmp_path / "moved.csv").write_text(before)
+    config.data.age_weights = str(tmp_path / "moved.csv")
+    assert loop.train(config)["last_step"] == 6
+    config.data.age_weights = str(path)
     path.write_text("age,weight\n20,1\n")
     config.workdir += "_other"
     with pytest.raises(InputError, match="weights.csv has no weight for the ages"):
@@ -194,6 +202,23 @@ def test_hosts_with_other_flags_or_numbers_of_devices_are_named(tmp_path):
             _, text = one.communicate(timeout=120)
             assert one.returncode == 2 and told in text, text[-2000:]
         assert not (workdir / "config.json").exists()
+
+
+def test_hosts_whose_earlier_run_has_another_mae_are_named(small_config, monkeypatch):
+    """Folders that are not shared may hold other runs under one name."""
+    given, config = [], small_config("classify")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel, "hosts_that_differ", lambda digest: given.append(digest) or [])
+    plans = [
+        SimpleNamespace(config=config, stage=stages.CLASSIFY, constants={"mae": mae}, age_weights=None)
+        for mae in (5.0, 5.0, 5.0000001)
+    ]
+    digests = []
+    for plan in plans:
+        hosts.require_alike(plan, {})
+        digests.append(tuple(given))
+        given.clear()
+    assert digests[0] == digests[1] and sum(a != b for a, b in zip(digests[1], digests[2], strict=True)) == 1
 
 
 def test_a_folder_that_is_not_shared_is_told(small_config, monkeypatch):
