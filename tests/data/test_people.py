@@ -88,7 +88,7 @@ def test_what_prepare_splits_by_person_its_own_audit_finds_clean(pictures, tmp_p
         assert not [f for f in report["findings"] if f["kind"] == "same_identity"]
     identities = records.open_dataset(out).column("identity")
     assert {*identities} == {"Ann Lee", "Jos\u00e9", "Ben", "Carl", "Dora", "Eve", None}
-    assert "for 2 of the people; one is 'Ann Lee', 'ann lee', 'Ann_Lee', 'Ann  Lee'" in caplog.text
+    assert "count as one person (2 people; an example: 'Ann Lee', 'ann lee', 'Ann_Lee', 'Ann  Lee')" in caplog.text
     assert "'unknown', '?' means that the person is unknown (8 images)" in caplog.text
 
 

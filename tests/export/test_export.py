@@ -300,7 +300,7 @@ def flip_a_byte(path):
     (lambda p: (p / "more.so").write_bytes(b"x"), "more.so does not belong there"),
     (lambda p: (p / "export.json").unlink(), "has no export.json: it was not finished"),
     (lambda p: (p / "export.json").write_text("{"), "export.json is damaged"),
-    (lambda p: (p / "export.json").write_text("[]"), "export.json is damaged or was written by another program"),
+    (lambda p: (p / "export.json").write_text("[]"), r"export.json is damaged \(a list in place of an object\)"),
     (lambda p: (p / "export.json").write_text('{"name": "x"}'), "export.json is damaged or was written by another"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_named(copy, damage, message):
