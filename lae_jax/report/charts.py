@@ -151,7 +151,7 @@ def density(evaluation: Evaluation) -> Picture:
     finding = f"{within:.0%} of the predictions are within 5 years of the truth"
     if np.isfinite(slope):
         finding += f"; one more year of true age adds {slope:.2f} years to the prediction" + (
-            ": predictions are too old for the young and too young for the old." if slope < 0.9 else "."
+            ": predictions differ less between people than their ages do." if slope < 0.9 else "."
         )
     rows = [(float(edges[i]), float(edges[j]), int(cells[i, j])) for i, j in zip(x, y, strict=True)]
     header = ("age_from", "prediction_from", "images")

@@ -1,11 +1,13 @@
 """Scores of reports: intervals that mean what they say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from samples import sample
 
 from lae_jax import metrics
-from lae_jax.report import age_groups, bootstrap, scores, tables
+from lae_jax.report import age_groups, bootstrap, charts, scores, tables
 
 
 def test_scores_of_sums_are_the_scores():
@@ -158,3 +160,13 @@ def test_values_of_a_column():
     many = scores.values_of([f"camera {i}" for i in range(30)] + ["canon"] * 5)
     assert [*many][0] == "canon" and len(many) == 21 and many["11 others"].sum() == 11 - 1 + 1
     assert sum(mask.sum() for mask in many.values()) == 35
+
+
+@pytest.mark.parametrize(
+    "slope, told", [(0.5, "0.50 years to the prediction: predictions differ less between people than their ages do."),
+                    (1.0, "1.00 years to the prediction.")]
+)  # fmt: skip
+def test_a_flat_prediction_is_told_without_a_side(slope, told):
+    ages = np.arange(10.0, 24)
+    one = SimpleNamespace(sample=scores.Sample(ages, 38 + slope * ages, np.full(14, -1)))  # all are too old
+    assert charts.density(one).finding.endswith(told)
