@@ -63,8 +63,9 @@ import os, pty, sys
 child, terminal = pty.fork()
 if not child:
     os.execv(sys.executable, [sys.executable, "-c", {WAITING.format(then=saving)!r}, sys.argv[1]])
-while b"ready" not in os.read(terminal, 1000):
-    pass
+line = b""
+while not line.endswith(b"ready\\r\\n"):  # closed earlier, the child's own print would fail
+    line += os.read(terminal, 1000)
 os.close(terminal)
 print(os.waitpid(child, 0)[1], open(sys.argv[1]).read())
 """
