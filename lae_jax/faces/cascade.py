@@ -41,8 +41,8 @@ class Caps:
     final: int
 
     def exceeded(self, counts: np.ndarray) -> np.ndarray:
-        """Whether a canvas has more candidates: counts (B, 3) -> (B,)."""
-        return np.any(counts > dataclasses.astuple(self), axis=1)
+        """Whether a canvas has more candidates: counts (..., 3) -> (...)."""
+        return np.any(counts > dataclasses.astuple(self), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

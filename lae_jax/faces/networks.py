@@ -132,7 +132,7 @@ def refined(patches: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Arr
 
 
 def final(patches: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The third network: (N, 48, 48, 3) -> offsets (N, 4), landmarks (N, 10: x's, y's; shares), log of the odds (N,)."""
+    """The third network: (N, 48, 48, 3) -> offsets (N, 4), landmarks (N, 10: x's, y's), log of the odds (N,)."""
     x = _max_pool(_layer(patches, *weights[:3]), 3, "SAME")
     x = _max_pool(_layer(x, *weights[3:6]), 3, "VALID")
     x = _max_pool(_layer(x, *weights[6:9]), 2, "SAME")

@@ -8,7 +8,7 @@ import skimage.data
 from PIL import Image
 
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import detect
+from lae_jax.faces import detect, networks
 from lae_jax.runtime.errors import InputError
 
 # Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
@@ -103,7 +103,7 @@ class _Opened:
 def test_only_the_pinned_weights_are_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pnet.lz4").write_bytes(pickle.dumps(_Opened()))
-    assert len(detect._weights("pnet.lz4")) > 0
-    monkeypatch.setitem(detect._WEIGHTS, "pnet.lz4", "0" * 64)
+    assert len(networks._read("pnet.lz4")) > 0
+    monkeypatch.setitem(networks._WEIGHTS, "pnet.lz4", "0" * 64)
     with pytest.raises(InputError, match="pnet.lz4 of the mtcnn package are not those"):
-        detect._weights("pnet.lz4")
+        networks._read("pnet.lz4")
