@@ -7,8 +7,9 @@ take pixels as (v - 127.5) / 128.
 import functools
 import hashlib
 import importlib.metadata
-import importlib.resources
+import importlib.util
 import io
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -51,7 +52,9 @@ def _read(name: str) -> list[np.ndarray]:
     """Reads a file of weights of the package. The bytes that are unpickled are those whose checksum is checked."""
     import joblib
 
-    content = (importlib.resources.files("mtcnn.assets.weights") / name).read_bytes()
+    # The package itself imports TensorFlow, which takes seconds.
+    (package,) = importlib.util.find_spec("mtcnn").submodule_search_locations
+    content = (pathlib.Path(package) / "assets" / "weights" / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != _WEIGHTS[name]:
         raise InputError(
             f"the weights {name} of the mtcnn package are not those of version 1.0.0 and are not opened: install it"
