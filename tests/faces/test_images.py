@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lae_jax import faces
-from lae_jax.faces import images, perceptual_hash
+from lae_jax.faces import images, perceptual_hash, pixels
 from lae_jax.runs.preprocessing import Input
 from lae_jax.runtime.errors import InputError
 from tests.pictures import photograph
@@ -195,9 +195,9 @@ def jpeg_claiming(width, height, encoded=JPEG):
     "size", [(4624, 3468), (6000, 4000), (5712, 4284), (8064, 6048), (12000, 9000), (16320, 12240)]
 )
 def test_photographs_of_phones_are_opened(size):
-    assert images.claimed_size(jpeg_claiming(*size)) == size
+    assert pixels.opened(jpeg_claiming(*size)) == size
     if size[0] < 9000:  # as HEIC, which is decoded whole
-        assert images.claimed_size(png_claiming(*size)) == size
+        assert pixels.opened(png_claiming(*size)) == size
 
 
 @pytest.mark.parametrize(("encoded", "reason"), [
@@ -208,7 +208,7 @@ def test_photographs_of_phones_are_opened(size):
 ])  # fmt: skip
 def test_memory_is_bounded_before_anything_is_decoded(encoded, reason):
     with pytest.raises(images.BadImage, match=reason):
-        images.claimed_size(encoded)
+        pixels.opened(encoded)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -1,0 +1,312 @@
+"""Processes that decode (`sandbox`): started when they are needed, ended when they take too long, and replaced."""
+
+import atexit
+import functools
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from lae_jax.faces import MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, sandbox
+from lae_jax.faces.perceptual_hash import BYTES as HASH_BYTES
+from lae_jax.faces.pixels import BadImage, Decoded, Form
+from lae_jax.runtime import cpu
+from lae_jax.runtime.errors import InputError
+
+# A decoder that does nothing is ended after so many seconds; it may share its core with many others.
+WALL_SECONDS = 120.0
+_TRIES = 2  # a decoder that ends for no reason of its picture is replaced once
+_STEP = 0.1  # seconds between two looks at the clock
+_LONGEST_REASON = 1000
+_LONGEST_FORM = 1 << 27  # bytes, as large as a file may be
+_LIBRARIES = ("lae_jax", "numpy", "PIL", "simplejpeg", "pillow_heif", "_pillow_heif")  # all that a decoder imports
+_START = """
+import sys
+sys.path += sys.argv[3:]
+from lae_jax.faces import sandbox
+sandbox.main(*map(int, sys.argv[1:3]))
+"""
+_TOO_LONG = (
+    f"takes too long to decode: more than {sandbox.OPENING:g} s of a core, {sandbox.PER_MEGAPIXEL:g} s a megapixel and"
+    f" {sandbox.PER_MEGABYTE:g} s a megabyte, or more than {sandbox.MOST:g} s: save it as plain JPEG"
+)
+
+
+class Slow(Exception):
+    """Decoding needs more than the share of the time that `Decoders` allow."""
+
+
+class Stopped(Exception):
+    """Nobody waits for the picture any more, or the decoders are closed."""
+
+
+class Decoders:
+    """A number of processes, each of which decodes one picture at a time. All methods may be called from any thread.
+
+    Args:
+      count: Most processes.
+      share: Share of the time that `sandbox.seconds` allows a picture. With less than 1, `Slow` is raised for a picture
+        that needs more.
+      nice: How much the processes stand back behind others on the same cores.
+    """
+
+    def __init__(self, count: int, *, share: float = 1.0, nice: int = 0):
+        self._share, self._nice = share, nice
+        self._free = threading.BoundedSemaphore(count)
+        self._lock, self._idle, self._all, self._closed = threading.Lock(), [], set(), False
+
+    def decode(self, encoded: bytes, most_pixels: int = MAX_PIXELS, gone: threading.Event | None = None) -> Decoded:
+        """Decodes as `images.decode` does.
+
+        Args:
+          encoded: The encoded photograph.
+          most_pixels: Most pixels that its header may state.
+          gone: Set when nobody waits for the result any more.
+
+        Raises:
+          BadImage: The image is too large, damaged, of an unknown kind, or takes too much time or memory.
+          Slow: It takes more than this share of its time.
+          Stopped: `gone` was set, or the decoders were closed.
+        """
+        reply, payload = self._asked(sandbox.DECODE, most_pixels, 0, encoded, gone)
+        width, height, *size, reduced, orientation = reply
+        return Decoded(Image.frombytes("RGB", (width, height), payload), reduced, tuple(size), orientation)
+
+    def store_form(self, encoded: bytes, size: int, quality: int) -> Form:
+        """Converts as `images.store_form` does, and raises as `decode` does."""
+        (_, _, width, height, *_), payload = self._asked(sandbox.STORE, size, quality, encoded, None)
+        return Form(bytes(payload[HASH_BYTES:]) or encoded, bytes(payload[:HASH_BYTES]), width, height)
+
+    def start(self) -> None:
+        """Starts a process if there is none, and does not wait for it."""
+        if self._free.acquire(blocking=False):
+            try:
+                process = self._taken()
+                with self._lock:
+                    self._idle.append(process)
+            finally:
+                self._free.release()
+
+    def close(self) -> None:
+        """Ends all processes at once; pictures in progress raise `Stopped`."""
+        with self._lock:
+            self._closed = True
+            for process in self._all:
+                process.kill()
+            for process in self._idle:
+                process.close()
+            self._all.clear()
+            self._idle.clear()
+
+    def _asked(self, what: int, first: int, second: int, encoded: bytes, gone: threading.Event | None):
+        head = sandbox.REQUEST.pack(what, first, second, self._share, len(encoded))
+        with self._free:
+            for _ in range(_TRIES):
+                process = self._taken()
+                try:
+                    reply = process.ask(what, head, encoded, gone)
+                except _Ended as ended:
+                    self._dropped(process)
+                    if self._closed:
+                        raise Stopped from None
+                    if ended.by == signal.SIGPROF:
+                        raise (BadImage(_TOO_LONG) if self._share == 1 else Slow()) from None
+                    told = str(ended)
+                except BaseException:
+                    self._dropped(process)
+                    raise
+                else:
+                    with self._lock:
+                        self._idle.append(process)
+                    return self._judged(*reply)
+        raise BadImage(f"ends the process that decodes it ({told})")
+
+    def _judged(self, kind: int, numbers: tuple[int, ...], payload: bytearray):
+        if kind == sandbox.SLOW:
+            raise Slow
+        if kind == sandbox.BAD:
+            text = payload.decode("utf-8", "replace")
+            raise BadImage("".join(c if c.isprintable() else " " for c in text))
+        return numbers, payload
+
+    def _taken(self) -> "_Process":
+        with self._lock:
+            if self._closed:
+                raise Stopped
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_running():
+                    return process
+                process.close()
+                self._all.discard(process)
+            process = _Process(self._nice)
+            self._all.add(process)
+            return process
+
+    def _dropped(self, process: "_Process") -> None:
+        process.kill()
+        process.close()
+        with self._lock:
+            self._all.discard(process)
+
+
+class _Ended(Exception):
+    """A decoder ended; `by` is the number of the signal, or 0."""
+
+    def __init__(self, by: int, told: str):
+        super().__init__(told)
+        self.by = by
+
+
+class _Process:
+    def __init__(self, nice: int):
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(_STEP)
+        with theirs:
+            descriptor = theirs.fileno()
+            # Isolated: neither the current folder nor the environment says what is imported.
+            command = [sys.executable, "-I", "-S", "-c", _START, str(descriptor), str(nice), *_path()]
+            # Standard input is a pipe whose closing ends the decoder, so it ends with this process, however that ends.
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[descriptor], env=_environment()
+            )
+        self._is_ready = False
+
+    def is_running(self) -> bool:
+        return self._child.poll() is None
+
+    def kill(self) -> None:
+        """Ends the process; the thread that waits for its answer notices."""
+        self._child.kill()
+        self._child.wait()
+
+    def close(self) -> None:
+        """Closes what leads to the process. Only for a process that no thread waits for."""
+        self._socket.close()
+        self._child.stdin.close()
+        self._child.wait()
+
+    def ask(self, what: int, head: bytes, encoded: bytes, gone: threading.Event | None):
+        """Returns (kind, numbers, payload) of the reply.
+
+        Raises:
+          _Ended: The process ended, or its answer makes no sense or does not come.
+          Stopped: `gone` was set.
+          InputError: The process does not start.
+        """
+        deadline = time.monotonic() + WALL_SECONDS
+
+        def check() -> None:
+            if gone is not None and gone.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise _Ended(0, f"no answer for {WALL_SECONDS:g} s")
+
+        if not self._is_ready:
+            self._wait_until_ready(check)
+        for part in (head, encoded):
+            self._send(part, check)
+        kind, *numbers, length = sandbox.REPLY.unpack(self._received(sandbox.REPLY.size, check))
+        if not _is_sound(what, kind, numbers, length):
+            raise _Ended(0, "an answer that makes no sense")
+        return kind, tuple(numbers), self._received(length, check)
+
+    def _wait_until_ready(self, check: Callable[[], None]) -> None:
+        try:
+            self._is_ready = self._received(1, check) == sandbox.READY
+        except _Ended as ended:
+            if not ended.by:
+                raise InputError(
+                    "the process that decodes images does not start; its own message is above: install lae_jax and its"
+                    " requirements again"
+                ) from None
+            raise
+
+    def _send(self, content: bytes, check: Callable[[], None]) -> None:
+        view = memoryview(content)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except TimeoutError:
+                pass
+            except OSError:
+                raise self._ended() from None
+            check()
+
+    def _received(self, length: int, check: Callable[[], None]) -> bytearray:
+        content = bytearray(length)
+        view = memoryview(content)
+        while view:
+            try:
+                count = self._socket.recv_into(view)
+                if not count:
+                    raise self._ended()
+                view = view[count:]
+            except TimeoutError:
+                pass
+            except OSError:
+                raise self._ended() from None
+            check()
+        return content
+
+    def _ended(self) -> _Ended:
+        try:
+            status = self._child.wait(1.0)  # its socket is closed a little before
+        except subprocess.TimeoutExpired:
+            return _Ended(0, "its end of the connection was closed")
+        by = -status if status < 0 else 0
+        return _Ended(by, signal.Signals(by).name if by else f"status {status}")
+
+
+def _is_sound(what: int, kind: int, numbers: Sequence[int], length: int) -> bool:
+    """Whether a reply can be meant: whoever took over a decoder may write what he likes."""
+    width, height, *size, reduced, orientation = numbers
+    if kind == sandbox.BAD:
+        return length <= _LONGEST_REASON
+    if kind == sandbox.SLOW:
+        return length == 0
+    if max(size) > MAX_SIDE or min(size) < 1:
+        return False
+    if kind == sandbox.STORED:
+        return what == sandbox.STORE and HASH_BYTES <= length <= _LONGEST_FORM
+    kept = 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_KEPT_PIXELS + 2 * MAX_SIDE
+    known = kind == sandbox.DECODED and reduced in (1, 2, 4, 8) and orientation in range(1, 9)
+    return what == sandbox.DECODE and known and kept and length == 3 * width * height
+
+
+@functools.cache
+def _path() -> list[str]:
+    """Returns the folders that the libraries of a decoder are in."""
+    folders = {}
+    for name in _LIBRARIES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            up = os.path.dirname(spec.origin)
+            folders[os.path.dirname(up) if spec.submodule_search_locations else up] = None
+    return [*folders]
+
+
+def _environment() -> dict[str, str]:
+    # One process for each core; memory that many threads would reserve counts against the limit.
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+
+
+_of_process: dict[int, Decoders] = {}
+_making = threading.Lock()
+
+
+def shared() -> Decoders:
+    """Returns the decoders of this process, at most one for each core. A forked process gets its own."""
+    with _making:
+        own = os.getpid()
+        if own not in _of_process:
+            made = _of_process[own] = Decoders(cpu.cores())
+            atexit.register(lambda: made.close() if os.getpid() == own else None)
+        return _of_process[own]
