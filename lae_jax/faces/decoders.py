@@ -1,16 +1,18 @@
 """Processes that decode (`sandbox`): started when they are needed, ended when they take too long, and replaced."""
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -23,7 +25,9 @@ from lae_jax.runtime.errors import InputError
 # A decoder that does nothing is ended after so many seconds; it may share its core with many others.
 WALL_SECONDS = 120.0
 _TRIES = 2  # a decoder that ends for no reason of its picture is replaced once
-_STEP = 0.1  # seconds between two looks at the clock
+_STEP = 100_000  # microseconds between two looks at the clock
+_TOGETHER = 1 << 20  # bytes of images that are sent together
+_BUFFER = 1 << 16  # bytes
 _LONGEST_REASON = 1000
 _LONGEST_FORM = 1 << 27  # bytes, as large as a file may be
 _LIBRARIES = ("lae_jax", "numpy", "PIL", "simplejpeg", "pillow_heif", "_pillow_heif")  # all that a decoder imports
@@ -62,37 +66,42 @@ class Decoders:
         self._free = threading.BoundedSemaphore(count)
         self._lock, self._idle, self._all, self._closed = threading.Lock(), [], set(), False
 
-    def decode(self, encoded: bytes, most_pixels: int = MAX_PIXELS, gone: threading.Event | None = None) -> Decoded:
-        """Decodes as `images.decode` does.
+    def decode(
+        self, many: Sequence[bytes], most_pixels: int = MAX_PIXELS, gone: threading.Event | None = None
+    ) -> list[Decoded | BadImage]:
+        """Decodes each photograph as `images.decode` does; small ones together take less time.
 
         Args:
-          encoded: The encoded photograph.
-          most_pixels: Most pixels that its header may state.
-          gone: Set when nobody waits for the result any more.
+          many: Encoded photographs.
+          most_pixels: Most pixels that a header may state.
+          gone: Set when nobody waits for the results any more.
+
+        Returns:
+          The decoded photographs, with the reason in place of one that cannot be used.
 
         Raises:
-          BadImage: The image is too large, damaged, of an unknown kind, or takes too much time or memory.
-          Slow: It takes more than this share of its time.
+          Slow: One takes more than this share of its time.
           Stopped: `gone` was set, or the decoders were closed.
         """
-        reply, payload = self._asked(sandbox.DECODE, most_pixels, 0, encoded, gone)
-        width, height, *size, reduced, orientation = reply
-        return Decoded(Image.frombytes("RGB", (width, height), payload), reduced, tuple(size), orientation)
+        return [
+            reply if isinstance(reply, BadImage) else _decoded(*reply)
+            for reply in self._asked(sandbox.DECODE, (most_pixels, 0), many, gone)
+        ]
 
-    def store_form(self, encoded: bytes, size: int, quality: int) -> Form:
-        """Converts as `images.store_form` does, and raises as `decode` does."""
-        (_, _, width, height, *_), payload = self._asked(sandbox.STORE, size, quality, encoded, None)
-        return Form(bytes(payload[HASH_BYTES:]) or encoded, bytes(payload[:HASH_BYTES]), width, height)
+    def store_forms(self, many: Sequence[bytes], size: int, quality: int) -> list[Form | BadImage]:
+        """Converts each crop as `images.store_forms` does; the rest is as in `decode`."""
+        return [
+            reply if isinstance(reply, BadImage) else _form(*reply, encoded)
+            for encoded, reply in zip(many, self._asked(sandbox.STORE, (size, quality), many, None), strict=True)
+        ]
 
-    def start(self) -> None:
-        """Starts a process if there is none, and does not wait for it."""
-        if self._free.acquire(blocking=False):
-            try:
-                process = self._taken()
-                with self._lock:
-                    self._idle.append(process)
-            finally:
-                self._free.release()
+    def start(self, count: int = 1) -> None:
+        """Starts processes until there are `count`, and does not wait for them."""
+        with self._lock:
+            while len(self._all) < count and not self._closed:
+                process = _Process(self._nice)
+                self._all.add(process)
+                self._idle.append(process)
 
     def close(self) -> None:
         """Ends all processes at once; pictures in progress raise `Stopped`."""
@@ -105,36 +114,43 @@ class Decoders:
             self._all.clear()
             self._idle.clear()
 
-    def _asked(self, what: int, first: int, second: int, encoded: bytes, gone: threading.Event | None):
-        head = sandbox.REQUEST.pack(what, first, second, self._share, len(encoded))
+    def _asked(self, what: int, how: tuple[int, int], many: Sequence[bytes], gone: threading.Event | None) -> list:
+        """Returns (numbers, payload), or the reason, for each image."""
         with self._free:
-            for _ in range(_TRIES):
-                process = self._taken()
-                try:
-                    reply = process.ask(what, head, encoded, gone)
-                except _Ended as ended:
-                    self._dropped(process)
-                    if self._closed:
-                        raise Stopped from None
-                    if ended.by == signal.SIGPROF:
-                        raise (BadImage(_TOO_LONG) if self._share == 1 else Slow()) from None
-                    told = str(ended)
-                except BaseException:
-                    self._dropped(process)
-                    raise
-                else:
-                    with self._lock:
-                        self._idle.append(process)
-                    return self._judged(*reply)
-        raise BadImage(f"ends the process that decodes it ({told})")
+            if len(many) > 1 and sum(map(len, many)) <= _TOGETHER:
+                # One that ends the process is found below.
+                with contextlib.suppress(_Ended, Slow):
+                    return self._once(what, how, many, gone)
+            return [self._alone(what, how, encoded, gone) for encoded in many]
 
-    def _judged(self, kind: int, numbers: tuple[int, ...], payload: bytearray):
-        if kind == sandbox.SLOW:
+    def _alone(self, what: int, how: tuple[int, int], encoded: bytes, gone: threading.Event | None):
+        told = ""
+        for _ in range(_TRIES):
+            try:
+                return self._once(what, how, [encoded], gone)[0]
+            except _Ended as ended:
+                if ended.by == signal.SIGPROF:
+                    if self._share < 1:
+                        raise Slow from None
+                    return BadImage(_TOO_LONG)
+                told = str(ended)
+        return BadImage(f"ends the process that decodes it ({told})")
+
+    def _once(self, what: int, how: tuple[int, int], many: Sequence[bytes], gone: threading.Event | None) -> list:
+        process = self._taken()
+        try:
+            process.send(what, how, self._share, many, gone)
+            replies = [process.reply(what) for _ in many]
+        except BaseException:
+            self._dropped(process)
+            if self._closed:
+                raise Stopped from None
+            raise
+        with self._lock:
+            self._idle.append(process)
+        if any(reply is None for reply in replies):
             raise Slow
-        if kind == sandbox.BAD:
-            text = payload.decode("utf-8", "replace")
-            raise BadImage("".join(c if c.isprintable() else " " for c in text))
-        return numbers, payload
+        return replies
 
     def _taken(self) -> "_Process":
         with self._lock:
@@ -168,7 +184,8 @@ class _Ended(Exception):
 class _Process:
     def __init__(self, nice: int):
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(_STEP)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # Python's own timeout costs a call of the system each
+            self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", 0, _STEP))
         with theirs:
             descriptor = theirs.fileno()
             # Isolated: neither the current folder nor the environment says what is imported.
@@ -177,7 +194,8 @@ class _Process:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[descriptor], env=_environment()
             )
-        self._is_ready = False
+        self._is_ready, self._gone, self._deadline = False, None, 0.0
+        self._pending, self._buffer = bytearray(), bytearray(_BUFFER)
 
     def is_running(self) -> bool:
         return self._child.poll() is None
@@ -193,34 +211,47 @@ class _Process:
         self._child.stdin.close()
         self._child.wait()
 
-    def ask(self, what: int, head: bytes, encoded: bytes, gone: threading.Event | None):
-        """Returns (kind, numbers, payload) of the reply.
+    def send(
+        self, what: int, how: tuple[int, int], share: float, many: Sequence[bytes], gone: threading.Event | None
+    ) -> None:
+        """Sends encoded images, whose replies are then received one by one.
+
+        Raises:
+          _Ended: The process ended.
+          Stopped: `gone` was set.
+          InputError: The process does not start.
+        """
+        self._gone, self._deadline = gone, time.monotonic() + WALL_SECONDS
+        if not self._is_ready:
+            self._wait_until_ready()
+        head = sandbox.REQUEST.pack(what, *how, share, len(many))
+        head += b"".join(sandbox.LENGTH.pack(len(encoded)) for encoded in many)
+        if sum(map(len, many)) <= _TOGETHER:
+            self._send(b"".join((head, *many)))
+        else:
+            for part in (head, *many):
+                self._send(part)
+
+    def reply(self, what: int) -> tuple[tuple[int, ...], bytearray] | BadImage | None:
+        """Returns (numbers, payload) for the next image, the reason why it cannot be used, or None if it is slow.
 
         Raises:
           _Ended: The process ended, or its answer makes no sense or does not come.
           Stopped: `gone` was set.
-          InputError: The process does not start.
         """
-        deadline = time.monotonic() + WALL_SECONDS
-
-        def check() -> None:
-            if gone is not None and gone.is_set():
-                raise Stopped
-            if time.monotonic() > deadline:
-                raise _Ended(0, f"no answer for {WALL_SECONDS:g} s")
-
-        if not self._is_ready:
-            self._wait_until_ready(check)
-        for part in (head, encoded):
-            self._send(part, check)
-        kind, *numbers, length = sandbox.REPLY.unpack(self._received(sandbox.REPLY.size, check))
+        kind, *numbers, length = sandbox.REPLY.unpack(self._received(sandbox.REPLY.size))
         if not _is_sound(what, kind, numbers, length):
             raise _Ended(0, "an answer that makes no sense")
-        return kind, tuple(numbers), self._received(length, check)
+        payload = self._received(length)
+        self._deadline = time.monotonic() + WALL_SECONDS
+        if kind == sandbox.BAD:
+            text = payload.decode("utf-8", "replace")
+            return BadImage("".join(c if c.isprintable() else " " for c in text))
+        return None if kind == sandbox.SLOW else (tuple(numbers), payload)
 
-    def _wait_until_ready(self, check: Callable[[], None]) -> None:
+    def _wait_until_ready(self) -> None:
         try:
-            self._is_ready = self._received(1, check) == sandbox.READY
+            self._is_ready = self._received(1) == sandbox.READY
         except _Ended as ended:
             if not ended.by:
                 raise InputError(
@@ -229,31 +260,47 @@ class _Process:
                 ) from None
             raise
 
-    def _send(self, content: bytes, check: Callable[[], None]) -> None:
+    def _check(self) -> None:
+        if self._gone is not None and self._gone.is_set():
+            raise Stopped
+        if time.monotonic() > self._deadline:
+            raise _Ended(signal.SIGPROF, f"no answer for {WALL_SECONDS:g} s")
+
+    def _send(self, content: bytes) -> None:
         view = memoryview(content)
         while view:
             try:
                 view = view[self._socket.send(view) :]
-            except TimeoutError:
-                pass
+            except BlockingIOError:
+                self._check()
             except OSError:
                 raise self._ended() from None
-            check()
 
-    def _received(self, length: int, check: Callable[[], None]) -> bytearray:
-        content = bytearray(length)
+    def _received(self, length: int) -> bytearray:
+        """Receives so many bytes; more that came with them are kept for the next call."""
+        content, self._pending = self._pending[:length], self._pending[length:]
+        if len(content) == length:
+            return content
+        count = len(content)
+        content += bytes(length - count)
         view = memoryview(content)
-        while view:
+        while count < length:
             try:
-                count = self._socket.recv_into(view)
-                if not count:
-                    raise self._ended()
-                view = view[count:]
-            except TimeoutError:
-                pass
+                if length - count < len(self._buffer):
+                    new = self._socket.recv_into(self._buffer)
+                    used = min(new, length - count)
+                    view[count : count + used] = memoryview(self._buffer)[:used]
+                    self._pending = self._buffer[used:new]
+                else:
+                    new = used = self._socket.recv_into(view[count:])
+            except BlockingIOError:
+                self._check()
+                continue
             except OSError:
                 raise self._ended() from None
-            check()
+            if not new:
+                raise self._ended()
+            count += used
         return content
 
     def _ended(self) -> _Ended:
@@ -263,6 +310,16 @@ class _Process:
             return _Ended(0, "its end of the connection was closed")
         by = -status if status < 0 else 0
         return _Ended(by, signal.Signals(by).name if by else f"status {status}")
+
+
+def _decoded(numbers: tuple[int, ...], payload: bytearray) -> Decoded:
+    width, height, *size, reduced, orientation = numbers
+    return Decoded(Image.frombytes("RGB", (width, height), payload), reduced, tuple(size), orientation)
+
+
+def _form(numbers: tuple[int, ...], payload: bytearray, encoded: bytes) -> Form:
+    _, _, width, height, *_ = numbers
+    return Form(bytes(payload[HASH_BYTES:]) or encoded, bytes(payload[:HASH_BYTES]), width, height)
 
 
 def _is_sound(what: int, kind: int, numbers: Sequence[int], length: int) -> bool:

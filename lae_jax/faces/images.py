@@ -4,6 +4,8 @@ They are decoded in processes whose time and memory are bounded (`decoders`, `sa
 `pixels`.
 """
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageFile
 
 from lae_jax.faces import MAX_PIXELS, decoders, pixels
@@ -15,11 +17,12 @@ __all__ = [
     "Decoded",
     "Form",
     "decode",
+    "decode_all",
     "encode",
     "is_picture",
     "load",
     "of_picture",
-    "store_form",
+    "store_forms",
 ]
 
 
@@ -29,7 +32,15 @@ def decode(encoded: bytes) -> Decoded:
     Raises:
       BadImage: The image is too large, damaged, of an unknown kind, or takes too much time or memory.
     """
-    return decoders.shared().decode(encoded)
+    (decoded,) = decode_all([encoded])
+    if isinstance(decoded, BadImage):
+        raise decoded
+    return decoded
+
+
+def decode_all(many: Sequence[bytes]) -> list[Decoded | BadImage]:
+    """Decodes each photograph as `decode` does, with the reason in place of one that cannot be used."""
+    return decoders.shared().decode(many)
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -37,16 +48,16 @@ def load(encoded: bytes) -> Image.Image:
     return decode(encoded).image
 
 
-def store_form(encoded: bytes, size: int, quality: int) -> Form:
-    """Converts a ready crop for storage: an upright RGB JPEG whose shorter side is at most `size` pixels.
+def store_forms(many: Sequence[bytes], size: int, quality: int) -> list[Form | BadImage]:
+    """Converts ready crops for storage: upright RGB JPEGs whose shorter side is at most `size` pixels.
 
     A JPEG that already has this form keeps its bytes. Every image is decoded here, so a record that does not decode
     later means a damaged shard.
 
-    Raises:
-      BadImage: As `decode`.
+    Returns:
+      The forms, with the reason in place of a crop that cannot be used (`decode`).
     """
-    return decoders.shared().store_form(encoded, size, quality)
+    return decoders.shared().store_forms(many, size, quality)
 
 
 def of_picture(picture: Image.Image) -> Image.Image:

@@ -307,6 +307,18 @@ def decode_opened(source: Image.Image, encoded: bytes) -> Decoded:
     return Decoded(picture, reduced, size, orientation if by_pillow == 1 else by_pillow)
 
 
+def plain(source: Image.Image, encoded: bytes) -> np.ndarray | None:
+    """Returns the pixels (H, W, 3) of an image that `opened` returned, as `decode_opened` does, or None.
+
+    Only those of an upright RGB JPEG without any fault, which need no picture of Pillow.
+    """
+    if source.format != "JPEG" or source.mode != "RGB" or _reduction(source) > 1 or _orientation(source.info) != 1:
+        return None
+    with contextlib.suppress(ValueError, KeyError):
+        return simplejpeg.decode_jpeg(encoded, "RGB")
+    return None
+
+
 def of_decoded(picture: Image.Image) -> Image.Image:
     """Returns what `decode` gives for the file of a picture that Pillow has decoded, or for a picture without a file.
 

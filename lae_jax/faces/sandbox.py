@@ -16,10 +16,11 @@ from PIL import AvifImagePlugin, Image
 
 from lae_jax.faces import pixels
 
-# What to do, its two numbers, the share of the allowed time, the length of the encoded image that follows.
-REQUEST = struct.Struct("<BIIdQ")
-# The kind of reply; width and height of the pixels; width and height of the photograph; the side's reduction; the
-# orientation; the length of the payload that follows.
+# What to do, its two numbers, the share of the allowed time, the number of encoded images. Their lengths follow
+# (`LENGTH` each), then the images.
+REQUEST, LENGTH = struct.Struct("<BIIdI"), struct.Struct("<Q")
+# For each image: the kind of reply; width and height of the pixels; width and height of the photograph; the side's
+# reduction; the orientation; the length of the payload that follows.
 REPLY = struct.Struct("<BIIIIIIQ")
 READY = b"R"
 DECODE, STORE = range(2)
@@ -30,6 +31,8 @@ OPENING = 1.0  # seconds of a core that every picture has
 PER_MEGAPIXEL, PER_MEGABYTE = 0.1, 0.5  # further seconds; photographs of all formats need a fifth to a tenth of the sum
 MOST = 20.0  # seconds of a core
 _FILES = 16  # open files
+_TOGETHER = 1 << 18  # bytes that are received at once
+_COPIED = 1 << 15  # bytes of replies that are sent together
 
 
 def seconds(size: tuple[int, int], length: int) -> float:
@@ -51,11 +54,22 @@ def main(descriptor: int, nice: int) -> None:
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     connection.sendall(READY)
-    while head := _received(connection, REQUEST.size):
-        what, first, second, share, length = REQUEST.unpack(head)
-        reply = _reply(what, first, second, share, _received(connection, length))
-        for part in reply:
-            connection.sendall(part)
+    with connection.makefile("rb", _TOGETHER) as received:
+        while head := received.read(REQUEST.size):
+            what, first, second, share, count = REQUEST.unpack(head)
+            lengths = [LENGTH.unpack(received.read(LENGTH.size))[0] for _ in range(count)]
+            many = [received.read(length) for length in lengths]
+            pending = bytearray()
+            for encoded in many:
+                head, payload = _reply(what, first, second, share, encoded)
+                pending += head
+                if len(pending) + len(payload) <= _COPIED:
+                    pending += payload
+                    continue
+                connection.sendall(pending)
+                pending.clear()
+                connection.sendall(payload)
+            connection.sendall(pending)
 
 
 def _give_up_rights(nice: int) -> None:
@@ -89,19 +103,7 @@ def _taken() -> int:
         return 0
 
 
-def _received(connection: socket.socket, length: int) -> bytes:
-    """Receives so many bytes; fewer if the other end is closed."""
-    content = bytearray(length)
-    view = memoryview(content)
-    while view:
-        count = connection.recv_into(view)
-        if not count:
-            return b""
-        view = view[count:]
-    return bytes(content)
-
-
-def _reply(what: int, first: int, second: int, share: float, encoded: bytes) -> tuple[bytes, bytes]:
+def _reply(what: int, first: int, second: int, share: float, encoded: bytes) -> tuple[bytes, bytes | memoryview]:
     try:
         # The default action of the signal ends the process, also within a decoder.
         signal.setitimer(signal.ITIMER_PROF, share * seconds((0, 0), len(encoded)))
@@ -114,12 +116,15 @@ def _reply(what: int, first: int, second: int, share: float, encoded: bytes) -> 
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _worked(what: int, first: int, second: int, share: float, encoded: bytes) -> tuple[bytes, bytes]:
+def _worked(what: int, first: int, second: int, share: float, encoded: bytes) -> tuple[bytes, bytes | memoryview]:
     source = pixels.opened(encoded, first if what == DECODE else pixels.MAX_PIXELS)
     if share < 1 and source.width * source.height > pixels.MAX_KEPT_PIXELS:
         return _told(SLOW)
     signal.setitimer(signal.ITIMER_PROF, share * seconds(source.size, len(encoded)))
     if what == DECODE:
+        array = pixels.plain(source, encoded)
+        if array is not None:
+            return _told(DECODED, array.data.cast("B"), source.size, source.size)
         image, reduced, size, orientation = pixels.decode_opened(source, encoded)
         return _told(DECODED, image.tobytes(), image.size, size, reduced, orientation)
     form = pixels.store_form(source, encoded, first, second)
@@ -127,7 +132,9 @@ def _worked(what: int, first: int, second: int, share: float, encoded: bytes) ->
     return _told(STORED, form.phash + (b"" if is_kept else form.encoded), size=(form.width, form.height))
 
 
-def _told(kind: int, payload: bytes = b"", shape=(0, 0), size=(0, 0), reduced=1, orientation=1) -> tuple[bytes, bytes]:
+def _told(
+    kind: int, payload: bytes | memoryview = b"", shape=(0, 0), size=(0, 0), reduced=1, orientation=1
+) -> tuple[bytes, bytes | memoryview]:
     return REPLY.pack(kind, *shape, *size, reduced, orientation, len(payload)), payload
 
 
