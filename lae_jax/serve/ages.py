@@ -137,6 +137,8 @@ class Ages:
     async def _on(self, lane: _Lane, image: Uploaded, gone: threading.Event | None) -> photographs.Found:
         async with lane.places:
             decoded = await lane.decoded(image.content, self.limits.pixels, gone)
+            if isinstance(decoded, BadImage):
+                return photographs.Found(image, [], [], str(decoded))
             return (await self._faces([(image, decoded)]))[0]
 
     def _rows(self, one: photographs.Found, outputs: list[np.ndarray]) -> list[answers.Row]:
