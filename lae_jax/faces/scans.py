@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from lae_jax.faces import MAX_KEPT_PIXELS
+
 MAX_SCANS = 100  # of a JPEG; each takes as long as a whole picture, and encoders write 1 to 20
 _MAX_MARKERS = 10_000  # of a JPEG; more are not looked at
 _START_OF_SCAN, _END = 0xDA, 0xD9
@@ -30,6 +32,16 @@ def has_many_scans(encoded: bytes) -> bool:
         return False
     markers = [marker for marker, _ in _markers(encoded)]
     return len(markers) > _MAX_MARKERS or markers.count(_START_OF_SCAN) > MAX_SCANS
+
+
+def reason_against(encoded: bytes) -> str:
+    """Why a stored crop is not decoded, by its markers alone; '' if it may be."""
+    size = frame_size(encoded)
+    if size is None:
+        return "not a JPEG"
+    if size[0] * size[1] > MAX_KEPT_PIXELS:
+        return f"{size[0]} x {size[1]} pixels are more than {MAX_KEPT_PIXELS:,}"
+    return f"a JPEG of more than {MAX_SCANS} scans" if has_many_scans(encoded) else ""
 
 
 def frame_size(encoded: bytes) -> tuple[int, int] | None:

@@ -78,6 +78,7 @@ def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp
     encoded = io.BytesIO()
     Image.new("RGB", (400, 400), "white").save(encoded, "PNG")
     monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", 200 * 200)
+    monkeypatch.setattr(images, "decode", pixels.decode)  # in this process
     row = Row("x", 1, 30.0, 20.0, 40.0, box=[100, 200, 299, 399])
     path = annotate.Drawings(tmp_path).save(Uploaded("x.jpg", encoded.getvalue()), [row])
     blue = np.asarray(Image.open(path).convert("RGB"), int)[100:, :, 0] < 140
