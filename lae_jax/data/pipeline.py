@@ -40,7 +40,7 @@ def _records(
         recent.append(numbers)
         encoded = dataset.encoded(numbers)
         # TensorFlow would decode whatever a stranger's data set holds; `_damaged` names the record.
-        if any(scans.reason_against(image) for image in encoded):
+        if any(scans.reason_against_stored(image) for image in encoded):
             raise ValueError("a record is not decoded")
         return np.array(encoded, object)
 
@@ -182,7 +182,7 @@ def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
     for row in itertools.chain.from_iterable(batch.tolist() for batch in recent.copy()):
         try:
             (encoded,) = dataset.encoded(np.array([row]))
-            if reason := scans.reason_against(encoded):
+            if reason := scans.reason_against_stored(encoded):
                 raise images.BadImage(reason)
             images.load(encoded)
         except Exception as reason:

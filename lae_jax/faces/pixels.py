@@ -19,8 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from lae_jax.faces import MAX_BYTES, MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, perceptual_hash
-from lae_jax.faces.scans import MAX_SCANS, has_many_scans
+from lae_jax.faces import MAX_BYTES, MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, perceptual_hash, scans
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _EXIF_ORIENTATION = 0x0112
@@ -121,8 +120,8 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadImage(f"{image.width} x {image.height} pixels are more than {most_pixels:,}")
     if max(image.size) > MAX_SIDE:
         raise BadImage(f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}")
-    if image.format == "JPEG" and has_many_scans(encoded):
-        raise BadImage(f"a JPEG of more than {MAX_SCANS} scans: save it again")
+    if image.format == "JPEG" and (reason := scans.reason_against(encoded)):
+        raise BadImage(f"{reason}: save it again")
     if needed > MAX_BYTES:
         kind = "progressive JPEG" if image.format == "JPEG" else image.format
         raise BadImage(
