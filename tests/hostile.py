@@ -23,6 +23,17 @@ def many_scans(side: int, count: int) -> bytes:
     return encoded[:-2] + encoded[last:-2] * count + encoded[-2:]
 
 
+def slow(side: int, count: int) -> bytes:
+    """A JPEG without any fault, in `count` scans: each has a whole component, and replaces what came before."""
+    noise = np.random.default_rng(0).integers(0, 256, (side // 16, side // 16), np.uint8)
+    grey = saved(Image.fromarray(noise).resize((side, side)), "JPEG", quality=60)
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    colour = b"\xff\xc0\0\x11\x08" + grey[frame + 5 : frame + 9] + b"\x03" + components
+    scans = [b"\xff\xda\0\x08\x01" + bytes((1 + k % 3, 0, 0, 63, 0)) + grey[scan + 10 : -2] for k in range(count)]
+    return grey[:frame] + colour + grey[frame + 13 : scan] + b"".join(scans) + b"\xff\xd9"
+
+
 def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from lae_jax.faces import crops
-from lae_jax.faces.decoders import Decoders, Slow
+from lae_jax.faces.decoders import Decoders, Slow, Stopped
 from lae_jax.faces.images import BadImage, Decoded
 from lae_jax.predict import answers, photographs
 from lae_jax.predict.estimator import AgeEstimator
 from lae_jax.runtime import cpu
 from lae_jax.serve.batching import Batcher
-from lae_jax.serve.limits import Limits, Uploaded
+from lae_jax.serve.limits import Limits, Refused, Uploaded
 
 logger = logging.getLogger("lae_jax")
 
@@ -112,7 +112,13 @@ class Ages:
         await self._outputs.close()
 
     async def __call__(self, images: Sequence[Uploaded]) -> list[tuple[photographs.Found, list[answers.Row]]]:
-        """Returns the faces that were found in each image and its rows, as `answers.predicted` does."""
+        """Returns the faces that were found in each image and its rows, as `answers.predicted` does.
+
+        A caller that is cancelled ends the work on its images.
+
+        Raises:
+          Refused: The server was stopped.
+        """
         turn = asyncio.Semaphore(cpu.cores())  # a request of many photographs holds up no other
         tasks = [asyncio.ensure_future(self._found(image, turn)) for image in images]
         try:
@@ -136,7 +142,10 @@ class Ages:
 
     async def _on(self, lane: _Lane, image: Uploaded, gone: threading.Event | None) -> photographs.Found:
         async with lane.places:
-            decoded = await lane.decoded(image.content, self.limits.pixels, gone)
+            try:
+                decoded = await lane.decoded(image.content, self.limits.pixels, gone)
+            except Stopped:
+                raise Refused(503, "the server was stopped before the request was answered: send it again", 5) from None
             if isinstance(decoded, BadImage):
                 return photographs.Found(image, [], [], str(decoded))
             return (await self._faces([(image, decoded)]))[0]
