@@ -124,6 +124,15 @@ def test_what_is_refused_by_its_header(name, reason):
         Input(48).pixels(Image.open(io.BytesIO(encoded)))
 
 
+def test_a_very_narrow_picture_never_becomes_a_huge_one():
+    crop = np.full((1_000_000, 1, 3), 7, np.uint8)
+    crop[:500_000] = 200
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = Input(48).pixels(crop)
+    assert np.all(pixels[:20] == 200) and np.all(pixels[28:] == 7)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000  # kilobytes; it was 200 MB for 48 px
+
+
 def test_honest_jpegs_may_hold_what_looks_like_scans():
     encoded = hostile.saved(Image.new("RGB", (64, 64)), "JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 500)
     assert images.load(encoded + b"\xff\xda\0\2" * 500).size == (64, 64)
