@@ -16,7 +16,7 @@ from lae_jax.audit import saved
 from lae_jax.data import records, stored
 from lae_jax.data.sources import synthetic
 from lae_jax.data.sources.interface import Picture
-from lae_jax.faces import align, crops, detect, images, perceptual_hash
+from lae_jax.faces import align, crops, detect, images, perceptual_hash, pixels
 from lae_jax.runtime.errors import InputError
 
 
@@ -128,9 +128,10 @@ def test_a_photograph_that_is_used_smaller_keeps_its_coordinates(monkeypatch):
 
     monkeypatch.setattr(detect, "detect", detected)
     encoded = saved_turned(large, 1)
+    monkeypatch.setattr(images, "decode_all", lambda many: [pixels.decode(encoded) for encoded in many])  # in here
     results = []
     for kept in (800_000, 200_000):
-        monkeypatch.setattr(images, "MAX_KEPT_PIXELS", kept)
+        monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", kept)
         results.append((*records_of(encoded, marks), *records_of(encoded, None)))
     for whole, small in zip(*results, strict=True):
         assert (small.columns["width"], small.columns["height"]) == (1000, 800)
