@@ -14,9 +14,10 @@ import jinja2
 import markupsafe
 from etils import epath
 
+from lae_jax.report import markdown
 from lae_jax.report.pictures import NAMES, Picture, inline
 from lae_jax.report.tables import Estimate, Table, csv_text
-from lae_jax.runtime import files, markdown
+from lae_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from lae_jax.runtime import markdown
+from lae_jax.report import markdown
 from lae_jax.serve import schema
 from lae_jax.serve.ages import Ages
 from lae_jax.serve.limits import Gate, Refused
