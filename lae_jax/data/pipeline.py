@@ -30,6 +30,12 @@ class Places:
 _IN_FLIGHT = 16
 
 
+def _encoded(dataset: records.Dataset, rows: np.ndarray) -> list[bytes]:
+    """Returns the encoded images as `Dataset.encoded` does, with the proto of TensorFlow, which is loaded here."""
+    examples = map(tf.train.Example.FromString, dataset.read(rows))
+    return [example.features.feature["image"].bytes_list.value[0] for example in examples]
+
+
 def _records(
     dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places, recent: collections.deque
 ):
@@ -38,7 +44,7 @@ def _records(
 
     def read(numbers: np.ndarray) -> np.ndarray:
         recent.append(numbers)
-        encoded = dataset.encoded(numbers)
+        encoded = _encoded(dataset, numbers)
         # TensorFlow would decode whatever a stranger's data set holds; `_damaged` names the record.
         if any(scans.reason_against_stored(image) for image in encoded):
             raise ValueError("a record is not decoded")
@@ -181,7 +187,7 @@ def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
     # A copy, because other batches are still being read.
     for row in itertools.chain.from_iterable(batch.tolist() for batch in recent.copy()):
         try:
-            (encoded,) = dataset.encoded(np.array([row]))
+            (encoded,) = _encoded(dataset, np.array([row]))
             if reason := scans.reason_against_stored(encoded):
                 raise images.BadImage(reason)
             images.load(encoded)

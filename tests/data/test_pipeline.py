@@ -82,12 +82,11 @@ def claims_more(encoded):
 def test_a_record_that_does_not_decode_is_named(dataset, monkeypatch, change, reason):
     row = int(dataset.rows("train")[5])
 
-    def damaged(rows, original=dataset.encoded):
-        return [
-            change(encoded) if r == row else encoded for r, encoded in zip(rows.tolist(), original(rows), strict=True)
-        ]
+    def damaged(of, rows, original=pipeline._encoded):
+        found = zip(rows.tolist(), original(of, rows), strict=True)
+        return [change(encoded) if r == row else encoded for r, encoded in found]
 
-    monkeypatch.setattr(dataset, "encoded", damaged)
+    monkeypatch.setattr(pipeline, "_encoded", damaged)
     named = f"{dataset.shard_of(row)}: row {row} .*{dataset.column('name')[row]}.* does not decode .*{reason}"
     with pytest.raises(InputError, match=named):
         train(dataset, stop=6)

@@ -137,8 +137,8 @@ def test_a_photograph_that_is_used_smaller_keeps_its_coordinates(monkeypatch):
         assert (small.columns["width"], small.columns["height"]) == (1000, 800)
         np.testing.assert_allclose(small.columns["landmarks"], marks.ravel(), atol=1e-6)
         assert small.columns["scale"] == pytest.approx(whole.columns["scale"])
-        pixels = [np.asarray(images.load(each.encoded), float) for each in (whole, small)]
-        assert np.abs(pixels[0] - pixels[1]).mean() < 4
+        levels = [np.asarray(images.load(each.encoded), float) for each in (whole, small)]
+        assert np.abs(levels[0] - levels[1]).mean() < 4
         assert perceptual_hash.distance(whole.columns["phash"], small.columns["phash"]) < 40
     np.testing.assert_allclose(results[1][1].columns["box"], [300, 200, 700, 600], atol=1e-6)
 
