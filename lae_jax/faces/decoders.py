@@ -65,6 +65,7 @@ class Decoders:
         self._share, self._nice = share, nice
         self._free = threading.BoundedSemaphore(count)
         self._lock, self._idle, self._all, self._closed = threading.Lock(), [], set(), False
+        self._started = 0
 
     def decode(
         self, many: Sequence[bytes], most_pixels: int = MAX_PIXELS, gone: threading.Event | None = None
@@ -96,12 +97,16 @@ class Decoders:
         ]
 
     def start(self, count: int = 1) -> None:
-        """Starts processes until there are `count`, and does not wait for them."""
+        """Starts processes until there are `count`, does not wait for them, and from now on replaces those that end.
+
+        With a few more than can work at once, nothing waits for the start of another.
+        """
         with self._lock:
+            self._started = max(count, self._started)
             while len(self._all) < count and not self._closed:
                 process = _Process(self._nice)
                 self._all.add(process)
-                self._idle.append(process)
+                self._idle.insert(0, process)  # those that are ready are taken first
 
     def close(self) -> None:
         """Ends all processes at once; pictures in progress raise `Stopped`."""
@@ -171,6 +176,7 @@ class Decoders:
         process.close()
         with self._lock:
             self._all.discard(process)
+        self.start(self._started)
 
 
 class _Ended(Exception):

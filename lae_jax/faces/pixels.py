@@ -120,8 +120,8 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadImage(f"{image.width} x {image.height} pixels are more than {most_pixels:,}")
     if max(image.size) > MAX_SIDE:
         raise BadImage(f"{image.width} x {image.height} pixels: a side is longer than {MAX_SIDE:,}")
-    if image.format == "JPEG" and (reason := scans.reason_against(encoded)):
-        raise BadImage(f"{reason}: save it again")
+    if image.format == "JPEG" and scans.number(encoded) > scans.MAX_SCANS:
+        raise BadImage(f"{scans.TOO_MANY}: save it again")
     if needed > MAX_BYTES:
         kind = "progressive JPEG" if image.format == "JPEG" else image.format
         raise BadImage(
@@ -129,6 +129,15 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
             f" {MAX_BYTES / 1e6:.0f}: save it as plain JPEG"
         )
     return image
+
+
+def is_slow(image: Image.Image, encoded: bytes) -> bool:
+    """Whether an image is expected to take longer than a JPEG of MAX_KEPT_PIXELS in a single scan, a quarter second."""
+    effort = 4 * image.width * image.height  # as measured, for a pixel of the other formats
+    if image.format == "JPEG":
+        stated = scans.header(encoded)
+        effort = effort * scans.number(encoded) // (4 if stated is not None and stated.is_single else 16)
+    return effort > MAX_KEPT_PIXELS
 
 
 def _scan_header(image: JpegImagePlugin.JpegImageFile, encoded: bytes) -> int:

@@ -118,7 +118,7 @@ def _reply(what: int, first: int, second: int, share: float, encoded: bytes) -> 
 
 def _worked(what: int, first: int, second: int, share: float, encoded: bytes) -> tuple[bytes, bytes | memoryview]:
     source = pixels.opened(encoded, first if what == DECODE else pixels.MAX_PIXELS)
-    if share < 1 and source.width * source.height > pixels.MAX_KEPT_PIXELS:
+    if share < 1 and pixels.is_slow(source, encoded):
         return _told(SLOW)
     signal.setitimer(signal.ITIMER_PROF, share * seconds(source.size, len(encoded)))
     if what == DECODE:

@@ -7,7 +7,7 @@ from lae_jax.faces import MAX_KEPT_PIXELS
 
 MAX_SCANS = 100  # of a JPEG; each takes as long as a whole picture, and encoders write 1 to 20
 _MAX_MARKERS = 10_000  # of a JPEG; more are not looked at
-_TOO_MANY = f"a JPEG of more than {MAX_SCANS} scans"
+TOO_MANY = f"a JPEG of more than {MAX_SCANS} scans"
 _START_OF_SCAN, _END = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
@@ -50,21 +50,21 @@ def header(encoded: bytes) -> Header | None:
         return None
 
 
-def reason_against(encoded: bytes) -> str:
-    """Why a JPEG is not decoded, by the number of its scans; '' if it may be."""
+def number(encoded: bytes) -> int:
+    """Returns the number of scans of a JPEG; one more than MAX_SCANS if they are more, or if nobody can say."""
     stated = header(encoded)
-    if (stated is not None and stated.is_single) or encoded.count(b"\xff\xda") <= MAX_SCANS:
-        return ""
+    if stated is not None and stated.is_single:
+        return 1
     place, scans = 2, 0
     for _ in range(_MAX_MARKERS):
         found = _NEXT.search(encoded, place)
         if found is None or encoded[found.end() - 1] == _END:
-            return ""
+            return scans
         scans += encoded[found.end() - 1] == _START_OF_SCAN
         if scans > MAX_SCANS:
-            return _TOO_MANY
+            break
         place = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big")
-    return _TOO_MANY
+    return MAX_SCANS + 1
 
 
 def reason_against_stored(encoded: bytes) -> str:
@@ -74,4 +74,4 @@ def reason_against_stored(encoded: bytes) -> str:
         return "not a JPEG"
     if stated.width * stated.height > MAX_KEPT_PIXELS:
         return f"{stated.width} x {stated.height} pixels are more than {MAX_KEPT_PIXELS:,}"
-    return "" if stated.is_single else reason_against(encoded)
+    return "" if stated.is_single or number(encoded) <= MAX_SCANS else TOO_MANY

@@ -162,7 +162,7 @@ class Ages:
             np.asarray(self.estimator.forward(np.zeros((size, side, side, 3), np.uint8)))
             if size >= self.batch:
                 break
-        for lane in (self._quick, self._slow):
-            lane.decoders.start(cpu.cores())
+        self._quick.decoders.start(2 * cpu.cores())  # twice as many as work, so that nothing waits for a new one
+        self._slow.decoders.start(cpu.cores())
         blank = Decoded(Image.new("RGB", (64, 64)), 1, (64, 64), 1)
         self._cut([(Uploaded("blank", b""), blank)])
