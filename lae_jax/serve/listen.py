@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
@@ -103,6 +103,8 @@ class Server(uvicorn.Server):
     def outcome(self) -> str:
         """Returns what became of the requests that were in progress when the server was stopped."""
         cycles = self._cycles or [one.cycle for one in [*self.server_state.connections] if one.in_progress]
+        if not cycles:
+            return "no request was in progress"
         complete = [one for one in cycles if one.response_complete]
         refused = sum(one.scope["state"].get("status") == 503 for one in complete)
         answered = len(complete) - refused
@@ -126,17 +128,17 @@ class Server(uvicorn.Server):
         _end(0, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
 
 
-def _end(status: int, text: str) -> None:
+def _end(status: int, text: str) -> NoReturn:
     """Ends the process. Not through logging, whose lock another thread may hold, and without waiting for a reader."""
     if select.select([], [_STDERR], [], 0)[1]:
         os.write(_STDERR, f"{text}\n".encode())
     os._exit(status)
 
 
-def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECONDS) -> None:
-    """Serves an application until SIGTERM or SIGINT, then refuses connections, answers accepted requests and returns.
+def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECONDS) -> NoReturn:
+    """Serves an application until SIGTERM or SIGINT, then answers the requests in progress and ends the process with 0.
 
-    What is not answered in time is cut off, and work that hangs then ends with the process, with status 0.
+    What is not answered in time is cut off, and work that hangs ends with the process.
 
     Args:
       app: An application with a method `stop` (`app.create`).
@@ -144,7 +146,7 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
       seconds: Most seconds between a signal and the end.
     """
     server = Server(app, seconds)
-    # After the shutdown uvicorn raises the signal again. These handlers ignore it, so that the process exits with 0.
+    # After the shutdown uvicorn raises the signal again. These handlers ignore it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     # Each connection needs a file descriptor, and the default limit of many systems is 1,024.
@@ -158,3 +160,5 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
     server.run(sockets=[listening])
     logger.info("stopped: %s", server.outcome())
+    # Python would take seconds more to take JAX and TensorFlow apart.
+    os._exit(0)

@@ -5,6 +5,7 @@ import concurrent.futures
 import gc
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -347,6 +348,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         card = httpx2.get(f"{address}/card", timeout=60)
         assert card.text.startswith("<h3>Model card: efficientnet_v2_pico") and "<h4>Use and misuse</h4>" in card.text
         assert about["versions"]["jax"] and about["limits"]["files"] == 32 and "interval" not in about
+        assert about["model"] == "represent step 3" and "`drawn`" in about["card"]
         body, kind = served.multipart({"a.png": served.crop(0)})
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
@@ -354,6 +356,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         poll(lambda: refuses(address), bool)
         accepted.sendall(body[60:])
         head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
+        assert os.path.dirname(run) not in json.dumps(about) + card.text + content.decode()
         assert b" 200 " in head and 0 < json.loads(content)["images"][0]["faces"][0]["age"] < 100
         assert process.wait(120) == 0 and "of 1 requests in progress 1 were answered" in process.stderr.read()
     finally:
