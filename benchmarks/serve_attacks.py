@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -71,9 +71,10 @@ class Attackers:
     Args:
       host: Host of the server.
       port: Its port.
+      only: Kinds of attackers (default: all).
     """
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, only: Sequence[str] = ()):
         self.place, self.ended = (host, port), threading.Event()
         self.rounds: dict[str, int] = {}
         scans, tall, photo = (self.post(c) for c in (repeated_scans(), tall_png(), serve_load.photographs()[0]))
@@ -96,6 +97,7 @@ class Attackers:
             threading.Thread(target=self.repeat, args=(name, attack), daemon=True)
             for name, number, attack in kinds
             for _ in range(number)
+            if not only or name in only
         ]
 
     def post(self, content: bytes) -> bytes:
@@ -171,9 +173,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--run", type=pathlib.Path, help="default: a ResNet-18 at 64 px on drawn faces")
     parser.add_argument("--seconds", type=float, default=30, help="of a turn")
+    parser.add_argument("--only", default="", help="kinds of attackers, with commas; default: all")
     parser.add_argument("--turns", type=int, default=3, help="of each side")
     args = parser.parse_args(argv)
     OUT.mkdir(parents=True, exist_ok=True)
+    only = [name for name in args.only.split(",") if name]
     run = args.run or serve_load.small_run(serve_load.OUT / "small")
     sides: dict[str, list[dict]] = {"alone": [], "attacked": []}
     held, rounds, problems = [], {}, []
@@ -181,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         serve_load.loaded(host, port, GOOD, 5)  # warms up
         for _ in range(args.turns):
             for name in sides:
-                with Attackers(host, port) if name == "attacked" else contextlib.nullcontext() as bad:
+                with Attackers(host, port, only) if name == "attacked" else contextlib.nullcontext() as bad:
                     if bad:
                         time.sleep(1)
                     sides[name].append(serve_load.loaded(host, port, GOOD, args.seconds))
@@ -190,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
                     rounds = {kind: rounds.get(kind, 0) + number for kind, number in bad.rounds.items()}
                 time.sleep(2)
             held.append(memory(process))
-        with Attackers(host, port):
+        with Attackers(host, port, only):
             time.sleep(3)
             took = stop(process)
         last = log()
