@@ -11,7 +11,6 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 """
 
 import argparse
-import csv
 import logging
 import os
 import pathlib
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, get_args
 
 from lae_jax import predict
 from lae_jax.faces import Faces
-from lae_jax.runtime import console, flags, layout, start
+from lae_jax.runtime import console, flags, foreign, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
         estimator, found(args, estimator, photographs.in_csv(args.contest, args.images)), answers.Fields()
     )
     with open(args.out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = foreign.Writer(file)
         for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None

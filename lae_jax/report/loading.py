@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from lae_jax.report.scores import Sample
-from lae_jax.runtime import files
+from lae_jax.runtime import files, foreign
 from lae_jax.runtime.errors import InputError
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
@@ -88,7 +88,7 @@ def read(folder: epath.Path) -> Evaluation:
         )
     report = read_report(folder)
     try:
-        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
+        rows = list(foreign.csv_records(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")

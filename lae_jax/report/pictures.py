@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lae_jax.report.overviews import INK, LINE
+from lae_jax.runtime import foreign
 
 # A page replaces these colours by its own, which are readable on a light and on a dark background.
 MUTED, GRID, BARS = "#5b6b7a", "#d9dfe5", "#b9c6d3"
@@ -91,7 +92,7 @@ def svg(drawn: Figure) -> str:
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     drawn.savefig(text, format="svg", metadata=nothing)
     element = text.getvalue()
-    return element[element.index("<svg") :].strip()
+    return foreign.shown_lines(element[element.index("<svg") :].strip())
 
 
 def inline(element: str, title_id: str) -> str:

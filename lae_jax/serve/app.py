@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from lae_jax.runtime import markdown
+from lae_jax.runtime import foreign
 from lae_jax.serve import schema
 from lae_jax.serve.ages import Ages
 from lae_jax.serve.limits import Gate, Refused
@@ -102,7 +102,7 @@ def _add_pages(app: FastAPI, about: schema.About) -> None:
 
     @app.get("/card", include_in_schema=False)
     def card() -> Response:
-        return HTMLResponse(markdown.html(about.card, below=2))
+        return HTMLResponse(foreign.html(about.card, below=2))
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:

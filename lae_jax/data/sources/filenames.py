@@ -18,10 +18,10 @@ from lae_jax.data.sources.interface import (
     entries,
     folder_of,
     image_files,
-    shown,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import shown
 
 logger = logging.getLogger("lae_jax")
 
