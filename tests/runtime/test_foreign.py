@@ -10,7 +10,7 @@ import subprocess
 import markdown_it
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from names import NAMES, RAW
 
@@ -40,6 +40,7 @@ def test_an_escape_stands_for_nothing_but_what_is_escaped(text):
 
 
 @given(TEXTS)
+@settings(deadline=None)
 def test_a_cell_is_no_formula_and_reads_back(text):
     cell = foreign.in_csv(text)
     assert foreign.from_csv(cell) == foreign.shown(text) and foreign.in_csv(foreign.from_csv(cell)) == cell
@@ -58,6 +59,7 @@ def test_a_record_has_the_titles_of_its_file():
 
 
 @given(TEXTS)
+@settings(deadline=None)
 def test_markdown_shows_a_text_as_it_is_and_keeps_to_its_cell(text):
     # Browsers show several spaces as one.
     text = "x" + " ".join(text.split())
