@@ -19,8 +19,9 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lae_jax.runtime import console, cpu, files, flags, foreign, start
+from lae_jax.runtime import console, cpu, files, flags, start
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
 ROWS = ("represent", "classify")
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     path = comparison / "differences.csv"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     validation = {row: files.read_json(runs / row / "summary.json")["scores"]["mae"] for row in ROWS}
-    shown, told = conclusion(foreign.csv_records(lines), validation)
+    shown, told = conclusion(spreadsheets.records(lines), validation)
     minutes = (time.perf_counter() - started) / 60
     console.write("", *told.splitlines(), "")
     console.write(f"The demo took {minutes:.1f} minutes. Open {comparison}/report.html to see the comparison.")

@@ -17,8 +17,9 @@ from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
 from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
-from lae_jax.runtime import checkpoints, files, foreign, parallel, watch
+from lae_jax.runtime import checkpoints, files, parallel, watch
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 logger = logging.getLogger("lae_jax")
 
@@ -172,7 +173,7 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         columns[loading.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
     # Numbers have all their digits, so that the file gives the same scores.
     text = io.StringIO(newline="")
-    writer = foreign.Writer(text)
+    writer = spreadsheets.Writer(text)
     writer.writerow(columns)
     writer.writerows(zip(*map(_plain, columns.values()), strict=True))
     return text.getvalue()

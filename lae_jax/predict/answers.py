@@ -14,6 +14,7 @@ from lae_jax.predict.estimator import AgeEstimator
 from lae_jax.runs import distributions
 from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[
         if out.endswith(".jsonl"):
             yield lambda rows: file.writelines(json.dumps(as_json(row)) + "\n" for row in rows)
         else:
-            writer = foreign.Writer(file)
+            writer = spreadsheets.Writer(file)
             probability = [] if threshold is None else [f"p_at_least_{threshold:g}"]
             box = ["left", "top", "right", "bottom"]
             writer.writerow(["name", "face", "age", "lower", "upper", *probability, *box, "cut_by", "reason"])

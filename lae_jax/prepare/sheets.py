@@ -15,6 +15,7 @@ from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
 from lae_jax.runtime import console, files, foreign, layout
+from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
 _CROPS, _REFUSED = 64, 24  # pictures of a sheet
@@ -98,7 +99,7 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:
-        rows = [tuple(row) for row in itertools.islice(foreign.csv_rows(file), 1, _SEARCHED)]
+        rows = [tuple(row) for row in itertools.islice(spreadsheets.rows(file), 1, _SEARCHED)]
     tiles, any_readable = [], False
     for name, reason in in_turn(rows, _REFUSED):
         picture = None

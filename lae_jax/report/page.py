@@ -14,6 +14,7 @@ import jinja2
 import markupsafe
 from etils import epath
 
+from lae_jax.report import markdown
 from lae_jax.report.pictures import NAMES, Picture, inline
 from lae_jax.report.tables import Estimate, Table, csv_text
 from lae_jax.runtime import files, foreign
@@ -118,7 +119,7 @@ def _base64(content: bytes) -> str:
 
 
 def _markdown(text: str) -> markupsafe.Markup:
-    return markupsafe.Markup(foreign.html(text, below=2))
+    return markupsafe.Markup(markdown.html(text, below=2))
 
 
 def html(page: Page) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from lae_jax.runtime import foreign
+from lae_jax.runtime.foreign import spreadsheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _in_latex(cell: str | Estimate) -> str:
 def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """Returns rows as CSV, floats with eight digits; undefined numbers are empty."""
     text = io.StringIO(newline="")
-    writer = foreign.Writer(text)
+    writer = spreadsheets.Writer(text)
     writer.writerow(header)
     writer.writerows([_rounded(cell) for cell in row] for row in rows)
     return text.getvalue()

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 
 import rich.box
@@ -33,8 +34,19 @@ class Formatter(logging.Formatter):
         return foreign.shown_lines(super().formatException(ei))
 
 
+_format_warning = warnings.formatwarning
+
+
+def _formatted_warning(*parts) -> str:
+    return foreign.shown_lines(_format_warning(*parts))
+
+
 def setup_logging() -> None:
-    """Sends the log of this package to standard error, and silences the start-up messages of libraries."""
+    """Sends the log of this package to standard error, and silences the start-up messages of libraries.
+
+    Python's warnings get escapes in place of control characters, like the log.
+    """
+    warnings.formatwarning = _formatted_warning
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not logger.handlers:
         handler = logging.StreamHandler()

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from names import NAMES, RAW
 
+from lae_jax.report import markdown
 from lae_jax.runtime import foreign
+from lae_jax.runtime.foreign import spreadsheets
 
 STATIC = ROOT / "lae_jax" / "serve" / "static"
 TEXTS = st.text(st.sampled_from(list("=+-@;'\" \t\n\\x1bau_*`|[]<>&~$:/\x00\x1b\u202e\udcff＝a")) | st.characters())
@@ -42,20 +44,20 @@ def test_an_escape_stands_for_nothing_but_what_is_escaped(text):
 @given(TEXTS)
 @settings(deadline=None)
 def test_a_cell_is_no_formula_and_reads_back(text):
-    cell = foreign.in_csv(text)
-    assert foreign.from_csv(cell) == foreign.shown(text) and foreign.in_csv(foreign.from_csv(cell)) == cell
+    cell = spreadsheets.cell(text)
+    assert spreadsheets.text(cell) == foreign.shown(text) and spreadsheets.cell(spreadsheets.text(cell)) == cell
     file = io.StringIO(newline="")
-    foreign.Writer(file).writerow([text, text, 1.5, None])
+    spreadsheets.Writer(file).writerow([text, text, 1.5, None])
     assert not [one for one in cells(file.getvalue()) if re.match(r"[\s'\"]*[=+\-@＝＋－＠]", one) and one[0] != "'"]
-    (row,) = foreign.csv_rows(io.StringIO(file.getvalue(), newline=""))
+    (row,) = spreadsheets.rows(io.StringIO(file.getvalue(), newline=""))
     assert row == [foreign.shown(text)] * 2 + ["1.5", ""]
 
 
 def test_a_record_has_the_titles_of_its_file():
     lines = ["name,reason\r\n", "'-1.jpg,x\r\n", "\r\n"]
-    assert list(foreign.csv_records(lines)) == [{"name": "-1.jpg", "reason": "x"}]
+    assert list(spreadsheets.records(lines)) == [{"name": "-1.jpg", "reason": "x"}]
     with pytest.raises(ValueError, match="shorter"):
-        list(foreign.csv_records(["name,reason\n", "a\n"]))
+        list(spreadsheets.records(["name,reason\n", "a\n"]))
 
 
 @given(TEXTS)
@@ -76,7 +78,7 @@ def test_markdown_shows_a_text_as_it_is_and_keeps_to_its_cell(text):
 
 
 def test_a_page_of_markdown_obeys_no_raw_html_and_shows_no_control_character():
-    page = foreign.html("\n\n".join(["# Card", *NAMES, "| a |\n|:-:|\n| b |"]), below=2)
+    page = markdown.html("\n\n".join(["# Card", *NAMES, "| a |\n|:-:|\n| b |"]), below=2)
     assert "<h3>Card" in page and 'class="center"' in page
     assert not {*RAW} - {"\n"} & {*page} and "<img" not in page and "href=" not in page
 
@@ -88,7 +90,7 @@ def test_the_page_of_the_server_has_the_same_rules():
     script = (STATIC / "foreign.js").read_text()
     assert tuple(re.findall(r"\\p\{(\w+)\}", script)) == foreign.UNFIT
     (formula,) = re.findall(r"const FORMULA = /(.*)/gu;", script)
-    assert formula == foreign.FORMULA
+    assert formula == spreadsheets.FORMULA
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node")
@@ -104,6 +106,6 @@ console.log(JSON.stringify(texts.map((text) => [shown(text), inCsv(text), inJson
     assert done.returncode == 0, done.stderr
     for text, (told, cell, exact) in zip(texts, json.loads(done.stdout), strict=True):
         file = io.StringIO(newline="")
-        foreign.Writer(file).writerow([text, 1])
+        spreadsheets.Writer(file).writerow([text, 1])
         assert (told, f"{cell},1\r\n") == (foreign.shown(text), file.getvalue())
         assert exact.isascii() and not {*RAW} - {"\n"} & {*exact} and json.loads(exact) == {"text": text}

@@ -27,7 +27,7 @@ from lae_jax.data.sources.interface import (
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.foreign import from_csv, quoted, shown
+from lae_jax.runtime.foreign import quoted, shown, spreadsheets
 
 logger = logging.getLogger("lae_jax")
 
@@ -61,7 +61,7 @@ class _Lines:
 
 
 def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """Reads a CSV in bounded memory, also one that this project wrote (`foreign.Writer`).
+    """Reads a CSV in bounded memory, also one that this project wrote (`spreadsheets.Writer`).
 
     A warning tells if rows go over several lines, as a quoted note may.
 
@@ -85,7 +85,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                     _refuse_swallowed(path, begun, ended, row, width)
                     several, first = several + 1, first or f"lines {begun} to {ended}"
                 if row:
-                    yield ended, [from_csv(field) for field in row]
+                    yield ended, [spreadsheets.text(field) for field in row]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a CSV in UTF-8: {error}. Save it as CSV in UTF-8") from error
     except csv.Error as error:
