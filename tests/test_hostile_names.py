@@ -116,7 +116,8 @@ def prepared(tmp_path_factory):
             writer.writerow([f"lost {name}", 20 + k, "p", name])
             writer.writerow([f"{name}", f"{name} years", "p", name])
     words = ["--source", folder / "faces.csv", "--images", photographs, "--ratio", "1:1", "--size", "32"]
-    return folder / "data", sources.run(folder / "data", *words)
+    out = folder / "=[a]*`<b>$x__$ \u202e"
+    return out, sources.run(out, *words)
 
 
 def test_prepare_rejects_and_keeps_names_as_they_are(prepared, capfd):

@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> dict:
     Returns:
       The arguments of `lae_jax.prepare.prepare`.
     """
-    parser = flags.Parser("prepare", __doc__)
+    parser = flags.Parser("prepare", __doc__, meant={"--split": "--ratio"})
     add = parser.add_argument
     readers = get_args(prepare.Reader)
     add("--reader", required=True, metavar="READER", type=flags.one_of("reader", readers),
