@@ -16,6 +16,9 @@ from lae_jax.runtime import foreign
 
 matplotlib.use("Agg")
 INK, LINE = "#1b2733", "#b2182b"
+# Settings of matplotlib itself. It also reads a `matplotlibrc` in the current folder, which may be a stranger's, and
+# whose `text.usetex` runs programs.
+DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in ("backend", "interactive")}
 
 
 def plain_texts(figure: Figure) -> None:
@@ -40,6 +43,7 @@ def _plain_axes(width: float, height: float):
     return figure, axis
 
 
+@matplotlib.rc_context(DEFAULTS)
 def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> None:
     """Writes a histogram (PNG) of whole ages, stacked by split, with the number of images of each age group.
 
@@ -79,6 +83,7 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     _finish(figure, path)
 
 
+@matplotlib.rc_context(DEFAULTS)
 def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str) -> None:
     """Writes the head-tail curve (PNG): mean MAE of the head groups against that of the tail groups, and the frontier.
 

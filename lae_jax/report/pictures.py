@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lae_jax.report.overviews import INK, LINE, plain_texts
+from lae_jax.report.overviews import DEFAULTS, INK, LINE, plain_texts
 
 # A page replaces these colours by its own, which are readable on a light and on a dark background.
 MUTED, GRID, BARS = "#5b6b7a", "#d9dfe5", "#b9c6d3"
@@ -25,7 +25,7 @@ _VARIABLES = {
     BARS: "var(--bars)",
     **{colour: f"var(--run{number})" for number, colour in enumerate(RUNS)},
 }
-_STYLE = {
+_STYLE = DEFAULTS | {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lae_jax",  # the same numbers give the same file
     "font.family": "sans-serif",
