@@ -133,8 +133,9 @@ class Attackers:
 
     def stays(self, sent: bytes) -> None:
         """Sends requests and never reads an answer."""
-        with self.connected() as connection:
+        with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(self.place)
             connection.sendall(sent)
             self.ended.wait()
 
@@ -190,12 +191,12 @@ def main(argv: list[str] | None = None) -> None:
                         time.sleep(1)
                     sides[name].append(serve_load.loaded(host, port, GOOD, args.seconds))
                 print(name, sides[name][-1], flush=True)
+                time.sleep(2)
                 if bad:
                     rounds = {kind: rounds.get(kind, 0) + number for kind, number in bad.rounds.items()}
-                time.sleep(2)
             held.append(memory(process))
         with Attackers(host, port, only):
-            time.sleep(3)
+            time.sleep(5)
             took = stop(process)
         last = log()
     content = {"load": sides, "megabytes": held, "rounds": rounds, "stop": took, "log": last, "args": str(vars(args))}

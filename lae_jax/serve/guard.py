@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse
+from lae_jax.serve.ascii_json import AsciiJSON
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -81,10 +81,10 @@ class Guard:
 
         app = self.app
         if sentence := self._foreign(scope):
-            app = JSONResponse({"error": sentence}, 403)
+            app = AsciiJSON({"error": sentence}, 403)
         elif self.open >= _MOST_OPEN and scope["path"] not in _ALWAYS:
             told = f"{self.open} requests are open already: try again in a second"
-            app = JSONResponse({"error": told}, 503, {"retry-after": "1"})
+            app = AsciiJSON({"error": told}, 503, {"retry-after": "1"})
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # Parts of files are not offered: the errors about ranges would be plain text.
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]

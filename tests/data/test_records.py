@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -284,3 +286,18 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
         (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
         with pytest.raises(InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"):
             records.open_dataset(tmp_path / "out")
+
+
+def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    (out / "planted_in_data.py").write_text("")
+    features = json.loads((out / "features.json").read_text())
+    (out / "features.json").write_text(json.dumps(features | {"pythonClassName": "planted_in_data.Class"}))
+    monkeypatch.syspath_prepend(out)
+    dataset = records.open_dataset(out)
+    assert len(dataset.encoded(dataset.rows("test"))) == 16
+    assert "planted_in_data" not in sys.modules
+    with pytest.raises(ValueError, match=r"planted_in_data\.Class"):
+        tfds.builder_from_directory(str(out))
+    assert sys.modules.pop("planted_in_data"), "TFDS imports it: this is the attack"
