@@ -7,9 +7,12 @@ import numpy as np
 from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lae_jax import metrics
 from lae_jax.report import age_groups
+from lae_jax.runtime import foreign
 
 matplotlib.use("Agg")
 INK, LINE = "#1b2733", "#b2182b"
@@ -18,7 +21,15 @@ INK, LINE = "#1b2733", "#b2182b"
 DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in ("backend", "interactive")}
 
 
-def _finish(figure, path: epath.Path) -> None:
+def plain_texts(figure: Figure) -> None:
+    """Makes every text of a figure plain: without formulas in $, and with the escapes of `foreign.shown`."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(foreign.shown_lines(text.get_text()))
+
+
+def _finish(figure: Figure, path: epath.Path) -> None:
+    plain_texts(figure)
     # Encoded in memory, because the run may be in a bucket.
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from etils import epath
 
+from lae_jax.runtime import foreign
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import is_remote
 
@@ -173,7 +174,7 @@ def require_utf8(path: os.PathLike | str) -> None:
       InputError: It is not.
     """
     whole = os.path.abspath(path)
-    shown = whole.encode("utf-8", "backslashreplace").decode()
+    shown = foreign.utf8(whole)
     if shown != whole:
         raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
 

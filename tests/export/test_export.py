@@ -211,7 +211,7 @@ def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):
     content = json.loads((exported("stablehlo") / "export.json").read_text())
     meta = {**checkpoint.meta, "leaks": [leak], "scores": None}
     card = model_card.write(content, meta, [weights], [], {"path": "p", "hash": "h"})
-    assert "trained with a leak (data/faces): 7 pictures are on both sides" in card
+    assert "trained with a leak (`data/faces`): 7 pictures are on both sides" in card
     assert "`hf:timm/resnet18.a1_in1k@abc` (SHA-256 `f00d`)" in card
     assert "https://huggingface.co/timm/resnet18.a1_in1k," in card and "not evaluated" in card
 
