@@ -188,6 +188,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
     start.devices(args.devices)
+    from lae_jax.faces import decoders
+
+    decoders.shared().start()  # while the model is loaded
     total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.contest else run)(args, estimator, total)
