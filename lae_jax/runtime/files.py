@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from lae_jax.runtime import foreign
 from lae_jax.runtime.errors import InputError
 
 
@@ -21,7 +22,7 @@ def write_text(path: os.PathLike, text: str) -> None:
     Names of files that are not UTF-8 get escapes.
     """
     path = epath.Path(path)
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = foreign.utf8(text)
     if is_remote(path):
         path.write_text(text)
         return
