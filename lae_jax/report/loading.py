@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +11,13 @@ from etils import epath
 from lae_jax.report.scores import Sample
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.typed import declared
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
 SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
+_AGAIN = "evaluate the run again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,10 +70,7 @@ def read_report(folder: epath.Path) -> dict:
     Raises:
       InputError: It is damaged.
     """
-    report = files.read_json(folder / REPORT)
-    if missing := {"data", "data_hash", "split"} - {*report}:
-        raise InputError(f"{folder / REPORT} is damaged (no {', '.join(sorted(missing))}): evaluate the run again")
-    return report
+    return files.read_json(folder / REPORT, declared.REPORT, _AGAIN)
 
 
 def read(folder: epath.Path) -> Evaluation:
@@ -86,9 +84,10 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
-    report = read_report(folder)
+    report = files.read_json(folder / REPORT, declared.REPORT_OF_AGES, _AGAIN)
     try:
-        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
+        text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")
@@ -265,14 +264,18 @@ class Run:
 
 
 def read_run(folder: epath.Path) -> Run:
-    """Reads the files of a run's folder."""
+    """Reads the files of a run's folder.
+
+    Raises:
+      InputError: One is damaged.
+    """
     folder = epath.Path(folder)
-    parts = [files.read_json(path) if (path := folder / f"{name}.json").exists() else {} for name in
-             ("config", "provenance", "summary")]  # fmt: skip
-    path = folder / "metrics.jsonl"
-    texts = path.read_text().splitlines() if path.exists() else []
-    # A killed run may leave an incomplete last line.
-    return Run(folder, *parts, [json.loads(text) for text in texts if text.endswith("}")])
+    forms = {"config": declared.CONFIG_HEAD, "provenance": declared.PROVENANCE, "summary": declared.SUMMARY}
+    parts = [
+        files.read_json(path, form) if (path := folder / f"{name}.json").exists() else {}
+        for name, form in forms.items()
+    ]
+    return Run(folder, *parts, files.read_lines(folder / "metrics.jsonl", declared.LINE))
 
 
 def started_from(run: Run) -> epath.Path | None:

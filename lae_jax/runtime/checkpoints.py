@@ -15,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -93,8 +94,12 @@ class Checkpoints:
         return -min(scored)[1] if scored else self.latest()
 
     def meta(self, step: int) -> dict:
-        """Returns the `meta` of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """Returns the `meta` of a checkpoint.
+
+        Raises:
+          InputError: Its file is damaged.
+        """
+        return files.read_json(self._directory / str(step) / "meta" / "metadata", declared.META)
 
     def save(self, state: Any, meta: Mapping) -> None:
         """Saves a state, or starts to save it; `poll` and `wait` complete the checkpoint.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import SaveFailed
+from lae_jax.runtime.typed import declared
 from lae_jax.train.events import Events
 
 logger = logging.getLogger("lae_jax")
@@ -28,13 +29,12 @@ class Lines:
 
     def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
-        # A line that a kill interrupted has no end.
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = files.read_lines(path, declared.LINE, "restore it, or remove this line")
         self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
-        if len(lines) > len(self._lines):
+        # A kill may have interrupted the last line: the next one must not continue it.
+        if path.exists() and path.stat().length != sum(map(len, self._lines)):
             files.write_text(path, "".join(self._lines))
 
     def append(self, row: Mapping) -> None:

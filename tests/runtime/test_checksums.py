@@ -10,8 +10,22 @@ import pytest
 from etils import epath
 from etils.epath import backend, gpath
 
+from lae_jax.configs import common
 from lae_jax.runtime import checkpoints, checksums, files
 from lae_jax.runtime.errors import InputError
+
+META = {
+    "step": 7,
+    "stage": "represent",
+    "model": "resnet18",
+    "num_outputs": 101,
+    "selected": 1.0,
+    "constants": {},
+    "config": common.get_config().to_dict(),
+    "crop": {"align": "none", "detector": "unknown"},
+    "data": "data/faces",
+    "data_hash": "0" * 64,
+}
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -55,7 +69,7 @@ def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
     state = dataclasses.make_dataclass("State", state)(**state)
     jax.tree_util.register_dataclass(type(state))
     with checkpoints.Checkpoints(tmp_path) as saved:
-        saved.save(state, {"step": 7, "selected": 1.0})
+        saved.save(state, META)
         saved.wait()
     top = tmp_path / "checkpoints"
     littered(tmp_path, top, top / "7", top / "7" / "state", top / "7" / "meta")
