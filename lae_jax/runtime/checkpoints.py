@@ -51,7 +51,10 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        with _without_warnings() if read_only else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if read_only:  # others begin with `recover`, and may find a full disk
+                around.enter_context(_without_warnings())
+                around.enter_context(_reading(self._directory))
             self._manager = ocp.CheckpointManager(
                 _absolute(self._directory),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
@@ -184,13 +187,18 @@ class Checkpoints:
         saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        with _reading(self._directory / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
-        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
+        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices.
+
+        Raises:
+          InputError: The files are damaged.
+        """
         saved = self._saved(step)
-        wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
             return reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
@@ -205,7 +213,22 @@ class Checkpoints:
 
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
-        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+        with _reading(self._directory / str(step)):
+            return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of many types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
+        ) from error
 
 
 @contextlib.contextmanager

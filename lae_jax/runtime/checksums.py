@@ -76,9 +76,12 @@ def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) ->
             return f"{name} does not belong there"
         if name not in found:
             return f"{name} is missing"
-        size = (folder / name).stat().length
-        if size != expected[name][0]:
-            return f"{name} has {size} bytes, not {expected[name][0]}"
-        if files.sha256_of(folder / name) != expected[name][1]:
-            return f"{name} was changed: its SHA-256 differs"
+        try:
+            size = (folder / name).stat().length
+            if size != expected[name][0]:
+                return f"{name} has {size} bytes, not {expected[name][0]}"
+            if files.sha256_of(folder / name) != expected[name][1]:
+                return f"{name} was changed: its SHA-256 differs"
+        except (InputError, OSError) as error:
+            return f"{name} cannot be read: {error}"
     return None
