@@ -11,58 +11,24 @@ sample.
 """
 
 import collections
-import copy
-import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import random
 import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import damages, harness
 from lae_jax.runtime import console
 from lae_jax.runtime.errors import Ended
 
+SOURCE = {"train": "96", "validation": "64", "test": "16"}
 SLOW = 60  # seconds of a door; the first call of one may compile
-_WRONG = {
-    "null": None,
-    "text": "x",
-    "number": 3.5,
-    "negative": -1,
-    "zero": 0,
-    "huge": 10**18,
-    "beyond 64 bits": 10**400,
-    "NaN": float("nan"),
-    "infinite": float("inf"),
-    "true": True,
-    "list": [],
-    "object": {},
-    "nested list": [[1]],
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Damage:
-    """A damage of one file.
-
-    Attributes:
-      file: The file, relative to the folder of all.
-      name: What is done to it.
-      do: Does it to the path.
-      sealed: Whether the checksums that cover the file are written anew.
-    """
-
-    file: str
-    name: str
-    do: Callable[[pathlib.Path], None]
-    sealed: bool
 
 
 def make(top: pathlib.Path) -> None:
@@ -74,8 +40,7 @@ def make(top: pathlib.Path) -> None:
     from lae_jax.evaluate import results
     from lae_jax.train import loop
 
-    source = {"train": "96", "validation": "64", "test": "16"}
-    prepare.prepare(source, top / "data", reader="synthetic", size=32, shards=2, workers=1)
+    prepare.prepare(SOURCE, top / "data", reader="synthetic", size=32, shards=2, workers=1)
     audit.audit([top / "data"])
     for name, module in (("represent", represent), ("classify", classify)):
         c = module.get_config()
@@ -196,15 +161,25 @@ def _longtail(top: pathlib.Path) -> object:
     return report["sentences"]
 
 
+def _prepared(top: pathlib.Path) -> object:
+    """Shards and parts that are damaged are made again."""
+    from lae_jax import prepare
+
+    return prepare.prepare(SOURCE, top / "data", reader="synthetic", size=32, shards=2, workers=1)
+
+
+_OF_DATA = ("dataset.json", "verified", "audit", "recipe", "columns", "splits", "faces")
+_DATA = tuple(f"data/{name}" for name in _OF_DATA)
 # Door -> (its function, the parts of a path whose damage it can see).
 DOORS: dict[str, tuple[Callable[[pathlib.Path], object], tuple[str, ...]]] = {
-    "open": (_opened, ("data/",)),
+    "open": (_opened, _DATA),
+    "prepare": (_prepared, ("data/parts", "data/faces", "data/recipe")),
     "audit read": (_audited, ("data/audit.json", "data/dataset.json")),
-    "audit": (_audit, ("data/",)),
+    "audit": (_audit, _DATA),
     "main done": (_resumed, ("represent/config", "represent/summary", "represent/checkpoints")),
     "main resume": (_continued, ("represent/", "data/dataset.json")),
-    "main init_from": (_started_from, ("represent/checkpoints", "represent/config", "data/splits", "data/dataset")),
-    "evaluate": (evaluated, ("represent/", "data/")),
+    "main init_from": (_started_from, ("represent/checkpoints", "represent/config", "data/splits", "data/dataset.json")),
+    "evaluate": (evaluated, ("represent/", *_DATA)),
     "predict run": (lambda top: _predicted(top / "represent"), ("represent/",)),
     "predict export": (lambda top: _predicted(top / "export"), ("export/",)),
     "report": (_reported, ("represent/evaluation", "represent/config", "represent/summary", "represent/metrics")),
@@ -213,150 +188,13 @@ DOORS: dict[str, tuple[Callable[[pathlib.Path], object], tuple[str, ...]]] = {
     "card": (_carded, ("represent/", "data/recipe.json")),
     "longtail": (_longtail, ("bench/features",)),
 }
-# Written for people, or read by other programs: no door reads them.
-_UNREAD = (".svg", ".png", ".jpg", ".tex", ".md", "report.html", ".tfevents", "/report/", "/lock", "commit_success.txt")
-
-
-def damages(top: pathlib.Path, rng: random.Random) -> Iterator[Damage]:
-    """Yields the damages of every file below a folder, in random order."""
-    found = []
-    for path in sorted(path for path in top.rglob("*") if path.is_file()):
-        file = str(path.relative_to(top))
-        if "tensorboard" in file or any(file.endswith(end) or end in f"/{file}" for end in _UNREAD):
-            continue
-        both = (False, True) if _covers(top, file) else (False,)
-        found += [Damage(file, name, do, sealed) for name, do in _of_bytes(rng).items() for sealed in both]
-        if path.suffix == ".json" or path.name == "metadata":
-            content = json.loads(path.read_text())
-            found += [Damage(file, name, do, sealed) for name, do in _of_fields(content) for sealed in both[-1:]]
-        if path.suffix in (".jsonl", ".csv"):
-            found += [Damage(file, name, do, False) for name, do in _of_cells(path.read_text(), rng)]
-    rng.shuffle(found)
-    yield from found
-
-
-def _of_bytes(rng: random.Random) -> Mapping[str, Callable[[pathlib.Path], None]]:
-    def written(make: Callable[[bytes], bytes]) -> Callable[[pathlib.Path], None]:
-        return lambda path: path.write_bytes(make(path.read_bytes())) and None
-
-    def replaced(place: Callable[[pathlib.Path], None]) -> Callable[[pathlib.Path], None]:
-        def do(path: pathlib.Path) -> None:
-            path.unlink()
-            place(path)
-
-        return do
-
-    def flipped(seed: float) -> Callable[[bytes], bytes]:
-        def flip(content: bytes) -> bytes:
-            changed = bytearray(content)
-            if changed:
-                changed[int(seed * len(changed))] ^= 1 << int(seed * 1e6) % 8
-            return bytes(changed)
-
-        return flip
-
-    made = {
-        "emptied": written(lambda content: b""),
-        "cut": written(lambda content: content[: len(content) // 2]),
-        "[]": written(lambda content: b"[]"),
-        "{}": written(lambda content: b"{}"),
-        "null": written(lambda content: b"null"),
-        "noise": written(lambda content: random.Random(len(content)).randbytes(300)),
-        "UTF-16": written(lambda content: content.decode("latin-1").encode("utf-16")),
-        "nested": written(lambda content: b"[" * 100_000),
-        "nested objects": written(lambda content: b'{"a":' * 500 + b"1" + b"}" * 500),
-        "twice": written(lambda content: content + content),
-        "removed": replaced(lambda path: None),
-        "a folder": replaced(lambda path: path.mkdir()),
-        "a pipe": replaced(lambda path: os.mkfifo(path)),
-        "a device": replaced(lambda path: path.symlink_to("/dev/zero")),
-        "a loop": replaced(lambda path: path.symlink_to(path)),
-    }
-    return made | {f"flipped {number}": written(flipped(rng.random())) for number in range(3)}
-
-
-def _of_fields(content: object) -> Iterator[tuple[str, Callable[[pathlib.Path], None]]]:
-    """Damages of each JSON field: of a list the first value alone."""
-
-    def rewrite(place: tuple, value: object, missing: bool) -> Callable[[pathlib.Path], None]:
-        def do(path: pathlib.Path) -> None:
-            changed = copy.deepcopy(content)
-            parent = changed
-            for step in place[:-1]:
-                parent = parent[step]
-            if missing:
-                del parent[place[-1]]
-            else:
-                parent[place[-1]] = value
-            path.write_text(json.dumps(changed))
-
-        return do
-
-    def walk(value: object, place: tuple) -> Iterator[tuple]:
-        if place:
-            yield place
-        if isinstance(value, dict):
-            for key in value:
-                yield from walk(value[key], (*place, key))
-        elif isinstance(value, list) and value:
-            yield from walk(value[0], (*place, 0))
-
-    for place in walk(content, ()):
-        told = ".".join(map(str, place))
-        yield f"{told} is missing", rewrite(place, None, True)
-        for name, wrong in _WRONG.items():
-            yield f"{told} is {name}", rewrite(place, wrong, False)
-
-
-def _of_cells(text: str, rng: random.Random) -> Iterator[tuple[str, Callable[[pathlib.Path], None]]]:
-    """Damages of words of a table or of lines: in a random line a word becomes another one."""
-    for wrong in ("", "nan", "-5", "1e999", "x", '"', '{"step": "x"}', "\0"):
-        lines = text.splitlines()
-        number = rng.randrange(len(lines))
-        cells = lines[number].split(",")
-        cells[rng.randrange(len(cells))] = wrong
-        lines[number] = ",".join(cells)
-        changed = "\n".join(lines) + "\n"
-        yield f"a cell of line {number + 1} is {wrong!r}", lambda path, new=changed: path.write_text(new) and None
-
-
-def _covers(top: pathlib.Path, file: str) -> bool:
-    """Whether checksums cover a file, directly or not."""
-    parts = pathlib.PurePath(file).parts
-    if parts[0] == "data":
-        return "array_record" in file or "columns" in parts[-1] or "splits" in parts
-    if parts[0] == "export":
-        return parts[-1] != "export.json"
-    return "checkpoints" in parts and parts[-1] != "sha256.json"
-
-
-def _seal(top: pathlib.Path, file: str) -> None:
-    """Writes the checksums that cover a file anew."""
-    from lae_jax.runtime import checksums
-
-    path = top / file
-    if not path.is_file() or path.is_symlink():
-        return
-    entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    parts = path.relative_to(top).parts
-    if parts[0] == "data":
-        manifest = json.loads((top / "data/dataset.json").read_text())
-        name = "/".join(parts[1:])
-        for shard in manifest["shards"]:
-            shard.update(entry if shard["file"] == name else {})
-        if name in manifest["files"]:
-            manifest["files"][name] = entry
-        (top / "data/dataset.json").write_text(json.dumps(manifest))
-    elif parts[0] == "export":
-        content = json.loads((top / "export/export.json").read_text())
-        content["files"]["/".join(parts[1:])] = entry
-        (top / "export/export.json").write_text(json.dumps(content))
-    else:
-        place = parts.index("checkpoints") + 2
-        folder = top.joinpath(*parts[:place])
-        content = json.loads((folder / checksums.NAME).read_text())
-        content["/".join(parts[place:])] = entry
-        (folder / checksums.NAME).write_text(json.dumps(content))
+# These have no checksum, so that a wrong value that a run could have written is an answer. The scores of summary.json,
+# report.json and predictions.csv are compared with others that say the same.
+_WITHOUT_CHECKSUM = (
+    *("config.json", "provenance.json", "calibration.json", "summary.json", "metrics.jsonl", "report.json"),
+    *("predictions.csv", "recipe.json", "dataset.json", "verified.json", "audit.json", "export.json"),
+    *("sha256.json", "table.csv", "trials.csv"),
+)
 
 
 class _Hangs(BaseException):
@@ -382,7 +220,7 @@ def answer(door: str, top: pathlib.Path) -> tuple[str, object]:
         signal.signal(signal.SIGALRM, before)
 
 
-def try_one(whole: pathlib.Path, damage: Damage, door: str, before: object, place: pathlib.Path) -> str:
+def try_one(whole: pathlib.Path, damage: damages.Damage, door: str, before: object, place: pathlib.Path) -> str:
     """Opens a damaged copy of the folder by a door; returns what failed, or ''.
 
     Args:
@@ -395,13 +233,13 @@ def try_one(whole: pathlib.Path, damage: Damage, door: str, before: object, plac
     _copy(whole, place)
     damage.do(place / damage.file)
     if damage.sealed:
-        _seal(place, damage.file)
+        damages.seal(place, damage.file)
     kind, found = answer(door, place)
     what = f"{door}: {damage.file}: {damage.name}{' (sealed)' * damage.sealed}"
     if kind == "failed":
         return f"{what}\n{found}"
     # Nobody can tell new checksums from true ones. Reports say that the audit is damaged, which is a right answer.
-    told = damage.sealed or damage.file.endswith("audit.json") and _without_audit(found)
+    told = damage.sealed or damage.file.endswith(_WITHOUT_CHECKSUM) or _without_audit(found)
     if kind == "answer" and found != before and not told:
         return f"{what}\nanother answer: {_difference(found, before)}"
     if kind == "ended" and str(place) not in str(found):
@@ -418,7 +256,7 @@ def _difference(found: object, before: object) -> str:
     return "; ".join(f"{a} (before: {b})" for a, b in zip(one, other, strict=False) if a != b)[:400]
 
 
-def readers(damage: Damage) -> list[str]:
+def readers(damage: damages.Damage) -> list[str]:
     """Returns the doors that read the damaged file."""
     return [door for door, (_, parts) in DOORS.items() if damage.file.startswith(parts)]
 
@@ -427,7 +265,7 @@ def _copy(whole: pathlib.Path, place: pathlib.Path) -> None:
     """Copies the folder; the data set of the copy is that of the copied runs where config.json names it."""
     _WHOLE[:] = [whole]
     shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(whole, place, ignore=shutil.ignore_patterns("tensorboard", "parts", "*.svg", "*.png"))
+    shutil.copytree(whole, place, ignore=shutil.ignore_patterns("tensorboard", "*.svg", "*.png"))
     for name in ("represent", "classify"):
         path = place / name / "config.json"
         path.write_text(path.read_text().replace(str(whole), str(place)))
@@ -459,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
         make(top / "whole")
     before = answers(top / "whole", top / "copy")
     started, rng, count, failures = time.monotonic(), random.Random(args.seed), collections.Counter(), []
-    for damage in damages(top / "whole", rng):
+    for damage in damages.damages(top / "whole", rng):
         if args.only not in f"{damage.file} {damage.name}":
             continue
         if time.monotonic() - started > args.seconds or len(failures) >= args.failures:

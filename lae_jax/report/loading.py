@@ -3,11 +3,12 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
+from lae_jax import metrics
 from lae_jax.report.scores import Sample
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
@@ -85,14 +86,14 @@ def read(folder: epath.Path) -> Evaluation:
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
     report = files.read_json(folder / REPORT, declared.REPORT_OF_AGES, _AGAIN)
+    text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
     try:
-        text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")
         chance = f"p_at_least_{report['threshold']:g}" if report.get("threshold") is not None else ""
-        return Evaluation(
+        found = Evaluation(
             folder,
             report,
             columns["name"],
@@ -109,8 +110,28 @@ def read(folder: epath.Path) -> Evaluation:
             columns[chance].astype(np.float64) if chance else None,
             {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
         )
+        for name, shares in (("below", found.below), (chance, found.chances)):
+            if shares is not None and not ((shares >= 0) & (shares <= 1) | np.isnan(shares)).all():
+                raise ValueError(f"{name} is below 0 or above 1")
+        if differing := _differing(report, metrics.age_report(ages, predictions).to_dict()):
+            raise ValueError(f"{differing} in {REPORT} is not that of {PREDICTIONS}")
     except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): evaluate the run again") from error
+    return found
+
+
+def _differing(report: Mapping, scored: Mapping) -> str:
+    """Returns the name of a score that the predictions do not give; '' without one.
+
+    Neither file has a checksum, but a changed digit in one of them makes them differ.
+    """
+    for name, value in scored.items():
+        if not isinstance(value, (int, float, list)) or any(isinstance(one, str) for one in np.ravel(value)):
+            continue
+        there, here = (np.ravel(np.array(one, np.float64)) for one in (report[name], value))  # None: NaN
+        if there.shape != here.shape or not np.allclose(there, here, rtol=1e-4, atol=1e-4, equal_nan=True):
+            return name
+    return ""
 
 
 def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray:
