@@ -48,6 +48,7 @@ class Extractor:
         self.checkpoint, self.dataset, self.folder = checkpoint, dataset, pathlib.Path(folder)
         self.config = fields.from_json(checkpoint.meta["config"])
         self.stage = stages.get(checkpoint.meta["stage"])
+        build.model(self.config, self.stage, 0)  # checks the names in the config
         self.digest = hash_of(checkpoint.variables)
         self.par = parallel.Parallel()
         self._mapped = None

@@ -296,7 +296,7 @@ def read_run(folder: epath.Path) -> Run:
         files.read_json(path, form) if (path := folder / f"{name}.json").exists() else {}
         for name, form in forms.items()
     ]
-    return Run(folder, *parts, files.read_lines(folder / "metrics.jsonl", declared.LINE))
+    return Run(folder, *parts, files.read_lines(folder / "metrics.jsonl", declared.line))
 
 
 def started_from(run: Run) -> epath.Path | None:

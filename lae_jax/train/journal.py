@@ -29,7 +29,7 @@ class Lines:
 
     def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
-        rows = files.read_lines(path, declared.LINE, "restore it, or remove this line")
+        rows = files.read_lines(path, declared.line, "restore it, or remove this line")
         self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
@@ -95,8 +95,8 @@ class Journal:
         self._metrics = Lines(workdir / "metrics.jsonl", start, None if scored else "validation")
         self._divergence = Lines(workdir / "divergence.jsonl", start)
         self.skipped_steps = len(self._divergence.rows)
-        rows = [row for row in self._metrics.rows if row["kind"] == "train"]
-        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        rows = [row for row in self._metrics.rows if row.get("kind") == "train"]
+        self._seconds_before = rows[-1].get("seconds") or 0.0 if rows else 0.0
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
         self._events = Events(self._events_folder, start)

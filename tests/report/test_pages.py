@@ -50,7 +50,11 @@ def write_run(folder, name, ages, predictions, *, people=None, start="", **chang
     (place / "predictions.csv").write_text(text)
     (run / "config.json").write_text(json.dumps({"stage": "represent", "init_from": start, "model": {"name": "m"}}))
     (run / "provenance.json").write_text(json.dumps({"commit": HOSTILE, "devices": ["cpu"], "hosts": 1}))
-    (run / "summary.json").write_text(json.dumps({"step": 9, "last_step": 9, "stage": "represent", "seconds": 3.0}))
+    (run / "summary.json").write_text(
+        json.dumps(
+            {"step": 9, "last_step": 9, "stage": "represent", "seconds": 3.0, "scores": None, "selected_by": None}
+        )
+    )
     lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in (1, 2, 3)]
     lines.append({"step": 3, "kind": "validation", "mae": 5.0, "sigma": None})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')

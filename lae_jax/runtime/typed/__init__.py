@@ -90,14 +90,24 @@ def flag() -> Form:
     return check
 
 
-def optional(form: Form) -> Form:
-    """Returns the form of a value that may be null, and in `fields` may be missing."""
+def nullable(form: Form) -> Form:
+    """Returns the form of a value that may be null."""
 
     def check(value: object, name: str) -> None:
         if value is not None:
             form(value, name)
 
     return check
+
+
+def optional(form: Form) -> Form:
+    """Returns the form of a value that may be null, and in `fields` may be missing."""
+    check = nullable(form)
+    _MAY_MISS.add(check)
+    return check
+
+
+_MAY_MISS: set[Form] = set()
 
 
 def many(form: Form, count: int | None = None) -> Form:
@@ -142,12 +152,10 @@ def fields(forms: Mapping[str, Form]) -> Form:
         if not isinstance(value, Mapping):
             raise Differs(name, value, "an object")
         for key, form in forms.items():
-            try:
-                form(value.get(key), _joined(name, key))
-            except Differs:
-                if key not in value:
-                    raise ValueError(f"no {_joined(name, key)}") from None
-                raise
+            if key in value:
+                form(value[key], _joined(name, key))
+            elif form not in _MAY_MISS:
+                raise ValueError(f"no {_joined(name, key)}")
 
     return check
 

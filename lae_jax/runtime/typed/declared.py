@@ -3,7 +3,7 @@
 import functools
 from typing import TYPE_CHECKING
 
-from lae_jax.runtime.typed import Form, fields, flag, many, named, number, one_of, optional, text, whole
+from lae_jax.runtime.typed import Form, fields, flag, many, named, nullable, number, one_of, optional, text, whole
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -29,18 +29,18 @@ OTHER = optional(fields({"hash": optional(DIGEST)}))  # the other data set, of a
 LEAK = {"kind": text(), "splits": many(text()), "data": text(), "message": text(), "other": OTHER}
 _FINDING = fields({"severity": text(), "message": text()})
 
-_COUNTS, _YEARS = many(whole(0)), optional(number(0))
+_COUNTS, _YEARS = many(whole(0)), nullable(number(0))
 # Scores of ages; null: undefined, as where an age group has no images.
 _OF_AGES = {
     "n": whole(1),
     **dict.fromkeys(("mae", "mmae", "mean_group_mae", "sigma", "aar_2021", "aar_2022"), _YEARS),
     "group_mae": many(_YEARS, 8),
     "group_count": many(whole(0), 8),
-    "bias": many(optional(number()), 8),
+    "bias": many(nullable(number()), 8),
     "outside_mae": many(_YEARS, 2),
     "outside_count": many(whole(0), 2),
-    "outside_bias": many(optional(number()), 2),
-    "cs": many(optional(number(0, 1))),
+    "outside_bias": many(nullable(number()), 2),
+    "cs": many(nullable(number(0, 1))),
     "missing_groups": many(text()),
 }
 _OF_IDENTITIES = {
@@ -56,10 +56,10 @@ SIDE = (1, 8192)  # pixels of a model's input
 _RANGES = {
     "data.image_size": whole(*SIDE),
     "data.resize": whole(0, SIDE[1]),
-    "data.fold": optional(whole(0)),
+    "data.fold": nullable(whole(0)),
     "data.mean": many(number(), 3),
     "data.std": many(number(above=0), 3),
-    "data.threads": optional(whole(1)),
+    "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
     "batch_size": whole(1),
@@ -91,7 +91,7 @@ def _of_config(default: "ConfigDict", prefix: str) -> Form:
             forms[key] = _of_config(value, f"{field}.")
         else:
             form = _TYPES[default.get_type(key)]
-            forms[key] = optional(form) if value is None else form
+            forms[key] = nullable(form) if value is None else form
     return fields(forms)
 
 
@@ -106,26 +106,26 @@ SUMMARY = fields(
         "stage": text(),
         "step": whole(0),
         "last_step": whole(0),
-        "scores": optional(SCORES),
-        "selected_by": optional(text()),
+        "scores": nullable(SCORES),
+        "selected_by": nullable(text()),
         "seconds": number(0),
     }
 )
 META = fields(
     {
         "step": whole(0),
-        "stage": text(),
+        "stage": one_of(("pretrain", "represent", "classify")),
         "model": text(),
         "num_outputs": whole(1, 1 << 31),
-        "scores": optional(SCORES),
-        "selected_by": optional(text()),
-        "selected": optional(number()),
+        "scores": nullable(SCORES),
+        "selected_by": nullable(text()),
+        "selected": nullable(number()),
         "constants": named(number()),
         "config": config,
         "crop": CROP,
         "data": text(),
         "data_hash": DIGEST,
-        "age_weights": optional(DIGEST),
+        "age_weights": nullable(DIGEST),
         "trained_on": optional(many(fields({"data": text(), "data_hash": DIGEST, "split": text()}))),
         "leaks": optional(many(fields(LEAK))),
         "identities": optional(fields({"schemes": many(text()), "hashes": many(text())})),
@@ -144,16 +144,23 @@ PROVENANCE = fields(
         ),
     }
 )
-# A line of metrics.jsonl and divergence.jsonl; null: not finite.
-LINE = fields(
-    {
-        "step": whole(0),
-        "kind": optional(text()),
-        "seconds": optional(number(0)),
-        "skipped_steps": optional(whole(0)),
-        **dict.fromkeys(("loss", "learning_rate", "mae", "sigma", "equal_error_rate"), optional(number())),
-    }
-)
+_LINE = {
+    "step": whole(0),
+    "kind": optional(text()),
+    "seconds": optional(number(0)),
+    "skipped_steps": optional(whole(0)),
+    **dict.fromkeys(("loss", "mae", "sigma", "equal_error_rate"), optional(number())),
+}
+_TRAINED = fields({**_LINE, "loss": nullable(number()), "learning_rate": number(0)})
+
+
+def line(value: object, name: str) -> None:
+    """The form of a line of metrics.jsonl and divergence.jsonl; null: not finite."""
+    fields(_LINE)(value, name)
+    if value.get("kind") == "train":
+        _TRAINED(value, name)
+
+
 # What is read of config.json where the run itself is not needed.
 CONFIG_HEAD = fields(
     {
