@@ -11,7 +11,6 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 """
 
 import argparse
-import csv
 import logging
 import os
 import pathlib
@@ -23,6 +22,7 @@ from lae_jax import predict
 from lae_jax.faces import Faces
 from lae_jax.runtime import console, flags, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted
+from lae_jax.runtime.foreign import spreadsheets
 
 if TYPE_CHECKING:
     from lae_jax.predict.estimator import AgeEstimator
@@ -170,7 +170,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
         estimator, found(args, estimator, photographs.in_csv(args.contest, args.images)), answers.Fields()
     )
     with open(args.out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = spreadsheets.Writer(file)
         for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None

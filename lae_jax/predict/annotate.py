@@ -11,13 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax.faces import crops, images
 from lae_jax.predict.photographs import Named
+from lae_jax.runtime import foreign
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
 
 _COLOUR = (33, 102, 172)
 _JPEG = ("jpg", "jpeg")
-_UNFIT = re.compile(r"""[\x00-\x20\x7f-\x9f\ud800-\udfff<>:"/\\|?*]+""")  # of names of files, on some system
+_UNFIT = re.compile(r"""[ <>:"/\\|?*]+""")  # of names of files, on some system
 _MARK = b"drawn by lae_jax.predict"  # the comment in a drawing
 _STEM_BYTES = 120  # of a drawing's name; file systems allow 143 to 255 for all of it
 
@@ -90,7 +91,7 @@ class Drawings:
         return path
 
     def _name(self, photograph: str) -> str:
-        flat = _UNFIT.sub("_", photograph)
+        flat = _UNFIT.sub("_", foreign.replaced(photograph, "_"))
         stem, _, ending = flat.rpartition(".")
         if ending.lower() not in _JPEG:
             stem, ending = flat, "jpg"

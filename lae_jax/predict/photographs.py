@@ -16,7 +16,7 @@ from PIL import Image
 from lae_jax.data.sources import csv_file, interface
 from lae_jax.faces import crops, images
 from lae_jax.faces.images import BadImage
-from lae_jax.runtime import cpu
+from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
 
 
@@ -124,7 +124,7 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
         begin.lower().endswith(interface.IMAGE_SUFFIXES) or os.path.isfile(os.path.join(root, begin))
     ):
         raise InputError(
-            f"{path}: the first line {interface.shown(','.join(first[1]), 80)!r} has no column"
+            f"{path}: the first line {foreign.quoted(','.join(first[1]), 80)} has no column"
             f" {'|'.join(csv_file.PATH_NAMES)} and does not begin with an image: add a header"
             + csv_file.separator(begin)
         )

@@ -1,6 +1,5 @@
 """What to look at after a preparation: images by age group, and contact sheets of crops and of rejected photographs."""
 
-import csv
 import io
 import itertools
 import textwrap
@@ -15,7 +14,8 @@ from lae_jax.data import rejected
 from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
-from lae_jax.runtime import console, layout
+from lae_jax.runtime import console, foreign, layout
+from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
 _CROPS, _REFUSED = 64, 24  # pictures of a sheet
@@ -25,23 +25,25 @@ _FEW_SPLITS = 6  # so many have a column in a terminal
 _GAP, _LINE, _EMPTY = 6, 13, (232, 232, 232)
 
 
-def table(dataset: Dataset) -> str:
-    """Returns the number of images of each split, by age group where ages are known, as text for a terminal.
+def table(dataset: Dataset) -> list[str]:
+    """Returns the number of images of each split, by age group where ages are known, as lines for a terminal.
 
     Babies and people over 81, whom the paper's groups leave out, are groups of their own.
     """
     sizes, ages = dataset.manifest["splits"], dataset.column("age")
     sizes = {name: sizes[name] for name in sorted(sizes, key=checks.place)}
     if np.isnan(ages).all():
-        return console.table(["split", "images"], list(sizes.items()))
+        return console.table(["split", "images"], list(sizes.items())).splitlines()
     kind = np.full(len(ages), len(metrics.ALL_GROUPS))
     kind[~np.isnan(ages)] = metrics.extended_group(ages[~np.isnan(ages)])
     parts = {name: dataset.rows(name) for name in sizes} if len(sizes) <= _FEW_SPLITS else {"all": slice(None)}
     count = np.array([np.bincount(kind[rows], minlength=len(metrics.ALL_GROUPS) + 1) for rows in parts.values()])
     groups = zip((*metrics.ALL_GROUPS, "unknown"), count.T, strict=True)
     lines = [(group, *row) for group, row in groups if group in metrics.GROUPS or row.any()]
-    shown = console.table(["age", *parts], [*lines, ("all", *count.sum(axis=1))])
-    return shown if len(sizes) <= _FEW_SPLITS else f"{shown}\n{console.table(['split', 'images'], list(sizes.items()))}"
+    shown = console.table(["age", *parts], [*lines, ("all", *count.sum(axis=1))]).splitlines()
+    if len(sizes) > _FEW_SPLITS:
+        shown += console.table(["split", "images"], list(sizes.items())).splitlines()
+    return shown
 
 
 def write(dataset: Dataset) -> list[str]:
@@ -96,7 +98,7 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:
-        rows = [tuple(row) for row in itertools.islice(csv.reader(file), 1, _SEARCHED)]
+        rows = [tuple(row) for row in itertools.islice(spreadsheets.rows(file), 1, _SEARCHED)]
     tiles, any_readable = [], False
     for name, reason in in_turn(rows, _REFUSED):
         picture = None
@@ -105,7 +107,7 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
             any_readable = True
         except images.BadImage:  # a grey field stands for it
             pass
-        tiles.append((picture, [name[-25:], *textwrap.wrap(reason, 28)[:2]]))
+        tiles.append((picture, [foreign.shown(name)[-25:], *textwrap.wrap(foreign.shown(reason), 28)[:2]]))
     return _sheet(tiles, 6, _REFUSED_SIZE, 3) if any_readable else None
 
 

@@ -17,6 +17,7 @@ from lae_jax.report.scores import MAIN, MORE, Scored
 from lae_jax.report.tables import Estimate, Table
 from lae_jax.runtime import console, files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 from lae_jax.runtime.typed import declared
 
 _AGAIN = "run lae_jax.longtail again"
@@ -200,7 +201,7 @@ _DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
 def _lines(path: epath.Path) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(files.read_text(path, _AGAIN), newline="")))
+    return list(spreadsheets.records(io.StringIO(files.read_text(path, _AGAIN), newline="")))
 
 
 def _bench_row(line: dict, shown: Sequence[str]) -> list[str | Estimate]:

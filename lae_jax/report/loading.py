@@ -12,6 +12,7 @@ from lae_jax import metrics
 from lae_jax.report.scores import Sample
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 from lae_jax.runtime.typed import declared
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
@@ -88,7 +89,7 @@ def read(folder: epath.Path) -> Evaluation:
     report = files.read_json(folder / REPORT, declared.REPORT_OF_AGES, _AGAIN)
     text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        rows = list(spreadsheets.records(io.StringIO(text, newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")
@@ -140,11 +141,16 @@ def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray
     return np.array([float(text) if text else unknown for text in texts])
 
 
+def folders(run: epath.Path) -> list[epath.Path]:
+    """Returns the folders of a run's evaluations, of ages and of identities, sorted by name."""
+    top = epath.Path(run) / "evaluation"
+    # Not by a glob, in which the name of the run would be a pattern too.
+    return sorted(folder for folder in top.iterdir() if (folder / REPORT).exists()) if top.is_dir() else []
+
+
 def evaluations(run: epath.Path) -> list[epath.Path]:
     """Returns the folders of a run's evaluations of ages, sorted by name."""
-    return sorted(
-        path.parent for path in (epath.Path(run) / "evaluation").glob(f"*/{REPORT}") if is_evaluation(path.parent)
-    )
+    return [folder for folder in folders(run) if is_evaluation(folder)]
 
 
 def _kind(report: dict) -> tuple:

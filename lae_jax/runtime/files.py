@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from etils import epath
 
-from lae_jax.runtime import typed
+from lae_jax.runtime import foreign, typed
 from lae_jax.runtime.errors import InputError
 
 LIMIT = 1 << 28  # bytes of a file that is read at once: the rejected rows of the largest shard fit
@@ -29,7 +29,7 @@ def write_text(path: os.PathLike, text: str) -> None:
     Names of files that are not UTF-8 get escapes.
     """
     path = epath.Path(path)
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = foreign.utf8(text)
     if is_remote(path):
         path.write_text(text)
         return

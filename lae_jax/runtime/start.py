@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lae_jax.runtime import console
+from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import Ended, InputError
 
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
@@ -49,7 +49,7 @@ def program(
             sys.stdout.flush()
         return
     except Ended as end:
-        print(f"{end.label}: {end}", file=sys.stderr)
+        print(foreign.shown(f"{end.label}: {end}"), file=sys.stderr)
         status = end.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -61,9 +61,10 @@ def program(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 128 + signal.SIGPIPE
         elif "RESOURCE_EXHAUSTED" in str(error):  # of XLA
-            print(f"error: {str(error).splitlines()[0].rstrip('.')}. {_LESS_MEMORY}", file=sys.stderr)
+            told = str(error).splitlines()[0].rstrip(".")
+            print(foreign.shown(f"error: {told}. {_LESS_MEMORY}"), file=sys.stderr)
         else:
-            traceback.print_exc()
+            print(foreign.shown_lines(traceback.format_exc()), end="", file=sys.stderr)
     leave(status)
 
 

@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from lae_jax.runtime import markdown
+from lae_jax.report import markdown
 from lae_jax.serve import schema
 from lae_jax.serve.ages import Ages
+from lae_jax.serve.ascii_json import AsciiJSON
 from lae_jax.serve.limits import Gate, Refused
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
@@ -84,6 +85,7 @@ def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None
 
     app = FastAPI(
         title="lae_jax", version=about.versions["lae-jax"], lifespan=lifespan, docs_url=None, redoc_url=None,
+        default_response_class=AsciiJSON,
         description="Ages of the faces in photographs. Nothing is stored, and nothing is sent anywhere.",
     )  # fmt: skip
     _add_pages(app, about)
@@ -133,7 +135,7 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
         images = [schema.image(*result, level) for result in results]
         if not tolerant and not any(image.faces for image in images):
             content = schema.Refusal(error=schema.nothing(images), images=images)
-            return JSONResponse(content.model_dump(exclude_none=True), 422)
+            return AsciiJSON(content.model_dump(exclude_none=True), 422)
         return schema.Prediction(model=about.model, images=images)
 
     @app.get("/v1/model", response_model_exclude_none=True, summary="Model card, crop contract, limits, versions")
@@ -158,17 +160,17 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     def refused(_, refusal: Refused) -> Response:
         headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
-        return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
+        return AsciiJSON({"error": refusal.sentence}, refusal.status, headers)
 
     @app.exception_handler(HTTPException)
     def known(request: Request, error: HTTPException) -> Response:
         sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; see /docs for the API"
-        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+        return AsciiJSON({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_, error: RequestValidationError) -> Response:
         told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        return JSONResponse({"error": told}, 400)
+        return AsciiJSON({"error": told}, 400)
 
     @app.exception_handler(ClientDisconnect)
     def left(*_) -> Response:
@@ -176,7 +178,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def failed(*_) -> Response:
-        return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
+        return AsciiJSON({"error": "the server failed on this request; its log says why"}, 500)
 
 
 async def _unless_left(request: Request, work):
@@ -226,10 +228,10 @@ class _Guard:
 
         app = self.app
         if sentence := self._foreign(scope):
-            app = JSONResponse({"error": sentence}, 403)
+            app = AsciiJSON({"error": sentence}, 403)
         elif self.open >= _MOST_OPEN and scope["path"] not in _ALWAYS:
             told = f"{self.open} requests are open already: try again in a second"
-            app = JSONResponse({"error": told}, 503, {"retry-after": "1"})
+            app = AsciiJSON({"error": told}, 503, {"retry-after": "1"})
         self.open += 1
         try:
             await app(scope, receive, with_headers)

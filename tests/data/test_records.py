@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -368,3 +369,18 @@ def test_a_damaged_part_is_made_again(source, tmp_path, part, damage):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
     assert run(out, "--source", source, "--shards", 2) == manifest and path.read_bytes() == whole
+
+
+def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    (out / "planted_in_data.py").write_text("")
+    features = json.loads((out / "features.json").read_text())
+    (out / "features.json").write_text(json.dumps(features | {"pythonClassName": "planted_in_data.Class"}))
+    monkeypatch.syspath_prepend(out)
+    dataset = records.open_dataset(out)
+    assert len(dataset.encoded(dataset.rows("test"))) == 16
+    assert "planted_in_data" not in sys.modules
+    with pytest.raises(ValueError, match=r"planted_in_data\.Class"):
+        tfds.builder_from_directory(str(out))
+    assert sys.modules.pop("planted_in_data"), "TFDS imports it: this is the attack"

@@ -113,6 +113,7 @@ SUMMARY = fields(
 )
 META = fields(
     {
+        "run": optional(text()),  # missing: written before runs had ids
         "step": whole(0),
         "stage": one_of(("pretrain", "represent", "classify")),
         "model": text(),
