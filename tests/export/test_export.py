@@ -315,7 +315,7 @@ def test_a_damaged_folder_is_named(copy, damage, message):
     ("format", "pickle", "unknown format 'pickle'"),
     ("version", 2, "version is 2: it must be 1"),
     ("input.image_size", 32, r"its model takes uint8 \(None, 24, 24, 3\)"),
-    ("input", None, "input is None: it must be an object"),
+    ("input", None, r"damaged \(no input\)"),
     ("temperature", float("inf"), "damaged"),
     ("temperature", 0, "temperature is 0: it must be a number at least 0.001"),
     ("format", "saved_model", "its saved_model cannot be read here"),
