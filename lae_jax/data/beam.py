@@ -28,7 +28,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from lae_jax.data import shards
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.files import is_remote, read_json
+from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
@@ -120,7 +120,7 @@ class Beam:
             for task in tasks
             if task.columns_path.name in parts
             and task.part_path.exists()
-            and sizes.get(task.path.name) == read_json(task.part_path)["bytes"]
+            and sizes.get(task.path.name) == task.part()["bytes"]
         ]
         self._fetch(tasks[0].out, [f"parts/{task.columns_path.name}" for task in complete])
         there = {task.index for task in complete}

@@ -17,9 +17,10 @@ from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
 from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
-from lae_jax.runtime import checkpoints, files, parallel, watch
+from lae_jax.runtime import checkpoints, files, layout, parallel, watch
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -84,7 +85,7 @@ def _publish(done: measure.Evaluated, folder: epath.Path) -> None:
     run, config = done.checkpoint.workdir, fields.from_json(done.checkpoint.meta["config"])
     own = config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data
     if own and folder == showing.place(run, done.dataset.path, done.split):
-        files.write_text(run / loading.PAGE, (folder / loading.PAGE).read_text("utf-8"))
+        files.write_text(run / loading.PAGE, files.read_text(folder / loading.PAGE))
 
 
 def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
@@ -118,11 +119,12 @@ def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
 
 def _is_current(workdir: epath.Path) -> bool:
     """Whether the newest evaluation of the validation split is of the kept checkpoint; True without such a split."""
-    config, kept = fields.from_json(files.read_json(workdir / "config.json")), loading.read_run(workdir).summary
+    config = fields.from_json(files.read_json(workdir / "config.json", declared.config))
+    kept = loading.read_run(workdir).summary
     if not config.data.split:
         return True
     folder = showing.place(workdir, config.data.path, inputs.split_name(config, config.data.split))
-    return (folder / loading.REPORT).exists() and files.read_json(folder / loading.REPORT).get("step") == kept["step"]
+    return (folder / loading.REPORT).exists() and loading.read_report(folder).get("step") == kept["step"]
 
 
 def _training(done: measure.Evaluated) -> dict | None:
@@ -255,8 +257,7 @@ def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
 
 def _photograph(dataset, row: int) -> bytes | None:
     """The source photograph, small, in JPEG; None if it cannot be read or was a crop already."""
-    recipe = dataset.path / "recipe.json"
-    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    root = layout.read_recipe(dataset.path).get("images")
     if root is None or dataset.crop.get("align") == "none":
         return None
     name = str(dataset.column("name")[row]).partition("#")[0]

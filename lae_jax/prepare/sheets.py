@@ -13,7 +13,7 @@ from lae_jax.data import rejected
 from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
-from lae_jax.runtime import console, files, foreign, layout
+from lae_jax.runtime import console, foreign, layout
 from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
@@ -94,8 +94,7 @@ def _crops(dataset: Dataset) -> Image.Image:
 
 
 def _rejected(dataset: Dataset) -> Image.Image | None:
-    recipe = dataset.path / layout.RECIPE
-    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    root = layout.read_recipe(dataset.path).get("images")
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:

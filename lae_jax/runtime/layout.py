@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 
 from etils import epath
 
-from lae_jax.runtime import foreign
+from lae_jax.runtime import files, foreign
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import is_remote
+from lae_jax.runtime.typed import declared
 
 CHECKPOINTS, CONFIG, RUN = "checkpoints", "config.json", "run.json"
 UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
@@ -66,6 +67,16 @@ def is_run(path: os.PathLike | str) -> bool:
 def is_dataset(path: os.PathLike | str) -> bool:
     """Whether a folder is a prepared data set."""
     return (epath.Path(path) / DATASET).exists()
+
+
+def read_recipe(path: os.PathLike | str) -> dict:
+    """Returns the recipe of a data set; {} without one.
+
+    Raises:
+      InputError: It is damaged.
+    """
+    recipe = epath.Path(path) / RECIPE
+    return files.read_json(recipe, declared.RECIPE) if recipe.exists() else {}
 
 
 def names(given: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:

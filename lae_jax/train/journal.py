@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import SaveFailed
+from lae_jax.runtime.typed import declared
 from lae_jax.train.events import Events
 
 logger = logging.getLogger("lae_jax")
@@ -28,13 +29,12 @@ class Lines:
 
     def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
-        # A line that a kill interrupted has no end.
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = files.read_lines(path, declared.line, "restore it, or remove this line")
         self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
-        if len(lines) > len(self._lines):
+        # A kill may have interrupted the last line: the next one must not continue it.
+        if path.exists() and path.stat().length != sum(map(len, self._lines)):
             files.write_text(path, "".join(self._lines))
 
     def append(self, row: Mapping) -> None:
@@ -95,8 +95,8 @@ class Journal:
         self._metrics = Lines(workdir / "metrics.jsonl", start, None if scored else "validation")
         self._divergence = Lines(workdir / "divergence.jsonl", start)
         self.skipped_steps = len(self._divergence.rows)
-        rows = [row for row in self._metrics.rows if row["kind"] == "train"]
-        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        rows = [row for row in self._metrics.rows if row.get("kind") == "train"]
+        self._seconds_before = rows[-1].get("seconds") or 0.0 if rows else 0.0
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
         self._events = Events(self._events_folder, start)
