@@ -12,7 +12,7 @@ import argparse
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import flags, layout, start
+from lae_jax.runtime import flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
     longtail.check(**{name: args[name] for name in checked})
-    layout.require_place_for_results(args["out"])
+    longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
     print(tell(report, args["out"]))

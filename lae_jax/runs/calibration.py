@@ -1,11 +1,9 @@
 """The temperature of a run's distributions, fitted to its validation split: read and write its file in the run."""
 
-import json
-
 from etils import epath
 
 from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.files import read_json
+from lae_jax.runtime.files import read_json, write_json
 
 CALIBRATION = "calibration.json"
 
@@ -28,4 +26,4 @@ def read_temperature(workdir: epath.Path, step: int) -> float:
 
 def write_calibration(workdir: epath.Path, content: dict) -> None:
     """Writes a calibration into the run."""
-    (workdir / CALIBRATION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_json(workdir / CALIBRATION, content)
