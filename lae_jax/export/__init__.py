@@ -4,7 +4,6 @@
 """
 
 import os
-import pathlib
 from typing import Literal, get_args
 
 from lae_jax.runs import preflight
@@ -62,18 +61,4 @@ def check(run: str | os.PathLike, format: Format, out: str | os.PathLike, step: 
     if is_remote(out):
         raise InputError(f"--out {out}: export to a local disk, where the check reads it back, then copy the folder")
     layout.require_new(out)
-    place_of_begun(out)
-
-
-def place_of_begun(out: str | os.PathLike) -> pathlib.Path:
-    """Returns the folder `out`.incomplete, in which an export is written until it is whole.
-
-    Raises:
-      InputError: Something else is there than what an export leaves that was killed.
-    """
-    path = pathlib.Path(out)
-    begun = path.with_name(path.name + ".incomplete")
-    own = {*layout.MODELS, layout.EXPORT, layout.EXPORT + ".incomplete", "model_card.md", "model_card.md.incomplete"}
-    if os.path.lexists(begun) and (begun.is_symlink() or not begun.is_dir() or {*os.listdir(begun)} - own):
-        raise InputError(f"--out {out}: {begun} is in the way and is not an unfinished export: move it away")
-    return begun
+    layout.place_of_export(out)

@@ -14,7 +14,7 @@ import tqdm
 
 from lae_jax.data import pipeline, records
 from lae_jax.data.sources import synthetic
-from lae_jax.export import folder, place_of_begun
+from lae_jax.export import folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
 from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
@@ -103,7 +103,7 @@ def _write(
     out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line: tqdm.tqdm
 ) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
-    unfinished = place_of_begun(out)
+    unfinished = layout.place_of_export(out)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:

@@ -168,13 +168,13 @@ def save_failed(error: BaseException, place: os.PathLike | str = "", kept: str =
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         number = next((one for one in _OF_WRITING if os.strerror(one) in str(error)), None)
-    inside = place and os.path.join(os.path.abspath(name), "").startswith(os.path.join(os.path.abspath(place), ""))
-    what_to_do = _OF_WRITING.get(number) or (name and inside and _OF_A_PLACE.get(number))
+    inside = os.path.join(os.path.abspath(name), "").startswith(os.path.join(os.path.abspath(place), ""))
+    inside = bool(name and place and inside)
+    what_to_do = _OF_WRITING.get(number) or (inside and _OF_A_PLACE.get(number))
     if not what_to_do:
         return None
-    told = "; ".join(
-        [f"{name or place or 'a file'} could not be written ({os.strerror(number)})", *filter(None, [kept])]
-    )
+    shown = place if inside or not name else name
+    told = f"{shown or 'a file'} could not be written ({os.strerror(number)}){kept and f'; {kept}'}"
     return SaveFailed(f"{told}: {what_to_do}, then start the same command again")
 
 

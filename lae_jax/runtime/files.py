@@ -74,7 +74,7 @@ def together(folder: os.PathLike, last: str, above: os.PathLike | None = None) -
         place = epath.Path(temporary) / folder.name
         place.mkdir()
         yield place
-        names = sorted(os.path.relpath(path, place) for path in place.rglob("*") if path.is_file())
+        names = sorted(os.path.relpath(path, place) for path in pathlib.Path(place).rglob("*") if path.is_file())
         for parent in {(folder / name).parent for name in names}:
             parent.mkdir(parents=True, exist_ok=True)
         (folder / last).unlink(missing_ok=True)
@@ -98,10 +98,11 @@ def growing(path: os.PathLike | str) -> Iterator[str]:
         yield os.fspath(place)
         os.replace(place, path)
     except BaseException:
-        if place.stat().st_size:
-            logger.warning("%s is not complete: the rows so far are in %s", path, place)
-        else:
-            place.unlink()
+        with contextlib.suppress(OSError):
+            if place.stat().st_size:
+                logger.warning("%s is not complete: the rows so far are in %s", path, place)
+            else:
+                place.unlink()
         raise
 
 

@@ -332,6 +332,19 @@ def require_new(out: os.PathLike | str) -> None:
     require_writable(out)
 
 
+def place_of_export(out: os.PathLike | str) -> pathlib.Path:
+    """Returns `out`.incomplete, the folder in which an export is written until it is whole.
+
+    Raises:
+      InputError: Something else is there than what an export leaves that was killed.
+    """
+    path = pathlib.Path(f"{pathlib.Path(out)}.incomplete")
+    own = {*MODELS, EXPORT, f"{EXPORT}.incomplete", "model_card.md", "model_card.md.incomplete"}
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or {*os.listdir(path)} - own):
+        raise InputError(f"--out {out}: {path} is in the way and is not an unfinished export: move it away")
+    return path
+
+
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return f"other files ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"

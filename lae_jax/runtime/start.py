@@ -95,9 +95,7 @@ def _told(last: BaseException) -> int:
     if not isinstance(error, Ended) and (broken := _broken_output(error)):
         if isinstance(broken, BrokenPipeError):
             return 128 + signal.SIGPIPE
-        error = SaveFailed(
-            f"the standard output could not be written ({broken.strerror}): redirect it to another place"
-        )
+        error = SaveFailed(f"the standard output could not be written ({broken.strerror}): send it to another place")
     elif not isinstance(error, Ended):
         error = save_failed(error) or error
     if isinstance(error, Ended):
