@@ -4,7 +4,6 @@ import contextlib
 import gc
 import io
 import os
-import select
 import signal
 import sys
 import traceback
@@ -13,8 +12,9 @@ from collections.abc import Callable
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lae_jax.runtime import console
-from lae_jax.runtime.errors import Ended, InputError, SaveFailed, save_failed
+from lae_jax.runtime.errors import Ended, InputError, save_failed
 
+_STDOUT, _OUTPUT = 1, "the standard output"
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
 _DEFAULT = gc.get_threshold()
 _LESS_MEMORY = (
@@ -44,9 +44,16 @@ def program(
     gc.set_threshold(_OFTEN_ENOUGH)
     _open_closed_streams()
     console.setup_logging()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__:  # a notebook or a test may have replaced it
+        sys.stdout.flush()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(_STDOUT, "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
+            errors="backslashreplace",
+            line_buffering=sys.stdout.line_buffering,
+            write_through=sys.stdout.write_through,
+        )
     status = 0
     try:
         with logging_redirect_tqdm(loggers=[console.logger]):
@@ -61,6 +68,17 @@ def program(
             _drop_rest(stream)
     if status:
         leave(status)
+
+
+class _Output(io.FileIO):
+    """The standard output, which its errors name: another pipe may break too."""
+
+    def write(self, content: bytes) -> int | None:
+        try:
+            return super().write(content)
+        except OSError as error:
+            error.filename = _OUTPUT
+            raise
 
 
 def _open_closed_streams() -> None:
@@ -92,11 +110,9 @@ def _told(last: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return 130
-    if not isinstance(error, Ended) and (broken := _broken_output(error)):
-        if isinstance(broken, BrokenPipeError):
-            return 128 + signal.SIGPIPE
-        error = SaveFailed(f"the standard output could not be written ({broken.strerror}): send it to another place")
-    elif not isinstance(error, Ended):
+    if isinstance(error, BrokenPipeError) and error.filename == _OUTPUT:
+        return 128 + signal.SIGPIPE
+    if not isinstance(error, Ended):
         error = save_failed(error) or error
     if isinstance(error, Ended):
         _say(f"{error.label}: {error}")
@@ -111,27 +127,6 @@ def _told(last: BaseException) -> int:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-
-
-def _broken_output(error: BaseException) -> OSError | None:
-    """Returns why the standard output cannot be written, if this is the reason of `error`; None if it is not."""
-    if not isinstance(error, OSError) or error.filename is not None:
-        return None
-    if isinstance(error, BrokenPipeError):
-        return error if _reader_left() else None
-    try:
-        sys.stdout.flush()  # what could not be written is still in its buffer
-    except OSError as broken:
-        return broken
-    return None
-
-
-def _reader_left() -> bool:
-    """Whether nobody reads the standard output or the standard error any longer, as after `| head`."""
-    poll = select.poll()
-    for number in (1, 2):
-        poll.register(number, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _drop_rest(stream: io.TextIOBase) -> None:
