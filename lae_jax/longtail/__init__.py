@@ -29,12 +29,12 @@ def compare(
 ) -> dict:
     """Trains a head with every method on the features of one or more runs, and scores all heads.
 
-    Writes `out`: features/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
+    Writes `out`: features/, heads/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
 
     Args:
       runs: Runs of stage represent.
       data: Folder of the prepared data set that they were trained on.
-      out: Folder to write; its features are reused while runs and data are the same.
+      out: Folder to write; its features and heads are reused while what they were made from is the same.
       methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS`).
       like: Runs of stage classify, which give batch size, epochs and optimiser of the heads and are scored too.
       test: Split that is only reported on, not used to choose.

@@ -3,8 +3,9 @@
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
 
-Writes OUT: features/ (reused while run and data are the same), table.csv, table.md and table.tex (each method on test,
-with the setting that validation chose), trials.csv (every setting and rate), head_tail.png, report.json.
+Writes OUT: features/ and heads/ (reused while what they were made from is the same), table.csv, table.md and table.tex
+(each method on test, with the setting that validation chose), trials.csv (every setting and rate), head_tail.png,
+report.json.
 """
 
 import argparse

@@ -35,7 +35,7 @@ def trained(
     described = json.dumps(of, sort_keys=True)
     path = folder / f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         skipped = arrays.pop(_SKIPPED)
         if str(arrays.pop(_OF)) == described:
