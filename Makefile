@@ -93,8 +93,8 @@ lint: $(STAMP)
 
 # Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
 # features), every fault in all its rounds, loading and exporting every model with published weights, the readers under
-# a fuzzer, the server under load, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
-# and on one core.
+# a fuzzer, the server under load and under attack, numbers on every kind of CPU, and the demo's effect with five
+# seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -103,6 +103,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(VENV)/bin/python -m benchmarks.serve_load
+	$(VENV)/bin/python -m benchmarks.serve_attacks
 	$(MAKE) fuzz
 	$(MAKE) test-portable
 	rm -rf build/demos

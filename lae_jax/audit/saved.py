@@ -199,13 +199,13 @@ def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
     return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
 
 
-def tell(report: dict) -> str:
-    """Describes the content of an audit.json for a terminal: a table, and an example of each finding."""
+def tell(report: dict) -> list[str]:
+    """Describes an audit.json, as lines for a terminal: a table, and an example of each finding."""
     place = f"{report['data']}/{FILE}"
     if not report["findings"]:
-        return f"{place}: clean"
+        return [f"{place}: clean"]
     rows = [(f["kind"], f["severity"], f["count"], "-".join(f["splits"]) or "all") for f in report["findings"]]
-    lines = [console.table(["finding", "severity", "count", "splits"], rows)]
+    lines = console.table(["finding", "severity", "count", "splits"], rows).splitlines()
     more = False
     for finding in report["findings"]:
         # The groups without images are named in the message already.
@@ -213,7 +213,7 @@ def tell(report: dict) -> str:
         example = f" ({', '.join(examples[0])})" if examples else ""
         lines.append(f"{finding['severity']}: {finding['message']}{example}")
         more |= len(examples) > 1
-    return "\n".join([*lines, f"{place} lists more examples" if more else place])
+    return [*lines, f"{place} lists more examples" if more else place]
 
 
 def next_commands(dataset: records.Dataset, place: str) -> list[str]:

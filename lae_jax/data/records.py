@@ -6,9 +6,12 @@ splits/<name>.npz                       rows (int64) of a split
 rejected.csv                            name, reason
 recipe.json                             everything that determines the shards; written first
 dataset.json                            manifest: counts, sizes and SHA-256 of the files above; written last
-dataset_info.json, features.json        TFDS metadata, so that tfds.builder_from_directory opens the folder
+dataset_info.json, features.json        TFDS metadata, for other programs: tfds.builder_from_directory opens the folder
+
+No TFDS metadata is read here: features.json names Python modules, which TFDS imports.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,9 +22,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
+from array_record.python import array_record_data_source, array_record_module
 
 from lae_jax.data import split_names
 from lae_jax.runtime import layout
@@ -35,18 +36,25 @@ FORMAT = 3  # version of the format of prepared data sets
 FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are computed when a data set is opened
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A whole shard, as `ArrayRecordDataSource` takes it (its protocol `FileInstruction`)."""
+
+    filename: str
+    take: int
+    examples_in_shard: int
+    skip: int = 0
+
+
 class Dataset:
     """A prepared data set, opened and checked. Images are read by row; columns and splits are arrays."""
 
     def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table):
         self.path, self.manifest, self._columns = path, manifest, columns
-        builder = tfds.builder_from_directory(str(path))
-        lengths = [shard["count"] for shard in manifest["shards"]]
-        if builder.info.splits["images"].shard_lengths != lengths:
-            raise InputError(
-                f"{path}: dataset_info.json and dataset.json differ in the number of images: prepare it again"
-            )
-        self._source = builder.as_data_source("images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        shards = [(str(path / shard["file"]), shard["count"]) for shard in manifest["shards"]]
+        self._source = array_record_data_source.ArrayRecordDataSource(
+            [_Shard(name, count, count) for name, count in shards]
+        )
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -103,6 +111,9 @@ class Dataset:
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """Returns the encoded images (JPEG) of the rows, in the same order."""
+        # Importing it takes as long as opening a data set, and most programs that open one need no encoded images.
+        from tensorflow_datasets.proto import tf_example_pb2
+
         examples = map(tf_example_pb2.Example.FromString, self.read(rows))
         return [example.features.feature["image"].bytes_list.value[0] for example in examples]
 

@@ -1,6 +1,7 @@
 """The folder of an evaluation: scores, predictions, model card and page."""
 
 import dataclasses
+import io
 import logging
 
 import numpy as np
@@ -14,10 +15,11 @@ from lae_jax.evaluate import contents as showing
 from lae_jax.evaluate import measure
 from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
-from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
+from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
 from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
 from lae_jax.runtime import checkpoints, files, parallel, watch
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 logger = logging.getLogger("lae_jax")
 
@@ -177,15 +179,18 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         columns |= dict(zip(loading.GUESSES, _guesses(done, contents.spread).T, strict=True))
     for column in contents.slices:
         columns[loading.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
-    lines = zip(*(_plain(values) for values in columns.values()), strict=True)
-    return tables.csv_text([*columns], lines)
+    # Numbers have all their digits, so that the file gives the same scores.
+    text = io.StringIO(newline="")
+    writer = spreadsheets.Writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*map(_plain, columns.values()), strict=True))
+    return text.getvalue()
 
 
 def _plain(values) -> list:
-    """Numbers with all their digits, so that the file gives the same scores."""
     if not isinstance(values, np.ndarray):
         return values
-    return [repr(value) if isinstance(value, float) and value == value else value for value in values.tolist()]
+    return [None if isinstance(value, float) and value != value else value for value in values.tolist()]
 
 
 def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:

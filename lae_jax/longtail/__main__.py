@@ -13,7 +13,7 @@ import argparse
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import flags, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,19 +41,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tell(report: dict, out: str) -> str:
-    """Returns the results as text for a terminal."""
+def tell(report: dict, out: str) -> list[str]:
+    """Returns the results, as lines for a terminal."""
     from lae_jax.report import wording
 
     seconds = report["seconds"]
-    return "\n".join(
-        [
-            (epath.Path(out) / "table.md").read_text("utf-8"),
-            *report["sentences"].values(),
-            f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
-            *wording.leaks(report),
-        ]
-    )
+    return [
+        *(epath.Path(out) / "table.md").read_text("utf-8").splitlines(),
+        "",
+        *report["sentences"].values(),
+        f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
+        *wording.leaks(report),
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,10 +64,12 @@ def main(argv: list[str] | None = None) -> None:
     longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
-    print(tell(report, args["out"]))
-    print(f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json")
-    print(f"look at {args['out']}/head_tail.png")
-    print(f"next: python -m lae_jax.report {args['out']} --out reports/longtail")
+    console.write(
+        *tell(report, args["out"]),
+        f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json",
+        f"look at {args['out']}/head_tail.png",
+        f"next: python -m lae_jax.report {args['out']} --out reports/longtail",
+    )
 
 
 if __name__ == "__main__":

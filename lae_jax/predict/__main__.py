@@ -12,7 +12,6 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 
 import argparse
 import contextlib
-import csv
 import logging
 import os
 import pathlib
@@ -24,6 +23,7 @@ from lae_jax import predict
 from lae_jax.faces import Faces
 from lae_jax.runtime import console, files, flags, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted, saving
+from lae_jax.runtime.foreign import spreadsheets
 
 if TYPE_CHECKING:
     from lae_jax.predict.estimator import AgeEstimator
@@ -176,7 +176,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
         estimator, found(args, estimator, photographs.in_csv(args.contest, args.images)), answers.Fields()
     )
     with saving(args.out), files.growing(args.out) as out, open(out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = spreadsheets.Writer(file)
         for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None
@@ -194,6 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
     start.devices(args.devices)
+    from lae_jax.faces import decoders
+
+    decoders.shared().start()  # while the model is loaded
     total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.contest else run)(args, estimator, total)

@@ -17,6 +17,7 @@ from lae_jax.report.scores import MAIN, MORE, Scored
 from lae_jax.report.tables import Estimate, Table
 from lae_jax.runtime import console, files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 _OF_GROUP = [f"mae_{group}" for group in metrics.ALL_GROUPS]
 
@@ -198,7 +199,7 @@ _DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
 def _lines(path: epath.Path) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+    return list(spreadsheets.records(io.StringIO(path.read_text("utf-8"), newline="")))
 
 
 def _bench_row(line: dict, shown: Sequence[str]) -> list[str | Estimate]:

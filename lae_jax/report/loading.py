@@ -12,6 +12,7 @@ from etils import epath
 from lae_jax.report.scores import Sample
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
@@ -88,7 +89,7 @@ def read(folder: epath.Path) -> Evaluation:
         )
     report = read_report(folder)
     try:
-        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
+        rows = list(spreadsheets.records(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")
@@ -120,11 +121,16 @@ def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray
     return np.array([float(text) if text else unknown for text in texts])
 
 
+def folders(run: epath.Path) -> list[epath.Path]:
+    """Returns the folders of a run's evaluations, of ages and of identities, sorted by name."""
+    top = epath.Path(run) / "evaluation"
+    # Not by a glob, in which the name of the run would be a pattern too.
+    return sorted(folder for folder in top.iterdir() if (folder / REPORT).exists()) if top.is_dir() else []
+
+
 def evaluations(run: epath.Path) -> list[epath.Path]:
     """Returns the folders of a run's evaluations of ages, sorted by name."""
-    return sorted(
-        path.parent for path in (epath.Path(run) / "evaluation").glob(f"*/{REPORT}") if is_evaluation(path.parent)
-    )
+    return [folder for folder in folders(run) if is_evaluation(folder)]
 
 
 def _kind(report: dict) -> tuple:

@@ -14,9 +14,10 @@ import jinja2
 import markupsafe
 from etils import epath
 
+from lae_jax.report import markdown
 from lae_jax.report.pictures import NAMES, Picture, inline
 from lae_jax.report.tables import Estimate, Table, csv_text
-from lae_jax.runtime import files, markdown
+from lae_jax.runtime import files, foreign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Page:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.globals.update(
         style=markupsafe.Markup(_template("page.css")),
@@ -93,6 +94,12 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(csv=_csv_link, jpeg=_jpeg_link, markdown=_markdown)
     return environment
+
+
+def _shown(value):
+    """What the template shows of a value: of a text, other than HTML that this project wrote, `foreign.shown`."""
+    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return foreign.shown(value) if is_text else value
 
 
 def _template(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax.runtime import files, parallel
+from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
 
 # Fields that may change when a run resumes: paths, logging, evaluation, saving.
@@ -57,7 +57,7 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
 
 
 def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes the workdir and writes `config.json`, or compares the config with that of an earlier start.
+    """Makes the workdir with the run's id and `config.json`, or compares the config with that of an earlier start.
 
     Raises:
       InputError: The workdir holds a run with another config, or is not the same folder on all hosts.
@@ -76,6 +76,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
             )
     elif parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
+        origin.give_id(workdir)
         files.write_json(path, now)
     parallel.wait_for_hosts("config")
     if missing := parallel.hosts_that_differ("0" * 8 if path.exists() else "f" * 8):

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax.report import model_card
+from lae_jax.report import loading, model_card
 from lae_jax.runs import build, calibration, fields
 from lae_jax.runtime import checkpoints, files
 from lae_jax.runtime.versions import versions
@@ -86,7 +86,7 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
 
 def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     """Returns the reports on this checkpoint in its workdir."""
-    reports = [files.read_json(path) for path in sorted((checkpoint.workdir / "evaluation").glob("*/report.json"))]
+    reports = [files.read_json(folder / loading.REPORT) for folder in loading.folders(checkpoint.workdir)]
     return [report for report in reports if report.get("step") == checkpoint.step and "group_mae" in report]
 
 

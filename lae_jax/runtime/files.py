@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
+from lae_jax.runtime import foreign
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -108,7 +109,7 @@ def growing(path: os.PathLike | str) -> Iterator[str]:
 
 def write_text(path: os.PathLike, text: str) -> None:
     """Replaces a file at once, with UTF-8. Names of files that are not UTF-8 get escapes."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, foreign.utf8(text).encode())
 
 
 def write_bytes(path: os.PathLike, content: bytes) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable
 
 from etils import epath
 
+from lae_jax.runtime import foreign
 from lae_jax.runtime.errors import InputError, save_failed
 from lae_jax.runtime.files import is_remote
 
-CHECKPOINTS, CONFIG = "checkpoints", "config.json"
+CHECKPOINTS, CONFIG, RUN = "checkpoints", "config.json", "run.json"
+UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
 DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
 EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
@@ -22,7 +24,7 @@ _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
 _BEGUN = {"parts", RECIPE + ".incomplete", REJECTED, REJECTED + ".incomplete"}
 # What a run leaves that was killed before it wrote its config.
-_LOCKED = {"lock", CONFIG + ".incomplete"}
+_LOCKED = {"lock", CONFIG + ".incomplete", RUN, RUN + ".incomplete"}
 # Names of a folder among which a similar one is looked for.
 _COMPARED = 10_000
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
@@ -174,7 +176,7 @@ def require_utf8(path: os.PathLike | str) -> None:
       InputError: It is not.
     """
     whole = os.path.abspath(path)
-    shown = whole.encode("utf-8", "backslashreplace").decode()
+    shown = foreign.utf8(whole)
     if shown != whole:
         raise InputError(f"{shown}: the name of a folder is not UTF-8, so no data set can be in it: rename it")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lae_jax.runtime import console
+from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import Ended, InputError, save_failed
 
 _STDOUT, _OUTPUT = 1, "the standard output"
@@ -106,7 +106,7 @@ def _told(last: BaseException) -> int:
     """Says on standard error how a program ended, and returns the status."""
     error = _first(last)
     if error is not last:
-        _say(f"while the program ended, this failed as well: {type(last).__name__}: {last}")
+        _say(foreign.shown(f"while the program ended, this failed as well: {type(last).__name__}: {last}"))
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
         return 130
@@ -115,12 +115,13 @@ def _told(last: BaseException) -> int:
     if not isinstance(error, Ended):
         error = save_failed(error) or error
     if isinstance(error, Ended):
-        _say(f"{error.label}: {error}")
+        _say(foreign.shown(f"{error.label}: {error}"))
         return error.status
     if "RESOURCE_EXHAUSTED" in str(error):  # of XLA
-        _say(f"error: {str(error).splitlines()[0].rstrip('.')}. {_LESS_MEMORY}")
+        told = str(error).splitlines()[0].rstrip(".")
+        _say(foreign.shown(f"error: {told}. {_LESS_MEMORY}"))
     else:
-        _say("".join(traceback.format_exception(error)).rstrip())
+        _say(foreign.shown_lines("".join(traceback.format_exception(error)).rstrip()))
     return 1
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -250,7 +252,7 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
 
 def test_store_form_gives_the_size_of_the_source():
     encoded = images.encode(Image.new("RGB", (30, 50)), 90)
-    assert images.store_form(encoded, 64, 90) == (encoded, perceptual_hash.of(encoded), 30, 50)
+    assert images.store_forms([encoded], 64, 90) == [(encoded, perceptual_hash.of(encoded), 30, 50)]
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -258,22 +260,18 @@ def test_a_jpeg_that_keeps_its_bytes_is_read_as_strictly_as_by_a_whole_decode(pr
     buffer = io.BytesIO()
     Image.fromarray(photograph(90, 80, 0)).save(buffer, "JPEG", quality=80, progressive=progressive)
     rng = np.random.default_rng(0)
-    refused = 0
+    many = []
     for _ in range(300):
         damaged = bytearray(buffer.getvalue())
         if rng.random() < 0.3:
             del damaged[rng.integers(len(damaged)) :]
         for place in rng.integers(len(damaged), size=rng.integers(4)) if damaged else ():
             damaged[place] = rng.integers(256)
-        verdicts = []
-        for read in (images.load, lambda encoded: images.store_form(encoded, 256, 90)):
-            try:
-                read(bytes(damaged))
-                verdicts.append(None)
-            except images.BadImage as reason:
-                verdicts.append(str(reason))
-        assert verdicts[0] == verdicts[1]
-        refused += verdicts[0] is not None
+        many.append(bytes(damaged))
+    found = (images.decode_all(many), images.store_forms(many, 256, 90))
+    whole, kept = ([str(one) if isinstance(one, images.BadImage) else "" for one in each] for each in found)
+    assert whole == kept
+    refused = sum(map(bool, whole))
     assert 60 < refused < 280
 
 
@@ -284,3 +282,18 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
         (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
         with pytest.raises(InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"):
             records.open_dataset(tmp_path / "out")
+
+
+def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    (out / "planted_in_data.py").write_text("")
+    features = json.loads((out / "features.json").read_text())
+    (out / "features.json").write_text(json.dumps(features | {"pythonClassName": "planted_in_data.Class"}))
+    monkeypatch.syspath_prepend(out)
+    dataset = records.open_dataset(out)
+    assert len(dataset.encoded(dataset.rows("test"))) == 16
+    assert "planted_in_data" not in sys.modules
+    with pytest.raises(ValueError, match=r"planted_in_data\.Class"):
+        tfds.builder_from_directory(str(out))
+    assert sys.modules.pop("planted_in_data"), "TFDS imports it: this is the attack"

@@ -186,6 +186,11 @@ def test_a_sheet_shows_many_ages_and_every_reason():
     assert [name for name, _ in sheets.in_turn(rows, 5)] == ["a0", "b", "c", "a1", "a2"]
 
 
+def test_the_flag_of_another_program_names_the_one_that_is_meant():
+    with pytest.raises(InputError, match=r"unknown flag --split; did you mean --ratio\?"):
+        door.parse_args(["--reader", "csv", "--source", "a.csv", "--out", "b", "--split", "4:1"])
+
+
 def test_rejected_photographs_wait_for_their_sheet_in_its_size(tmp_path, monkeypatch):
     """24 photographs of a phone take 2 GB."""
     (tmp_path / "recipe.json").write_text(json.dumps({"images": str(tmp_path)}))

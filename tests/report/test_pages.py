@@ -76,7 +76,7 @@ def made(tmp_path_factory):
 def test_a_table_in_four_forms():
     cell = tables.Estimate(0.5, 0.25, 0.75, 1, percent=True)
     table = tables.Table(("run", "CS@5"), [("a|b_<x>", cell), ("$c", tables.Estimate(float("nan")))])
-    assert tables.markdown(table).splitlines()[2] == r"| a\|b_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
+    assert tables.markdown(table).splitlines()[2] == r"| a\|b\_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
     stacked = r"\begin{tabular}[t]{@{}r@{}}50.0 \%\\[-3pt]{\tiny 25.0 \% to 75.0 \%}\end{tabular}"
     assert rf"a|b\_\textless{{}}x\textgreater{{}} & {stacked} \\" in tables.latex(table)
     below = tables.Table(("run", "minus", "change"), [("a", "b", tables.Estimate(-1.5, -2.0, -1.0)), ("1-10", "x", "")])
