@@ -56,9 +56,11 @@ def write(dataset: Dataset) -> list[str]:
     """
     made = {CROPS: _crops(dataset), REJECTED: _rejected(dataset)}
     for name, sheet in made.items():
-        (dataset.path / name).unlink(missing_ok=True)  # of another split or source
-        if sheet is not None:
-            sheet.save(dataset.path / name, "JPEG", quality=88)
+        if sheet is None:
+            (dataset.path / name).unlink(missing_ok=True)  # of another split or source
+            continue
+        with files.replacing(dataset.path / name) as temporary:
+            sheet.save(temporary, "JPEG", quality=88)
     return [name for name, sheet in made.items() if sheet is not None]
 
 

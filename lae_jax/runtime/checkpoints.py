@@ -42,6 +42,9 @@ class Checkpoints:
         self._run = None if read_only else origin.run_id(workdir)
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
+        if not read_only:
+            # Orbax raises the error of one write; asyncio would log a traceback for every other one.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
