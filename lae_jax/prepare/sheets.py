@@ -13,7 +13,7 @@ from lae_jax.data import rejected
 from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
-from lae_jax.runtime import console, foreign, layout
+from lae_jax.runtime import console, files, foreign, layout
 from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"

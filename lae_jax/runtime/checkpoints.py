@@ -67,8 +67,7 @@ class Checkpoints:
                     read_only=read_only,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
-                    # If an asynchronous save failed on one host, all other hosts would wait 20 minutes in a barrier of
-                    # orbax.
+                    # If an asynchronous save fails on one host, all others wait 20 minutes in a barrier of orbax.
                     enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 ),
