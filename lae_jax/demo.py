@@ -13,13 +13,12 @@ import math
 import os
 import pathlib
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lae_jax.runtime import console, cpu, files, flags, start
+from lae_jax.runtime import console, cpu, files, flags, start, typed
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
 
@@ -32,6 +31,7 @@ _COMMON = "MAE 31-40"  # ages with many training images
 # Measured on the machine of docs/results.md: seconds of the demo on two cores and on one, and seconds to draw a face.
 # The last value is the number of faces to draw for a comparison with that machine.
 _SECONDS, _SECONDS_ON_ONE_CORE, _SECONDS_A_FACE, _FACES = 175, 260, 0.0075, 60
+_SCORED = typed.fields({"scores": typed.fields({"mae": typed.number(0)})})  # a summary.json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -164,13 +164,12 @@ def main(argv: list[str] | None = None) -> None:
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
     on_test = ["--split", "test", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
-    shutil.rmtree(comparison, ignore_errors=True)
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
 
     # The report writes no such file if it has no differences.
     path = comparison / "differences.csv"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    validation = {row: files.read_json(runs / row / "summary.json")["scores"]["mae"] for row in ROWS}
+    validation = {row: files.read_json(runs / row / "summary.json", _SCORED)["scores"]["mae"] for row in ROWS}
     shown, told = conclusion(spreadsheets.records(lines), validation)
     minutes = (time.perf_counter() - started) / 60
     console.write("", *told.splitlines(), "")

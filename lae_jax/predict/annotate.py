@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax.faces import crops, images
 from lae_jax.predict.photographs import Named
-from lae_jax.runtime import foreign
+from lae_jax.runtime import files, foreign
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
@@ -88,7 +88,8 @@ class Drawings:
         photograph = crops.Photograph(decoded.image, reduced=decoded.reduced)
         boxes = [None if row.box is None else photograph.inside(row.box).tolist() for row in rows]
         path = self.folder / self._name(image.name)
-        draw(photograph.image, boxes, texts).save(path, "JPEG", quality=92, comment=_MARK)
+        with files.replacing(path) as temporary:
+            draw(photograph.image, boxes, texts).save(temporary, "JPEG", quality=92, comment=_MARK)
         return path
 
     def _name(self, photograph: str) -> str:

@@ -56,9 +56,11 @@ def write(dataset: Dataset) -> list[str]:
     """
     made = {CROPS: _crops(dataset), REJECTED: _rejected(dataset)}
     for name, sheet in made.items():
-        (dataset.path / name).unlink(missing_ok=True)  # of another split or source
-        if sheet is not None:
-            sheet.save(dataset.path / name, "JPEG", quality=88)
+        if sheet is None:
+            (dataset.path / name).unlink(missing_ok=True)  # of another split or source
+            continue
+        with files.replacing(dataset.path / name) as temporary:
+            sheet.save(temporary, "JPEG", quality=88)
     return [name for name, sheet in made.items() if sheet is not None]
 
 
@@ -94,8 +96,7 @@ def _crops(dataset: Dataset) -> Image.Image:
 
 
 def _rejected(dataset: Dataset) -> Image.Image | None:
-    recipe = dataset.path / layout.RECIPE
-    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    root = layout.read_recipe(dataset.path).get("images")
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:

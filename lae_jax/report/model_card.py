@@ -123,7 +123,7 @@ def _number(value, form: str = ".2f") -> str:
 
 def _table(scores: Mapping) -> str:
     lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
-    between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in scores.get("intervals", {}).items()}
+    between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in (scores.get("intervals") or {}).items()}
     lines += [
         f"| {group} | {count} | {_number(mae)}{between.get(f'mae_{group}', '')} | {_number(bias, '+.2f')} |"
         for group, count, mae, bias in age_groups.rows(scores)
@@ -132,7 +132,7 @@ def _table(scores: Mapping) -> str:
     units = {"mae": " years"}
     told = (f"{titles[name]} {_number(scores[name])}{units.get(name, '')}{between.get(name, '')}" for name in titles)
     total = f"{', '.join(told)}; {scores['n']} images."
-    if "bootstrap" in scores:
+    if scores.get("bootstrap"):
         total += f" In brackets: 95 % intervals over {scores['bootstrap']['units']}, for other images of the same kind."
     return "\n".join(lines) + "\n\n" + total
 
@@ -160,24 +160,24 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
 
 
 def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
-    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks", [])}
+    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks") or []}
     lines = [f"- The model was trained with a leak ({in_code(at)}): {in_markdown(message)}" for at, message in found]
     for report in evaluations:
         lines += [
             f"- In the evaluation on {in_code(report['split'])} ({in_code(leak['data'])}):"
             f" {in_markdown(leak['message'])}"
-            for leak in report.get("leaks", [])
+            for leak in report.get("leaks") or []
             if (leak["data"], leak["message"]) not in found
         ]
     for report in evaluations:
         lines += [
             f"- {in_code(report['data'])} could not be compared in full with {in_code(other['data'])}, which it was"
             f" trained on ({in_markdown(other['why'])}): whether they hold the same pictures is unknown."
-            for other in report.get("not_compared", [])
+            for other in report.get("not_compared") or []
         ]
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
-    if any(report.get("audit", "read") != "read" for report in evaluations):
+    if any((report.get("audit") or "read") != "read" for report in evaluations):
         lines.append("- The data of an evaluation was not audited: whether its splits share pictures is unknown.")
     validation = [
         report["same_people_on_both_sides"]

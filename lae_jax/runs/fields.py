@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.typed import declared
 
 # Fields that may change when a run resumes: paths, logging, evaluation, saving.
 FREE_FIELDS = (
@@ -65,7 +66,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        before = files.read_json(path)
+        before = files.read_json(path, declared.config)
         if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
             # The first start of the run has set them.
             now["data"] |= {name: before["data"][name] for name in ("mean", "std")}

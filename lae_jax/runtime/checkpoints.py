@@ -15,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, origin, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -41,6 +42,9 @@ class Checkpoints:
         self._run = None if read_only else origin.run_id(workdir)
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
+        if not read_only:
+            # Orbax raises the error of one write; asyncio would log a traceback for every other one.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -50,7 +54,10 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        with _without_warnings() if read_only else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if read_only:  # others begin with `recover`, and may find a full disk
+                around.enter_context(_without_warnings())
+                around.enter_context(_reading(self._directory))
             self._manager = ocp.CheckpointManager(
                 _absolute(self._directory),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
@@ -60,8 +67,7 @@ class Checkpoints:
                     read_only=read_only,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
-                    # If an asynchronous save failed on one host, all other hosts would wait 20 minutes in a barrier of
-                    # orbax.
+                    # If an asynchronous save fails on one host, all others wait 20 minutes in a barrier of orbax.
                     enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 ),
@@ -93,8 +99,12 @@ class Checkpoints:
         return -min(scored)[1] if scored else self.latest()
 
     def meta(self, step: int) -> dict:
-        """Returns the `meta` of a checkpoint."""
-        return origin.read_meta(self._directory / str(step))
+        """Returns the `meta` of a checkpoint.
+
+        Raises:
+          InputError: Its file is damaged.
+        """
+        return origin.read_meta(self._directory / str(step), declared.META)
 
     def save(self, state: Any, meta: Mapping) -> None:
         """Saves a state, or starts to save it; `poll` and `wait` complete the checkpoint.
@@ -181,7 +191,8 @@ class Checkpoints:
         saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        with _reading(self._directory / str(step)):
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         self._require_step(step, state.step)
         return state
 
@@ -189,11 +200,11 @@ class Checkpoints:
         """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices.
 
         Raises:
-          InputError: The state is of another step.
+          InputError: The files are damaged, or the state is of another step.
         """
         saved = self._saved(step)
-        wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*names, "step")}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*names, "step")}
             found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
@@ -216,7 +227,22 @@ class Checkpoints:
 
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
-        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+        with _reading(self._directory / str(step)):
+            return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of many types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
+        ) from error
 
 
 @contextlib.contextmanager

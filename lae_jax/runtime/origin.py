@@ -10,8 +10,10 @@ import uuid
 
 from etils import epath
 
-from lae_jax.runtime import checksums, files, layout
+from lae_jax.runtime import checksums, files, layout, typed
 from lae_jax.runtime.errors import InputError
+
+_FORM = typed.fields({"id": typed.text(".+")})  # of run.json
 
 
 def give_id(workdir: os.PathLike | str) -> None:
@@ -31,7 +33,7 @@ def run_id(workdir: os.PathLike | str) -> str | None:
     """
     workdir = epath.Path(workdir)
     if (path := workdir / layout.RUN).exists():
-        return files.read_json(path).get("id")
+        return files.read_json(path, _FORM)["id"]
     found = {}
     for path in filter(checksums.has, folders(workdir)):
         with contextlib.suppress(InputError):  # it is damaged, which `fault` says
@@ -51,13 +53,17 @@ def folders(workdir: os.PathLike | str) -> list[epath.Path]:
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def read_meta(path: epath.Path) -> dict:
+def read_meta(path: epath.Path, form: typed.Form | None = None) -> dict:
     """Returns the `meta` of the checkpoint in a folder, as `checkpoints.Checkpoints` describes it.
+
+    Args:
+      path: The folder.
+      form: The form of the meta; None: only that it is JSON is checked.
 
     Raises:
       InputError: Its file is damaged.
     """
-    return files.read_json(path / "meta" / "metadata")
+    return files.read_json(path / "meta" / "metadata", form)
 
 
 def fault(path: epath.Path, run: str | None) -> str | None:

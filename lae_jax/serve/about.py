@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lae_jax.export import folder
 from lae_jax.report import wording
 from lae_jax.runs import lineage
-from lae_jax.runtime import layout
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.versions import version
 from lae_jax.serve import schema
 
@@ -79,7 +79,7 @@ def _last(path: str) -> str:
 def described(run: os.PathLike | str, step: int | None, flip: bool) -> tuple[str, list[str]]:
     """Returns the model card and the warnings of its evaluations. The card of an export already has the warnings."""
     if layout.is_export(run):
-        return pathlib.Path(run, folder.CARD).read_text("utf-8"), []
+        return files.read_text(pathlib.Path(run, folder.CARD)), []
     card, evaluations = lineage.run_card(run, step, flip)
     doubts = [
         f"On {report['split']} of {report['data']}: {line}."

@@ -7,6 +7,8 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from pictures import photograph
@@ -282,6 +284,87 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
         (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
         with pytest.raises(InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"):
             records.open_dataset(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.array([0, 176]), "rows from 0 to 176, and the data set has 176 images"),
+        (np.array([-1, 3]), "rows from -1 to 3"),
+        (np.array([3, 3]), "a row twice"),
+        (np.array([1.0, 2.0]), "float64 of shape"),
+        (np.array([[1, 2]]), "shape .1, 2."),
+        (np.array([1]), "1 rows, and dataset.json says 2"),
+        (np.array([None, {}], object), "Object arrays cannot be loaded"),
+        (np.zeros(10_000, np.int64), "more than 176 rows"),
+    ],
+)
+def test_a_split_whose_checksum_was_written_anew_holds_rows_of_the_data_set(drawn, tmp_path, rows, told):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    np.savez(out / "splits" / "test.npz", rows=rows)
+    seal(out, "splits/test.npz", splits={"train": 96, "validation": 64, "test": 2})
+    with pytest.raises(InputError, match=rf"{out}/splits/test.npz is damaged \(.*{told}"):
+        records.open_dataset(out).rows("test")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("age", pa.array(["x"] * 176), "column age is string, not double"),
+        ("age", pa.array([130.0] * 176), "an age is below 0 or above 100"),
+        ("name", pa.array([None] * 176, pa.string()), "column name has no value in 176 rows"),
+        ("sha256", None, "column sha256 is missing"),
+    ],
+)
+def test_columns_whose_checksum_was_written_anew_have_the_types_that_programs_read(
+    drawn, tmp_path, column, values, told
+):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    table = pq.read_table(out / "columns.parquet")
+    place = table.column_names.index(column)
+    table = table.remove_column(place) if values is None else table.set_column(place, column, values)
+    pq.write_table(table, out / "columns.parquet")
+    seal(out, "columns.parquet")
+    with pytest.raises(InputError, match=rf"{out}/columns.parquet is damaged \({told}"):
+        records.open_dataset(out)
+
+
+def seal(out, name, **changed):
+    """Writes the manifest of a data set anew for a changed file, as a stranger would."""
+    manifest = json.loads((out / "dataset.json").read_text()) | changed
+    manifest["files"][name] = {"bytes": (out / name).stat().st_size, "sha256": records.sha256_of(out / name)}
+    (out / "dataset.json").write_text(json.dumps(manifest))
+
+
+def test_a_data_set_names_no_file_outside_of_itself(drawn, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    manifest = json.loads((out / "dataset.json").read_text())
+    for name, told in (
+        ("../../etc/passwd", r"shards\[0\].file is '../../etc/passwd'"),
+        (5, "is 5: it must be the name"),
+    ):
+        shards_there = [{**manifest["shards"][0], "file": name}, manifest["shards"][1]]
+        (out / "dataset.json").write_text(json.dumps({**manifest, "shards": shards_there}))
+        with pytest.raises(InputError, match=f"dataset.json is damaged .*{told}"):
+            records.open_dataset(out)
+    more = {**manifest["files"], "../x": {"bytes": 1, "sha256": "0" * 64}}
+    (out / "dataset.json").write_text(json.dumps({**manifest, "files": more}))
+    with pytest.raises(InputError, match="its files are not those of its shards and splits"):
+        records.open_dataset(out)
+
+
+@pytest.mark.parametrize("damage", ["{}", "", "cut"])
+@pytest.mark.parametrize("part", ["00000.json", "00000.parquet"])
+def test_a_damaged_part_is_made_again(source, tmp_path, part, damage):
+    out = tmp_path / "out"
+    manifest = run(out, "--source", source, "--shards", 2)
+    path = out / "parts" / part
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
+    assert run(out, "--source", source, "--shards", 2) == manifest and path.read_bytes() == whole
 
 
 def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path, caplog):
     shutil.copytree(drawn, tmp_path / "moved" / drawn.name)
     shutil.copytree(drawn, tmp_path / "other" / drawn.name)
     manifest = tmp_path / "other" / drawn.name / "dataset.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "another"}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "image"}))
     run = epath.Path(tmp_path / "run")
     first = contents.place(run, drawn, "test", "-flip")
     assert first == run / "evaluation" / f"{drawn.name}-test-flip"

@@ -50,7 +50,11 @@ def write_run(folder, name, ages, predictions, *, people=None, start="", **chang
     (place / "predictions.csv").write_text(text)
     (run / "config.json").write_text(json.dumps({"stage": "represent", "init_from": start, "model": {"name": "m"}}))
     (run / "provenance.json").write_text(json.dumps({"commit": HOSTILE, "devices": ["cpu"], "hosts": 1}))
-    (run / "summary.json").write_text(json.dumps({"step": 9, "stage": "represent", "seconds": 3.0}))
+    (run / "summary.json").write_text(
+        json.dumps(
+            {"step": 9, "last_step": 9, "stage": "represent", "seconds": 3.0, "scores": None, "selected_by": None}
+        )
+    )
     lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in (1, 2, 3)]
     lines.append({"step": 3, "kind": "validation", "mae": 5.0, "sigma": None})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
@@ -284,7 +288,7 @@ def test_what_is_not_alike_is_not_compared(made, tmp_path):
     (tmp_path / "changed" / "evaluation" / "faces-test" / "predictions.csv").write_text("name,age\nx,1\n")
     with pytest.raises(InputError, match="is damaged .*evaluate the run again"):
         report.main([str(made / "first"), str(tmp_path / "changed"), *out])
-    for text, told in (("[]", "a list in place of an object"), ("{}", "no data, data_hash, split")):
+    for text, told in (("[]", "a list in place of an object"), ("{}", "no data")):
         (tmp_path / "changed" / "evaluation" / "faces-test" / "report.json").write_text(text)
         with pytest.raises(InputError, match=rf"report.json is damaged \({told}\)"):
             report.main([str(made / "first"), str(tmp_path / "changed"), *out])

@@ -12,8 +12,25 @@ import pytest
 from etils import epath
 from etils.epath import backend, gpath
 
+from lae_jax.configs import common
 from lae_jax.runtime import checkpoints, checksums, files, origin
 from lae_jax.runtime.errors import InputError
+
+META = {
+    "step": 7,
+    "stage": "represent",
+    "model": "resnet18",
+    "num_outputs": 101,
+    "scores": None,
+    "selected_by": None,
+    "selected": 1.0,
+    "age_weights": None,
+    "constants": {},
+    "config": common.get_config().to_dict(),
+    "crop": {"align": "none", "detector": "unknown"},
+    "data": "data/faces",
+    "data_hash": "0" * 64,
+}
 
 
 def write_meta(folder, **fields):
@@ -69,7 +86,7 @@ def save(workdir, step):
     """Saves a state as a run does, and returns it."""
     state = State(np.int32(step), {"a": np.arange(4.0)}, {"a": np.ones(2)})
     with checkpoints.Checkpoints(workdir) as saved:
-        saved.save(state, {"step": step, "selected": 1.0})
+        saved.save(state, META | {"step": step})
         saved.wait()
     return state
 
