@@ -23,7 +23,7 @@ _SHORTER = INNER * 3 // 4  # of a photograph of 4:3; most photographs are that w
 # Room for candidates, of nearly all photographs and of the few with more. The time of a step grows with its square.
 CAPS = (cascade.Caps(512, 128, 64), cascade.Caps(8192, 2048, 512))
 # Photographs of a run, and batch sizes of the second and of the third network.
-_ON_CPU, _ON_ACCELERATOR = (1, (16, 4)), (32, (512, 64))
+_ON_CPU, _ON_ACCELERATOR = (1, (16, 4)), (4, (64, 16))
 
 
 @dataclasses.dataclass(frozen=True)
