@@ -111,8 +111,8 @@ def warning(manifest: dict, out: str, align: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Prepares a data set, audits it and draws contact sheets."""
     args = parse_args(argv)
-    cpu.one_thread()  # one worker, which is this process, then makes the same bytes as several
-    if args["align"] == "landmarks":
+    if (args["align"] or prepare.default_align(args["reader"])) == "landmarks":
+        cpu.one_thread()  # one worker, which is this process, then makes the same bytes as several
         start.devices()
     out = args["out"]
     manifest = prepare.prepare(**args)

@@ -265,8 +265,8 @@ def _start_worker(rows, finds_faces: bool) -> None:
     _rows_done = rows
     # Ctrl-C reaches all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cpu.one_thread()
     if finds_faces:
+        cpu.one_thread()
         start.devices()
 
 

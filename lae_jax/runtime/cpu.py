@@ -159,7 +159,9 @@ def one_thread() -> None:
     Sums may depend on the number of threads. A program that makes the same bytes with any number of processes uses one
     thread in each; without accelerators, which the processes would have to share.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
     if _ONE_THREAD not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_ONE_THREAD}=false".strip()
 
