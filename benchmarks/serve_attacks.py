@@ -4,10 +4,10 @@
     python -m benchmarks.serve_attacks --run runs/classify --seconds 30 --turns 3
 
 16 good clients each send a photograph, wait for its age, and send the next one, alone and beside attackers, in turns on
-one server. The attackers: progressive JPEGs of 1,500 scans and of as many as are decoded, PNGs of 1 x 16,000,000 pixels,
-clients that leave, clients that do not read, slow senders, and requests that are not valid HTTP. It fails if a good client gets anything but an
-age, if the 95th percentile of their times more than doubles, if the memory grows, or if a stop beside attackers takes
-longer than stated.
+one server. The attackers: progressive JPEGs of 1,500 scans and of as many as are decoded, PNGs of 1 x 16,000,000
+pixels, clients that leave, clients that do not read, slow senders, and requests that are not valid HTTP. It fails if a
+good client gets anything but an age, if the 95th percentile of their times more than doubles, if the memory grows, or
+if a stop beside attackers takes longer than stated.
 Writes build/serve_attacks/results.json.
 """
 
