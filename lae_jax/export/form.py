@@ -8,6 +8,8 @@ import numpy as np
 
 from lae_jax.runtime.errors import InputError
 
+MAX_NUMBERS = 1 << 28  # of a tensor for an image: a small file can ask for more; 1024 pixels give 2e7
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Readable:
