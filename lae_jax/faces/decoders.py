@@ -19,7 +19,7 @@ from PIL import Image
 from lae_jax.faces import MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, sandbox
 from lae_jax.faces.perceptual_hash import BYTES as HASH_BYTES
 from lae_jax.faces.pixels import BadImage, Decoded, Form
-from lae_jax.runtime import cpu
+from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
 
 # A decoder that does nothing is ended after so many seconds; it may share its core with many others.
@@ -251,8 +251,7 @@ class _Process:
         payload = self._received(length)
         self._deadline = time.monotonic() + WALL_SECONDS
         if kind == sandbox.BAD:
-            text = payload.decode("utf-8", "replace")
-            return BadImage("".join(c if c.isprintable() else " " for c in text))
+            return BadImage(foreign.replaced(payload.decode("utf-8", "replace"), " "))
         return None if kind == sandbox.SLOW else (tuple(numbers), payload)
 
     def _wait_until_ready(self) -> None:

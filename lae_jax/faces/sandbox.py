@@ -136,7 +136,3 @@ def _told(
     kind: int, payload: bytes | memoryview = b"", shape=(0, 0), size=(0, 0), reduced=1, orientation=1
 ) -> tuple[bytes, bytes | memoryview]:
     return REPLY.pack(kind, *shape, *size, reduced, orientation, len(payload)), payload
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -362,9 +362,12 @@ def discard_unscored(workdir: os.PathLike | str) -> None:
 
 
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:
-    """Returns the `meta` of a checkpoint of a run."""
-    with Checkpoints(workdir, folder, read_only=True) as saved:
-        return saved.meta(step)
+    """Returns the `meta` of a checkpoint of a run.
+
+    Raises:
+      InputError: Its file is damaged.
+    """
+    return origin.read_meta(epath.Path(workdir) / folder / str(step), declared.META)
 
 
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Checkpoint:
