@@ -58,7 +58,7 @@ class Decoders:
       count: Most processes.
       share: Share of the time that `sandbox.seconds` allows a picture. With less than 1, `Slow` is raised for a picture
         that needs more.
-      nice: How much the processes stand back behind others on the same cores.
+      nice: Niceness of the processes: with more than 0 they give way to others on the same cores.
     """
 
     def __init__(self, count: int, *, share: float = 1.0, nice: int = 0):
@@ -328,7 +328,7 @@ def _form(numbers: tuple[int, ...], payload: bytearray, encoded: bytes) -> Form:
 
 
 def _is_sound(what: int, kind: int, numbers: Sequence[int], length: int) -> bool:
-    """Whether a reply can be meant: whoever took over a decoder may write what he likes."""
+    """Whether a reply makes sense: a hostile image that took over a decoder may answer anything."""
     width, height, *size, reduced, orientation = numbers
     if kind == sandbox.BAD:
         return length <= _LONGEST_REASON

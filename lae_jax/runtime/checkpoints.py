@@ -233,12 +233,12 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _reading(path: epath.Path) -> Iterator[None]:
-    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    """Turns the errors of orbax into InputErrors. Files that match their checksums may be damaged all the same."""
     try:
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # of many types
+    except Exception as error:  # orbax raises many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
