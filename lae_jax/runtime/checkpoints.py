@@ -362,11 +362,7 @@ def discard_unscored(workdir: os.PathLike | str) -> None:
 
 
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:
-    """Returns the `meta` of a checkpoint of a run.
-
-    Raises:
-      InputError: Its file is damaged.
-    """
+    """Returns the `meta` of a checkpoint of a run, as `Checkpoints.meta` does."""
     return origin.read_meta(epath.Path(workdir) / folder / str(step), declared.META)
 
 
