@@ -215,7 +215,7 @@ def _rows(path: pathlib.Path, count: int) -> np.ndarray:
     """Returns the rows in the file of a split of a data set with `count` images.
 
     Raises:
-      ValueError: They are not rows of it, each once. Other errors: it is no such file.
+      ValueError: They are not rows of the data set, each once. A file of another kind raises other errors too.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         if archive.getinfo("rows.npy").file_size > 8 * count + 1024:

@@ -1,4 +1,4 @@
-"""The common form of models that were read back, whatever their format, and of what they may hold."""
+"""Models that were read back, whatever their format: their common form, and a check of what they hold."""
 
 import dataclasses
 import os

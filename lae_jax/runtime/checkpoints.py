@@ -240,12 +240,12 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _reading(path: epath.Path) -> Iterator[None]:
-    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    """Turns the errors of orbax into InputErrors. Files that match their checksums may be damaged all the same."""
     try:
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # of many types
+    except Exception as error:  # orbax raises many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
@@ -362,9 +362,8 @@ def _recover(workdir: epath.Path) -> int:
 
 
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:
-    """Returns the `meta` of a checkpoint of a run."""
-    with Checkpoints(workdir, folder, read_only=True) as saved:
-        return saved.meta(step)
+    """Returns the `meta` of a checkpoint of a run, as `Checkpoints.meta` does."""
+    return origin.read_meta(epath.Path(workdir) / folder / str(step), declared.META)
 
 
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Checkpoint:

@@ -26,7 +26,8 @@ def give_id(workdir: os.PathLike | str) -> None:
 def run_id(workdir: os.PathLike | str) -> str | None:
     """Returns the id of a run.
 
-    If its folder has none, it is that of all checkpoints: None for a run that is older than ids.
+    If run.json is missing, the id is the one that all checkpoints carry; None if they carry none, because the run was
+    made before runs had ids.
 
     Raises:
       InputError: The folder has no id, and the ids of its checkpoints differ.
@@ -74,7 +75,7 @@ def fault(path: epath.Path, run: str | None) -> str | None:
       run: The `run_id` of the run that it lies in.
 
     Returns:
-      That its files differ from its checksums or that it has none, or that it is of another step or run.
+      The reason: it has no checksums, its files differ from them, or it is of another step or run.
     """
     if reason := checksums.damage(path):
         return reason
