@@ -373,6 +373,22 @@ def steps(job: dict) -> None:
     np.savez(job["out"], **found, **{k: v.numpy() for k, v in model.state_dict().items()})
 
 
+def draw(job: dict) -> None:
+    """Draws what a run draws; a job is {data: a test card, out, seed, draws: batches of it, images, steps: of the order}."""
+    with np.load(job["data"]) as data:
+        card = torch.from_numpy(data["card"]).expand(BATCH, RESIZED, RESIZED, 3)
+    torch.manual_seed(job["seed"])
+    weights = {name: value.numpy() for name, value in network(set()).state_dict().items()}
+    cards = [augmented(card, set()).to(torch.uint8).numpy() for _ in range(job["draws"])]
+    places = order(job["images"], job["steps"], job["seed"], False).numpy()
+    np.savez(job["out"], cards=np.stack(cards), order=places, **weights)
+
+
 if __name__ == "__main__":
     given = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    steps(given) if "total" in given else Run(given).whole()
+    if "switches" in given:
+        Run(given).whole()
+    elif "total" in given:
+        steps(given)
+    else:
+        draw(given)
