@@ -374,7 +374,7 @@ def steps(job: dict) -> None:
 
 
 def draw(job: dict) -> None:
-    """Draws what a run draws; a job is {data: a test card, out, seed, draws: batches of it, images, steps: of the order}."""
+    """Draws what a run draws; a job is {data: a test card, out, seed, draws: batches, images, steps: of the order}."""
     with np.load(job["data"]) as data:
         card = torch.from_numpy(data["card"]).expand(BATCH, RESIZED, RESIZED, 3)
     torch.manual_seed(job["seed"])
