@@ -85,6 +85,7 @@ test-beam: $(BEAM_STAMP)
 fuzz: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
 	$(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.fuzz_folders --seconds 600
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -92,9 +93,9 @@ lint: $(STAMP)
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
 # Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
-# features), every fault in all its rounds, loading and exporting every model with published weights, the readers under
-# a fuzzer, the server under load, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
-# and on one core.
+# features), every fault in all its rounds, loading and exporting every model with published weights, the readers and
+# the doors of folders under a fuzzer, the server under load and under attack, numbers on every kind of CPU, and the
+# demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -103,6 +104,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(VENV)/bin/python -m benchmarks.serve_load
+	$(VENV)/bin/python -m benchmarks.serve_attacks
 	$(MAKE) fuzz
 	$(MAKE) test-portable
 	rm -rf build/demos

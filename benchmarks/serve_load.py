@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import psutil
@@ -74,21 +74,36 @@ def small_run(folder: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def server(run: pathlib.Path, *words: str) -> Iterator[tuple[str, int, psutil.Process]]:
-    """(host, port, process) of a warm server; it must end with 0 on SIGTERM."""
+def started(run: pathlib.Path, *words: str) -> Iterator[tuple[str, int, psutil.Process, Callable[[], str]]]:
+    """(host, port, process, last line of the log once it has ended) of a warm server, which ends with the block."""
     command = [sys.executable, "-m", "lae_jax.serve", "--run", str(run), "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         found = next(found for line in process.stderr if (found := re.search(r"http://([0-9.]+):(\d+)", line)))
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+        reader.start()
         host, port = found[1], int(found[2])
         while ask(http.client.HTTPConnection(host, port), "GET", "/readyz")[0] != 200:
             time.sleep(0.2)
-        yield host, port, psutil.Process(process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0, "the server did not end with 0"
+
+        def last() -> str:
+            reader.join(10)
+            return lines[-1].strip()
+
+        yield host, port, psutil.Process(process.pid), last
     finally:
         process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def server(run: pathlib.Path, *words: str) -> Iterator[tuple[str, int, psutil.Process]]:
+    """(host, port, process) of a warm server; it must end with 0 on SIGTERM."""
+    with started(run, *words) as (host, port, process, _):
+        yield host, port, process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, "the server did not end with 0"
 
 
 def ask(connection, method: str, path: str, body: bytes = b"", kind: str = "") -> tuple[int, dict]:

@@ -5,7 +5,7 @@ import sys
 
 from lae_jax import __doc__ as about
 from lae_jax import __version__
-from lae_jax.runtime import start
+from lae_jax.runtime import console, start
 from lae_jax.runtime.errors import InputError, unknown
 
 PROGRAMS = {
@@ -41,9 +41,9 @@ def listing() -> str:
 def _run() -> None:
     words = sys.argv[1:]
     if not words or words[0] in ("--help", "-h", "help"):
-        print(listing())
+        console.write(*listing().splitlines())
     elif words[0] == "--version":
-        print(f"lae_jax {__version__}")
+        console.write(f"lae_jax {__version__}")
     elif words[0] not in PROGRAMS:
         raise InputError(unknown("program", words[0], PROGRAMS))
 

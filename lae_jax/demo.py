@@ -9,19 +9,18 @@ status is 1 if the comparison does not show the paper's effect. To resume a stop
 
 import argparse
 import concurrent.futures
-import csv
 import math
 import os
 import pathlib
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lae_jax.runtime import cpu, files, flags, start
+from lae_jax.runtime import console, cpu, files, flags, start, typed
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 SPLITS = {"train": 5000, "validation": 1200, "test": 480}
 ROWS = ("represent", "classify")
@@ -32,6 +31,7 @@ _COMMON = "MAE 31-40"  # ages with many training images
 # Measured on the machine of docs/results.md: seconds of the demo on two cores and on one, and seconds to draw a face.
 # The last value is the number of faces to draw for a comparison with that machine.
 _SECONDS, _SECONDS_ON_ONE_CORE, _SECONDS_A_FACE, _FACES = 175, 260, 0.0075, 60
+_SCORED = typed.fields({"scores": typed.fields({"mae": typed.number(0)})})  # a summary.json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,7 +57,7 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
 
     def run(command: Sequence[str]) -> subprocess.CompletedProcess:
         program, *words = command
-        print("$ python -m", shlex.join([f"lae_jax.{program}", *words]), flush=True)
+        console.write(f"$ python -m {shlex.join([f'lae_jax.{program}', *words])}")
         together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if len(commands) > 1 else {}
         return subprocess.run(
             [sys.executable, "-m", f"lae_jax.{program}", *words], env={**cache, **os.environ}, text=True, **together
@@ -67,7 +67,7 @@ def call(out: pathlib.Path, *commands: Sequence[str]) -> None:
         ended = []
         for command, done in zip(commands, pool.map(run, commands), strict=True):
             if done.stdout:
-                print(f"\n{shlex.join(command[:3])}:\n{done.stdout}", flush=True)
+                console.write("", f"{shlex.join(command[:3])}:", *done.stdout.splitlines(), "")
             ended.append(done.returncode)
     if any(ended):
         sys.exit(next(filter(None, ended)))
@@ -155,10 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     faces, runs, comparison = out / "faces", out / "runs", out / "report"
     if not runs.exists():
         minutes = estimated_minutes()
-        print(
-            f"The demo takes about {minutes} to {2 * minutes} minutes on this machine if nothing else runs.",
-            flush=True,
-        )
+        console.write(f"The demo takes about {minutes} to {2 * minutes} minutes on this machine if nothing else runs.")
     sources = [word for name, count in SPLITS.items() for word in ("--source", f"{name}={count}")]
     drawing = ["--reader", "synthetic", *sources, "--size", "36", "--seed", str(args.seed), "--out", str(faces)]
     call(out, ["prepare", *drawing])
@@ -167,19 +164,19 @@ def main(argv: list[str] | None = None) -> None:
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
     on_test = ["--split", "test", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
-    shutil.rmtree(comparison, ignore_errors=True)
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
 
     # The report writes no such file if it has no differences.
     path = comparison / "differences.csv"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    validation = {row: files.read_json(runs / row / "summary.json")["scores"]["mae"] for row in ROWS}
-    shown, told = conclusion(csv.DictReader(lines), validation)
+    validation = {row: files.read_json(runs / row / "summary.json", _SCORED)["scores"]["mae"] for row in ROWS}
+    shown, told = conclusion(spreadsheets.records(lines), validation)
     minutes = (time.perf_counter() - started) / 60
-    print(f"\n{told}\n\nThe demo took {minutes:.1f} minutes. Open {comparison}/report.html to see the comparison.")
+    console.write("", *told.splitlines(), "")
+    console.write(f"The demo took {minutes:.1f} minutes. Open {comparison}/report.html to see the comparison.")
     if not shown:
         sys.exit(1)
-    print("To use your own photographs, run:\n  " + "\n  ".join(next_commands()))
+    console.write("To use your own photographs, run:", *(f"  {command}" for command in next_commands()))
 
 
 if __name__ == "__main__":

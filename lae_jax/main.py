@@ -19,8 +19,8 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from lae_jax import __version__, train
-from lae_jax.runtime import start, watch
-from lae_jax.runtime.errors import InputError, Preempted, unknown
+from lae_jax.runtime import console, start, watch
+from lae_jax.runtime.errors import InputError, Preempted, saving, unknown
 from lae_jax.train import early
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps
     if parallel.on_any_host(signals.asked):
         return False
     try:
-        results.of_run(epath.Path(config.workdir), signals)
+        with saving(config.workdir, "the run is finished, its report is not"):
+            results.of_run(epath.Path(config.workdir), signals)
     except inference.Interrupted:
         return False
     except (InputError, OSError) as error:
@@ -333,10 +334,10 @@ def cli() -> None:
     # ml_collections reads the fields of the config from sys.argv itself.
     argv = sys.argv[:] = find_shipped_config(with_underscores(sys.argv))
     if {"--help", "-h", "-help"} & {*argv}:
-        print(__doc__, flags.FLAGS.module_help(CONFIG_MODULE), sep="\n")
+        console.write(*__doc__.splitlines(), *flags.FLAGS.module_help(CONFIG_MODULE).splitlines())
         return
     if "--version" in argv:
-        print(f"lae_jax {__version__}")
+        console.write(f"lae_jax {__version__}")
         return
     _require_config_flag(argv)
     try:

@@ -32,10 +32,15 @@ def stand_in(seen: list[int], temperature: float = 1.0) -> AgeEstimator:
 
 
 @contextlib.contextmanager
-def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost")):
-    """The address of a server of `given`, in a thread of this process."""
+def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost"), seconds=8.0, told: list | None = None, buffer=None):
+    """The address of a server of `given`, in a thread of this process.
+
+    `told` gets what became of its requests. `buffer`: bytes of answers that the system buffers for a client.
+    """
     listening = listen.bind("127.0.0.1", 0)
-    server = listen.server(app.create(given, ABOUT, hosts))
+    if buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    server = listen.Server(app.create(given, ABOUT, hosts), seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -43,6 +48,8 @@ def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost")):
     finally:
         server.should_exit = True
         thread.join()
+        if told is not None:
+            told.append(server.outcome())
 
 
 def aligned(estimator: AgeEstimator, **choices) -> ages.Ages:

@@ -131,6 +131,21 @@ def test_pages_and_programs_have_one_word_for_what_an_interval_does_not_decide()
     assert count >= 6
 
 
+def test_the_bounds_of_the_security_page_are_those_of_the_code():
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| .+ \| ([\d,]+)(?: \w+)? \| `([\w.-]+)` \|$", text, re.MULTILINE)
+    flags = vars(importlib.import_module("lae_jax.serve.__main__").parse_args(["--run", "r"]))
+    for figure, place in rows:
+        module, _, name = place.rpartition(".")
+        given = flags[place.strip("-").replace("-", "_")] if place.startswith("--") else None
+        bound = given or getattr(importlib.import_module(f"lae_jax.{module}"), name)
+        assert int(figure.replace(",", "")) == bound, place
+    table = text.partition("| what | at most |")[2].partition("\n\n")[0]
+    assert len(rows) == table.count("\n") - 1 > 20
+    # Two pages.
+    assert len(text.split()) < 1300
+
+
 def test_the_map_of_the_house_names_every_room_and_file_that_there_is():
     text = (ROOT / "docs" / "house.md").read_text()
     rooms = {path.name for path in (ROOT / "lae_jax").iterdir() if not path.name.startswith(("_", "."))} - {"configs"}

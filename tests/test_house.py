@@ -107,6 +107,20 @@ def test_tensorflow_stays_in_its_rooms():
             assert not any(name.split(".")[0].startswith("tensorflow") for name in imported(path)), path
 
 
+CSV = ("reader", "writer", "DictReader", "DictWriter")
+
+
+def test_texts_leave_by_doors_that_make_them_safe():
+    """`console.write` prints and `spreadsheets` writes and reads CSVs, so that no name needs care elsewhere."""
+    for module, path in MODULES.items():
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        printing = module in ("lae_jax.runtime.console", "lae_jax.runtime.start")
+        assert printing or not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), module
+        by_hand = {ast.unparse(call) for call in calls} & {f"csv.{name}" for name in CSV}
+        reads = module in ("lae_jax.runtime.foreign.spreadsheets", "lae_jax.data.sources.csv_file")
+        assert reads or not by_hand, f"{module}: {by_hand}"
+
+
 def test_only_one_file_names_pmap():
     uses = {
         module: {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}

@@ -1,6 +1,8 @@
 """The command lines: all programs are listed, and tell their flags at once and in one way."""
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 
@@ -204,3 +206,55 @@ start.program(main)
 """
     ended = run("-c", code)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr and "--config.accumulate" in ended.stderr
+
+
+# Names that programs import from the standard library and from packages. A file in the current folder may have any.
+PLANTED = ("json", "pathlib", "logging", "signal", "argparse", "runpy", "numpy", "jax", "PIL", "pyarrow", "tensorflow")
+PLANTED += ("matplotlib", "etils", "ml_collections", "array_record", "multiprocessing", "pickle", "sitecustomize")
+
+
+@pytest.fixture
+def stranger(drawn, tmp_path):
+    """A copy of a data set with Python files in it; each leaves a mark if it is imported."""
+    folder = tmp_path / "data"
+    shutil.copytree(drawn, folder)
+    for name in PLANTED:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n")
+    (folder / "matplotlibrc").write_text("text.usetex: True\nfigure.figsize: 1, 1\n")
+    return folder
+
+
+def run_in(folder, *words, **environment):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | environment
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(ROOT)} | environment, timeout=120, capture_output=True, text=True
+    )
+
+
+def test_a_program_in_a_strangers_folder_imports_none_of_its_files(stranger, tmp_path):
+    ended = run_in(stranger, "-m", "lae_jax.audit", ".")
+    assert ended.returncode == 0 and "look at ./audit.png" in ended.stdout, ended.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+    for program in programs.PROGRAMS:
+        assert run_in(stranger, "-m", f"lae_jax.{program}", "--help").returncode == 0
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+    # The attack is one.
+    run_in(stranger, "-c", "import json, PIL")
+    assert (tmp_path / "ran").read_text() == "json PIL "
+
+
+def test_processes_that_a_program_starts_import_none_either(stranger, tmp_path):
+    words = "--reader synthetic --source train=12 --source validation=4 --size 32 --shards 2 --workers 2 --out"
+    ended = run_in(stranger, "-m", "lae_jax.prepare", *words.split(), "made")
+    assert ended.returncode == 0 and (stranger / "made" / "dataset.json").exists(), ended.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+
+def test_the_current_folder_stays_where_the_user_names_it_and_in_programs_of_others(tmp_path):
+    (tmp_path / "mine.py").write_text("import lae_jax, sys; print(sys.path[0])")
+    assert run_in(tmp_path, "-m", "mine").stdout == f"{tmp_path}\n"
+    here = "import sys; sys.argv = ['lae-jax']; import lae_jax; print(*sys.path, sep='\\n')"
+    for named, stays in ((f"{ROOT}:{tmp_path}", True), (f"{ROOT}:", False)):
+        path = run_in(tmp_path, "-c", here, PYTHONPATH=named).stdout.splitlines()
+        assert (str(tmp_path) in path) == stays and str(ROOT) in path and ("" in path) == stays

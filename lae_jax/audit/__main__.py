@@ -11,7 +11,7 @@ damaged.
 import argparse
 
 from lae_jax import audit
-from lae_jax.runtime import flags, start
+from lae_jax.runtime import console, flags, start
 from lae_jax.runtime.errors import InputError, LeakFound
 
 
@@ -40,14 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     from lae_jax.audit import saved
     from lae_jax.data import records
 
-    print("\n\n".join(saved.tell(report) for report in reports))
+    for number, report in enumerate(reports):
+        console.write(*[""] * (number > 0), *saved.tell(report))
     if broken := [report["data"] for report in reports if report["data_hash"] is None]:
         raise InputError(f"{', '.join(broken)} cannot be used: see the findings above")
     leaking = [r["data"] for r in reports if any(f["severity"] == "leak" for f in r["findings"])]
     if leaking:
         raise LeakFound(f"{', '.join(leaking)}: a run that uses these splits stops, unless you add --allow-leak")
-    print(f"look at {' and '.join(f'{place}/{saved.PICTURE}' for place in args.data)}")
-    print("\n".join(saved.next_commands(records.open_dataset(args.data[0], "quick"), args.data[0])))
+    console.write(f"look at {' and '.join(f'{place}/{saved.PICTURE}' for place in args.data)}")
+    console.write(*saved.next_commands(records.open_dataset(args.data[0], "quick"), args.data[0]))
 
 
 if __name__ == "__main__":

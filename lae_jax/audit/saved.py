@@ -1,7 +1,6 @@
 """audit.json of a data set: written by an audit, read by a run and an evaluation."""
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -13,9 +12,10 @@ from lae_jax.audit import checks
 from lae_jax.data import records
 from lae_jax.faces import perceptual_hash
 from lae_jax.report import overviews
-from lae_jax.runtime import console, layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import console, layout, typed
+from lae_jax.runtime.errors import InputError, saving
 from lae_jax.runtime.files import read_json, write_json
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -23,6 +23,31 @@ FILE, PICTURE = "audit.json", "audit.png"
 IMAGE_SIZE = 224
 COMMAND = "python -m lae_jax.audit"
 _FORMAT = 1
+
+
+def _finding(value: object, name: str) -> None:
+    """The form of a finding: a leak is between two splits, another one is in at most two."""
+    typed.fields(_FINDING)(value, name)
+    count = len(value["splits"])
+    if count > 2 or (value["severity"] == "leak" and count != 2):
+        raise typed.Differs(f"{name}.splits", value["splits"], "two splits")
+
+
+_FINDING = {
+    "severity": typed.text(".+"),
+    "kind": typed.text(".+"),
+    "splits": typed.many(typed.text()),
+    "message": typed.text(r"[\s\S]+"),
+    "other": declared.OTHER,
+}
+_FORM = typed.fields(
+    {
+        "format": typed.one_of((_FORMAT,)),
+        "data_hash": typed.optional(declared.DIGEST),
+        "findings": typed.many(_finding),
+        "compared": typed.many(typed.fields({"hash": declared.DIGEST, "pictures": typed.flag()})),
+    }
+)
 # A start for the command that is shown next: without one it is refused.
 _START = "--config.init_from=hf:timm/tf_efficientnetv2_m.in21k_ft_in1k --config.data.normalize=weights"
 
@@ -38,7 +63,8 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
       The content of each audit.json; for a damaged data set the damage is the only finding.
 
     Raises:
-      InputError: A folder holds no data set or cannot be written to.
+      InputError: A folder holds no data set.
+      SaveFailed: A folder could not be written.
     """
     paths = [pathlib.Path(path) for path in paths]
     tables, damages = {}, {}
@@ -69,12 +95,10 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
             ],
             "findings": found[path] if table else [checks.damaged(damages[path])],
         }
-        try:
+        with saving(path):
             write_json(path / FILE, report)
             if table is not None:
                 _draw(path, table)
-        except OSError as error:
-            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): make the folder writable") from error
         reports.append(report)
     return reports
 
@@ -108,8 +132,7 @@ def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
 
 def _prepared_size(dataset: records.Dataset) -> int:
     """Returns the side in pixels that a data set was prepared for; IMAGE_SIZE where its recipe is missing."""
-    path = dataset.path / layout.RECIPE
-    return int(read_json(path).get("size", IMAGE_SIZE)) if path.exists() else IMAGE_SIZE
+    return layout.read_recipe(dataset.path).get("size") or IMAGE_SIZE
 
 
 def _draw(path: pathlib.Path, table: checks.Table) -> None:
@@ -126,23 +149,17 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
     Returns:
       (findings, 'read'), or ([], 'missing' | 'stale' | 'damaged').
     """
-    path = dataset.path / FILE
-    try:
-        report = json.loads(path.read_text())
-        if report["format"] != _FORMAT:
-            raise ValueError(f"format {report['format']!r}")
-        findings, state = report["findings"], "read" if report["data_hash"] == dataset.hash else "stale"
-        if not all(f["severity"] and f["kind"] and len(f["splits"]) <= 2 and f["message"] for f in findings):
-            raise ValueError("a finding without a message")
-        if any(f["severity"] == "leak" and len(f["splits"]) != 2 for f in findings):
-            raise ValueError("a leak that is not between two splits")
-    except FileNotFoundError:
-        findings, state = [], "missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        findings, state = [], "damaged"
-    if state == "read":
-        return findings, state
-    logger.warning("%s is %s, so leaks between its splits are unknown: run %s %s", path, state, COMMAND, dataset.path)
+    path, state, why = dataset.path / FILE, "missing", ""
+    if path.exists():
+        try:
+            report = read_json(path, _FORM)
+            if report["data_hash"] == dataset.hash:
+                return report["findings"], "read"
+            state = "stale"
+        except InputError as error:
+            state, why = "damaged", f" ({error})"
+    told = "%s is %s%s, so leaks between its splits are unknown: run %s %s"
+    logger.warning(told, path, state, why, COMMAND, dataset.path)
     return [], state
 
 
@@ -159,7 +176,7 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
         finding
         for finding in findings
         if finding["severity"] == "leak"
-        and finding.get("other", {}).get("hash") == train_hash
+        and (finding.get("other") or {}).get("hash") == train_hash
         and is_between(finding, train, split)
     ]
 
@@ -167,7 +184,7 @@ def leaks(findings: Sequence[dict], train: str, split: str, train_hash: str | No
 def is_between(finding: Mapping, train: str, split: str) -> bool:
     """Whether a finding concerns these two splits ('all': any). Between two data sets the order says which is whose."""
     first, *second = finding["splits"]
-    ways = [(first, one) for one in second] + [(one, first) for one in second if "other" not in finding]
+    ways = [(first, one) for one in second] + [(one, first) for one in second if not finding.get("other")]
     return any(train in ("all", one) and split in ("all", other) for one, other in ways)
 
 
@@ -182,7 +199,7 @@ def have_compared(dataset: records.Dataset, split: str, other_hash: str, train: 
       other_hash: Hash of the other data set.
       train: A split of the other data set.
     """
-    audited = json.loads((dataset.path / FILE).read_text()).get("compared", [])
+    audited = read_json(dataset.path / FILE, _FORM)["compared"]
     known = other_hash in [other["hash"] for other in audited if other["pictures"]]
     return known and "all" not in (train, split) and checks.disjoint(train, split)
 
@@ -200,13 +217,13 @@ def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
     return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
 
 
-def tell(report: dict) -> str:
-    """Describes the content of an audit.json for a terminal: a table, and an example of each finding."""
+def tell(report: dict) -> list[str]:
+    """Describes an audit.json, as lines for a terminal: a table, and an example of each finding."""
     place = f"{report['data']}/{FILE}"
     if not report["findings"]:
-        return f"{place}: clean"
+        return [f"{place}: clean"]
     rows = [(f["kind"], f["severity"], f["count"], "-".join(f["splits"]) or "all") for f in report["findings"]]
-    lines = [console.table(["finding", "severity", "count", "splits"], rows)]
+    lines = console.table(["finding", "severity", "count", "splits"], rows).splitlines()
     more = False
     for finding in report["findings"]:
         # The groups without images are named in the message already.
@@ -214,7 +231,7 @@ def tell(report: dict) -> str:
         example = f" ({', '.join(examples[0])})" if examples else ""
         lines.append(f"{finding['severity']}: {finding['message']}{example}")
         more |= len(examples) > 1
-    return "\n".join([*lines, f"{place} lists more examples" if more else place])
+    return [*lines, f"{place} lists more examples" if more else place]
 
 
 def next_commands(dataset: records.Dataset, place: str) -> list[str]:

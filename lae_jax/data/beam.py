@@ -28,7 +28,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from lae_jax.data import shards
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.files import is_remote, read_json
+from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
 
@@ -90,7 +90,7 @@ class Beam:
         if not is_remote(self._out):
             yield pathlib.Path(self._out)
             return
-        with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+        with tempfile.TemporaryDirectory(prefix="lae_jax-", ignore_cleanup_errors=True) as local:
             folder = pathlib.Path(local)
             (folder / "parts").mkdir()
             layout.require_place(self._out, self._sizes())
@@ -120,7 +120,7 @@ class Beam:
             for task in tasks
             if task.columns_path.name in parts
             and task.part_path.exists()
-            and sizes.get(task.path.name) == read_json(task.part_path)["bytes"]
+            and sizes.get(task.path.name) == task.part()["bytes"]
         ]
         self._fetch(tasks[0].out, [f"parts/{task.columns_path.name}" for task in complete])
         there = {task.index for task in complete}
@@ -190,7 +190,7 @@ def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
     Returns:
         The number of source rows.
     """
-    with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+    with tempfile.TemporaryDirectory(prefix="lae_jax-", ignore_cleanup_errors=True) as local:
         task = dataclasses.replace(task, out=pathlib.Path(local), index=index)
         task.columns_path.parent.mkdir()
         count = shards.write_shard(task, _open)

@@ -3,8 +3,8 @@
 Parts are read one at a time. Only the splits, which are row numbers, grow with the number of images.
 """
 
+import contextlib
 import itertools
-import os
 import pathlib
 import shutil
 import tempfile
@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from lae_jax.data import rejected as refusals
 from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
-from lae_jax.runtime import layout
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.files import read_json, sha256_of, write_json
+from lae_jax.runtime.files import sha256_of, write_json
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
 _GROUP_ROWS = 1 << 16  # rows of columns.parquet that are read and written together
@@ -52,10 +52,10 @@ def finish(
     out, crop, align = tasks[0].out, tasks[0].recipe.contract(), tasks[0].recipe.align
     shards, refused, several = [], len(rejected), 0
     for task in tasks:
-        part = read_json(task.part_path)
+        part = task.part()
         refused += len(part["rejected"])
         several += part["several_faces"]
-        held = pq.read_metadata(task.columns_path).num_rows
+        held = _columns_of(task).num_rows
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count, reasons = sum(shard["count"] for shard in shards), refusals.Reasons()
     listed = reasons.counting(_rejected(tasks, rejected))
@@ -73,22 +73,17 @@ def finish(
     sizes = {name: len(rows) for name, rows in splits.items()}
     if empty := [name for name, size in sizes.items() if not size]:
         lost = refused >= refusals.LOUD * (count + refused)
-        kept = "the images are kept and used again"
-        # A single shard is made again quickly. What an earlier command finished stays.
-        if (lost or len(tasks) == 1) and not (out / "dataset.json").exists():
-            columns_path.unlink()
-            _remove(tasks)
-            kept = "nothing else was kept"
         why = f" Rejected: {reasons.told()}." if refused else ""
         mend = "add images to that split" if protocol == "column" else "choose another --ratio, or add images or people"
         mend = f"{refusals.cause(reasons.counts(), align)}; or {mend}" if lost else mend.capitalize()
         raise InputError(
             f"{out}: split {empty[0]!r} would be empty ({count:,} of {count + refused:,} images could be used).{why}"
-            f" {mend}. {out}/{refusals.FILE} lists the rejected images; {kept}"
+            f" {mend}. {out}/{refusals.FILE} lists the rejected images. The images are kept:"
+            f" another --ratio uses them again; for another source or other crops, name another --out or remove {out}"
         )
     _write_splits(out / "splits", splits)
     _write_tfds_metadata(out, shards, crop)
-    files = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
+    described = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
     manifest = {
         "format": FORMAT,
         "count": count,
@@ -97,7 +92,7 @@ def finish(
         "several_faces": several,
         "left_out_of_split": len(doubled),
         "shards": shards,
-        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},
+        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in described},
         "splits": sizes,
         "protocol": protocol,
         "crop": crop,
@@ -107,24 +102,32 @@ def finish(
     return manifest
 
 
+def _columns_of(task: ShardTask) -> pa.Table:
+    try:
+        return pq.read_table(task.columns_path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{task.columns_path} is damaged ({error}): remove {task.path}, and run the same command again"
+        ) from error
+
+
 def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
-    temporary = path.with_name(path.name + ".incomplete")
-    with pq.ParquetWriter(temporary, pq.read_schema(tasks[0].columns_path)) as writer:
+    schema = pq.read_schema(tasks[0].columns_path)
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         group, held = [], 0
         for task in tasks:
-            group.append(pq.read_table(task.columns_path))
+            group.append(_columns_of(task))
             held += group[-1].num_rows
             if held >= _GROUP_ROWS or task is tasks[-1]:
                 writer.write_table(pa.concat_tables(group))
                 group, held = [], 0
-    os.replace(temporary, path)
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """The rows that the reader refused, then those that each shard did."""
     yield from rejected
     for task in tasks:
-        yield from map(tuple, read_json(task.part_path)["rejected"])
+        yield from map(tuple, task.part()["rejected"])
 
 
 def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -142,10 +145,13 @@ def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[
 
 def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:  # none of the files of an earlier split is replaced before all are written
+        for name, rows in splits.items():
+            with open(stack.enter_context(files.replacing(folder / f"{name}.npz")), "wb") as file:
+                np.savez(file, rows=np.asarray(rows, np.int64))
     for name in layout.contents(folder):
-        (folder / name).unlink()
-    for name, rows in splits.items():
-        np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
+        if name.removesuffix(".npz") not in splits:
+            (folder / name).unlink()
 
 
 def _remove(tasks: Sequence[ShardTask]) -> None:
@@ -163,7 +169,7 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
     # TFDS expects a shard beside its metadata. The shards may be in a bucket, so an empty file takes their place.
-    with tempfile.TemporaryDirectory(prefix="lae_jax-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".lae_jax-", dir=out / "parts", ignore_cleanup_errors=True) as folder:
         folder = pathlib.Path(folder)
         (folder / shards[0]["file"]).touch()
         info = tfds.core.SplitInfo(
@@ -182,4 +188,4 @@ def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> N
             metadata=tfds.core.MetadataDict({"crop": crop}),
         )
         for path in folder.glob("*.json"):
-            shutil.copyfile(path, out / path.name)
+            files.write_bytes(out / path.name, path.read_bytes())

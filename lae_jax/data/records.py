@@ -6,33 +6,80 @@ splits/<name>.npz                       rows (int64) of a split
 rejected.csv                            name, reason
 recipe.json                             everything that determines the shards; written first
 dataset.json                            manifest: counts, sizes and SHA-256 of the files above; written last
-dataset_info.json, features.json        TFDS metadata, so that tfds.builder_from_directory opens the folder
+dataset_info.json, features.json        TFDS metadata, for other programs: tfds.builder_from_directory opens the folder
+
+No TFDS metadata is read here: features.json names Python modules, which TFDS imports.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
+from array_record.python import array_record_data_source, array_record_module
 
 from lae_jax.data import split_names
-from lae_jax.runtime import layout
+from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.runtime.files import sha256_of, write_json
+from lae_jax.runtime.files import open_regular, read_json, sha256_of, write_json
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
 
 FORMAT = 3  # version of the format of prepared data sets
+MAX_AGE = 100  # years; readers reject older ones
 FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are computed when a data set is opened
+_AGAIN = "prepare it again (python -m lae_jax.prepare ...)"
+_COLUMNS_FILE, _VERIFIED = "columns.parquet", "verified.json"
+_LIMIT = 1 << 40  # images, and bytes of a shard
+MANIFEST = typed.fields(
+    {
+        "count": typed.whole(1, _LIMIT),
+        "splits": typed.named(typed.whole(0, _LIMIT), declared.NAME),
+        "crop": declared.CROP,
+        "protocol": typed.one_of(("image", "identity", "column")),
+        "shards": typed.many(
+            typed.fields({"file": declared.NAME, "count": typed.whole(0, _LIMIT), **declared.BYTES}),
+        ),
+        "files": typed.named(typed.fields(declared.BYTES)),
+        "format": typed.whole(),
+    }
+)
+# Size, time of change and SHA-256 of each file.
+_SEEN = typed.named(typed.many(typed.either(typed.whole(), declared.DIGEST), 3))
+
+# Types of the columns that programs read; those of _OPTIONAL may be missing, and only those of _NULLABLE have no value
+# in some rows.
+_OWN = {
+    "name": pa.string(),
+    "age": pa.float64(),
+    "identity": pa.string(),
+    "sha256": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "source_row": pa.int64(),
+}
+_OPTIONAL = {"phash": pa.binary(32), "scale": pa.float32(), "faces": pa.int32()}
+_NULLABLE = ("age", "identity", "faces")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A whole shard, as `ArrayRecordDataSource` takes it (its protocol `FileInstruction`)."""
+
+    filename: str
+    take: int
+    examples_in_shard: int
+    skip: int = 0
 
 
 class Dataset:
@@ -40,13 +87,10 @@ class Dataset:
 
     def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table):
         self.path, self.manifest, self._columns = path, manifest, columns
-        builder = tfds.builder_from_directory(str(path))
-        lengths = [shard["count"] for shard in manifest["shards"]]
-        if builder.info.splits["images"].shard_lengths != lengths:
-            raise InputError(
-                f"{path}: dataset_info.json and dataset.json differ in the number of images: prepare it again"
-            )
-        self._source = builder.as_data_source("images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        shards = [(str(path / shard["file"]), shard["count"]) for shard in manifest["shards"]]
+        self._source = array_record_data_source.ArrayRecordDataSource(
+            [_Shard(name, count, count) for name, count in shards]
+        )
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -85,10 +129,16 @@ class Dataset:
         if split == "all":
             return np.arange(len(self), dtype=np.int64)
         split_names.require(self.path, split, self.manifest["splits"])
-        with np.load(self.path / "splits" / f"{split}.npz") as file:
-            rows = file["rows"]
-        if not len(rows):
+        count = self.manifest["splits"][split]
+        if not count:
             raise InputError(f"{self.path}: split {split!r} is empty")
+        path = self.path / "splits" / f"{split}.npz"
+        try:
+            rows = _rows(path, len(self))
+            if len(rows) != count:
+                raise ValueError(f"{len(rows)} rows, and dataset.json says {count}")
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path} is damaged ({error}): restore it, or {_AGAIN}") from error
         return rows
 
     def shard_of(self, row: int) -> str:
@@ -103,6 +153,9 @@ class Dataset:
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """Returns the encoded images (JPEG) of the rows, in the same order."""
+        # Importing it takes as long as opening a data set, and most programs that open one need no encoded images.
+        from tensorflow_datasets.proto import tf_example_pb2
+
         examples = map(tf_example_pb2.Example.FromString, self.read(rows))
         return [example.features.feature["image"].bytes_list.value[0] for example in examples]
 
@@ -123,20 +176,18 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
         raise InputError(f"config.data.verify is {verify!r}: it must be 'auto', 'full' or 'quick'")
     layout.require_dataset(path)
     path = pathlib.Path(path)
-    again = "prepare it again (python -m lae_jax.prepare ...)"
-    try:
-        manifest = json.loads((path / "dataset.json").read_text())
-        expected = {**{s["file"]: s for s in manifest["shards"]}, **manifest["files"]}
-        total = sum(shard["count"] for shard in manifest["shards"])
-        if missing := {"count", "splits", "crop", "protocol"} - {*manifest}:
-            raise KeyError(*sorted(missing))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}/dataset.json is damaged ({error!r}): {again}") from error
-    if manifest.get("format") != FORMAT:
+    manifest = read_json(path / layout.DATASET, again=_AGAIN)
+    if "format" in manifest and manifest["format"] != FORMAT:
         raise InputError(
-            f"{path} has the format {manifest.get('format')!r}, and this version of lae_jax reads {FORMAT}: {again}, or"
+            f"{path} has the format {manifest['format']!r}, and this version of lae_jax reads {FORMAT}: {_AGAIN}, or"
             " use the version that made it"
         )
+    typed.require(manifest, MANIFEST, path / layout.DATASET, _AGAIN)
+    expected = {**{shard["file"]: shard for shard in manifest["shards"]}, **manifest["files"]}
+    total = sum(shard["count"] for shard in manifest["shards"])
+    needed = {_COLUMNS_FILE, *(f"splits/{name}.npz" for name in manifest["splits"])}
+    if len(expected) != len(manifest["shards"]) + len(needed) or needed != {*manifest["files"]}:
+        raise InputError(f"{path}/dataset.json is damaged (its files are not those of its shards and splits): {_AGAIN}")
     size = sum(shard["bytes"] for shard in manifest["shards"])
     hashed = {*expected}
     large = verify == "auto" and size >= FULL_BELOW_BYTES
@@ -148,27 +199,77 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             path,
             size / 1e9,
         )
-    _verify(path, expected, hashed, again)
-    columns = pq.read_table(path / "columns.parquet")
+    _verify(path, expected, hashed, _AGAIN)
+    columns = _columns(path / _COLUMNS_FILE)
     if not total == columns.num_rows == manifest["count"]:
         raise InputError(
             f"{path}: {total} images in the shards, {columns.num_rows} rows in columns.parquet,"
-            f" {manifest['count']} in dataset.json: {again}"
+            f" {manifest['count']} in dataset.json: {_AGAIN}"
         )
     return Dataset(path, manifest, columns)
 
 
-def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> None:
+def _rows(path: pathlib.Path, count: int) -> np.ndarray:
+    """Returns the rows in the file of a split of a data set with `count` images.
+
+    Raises:
+      ValueError: They are not rows of it, each once. Other errors: it is no such file.
+    """
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        if archive.getinfo("rows.npy").file_size > 8 * count + 1024:
+            raise ValueError(f"more than {count} rows")
+        with archive.open("rows.npy") as member:
+            rows = np.lib.format.read_array(member, allow_pickle=False)
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise ValueError(f"{rows.dtype} of shape {rows.shape}, not a list of int64")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < count):
+        raise ValueError(f"rows from {rows.min()} to {rows.max()}, and the data set has {count} images")
+    is_there = np.zeros(count, bool)
+    is_there[rows] = True
+    if is_there.sum() < len(rows):
+        raise ValueError("a row twice")
+    return rows
+
+
+def _columns(path: pathlib.Path) -> pa.Table:
+    """Reads the columns and checks their types.
+
+    Raises:
+      InputError: The file is damaged.
+    """
     try:
-        verified = json.loads((path / "verified.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        verified = {}
+        table = pq.read_table(path)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): restore it, or {_AGAIN}") from error
+    if reason := _wrong(table):
+        raise InputError(f"{path} is damaged ({reason}): restore it, or {_AGAIN}")
+    return table
+
+
+def _wrong(table: pa.Table) -> str:
+    """Returns what is wrong with the columns; '' if nothing is."""
+    kinds = {field.name: field.type for field in table.schema}
+    if len(kinds) < table.num_columns:
+        return "two columns of one name"
+    for name, kind in {**_OWN, **_OPTIONAL}.items():
+        if kinds.get(name, kind if name in _OPTIONAL else None) != kind:
+            return f"column {name} is {kinds.get(name, 'missing')}, not {kind}"
+        if name in kinds and name not in _NULLABLE and table[name].null_count:
+            return f"column {name} has no value in {table[name].null_count} rows"
+    ages = table["age"].to_numpy()
+    # Comparisons with NaN, an unknown age, are false.
+    if ((ages < 0) | (ages > MAX_AGE)).any():
+        return f"an age is below 0 or above {MAX_AGE}"
+    return ""
+
+
+def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> None:
+    verified = read_json(path / _VERIFIED, _SEEN, "remove it") if (path / _VERIFIED).exists() else {}
     seen = {}
     for name, entry in expected.items():
-        try:
-            status = (path / name).stat()
-        except FileNotFoundError:
-            raise InputError(f"{path / name} is missing: restore it, or {again}") from None
+        with open_regular(path / name) as file:
+            status = os.fstat(file.fileno())
         if status.st_size != entry["bytes"]:
             raise InputError(f"{path / name} has {status.st_size} bytes, not {entry['bytes']}: restore it, or {again}")
         if "count" in entry:
@@ -187,6 +288,6 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], aga
             )
     if {**verified, **seen} != verified:
         try:
-            write_json(path / "verified.json", {**verified, **seen})
+            write_json(path / _VERIFIED, {**verified, **seen})
         except OSError:
             logger.debug("%s is read-only: the checksums are computed at every start", path)

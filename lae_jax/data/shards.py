@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -27,8 +27,10 @@ from lae_jax.data import rejected, stored
 from lae_jax.data.records import FORMAT
 from lae_jax.data.sources.readers import Picture, Source
 from lae_jax.faces import crops, images
+from lae_jax.runtime import typed
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -49,6 +51,20 @@ def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
     return naming.ShardedFileTemplate(
         data_dir=str(out), dataset_name="faces", split="images", filetype_suffix="array_record"
     )
+
+
+_PART = typed.fields(
+    {
+        "rejected": typed.many(typed.many(typed.text(), 2)),
+        "several_faces": typed.whole(0),
+        **declared.BYTES,
+        "columns": typed.optional(typed.fields(declared.BYTES)),
+    }
+)
+
+
+def _is_whole(path: pathlib.Path, written: Mapping) -> bool:
+    return path.stat().st_size == written["bytes"] and sha256_of(path) == written["sha256"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +117,29 @@ class ShardTask:
         """JSON about the shard.
 
         rejected: [name, reason] of each row that is not in the shard. several_faces: number of photographs with more
-        than one face. bytes, sha256: of the shard.
+        than one face. bytes, sha256: of the shard. columns: bytes and sha256 of its columns.
         """
         return self.out / "parts" / f"{self.index:05d}.json"
 
+    def part(self) -> dict:
+        """Returns the content of `part_path`.
+
+        Raises:
+          InputError: It is missing or damaged.
+        """
+        return read_json(self.part_path, _PART, f"remove {self.path}, and run the same command again")
+
     def is_complete(self) -> bool:
-        """Whether the shard exists and is unchanged since it was written."""
+        """Whether the shard and its parts exist and are unchanged since they were written."""
         if not self.path.exists():
             return False
-        part = read_json(self.part_path)
-        return self.path.stat().st_size == part["bytes"] and sha256_of(self.path) == part["sha256"]
+        try:
+            part = self.part()
+            # A part that was written before it had the checksum of the columns is taken as it is.
+            written = {self.path: part, self.columns_path: part.get("columns")}
+            return all(_is_whole(path, entry) for path, entry in written.items() if entry is not None)
+        except InputError:
+            return False
 
 
 def missing(tasks: list[ShardTask]) -> list[ShardTask]:
@@ -118,7 +147,7 @@ def missing(tasks: list[ShardTask]) -> list[ShardTask]:
     found = [task for task in tasks if not task.is_complete()]
     for task in found:
         if task.path.exists():
-            logger.warning("%s was damaged after it was written: it is made again", task.path)
+            logger.warning("%s or its parts were damaged after they were written: they are made again", task.path)
     return found
 
 
@@ -173,6 +202,7 @@ def write_shard(
         "several_faces": len(several),
         "bytes": temporary.stat().st_size,
         "sha256": sha256_of(temporary),
+        "columns": {"bytes": task.columns_path.stat().st_size, "sha256": sha256_of(task.columns_path)},
     }
     write_json(task.part_path, part)
     os.replace(temporary, task.path)

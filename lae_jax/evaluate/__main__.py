@@ -41,13 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tell(report: dict) -> str:
-    """Returns the report as text for a terminal."""
+def tell(report: dict) -> list[str]:
+    """Returns the report, as lines for a terminal."""
     from lae_jax.report import age_groups, wording
 
     if "group_mae" not in report:
         scores = [f"{title}: {number}" for title, number in wording.of_identities(report)]
-        return "\n".join([*scores, *wording.warnings(report)])
+        return [*scores, *wording.warnings(report)]
 
     def number(value, digits=2):
         return "-" if value is None else f"{value:.{digits}f}"
@@ -60,7 +60,7 @@ def tell(report: dict) -> str:
     header = ["age group", "images", "MAE", "95 % interval", "bias"]
     if not between:
         header, rows = [*header[:3], header[4]], [(*row[:3], row[4]) for row in rows]
-    lines = [console.table(header, rows), ""]
+    lines = [*console.table(header, rows).splitlines(), ""]
     lines.append(
         f"MAE {number(report['mae'])}   sigma {number(report['sigma'])}   AAR (2021) {number(report['aar_2021'])}"
         f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
@@ -77,8 +77,7 @@ def tell(report: dict) -> str:
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"
         lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide on average")
-    lines += wording.warnings(report)
-    return "\n".join(lines)
+    return [*lines, *wording.warnings(report)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,11 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)
-    print(tell(report))
-    print(f"{folder}/: " + ", ".join(sorted(path.name for path in folder.iterdir())))
-    print(f"look at {folder}/report.html")
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    console.write(*tell(report), f"{folder}/: {names}", f"look at {folder}/report.html")
     if "group_mae" in report:
-        print(f"next: python -m lae_jax.predict --run {args['run']} PHOTOGRAPHS")
+        console.write(f"next: python -m lae_jax.predict --run {args['run']} PHOTOGRAPHS")
 
 
 if __name__ == "__main__":

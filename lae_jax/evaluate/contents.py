@@ -95,7 +95,7 @@ def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, spl
 
 def _earlier(folder: epath.Path) -> dict:
     """What the evaluation in a folder showed besides the scores; {} without one."""
-    return {name: value for name, value in _report(folder).get(FIELD, {}).items() if value}
+    return {name: value for name, value in (_report(folder).get(FIELD) or {}).items() if value}
 
 
 def _report(folder: epath.Path) -> dict:

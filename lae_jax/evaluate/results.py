@@ -1,6 +1,7 @@
 """The folder of an evaluation: scores, predictions, model card and page."""
 
 import dataclasses
+import io
 import logging
 
 import numpy as np
@@ -14,10 +15,12 @@ from lae_jax.evaluate import contents as showing
 from lae_jax.evaluate import measure
 from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
-from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores, tables
+from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
 from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
-from lae_jax.runtime import checkpoints, files, parallel, watch
+from lae_jax.runtime import checkpoints, files, layout, parallel, watch
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
@@ -31,9 +34,20 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     pictures and their numbers. If it is the evaluation of the run's kept checkpoint on its own validation split, the
     page becomes RUN/report.html as well.
 
+    No file of an earlier evaluation is replaced before all are written.
+
     Raises:
       InputError: The baseline was not evaluated on these images.
     """
+    with files.together(folder, loading.REPORT, above=done.checkpoint.workdir) as place:
+        report = _write(done, place, contents, flip)
+        pictures = {path.stem for path in (place / "report").glob("*.svg")}
+    page.remove_pictures(folder, but=pictures)
+    _publish(done, folder)
+    return report
+
+
+def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip: bool) -> dict:
     checkpoint, dataset = done.checkpoint, done.dataset
     report = {
         **done.scores(),
@@ -52,11 +66,9 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
         "unknown_crops": bool(agreement.unknown_crops(checkpoint, dataset)),
         **done.leaks,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     if done.probabilities is None:
         files.write_json(folder / loading.REPORT, report)
         page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
-        _publish(done, folder)
         return report
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
@@ -73,7 +85,6 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     files.write_text(folder / loading.CARD, lineage.card_of(checkpoint, [report], flip))
     faces = _faces(done, temperature) if contents.faces else []
     page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
-    _publish(done, folder)
     return report
 
 
@@ -82,7 +93,7 @@ def _publish(done: measure.Evaluated, folder: epath.Path) -> None:
     run, config = done.checkpoint.workdir, fields.from_json(done.checkpoint.meta["config"])
     own = config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data
     if own and folder == showing.place(run, done.dataset.path, done.split):
-        files.write_text(run / loading.PAGE, (folder / loading.PAGE).read_text("utf-8"))
+        files.write_text(run / loading.PAGE, files.read_text(folder / loading.PAGE))
 
 
 def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
@@ -116,11 +127,12 @@ def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
 
 def _is_current(workdir: epath.Path) -> bool:
     """Whether the newest evaluation of the validation split is of the kept checkpoint; True without such a split."""
-    config, kept = fields.from_json(files.read_json(workdir / "config.json")), loading.read_run(workdir).summary
+    config = fields.from_json(files.read_json(workdir / "config.json", declared.config))
+    kept = loading.read_run(workdir).summary
     if not config.data.split:
         return True
     folder = showing.place(workdir, config.data.path, inputs.split_name(config, config.data.split))
-    return (folder / loading.REPORT).exists() and files.read_json(folder / loading.REPORT).get("step") == kept["step"]
+    return (folder / loading.REPORT).exists() and loading.read_report(folder).get("step") == kept["step"]
 
 
 def _training(done: measure.Evaluated) -> dict | None:
@@ -169,15 +181,18 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         columns |= dict(zip(loading.GUESSES, _guesses(done, contents.spread).T, strict=True))
     for column in contents.slices:
         columns[loading.SLICE + column] = ["" if v is None else str(v) for v in dataset.column(column)[rows]]
-    lines = zip(*(_plain(values) for values in columns.values()), strict=True)
-    return tables.csv_text([*columns], lines)
+    # Numbers have all their digits, so that the file gives the same scores.
+    text = io.StringIO(newline="")
+    writer = spreadsheets.Writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*map(_plain, columns.values()), strict=True))
+    return text.getvalue()
 
 
 def _plain(values) -> list:
-    """Numbers with all their digits, so that the file gives the same scores."""
     if not isinstance(values, np.ndarray):
         return values
-    return [repr(value) if isinstance(value, float) and value == value else value for value in values.tolist()]
+    return [None if isinstance(value, float) and value != value else value for value in values.tolist()]
 
 
 def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:
@@ -250,8 +265,7 @@ def _crops(done: measure.Evaluated, rows: np.ndarray) -> list[bytes]:
 
 def _photograph(dataset, row: int) -> bytes | None:
     """The source photograph, small, in JPEG; None if it cannot be read or was a crop already."""
-    recipe = dataset.path / "recipe.json"
-    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    root = layout.read_recipe(dataset.path).get("images")
     if root is None or dataset.crop.get("align") == "none":
         return None
     name = str(dataset.column("name")[row]).partition("#")[0]

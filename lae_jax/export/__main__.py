@@ -14,7 +14,7 @@ import pathlib
 from typing import get_args
 
 from lae_jax import export
-from lae_jax.runtime import flags, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,22 +34,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tell(content: dict, out: str) -> str:
-    """The summary of a written export as text for a terminal."""
+def tell(content: dict, out: str) -> list[str]:
+    """Returns the summary of a written export, as lines for a terminal."""
     check, size = content["check"], sum(entry["bytes"] for entry in content["files"].values())
     seconds = content["seconds"]
-    return "\n".join(
-        [
-            f"{content['source']['model']} of {content['source']['run']} step {content['source']['step']} as"
-            f" {content['format']}: {size / 1e6:.1f} MB in {seconds['write']:.1f} s",
-            f"read back by {check['runtime']} in {seconds['check']:.1f} s: ages differ by at most"
-            f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
-            f" ({check['images']} images, {check['from']})",
-            f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
-            f"look at {out}/model_card.md",
-            f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
-        ]
-    )
+    return [
+        f"{content['source']['model']} of {content['source']['run']} step {content['source']['step']} as"
+        f" {content['format']}: {size / 1e6:.1f} MB in {seconds['write']:.1f} s",
+        f"read back by {check['runtime']} in {seconds['check']:.1f} s: ages differ by at most"
+        f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
+        f" ({check['images']} images, {check['from']})",
+        f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
+        f"look at {out}/model_card.md",
+        f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     # Both sides of the check are float32 on the CPU. Accelerators round more coarsely, and others may need them.
     jax.config.update("jax_platforms", "cpu")
     start.devices()
-    print(tell(export.export(**args), args["out"]))
+    console.write(*tell(export.export(**args), args["out"]))
 
 
 if __name__ == "__main__":

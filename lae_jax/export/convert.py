@@ -75,6 +75,7 @@ def _export(
     line.update()
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)
+    build.model(config, stage, checkpoint.meta["num_outputs"])  # checks the names in the config
     program = Program(
         name=config.model.name,
         variables=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), checkpoint.variables),
@@ -96,14 +97,15 @@ def _export(
         "platforms": list(PLATFORMS) if form != "onnx" else None,
         **lineage.described(checkpoint, config, stage.name, flip),
     }
-    return _write(out, content, program, checkpoint, line)
+    with build.fits(checkpoint.workdir):
+        return _write(out, content, program, checkpoint, line)
 
 
 def _write(
     out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line: tqdm.tqdm
 ) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
-    unfinished = out.with_name(out.name + ".incomplete")
+    unfinished = layout.place_of_export(out)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:

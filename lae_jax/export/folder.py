@@ -1,7 +1,6 @@
 """The folder of an export: the model, `model_card.md`, and `export.json`, which describes it and is written last."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping
 
@@ -10,13 +9,25 @@ from etils import epath
 
 from lae_jax.export import onnx_model, saved_model, stablehlo
 from lae_jax.export.form import Readable
-from lae_jax.runtime import checksums, files, layout
+from lae_jax.runtime import checksums, files, layout, typed
 from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.typed import declared
 
 FILE, CARD = layout.EXPORT, "model_card.md"
 VERSION = 1  # of export.json
 FORMATS = {"saved_model": saved_model, "stablehlo": stablehlo, "onnx": onnx_model}
 _AGAIN = "export it again (python -m lae_jax.export ...)"
+_FORM = typed.fields(
+    {
+        "format": typed.text(),
+        "version": typed.one_of((VERSION,)),
+        "source": typed.fields({"run": typed.text(), "step": typed.whole(0)}),
+        "input": typed.fields({"image_size": typed.whole(*declared.SIDE), "resize": typed.whole(0, declared.SIDE[1])}),
+        "crop": declared.CROP,
+        "temperature": declared.TEMPERATURE,
+        "files": checksums.FORM,
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,20 +79,10 @@ def open_export(path: os.PathLike | str) -> Export:
     path = epath.Path(path)
     if not (path / FILE).exists():
         raise InputError(f"{path} has no {FILE}: it was not finished, or is not an export of lae_jax; {_AGAIN}")
-    content = files.read_json(path / FILE)
-    try:
-        name, version = content["format"], content["version"]
-        size, resize = int(content["input"]["image_size"]), int(content["input"]["resize"])
-        crop, temperature = dict(content["crop"]), float(content["temperature"])
-        source = f"{path} ({name} of {content['source']['run']} step {content['source']['step']})"
-        if version != VERSION:
-            raise ValueError(f"version {version}, not {VERSION}")
-        if size < 1 or resize < 0 or not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"image_size {size}, resize {resize}, temperature {temperature}")
-        damage = checksums.difference(path, content["files"], FILE)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path / FILE} is damaged or was written by another program ({error!r}): {_AGAIN}") from error
-    if damage:
+    content = files.read_json(path / FILE, _FORM, _AGAIN)
+    name, size, resize = content["format"], content["input"]["image_size"], content["input"]["resize"]
+    source = f"{path} ({name} of {content['source']['run']} step {content['source']['step']})"
+    if damage := checksums.difference(path, content["files"], FILE):
         raise InputError(f"{path} is damaged ({damage}): restore it, or {_AGAIN}")
     if name not in FORMATS:
         raise InputError(f"{path / FILE}: " + unknown("format", str(name), FORMATS))
@@ -91,7 +92,7 @@ def open_export(path: os.PathLike | str) -> Export:
             f"{path}: its model takes {readable.dtype} {readable.shape}, but {FILE} says uint8 (None, {size}, {size},"
             f" 3): {_AGAIN}"
         )
-    return Export(readable.forward, size, resize, crop, temperature, source, content)
+    return Export(readable.forward, size, resize, content["crop"], float(content["temperature"]), source, content)
 
 
 def read(name: str, path: os.PathLike) -> Readable:

@@ -1,9 +1,12 @@
-"""The common form of models that were read back, whatever their format."""
+"""The common form of models that were read back, whatever their format, and of what they may hold."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+from lae_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,3 +28,22 @@ class Readable:
 def rows(age, distribution) -> np.ndarray:
     """Joins ages (B,) and distributions (B, K) to rows (B, 1 + K)."""
     return np.concatenate([np.asarray(age)[:, None], np.asarray(distribution)], axis=1)
+
+
+def require_known(path: os.PathLike | str, what: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that a model holds only what the exports of lae_jax hold: a model can do what its runtime can.
+
+    Args:
+      path: The model's file, for the message.
+      what: Kind of the names, for the message.
+      found: Names in the model.
+      known: Names in exports of lae_jax.
+
+    Raises:
+      InputError: There is another name. The model is not to be run.
+    """
+    if foreign := sorted({*found} - {*known}):
+        raise InputError(
+            f"{path} holds {what} that no export of lae_jax holds ({', '.join(foreign[:5])}): it may do more than"
+            " estimate ages, so it is not opened. Export the run again (python -m lae_jax.export ...)"
+        )

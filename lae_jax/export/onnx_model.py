@@ -5,13 +5,30 @@ import pathlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lae_jax.export.form import Readable, rows
+from lae_jax.export.form import Readable, require_known, rows
 from lae_jax.runtime.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from lae_jax.export.program import Program
 
 FILE = "model.onnx"
+# Operations in the exports of all models, with and without flip, temperature and hidden layer.
+OPERATIONS = frozenset(
+    {
+        "Add", "Cast", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "Log", "MatMul", "Max", "MaxPool",
+        "Mul", "Relu", "Sigmoid", "Slice", "Softmax", "Squeeze", "Transpose",
+    }
+)  # fmt: skip
+# Fields of the messages that a model consists of. Others hold functions, training, settings of a session, quantisation
+# and the names of other files.
+_FIELDS = {
+    "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "graph"},
+    "OperatorSetIdProto": {"domain", "version"},
+    "GraphProto": {"node", "name", "initializer", "input", "output"},
+    "NodeProto": {"input", "output", "name", "op_type", "attribute"},
+    "AttributeProto": {"name", "type", "i", "ints"},
+    "TensorProto": {"dims", "data_type", "name", "raw_data"},
+}
 
 
 def required(name: str) -> ModuleType:
@@ -37,9 +54,23 @@ def write(folder: pathlib.Path, program: "Program") -> None:
 
 
 def read(folder: pathlib.Path) -> Readable:
-    """Reads a model from a folder. It runs on the CPU."""
-    runtime = required("onnxruntime")
-    session = runtime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+    """Reads a model from a folder. It runs on the CPU.
+
+    Raises:
+      InputError: It holds what no export of lae_jax holds.
+    """
+    onnx, runtime = required("onnx"), required("onnxruntime")
+    content = (folder / FILE).read_bytes()
+    model = onnx.load_model_from_string(content)
+    for message in (model, *model.opset_import, model.graph, *model.graph.node, *model.graph.initializer):
+        _require_fields(folder / FILE, message)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            _require_fields(folder / FILE, attribute)
+    require_known(folder / FILE, "operations", {node.op_type for node in model.graph.node}, OPERATIONS)
+    require_known(folder / FILE, "sets of operations", {repr(one.domain) for one in model.opset_import}, {"''"})
+    # The bytes that were checked: a path would let the runtime look for files beside it.
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
 
     def forward(images):
@@ -48,3 +79,8 @@ def read(folder: pathlib.Path) -> Readable:
     shape = tuple(size if isinstance(size, int) else None for size in image.shape)
     dtypes = {"tensor(uint8)": "uint8"}
     return Readable(forward, shape, dtypes.get(image.type, image.type))
+
+
+def _require_fields(path: pathlib.Path, message) -> None:
+    kind = message.DESCRIPTOR.name
+    require_known(path, f"fields of {kind}", {field.name for field, _ in message.ListFields()}, _FIELDS[kind])

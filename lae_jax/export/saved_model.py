@@ -3,16 +3,39 @@
 Loading it needs TensorFlow 2.20 or newer, and neither JAX nor this package.
 """
 
+import os
 import pathlib
+import re
 from typing import TYPE_CHECKING
 
-from lae_jax.export.form import Readable, rows
+from lae_jax.export.form import Readable, require_known, rows
+from lae_jax.runtime import layout
+from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from lae_jax.export.program import Program
 
 FILE = "saved_model"
 SIGNATURE = "serving_default"
+_FILES = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"}
+# Operations of each function in the exports of all models; '' is the graph, which only servers run. Those of the saver
+# write files: TensorFlow calls it in a server's graph to restore the variables, and no other function calls it.
+_CALL, _WRAPPER = "__inference_call", "__inference_signature_wrapper_call"
+_SAVE, _RESTORE = "__inference__traced_save", "__inference__traced_restore"
+OPERATIONS = {
+    _CALL: {"Identity", "NoOp", "PreventGradient", "ReadVariableOp", "XlaCallModule"},
+    _WRAPPER: {"Identity", "NoOp", "StatefulPartitionedCall"},
+    _RESTORE: {"AssignVariableOp", "Const", "Identity", "NoOp", "RestoreV2"},
+    _SAVE: {
+        "Const", "DisableCopyOnRead", "Identity", "MergeV2Checkpoints", "NoOp", "Pack", "ReadVariableOp", "SaveV2",
+        "Select", "ShardedFilename", "StaticRegexFullMatch", "StringJoin",
+    },
+    "": {"Const", "NoOp", "Placeholder", "ReadVariableOp", "StatefulPartitionedCall", "VarHandleOp"},
+}  # fmt: skip
+# Attributes of XlaCallModule: others name functions of TensorFlow that the module may call.
+_MODULE = {"Sout", "Tin", "Tout", "_output_shapes", "module", "platforms", "use_shardy_partitioner", "version"}
+_OBJECTS = {"variable", "bare_concrete_function", "function"}
+_OBJECTS |= {f"user_object {name}" for name in ("_generic_user_object", "trackable_list_wrapper", "signature_map")}
 
 
 def write(folder: pathlib.Path, program: "Program") -> None:
@@ -43,9 +66,14 @@ def write(folder: pathlib.Path, program: "Program") -> None:
 
 
 def read(folder: pathlib.Path) -> Readable:
-    """Reads a model from a folder."""
+    """Reads a model from a folder.
+
+    Raises:
+      InputError: It holds what no export of lae_jax holds.
+    """
     from lae_jax.faces.tensorflow import tf
 
+    _require_only_computes(folder / FILE)
     loaded = tf.saved_model.load(str(folder / FILE))
     image = loaded.signatures[SIGNATURE].structured_input_signature[1]["image"]
 
@@ -55,3 +83,46 @@ def read(folder: pathlib.Path) -> Readable:
         return rows(outputs["age"], outputs["distribution"])
 
     return Readable(forward, tuple(image.shape), image.dtype.name)
+
+
+def _require_only_computes(path: pathlib.Path) -> None:
+    """Compares what TensorFlow would load with what `write` makes: operations of TensorFlow can write any file."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    from lae_jax.export import portable
+
+    inside = [pathlib.Path(place) / name for place, _, names in os.walk(path) for name in names]
+    files = {str(one.relative_to(path)) for one in inside if not layout.is_system(one.name)}
+    require_known(path, "files", files, _FILES)
+    model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    if len(model.meta_graphs) != 1:
+        raise InputError(f"{path} holds {len(model.meta_graphs)} graphs, and an export of lae_jax holds one")
+    (meta,) = model.meta_graphs
+    graph, objects = meta.graph_def, meta.object_graph_def
+    functions = [(function.signature.name, function.node_def) for function in graph.library.function]
+    kinds = {name: re.sub(r"_\d+$", "", name) for name, _ in functions}
+    require_known(path, "functions", kinds.values(), {*OPERATIONS} - {""})
+    public = {kinds.get(name, name) for name in objects.concrete_functions}
+    require_known(path, "functions that can be called", public, {_CALL, _WRAPPER})
+    require_known(path, "signatures", meta.signature_def, {SIGNATURE, "__saved_model_init_op"})
+    for name, nodes in [("", graph.node), *functions]:
+        require_known(path, "operations", {node.op for node in nodes}, OPERATIONS[kinds.get(name, "")])
+        called = {node.attr["f"].func.name for node in nodes if node.op == "StatefulPartitionedCall"}
+        if name:
+            require_known(path, "calls", {kinds.get(other, other) for other in called}, {_CALL})
+        for node in nodes:
+            if node.op == "XlaCallModule":
+                require_known(path, "attributes of XlaCallModule", node.attr, _MODULE)
+                portable.require_only_computes(path / "saved_model.pb", node.attr["module"].s)
+    require_known(path, "objects", map(_kind, objects.nodes), _OBJECTS)
+    if graph.library.gradient or meta.asset_file_def:
+        raise InputError(f"{path} holds gradients or assets, and no export of lae_jax does")
+
+
+def _kind(node) -> str:
+    """The kind of an object in a SavedModel, with what TensorFlow looks up for it."""
+    kind = node.WhichOneof("kind")
+    looked_up = [node.registered_name, node.registered_saver, *node.saveable_objects]
+    if kind == "user_object":
+        looked_up.append(node.user_object.identifier)
+    return " ".join(filter(None, [str(kind), *looked_up]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lae_jax.export.form import Readable
+from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from lae_jax.export.program import Program
@@ -25,11 +26,22 @@ def write(folder: pathlib.Path, program: "Program") -> None:
 
 
 def read(folder: pathlib.Path) -> Readable:
-    """Reads a model from a folder."""
+    """Reads a model from a folder.
+
+    Raises:
+      InputError: It may do more than estimate ages.
+    """
     import jax
     import jax.numpy as jnp
 
+    from lae_jax.export import portable
+
     exported = jax.export.deserialize(bytearray((folder / FILE).read_bytes()))
+    if exported.ordered_effects or exported.unordered_effects or exported.nr_devices != 1:
+        raise InputError(
+            f"{folder / FILE} has effects or is for several devices, as no export of lae_jax: export again"
+        )
+    portable.require_only_computes(folder / FILE, exported.mlir_module_serialized)
     (image,) = exported.in_avals
 
     @jax.jit

@@ -3,8 +3,9 @@
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
 
-Writes OUT: features/ (reused while run and data are the same), table.csv, table.md and table.tex (each method on test,
-with the setting that validation chose), trials.csv (every setting and rate), head_tail.png, report.json.
+Writes OUT: features/ and heads/ (reused while what they were made from is the same), table.csv, table.md and table.tex
+(each method on test, with the setting that validation chose), trials.csv (every setting and rate), head_tail.png,
+report.json.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import argparse
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import flags, layout, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,19 +41,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tell(report: dict, out: str) -> str:
-    """Returns the results as text for a terminal."""
+def tell(report: dict, out: str) -> list[str]:
+    """Returns the results, as lines for a terminal."""
     from lae_jax.report import wording
 
     seconds = report["seconds"]
-    return "\n".join(
-        [
-            (epath.Path(out) / "table.md").read_text("utf-8"),
-            *report["sentences"].values(),
-            f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
-            *wording.leaks(report),
-        ]
-    )
+    return [
+        *(epath.Path(out) / "table.md").read_text("utf-8").splitlines(),
+        "",
+        *report["sentences"].values(),
+        f"features {seconds['features']:.0f} s, heads {seconds['heads']:.0f} s",
+        *wording.leaks(report),
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,13 +61,15 @@ def main(argv: list[str] | None = None) -> None:
     args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
     longtail.check(**{name: args[name] for name in checked})
-    layout.require_place_for_results(args["out"])
+    longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
-    print(tell(report, args["out"]))
-    print(f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json")
-    print(f"look at {args['out']}/head_tail.png")
-    print(f"next: python -m lae_jax.report {args['out']} --out reports/longtail")
+    console.write(
+        *tell(report, args["out"]),
+        f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json",
+        f"look at {args['out']}/head_tail.png",
+        f"next: python -m lae_jax.report {args['out']} --out reports/longtail",
+    )
 
 
 if __name__ == "__main__":

@@ -15,12 +15,15 @@ import numpy as np
 from lae_jax import stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.runs import agreement, build, fields, inference, inputs
-from lae_jax.runtime import checkpoints, files, parallel
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import checkpoints, files, parallel, typed
+from lae_jax.runtime.errors import InputError, SaveFailed
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
 BATCH_SIZE = 256  # of the passes; fixed, so that the augmentation does not depend on the machine
+
+_CACHE = typed.fields({"of": typed.fields({}), "sha256": typed.many(declared.DIGEST)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class Extractor:
         self.checkpoint, self.dataset, self.folder = checkpoint, dataset, pathlib.Path(folder)
         self.config = fields.from_json(checkpoint.meta["config"])
         self.stage = stages.get(checkpoint.meta["stage"])
+        build.model(self.config, self.stage, 0)  # checks the names in the config
         self.digest = hash_of(checkpoint.variables)
         self.par = parallel.Parallel()
         self._mapped = None
@@ -60,7 +64,8 @@ class Extractor:
           passes: Passes over the augmented images, with the run's augmentation and seed; 0: one over the plain images.
 
         Raises:
-          InputError: There is no such split, or no room for the features.
+          InputError: There is no such split.
+          SaveFailed: There is no room for the features.
         """
         examples = inputs.examples(self.dataset, split, self.stage)
         wanted = {
@@ -77,7 +82,7 @@ class Extractor:
         wanted = json.loads(json.dumps(wanted))
         name = f"{split}-{passes}-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]}"
         array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        known = files.read_json(told) if told.exists() else {}
+        known = files.read_json(told, _CACHE, "remove it: it is computed again") if told.exists() else {}
         digests = _whole_passes(array, known["sha256"]) if known.get("of") == wanted else []
         if digests:
             done = "" if len(digests) == max(1, passes) else f" ({len(digests)} of {passes} passes)"
@@ -153,7 +158,7 @@ def _reserve(path: pathlib.Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         path.unlink()
-        raise InputError(
+        raise SaveFailed(
             f"{path} needs {size / 1e9:.1f} GB ({error.strerror}): make room, or name another --out"
         ) from error
 

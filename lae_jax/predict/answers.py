@@ -1,7 +1,6 @@
 """Rows of predictions: make them from the faces that were found, write them as a table, a CSV or JSON lines."""
 
 import contextlib
-import csv
 import dataclasses
 import itertools
 import json
@@ -13,8 +12,9 @@ from lae_jax.faces import crops
 from lae_jax.predict import photographs
 from lae_jax.predict.estimator import AgeEstimator
 from lae_jax.runs import distributions
-from lae_jax.runtime import console
+from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +135,11 @@ def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[
     if out is None:
         yield _Table(threshold)
         return
-    with open(out, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(out, "w", newline="", encoding="utf-8") as file:
         if out.endswith(".jsonl"):
             yield lambda rows: file.writelines(json.dumps(as_json(row)) + "\n" for row in rows)
         else:
-            writer = csv.writer(file)
+            writer = spreadsheets.Writer(file)
             probability = [] if threshold is None else [f"p_at_least_{threshold:g}"]
             box = ["left", "top", "right", "bottom"]
             writer.writerow(["name", "face", "age", "lower", "upper", *probability, *box, "cut_by", "reason"])
@@ -149,13 +149,13 @@ def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[
 def _cells(row: Row, threshold: float | None) -> list:
     probability = [] if threshold is None else [row.at_least]
     cells = [row.name, row.face, row.age, row.lower, row.upper, *probability, *(row.box or [None] * 4)]
-    return ["" if cell is None else cell for cell in [*cells, row.cut_by, row.reason]]
+    return [*cells, row.cut_by, row.reason]
 
 
 def as_json(row: Row) -> dict:
     """Returns the fields of a row that are not empty, with escapes in a name that is not UTF-8."""
     fields = {name: value for name, value in dataclasses.asdict(row).items() if value not in (None, "")}
-    return fields | {"name": row.name.encode("utf-8", "backslashreplace").decode()}
+    return fields | {"name": foreign.utf8(row.name)}
 
 
 class _Table:
@@ -173,7 +173,8 @@ class _Table:
             self.begun = True
         for row in rows:
             # Long names differ at their ends.
-            name = row.name if len(row.name) <= self.WIDTH else f"...{row.name[3 - self.WIDTH :]}"
+            name = foreign.shown(row.name)
+            name = name if len(name) <= self.WIDTH else f"...{name[3 - self.WIDTH :]}"
             if row.age is None:
                 console.write(f"{name:{self.WIDTH}}  {row.reason}")
                 continue

@@ -14,6 +14,7 @@ from typing import get_args
 from lae_jax import prepare
 from lae_jax.faces import Align, Faces, Undetected
 from lae_jax.runtime import console, cpu, flags, layout, start
+from lae_jax.runtime.errors import saving
 from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
@@ -25,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> dict:
     Returns:
       The arguments of `lae_jax.prepare.prepare`.
     """
-    parser = flags.Parser("prepare", __doc__)
+    parser = flags.Parser("prepare", __doc__, meant={"--split": "--ratio"})
     add = parser.add_argument
     readers = get_args(prepare.Reader)
     add("--reader", required=True, metavar="READER", type=flags.one_of("reader", readers),
@@ -64,8 +65,8 @@ def parse_args(argv: list[str] | None = None) -> dict:
     return vars(parser.parse_args(argv))
 
 
-def tell(manifest: dict, out: str, faces: str) -> str:
-    """Describes a prepared data set for a terminal.
+def tell(manifest: dict, out: str, faces: str) -> list[str]:
+    """Describes a prepared data set, as lines for a terminal.
 
     Args:
       manifest: The result of `lae_jax.prepare.prepare`.
@@ -86,7 +87,7 @@ def tell(manifest: dict, out: str, faces: str) -> str:
             f"several faces were found in {console.counted(several, 'photograph')}:"
             f" {taken.get(faces, 'the largest was taken')} (--faces {faces})"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _reasons(manifest: dict) -> list[tuple[str, int]]:
@@ -116,20 +117,24 @@ def main(argv: list[str] | None = None) -> None:
     out = args["out"]
     manifest = prepare.prepare(**args)
     if is_remote(out):
-        print(console.table(["split", "images"], list(manifest["splits"].items())))
-        print(tell(manifest, out, args["faces"]))
-        print("no audit and no contact sheets were made, because both need a disk or a mount: run python -m"
-              " lae_jax.audit on the copy that you train on")  # fmt: skip
+        console.write(
+            *console.table(["split", "images"], list(manifest["splits"].items())).splitlines(),
+            *tell(manifest, out, args["faces"]),
+            "no audit and no contact sheets were made, because both need a disk or a mount: run python -m"
+            " lae_jax.audit on the copy that you train on",
+        )
     else:
-        print(_on_disk(manifest, out, args["faces"]))
+        with saving(out, "the data set is complete, its audit and contact sheets are not"):
+            told = _on_disk(manifest, out, args["faces"])
+        console.write(*told)
     if not any(name.endswith("train") for name in manifest["splits"]):
         logger.warning("no split is called train: name the split to train on with --config.data.train")
     if loud := warning(manifest, out, "none" if manifest["crop"]["align"] == "none" else "landmarks"):
         logger.warning("%s", loud)
 
 
-def _on_disk(manifest: dict, out: str, faces: str) -> str:
-    """Audits a data set and draws its contact sheets; describes all for a terminal."""
+def _on_disk(manifest: dict, out: str, faces: str) -> list[str]:
+    """Audits a data set and draws its contact sheets; describes all, as lines for a terminal."""
     from lae_jax.audit import saved
     from lae_jax.data import records
     from lae_jax.prepare import sheets
@@ -137,8 +142,8 @@ def _on_disk(manifest: dict, out: str, faces: str) -> str:
     dataset = records.open_dataset(out, "quick")
     (report,) = saved.run([out])
     look = " and ".join(f"{out}/{name}" for name in sheets.write(dataset))
-    lines = [sheets.table(dataset), tell(manifest, out, faces), saved.tell(report), f"look at {look}"]
-    return "\n".join([*lines, *saved.next_commands(dataset, out)])
+    lines = [*sheets.table(dataset), *tell(manifest, out, faces), *saved.tell(report), f"look at {look}"]
+    return [*lines, *saved.next_commands(dataset, out)]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """What to look at after a preparation: images by age group, and contact sheets of crops and of rejected photographs."""
 
-import csv
-import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax import metrics
 from lae_jax.audit import checks
@@ -15,7 +13,8 @@ from lae_jax.data import rejected
 from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
-from lae_jax.runtime import console, files, layout
+from lae_jax.runtime import console, files, foreign, layout
+from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
 _CROPS, _REFUSED = 64, 24  # pictures of a sheet
@@ -25,23 +24,25 @@ _FEW_SPLITS = 6  # so many have a column in a terminal
 _GAP, _LINE, _EMPTY = 6, 13, (232, 232, 232)
 
 
-def table(dataset: Dataset) -> str:
-    """Returns the number of images of each split, by age group where ages are known, as text for a terminal.
+def table(dataset: Dataset) -> list[str]:
+    """Returns the number of images of each split, by age group where ages are known, as lines for a terminal.
 
     Babies and people over 81, whom the paper's groups leave out, are groups of their own.
     """
     sizes, ages = dataset.manifest["splits"], dataset.column("age")
     sizes = {name: sizes[name] for name in sorted(sizes, key=checks.place)}
     if np.isnan(ages).all():
-        return console.table(["split", "images"], list(sizes.items()))
+        return console.table(["split", "images"], list(sizes.items())).splitlines()
     kind = np.full(len(ages), len(metrics.ALL_GROUPS))
     kind[~np.isnan(ages)] = metrics.extended_group(ages[~np.isnan(ages)])
     parts = {name: dataset.rows(name) for name in sizes} if len(sizes) <= _FEW_SPLITS else {"all": slice(None)}
     count = np.array([np.bincount(kind[rows], minlength=len(metrics.ALL_GROUPS) + 1) for rows in parts.values()])
     groups = zip((*metrics.ALL_GROUPS, "unknown"), count.T, strict=True)
     lines = [(group, *row) for group, row in groups if group in metrics.GROUPS or row.any()]
-    shown = console.table(["age", *parts], [*lines, ("all", *count.sum(axis=1))])
-    return shown if len(sizes) <= _FEW_SPLITS else f"{shown}\n{console.table(['split', 'images'], list(sizes.items()))}"
+    shown = console.table(["age", *parts], [*lines, ("all", *count.sum(axis=1))]).splitlines()
+    if len(sizes) > _FEW_SPLITS:
+        shown += console.table(["split", "images"], list(sizes.items())).splitlines()
+    return shown
 
 
 def write(dataset: Dataset) -> list[str]:
@@ -55,9 +56,11 @@ def write(dataset: Dataset) -> list[str]:
     """
     made = {CROPS: _crops(dataset), REJECTED: _rejected(dataset)}
     for name, sheet in made.items():
-        (dataset.path / name).unlink(missing_ok=True)  # of another split or source
-        if sheet is not None:
-            sheet.save(dataset.path / name, "JPEG", quality=88)
+        if sheet is None:
+            (dataset.path / name).unlink(missing_ok=True)  # of another split or source
+            continue
+        with files.replacing(dataset.path / name) as temporary:
+            sheet.save(temporary, "JPEG", quality=88)
     return [name for name, sheet in made.items() if sheet is not None]
 
 
@@ -85,28 +88,28 @@ def over_ages(ages: np.ndarray, count: int) -> np.ndarray:
 
 def _crops(dataset: Dataset) -> Image.Image:
     rows = over_ages(dataset.column("age"), _CROPS)
-    ages, tiles = dataset.column("age")[rows], []
-    for age, encoded in zip(ages, dataset.encoded(rows), strict=True):
-        tiles.append((Image.open(io.BytesIO(encoded)), ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
+    tiles = []
+    for age, decoded in zip(dataset.column("age")[rows], images.decode_all(dataset.encoded(rows)), strict=True):
+        picture = None if isinstance(decoded, images.BadImage) else decoded.image
+        tiles.append((picture, ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
     return _sheet(tiles, 8, (112, 112), 1)
 
 
 def _rejected(dataset: Dataset) -> Image.Image | None:
-    recipe = dataset.path / layout.RECIPE
-    root = files.read_json(recipe).get("images") if recipe.exists() else None
+    root = layout.read_recipe(dataset.path).get("images")
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:
-        rows = [tuple(row) for row in itertools.islice(csv.reader(file), 1, _SEARCHED)]
+        rows = [tuple(row) for row in itertools.islice(spreadsheets.rows(file), 1, _SEARCHED)]
     tiles, any_readable = [], False
     for name, reason in in_turn(rows, _REFUSED):
         picture = None
         try:
-            picture = ImageOps.contain(images.load(read_inside(root, name)), _REFUSED_SIZE)  # 100 MB before
+            picture = _fitted(images.load(read_inside(root, name)), _REFUSED_SIZE)  # 100 MB before
             any_readable = True
         except images.BadImage:  # a grey field stands for it
             pass
-        tiles.append((picture, [name[-25:], *textwrap.wrap(reason, 28)[:2]]))
+        tiles.append((picture, [foreign.shown(name)[-25:], *textwrap.wrap(foreign.shown(reason), 28)[:2]]))
     return _sheet(tiles, 6, _REFUSED_SIZE, 3) if any_readable else None
 
 
@@ -121,6 +124,12 @@ def in_turn(rows: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]
     return [row for turn in turns for row in turn if row is not None][:count]
 
 
+def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns the whole picture, as large as fits into `size`; of a very narrow one, a line of it."""
+    scale = min(most / side for most, side in zip(size, picture.size, strict=True))
+    return picture.resize([max(1, round(scale * side)) for side in picture.size], Image.Resampling.BICUBIC)
+
+
 def _sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], columns: int, size: tuple[int, int], lines: int):
     """Draws pictures, fitted into `size` pixels, with up to `lines` lines of text below each."""
     width, height = size[0] + _GAP, size[1] + lines * _LINE + _GAP
@@ -131,7 +140,7 @@ def _sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], columns: i
         x, y = _GAP + number % columns * width, _GAP + number // columns * height
         fitted = Image.new("RGB", size, _EMPTY)
         if picture is not None:
-            small = ImageOps.contain(picture.convert("RGB"), size)
+            small = _fitted(picture, size)
             fitted.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
         sheet.paste(fitted, (x, y))
         for line, words in enumerate(text):

@@ -13,7 +13,7 @@ import argparse
 from etils import epath
 
 from lae_jax import report
-from lae_jax.runtime import flags, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,11 +33,10 @@ def main(argv: list[str] | None = None) -> None:
     made, table = report.compare(args.runs, args.out, split=args.split)
     from lae_jax.report import comparison_page
 
-    print("\n\n".join(comparison_page.plain(part) for part in comparison_page.cut(table)) + "\n")
-    for line in [*made.warnings, *made.verdict]:
-        print(line)
-    print(f"{args.out}/: " + ", ".join(sorted(path.name for path in epath.Path(args.out).iterdir())))
-    print(f"look at {args.out}/report.html")
+    for part in comparison_page.cut(table):
+        console.write(*comparison_page.plain(part).splitlines(), "")
+    names = ", ".join(sorted(path.name for path in epath.Path(args.out).iterdir()))
+    console.write(*made.warnings, *made.verdict, f"{args.out}/: {names}", f"look at {args.out}/report.html")
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def coverage(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pictur
 
 def loss(lines: Sequence[dict]) -> Picture | None:
     """Draws training loss and learning rate by step, from the lines of metrics.jsonl; None if there are none."""
-    train = [line for line in lines if line["kind"] == "train" and line["loss"] is not None]
+    train = [line for line in lines if line.get("kind") == "train" and line.get("loss") is not None]
     if not train:
         return None
     steps, losses, rates = (np.array([line[name] for line in train]) for name in ("step", "loss", "learning_rate"))
@@ -269,7 +269,7 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
       lines: Lines of metrics.jsonl.
       kept: Step of the kept checkpoint.
     """
-    found = [line for line in lines if line["kind"] == "validation"]
+    found = [line for line in lines if line.get("kind") == "validation"]
     names = {"mae": "MAE, years", "sigma": "sigma, years", "equal_error_rate": "equal error rate"}
     names = {name: title for name, title in names.items() if any(line.get(name) is not None for line in found)}
     if not names:

@@ -17,7 +17,10 @@ from lae_jax.report.scores import MAIN, MORE, Scored
 from lae_jax.report.tables import Estimate, Table
 from lae_jax.runtime import console, files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
+from lae_jax.runtime.typed import declared
 
+_AGAIN = "run lae_jax.longtail again"
 _OF_GROUP = [f"mae_{group}" for group in metrics.ALL_GROUPS]
 
 
@@ -129,7 +132,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     Raises:
       InputError: The folder is damaged.
     """
-    report = files.read_json(folder / loading.REPORT)
+    report = files.read_json(folder / loading.REPORT, declared.BENCH, _AGAIN)
     try:
         best, all_trials = (_lines(folder / name) for name in ("table.csv", "trials.csv"))
         head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
@@ -144,7 +147,7 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
         seeds = report["seeds"]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise InputError(f"{folder} is damaged ({error!r}): run lae_jax.longtail again") from error
+        raise InputError(f"{folder} is damaged ({error!r}): {_AGAIN}") from error
     to = [title for name, title in _DIFFERENCES.items() if best and name in best[0]]
     table = Table(("method", "setting", *_BENCH.values(), *shown, *to), rows, names=2)
     with pictures.style():
@@ -198,7 +201,7 @@ _DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
 
 
 def _lines(path: epath.Path) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+    return list(spreadsheets.records(io.StringIO(files.read_text(path, _AGAIN), newline="")))
 
 
 def _bench_row(line: dict, shown: Sequence[str]) -> list[str | Estimate]:

@@ -10,6 +10,7 @@ from lae_jax.report.loading import Evaluation, Run
 from lae_jax.report.page import Face, Page, Section
 from lae_jax.report.scores import MAIN, MORE, Scored
 from lae_jax.report.tables import Estimate, Table
+from lae_jax.runtime import files
 
 _FACES = (
     "For each age group: the face with the smallest error, a typical face and the face with the largest error. Below"
@@ -202,20 +203,20 @@ def _audit(report: Mapping) -> Section:
     state = report.get("audit")
     if state is None:
         return Section("Audit")
-    items = [f"{finding['severity']}: {finding['message']}" for finding in report.get("findings", [])]
+    items = [f"{finding['severity']}: {finding['message']}" for finding in report.get("findings") or []]
     texts = ["The audit found nothing."] if not items else []
     return Section("Audit", texts=texts if state == "read" else [f"audit.json is {state}."], items=items)
 
 
 def _provenance(report: Mapping, run: Run) -> Section:
     known = run.provenance
-    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items() if version)
-    devices, crop = known.get("devices", []), report.get("crop", known.get("crop")) or {}
+    versions = ", ".join(f"{name} {version}" for name, version in (known.get("versions") or {}).items() if version)
+    devices, crop = known.get("devices") or [], report.get("crop", known.get("crop")) or {}
     facts = {
         "run": run.folder,
         "step": report.get("step", run.summary.get("step")),
         "stage": report.get("stage", run.config.get("stage")),
-        "model": report.get("model") or run.config.get("model", {}).get("name"),
+        "model": report.get("model") or (run.config.get("model") or {}).get("name"),
         "started from": (known.get("init") or {}).get("from"),
         "data": report.get("data", known.get("data")),
         "data hash": report.get("data_hash", known.get("data_hash")),
@@ -227,7 +228,7 @@ def _provenance(report: Mapping, run: Run) -> Section:
         "seed": known.get("seed"),
         "devices": f"{len(devices)} x {devices[0]}, {known.get('hosts')} host(s)" if devices else None,
         "commit": known.get("commit"),
-        "versions": f"Python {known['python']}, {versions}" if versions else None,
+        "versions": f"Python {known.get('python')}, {versions}" if versions else None,
         "training": f"{run.summary['seconds']:.0f} s" if "seconds" in run.summary else None,
     }
     return Section("Provenance", facts=[(name, str(value)) for name, value in facts.items() if value is not None])
@@ -235,4 +236,4 @@ def _provenance(report: Mapping, run: Run) -> Section:
 
 def _card(folder: epath.Path) -> Section:
     path = folder / loading.CARD
-    return Section("Model card", markdown=path.read_text("utf-8") if path.exists() else "")
+    return Section("Model card", markdown=files.read_text(path) if path.exists() else "")

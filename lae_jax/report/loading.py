@@ -3,20 +3,23 @@
 import csv
 import dataclasses
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
+from lae_jax import metrics
 from lae_jax.report.scores import Sample
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import spreadsheets
+from lae_jax.runtime.typed import declared
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
 SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
+_AGAIN = "evaluate the run again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,10 +72,7 @@ def read_report(folder: epath.Path) -> dict:
     Raises:
       InputError: It is damaged.
     """
-    report = files.read_json(folder / REPORT)
-    if missing := {"data", "data_hash", "split"} - {*report}:
-        raise InputError(f"{folder / REPORT} is damaged (no {', '.join(sorted(missing))}): evaluate the run again")
-    return report
+    return files.read_json(folder / REPORT, declared.REPORT, _AGAIN)
 
 
 def read(folder: epath.Path) -> Evaluation:
@@ -86,14 +86,15 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
-    report = read_report(folder)
+    report = files.read_json(folder / REPORT, declared.REPORT_OF_AGES, _AGAIN)
+    text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
     try:
-        rows = list(csv.DictReader(io.StringIO((folder / PREDICTIONS).read_text("utf-8"), newline="")))
+        rows = list(spreadsheets.records(io.StringIO(text, newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
         training = report.get("training")
         chance = f"p_at_least_{report['threshold']:g}" if report.get("threshold") is not None else ""
-        return Evaluation(
+        found = Evaluation(
             folder,
             report,
             columns["name"],
@@ -110,8 +111,28 @@ def read(folder: epath.Path) -> Evaluation:
             columns[chance].astype(np.float64) if chance else None,
             {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
         )
+        for name, shares in (("below", found.below), (chance, found.chances)):
+            if shares is not None and not ((shares >= 0) & (shares <= 1) | np.isnan(shares)).all():
+                raise ValueError(f"{name} is below 0 or above 1")
+        if differing := _differing(report, metrics.age_report(ages, predictions).to_dict()):
+            raise ValueError(f"{differing} in {REPORT} is not that of {PREDICTIONS}")
     except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): evaluate the run again") from error
+    return found
+
+
+def _differing(report: Mapping, scored: Mapping) -> str:
+    """Returns the name of a score that the predictions do not give; '' without one.
+
+    Neither file has a checksum, but a changed digit in one of them makes them differ.
+    """
+    for name, value in scored.items():
+        if not isinstance(value, (int, float, list)) or any(isinstance(one, str) for one in np.ravel(value)):
+            continue
+        there, here = (np.ravel(np.array(one, np.float64)) for one in (report[name], value))  # None: NaN
+        if there.shape != here.shape or not np.allclose(there, here, rtol=1e-4, atol=1e-4, equal_nan=True):
+            return name
+    return ""
 
 
 def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray:
@@ -120,11 +141,16 @@ def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray
     return np.array([float(text) if text else unknown for text in texts])
 
 
+def folders(run: epath.Path) -> list[epath.Path]:
+    """Returns the folders of a run's evaluations, of ages and of identities, sorted by name."""
+    top = epath.Path(run) / "evaluation"
+    # Not by a glob, in which the name of the run would be a pattern too.
+    return sorted(folder for folder in top.iterdir() if (folder / REPORT).exists()) if top.is_dir() else []
+
+
 def evaluations(run: epath.Path) -> list[epath.Path]:
     """Returns the folders of a run's evaluations of ages, sorted by name."""
-    return sorted(
-        path.parent for path in (epath.Path(run) / "evaluation").glob(f"*/{REPORT}") if is_evaluation(path.parent)
-    )
+    return [folder for folder in folders(run) if is_evaluation(folder)]
 
 
 def _kind(report: dict) -> tuple:
@@ -265,14 +291,18 @@ class Run:
 
 
 def read_run(folder: epath.Path) -> Run:
-    """Reads the files of a run's folder."""
+    """Reads the files of a run's folder.
+
+    Raises:
+      InputError: One is damaged.
+    """
     folder = epath.Path(folder)
-    parts = [files.read_json(path) if (path := folder / f"{name}.json").exists() else {} for name in
-             ("config", "provenance", "summary")]  # fmt: skip
-    path = folder / "metrics.jsonl"
-    texts = path.read_text().splitlines() if path.exists() else []
-    # A killed run may leave an incomplete last line.
-    return Run(folder, *parts, [json.loads(text) for text in texts if text.endswith("}")])
+    forms = {"config": declared.CONFIG_HEAD, "provenance": declared.PROVENANCE, "summary": declared.SUMMARY}
+    parts = [
+        files.read_json(path, form) if (path := folder / f"{name}.json").exists() else {}
+        for name, form in forms.items()
+    ]
+    return Run(folder, *parts, files.read_lines(folder / "metrics.jsonl", declared.line))
 
 
 def started_from(run: Run) -> epath.Path | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lae_jax.report import age_groups, wording
+from lae_jax.runtime.foreign import in_code, in_markdown
 
 USE = """\
 For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
@@ -36,11 +37,12 @@ def write(
       data: {'path', 'hash', 'reader', 'protocol'} of the training data, as far as they are known.
     """
     source, check = content["source"], content.get("check")
-    exported = f", exported as {content['format']}" if check else ""
+    exported = f", exported as {in_markdown(content['format'])}" if check else ""
+    version = in_markdown(content["versions"]["lae-jax"])
     parts = [
-        f"# Model card: {source['model']}, {source['run']} step {source['step']}",
-        f"Estimates ages from face crops: {source['parameters']:,} parameters, stage `{source['stage']}` of Long-tailed"
-        f" Age Estimation, made by lae_jax {content['versions']['lae-jax']}{exported}.",
+        f"# Model card: {in_markdown(source['model'])}, {in_markdown(source['run'])} step {source['step']}",
+        f"Estimates ages from face crops: {source['parameters']:,} parameters, stage {in_code(source['stage'])} of"
+        f" Long-tailed Age Estimation, made by lae_jax {version}{exported}.",
         "## Use and misuse\n\n" + USE,
         "## Input and output\n\n" + _contract(content),
         "## Data\n\n" + _data(meta, data),
@@ -55,12 +57,13 @@ def write(
 
 
 def _check(check: Mapping, source: Mapping) -> str:
+    batches = ", ".join(map(str, check["batches"]))
     return (
         "## The export against the model\n\n"
-        f"{check['images']} images ({check['from']}) through the export, read back by {check['runtime']} on the CPU,"
-        f" in batches of {', '.join(map(str, check['batches']))}: the ages differ from the model's in JAX by at most"
-        f" {check['max_age_difference']:.1e} years, the distributions by {check['max_distribution_difference']:.1e}."
-        f" Computed in float32 (the run in {source['dtype']})."
+        f"{check['images']} images ({in_markdown(check['from'])}) through the export, read back by"
+        f" {in_markdown(check['runtime'])} on the CPU, in batches of {batches}: the ages differ from the model's in JAX"
+        f" by at most {check['max_age_difference']:.1e} years, the distributions by"
+        f" {check['max_distribution_difference']:.1e}. Computed in float32 (the run in {in_markdown(source['dtype'])})."
     )
 
 
@@ -82,12 +85,12 @@ def _contract(content: Mapping) -> str:
 
 def _data(meta: Mapping, data: Mapping) -> str:
     config = meta["config"]["data"]
-    reader = f", read as `{data['reader']}`" if data.get("reader") else ""
-    protocol = f"; split by {data['protocol']}" if data.get("protocol") else ""
+    reader = f", read as {in_code(data['reader'])}" if data.get("reader") else ""
+    protocol = f"; split by {in_markdown(data['protocol'])}" if data.get("protocol") else ""
     fold = "" if config.get("fold") is None else f", fold {config['fold']}"
     return (
-        f"Prepared data set `{data['path']}`{reader}, hash `{data['hash']}`; trained on split `{config['train']}`,"
-        f" validated on `{config['split'] or 'none'}`{fold}{protocol}.\n\n"
+        f"Prepared data set {in_code(data['path'])}{reader}, hash {in_code(data['hash'])}; trained on split"
+        f" {in_code(config['train'])}, validated on {in_code(config['split'] or 'none')}{fold}{protocol}.\n\n"
         "Licence: docs/data.md of lae_jax has the terms of the data sets that it reads (most allow only research). The"
         " run records no licence: name that of your own data here before you pass the model on. You decide what the"
         " terms of the photographs mean for weights that were trained on them."
@@ -100,8 +103,8 @@ def _starts(starts: Sequence[Mapping]) -> str:
     lines = []
     for start in starts:
         step = "" if start.get("step") is None else f" step {start['step']}"
-        digest = f" (SHA-256 `{start['sha256']}`)" if start.get("sha256") else ""
-        lines.append(f"- {start['kind']} `{start['from']}`{step}{digest}. {_licence(start)}".rstrip())
+        digest = f" (SHA-256 {in_code(start['sha256'])})" if start.get("sha256") else ""
+        lines.append(f"- {start['kind']} {in_code(start['from'])}{step}{digest}. {_licence(start)}".rstrip())
     return "The latest first:\n\n" + "\n".join(lines)
 
 
@@ -109,7 +112,7 @@ def _licence(start: Mapping) -> str:
     """Where to find the licence of weights that others trained; '' for a run."""
     if start["kind"] != "weights":
         return ""
-    if hub := re.fullmatch(r"hf:([^@]+)(@.*)?", start["from"]):
+    if hub := re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(@.*)?", start["from"]):
         return f"Source and licence: https://huggingface.co/{hub[1]}, and docs/training.md of lae_jax."
     return "Licence: see the source of this file; docs/training.md of lae_jax has the usual ones."
 
@@ -120,7 +123,7 @@ def _number(value, form: str = ".2f") -> str:
 
 def _table(scores: Mapping) -> str:
     lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
-    between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in scores.get("intervals", {}).items()}
+    between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in (scores.get("intervals") or {}).items()}
     lines += [
         f"| {group} | {count} | {_number(mae)}{between.get(f'mae_{group}', '')} | {_number(bias, '+.2f')} |"
         for group, count, mae, bias in age_groups.rows(scores)
@@ -129,7 +132,7 @@ def _table(scores: Mapping) -> str:
     units = {"mae": " years"}
     told = (f"{titles[name]} {_number(scores[name])}{units.get(name, '')}{between.get(name, '')}" for name in titles)
     total = f"{', '.join(told)}; {scores['n']} images."
-    if "bootstrap" in scores:
+    if scores.get("bootstrap"):
         total += f" In brackets: 95 % intervals over {scores['bootstrap']['units']}, for other images of the same kind."
     return "\n".join(lines) + "\n\n" + total
 
@@ -139,15 +142,15 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
     if meta.get("scores"):
         several = meta["config"]["epochs"] > meta["config"]["eval_epochs"]
         selected = " The checkpoint was chosen by a score on these images." * bool(meta.get("selected_by") and several)
-        parts.append(f"While training, on the validation split `{meta['config']['data']['split']}`.{selected}")
+        parts.append(f"While training, on the validation split {in_code(meta['config']['data']['split'])}.{selected}")
         parts.append(_table(meta["scores"]))
     for report in evaluations:
         other = "" if report["same_data_as_training"] else ", not the data set of the training"
         crop = "; its faces are cut in another way" * bool(report.get("other_crop_than_training"))
         flip = ", averaged with mirror images" * report["flip"]
-        parts.append(f"Evaluated on split `{report['split']}` of `{report['data']}`{other}{crop}{flip}.")
+        parts.append(f"Evaluated on split {in_code(report['split'])} of {in_code(report['data'])}{other}{crop}{flip}.")
         parts.append(_table(report))
-        parts += [f"**{line[0].upper()}{line[1:]}.**" for line in wording.doubts(report)]
+        parts += [f"**{in_markdown(line[0].upper() + line[1:])}.**" for line in wording.doubts(report)]
         if sure := report.get("interval"):
             parts.append(
                 f"{sure['level']:.0%} intervals at temperature {sure['temperature']:.3f} hold {sure['coverage']:.1%} of"
@@ -157,23 +160,24 @@ def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:
 
 
 def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
-    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks", [])}
-    lines = [f"- The model was trained with a leak ({data}): {message}" for data, message in found]
+    found = {(leak["data"], leak["message"]): None for leak in meta.get("leaks") or []}
+    lines = [f"- The model was trained with a leak ({in_code(at)}): {in_markdown(message)}" for at, message in found]
     for report in evaluations:
         lines += [
-            f"- In the evaluation on `{report['split']}` ({leak['data']}): {leak['message']}"
-            for leak in report.get("leaks", [])
+            f"- In the evaluation on {in_code(report['split'])} ({in_code(leak['data'])}):"
+            f" {in_markdown(leak['message'])}"
+            for leak in report.get("leaks") or []
             if (leak["data"], leak["message"]) not in found
         ]
     for report in evaluations:
         lines += [
-            f"- `{report['data']}` could not be compared in full with `{other['data']}`, which it was trained on"
-            f" ({other['why']}): whether they hold the same pictures is unknown."
-            for other in report.get("not_compared", [])
+            f"- {in_code(report['data'])} could not be compared in full with {in_code(other['data'])}, which it was"
+            f" trained on ({in_markdown(other['why'])}): whether they hold the same pictures is unknown."
+            for other in report.get("not_compared") or []
         ]
     if not lines:
         lines.append("- No leak was found (docs/data.md of lae_jax says what the audit finds and what it cannot).")
-    if any(report.get("audit", "read") != "read" for report in evaluations):
+    if any((report.get("audit") or "read") != "read" for report in evaluations):
         lines.append("- The data of an evaluation was not audited: whether its splits share pictures is unknown.")
     validation = [
         report["same_people_on_both_sides"]
@@ -186,5 +190,5 @@ def _leaks(meta: Mapping, evaluations: Sequence[Mapping], data: Mapping) -> str:
     for report in evaluations:
         people = report.get("same_people_on_both_sides")
         told = "unknown, because the data has no identities" if people is None else people
-        lines.append(f"- People of the evaluation on `{report['split']}` whom it was trained on: {told}.")
+        lines.append(f"- People of the evaluation on {in_code(report['split'])} whom it was trained on: {told}.")
     return "\n".join(lines)

@@ -7,19 +7,33 @@ import numpy as np
 from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lae_jax import metrics
 from lae_jax.report import age_groups
+from lae_jax.runtime import files, foreign
 
 matplotlib.use("Agg")
 INK, LINE = "#1b2733", "#b2182b"
+# Settings of matplotlib itself. It also reads a `matplotlibrc` in the current folder, which may be a stranger's, and
+# whose `text.usetex` runs programs.
+DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in ("backend", "interactive")}
 
 
-def _finish(figure, path: epath.Path) -> None:
+def plain_texts(figure: Figure) -> None:
+    """Makes every text of a figure plain: without formulas in $, and with the escapes of `foreign.shown`."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(foreign.shown_lines(text.get_text()))
+
+
+def _finish(figure: Figure, path: epath.Path) -> None:
+    plain_texts(figure)
     # Encoded in memory, because the run may be in a bucket.
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)
-    path.write_bytes(encoded.getvalue())
+    files.write_bytes(path, encoded.getvalue())
     plt.close(figure)
 
 
@@ -29,6 +43,7 @@ def _plain_axes(width: float, height: float):
     return figure, axis
 
 
+@matplotlib.rc_context(DEFAULTS)
 def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> None:
     """Writes a histogram (PNG) of whole ages, stacked by split, with the number of images of each age group.
 
@@ -68,6 +83,7 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
     _finish(figure, path)
 
 
+@matplotlib.rc_context(DEFAULTS)
 def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str) -> None:
     """Writes the head-tail curve (PNG): mean MAE of the head groups against that of the tail groups, and the frontier.
 

@@ -7,16 +7,17 @@ import base64
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 
 import jinja2
 import markupsafe
 from etils import epath
 
+from lae_jax.report import markdown
 from lae_jax.report.pictures import NAMES, Picture, inline
 from lae_jax.report.tables import Estimate, Table, csv_text
-from lae_jax.runtime import files, markdown
+from lae_jax.runtime import files, foreign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Page:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.globals.update(
         style=markupsafe.Markup(_template("page.css")),
@@ -93,6 +94,12 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(csv=_csv_link, jpeg=_jpeg_link, markdown=_markdown)
     return environment
+
+
+def _shown(value):
+    """What the template shows of a value: of a text, other than HTML that this project wrote, `foreign.shown`."""
+    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return foreign.shown(value) if is_text else value
 
 
 def _template(name: str) -> str:
@@ -132,6 +139,11 @@ def write(path: epath.Path, page: Page) -> None:
         files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
         files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
     files.write_text(path, html(page))
-    for name in NAMES - {picture.name for picture in pictures}:
+    remove_pictures(path.parent, but={picture.name for picture in pictures})
+
+
+def remove_pictures(folder: epath.Path, but: Collection[str]) -> None:
+    """Deletes the files of pictures that an earlier page in `folder` had, except those of the names in `but`."""
+    for name in NAMES.difference(but):
         for suffix in ("csv", "svg"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+            (folder / "report" / f"{name}.{suffix}").unlink(missing_ok=True)

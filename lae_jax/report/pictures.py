@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lae_jax.report.overviews import INK, LINE
+from lae_jax.report.overviews import DEFAULTS, INK, LINE, plain_texts
 
 # A page replaces these colours by its own, which are readable on a light and on a dark background.
 MUTED, GRID, BARS = "#5b6b7a", "#d9dfe5", "#b9c6d3"
@@ -25,10 +25,9 @@ _VARIABLES = {
     BARS: "var(--bars)",
     **{colour: f"var(--run{number})" for number, colour in enumerate(RUNS)},
 }
-_STYLE = {
+_STYLE = DEFAULTS | {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lae_jax",  # the same numbers give the same file
-    "text.parse_math": False,  # a $ in a name is a $
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
@@ -87,6 +86,7 @@ def figure(width: float = 4.8, height: float = 3.2) -> tuple[Figure, Axes]:
 
 def svg(drawn: Figure) -> str:
     """Returns a figure as an SVG element without declarations."""
+    plain_texts(drawn)
     text = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     drawn.savefig(text, format="svg", metadata=nothing)

@@ -1,11 +1,13 @@
 """Tables of scores: write them as CSV, Markdown or LaTeX (a template writes the HTML)."""
 
-import csv
 import dataclasses
 import io
 import math
 import re
 from collections.abc import Collection, Sequence
+
+from lae_jax.runtime import foreign
+from lae_jax.runtime.foreign import spreadsheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,7 @@ def markdown(table: Table) -> str:
 
 
 def _in_markdown(cell: str | Estimate) -> str:
-    # A line break or a bar would end the cell; a tag would be HTML.
-    text = " ".join(str(cell).split())
-    return re.sub(r"([|<>`\[\]])", r"\\\1", text)
+    return foreign.in_markdown(" ".join(str(cell).split()))
 
 
 _LATEX = str.maketrans(
@@ -131,23 +131,23 @@ def _in_latex(cell: str | Estimate) -> str:
     if isinstance(cell, Estimate) and cell.interval:
         below = rf"{{\tiny {_in_latex(cell.interval)}}}"
         return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{_in_latex(cell.text)}\\[-3pt]{below}\end{{tabular}}"
-    text = " ".join(str(cell).split()).translate(_LATEX)
+    text = foreign.shown(" ".join(str(cell).split())).translate(_LATEX)
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """Returns rows as CSV, floats with eight digits; undefined numbers are empty."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = spreadsheets.Writer(text)
     writer.writerow(header)
-    writer.writerows([_in_csv(cell) for cell in row] for row in rows)
+    writer.writerows([_rounded(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
-def _in_csv(cell) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.8g}" if math.isfinite(cell) else ""
-    return str(cell)
+def _rounded(cell):
+    if not isinstance(cell, float):
+        return cell
+    return float(f"{cell:.8g}") if math.isfinite(cell) else None
 
 
 def csv_of(table: Table) -> str:

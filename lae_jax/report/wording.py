@@ -31,13 +31,13 @@ _BY_NAME = {score.name: score for score in (*MAIN, *BIAS)}
 
 def leaks(report: Mapping) -> list[str]:
     """Returns what a report.json says about leaks and about people on both sides."""
-    lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks", [])]
-    for other in report.get("not_compared", []):
+    lines = [f"LEAK in {leak['data']}: {leak['message']}" for leak in report.get("leaks") or []]
+    for other in report.get("not_compared") or []:
         lines.append(
             f"{report['data']} could not be compared in full with {other['data']}, which the model was trained on"
             f" ({other['why']}): whether they hold the same pictures is unknown"
         )
-    if report.get("audit", "read") != "read":
+    if (report.get("audit") or "read") != "read":
         lines.append(
             f"audit.json is {report['audit']}: other leaks are unknown (python -m lae_jax.audit {report['data']})"
         )

@@ -1,13 +1,16 @@
 """Builds the parts of a config: the model, the mapped forward step, the schedules, the optimiser."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from lae_jax import models, optim, stages
@@ -68,7 +71,30 @@ def forward(
         std=tuple(config.data.std),
         flip=flip,
     )
-    return par.map_forward(step)
+    mapped = par.map_forward(step)
+
+    def fitting(variables: Mapping, images: np.ndarray) -> object:
+        with fits(config.workdir):
+            return mapped(variables, images)
+
+    return fitting
+
+
+@contextlib.contextmanager
+def fits(workdir: os.PathLike | str) -> Iterator[None]:
+    """Makes it an InputError that the arrays of a checkpoint are not those of the model of its config.
+
+    Args:
+      workdir: The run, for the message.
+    """
+    try:
+        yield
+    except FlaxError as error:
+        reason = str(error).split(" (http")[0]
+        raise InputError(
+            f"{workdir} is damaged (its checkpoint does not fit the model of its config: {reason}): restore it, or name"
+            " another run"
+        ) from error
 
 
 def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Parallel) -> Callable:

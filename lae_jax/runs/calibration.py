@@ -1,11 +1,9 @@
 """The temperature of a run's distributions, fitted to its validation split: read and write its file in the run."""
 
-import json
-
 from etils import epath
 
-from lae_jax.runtime.errors import InputError
-from lae_jax.runtime.files import read_json
+from lae_jax.runtime import files
+from lae_jax.runtime.typed import declared
 
 CALIBRATION = "calibration.json"
 
@@ -19,13 +17,10 @@ def read_temperature(workdir: epath.Path, step: int) -> float:
     path = workdir / CALIBRATION
     if not path.exists():
         return 1.0
-    content = read_json(path)
-    try:
-        return float(content["temperature"]) if content["step"] == step else 1.0
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): calibrate again with evaluate --calibrate") from error
+    content = files.read_json(path, declared.CALIBRATION, "calibrate again with evaluate --calibrate")
+    return float(content["temperature"]) if content["step"] == step else 1.0
 
 
 def write_calibration(workdir: epath.Path, content: dict) -> None:
     """Writes a calibration into the run."""
-    (workdir / CALIBRATION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    files.write_json(workdir / CALIBRATION, content)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax.runtime import files, parallel
+from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.typed import declared
 
 # Fields that may change when a run resumes: paths, logging, evaluation, saving.
 FREE_FIELDS = (
@@ -57,7 +58,7 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
 
 
 def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes the workdir and writes `config.json`, or compares the config with that of an earlier start.
+    """Makes the workdir with the run's id and `config.json`, or compares the config with that of an earlier start.
 
     Raises:
       InputError: The workdir holds a run with another config, or is not the same folder on all hosts.
@@ -65,7 +66,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        before = files.read_json(path)
+        before = files.read_json(path, declared.config)
         if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
             # The first start of the run has set them.
             now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
@@ -76,6 +77,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
             )
     elif parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
+        origin.give_id(workdir)
         files.write_json(path, now)
     parallel.wait_for_hosts("config")
     if missing := parallel.hosts_that_differ("0" * 8 if path.exists() else "f" * 8):

@@ -46,7 +46,7 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
         )
     if found:
         logger.warning("%s: training with a leak, because --allow-leak is set: %s", dataset.path, told)
-    return merged((before or {}).get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in found])
+    return merged((before or {}).get("leaks") or [], [{**leak, "data": str(dataset.path)} for leak in found])
 
 
 def merged(*lists: list[dict]) -> list[dict]:
@@ -56,7 +56,7 @@ def merged(*lists: list[dict]) -> list[dict]:
 
 def _other(finding: Mapping) -> str | None:
     """Returns the hash of the other data set if a finding concerns two."""
-    return finding.get("other", {}).get("hash")
+    return (finding.get("other") or {}).get("hash")
 
 
 def known_people(
@@ -123,7 +123,7 @@ def trained_on(config: ConfigDict, dataset: records.Dataset, before: Mapping | N
 
 def _trainings(meta: Mapping) -> list[dict]:
     """Returns the same from a checkpoint's meta, or what an older checkpoint or weights record of it."""
-    if "trained_on" in meta:
+    if meta.get("trained_on") is not None:
         return meta["trained_on"]
     if "data_hash" not in meta:
         return []
@@ -176,7 +176,7 @@ def of_evaluation(meta: Mapping, dataset: records.Dataset, split: str) -> dict:
     return {
         "audit": state,
         "findings": [{name: f[name] for name in ("kind", "severity", "splits", "message")} for f in findings],
-        "leaks": merged(meta.get("leaks", []), [{**leak, "data": str(dataset.path)} for leak in found]),
+        "leaks": merged(meta.get("leaks") or [], [{**leak, "data": str(dataset.path)} for leak in found]),
         "not_compared": not_compared,
         "same_people_on_both_sides": len(both["shared"]) if both["compared"] else None,
         "pretrained_people": {

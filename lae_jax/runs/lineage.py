@@ -7,9 +7,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax.report import model_card
+from lae_jax.report import loading, model_card
 from lae_jax.runs import build, calibration, fields
-from lae_jax.runtime import checkpoints, files
+from lae_jax.runtime import checkpoints, files, layout
+from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import versions
 
 _PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "tensorflow", "onnx", "onnxruntime", "numpy")
@@ -72,7 +73,7 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     found, workdir, config = [], checkpoint.workdir, checkpoint.meta["config"]
     while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
         path = workdir / "provenance.json"
-        recorded: Mapping = (files.read_json(path) if path.exists() else {}).get("init") or {}
+        recorded: Mapping = (files.read_json(path, declared.PROVENANCE) if path.exists() else {}).get("init") or {}
         before = epath.Path(name)
         # A recorded step distinguishes a run from weights even if its workdir is gone.
         is_run = recorded.get("step") is not None or (before / "config.json").exists()
@@ -80,22 +81,22 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
         found.append(start)
         if not is_run or not (before / "config.json").exists():
             break
-        workdir, config = before, files.read_json(before / "config.json")
+        workdir, config = before, files.read_json(before / "config.json", declared.CONFIG_HEAD)
     return found
 
 
 def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     """Returns the reports on this checkpoint in its workdir."""
-    reports = [files.read_json(path) for path in sorted((checkpoint.workdir / "evaluation").glob("*/report.json"))]
-    return [report for report in reports if report.get("step") == checkpoint.step and "group_mae" in report]
+    reports = [loading.read(folder).report for folder in loading.evaluations(checkpoint.workdir)]
+    return [report for report in reports if report["step"] == checkpoint.step]
 
 
 def data_of(checkpoint: checkpoints.Checkpoint) -> dict:
     """Returns the data set of a checkpoint: path, hash, reader and protocol."""
-    path, recipe = checkpoint.workdir / "provenance.json", epath.Path(checkpoint.meta["data"]) / "recipe.json"
+    path = checkpoint.workdir / "provenance.json"
     return {
         "path": checkpoint.meta["data"],
         "hash": checkpoint.meta["data_hash"],
-        "reader": files.read_json(recipe).get("reader") if recipe.exists() else None,
-        "protocol": files.read_json(path).get("protocol") if path.exists() else None,
+        "reader": layout.read_recipe(checkpoint.meta["data"]).get("reader"),
+        "protocol": files.read_json(path, declared.PROVENANCE).get("protocol") if path.exists() else None,
     }

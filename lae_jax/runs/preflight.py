@@ -9,6 +9,7 @@ from etils import epath
 from lae_jax.data import split_names
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError, missing_extra
+from lae_jax.runtime.typed import declared
 
 
 def require_images(folder: os.PathLike | str | None) -> None:
@@ -37,13 +38,13 @@ def require_split(data: os.PathLike | str, split: str) -> None:
 
 
 def config_of(run: os.PathLike | str) -> Mapping:
-    """Returns the config of a run's folder; {} if it is missing or damaged, which later checks report."""
+    """Returns the config of a run's folder; {} if it is missing.
+
+    Raises:
+      InputError: It is damaged.
+    """
     path = epath.Path(run) / layout.CONFIG
-    try:
-        content = files.read_json(path) if path.exists() else {}
-    except InputError:
-        return {}
-    return content if isinstance(content.get("data"), dict) else {}
+    return files.read_json(path, declared.CONFIG_HEAD) if path.exists() else {}
 
 
 def require_step(run: os.PathLike | str, step: int | None) -> None:
@@ -106,7 +107,7 @@ def split_of(config: Mapping, name: str) -> str:
 def validation_split(run: os.PathLike | str) -> str:
     """Returns the data set's name of the split that a run is validated on; '' if it has none."""
     config = config_of(run)
-    return split_of(config, config["data"]["split"]) if config.get("data", {}).get("split") else ""
+    return split_of(config, config["data"]["split"]) if (config.get("data") or {}).get("split") else ""
 
 
 def require_data_of(run: os.PathLike | str) -> str:
@@ -115,7 +116,7 @@ def require_data_of(run: os.PathLike | str) -> str:
     Raises:
       InputError: It is not there any longer, or the config is missing.
     """
-    data = config_of(run).get("data", {}).get("path", "")
+    data = (config_of(run).get("data") or {}).get("path")
     if not data:
         raise InputError(f"{run} has no {layout.CONFIG} that names its data set: restore the file, or pass --data PATH")
     if not layout.is_dataset(data):

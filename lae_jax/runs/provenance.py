@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import cpu, files, parallel
+from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import versions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _PACKAGES = (
 def warn_of_another_machine(workdir: epath.Path, now: Mapping) -> None:
     """Warns if a resumed run cannot repeat bit for bit, given its provenance now."""
     path = workdir / "provenance.json"
-    before = files.read_json(path) if path.exists() else {}
+    before = files.read_json(path, declared.PROVENANCE) if path.exists() else {}
     names = ("devices", "hosts", "cpu", "cores", "deterministic", "versions")
     changed = [name for name in names if name in before and before[name] != now[name]]
     if changed:

@@ -13,23 +13,23 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lae_jax.runtime import checksums, files, layout, parallel
+from lae_jax.runtime import checksums, files, layout, origin, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed
+from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
-FOLDER, DAMAGED = layout.CHECKPOINTS, "damaged"
-UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
+FOLDER, UNSCORED, DAMAGED = layout.CHECKPOINTS, layout.UNSCORED, "damaged"
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    A checkpoint holds a state and its `meta`, a JSON object: step, epoch, stage, model, num_outputs, scores,
-    selected_by, selected (the score that the best checkpoint minimises, or null), constants (loss constants from an
-    earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of the weights of the order, or
-    null), trained_on (data, data_hash and split of this run and the runs before it), leaks (findings of an audit that
-    it was trained with), identities (hashed people of the backbone's pre-training, or null).
+    A checkpoint holds a state and its `meta`, a JSON object: run (id of the run, see `origin.run_id`), step, epoch,
+    stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises, or null),
+    constants (loss constants from an earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of
+    the weights of the order, or null), trained_on (data, data_hash and split of this run and the runs before it), leaks
+    (findings of an audit that it was trained with), identities (hashed people of the backbone's pre-training, or null).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.
@@ -39,8 +39,12 @@ class Checkpoints:
         self, workdir: os.PathLike | str, folder: str = FOLDER, *, read_only: bool = False, asynchronous: bool = True
     ):
         self._directory = epath.Path(workdir) / folder
+        self._run = None if read_only else origin.run_id(workdir)
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
+        if not read_only:
+            # Orbax raises the error of one write; asyncio would log a traceback for every other one.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -50,7 +54,10 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        with _without_warnings() if read_only else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if read_only:  # others begin with `recover`, and may find a full disk
+                around.enter_context(_without_warnings())
+                around.enter_context(_reading(self._directory))
             self._manager = ocp.CheckpointManager(
                 _absolute(self._directory),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
@@ -60,8 +67,7 @@ class Checkpoints:
                     read_only=read_only,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
-                    # If an asynchronous save failed on one host, all other hosts would wait 20 minutes in a barrier of
-                    # orbax.
+                    # If an asynchronous save fails on one host, all others wait 20 minutes in a barrier of orbax.
                     enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 ),
@@ -93,15 +99,19 @@ class Checkpoints:
         return -min(scored)[1] if scored else self.latest()
 
     def meta(self, step: int) -> dict:
-        """Returns the `meta` of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """Returns the `meta` of a checkpoint.
+
+        Raises:
+          InputError: Its file is damaged.
+        """
+        return origin.read_meta(self._directory / str(step), declared.META)
 
     def save(self, state: Any, meta: Mapping) -> None:
         """Saves a state, or starts to save it; `poll` and `wait` complete the checkpoint.
 
         Args:
-          state: A dataclass of trees of arrays.
-          meta: See the class.
+          state: A dataclass of trees of arrays; its `step` is that of `meta`.
+          meta: See the class; `run` is added here.
 
         Raises:
           SaveFailed: This checkpoint or the one before could not be saved.
@@ -112,7 +122,9 @@ class Checkpoints:
         self._saving = int(meta["step"])
         self._guarded(
             self._begin,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "run": self._run})
+            ),
             metrics=None if meta["selected"] is None else {"selected": meta["selected"]},
         )
         self._is_complete = False
@@ -174,19 +186,26 @@ class Checkpoints:
           target: A state with the expected shapes.
 
         Raises:
-          InputError: A shape differs; the message names the first such leaf.
+          InputError: A shape differs, and the message names the first such leaf; or the state is of another step.
         """
         saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        with _reading(self._directory / str(step)):
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        self._require_step(step, state.step)
+        return state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
-        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices."""
+        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices.
+
+        Raises:
+          InputError: The files are damaged, or the state is of another step.
+        """
         saved = self._saved(step)
-        wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in names}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(
+        with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*names, "step")}
+            found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
                     item=wanted,
@@ -194,13 +213,36 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+        self._require_step(step, found["step"])
+        return {name: found[name] for name in names}
+
+    def _require_step(self, step: int, found: np.ndarray) -> None:
+        if found.size != 1 or int(found) != step:
+            raise InputError(
+                f"{self._directory}/{step} holds the state of step {found}: restore the checkpoint, or move it away"
+            )
 
     def _saved(self, step: int) -> dict:
         """Returns the tree of a saved state, with metadata in place of arrays.
 
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
-        return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+        with _reading(self._directory / str(step)):
+            return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of many types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -262,15 +304,15 @@ class Checkpoint:
 def recover(workdir: os.PathLike | str) -> int | None:
     """Finds the step to resume from, and moves damaged checkpoints to `damaged/`.
 
-    A checkpoint is damaged if its files differ from its checksums, or if the run was killed before these were written.
-    Each one is logged.
+    A checkpoint is damaged if its files differ from its checksums, if the run was killed before these were written, or
+    if it is not the one of its step and of this run. Each one is logged.
 
     Returns:
       The newest step without damage, scored or not, the same on all hosts; None if nothing is saved. `folder_of` has
       its folder.
 
     Raises:
-      InputError: All checkpoints are damaged.
+      InputError: All checkpoints are damaged; or see `origin.run_id`.
     """
     step = _recover(epath.Path(workdir)) if parallel.is_first_host() else 0
     step = parallel.from_first_host(step)
@@ -281,12 +323,9 @@ _NOTHING = -1
 
 
 def _recover(workdir: epath.Path) -> int:
-    whole, aside = [], []
-    folders = [workdir / name for name in (FOLDER, UNSCORED)]
-    found = [folder / name for folder in folders for name in layout.contents(folder) if name.isdecimal()]
-    found.sort(key=lambda path: int(path.name), reverse=True)
+    whole, aside, found, run = [], [], origin.folders(workdir), origin.run_id(workdir)
     for path in found:
-        step, complete, reason = int(path.name), checksums.has(path), checksums.damage(path)
+        step, complete, reason = int(path.name), checksums.has(path), origin.fault(path, run)
         if reason is None:
             whole.append(step)
             continue
@@ -337,14 +376,15 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
       how_to_make: The command that makes the run, for messages.
 
     Raises:
-      InputError: There is no such checkpoint, or one is damaged.
+      InputError: There is no such checkpoint, or one is damaged, as `recover` defines it.
     """
     workdir = epath.Path(workdir)
     layout.require_run(workdir, how_to_make)
     if not (workdir / "summary.json").exists():
         logger.warning("%s is not finished: using its best checkpoint so far", workdir)
+    run = origin.run_id(workdir)
     for path in (workdir / FOLDER / name for name in layout.contents(workdir / FOLDER)):
-        if checksums.has(path) and (reason := checksums.damage(path)):
+        if checksums.has(path) and (reason := origin.fault(path, run)):
             raise InputError(
                 f"{path} is damaged ({reason}): restore it, move it away, or start the run's command again, which"
                 " moves it away and resumes from the checkpoint before"

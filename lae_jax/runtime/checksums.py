@@ -3,13 +3,14 @@
 A flipped bit in a checkpoint would restore wrong values silently, so a checkpoint is valid only with its checksums.
 """
 
-import json
-
 from etils import epath
 
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, typed
+from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.typed import declared
 
 NAME = "sha256.json"
+FORM = typed.named(typed.fields(declared.BYTES))
 
 
 def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
@@ -51,13 +52,10 @@ def damage(folder: epath.Path) -> str | None:
     if not has(folder):
         return f"it has no {NAME}: it was not saved completely, or the file was lost"
     try:
-        written = json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
-        return f"{NAME} cannot be read"
-    try:
-        return difference(folder, written)
-    except ValueError:
-        return f"{NAME} cannot be read"
+        written = files.read_json(folder / NAME, FORM)
+    except InputError as error:
+        return f"{NAME} cannot be read: {error}"
+    return difference(folder, written)
 
 
 def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) -> str | None:
@@ -65,28 +63,25 @@ def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) ->
 
     Args:
       folder: The folder.
-      written: Result of `entries`.
+      written: Result of `entries`, of the form `FORM`.
       but: The file to omit.
 
     Returns:
       The first difference, with the name of the file; None if there is none.
-
-    Raises:
-      ValueError: `written` is not a result of `entries`.
     """
-    try:
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not the checksums of a folder: {error!r}") from error
+    expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
     found = _contents(folder, but)
     for name in sorted({*expected, *found}):
         if name not in expected:
             return f"{name} does not belong there"
         if name not in found:
             return f"{name} is missing"
-        size = (folder / name).stat().length
-        if size != expected[name][0]:
-            return f"{name} has {size} bytes, not {expected[name][0]}"
-        if files.sha256_of(folder / name) != expected[name][1]:
-            return f"{name} was changed: its SHA-256 differs"
+        try:
+            size = (folder / name).stat().length
+            if size != expected[name][0]:
+                return f"{name} has {size} bytes, not {expected[name][0]}"
+            if files.sha256_of(folder / name) != expected[name][1]:
+                return f"{name} was changed: its SHA-256 differs"
+        except (InputError, OSError) as error:
+            return f"{name} cannot be read: {error}"
     return None

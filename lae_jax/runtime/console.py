@@ -1,10 +1,12 @@
 """Output in the terminal: log lines, a progress line, tables."""
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 
 import rich.box
@@ -13,15 +15,43 @@ import rich.table
 import rich.text
 import tqdm
 
+from lae_jax.runtime import foreign
+
 logger = logging.getLogger("lae_jax")
 
 
+class Formatter(logging.Formatter):
+    """Formats a record as one line, `12:00:00 message`, and a traceback below it, as `foreign.shown` does."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Returns the line."""
+        return foreign.shown(super().formatMessage(record))
+
+    def formatException(self, ei: tuple) -> str:
+        """Returns the traceback."""
+        return foreign.shown_lines(super().formatException(ei))
+
+
+_format_warning = warnings.formatwarning
+
+
+def _formatted_warning(*parts) -> str:
+    return foreign.shown_lines(_format_warning(*parts))
+
+
 def setup_logging() -> None:
-    """Sends the log of this package to standard error, and silences the start-up messages of libraries."""
+    """Sends the log of this package to standard error, and silences the start-up messages of libraries.
+
+    Python's warnings get escapes in place of control characters, like the log.
+    """
+    warnings.formatwarning = _formatted_warning
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(Formatter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -55,7 +85,7 @@ class _Line(tqdm.tqdm):
             ends = f"in {clock(elapsed)}"
         elif rate:
             ends = f"{clock((self.total - done) / rate)} left"
-        name = f"{shown['prefix']}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
+        name = f"{foreign.shown(shown['prefix'])}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
         further = shown["postfix"] or ""
         # The least useful parts are dropped first.
         for words in ((share, speed, ends, further), (share, speed, ends), (share, ends), (ends,), ()):
@@ -63,6 +93,16 @@ class _Line(tqdm.tqdm):
             if len(text) <= width:
                 return text
         return name[:width]
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draws the line. The work goes on if the terminal is gone."""
+        with contextlib.suppress(OSError):
+            super().display(msg, pos)
+
+    def close(self) -> None:
+        """Ends the line, likewise."""
+        with contextlib.suppress(OSError):
+            super().close()
 
     def _rate(self, done: int, elapsed: float) -> float | None:
         """Items per second, counted from the first update: workers start and a step compiles before it."""
@@ -148,9 +188,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def write(text: str) -> None:
-    """Writes a line to standard output, above a progress line."""
-    tqdm.tqdm.write(text)
+def write(*lines: str) -> None:
+    """Writes lines to standard output, above a progress line, each as `foreign.shown`."""
+    with tqdm.tqdm.external_write_mode():
+        for line in lines:
+            print(foreign.shown(line), flush=True)
 
 
 _LINES = rich.box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # a rule below the header
@@ -161,15 +203,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
     Args:
       header: Titles of the columns. The first column is left-aligned, all other columns are right-aligned.
-      rows: Cells; floats get two digits.
+      rows: Cells, each as `foreign.shown`; floats get two digits.
     """
     shown = rich.table.Table(box=_LINES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, title in enumerate(header):
-        shown.add_column(rich.text.Text(title), justify="right" if number else "left", no_wrap=True)
+        shown.add_column(rich.text.Text(foreign.shown(title)), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} cells below {len(header)} titles: {row}")
-        shown.add_row(*(rich.text.Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
+        texts = (f"{cell:.2f}" if isinstance(cell, float) else foreign.shown(str(cell)) for cell in row)
+        shown.add_row(*map(rich.text.Text, texts))
     # At its full width, because the reader may be a program.
     console = rich.console.Console(file=io.StringIO(), width=10_000, color_system=None)
     console.print(shown)

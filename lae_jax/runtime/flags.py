@@ -3,7 +3,8 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from lae_jax import __version__
@@ -52,12 +53,19 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses the flags of a program. Hyphens and underscores are equal; errors are `InputError`s that name the help."""
+    """Parses the flags of a program. Hyphens and underscores are equal; errors are `InputError`s that name the help.
 
-    def __init__(self, program: str, description: str):
+    Args:
+      program: Name of the program.
+      description: Docstring of the program.
+      meant: Flags of other programs, and the flag of this one that is meant.
+    """
+
+    def __init__(self, program: str, description: str, meant: Mapping[str, str] = MappingProxyType({})):
         super().__init__(
             prog=f"python -m lae_jax.{program}", description=description, formatter_class=_Help, allow_abbrev=False
         )
+        self._meant = meant
         self.add_argument("--version", action="version", version=f"lae_jax {__version__}")
 
     def add_common(self, name: str, **changed: Any) -> None:
@@ -78,10 +86,8 @@ class Parser(argparse.ArgumentParser):
         for word in words[: words.index("--")] if "--" in words else words:
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in known:
-                nearest = [
-                    f"; did you mean {name}?" for name in difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
-                ]
-                self.error(f"unknown flag {flag}{''.join(nearest)}")
+                like = [self._meant[flag]] if flag in self._meant else difflib.get_close_matches(flag, known, 1, 0.7)
+                self.error(f"unknown flag {flag}" + "".join(f"; did you mean {name}?" for name in like))
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:

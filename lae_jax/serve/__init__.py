@@ -1,4 +1,7 @@
-"""A page and an API for a run: uploads (limits), shared batches (batching, ages), answers (app), sockets (listen)."""
+"""A page and an API for a run.
+
+Sockets (listen, connection), answers (guard, app), uploads (limits, multipart), shared batches (batching, ages).
+"""
 
 import math
 import os
@@ -11,6 +14,10 @@ from lae_jax.runtime.errors import InputError, require_numbers
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+# Most seconds between a signal and the end of the server: less than the 10 that Docker waits before it kills.
+# Kubernetes waits 30 and systemd 90.
+STOP_SECONDS = 8.0
 
 
 def application(

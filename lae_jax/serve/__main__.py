@@ -3,8 +3,9 @@
     python -m lae_jax.serve --run runs/classify                       # then open http://127.0.0.1:8000/
     curl -F images=@photo.jpg -F images=@other.jpg http://127.0.0.1:8000/v1/predict
 
-Photographs are processed in memory: nothing is stored and nothing is sent anywhere. On SIGTERM the server answers the
-requests that it accepted and exits with status 0. It needs the extra: pip install 'lae-jax[serve]'
+Photographs are processed in memory: nothing is stored and nothing is sent anywhere. On SIGTERM or Ctrl-C the server
+answers the requests in progress, cuts off those that take too long (--stop-seconds), and exits with status 0. A second
+signal ends it at once. It needs the extra: pip install 'lae-jax[serve]'
 """
 
 import argparse
@@ -45,10 +46,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--upload-seconds", type=float, default=60, metavar="S", help="most seconds for an upload; more: status 408")
     add("--max-batch", type=int, default=32, metavar="N", help="most faces in a batch of the model")
     add("--max-wait", type=float, default=5, metavar="MS", help="most milliseconds that a face waits for other faces")
+    add("--stop-seconds", type=float, default=serve.STOP_SECONDS, metavar="S", help="most seconds that a stop takes")
     common("devices")
     args = parser.parse_args(argv)
     if not 0 <= args.port < 65536:
         raise InputError(f"--port is {args.port}: it must lie between 0 and 65535")
+    if not 1 <= args.stop_seconds <= 3600:
+        raise InputError(f"--stop-seconds is {args.stop_seconds:g}: it must lie between 1 and 3600")
     args.allow_host = [name.lower().removesuffix(".") for name in args.allow_host]
     for name in args.allow_host:
         # Of the names with a colon, only IPv6 addresses have several.
@@ -84,14 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     start.devices(args.pop("devices"))
     from lae_jax.serve import listen
 
-    host, port = args.pop("host"), args.pop("port")
+    host, port, seconds = args.pop("host"), args.pop("port"), args.pop("stop_seconds")
     hosts = hosts_of(host, args.pop("allow_host"))
     # The port comes first: loading takes a while, and an error about the port should not.
     with listen.bind(host, port) as listening:
         application = serve.application(**args, hosts=hosts)
         logger.info("%s (Ctrl-C stops it); the first answers wait until the model is warm", listen.address(listening))
         start.stay()
-        listen.serve(application, listening)
+        listen.serve(application, listening, seconds)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import os
 import pathlib
+import re
 from typing import TYPE_CHECKING
 
 from lae_jax.export import folder
 from lae_jax.report import wording
 from lae_jax.runs import lineage
-from lae_jax.runtime import layout
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.versions import version
 from lae_jax.serve import schema
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from lae_jax.predict.estimator import AgeEstimator
     from lae_jax.serve.limits import Limits
 
+# An absolute path or a place in a bucket: in code marks it may hold spaces, elsewhere it ends with the word.
+_IN_CODE = re.compile(r"`(?:(?:gs|s3|file):/)?/[^`\n]*`")
+_IN_TEXT = re.compile(r"(?<![\w/:.`])(?:(?:gs|s3|file):/)?/[^\s`'\",;()|]+")
 _PACKAGES = ("lae-jax", "jax", "tensorflow", "mtcnn", "pillow", "fastapi", "uvicorn")
 
 
@@ -40,10 +44,11 @@ def about(
       level: Level of the intervals; None: the answers have no intervals.
     """
     card, doubts = described(run, step, flip)
+    run = os.path.abspath(run)
     return schema.About(
-        model=estimator.source,
-        card=card,
-        doubts=doubts,
+        model=without_places(estimator.source, run),
+        card=without_places(card, run),
+        doubts=[without_places(doubt, run) for doubt in doubts],
         crop=estimator.crop,
         aligned=aligned,
         input={"image_size": estimator.input.image_size, "resize": estimator.input.resize},
@@ -54,10 +59,27 @@ def about(
     )
 
 
+def without_places(text: str, *known: str) -> str:
+    """Returns a text in which the last part stands for each absolute path: where files are is not told to clients.
+
+    Args:
+      text: A text, such as a model card.
+      *known: Absolute paths that may be in it, with spaces.
+    """
+    for path in known:
+        text = re.sub(re.escape(path.rstrip("/")) + r"(?![\w.-])", lambda _, path=path: _last(path), text)
+    text = _IN_CODE.sub(lambda found: f"`{_last(found[0][1:-1])}`", text)
+    return _IN_TEXT.sub(lambda found: _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or "/"
+
+
 def described(run: os.PathLike | str, step: int | None, flip: bool) -> tuple[str, list[str]]:
     """Returns the model card and the warnings of its evaluations. The card of an export already has the warnings."""
     if layout.is_export(run):
-        return pathlib.Path(run, folder.CARD).read_text("utf-8"), []
+        return files.read_text(pathlib.Path(run, folder.CARD)), []
     card, evaluations = lineage.run_card(run, step, flip)
     doubts = [
         f"On {report['split']} of {report['data']}: {line}."

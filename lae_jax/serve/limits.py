@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 import dataclasses
+import math
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
-from lae_jax.faces import images
-from lae_jax.faces.images import BadImage
+from lae_jax.faces import MAX_PIXELS
 from lae_jax.serve import multipart
 
 # A client that still sends does not read the answer, so its bytes are read and discarded for this long.
 _DISCARD_SECONDS = 5.0
 _NAME_LENGTH = 150
-# Time for uploads in progress after the server was told to stop; process managers wait 10 to 30 seconds.
-STOPPING_SECONDS = 5.0
+# Shares of the seconds of a stop after which uploads, and then all requests, are refused. In the rest the clients read
+# their answers.
+_UPLOADED, _ANSWERED = 0.5, 0.8
 
 
 def _now() -> float:
@@ -38,7 +39,7 @@ class Limits:
 
     bytes: int = 32_000_000
     files: int = 32
-    pixels: int = images.MAX_PIXELS
+    pixels: int = MAX_PIXELS
     requests: int = 64
     held: int = 512_000_000
     upload_seconds: float = 60.0
@@ -68,16 +69,38 @@ class Gate:
     """Counts the bytes in memory and the requests in progress. Only one event loop may use it."""
 
     def __init__(self, limits: Limits):
-        self.limits, self.working, self.held = limits, 0, 0
-        self.stopping = False
-        self._uploads: set[asyncio.Timeout] = set()
+        self.limits, self.busy, self.held = limits, 0, 0
+        self._stopped: tuple[float, float] | None = None  # when, and how many seconds it may take
+        self._limited: dict[asyncio.Timeout, float] = {}
 
-    def stop(self) -> None:
-        """Limits the time of uploads in progress to `STOPPING_SECONDS`, because the server stops."""
-        self.stopping = True
-        for upload in self._uploads:
-            if not upload.expired():
-                upload.reschedule(min(upload.when(), self._last()))
+    @property
+    def stopping(self) -> bool:
+        """Whether the server stops."""
+        return self._stopped is not None
+
+    def stop(self, seconds: float) -> None:
+        """Limits the time of uploads and of work in progress, because the server stops within `seconds`."""
+        self._stopped = _now(), seconds
+        for limited, share in self._limited.items():
+            if not limited.expired():
+                limited.reschedule(self._end(limited.when(), share))
+
+    def _end(self, when: float | None, share: float) -> float | None:
+        if self._stopped is None:
+            return when
+        started, seconds = self._stopped
+        return min(math.inf if when is None else when, started + share * seconds)
+
+    @contextlib.asynccontextmanager
+    async def _limit(self, seconds: float | None, share: float) -> AsyncIterator[None]:
+        """Limits the time to `seconds` (None: no limit), and to a share of the stop; raises TimeoutError."""
+        when = None if seconds is None else _now() + seconds
+        async with asyncio.timeout_at(self._end(when, share)) as limited:
+            self._limited[limited] = share
+            try:
+                yield
+            finally:
+                del self._limited[limited]
 
     @contextlib.asynccontextmanager
     async def uploading(self) -> AsyncIterator[None]:
@@ -88,12 +111,8 @@ class Gate:
         """
         seconds = self.limits.upload_seconds
         try:
-            async with asyncio.timeout_at(self._last() if self.stopping else _now() + seconds) as upload:
-                self._uploads.add(upload)
-                try:
-                    yield
-                finally:
-                    self._uploads.discard(upload)
+            async with self._limit(seconds, _UPLOADED):
+                yield
         except TimeoutError:
             if self.stopping:
                 raise Refused(503, "the server was stopped before the upload was complete: send it again", 5) from None
@@ -101,23 +120,28 @@ class Gate:
                 408, f"the upload took longer than {seconds:g} seconds: send fewer or smaller images"
             ) from None
 
-    @staticmethod
-    def _last() -> float:
-        return _now() + STOPPING_SECONDS
+    def discarding(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Limits the time in which the rest of a refused request is received; raises TimeoutError."""
+        return self._limit(_DISCARD_SECONDS, _UPLOADED)
 
-    @contextlib.contextmanager
-    def work(self) -> Iterator[None]:
-        """Counts a request as in progress.
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Counts a request as in progress, and ends its work when the server stops.
 
         Raises:
-          Refused: Too many requests are in progress.
+          Refused: Too many requests are in progress, or the server was stopped.
         """
         self.check_busy()
-        self.working += 1
+        self.busy += 1
         try:
-            yield
+            async with self._limit(None, _ANSWERED):
+                yield
+        except TimeoutError:
+            if not self.stopping:
+                raise
+            raise Refused(503, "the server was stopped before the answer was ready: send it again", 5) from None
         finally:
-            self.working -= 1
+            self.busy -= 1
 
     def check_busy(self) -> None:
         """Checks whether another request may be processed.
@@ -125,8 +149,8 @@ class Gate:
         Raises:
           Refused: Too many requests are in progress.
         """
-        if self.working >= self.limits.requests:
-            raise Refused(429, f"the server is busy with {self.working} requests: try again in a second", 1)
+        if self.busy >= self.limits.requests:
+            raise Refused(429, f"the server is busy with {self.busy} requests: try again in a second", 1)
 
     @contextlib.asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[list[Uploaded]]:
@@ -142,7 +166,7 @@ class Gate:
                 self.check_busy()
                 yield await upload.files()
             except Refused as refusal:
-                if refusal.status not in (408, 503):
+                if refusal.status not in (408, 503) and not upload.expected:
                     await upload.discard()
                 raise
         finally:
@@ -152,6 +176,8 @@ class Gate:
 class _Upload:
     def __init__(self, gate: Gate, request: Request):
         self.gate, self.request, self.size, self.ended = gate, request, 0, False
+        # The client waits for "100 Continue", which the first receive sends.
+        self.expected = "expect" in request.headers
 
     async def files(self) -> list[Uploaded]:
         limits, headers = self.gate.limits, self.request.headers
@@ -184,6 +210,7 @@ class _Upload:
         return files.whole()
 
     async def _next(self) -> bytes:
+        self.expected = False
         message = await self.request.receive()
         self.ended = not message.get("more_body", False)
         if message["type"] == "http.disconnect":
@@ -196,7 +223,7 @@ class _Upload:
     async def discard(self) -> None:
         """Reads and discards the rest, so that the client reads the answer."""
         with contextlib.suppress(TimeoutError, ClientDisconnect):
-            async with asyncio.timeout(_DISCARD_SECONDS):
+            async with self.gate.discarding():
                 while not self.ended:
                     await self._next()
 
@@ -205,14 +232,3 @@ def _clean(name: str | None, number: int) -> str:
     """Returns the last part of a path without control characters, or "image NUMBER" if nothing is left."""
     last = re.split(r"[/\\]", name or "")[-1]
     return "".join(c for c in last if c.isprintable())[:_NAME_LENGTH].strip() or f"image {number}"
-
-
-def checked(image: Uploaded, limits: Limits) -> str:
-    """Returns the reason why an image is refused, by its header, or '' if it is accepted."""
-    try:
-        width, height = images.claimed_size(image.content)
-    except BadImage as reason:
-        return str(reason)
-    if width * height > limits.pixels:
-        return f"{width} x {height} pixels are more than {limits.pixels:,}"
-    return ""

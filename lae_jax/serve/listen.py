@@ -1,57 +1,34 @@
-"""The socket and the server: it drops slow clients and, when stopped, answers the requests that it accepted."""
+"""The socket and the server, which stops within a given time."""
 
 import asyncio
 import contextlib
 import logging
+import os
 import resource
+import select
 import signal
 import socket
-from typing import TYPE_CHECKING
+import threading
+import types
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from lae_jax.runtime.errors import InputError
+from lae_jax.serve import STOP_SECONDS, connection
+from lae_jax.serve.connection import Connection
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 logger = logging.getLogger("lae_jax")
 
-# Time for the request line and the headers, and between two requests of a connection.
-HEADER_SECONDS = 10.0
 # Connections that may wait to be accepted.
 _BACKLOG = 500
-# Time for accepted requests after the server was told to stop.
-_DRAIN_SECONDS = 120
-
-
-class _Impatient(H11Protocol):
-    """Closes connections whose client does not send complete headers in time; uvicorn has no limit for that."""
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
-
-    def connection_lost(self, exc) -> None:
-        # A pending timer would keep the connection and its request in memory.
-        self._timer.cancel()
-        super().connection_lost(exc)
-
-    def on_response_complete(self) -> None:
-        self._watch()
-        super().on_response_complete()
-
-    def _watch(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_unless_after, self.cycle)
-
-    def _close_unless_after(self, last) -> None:
-        """Closes the connection if no request came after `last`."""
-        if self.cycle is last and not self.transport.is_closing():
-            self.transport.close()
+# Share of the seconds of a stop after which connections are cut. The rest is for the program to end.
+_CUT = 0.9
+_STDERR = 2
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -77,39 +54,99 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-class _Server(uvicorn.Server):
-    """Calls `stop` of the application at shutdown, which limits the time of uploads in progress."""
+class Server(uvicorn.Server):
+    """Stops within a given time, and knows what became of the requests that were in progress then.
 
-    async def shutdown(self, sockets=None) -> None:
-        self.config.app.stop()
+    A second signal ends the process at once.
+
+    Args:
+      app: An application with a method `stop` (`app.create`).
+      seconds: Most seconds between a signal and the end of the process.
+    """
+
+    def __init__(self, app: "ASGIApp", seconds: float):
+        config = uvicorn.Config(
+            app,
+            # The tests of slow clients hold for this loop.
+            loop="asyncio",
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(connection.HEADER_SECONDS),
+        )
+        super().__init__(config)
+        self.seconds = seconds
+        self._cycles: list[RequestResponseCycle] = []
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        """Stops the server at the first signal. Ends the process at the second one, or when the time is over."""
+        if self.should_exit:
+            _end(128 + sig, f"a second signal ({signal.Signals(sig).name}): left at once; {self.outcome()}")
+        super().handle_exit(sig, frame)
+        # A thread of its own: work that hangs may keep the others from ending.
+        timer = threading.Timer(self.seconds, self._leave)
+        timer.daemon = True
+        timer.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuses connections, lets requests in progress end, and cuts the connections that are left after a time."""
+        self._cycles = [one.cycle for one in self.server_state.connections if one.in_progress]
+        self.config.app.stop(self.seconds)
+        cut = asyncio.get_running_loop().call_later(_CUT * self.seconds, self._cut_all)
         await super().shutdown(sockets)
+        cut.cancel()
+
+    def outcome(self) -> str:
+        """Returns what became of the requests that were in progress when the server was stopped."""
+        cycles = self._cycles or [one.cycle for one in [*self.server_state.connections] if one.in_progress]
+        if not cycles:
+            return "no request was in progress"
+        complete = [one for one in cycles if one.response_complete]
+        refused = sum(one.scope["state"].get("status") == 503 for one in complete)
+        answered = len(complete) - refused
+        left = sum(
+            one.disconnected and not one.response_complete and not one.scope["state"].get("cut") for one in cycles
+        )
+        told = f"of {len(cycles)} requests in progress {answered} were answered"
+        for number, what in (
+            (refused, "refused with status 503"),
+            (len(cycles) - answered - refused - left, "cut off"),
+            (left, "left by their clients"),
+        ):
+            told += f", {number} {what}" * bool(number)
+        return told
+
+    def _cut_all(self) -> None:
+        for one in [*self.server_state.connections]:
+            one.drop()
+
+    def _leave(self) -> None:
+        _end(0, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
 
 
-def server(app: "ASGIApp") -> uvicorn.Server:
-    """Returns a server of an application with a method `stop` (`app.create`)."""
-    config = uvicorn.Config(
-        app,
-        http=_Impatient,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=int(HEADER_SECONDS),
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-    return _Server(config)
+def _end(status: int, text: str) -> NoReturn:
+    """Ends the process. Not through logging, whose lock another thread may hold, and without waiting for a reader."""
+    if select.select([], [_STDERR], [], 0)[1]:
+        os.write(_STDERR, f"{text}\n".encode())
+    os._exit(status)
 
 
-def serve(app: "ASGIApp", listening: socket.socket) -> None:
-    """Serves an application until SIGTERM or SIGINT, then refuses connections, answers accepted requests and returns.
+def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECONDS) -> NoReturn:
+    """Serves an application until SIGTERM or SIGINT, then answers the requests in progress and ends the process with 0.
+
+    What is not answered in time is cut off, and work that hangs ends with the process.
 
     Args:
       app: An application with a method `stop` (`app.create`).
       listening: The socket.
+      seconds: Most seconds between a signal and the end.
     """
-    # After the shutdown uvicorn raises the signal again. These handlers ignore it, so that the process exits with 0.
+    server = Server(app, seconds)
+    # After the shutdown uvicorn raises the signal again. These handlers ignore it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     # Each connection needs a file descriptor, and the default limit of many systems is 1,024.
@@ -121,5 +158,7 @@ def serve(app: "ASGIApp", listening: socket.socket) -> None:
     uvicorn_logger = logging.getLogger("uvicorn")
     uvicorn_logger.setLevel(logging.ERROR)
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
-    server(app).run(sockets=[listening])
-    logger.info("stopped: every request that was accepted has been answered")
+    server.run(sockets=[listening])
+    logger.info("stopped: %s", server.outcome())
+    # Python would take seconds more to take JAX and TensorFlow apart.
+    os._exit(0)

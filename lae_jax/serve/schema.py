@@ -1,6 +1,6 @@
 """The answers of the API, as /docs and openapi.json describe them."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -21,12 +21,17 @@ class Face(BaseModel):
     face: int = Field(description="number of the face, from 1, the largest first")
     age: float = Field(description="years, the mean of the distribution before calibration")
     interval: Interval | None = Field(None, description="years; only if the run is calibrated")
-    box: list[float] | None = Field(None, description="left, top, right, bottom, pixels of the upright photograph")
-    landmarks: list[list[float]] | None = Field(
-        None, description="x, y of eye, eye, nose, mouth corner, mouth corner, pixels of the upright photograph"
+    box: list[float] | None = Field(
+        None, min_length=4, max_length=4, description="left, top, right, bottom, pixels of the upright photograph"
+    )
+    landmarks: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = Field(
+        None,
+        min_length=5,
+        max_length=5,
+        description="x, y of eye, eye, nose, mouth corner, mouth corner, pixels of the upright photograph",
     )
     cut_by: str | None = Field(None, description="how the face was found; absent for an image that is a crop")
-    distribution: list[float] = Field(description="probabilities of the ages 0 to 100")
+    distribution: list[float] = Field(min_length=101, max_length=101, description="probabilities of the ages 0 to 100")
 
 
 class Image(BaseModel):
@@ -35,22 +40,28 @@ class Image(BaseModel):
     name: str = Field(description="name of the file, as it was sent")
     faces: list[Face]
     reason: str | None = Field(None, description="why there is no age")
-    size: list[int] | None = Field(None, description="width and height of the upright photograph, in pixels")
-    orientation: int | None = Field(None, description="EXIF orientation by which it was turned, if not stored upright")
+    size: list[int] | None = Field(
+        None, min_length=2, max_length=2, description="width and height of the upright photograph, in pixels"
+    )
+    orientation: int | None = Field(
+        None, ge=2, le=8, description="EXIF orientation by which it was turned, if not stored upright"
+    )
 
 
 class Prediction(BaseModel):
     """The ages of the faces in the images of a request."""
 
     model: str
-    images: list[Image] = Field(description="in the order in which they were sent")
+    images: list[Image] = Field(min_length=1, description="in the order in which they were sent")
 
 
 class Refusal(BaseModel):
     """Why a request was refused."""
 
     error: str = Field(description="a sentence: what is wrong, and what to do")
-    images: list[Image] | None = Field(None, description="each image with its reason, if no image gave an age")
+    images: list[Image] | None = Field(
+        None, min_length=1, description="each image with its reason, if no image gave an age"
+    )
 
 
 class About(BaseModel):
@@ -73,6 +84,23 @@ class Health(BaseModel):
 
     status: str
     ready: bool = Field(description="whether the model is warm")
+
+
+def body(files: int) -> dict[str, Any]:
+    """Returns the description of the body of /v1/predict.
+
+    Args:
+      files: Most images in a request.
+    """
+    images = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": files,
+        "description": "one file per image; any other name than images does too; a field that is not a file is refused",
+    }
+    form = {"type": "object", "required": ["images"], "properties": {"images": images}}
+    return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
 
 
 def image(one: photographs.Found, rows: list[answers.Row], level: float | None) -> Image:

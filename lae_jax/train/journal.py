@@ -13,7 +13,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
-from lae_jax.runtime.errors import SaveFailed
+from lae_jax.runtime.errors import end_all, saving
+from lae_jax.runtime.typed import declared
 from lae_jax.train.events import Events
 
 logger = logging.getLogger("lae_jax")
@@ -28,13 +29,12 @@ class Lines:
 
     def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
-        # A line that a kill interrupted has no end.
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = files.read_lines(path, declared.line, "restore it, or remove this line")
         self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
-        if len(lines) > len(self._lines):
+        # A kill may have interrupted the last line: the next one must not continue it.
+        if path.exists() and path.stat().length != sum(map(len, self._lines)):
             files.write_text(path, "".join(self._lines))
 
     def append(self, row: Mapping) -> None:
@@ -47,14 +47,12 @@ class Lines:
         if files.is_remote(self._path):
             self._lines.append(line)
             return
-        try:
-            self._file = self._file or open(self._path, "a", encoding="utf-8")
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise SaveFailed(
-                f"{self._path} could not be written ({error}): make room and start the run again"
-            ) from error
+        with saving(self._path):
+            # Without a buffer, so that closing the file has nothing left to write.
+            self._file = self._file or open(self._path, "ab", buffering=0)
+            rest = line.encode()
+            while rest:  # a disk that gets full takes a part first
+                rest = rest[self._file.write(rest) :]
 
     def publish(self) -> None:
         """Writes a file in a bucket; does nothing for other files."""
@@ -95,8 +93,8 @@ class Journal:
         self._metrics = Lines(workdir / "metrics.jsonl", start, None if scored else "validation")
         self._divergence = Lines(workdir / "divergence.jsonl", start)
         self.skipped_steps = len(self._divergence.rows)
-        rows = [row for row in self._metrics.rows if row["kind"] == "train"]
-        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        rows = [row for row in self._metrics.rows if row.get("kind") == "train"]
+        self._seconds_before = rows[-1].get("seconds") or 0.0 if rows else 0.0
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
         self._events = Events(self._events_folder, start)
@@ -104,12 +102,9 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._active:
-            self.publish()
-            self._metrics.close()
-            self._divergence.close()
-            self._events.close()
+            end_all(kind, self.publish, self._metrics.close, self._divergence.close, self._events.close)
 
     @property
     def seconds(self) -> float:

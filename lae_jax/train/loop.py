@@ -18,7 +18,8 @@ from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
-from lae_jax.runtime.errors import Diverged, Preempted
+from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
+from lae_jax.runtime.typed import declared
 from lae_jax.train import handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
@@ -47,7 +48,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     layout.require_workdir(config.workdir)
-    with parallel.on_first_host(lock.hold(workdir)):
+    with saving(workdir), parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
             raise Preempted(f"{workdir} was not started or resumed; start it again")
         # All hosts must decide alike, whatever the first one has written by the time they look.
@@ -58,8 +59,13 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         newest = checkpoints.recover(workdir)
         folder = checkpoints.folder_of(workdir, newest)
         if done:
-            summary = files.read_json(workdir / "summary.json")
+            summary = files.read_json(workdir / "summary.json", declared.SUMMARY)
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
+                if summary["scores"] != checkpoints.read_meta(workdir, summary["step"])["scores"]:
+                    raise InputError(
+                        f"{workdir}/summary.json is damaged (its scores are not those of the checkpoint of step"
+                        f" {summary['step']}): restore it, or remove it and start the same command again"
+                    )
                 logger.info("%s is done; to train again, name another workdir or remove this one", workdir)
                 return summary
             logger.warning("%s was done, but its best checkpoint is lost: it resumes from what is left", workdir)

@@ -3,8 +3,12 @@
 import io
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from pictures import photograph
@@ -250,7 +254,7 @@ def test_unknown_names_say_what_there_is(drawn, tmp_path):
 
 def test_store_form_gives_the_size_of_the_source():
     encoded = images.encode(Image.new("RGB", (30, 50)), 90)
-    assert images.store_form(encoded, 64, 90) == (encoded, perceptual_hash.of(encoded), 30, 50)
+    assert images.store_forms([encoded], 64, 90) == [(encoded, perceptual_hash.of(encoded), 30, 50)]
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -258,22 +262,18 @@ def test_a_jpeg_that_keeps_its_bytes_is_read_as_strictly_as_by_a_whole_decode(pr
     buffer = io.BytesIO()
     Image.fromarray(photograph(90, 80, 0)).save(buffer, "JPEG", quality=80, progressive=progressive)
     rng = np.random.default_rng(0)
-    refused = 0
+    many = []
     for _ in range(300):
         damaged = bytearray(buffer.getvalue())
         if rng.random() < 0.3:
             del damaged[rng.integers(len(damaged)) :]
         for place in rng.integers(len(damaged), size=rng.integers(4)) if damaged else ():
             damaged[place] = rng.integers(256)
-        verdicts = []
-        for read in (images.load, lambda encoded: images.store_form(encoded, 256, 90)):
-            try:
-                read(bytes(damaged))
-                verdicts.append(None)
-            except images.BadImage as reason:
-                verdicts.append(str(reason))
-        assert verdicts[0] == verdicts[1]
-        refused += verdicts[0] is not None
+        many.append(bytes(damaged))
+    found = (images.decode_all(many), images.store_forms(many, 256, 90))
+    whole, kept = ([str(one) if isinstance(one, images.BadImage) else "" for one in each] for each in found)
+    assert whole == kept
+    refused = sum(map(bool, whole))
     assert 60 < refused < 280
 
 
@@ -284,3 +284,99 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
         (tmp_path / "out" / "dataset.json").write_text(json.dumps(manifest | {"format": other}))
         with pytest.raises(InputError, match=f"format {other}, and .* reads {records.FORMAT}: prepare it again"):
             records.open_dataset(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.array([0, 176]), "rows from 0 to 176, and the data set has 176 images"),
+        (np.array([-1, 3]), "rows from -1 to 3"),
+        (np.array([3, 3]), "a row twice"),
+        (np.array([1.0, 2.0]), "float64 of shape"),
+        (np.array([[1, 2]]), "shape .1, 2."),
+        (np.array([1]), "1 rows, and dataset.json says 2"),
+        (np.array([None, {}], object), "Object arrays cannot be loaded"),
+        (np.zeros(10_000, np.int64), "more than 176 rows"),
+    ],
+)
+def test_a_split_whose_checksum_was_written_anew_holds_rows_of_the_data_set(drawn, tmp_path, rows, told):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    np.savez(out / "splits" / "test.npz", rows=rows)
+    seal(out, "splits/test.npz", splits={"train": 96, "validation": 64, "test": 2})
+    with pytest.raises(InputError, match=rf"{out}/splits/test.npz is damaged \(.*{told}"):
+        records.open_dataset(out).rows("test")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("age", pa.array(["x"] * 176), "column age is string, not double"),
+        ("age", pa.array([130.0] * 176), "an age is below 0 or above 100"),
+        ("name", pa.array([None] * 176, pa.string()), "column name has no value in 176 rows"),
+        ("sha256", None, "column sha256 is missing"),
+    ],
+)
+def test_columns_whose_checksum_was_written_anew_have_the_types_that_programs_read(
+    drawn, tmp_path, column, values, told
+):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    table = pq.read_table(out / "columns.parquet")
+    place = table.column_names.index(column)
+    table = table.remove_column(place) if values is None else table.set_column(place, column, values)
+    pq.write_table(table, out / "columns.parquet")
+    seal(out, "columns.parquet")
+    with pytest.raises(InputError, match=rf"{out}/columns.parquet is damaged \({told}"):
+        records.open_dataset(out)
+
+
+def seal(out, name, **changed):
+    """Writes the manifest of a data set anew for a changed file, as a stranger would."""
+    manifest = json.loads((out / "dataset.json").read_text()) | changed
+    manifest["files"][name] = {"bytes": (out / name).stat().st_size, "sha256": records.sha256_of(out / name)}
+    (out / "dataset.json").write_text(json.dumps(manifest))
+
+
+def test_a_data_set_names_no_file_outside_of_itself(drawn, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    manifest = json.loads((out / "dataset.json").read_text())
+    for name, told in (
+        ("../../etc/passwd", r"shards\[0\].file is '../../etc/passwd'"),
+        (5, "is 5: it must be the name"),
+    ):
+        shards_there = [{**manifest["shards"][0], "file": name}, manifest["shards"][1]]
+        (out / "dataset.json").write_text(json.dumps({**manifest, "shards": shards_there}))
+        with pytest.raises(InputError, match=f"dataset.json is damaged .*{told}"):
+            records.open_dataset(out)
+    more = {**manifest["files"], "../x": {"bytes": 1, "sha256": "0" * 64}}
+    (out / "dataset.json").write_text(json.dumps({**manifest, "files": more}))
+    with pytest.raises(InputError, match="its files are not those of its shards and splits"):
+        records.open_dataset(out)
+
+
+@pytest.mark.parametrize("damage", ["{}", "", "cut"])
+@pytest.mark.parametrize("part", ["00000.json", "00000.parquet"])
+def test_a_damaged_part_is_made_again(source, tmp_path, part, damage):
+    out = tmp_path / "out"
+    manifest = run(out, "--source", source, "--shards", 2)
+    path = out / "parts" / part
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
+    assert run(out, "--source", source, "--shards", 2) == manifest and path.read_bytes() == whole
+
+
+def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    (out / "planted_in_data.py").write_text("")
+    features = json.loads((out / "features.json").read_text())
+    (out / "features.json").write_text(json.dumps(features | {"pythonClassName": "planted_in_data.Class"}))
+    monkeypatch.syspath_prepend(out)
+    dataset = records.open_dataset(out)
+    assert len(dataset.encoded(dataset.rows("test"))) == 16
+    assert "planted_in_data" not in sys.modules
+    with pytest.raises(ValueError, match=r"planted_in_data\.Class"):
+        tfds.builder_from_directory(str(out))
+    assert sys.modules.pop("planted_in_data"), "TFDS imports it: this is the attack"

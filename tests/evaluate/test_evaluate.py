@@ -127,7 +127,7 @@ def test_data_sets_of_one_name_have_a_folder_each(drawn, tmp_path, caplog):
     shutil.copytree(drawn, tmp_path / "moved" / drawn.name)
     shutil.copytree(drawn, tmp_path / "other" / drawn.name)
     manifest = tmp_path / "other" / drawn.name / "dataset.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "another"}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"protocol": "image"}))
     run = epath.Path(tmp_path / "run")
     first = contents.place(run, drawn, "test", "-flip")
     assert first == run / "evaluation" / f"{drawn.name}-test-flip"
@@ -299,12 +299,12 @@ def test_flip_averages_the_distribution_with_that_of_the_mirror_image(run):
 def test_undefined_scores_are_told_with_the_missing_group():
     scores = stages.REPRESENT.score({"age": np.array([5.0, 25.0])}, np.array([6.0, 20.0]))
     assert scores["sigma"] is None
-    assert "no image of age 11-20, 31-40" in door.tell(scores)
+    assert "no image of age 11-20, 31-40" in "\n".join(door.tell(scores))
 
 
 def test_the_console_tells_babies_and_people_over_81_as_groups_of_their_own():
     ages = np.array([0.4, 0.0, 5, 81.5])
-    told = door.tell(metrics.age_report(ages, ages + [3, 5, 1, -2]).to_dict())
+    told = "\n".join(door.tell(metrics.age_report(ages, ages + [3, 5, 1, -2]).to_dict()))
     lines = [line.split() for line in told.splitlines()]
     assert ["0", "2", "4.00", "+4.00"] in lines and ["82+", "1", "2.00", "-2.00"] in lines
     assert ["1-10", "1", "1.00", "+1.00"] in lines and "3 of the 4 images show babies" in told
@@ -314,7 +314,7 @@ def test_the_console_has_the_intervals_of_the_scores():
     ages = np.linspace(1, 81, 40)
     report = metrics.age_report(ages, ages + 2).to_dict()
     report |= {"intervals": {"mae": [1.5, 2.5], "mae_1-10": [1.0, 3.0]}, "bootstrap": {"units": "images"}}
-    told = door.tell(report)
+    told = "\n".join(door.tell(report))
     lines = [line.split() for line in told.splitlines()]
     assert ["1-10", "5", "2.00", "1.00", "to", "3.00", "+2.00"] in lines and [
         "11-20",
@@ -363,5 +363,5 @@ def test_ready_crops_of_another_data_set_are_a_warning(run, tmp_path, caplog):
     for path, differs in ((run.data.path, False), (other, True)):
         report, _ = evaluate.evaluate(run.workdir, path, split="test")
         assert report["unknown_crops"] == differs and not report["other_crop_than_training"]
-        assert ("it is unknown whether these were cut in the same way" in door.tell(report)) == differs
+        assert ("it is unknown whether these were cut in the same way" in "\n".join(door.tell(report))) == differs
         assert ("trained on ready-made crops of another data set" in caplog.text) == differs

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
 from lae_jax.data import records
-from lae_jax.export import convert, folder, onnx_model, program, saved_model, stablehlo
+from lae_jax.export import convert, folder, onnx_model, portable, program, saved_model, stablehlo
 from lae_jax.predict import __main__ as door
 from lae_jax.report import model_card
 from lae_jax.runs import calibration, lineage
@@ -210,7 +211,7 @@ def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):
     content = json.loads((exported("stablehlo") / "export.json").read_text())
     meta = {**checkpoint.meta, "leaks": [leak], "scores": None}
     card = model_card.write(content, meta, [weights], [], {"path": "p", "hash": "h"})
-    assert "trained with a leak (data/faces): 7 pictures are on both sides" in card
+    assert "trained with a leak (`data/faces`): 7 pictures are on both sides" in card
     assert "`hf:timm/resnet18.a1_in1k@abc` (SHA-256 `f00d`)" in card
     assert "https://huggingface.co/timm/resnet18.a1_in1k," in card and "not evaluated" in card
 
@@ -301,7 +302,7 @@ def flip_a_byte(path):
     (lambda p: (p / "export.json").unlink(), "has no export.json: it was not finished"),
     (lambda p: (p / "export.json").write_text("{"), "export.json is damaged"),
     (lambda p: (p / "export.json").write_text("[]"), r"export.json is damaged \(a list in place of an object\)"),
-    (lambda p: (p / "export.json").write_text('{"name": "x"}'), "export.json is damaged or was written by another"),
+    (lambda p: (p / "export.json").write_text('{"name": "x"}'), r"export.json is damaged \(no format\)"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_named(copy, damage, message):
     damage(copy)
@@ -312,13 +313,13 @@ def test_a_damaged_folder_is_named(copy, damage, message):
 
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("format", "pickle", "unknown format 'pickle'"),
-    ("version", 2, "version 2, not 1"),
+    ("version", 2, "version is 2: it must be 1"),
     ("input.image_size", 32, r"its model takes uint8 \(None, 24, 24, 3\)"),
-    ("input", None, "damaged or was written by another program"),
+    ("input", None, r"damaged \(no input\)"),
     ("temperature", float("inf"), "damaged"),
-    ("temperature", 0, "temperature 0"),
+    ("temperature", 0, "temperature is 0: it must be a number at least 0.001"),
     ("format", "saved_model", "its saved_model cannot be read here"),
-    ("files", {"/etc/passwd": {"bytes": 1, "sha256": ""}}, "passwd is missing|does not belong there"),
+    ("files", {"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}, "passwd is missing|does not belong there"),
 ])  # fmt: skip
 def test_a_wrong_field_is_told(copy, field, value, message):
     content = changed(json.loads((copy / "export.json").read_text()), field, value)
@@ -391,3 +392,226 @@ def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="is a run of stage pretrain, which does not estimate ages"):
         convert.export(run, "stablehlo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def variables_as_shapes(made):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), made.variables)
+
+
+def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
+    found = {"operations": set(), "custom calls": set()}
+    monkeypatch.setattr(portable, "require_known", lambda path, what, names, known: found[what].update(names))
+    for name, fields in (("efficientnet_v2_pico", {"flip": True, "temperature": 0.7, "hidden": 16}), ("resnet18", {})):
+        made = program_of(name, 32, **fields)
+        exported = jax.export.export(jax.jit(made.portable()), platforms=program.PLATFORMS)
+        module = exported(variables_as_shapes(made), made.image_spec()).mlir_module_serialized
+        portable.require_only_computes("", module)
+    assert found == {"operations": portable.OPERATIONS, "custom calls": portable.CUSTOM_CALLS}
+
+
+@pytest.mark.parametrize("target", ["xla_ffi_python_cpu_callback", "shape_assertion_of_mine"])
+def test_a_stablehlo_with_a_custom_call_is_refused(target, tmp_path):
+    def function(image):
+        age = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((1,), np.float32))(image)
+        return age, age[:, None]
+
+    checks = [jax.export.DisabledSafetyCheck.custom_call(target)]
+    exported = jax.export.export(jax.jit(function), platforms=["cpu"], disabled_checks=checks)
+    spec = jax.ShapeDtypeStruct((1, 24, 24, 3), np.uint8)
+    (tmp_path / stablehlo.FILE).write_bytes(exported(spec).serialize())
+    with pytest.raises(InputError, match=f"custom calls that no export of lae_jax holds .{target}"):
+        folder.read("stablehlo", tmp_path)
+
+
+def serialised(text):
+    """A StableHLO module that is written in MLIR."""
+    from jax.extend.mlir.dialects import stablehlo as dialect
+
+    return dialect.serialize_portable_artifact_str(text, dialect.get_minimum_version())
+
+
+HUGE = "tensor<99999x99999xf32>"
+# Each function calls the next one twice.
+CALLS = [f"func.func private @f{i}() {{ {2 * f'func.call @f{i + 1}() : () -> () '} return }}" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
+        (
+            f"func.func @main() -> {HUGE} {{ %0 = stablehlo.constant dense<0.0> : {HUGE} return %0 : {HUGE} }}",
+            "9999800001",
+        ),
+        (" ".join([*CALLS, "func.func private @f40() { return }"]), r"\d{13} operations"),
+        (
+            "func.func @main(%x: tensor<f32>) { %0 = stablehlo.optimization_barrier %x : tensor<f32> return }",
+            "_barrier",
+        ),
+    ],
+)
+def test_a_stablehlo_that_asks_for_endless_work_is_refused(text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        portable.require_only_computes(tmp_path, serialised(text))
+
+
+def test_what_is_no_stablehlo_is_refused_and_does_not_reach_the_terminal(tmp_path, capfd):
+    for noise in (b"\x1b[31m noise", b"ML\xefR noise"):
+        with pytest.raises(InputError, match="cannot be parsed"):
+            portable.require_only_computes(tmp_path, noise)
+    assert capfd.readouterr().err == ""
+
+
+def plant(path, module):
+    """Saves a module of TensorFlow as the SavedModel of an export."""
+    from lae_jax.faces.tensorflow import tf
+
+    tf.saved_model.save(module, str(path / saved_model.FILE), signatures={saved_model.SIGNATURE: module.call})
+
+
+@pytest.mark.parametrize("attack", ["WriteFile", "ReadFile", "EagerPyFunc", "HashTableV2"])
+def test_a_saved_model_with_other_operations_is_refused_before_it_is_loaded(attack, tmp_path, monkeypatch):
+    from lae_jax.faces.tensorflow import tf
+
+    target = tmp_path / "written"
+    (tmp_path / "words").write_text("a\nb\n")
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 24, 24, 3], tf.uint8, name="image")], autograph=False)
+    def call(image):
+        if attack == "WriteFile":
+            with tf.control_dependencies([tf.io.write_file(str(target), "text")]):
+                image = tf.identity(image)
+        elif attack == "ReadFile":
+            image = image + tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.uint8)
+        elif attack == "EagerPyFunc":
+            image = tf.py_function(lambda x: target.touch() or x, [image], tf.uint8)
+        else:
+            image = image + tf.cast(module.table.lookup(tf.constant(["a"]))[0], tf.uint8)
+        age = tf.reduce_mean(tf.cast(image, tf.float32), [1, 2, 3])
+        return {"age": age, "distribution": age[:, None]}
+
+    if attack == "HashTableV2":  # a resource, which is initialised from a file when the model is loaded
+        words = tf.lookup.TextFileInitializer(
+            str(tmp_path / "words"), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64,
+            tf.lookup.TextFileIndex.LINE_NUMBER,
+        )  # fmt: skip
+        module.table = tf.lookup.StaticHashTable(words, -1)
+    module.call = call
+    plant(tmp_path, module)
+    monkeypatch.setattr(tf.saved_model, "load", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(InputError, match="that no export of lae_jax holds"):
+        folder.read("saved_model", tmp_path)
+    assert not target.exists()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A SavedModel of a small model."""
+    path = tmp_path_factory.mktemp("own")
+    saved_model.write(path, program_of("efficientnet_v2_pico", 24))
+    return path
+
+
+def edited(change):
+    """Changes the protocol buffer of a SavedModel."""
+
+    def apply(path):
+        from tensorflow.core.protobuf import saved_model_pb2
+
+        model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        (meta,) = model.meta_graphs
+        change(meta, {re.sub(r"_\d+$", "", one.signature.name): one for one in meta.graph_def.library.function})
+        (path / "saved_model.pb").write_bytes(model.SerializeToString())
+
+    return apply
+
+
+def wrapper_calls_saver(meta, functions):
+    (call,) = (n for n in functions["__inference_signature_wrapper_call"].node_def if n.op == "StatefulPartitionedCall")
+    call.attr["f"].func.name = functions["__inference__traced_save"].signature.name
+
+
+def second_function_of_a_name(meta, functions):
+    double = meta.graph_def.library.function.add()
+    double.CopyFrom(functions["__inference_call"])
+    double.node_def.add(name="x", op="WriteFile")
+
+
+def saver_is_public(meta, functions):
+    name = functions["__inference__traced_save"].signature.name
+    meta.object_graph_def.concrete_functions[name].SetInParent()
+
+
+def module_calls_tensorflow(meta, functions):
+    (call,) = (node for node in functions["__inference_call"].node_def if node.op == "XlaCallModule")
+    call.attr["function_list"].list.func.add(name="f")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (edited(wrapper_calls_saver), "calls .*__inference__traced_save"),
+        (edited(second_function_of_a_name), "operations .*WriteFile"),
+        (edited(saver_is_public), "functions that can be called .*__inference__traced_save"),
+        (edited(module_calls_tensorflow), "attributes of XlaCallModule .*function_list"),
+        (edited(lambda meta, _: meta.object_graph_def.nodes[0].saveable_objects["x"].SetInParent()), "objects"),
+        (edited(lambda meta, _: meta.object_graph_def.nodes.add().asset.SetInParent()), "objects .*asset"),
+        (edited(lambda meta, _: meta.asset_file_def.add(filename="../../etc/passwd")), "assets"),
+        (lambda path: (path / "saved_model.cpb").write_bytes(b""), "files .*saved_model.cpb"),
+        (lambda path: (path / "assets" / "words").write_bytes(b""), "files .*assets/words"),
+    ],
+)
+def test_a_saved_model_that_was_changed_is_refused(own, change, named, tmp_path):
+    shutil.copytree(own, tmp_path / "copy")
+    saved_model._require_only_computes(tmp_path / "copy" / saved_model.FILE)
+    change(tmp_path / "copy" / saved_model.FILE)
+    with pytest.raises(InputError, match=named):
+        folder.read("saved_model", tmp_path / "copy")
+
+
+def elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value="../../../etc/hostname")
+
+
+def with_subgraph(model):
+    attribute = model.graph.node[0].attribute.add(name="then_branch", type=5)
+    attribute.g.SetInParent()
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (elsewhere, "fields of TensorProto .*data_location, external_data"),
+        (with_subgraph, "fields of AttributeProto .*g"),
+        (lambda model: model.graph.node.add(op_type="PyOp", domain="com.microsoft.extensions"), "NodeProto .*domain"),
+        (lambda model: model.graph.node.add(op_type="Loop"), "operations .*Loop"),
+        (lambda model: model.opset_import.add(domain="ai.onnx.contrib", version=1), "ai.onnx.contrib"),
+        (lambda model: model.functions.add(name="f"), "fields of ModelProto .*functions"),
+        (lambda model: model.metadata_props.add(key="ort_config", value="{}"), "ModelProto .*metadata_props"),
+        (lambda model: model.graph.sparse_initializer.add(), "GraphProto .*sparse_initializer"),
+    ],
+)
+def test_an_onnx_model_with_more_than_a_graph_of_known_operations_is_refused(change, named, tmp_path):
+    import onnx
+
+    made = program_of("efficientnet_v2_pico", 24)
+    onnx_model.write(tmp_path, made)
+    model = onnx.load_model(tmp_path / onnx_model.FILE)
+    change(model)
+    (tmp_path / onnx_model.FILE).write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=named):
+        folder.read("onnx", tmp_path)
+
+
+@needs_onnx
+def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others():
+    from lae_jax.export import onnx_graph
+
+    made = [program_of("efficientnet_v2_pico", 24, hidden=16, flip=True, temperature=0.7), program_of("resnet18", 32)]
+    nodes = [node for one in made for node in onnx_graph.model_of(one).graph.node]
+    assert {node.op_type for node in nodes} == onnx_model.OPERATIONS

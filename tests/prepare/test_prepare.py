@@ -127,11 +127,12 @@ def test_a_split_that_rejected_images_leave_empty_is_told_with_their_reasons(tmp
     why = (
         rf"'validation' would be empty \({6 - spoilt} of 6 images .*Rejected: {spoilt} x not an image that can be read"
     )
-    end = {5: "Correct the source; or choose another --ratio.*nothing else", 1: "Choose another .* images are kept"}
+    end = {5: "Correct the source; or choose another --ratio.*images are kept", 1: "Choose another .* images are kept"}
     with pytest.raises(InputError, match=f"{why}, for example.*{end[spoilt]}"):
         run(tmp_path / "out", "--source", source, "--ratio", "4:1", "--shards", 2)
     assert len(rejected(tmp_path / "out")) == spoilt
-    assert (tmp_path / "out" / "recipe.json").exists() == (spoilt == 1)
+    # What was cut and checked in hours is kept, however many images were rejected.
+    assert (tmp_path / "out" / "recipe.json").exists() and len([*(tmp_path / "out").glob("*array_record-*")]) == 2
 
 
 def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(tmp_path, capsys, caplog):
@@ -184,6 +185,11 @@ def test_a_sheet_shows_many_ages_and_every_reason():
     assert sorted(sheets.over_ages(ages[:3], 64)) == [0, 1, 2]
     rows = [*((f"a{i}", f"age '{i}' is wrong") for i in range(30)), ("b", "empty file"), ("c", "file not found")]
     assert [name for name, _ in sheets.in_turn(rows, 5)] == ["a0", "b", "c", "a1", "a2"]
+
+
+def test_the_flag_of_another_program_names_the_one_that_is_meant():
+    with pytest.raises(InputError, match=r"unknown flag --split; did you mean --ratio\?"):
+        door.parse_args(["--reader", "csv", "--source", "a.csv", "--out", "b", "--split", "4:1"])
 
 
 def test_rejected_photographs_wait_for_their_sheet_in_its_size(tmp_path, monkeypatch):

@@ -50,7 +50,11 @@ def write_run(folder, name, ages, predictions, *, people=None, start="", **chang
     (place / "predictions.csv").write_text(text)
     (run / "config.json").write_text(json.dumps({"stage": "represent", "init_from": start, "model": {"name": "m"}}))
     (run / "provenance.json").write_text(json.dumps({"commit": HOSTILE, "devices": ["cpu"], "hosts": 1}))
-    (run / "summary.json").write_text(json.dumps({"step": 9, "stage": "represent", "seconds": 3.0}))
+    (run / "summary.json").write_text(
+        json.dumps(
+            {"step": 9, "last_step": 9, "stage": "represent", "seconds": 3.0, "scores": None, "selected_by": None}
+        )
+    )
     lines = [{"step": step, "kind": "train", "loss": 9.0 / step, "learning_rate": 0.1} for step in (1, 2, 3)]
     lines.append({"step": 3, "kind": "validation", "mae": 5.0, "sigma": None})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
@@ -76,7 +80,7 @@ def made(tmp_path_factory):
 def test_a_table_in_four_forms():
     cell = tables.Estimate(0.5, 0.25, 0.75, 1, percent=True)
     table = tables.Table(("run", "CS@5"), [("a|b_<x>", cell), ("$c", tables.Estimate(float("nan")))])
-    assert tables.markdown(table).splitlines()[2] == r"| a\|b_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
+    assert tables.markdown(table).splitlines()[2] == r"| a\|b\_\<x\> | 50.0 % (25.0 % to 75.0 %) |"
     stacked = r"\begin{tabular}[t]{@{}r@{}}50.0 \%\\[-3pt]{\tiny 25.0 \% to 75.0 \%}\end{tabular}"
     assert rf"a|b\_\textless{{}}x\textgreater{{}} & {stacked} \\" in tables.latex(table)
     below = tables.Table(("run", "minus", "change"), [("a", "b", tables.Estimate(-1.5, -2.0, -1.0)), ("1-10", "x", "")])
@@ -284,7 +288,7 @@ def test_what_is_not_alike_is_not_compared(made, tmp_path):
     (tmp_path / "changed" / "evaluation" / "faces-test" / "predictions.csv").write_text("name,age\nx,1\n")
     with pytest.raises(InputError, match="is damaged .*evaluate the run again"):
         report.main([str(made / "first"), str(tmp_path / "changed"), *out])
-    for text, told in (("[]", "a list in place of an object"), ("{}", "no data, data_hash, split")):
+    for text, told in (("[]", "a list in place of an object"), ("{}", "no data")):
         (tmp_path / "changed" / "evaluation" / "faces-test" / "report.json").write_text(text)
         with pytest.raises(InputError, match=rf"report.json is damaged \({told}\)"):
             report.main([str(made / "first"), str(tmp_path / "changed"), *out])

@@ -45,7 +45,7 @@ def test_a_run_stops_on_a_leak_goes_on_with_the_flag_and_every_report_says_so(le
     for split, expected in [("validation", ["near_picture"]), ("train", ["near_picture", "same_rows"])]:
         report, _ = evaluate.evaluate(leaking.workdir, split=split)
         assert [leak["kind"] for leak in report["leaks"]] == expected
-        told = door.tell(report)
+        told = "\n".join(door.tell(report))
         assert told.count("LEAK") == len(expected) and "nearly the same picture" in told
         # 'person 0' is in both splits, by the source's own choice.
         assert report["same_people_on_both_sides"] == (1 if split == "validation" else TRAIN)

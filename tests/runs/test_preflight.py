@@ -76,7 +76,11 @@ WRONG = [
         ["--run", "run", "--data", "gs://bucket/faces"],
         "Copy it (gcloud storage cp -r gs://bucket/faces DIR)",
     ),
-    ("evaluate", ["--run", "broken"], "{top}/broken has no config.json that names its data set: restore the file"),
+    (
+        "evaluate",
+        ["--run", "broken"],
+        "{top}/broken/config.json is damaged (data is 5: it must be an object): restore it",
+    ),
     ("evaluate", ["--run", "old"], "the data set of {top}/old, is not there. If it was moved, name its new place with"),
     ("evaluate", ["--run", "run", "--step", "9"], "run has no checkpoint of step 9, only [8]"),
     ("evaluate", ["--run", "run", "--calibrate", "--split", "train"], "omit --data and --split"),

@@ -1,7 +1,9 @@
 """Seals: every change of a file is noticed; through Python's files, and through TensorFlow's as in a bucket."""
 
 import dataclasses
+import json
 import os
+import re
 import shutil
 
 import jax
@@ -10,8 +12,30 @@ import pytest
 from etils import epath
 from etils.epath import backend, gpath
 
-from lae_jax.runtime import checkpoints, checksums, files
+from lae_jax.configs import common
+from lae_jax.runtime import checkpoints, checksums, files, origin
 from lae_jax.runtime.errors import InputError
+
+META = {
+    "step": 7,
+    "stage": "represent",
+    "model": "resnet18",
+    "num_outputs": 101,
+    "scores": None,
+    "selected_by": None,
+    "selected": 1.0,
+    "age_weights": None,
+    "constants": {},
+    "config": common.get_config().to_dict(),
+    "crop": {"align": "none", "detector": "unknown"},
+    "data": "data/faces",
+    "data_hash": "0" * 64,
+}
+
+
+def write_meta(folder, **fields):
+    (folder / "meta").mkdir(parents=True, exist_ok=True)
+    (folder / "meta" / "metadata").write_text(json.dumps({"step": int(folder.name), **fields}))
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -22,7 +46,7 @@ def folder(request, tmp_path, monkeypatch):
         monkeypatch.setattr(files, "is_remote", lambda path: True)
     folder = epath.Path(tmp_path) / "checkpoints" / "7"
     (folder / "state").mkdir(parents=True)
-    (folder / "meta").write_text("{}")
+    write_meta(folder)
     (folder / "state" / "a").write_bytes(bytes(range(256)) * 8)
     (folder / "state" / "b").write_bytes(b"b" * 100)
     checksums.write(folder)
@@ -47,16 +71,28 @@ def test_a_checkpoint_that_was_looked_at_is_whole(folder):
     littered(folder.parent, folder, folder / "state")
     assert checksums.damage(folder) is None
     assert checkpoints.recover(folder.parent.parent) == 7
-    assert sorted(checksums.entries(folder)) == ["meta", "state/a", "state/b"]
+    assert sorted(checksums.entries(folder)) == ["meta/metadata", "state/a", "state/b"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+    step: np.ndarray
+    params: dict
+    batch_stats: dict
+
+
+def save(workdir, step):
+    """Saves a state as a run does, and returns it."""
+    state = State(np.int32(step), {"a": np.arange(4.0)}, {"a": np.ones(2)})
+    with checkpoints.Checkpoints(workdir) as saved:
+        saved.save(state, META | {"step": step})
+        saved.wait()
+    return state
 
 
 def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
-    state = {"params": {"a": np.arange(4.0)}, "batch_stats": {"a": np.ones(2)}}
-    state = dataclasses.make_dataclass("State", state)(**state)
-    jax.tree_util.register_dataclass(type(state))
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        saved.save(state, {"step": 7, "selected": 1.0})
-        saved.wait()
+    state = save(tmp_path, 7)
     top = tmp_path / "checkpoints"
     littered(tmp_path, top, top / "7", top / "7" / "state", top / "7" / "meta")
     found = checkpoints.load_run(tmp_path)
@@ -71,7 +107,7 @@ def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
     [
         (lambda f: (f / "state" / "a").write_bytes(bytes(range(255)) * 8 + bytes(8)), "state/a was changed"),
         (lambda f: (f / "state" / "b").write_bytes(b"b" * 99), "state/b has 99 bytes, not 100"),
-        (lambda f: (f / "meta").unlink(), "meta is missing"),
+        (lambda f: (f / "meta" / "metadata").unlink(), "meta/metadata is missing"),
         (lambda f: (f / "state" / "c").write_text("c"), "state/c does not belong there"),
         (lambda f: (f / "state" / "Thumbs").write_text("c"), "state/Thumbs does not belong there"),
         (lambda f: (f / checksums.NAME).write_text("{"), "sha256.json cannot be read"),
@@ -85,8 +121,7 @@ def test_a_change_is_named(folder, change, named):
 
 def saved(workdir, *steps):
     for step in steps:
-        (workdir / "checkpoints" / str(step)).mkdir(parents=True)
-        (workdir / "checkpoints" / str(step) / "meta").write_text("{}")
+        write_meta(workdir / "checkpoints" / str(step))
         checksums.write(workdir / "checkpoints" / str(step))
 
 
@@ -99,12 +134,19 @@ def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_has_no_checksum
     saved(workdir, 3, 9)
     (workdir / "checkpoints" / "11").mkdir()
     (workdir / "checkpoints" / "11" / "half").write_text("")
-    (workdir / "checkpoints" / "3" / "meta").write_text("")
+    (workdir / "checkpoints" / "3" / "meta" / "metadata").write_text("")
     assert checkpoints.recover(workdir) == 9
     assert names(workdir / "checkpoints") == ["7", "9"] and names(workdir / "damaged") == ["11", "3"]
     (folder / checksums.NAME).unlink()
     assert checkpoints.recover(workdir) == 9
     assert names(workdir / "damaged") == ["11", "3", "7"]
+
+
+def copied(folder, to):
+    """A checkpoint like that in `folder`, of the step that `to` names."""
+    shutil.copytree(folder, to)
+    write_meta(to)
+    checksums.write(epath.Path(to))
 
 
 @pytest.mark.parametrize(
@@ -119,9 +161,9 @@ def test_recovering_checks_all_and_sets_aside_what_is_damaged_or_has_no_checksum
 )
 def test_an_unscored_state_is_taken_if_it_is_the_newest_whole_one(folder, unscored, damaged, step, place):
     workdir = folder.parent.parent
-    shutil.copytree(folder, workdir / "unscored" / str(unscored))
+    copied(folder, workdir / "unscored" / str(unscored))
     if damaged:
-        (workdir / damaged / "meta").write_text("")
+        (workdir / damaged / "meta" / "metadata").write_text("")
     assert checkpoints.recover(workdir) == step and checkpoints.folder_of(workdir, step) == place
     assert (workdir / "damaged").exists() == bool(damaged)
     checkpoints.discard_unscored(workdir)
@@ -130,7 +172,7 @@ def test_an_unscored_state_is_taken_if_it_is_the_newest_whole_one(folder, unscor
 
 def test_where_all_are_damaged_the_run_stops_before_it_begins_anew(folder):
     workdir = folder.parent.parent
-    (folder / "meta").write_text("")
+    (folder / "meta" / "metadata").write_text("")
     with pytest.raises(InputError, match="all checkpoints of .* are damaged; they were moved to .*damaged/7"):
         checkpoints.recover(workdir)
     assert checkpoints.recover(workdir) is None
@@ -146,3 +188,70 @@ def test_text_is_replaced_whole(tmp_path):
     files.write_text(tmp_path / "a", "one")
     files.write_json(tmp_path / "a", {"b": 1})
     assert (tmp_path / "a").read_text() == '{\n "b": 1\n}\n' and os.listdir(tmp_path) == ["a"]
+
+
+def begun(workdir, *steps):
+    """A run with an id and checkpoints."""
+    workdir.mkdir()
+    origin.give_id(workdir)
+    for step in steps:
+        save(workdir, step)
+    return workdir
+
+
+def put(place, source):
+    """Puts a checkpoint in the place of another one."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(source, place)
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "told"),
+    [
+        ("run/checkpoints/70", "run/checkpoints/7", "70 .*it is the checkpoint of step 7"),
+        ("run/checkpoints/5", "run/checkpoints/7", "5 .*it is the checkpoint of step 7"),
+        ("run/checkpoints/7", "other/checkpoints/7", "7 .*it is of another run"),
+        ("run/checkpoints/7", "old/checkpoints/7", "7 .*it is of another run: its id is None"),
+        ("run/unscored/9", "other/checkpoints/9", "9 .*it is of another run"),
+    ],
+)
+def test_a_checkpoint_of_another_step_or_run_is_set_aside_and_not_handed_on(tmp_path, caplog, place, source, told):
+    run, *_ = [begun(tmp_path / name, 5, 7) for name in ("run", "other")]
+    save(tmp_path / "old", 7)  # as before there were ids
+    save(tmp_path / "other", 9)
+    assert checkpoints.load_run(run, 7).meta["run"] == json.loads((run / "run.json").read_text())["id"]
+    put(tmp_path / place, tmp_path / source)
+    if "unscored" not in place:  # only a run that resumes reads it
+        with pytest.raises(InputError, match=told):
+            checkpoints.load_run(run)
+    left = max({5, 7} - {int(place.rpartition("/")[2])})
+    assert checkpoints.recover(run) == left and checkpoints.load_run(run).step == left
+    assert re.search(told, caplog.text) and (run / "damaged" / place.rpartition("/")[2]).is_dir()
+
+
+def test_a_checkpoint_whose_state_is_of_another_step_is_refused(tmp_path):
+    run = begun(tmp_path / "run", 5, 7)
+    put(run / "checkpoints" / "7" / "state", run / "checkpoints" / "5" / "state")
+    checksums.write(epath.Path(run) / "checkpoints" / "7")  # the forger's
+    with pytest.raises(InputError, match="checkpoints/7 holds the state of step 5"):
+        checkpoints.load_run(run, 7)
+    target = State(np.int32(0), {"a": np.zeros(4)}, {"a": np.zeros(2)})
+    with checkpoints.Checkpoints(run, read_only=True) as saved:
+        assert saved.restore(5, target).step == 5
+        with pytest.raises(InputError, match="checkpoints/7 holds the state of step 5"):
+            saved.restore(7, target)
+
+
+def test_a_run_that_was_moved_or_lost_its_id_or_is_older_than_ids_is_read(tmp_path):
+    shutil.move(begun(tmp_path / "run", 5, 7), tmp_path / "moved")
+    assert checkpoints.load_run(tmp_path / "moved").step == checkpoints.recover(tmp_path / "moved") == 7
+    (tmp_path / "moved" / "run.json").unlink()
+    save(tmp_path / "moved", 9)  # it keeps the id that its checkpoints have
+    assert checkpoints.load_run(tmp_path / "moved").step == checkpoints.recover(tmp_path / "moved") == 9
+    save(tmp_path / "old", 7)
+    origin.give_id(tmp_path / "old")  # too late: its checkpoints have none
+    assert checkpoints.load_run(tmp_path / "old").step == checkpoints.recover(tmp_path / "old") == 7
+    put(tmp_path / "old" / "checkpoints" / "9", tmp_path / "moved" / "checkpoints" / "9")
+    for use in (checkpoints.load_run, checkpoints.recover):
+        with pytest.raises(InputError, match="9 and .*7 are of different runs, and run.json"):
+            use(tmp_path / "old")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lae_jax.runtime import files
+from lae_jax.runtime import files, typed
 from lae_jax.runtime.errors import InputError
 
 
@@ -19,3 +19,83 @@ def test_a_file_that_holds_no_object_is_damaged(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/a.json is damaged \(.+\): restore it"):
         files.read_json(tmp_path / "a.json")
+
+
+HOSTILE = {
+    "deep nesting": b"[" * 100_000,
+    "deep objects": b'{"a":' * 200 + b"1" + b"}" * 200,
+    "a field twice": b'{"a": 1, "a": 2}',
+    "NaN": b'{"a": NaN}',
+    "infinity by overflow": b'{"a": 1e999}',
+    "beyond 64 bits": b'{"a": 1' + b"0" * 4000 + b"}",
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_json_that_is_not_strict_is_refused_and_named(tmp_path, text):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/a.json is damaged \(.+\): restore it"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_what_stands_in_place_of_a_file_does_not_block(tmp_path):
+    path = tmp_path / "a.json"
+    for make, told in (
+        (lambda: os.mkfifo(path), "is not a file"),
+        (lambda: path.symlink_to("/dev/zero"), "is not a file"),
+        (lambda: path.mkdir(), "is not a file"),
+        (lambda: path.symlink_to(path), "cannot be read"),
+        (lambda: path.symlink_to("gone"), "is missing"),
+    ):
+        make()
+        for read in (files.read_json, files.read_text, files.sha256_of):
+            with pytest.raises(InputError, match=f"a.json {told}"):
+                read(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+    path.write_text('{"a": 1234567}')
+    with pytest.raises(InputError, match="more than"):
+        files.read_text(path, limit=10)
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert files.read_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert files.read_lines(path) == [{"step": 1}]
+    for line in ("noise", "[]", '{"step": -1}', '{"step": "2"}', ""):
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.raises(InputError, match=r"metrics.jsonl line 2 is damaged \(.+\): restore it"):
+            files.read_lines(path, typed.fields({"step": typed.whole(0)}))
+
+
+def test_a_wrong_field_is_named_with_its_value_and_what_it_must_be():
+    form = typed.fields(
+        {
+            "step": typed.whole(0, 9),
+            "temperature": typed.number(above=0),
+            "kind": typed.optional(typed.one_of((1, "a"))),
+            "sizes": typed.named(typed.many(typed.whole(), 2)),
+            "flip": typed.flag(),
+        }
+    )
+    right = {"step": 3, "temperature": 0.5, "sizes": {"a": [1, 2]}, "flip": False, "more": "ignored"}
+    form(right, "")
+    for change, told in (
+        ({"step": True}, "step is True: it must be a whole number at least 0 and at most 9"),
+        ({"step": 3.0}, "step is 3.0"),
+        ({"step": 10}, "step is 10"),
+        ({"temperature": 0}, "temperature is 0: it must be a number above 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"kind": True}, "kind is True: it must be 1 or 'a'"),
+        ({"sizes": {"a": [1]}}, r"sizes.a is \[1\]: it must be a list of 2"),
+        ({"sizes": {"a": [1, "x"]}}, r"sizes.a\[1\] is 'x'"),
+        ({"sizes": 5}, "sizes is 5: it must be an object"),
+        ({"flip": 0}, "flip is 0: it must be true or false"),
+        ({"flip": "x" * 1000}, r"^run.json is damaged \(flip is '.{59}\.\.\.: it must"),
+    ):
+        with pytest.raises(InputError, match=told):
+            typed.require({**right, **change}, form, "run.json")
+    with pytest.raises(InputError, match=r"run.json is damaged \(no flip\)"):
+        typed.require({name: value for name, value in right.items() if name != "flip"}, form, "run.json")

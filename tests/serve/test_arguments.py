@@ -7,7 +7,7 @@ import pytest
 from lae_jax import serve
 from lae_jax.runtime.errors import InputError
 from lae_jax.serve import __main__ as door
-from lae_jax.serve import app, limits, listen
+from lae_jax.serve import guard, limits, listen
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -55,9 +55,9 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing_are_told(monkeypatch,
     ("http://localhost", "", "not called ''"),
 ])  # fmt: skip
 def test_a_page_is_this_servers_own_also_behind_a_proxy(origin, host, words):
-    guard = app._Guard(None, door.hosts_of("127.0.0.1", ["age.example.com"]), None)
+    own = guard.Guard(None, door.hosts_of("127.0.0.1", ["age.example.com"]), None)
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
-    told = guard._foreign({"headers": headers})
+    told = own._foreign({"headers": headers})
     assert words in told if words else told == ""
 
 

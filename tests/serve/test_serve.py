@@ -5,6 +5,7 @@ import concurrent.futures
 import gc
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from lae_jax.predict import photographs
 from lae_jax.runs import lineage
 from lae_jax.runtime.errors import InputError
 from lae_jax.serve import __main__ as door
-from lae_jax.serve import about, ages, app, limits, listen
+from lae_jax.serve import about, ages, app, connection, guard, limits
 from lae_jax.serve.batching import Batcher
 
 
@@ -190,26 +191,26 @@ def poll(ask, wanted, times=1500):
 
 
 def test_slow_clients_stop_nobody_and_are_sent_away(monkeypatch):
-    monkeypatch.setattr(listen, "HEADER_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 2.0)
     body, kind = served.multipart({"a.png": served.crop(0)})
     with served.serving(served.aligned(served.stand_in([]), requests=3, upload_seconds=6.0)) as address:
         silent = [served.begun(address, b"GET / HT") for _ in range(20)]
         slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(20)]
         assert send(address, {"good.png": served.crop(1)}).status_code == 200  # while the slow ones are still there
-        assert [served.reply(connection) for connection in silent] == [b""] * 20
-        answers = [served.reply(connection) for connection in slow[:3]]
+        assert [served.reply(client) for client in silent] == [b""] * 20
+        answers = [served.reply(client) for client in slow[:3]]
         assert all(b" 408 " in answer and b"longer than 6 seconds" in answer for answer in answers)
-        for connection in slow:
-            connection.close()
+        for client in slow:
+            client.close()
         assert send(address, {"good.png": served.crop(1)}).status_code == 200
 
 
 def test_closed_connections_leave_nothing_in_memory(monkeypatch):
-    monkeypatch.setattr(listen, "HEADER_SECONDS", 600)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 600)
 
     def alive():
         gc.collect()
-        return sum(isinstance(one, listen._Impatient) for one in gc.get_objects())
+        return sum(isinstance(one, connection.Connection) for one in gc.get_objects())
 
     with served.serving(served.aligned(served.stand_in([]))) as address:
         for _ in range(40):
@@ -218,7 +219,7 @@ def test_closed_connections_leave_nothing_in_memory(monkeypatch):
 
 
 def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):
-    monkeypatch.setattr(app, "_MOST_OPEN", 5)
+    monkeypatch.setattr(guard, "_MOST_OPEN", 5)
     body, kind = served.multipart({"a.png": served.crop(0)})
     with served.serving(served.aligned(served.stand_in([]))) as address:
         slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(5)]
@@ -231,14 +232,15 @@ def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_li
         poll(lambda: httpx2.get(f"{address}/v1/model"), lambda reply: reply.status_code == 200)
 
 
-def test_a_server_that_stops_waits_a_little_for_half_an_upload(monkeypatch):
-    monkeypatch.setattr(limits, "STOPPING_SECONDS", 0.5)
+def test_a_server_that_stops_waits_a_little_for_half_an_upload():
     body, kind = served.multipart({"a.png": served.crop(0)})
-    with served.serving(served.aligned(served.stand_in([]), upload_seconds=600.0)) as address:
+    told = []
+    with served.serving(served.aligned(served.stand_in([]), upload_seconds=600.0), seconds=1.0, told=told) as address:
         half = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz").status_code == 200  # behind it in the queue of connections
     reply = served.reply(half)
     assert b" 503 " in reply and b"stopped before the upload was complete: send it again" in reply
+    assert told == ["of 1 requests in progress 0 were answered, 1 refused with status 503"]
 
 
 def test_a_server_can_stop_in_the_moment_in_which_an_upload_has_run_out_of_time():
@@ -251,7 +253,7 @@ def test_a_server_can_stop_in_the_moment_in_which_an_upload_has_run_out_of_time(
 
         task, stopped = asyncio.ensure_future(upload()), loop.create_future()
         await asyncio.sleep(0)
-        loop.call_later(0.06, lambda: stopped.set_result(gate.stop()))
+        loop.call_later(0.06, lambda: stopped.set_result(gate.stop(8.0)))
         time.sleep(0.1)  # so that both are due at once
         await asyncio.wait_for(stopped, 10)
         with pytest.raises(limits.Refused):
@@ -346,6 +348,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         card = httpx2.get(f"{address}/card", timeout=60)
         assert card.text.startswith("<h3>Model card: efficientnet_v2_pico") and "<h4>Use and misuse</h4>" in card.text
         assert about["versions"]["jax"] and about["limits"]["files"] == 32 and "interval" not in about
+        assert about["model"] == "represent step 3" and "`drawn`" in about["card"]
         body, kind = served.multipart({"a.png": served.crop(0)})
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
@@ -353,8 +356,9 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         poll(lambda: refuses(address), bool)
         accepted.sendall(body[60:])
         head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
+        assert os.path.dirname(run) not in json.dumps(about) + card.text + content.decode()
         assert b" 200 " in head and 0 < json.loads(content)["images"][0]["faces"][0]["age"] < 100
-        assert process.wait(120) == 0 and "every request that was accepted has been answered" in process.stderr.read()
+        assert process.wait(120) == 0 and "of 1 requests in progress 1 were answered" in process.stderr.read()
     finally:
         process.kill()
         process.stderr.close()

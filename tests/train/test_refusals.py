@@ -1,11 +1,14 @@
 """What the loop refuses, and what is said before work begins."""
 
+import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
+from lae_jax import evaluate
 from lae_jax.data import records
 from lae_jax.runs import fields
 from lae_jax.runtime import checkpoints, lock
@@ -135,3 +138,15 @@ def test_foreign_runs_are_refused_by_name(small_config, trained):
     third.init_from = second.workdir
     with pytest.raises(InputError, match="has no validation mae.*--config.mae_from"):
         loop.train(third)
+
+
+def test_checkpoints_of_another_run_are_neither_trained_on_nor_evaluated(trained, make_config, tmp_path):
+    shutil.copytree(trained("represent"), tmp_path / "represent")
+    run, config = tmp_path / "represent", make_config("represent", tmp_path)
+    assert checkpoints.load_run(run).meta["run"] == json.loads((run / "run.json").read_text())["id"]
+    (run / "run.json").write_text('{"id": "of another run"}')
+    with pytest.raises(InputError, match="checkpoints/3 .*it is of another run"):
+        evaluate.evaluate(run)
+    (run / "summary.json").unlink()
+    with pytest.raises(InputError, match="were moved to .*damaged/3"):
+        loop.train(config)

@@ -23,11 +23,12 @@ from lae_jax.data.sources.interface import (
     Source,
     folder_of,
     parse_landmarks,
-    shown,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import quoted, shown, spreadsheets
+from lae_jax.runtime.layout import require_regular
 
 logger = logging.getLogger("lae_jax")
 
@@ -61,7 +62,7 @@ class _Lines:
 
 
 def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """Reads a CSV in bounded memory.
+    """Reads a CSV in bounded memory, also one that this project wrote (`spreadsheets.Writer`).
 
     A warning tells if rows go over several lines, as a quoted note may.
 
@@ -73,6 +74,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         that is closed in a later row.
     """
     ended, width, several, first = 0, 0, 0, ""
+    require_regular(path, os.fspath(path))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = _Lines(file, path)
@@ -85,7 +87,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                     _refuse_swallowed(path, begun, ended, row, width)
                     several, first = several + 1, first or f"lines {begun} to {ended}"
                 if row:
-                    yield ended, row
+                    yield ended, [spreadsheets.text(field) for field in row]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a CSV in UTF-8: {error}. Save it as CSV in UTF-8") from error
     except csv.Error as error:
@@ -119,7 +121,7 @@ def _refuse_swallowed(path: pathlib.Path, begun: int, ended: int, row: list[str]
             if len(piece) == width and any(_is_image(a) and _is_image(b) for a, b in zip(own, piece, strict=True)):
                 raise InputError(
                     f"{path}: a quote opens in line {begun} and closes only in line {ended}, so the rows between would"
-                    f" be lost, such as {shown(','.join(piece), 80)!r}: remove the quote, or double it within quotes"
+                    f" be lost, such as {quoted(','.join(piece), 80)}: remove the quote, or double it within quotes"
                 )
 
 
@@ -138,7 +140,7 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
         if len(first) == 2 and _is_number(first[1]):
             return ["path", "age"], itertools.chain([(line, first)], rows)
         raise InputError(
-            f"{path}: the first line {shown(','.join(first), 80)!r} names no column {'|'.join(PATH_NAMES)}"
+            f"{path}: the first line {quoted(','.join(first), 80)} names no column {'|'.join(PATH_NAMES)}"
             " and is not `path,age` either: add a header"
             + separator(first[0])
             + (f"; the second field looks like {hint}" if len(first) == 2 and (hint := looks_like(first[1])) else "")
@@ -149,9 +151,9 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
     kept = ["path" if name == path_column else "source_" * (name in RESERVED) + name for name in header]
     for name, new in zip(header, kept, strict=True):
         if header.count(name) > 1 or kept.count(new) > 1:
-            raise InputError(f"{path}: the first line names the column {shown(name)!r} twice: rename one")
+            raise InputError(f"{path}: the first line names the column {quoted(name)} twice: rename one")
     if "age" not in kept and "identity" not in kept:
-        raise InputError(f"{path}: no column `age` or `identity`; the first line has {shown(', '.join(header))}")
+        raise InputError(f"{path}: no column `age` or `identity`; the first line has {shown(', '.join(header), 300)}")
     return kept, rows
 
 
@@ -219,6 +221,7 @@ def _read(sources: list[str], options: Options, identity_of: Callable[[str], str
     for _, path in parsed:
         if path.is_dir():
             raise InputError(f"--source {path} is a folder: name its CSV, or use --reader folders")
+        require_regular(path, f"--source {path}")
         if not path.is_file():
             raise InputError(f"--source {path}: no such file")
     folders = {str(path.parent) for _, path in parsed}

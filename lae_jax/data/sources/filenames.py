@@ -18,7 +18,6 @@ from lae_jax.data.sources.interface import (
     entries,
     folder_of,
     image_files,
-    shown,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError
@@ -167,7 +166,7 @@ def _splits_in(top: str) -> list[str]:
         return named
     if len(nested) > 1:
         raise InputError(
-            f"{top} holds splits ({', '.join(nested)}) and others ({shown(min({*inside} - {*named}))}, ...): name"
+            f"{top} holds splits ({', '.join(nested)}) and others ({min({*inside} - {*named})}, ...): name"
             " a folder that holds either splits or people"
         )
     if len(named) == len(inside) > 1:
@@ -178,13 +177,11 @@ def _splits_in(top: str) -> list[str]:
             if len(found.folders) > 1:
                 raise InputError(
                     f"everything in {top} is in one folder, which would be one person: name the folder that holds the"
-                    f" people, with --source {shown(os.path.join(top, below))}"
+                    f" people, with --source {os.path.join(top, below)}"
                 )
             below = found.folders[0]
     elif inside and not any(found.images for found in inside.values()):
-        logger.info(
-            "%s: each folder in it, such as %s, is one person, with all its subfolders", top, shown(min(inside))
-        )
+        logger.info("%s: each folder in it, such as %s, is one person, with all its subfolders", top, min(inside))
     return []
 
 

@@ -1,4 +1,4 @@
-r"""Paths as another system wrote them: `sub\0.png`, or letters in another Unicode form than on the disk."""
+r"""Paths as another program wrote them: `sub\0.png`, letters in another Unicode form than on the disk, or escapes."""
 
 import functools
 import os
@@ -6,12 +6,17 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from lae_jax.runtime import foreign
+
 _FORMS = ("NFC", "NFD")
 _FOLDERS = 8  # whose names are held for hints
 
 
 def as_on_disk(top: str, name: str) -> str:
-    r"""Returns a path as the disk has it: with `/` for `\`, and with the letters in the Unicode form of its names.
+    r"""Returns a path as the disk has it.
+
+    This is a path with characters in place of the escapes of `foreign.shown`, as in a CSV that this project wrote. Or
+    it has `/` for `\`, and the letters in the Unicode form of its names.
 
     Args:
       top: Folder that the path starts from.
@@ -20,6 +25,9 @@ def as_on_disk(top: str, name: str) -> str:
     Raises:
       FileNotFoundError: There is no such file.
     """
+    path = os.path.join(top, foreign.unescaped(name))
+    if os.path.lexists(path):
+        return path
     path = top
     for part in _relative(top, name).split("/"):
         forms = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in _FORMS)))

@@ -21,6 +21,7 @@ from lae_jax.faces.images import BadImage
 from lae_jax.runtime import layout
 from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import quoted, shown
 
 logger = logging.getLogger("lae_jax")
 
@@ -89,12 +90,6 @@ class Options:
     seed: int = 0
 
 
-def shown(text: str, length: int = 300) -> str:
-    """Returns foreign text in a form that is safe in a message or a CSV: one line of Unicode, cut after `length`."""
-    text = text if len(text) <= length else text[:length] + "..."
-    return _UNFIT.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 def parse_landmarks(text: str) -> list[float]:
     """Reads ten numbers separated by spaces: x and y of the five landmarks in pixels.
 
@@ -127,7 +122,7 @@ class Rows:
         taken = [*KNOWN, *further]
         for name in further:
             if taken.count(name) > 1 or name in RESERVED:
-                raise InputError(f"the source has more than one column for {shown(name)!r}: rename one")
+                raise InputError(f"the source has more than one column for {quoted(name)}: rename one")
         if len(further) > MAX_COLUMNS:
             raise InputError(f"the source has {len(further)} further columns; at most {MAX_COLUMNS} are allowed")
         fields = [("name", pa.string()), *KNOWN.items(), *((name, pa.string()) for name in further)]
@@ -170,7 +165,7 @@ class Rows:
 
     def reject(self, name: str, reason: BadImage | str) -> None:
         """Adds a refused row and its reason."""
-        self.rejected.append((shown(name), str(reason)))
+        self.rejected.append((shown(name, 300), shown(str(reason))))
         if isinstance(reason, age_text.BadAge) and reason.kind:
             self._bad_ages[reason.kind] += 1
 
@@ -196,7 +191,7 @@ class Rows:
 
 def _quoted(texts: Sequence[str]) -> str:
     """Returns a few texts for a message."""
-    return ", ".join(repr(shown(text, 60)) for text in texts[:4]) + ", ..." * (len(texts) > 4)
+    return ", ".join(quoted(text, 60) for text in texts[:4]) + ", ..." * (len(texts) > 4)
 
 
 def _one_person(names: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -222,7 +217,7 @@ def _one_split(names: pa.ChunkedArray) -> pa.ChunkedArray:
     values = pc.unique(names).drop_null()
     new = split_names.one_name(values.to_pylist())
     if changed := [name for name in new if new[name] != name]:
-        logger.info("split: %s", "; ".join(f"{shown(name, 60)!r} is {shown(new[name], 60)!r}" for name in changed[:8]))
+        logger.info("split: %s", "; ".join(f"{quoted(name, 60)} is {quoted(new[name], 60)}" for name in changed[:8]))
     return pa.array(new.values(), pa.string()).take(pc.index_in(names, values)) if changed else names
 
 
@@ -257,6 +252,10 @@ def read_inside(root: str, name: str, most: int | None = None) -> bytes:
     """
     if "\0" in name:
         raise BadImage("path contains a zero byte")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise BadImage("path contains half of a surrogate pair, which no file name has") from error
     top = _real(os.path.abspath(root))
     try:
         descriptor = _open(root, top, name)

@@ -1,12 +1,8 @@
-// The results as files. The columns are those of `python -m lae_jax.predict --out ages.csv`.
-const COLUMNS = ["name", "face", "age", "lower", "upper", "left", "top", "right", "bottom", "cut_by", "reason"];
+// The results as files.
+import { inCsv } from "./foreign.js";
 
-function cell(value) {
-  let text = value === undefined || value === null ? "" : `${value}`;
-  // A spreadsheet must not take a file's name for a formula.
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-}
+// Those of `python -m lae_jax.predict --out ages.csv`.
+const COLUMNS = ["name", "face", "age", "lower", "upper", "left", "top", "right", "bottom", "cut_by", "reason"];
 
 export function csv(images) {
   const rows = images.flatMap((image) => {
@@ -16,7 +12,7 @@ export function csv(images) {
       return [image.name, face.face, face.age, interval?.lower, interval?.upper, ...(box ?? Array(4).fill("")), face.cut_by, ""];
     });
   });
-  return [COLUMNS, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  return [COLUMNS, ...rows].map((row) => row.map(inCsv).join(",")).join("\r\n") + "\r\n";
 }
 
 export function save(name, type, text) {

@@ -1,6 +1,7 @@
 // The page: sends each photograph in a request, a few requests at a time, and draws the answers. It stores nothing.
 import { boxes, plot } from "./drawing.js";
 import { csv, save } from "./downloads.js";
+import { inJson, shown } from "./foreign.js";
 
 const AT_ONCE = 3;
 const TRIES = 6;
@@ -17,7 +18,7 @@ let without = 0;
 
 function element(name, content, ...classes) {
   const made = document.createElement(name);
-  if (content) made.textContent = content;
+  if (content) made.textContent = shown(content);
   made.classList.add(...classes);
   return made;
 }
@@ -28,7 +29,7 @@ async function describeModel() {
   limits = model.limits;
   const what = model.aligned ? "face crops that were cut like those of its training data" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it gives no intervals.";
-  $("model").textContent = `Model ${model.model}, for ${what}.${sure}`;
+  $("model").textContent = shown(`Model ${model.model}, for ${what}.${sure}`);
   $("doubts").append(...model.doubts.map((line) => element("li", line)));
   $("doubts").hidden = !model.doubts.length;
   about = { model: model.model, versions: model.versions };
@@ -122,7 +123,7 @@ async function decoded(file) {
 
 function framed(picture, file, image) {
   const figure = element("figure");
-  picture.alt = `${file.name}, as it was chosen`;
+  picture.alt = `${shown(file.name)}, as it was chosen`;
   figure.append(picture);
   const found = image.faces.filter((face) => face.box);
   if (!found.length) return figure;
@@ -182,7 +183,7 @@ drop.addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 $("csv").addEventListener("click", () => save("ages.csv", "text/csv", csv(inOrder())));
-$("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify({ ...about, images: inOrder() }, null, 1)));
+$("json").addEventListener("click", () => save("ages.json", "application/json", inJson({ ...about, images: inOrder() })));
 $("clear").addEventListener("click", () => {
   [waiting, done, total, without] = [[], [], 0, 0];
   results.replaceChildren();

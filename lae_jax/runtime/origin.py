@@ -1,0 +1,87 @@
+"""Which run and which step a checkpoint is of.
+
+Checksums do not say where a checkpoint belongs: one that was renamed, or that comes from another run, matches its own.
+So a run has an id, and each checkpoint carries it and its step.
+"""
+
+import contextlib
+import os
+import uuid
+
+from etils import epath
+
+from lae_jax.runtime import checksums, files, layout, typed
+from lae_jax.runtime.errors import InputError
+
+_FORM = typed.fields({"id": typed.text(".+")})  # of run.json
+
+
+def give_id(workdir: os.PathLike | str) -> None:
+    """Writes the id of a new run, a random one, into its folder. A run that has checkpoints keeps what it has."""
+    path = epath.Path(workdir) / layout.RUN
+    if not path.exists() and not layout.is_run(workdir):
+        files.write_json(path, {"id": uuid.uuid4().hex})
+
+
+def run_id(workdir: os.PathLike | str) -> str | None:
+    """Returns the id of a run.
+
+    If its folder has none, it is that of all checkpoints: None for a run that is older than ids.
+
+    Raises:
+      InputError: The folder has no id, and the ids of its checkpoints differ.
+    """
+    workdir = epath.Path(workdir)
+    if (path := workdir / layout.RUN).exists():
+        return files.read_json(path, _FORM)["id"]
+    found = {}
+    for path in filter(checksums.has, folders(workdir)):
+        with contextlib.suppress(InputError):  # it is damaged, which `fault` says
+            found[str(read_meta(path).get("run") or "")] = path
+    if len(found) > 1:
+        raise InputError(
+            f"{' and '.join(map(str, found.values()))} are of different runs, and {layout.RUN}, which says which run"
+            f" {workdir} is, is missing: restore it, or move the checkpoints of the other run away"
+        )
+    return next(iter(found), None) or None
+
+
+def folders(workdir: os.PathLike | str) -> list[epath.Path]:
+    """Returns the folders of all checkpoints of a run, complete or not, those of later steps first."""
+    places = [epath.Path(workdir) / name for name in (layout.CHECKPOINTS, layout.UNSCORED)]
+    found = [place / name for place in places for name in layout.contents(place) if name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def read_meta(path: epath.Path, form: typed.Form | None = None) -> dict:
+    """Returns the `meta` of the checkpoint in a folder, as `checkpoints.Checkpoints` describes it.
+
+    Args:
+      path: The folder.
+      form: The form of the meta; None: only that it is JSON is checked.
+
+    Raises:
+      InputError: Its file is damaged.
+    """
+    return files.read_json(path / "meta" / "metadata", form)
+
+
+def fault(path: epath.Path, run: str | None) -> str | None:
+    """Returns why a checkpoint cannot be used; None if it can.
+
+    Args:
+      path: Its folder.
+      run: The `run_id` of the run that it lies in.
+
+    Returns:
+      That its files differ from its checksums or that it has none, or that it is of another step or run.
+    """
+    if reason := checksums.damage(path):
+        return reason
+    try:
+        meta = read_meta(path)
+    except InputError as error:
+        return str(error)
+    if str(meta.get("step")) != path.name:
+        return f"it is the checkpoint of step {meta.get('step')}"
+    return None if meta.get("run") == run else f"it is of another run: its id is {meta.get('run')}, not {run}"

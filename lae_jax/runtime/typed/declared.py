@@ -1,0 +1,255 @@
+"""The forms (`typed`) of the JSON files of runs, evaluations and exports, and of the parts that they share."""
+
+import functools
+from typing import TYPE_CHECKING
+
+from lae_jax.runtime.typed import Form, fields, flag, many, named, nullable, number, one_of, optional, text, whole
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+DIGEST = text("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits")
+NAME = text(r"[^/\0]{1,255}", "the name of a file, without a folder")
+BYTES = {"bytes": whole(0), "sha256": DIGEST}
+TEMPERATURE = number(1e-3, 1e3)
+
+# All that a program reads of a crop contract; the contract is compared as a whole.
+CROP = fields(
+    {
+        "align": text(),
+        "detector": optional(text()),
+        "size": optional(whole(16, 4096)),
+        "margin": optional(number(0, 1)),
+        "quality": optional(whole(1, 100)),
+    }
+)
+# All that a program reads of recipe.json but `prepare`, which compares the whole.
+RECIPE = fields({"reader": optional(text()), "images": optional(text()), "size": optional(whole(16, 4096))})
+OTHER = optional(fields({"hash": optional(DIGEST)}))  # the other data set, of a finding that concerns two
+LEAK = {"kind": text(), "splits": many(text()), "data": text(), "message": text(), "other": OTHER}
+_FINDING = fields({"severity": text(), "message": text()})
+
+_COUNTS, _YEARS = many(whole(0)), nullable(number(0))
+# Scores of ages; null: undefined, as where an age group has no images.
+_OF_AGES = {
+    "n": whole(1),
+    **dict.fromkeys(("mae", "mmae", "mean_group_mae", "sigma", "aar_2021", "aar_2022"), _YEARS),
+    "group_mae": many(_YEARS, 8),
+    "group_count": many(whole(0), 8),
+    "bias": many(nullable(number()), 8),
+    "outside_mae": many(_YEARS, 2),
+    "outside_count": many(whole(0), 2),
+    "outside_bias": many(nullable(number()), 2),
+    "cs": many(nullable(number(0, 1))),
+    "missing_groups": many(text()),
+}
+_OF_IDENTITIES = {
+    "equal_error_rate": optional(number(0, 1)),
+    "true_accept_rate": optional(number(0, 1)),
+    "pairs": optional(number(0)),
+    "genuine_pairs": optional(number(0)),
+}
+
+
+SIDE = (1, 8192)  # pixels of a model's input
+# The allowed values of the fields that a model or its input is built from; others have the type of their default.
+_RANGES = {
+    "data.image_size": whole(*SIDE),
+    "data.resize": whole(0, SIDE[1]),
+    "data.fold": nullable(whole(0)),
+    "data.mean": many(number(), 3),
+    "data.std": many(number(above=0), 3),
+    "data.threads": nullable(whole(1)),
+    "model.embedding_size": whole(1, 1 << 16),
+    "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
+    "batch_size": whole(1),
+    "eval_batch_size": whole(1, 1 << 20),
+    "epochs": number(above=0),
+    "eval_epochs": number(above=0),
+}
+_TYPES = {bool: flag(), int: whole(), float: number(), str: text(), tuple: many(number())}
+
+
+def config(value: object, name: str) -> None:
+    """The form of a run's config: the fields of `configs.common`."""
+    _config()(value, name)
+
+
+@functools.cache
+def _config() -> Form:
+    from lae_jax.configs import common
+
+    return _of_config(common.get_config(), "")
+
+
+def _of_config(default: "ConfigDict", prefix: str) -> Form:
+    forms = {}
+    for key, value in default.items():
+        if (field := prefix + key) in _RANGES:
+            forms[key] = _RANGES[field]
+        elif hasattr(value, "items"):
+            forms[key] = _of_config(value, f"{field}.")
+        else:
+            form = _TYPES[default.get_type(key)]
+            forms[key] = nullable(form) if value is None else form
+    return fields(forms)
+
+
+def _of_ages_or_identities(value: object, name: str) -> None:
+    is_of_ages = isinstance(value, dict) and ("mae" in value or "equal_error_rate" not in value)
+    fields(_OF_AGES if is_of_ages else _OF_IDENTITIES)(value, name)
+
+
+SCORES = _of_ages_or_identities
+SUMMARY = fields(
+    {
+        "stage": text(),
+        "step": whole(0),
+        "last_step": whole(0),
+        "scores": nullable(SCORES),
+        "selected_by": nullable(text()),
+        "seconds": number(0),
+    }
+)
+META = fields(
+    {
+        "run": optional(text()),  # missing: written before runs had ids
+        "step": whole(0),
+        "stage": one_of(("pretrain", "represent", "classify")),
+        "model": text(),
+        "num_outputs": whole(1, 1 << 31),
+        "scores": nullable(SCORES),
+        "selected_by": nullable(text()),
+        "selected": nullable(number()),
+        "constants": named(number()),
+        "config": config,
+        "crop": CROP,
+        "data": text(),
+        "data_hash": DIGEST,
+        "age_weights": nullable(DIGEST),
+        "trained_on": optional(many(fields({"data": text(), "data_hash": DIGEST, "split": text()}))),
+        "leaks": optional(many(fields(LEAK))),
+        "identities": optional(fields({"schemes": many(text()), "hashes": many(text())})),
+    }
+)
+PROVENANCE = fields(
+    {
+        "versions": optional(named(optional(text()))),
+        "devices": optional(many(text())),
+        "python": optional(text()),
+        "hosts": optional(whole(1)),
+        "crop": optional(CROP),
+        "protocol": optional(text()),
+        "init": optional(
+            fields({"from": optional(text()), "step": optional(whole(0)), "sha256": optional(DIGEST)}),
+        ),
+    }
+)
+_LINE = {
+    "step": whole(0),
+    "kind": optional(text()),
+    "seconds": optional(number(0)),
+    "skipped_steps": optional(whole(0)),
+    **dict.fromkeys(("loss", "mae", "sigma", "equal_error_rate"), optional(number())),
+}
+_TRAINED = fields({**_LINE, "loss": nullable(number()), "learning_rate": number(0)})
+
+
+def line(value: object, name: str) -> None:
+    """The form of a line of metrics.jsonl and divergence.jsonl; null: not finite."""
+    fields(_LINE)(value, name)
+    if value.get("kind") == "train":
+        _TRAINED(value, name)
+
+
+# What is read of config.json where the run itself is not needed.
+CONFIG_HEAD = fields(
+    {
+        "stage": optional(text()),
+        "init_from": optional(text()),
+        "init_step": optional(whole(0)),
+        "model": optional(fields({"name": optional(text())})),
+        "data": optional(
+            fields(
+                {
+                    "path": optional(text()),
+                    "train": optional(text()),
+                    "split": optional(text()),
+                    "fold": optional(whole(0)),
+                }
+            )
+        ),
+    }
+)
+CALIBRATION = fields({"temperature": TEMPERATURE, "step": whole(0)})
+
+# What the reports of evaluations and of the long-tail bench say about leaks (`runs.leaks.of_evaluation`).
+_LEAKS = {
+    "audit": optional(one_of(("read", "missing", "stale", "damaged"))),
+    "findings": optional(many(_FINDING)),
+    "leaks": optional(many(fields(LEAK))),
+    "not_compared": optional(many(fields({"data": text(), "why": text()}))),
+    "same_people_on_both_sides": optional(whole(0)),
+    "protocol": optional(text()),
+}
+_RANGE = many(number(), 2)
+_HEAD = {"data": text(), "data_hash": DIGEST, "split": text()}
+_CONTENTS = fields(
+    {
+        "threshold": optional(number(0, 100)),
+        "slices": optional(many(text())),
+        "spread": optional(text()),
+        "faces": optional(flag()),
+        "baseline": optional(text()),
+    }
+)
+# What tells which evaluation a report.json is of.
+REPORT = fields({**_HEAD, "step": optional(whole(0)), "flip": optional(flag()), "contents": optional(_CONTENTS)})
+_REPORT = {
+    **_HEAD,
+    **_LEAKS,
+    "run": text(),
+    "step": whole(0),
+    "stage": text(),
+    "model": text(),
+    "flip": flag(),
+    "same_data_as_training": flag(),
+    "crop": CROP,
+    "other_crop_than_training": optional(flag()),
+    "unknown_crops": optional(flag()),
+}
+REPORT_OF_AGES = fields(
+    {
+        **_REPORT,
+        **_OF_AGES,
+        "interval": optional(
+            fields(
+                {
+                    "level": number(0, 1),
+                    "temperature": TEMPERATURE,
+                    "coverage": number(0, 1),
+                    "mean_width": number(0),
+                }
+            )
+        ),
+        "threshold": optional(number(0, 100)),
+        "training": optional(fields({"split": text(), "count": _COUNTS})),
+        "constant": optional(fields({"age": number(0), "mae": number(0), "difference": optional(_RANGE)})),
+        "intervals": optional(named(_RANGE)),
+        "bootstrap": optional(fields({"units": text(), "replicates": whole(1), "level": number(0, 1)})),
+        "contents": optional(_CONTENTS),
+    }
+)
+REPORT_OF_IDENTITIES = fields({**_REPORT, **_OF_IDENTITIES})
+BENCH = fields(
+    {
+        **_LEAKS,
+        "runs": many(text()),
+        "data": text(),
+        "test": text(),
+        "seeds": whole(1),
+        "head_groups": many(whole(0, 7)),
+        "tail_groups": many(whole(0, 7)),
+        "sentences": named(text()),
+    }
+)
