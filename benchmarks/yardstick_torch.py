@@ -355,8 +355,8 @@ def steps(job: dict) -> None:
     model = torchvision.models.resnet18(num_classes=AGES).to(getattr(torch, job["dtype"]))
     take(model, given)
     head_only = job["mae"] is not None
-    model.train(not head_only)
-    parameters = list((model.fc if head_only else model).parameters())
+    model.train(not head_only).requires_grad_(not head_only)
+    parameters = list((model.fc if head_only else model).requires_grad_().parameters())
     sgd, schedule = optimiser(parameters, HEAD_PEAK if head_only else PEAK, job["total"])
     losses, norms = [], []
     for pixels, target in zip(images, ages, strict=True):
