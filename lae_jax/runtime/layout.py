@@ -24,10 +24,8 @@ MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
 _BEGUN = {"parts", RECIPE + ".incomplete", REJECTED, REJECTED + ".incomplete"}
-# What a run leaves that was killed before it wrote its config.
-_LOCKED = {"lock", CONFIG + ".incomplete", RUN, RUN + ".incomplete"}
-# Names of a folder among which a similar one is looked for.
-_COMPARED = 10_000
+_LOCKED = {"lock", CONFIG + ".incomplete", RUN, RUN + ".incomplete"}  # of a run that was killed before its config
+_COMPARED = 10_000  # names of a folder among which a similar one is looked for
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
 _OF_SYSTEMS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",

@@ -358,7 +358,8 @@ def test_an_export_that_was_looked_at_is_whole_and_may_go_where_nothing_else_is(
 
 def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
     checkpoint = checkpoints.load_run(run)
-    chain = [("last", "middle", {}), ("middle", "hf:timm/x", {"from": "hf:timm/x@abc", "step": None, "sha256": "f00d"})]
+    weights = {"from": "hf:timm/x@abc", "step": None, "sha256": "f00d" * 16}
+    chain = [("last", "middle", {}), ("middle", "hf:timm/x", weights)]
     for name, start, recorded in chain:
         (tmp_path / name).mkdir()
         config = {"init_from": start if ":" in start else str(tmp_path / start), "init_step": None}
@@ -371,7 +372,7 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
         ("run", str(tmp_path / "middle")),
         ("weights", "hf:timm/x@abc"),
     ]
-    assert found[-1]["sha256"] == "f00d"
+    assert found[-1]["sha256"] == weights["sha256"]
 
 
 def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch):
@@ -582,10 +583,18 @@ def with_subgraph(model):
     attribute.g.SetInParent()
 
 
+def with_table(model):
+    """A product of two vectors that takes 14 GB."""
+    for name, dims in (("column", (60_000, 1)), ("row", (1, 60_000))):
+        model.graph.initializer.add(name=name, dims=dims, data_type=1, raw_data=bytes(240_000))
+    model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table"])
+
+
 @needs_onnx
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (with_table, "more than 268435456 numbers"),
         (elsewhere, "fields of TensorProto .*data_location, external_data"),
         (with_subgraph, "fields of AttributeProto .*g"),
         (lambda model: model.graph.node.add(op_type="PyOp", domain="com.microsoft.extensions"), "NodeProto .*domain"),

@@ -240,7 +240,6 @@ REPORT_OF_AGES = fields(
         "contents": optional(_CONTENTS),
     }
 )
-REPORT_OF_IDENTITIES = fields({**_REPORT, **_OF_IDENTITIES})
 BENCH = fields(
     {
         **_LEAKS,
