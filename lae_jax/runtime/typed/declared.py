@@ -141,7 +141,7 @@ PROVENANCE = fields(
         "crop": optional(CROP),
         "protocol": optional(text()),
         "init": optional(
-            fields({"from": optional(text()), "step": optional(whole(0)), "sha256": optional(DIGEST)}),
+            fields({"from": optional(text()), "step": optional(whole(0)), "sha256": optional(text())}),
         ),
     }
 )
