@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -28,6 +28,34 @@ TIMEOUT = 300
 
 class Broken(AssertionError):
     """A fault did what it must not do."""
+
+
+class Skipped(Exception):
+    """A fault cannot be done on this machine; the message says why."""
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, megabytes: int) -> Iterator[Callable[[int], None]]:
+    """Mounts a file system of its own at a new folder; yields a function that fills it but for so many bytes.
+
+    The function removes what it filled before.
+    """
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        raise Skipped(f"NO REAL DISK WAS FULL: a file system cannot be mounted here ({mounted.stderr.strip()})")
+
+    def leave(free: int) -> None:
+        (folder / "rest").unlink(missing_ok=True)
+        status = os.statvfs(folder)
+        with open(folder / "rest", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - free))
+
+    try:
+        yield leave
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def hold(condition: bool, what: str) -> None:
@@ -232,3 +260,17 @@ def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray], part: str) 
     names = [name for name in one if part in name]
     difference = sum(float(np.sum((one[name] - two[name]) ** 2)) for name in names)
     return (difference / sum(float(np.sum(one[name] ** 2)) for name in names)) ** 0.5
+
+
+def damage_file(path: pathlib.Path, kind: str, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "deleted":
+        path.unlink()
+        return
+    if kind == "flipped" and content:
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    elif kind == "cut":
+        del content[int(rng.integers(len(content))) :]
+    else:
+        content.clear()
+    path.write_bytes(content)

@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, rig
 from benchmarks.rig import (
     PAIR,
     SAVE_STEPS,
     Bench,
     Broken,
+    Skipped,
+    damage_file,
     distance,
     hold,
     hold_equal,
@@ -185,18 +187,23 @@ def full_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
     return "half of the rounds asynchronous, a third on two hosts; status 5"
 
 
-def damage_file(path: pathlib.Path, kind: str, rng: np.random.Generator) -> None:
-    content = bytearray(path.read_bytes())
-    if kind == "deleted":
-        path.unlink()
-        return
-    if kind == "flipped" and content:
-        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-    elif kind == "cut":
-        del content[int(rng.integers(len(content))) :]
-    else:
-        content.clear()
-    path.write_bytes(content)
+def small_disk(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
+    """A file system that fills up under everything that a run writes, synchronous and not; room is made, it resumes."""
+    for number in range(rounds):
+        with rig.small_disk(bench.folder / f"disk{number}", 32) as leave:
+            workdir, more = bench.folder / f"disk{number}" / "run", {"async_save": number % 2 == 0}
+            with bench.start(workdir, **more) as (one,):
+                hold(one.acknowledges(SAVE_STEPS * int(rng.integers(1, 3))), one.text()[-2000:])
+                leave(int(rng.integers(0, 200_000)))
+                status = one.ends()
+            hold(status == SaveFailed.status, f"status {status}: {one.text()[-2000:]}")
+            hold("Traceback" not in one.text(), one.text()[-2000:])
+            found = newest_whole(workdir)
+            hold(found == one.acknowledged(), f"step {one.acknowledged()} was acknowledged, {found} is there")
+            (workdir.parent / "rest").unlink()
+            bench.run(workdir, **more)
+            bench.hold_like_whole(workdir, 1, 8)
+    return "half of the rounds asynchronous; status 5 without a traceback, and resumed bitwise equal"
 
 
 def damaged(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
@@ -349,6 +356,7 @@ FAULTS: dict[str, tuple[Callable, int]] = {
     "bereft": (bereft, 5),
     "frozen": (frozen, 3),
     "full_disk": (full_disk, 10),
+    "small_disk": (small_disk, 6),
     "damaged": (damaged, 100),
     "damaged_shard": (damaged_shard, 50),
     "one_nan": (one_nan, 5),
@@ -379,6 +387,8 @@ def main() -> None:
             rounds, begun = args.rounds or rounds, time.monotonic()
             try:
                 remark, held = fault(bench, rounds, np.random.default_rng(args.seed)), "yes"
+            except Skipped as reason:
+                remark, held = f"{name}: {reason}", "SKIPPED"
             except (Broken, subprocess.TimeoutExpired) as error:
                 remark, held, broken = f"{name}: {error}", "NO", True
             seconds = time.monotonic() - begun

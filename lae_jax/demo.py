@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -165,7 +164,6 @@ def main(argv: list[str] | None = None) -> None:
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
     on_test = ["--split", "test", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
-    shutil.rmtree(comparison, ignore_errors=True)
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
 
     # The report writes no such file if it has no differences.

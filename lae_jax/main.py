@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lae_jax import __version__, train
 from lae_jax.runtime import console, start, watch
-from lae_jax.runtime.errors import InputError, Preempted, unknown
+from lae_jax.runtime.errors import InputError, Preempted, saving, unknown
 from lae_jax.train import early
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def _train(config: ConfigDict, signals: watch.Signals, profile: "profiling.Steps
     if parallel.on_any_host(signals.asked):
         return False
     try:
-        results.of_run(epath.Path(config.workdir), signals)
+        with saving(config.workdir, "the run is finished, its report is not"):
+            results.of_run(epath.Path(config.workdir), signals)
     except inference.Interrupted:
         return False
     except (InputError, OSError) as error:

@@ -20,6 +20,7 @@ def audit(data: str | os.PathLike | Sequence[str | os.PathLike], *, image_size: 
 
     Raises:
       InputError: A folder holds no data set, is named twice, or cannot be written to.
+      SaveFailed: A folder could not be written after all, as on a full disk.
     """
     require_whole_numbers(image_size=image_size)
     if image_size is not None and image_size < 1:
@@ -31,6 +32,7 @@ def audit(data: str | os.PathLike | Sequence[str | os.PathLike], *, image_size: 
         raise InputError("a folder is named twice")
     for path in data:
         layout.require_dataset(path)
+        layout.require_writable(path, path)
     from lae_jax.audit import saved
 
     return saved.run(data, image_size)

@@ -13,7 +13,7 @@ from lae_jax.data import records
 from lae_jax.faces import perceptual_hash
 from lae_jax.report import overviews
 from lae_jax.runtime import console, layout, typed
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, saving
 from lae_jax.runtime.files import read_json, write_json
 from lae_jax.runtime.typed import declared
 
@@ -63,7 +63,8 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
       The content of each audit.json; for a damaged data set the damage is the only finding.
 
     Raises:
-      InputError: A folder holds no data set or cannot be written to.
+      InputError: A folder holds no data set.
+      SaveFailed: A folder could not be written.
     """
     paths = [pathlib.Path(path) for path in paths]
     tables, damages = {}, {}
@@ -94,12 +95,10 @@ def run(paths: Sequence[str | os.PathLike], image_size: int | None = None) -> li
             ],
             "findings": found[path] if table else [checks.damaged(damages[path])],
         }
-        try:
+        with saving(path):
             write_json(path / FILE, report)
             if table is not None:
                 _draw(path, table)
-        except OSError as error:
-            raise InputError(f"{path}/{FILE} cannot be written ({error.strerror}): make the folder writable") from error
         reports.append(report)
     return reports
 

@@ -90,7 +90,7 @@ class Beam:
         if not is_remote(self._out):
             yield pathlib.Path(self._out)
             return
-        with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+        with tempfile.TemporaryDirectory(prefix="lae_jax-", ignore_cleanup_errors=True) as local:
             folder = pathlib.Path(local)
             (folder / "parts").mkdir()
             layout.require_place(self._out, self._sizes())
@@ -190,7 +190,7 @@ def write_shard(index: int, task: shards.ShardTask, out: str) -> int:
     Returns:
         The number of source rows.
     """
-    with tempfile.TemporaryDirectory(prefix="lae_jax-") as local:
+    with tempfile.TemporaryDirectory(prefix="lae_jax-", ignore_cleanup_errors=True) as local:
         task = dataclasses.replace(task, out=pathlib.Path(local), index=index)
         task.columns_path.parent.mkdir()
         count = shards.write_shard(task, _open)

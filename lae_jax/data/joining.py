@@ -3,8 +3,8 @@
 Parts are read one at a time. Only the splits, which are row numbers, grow with the number of images.
 """
 
+import contextlib
 import itertools
-import os
 import pathlib
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from lae_jax.data import rejected as refusals
 from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
-from lae_jax.runtime import layout
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import sha256_of, write_json
 
@@ -83,7 +83,7 @@ def finish(
         )
     _write_splits(out / "splits", splits)
     _write_tfds_metadata(out, shards, crop)
-    files = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
+    described = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
     manifest = {
         "format": FORMAT,
         "count": count,
@@ -92,7 +92,7 @@ def finish(
         "several_faces": several,
         "left_out_of_split": len(doubled),
         "shards": shards,
-        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in files},
+        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in described},
         "splits": sizes,
         "protocol": protocol,
         "crop": crop,
@@ -112,8 +112,8 @@ def _columns_of(task: ShardTask) -> pa.Table:
 
 
 def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
-    temporary = path.with_name(path.name + ".incomplete")
-    with pq.ParquetWriter(temporary, pq.read_schema(tasks[0].columns_path)) as writer:
+    schema = pq.read_schema(tasks[0].columns_path)
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         group, held = [], 0
         for task in tasks:
             group.append(_columns_of(task))
@@ -121,7 +121,6 @@ def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
             if held >= _GROUP_ROWS or task is tasks[-1]:
                 writer.write_table(pa.concat_tables(group))
                 group, held = [], 0
-    os.replace(temporary, path)
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -146,10 +145,13 @@ def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[
 
 def _write_splits(folder: pathlib.Path, splits: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:  # none of the files of an earlier split is replaced before all are written
+        for name, rows in splits.items():
+            with open(stack.enter_context(files.replacing(folder / f"{name}.npz")), "wb") as file:
+                np.savez(file, rows=np.asarray(rows, np.int64))
     for name in layout.contents(folder):
-        (folder / name).unlink()
-    for name, rows in splits.items():
-        np.savez(folder / f"{name}.npz", rows=np.asarray(rows, np.int64))
+        if name.removesuffix(".npz") not in splits:
+            (folder / name).unlink()
 
 
 def _remove(tasks: Sequence[ShardTask]) -> None:
@@ -167,7 +169,7 @@ def _remove(tasks: Sequence[ShardTask]) -> None:
 
 def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> None:
     # TFDS expects a shard beside its metadata. The shards may be in a bucket, so an empty file takes their place.
-    with tempfile.TemporaryDirectory(prefix="lae_jax-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".lae_jax-", dir=out / "parts", ignore_cleanup_errors=True) as folder:
         folder = pathlib.Path(folder)
         (folder / shards[0]["file"]).touch()
         info = tfds.core.SplitInfo(
@@ -186,4 +188,4 @@ def _write_tfds_metadata(out: pathlib.Path, shards: list[dict], crop: dict) -> N
             metadata=tfds.core.MetadataDict({"crop": crop}),
         )
         for path in folder.glob("*.json"):
-            shutil.copyfile(path, out / path.name)
+            files.write_bytes(out / path.name, path.read_bytes())

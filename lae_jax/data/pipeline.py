@@ -6,14 +6,13 @@ run therefore resumes by starting at a step.
 
 import collections
 import dataclasses
-import io
 import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
 
 from lae_jax.data import augment, records, sampling
+from lae_jax.faces import images, scans
 from lae_jax.faces.tensorflow import tf
 from lae_jax.runtime.errors import InputError
 
@@ -31,6 +30,12 @@ class Places:
 _IN_FLIGHT = 16
 
 
+def _encoded(dataset: records.Dataset, rows: np.ndarray) -> list[bytes]:
+    """Returns the encoded images as `Dataset.encoded` does, with the proto of TensorFlow, which is loaded here."""
+    examples = map(tf.train.Example.FromString, dataset.read(rows))
+    return [example.features.feature["image"].bytes_list.value[0] for example in examples]
+
+
 def _records(
     dataset: records.Dataset, rows: np.ndarray, order: sampling.Order, places: Places, recent: collections.deque
 ):
@@ -39,14 +44,16 @@ def _records(
 
     def read(numbers: np.ndarray) -> np.ndarray:
         recent.append(numbers)
-        return np.array(dataset.read(numbers), object)
+        encoded = _encoded(dataset, numbers)
+        # TensorFlow would decode whatever a stranger's data set holds; `_damaged` names the record.
+        if any(scans.reason_against_stored(image) for image in encoded):
+            raise ValueError("a record is not decoded")
+        return np.array(encoded, object)
 
     def load(step):
         position = order(step)[places.first : places.first + places.count]
-        raw = tf.numpy_function(read, [tf.gather(rows_of, position)], tf.string, stateful=False)
-        raw = tf.ensure_shape(raw, [places.count])
-        example = tf.io.parse_example(raw, {"image": tf.io.FixedLenFeature([], tf.string)})
-        return position, example["image"]
+        encoded = tf.numpy_function(read, [tf.gather(rows_of, position)], tf.string, stateful=False)
+        return position, tf.ensure_shape(encoded, [places.count])
 
     return load
 
@@ -91,7 +98,8 @@ def train_batches(
         image (count, H, W, 3) uint8, target (count,), row (count,) int64.
 
     Raises:
-        InputError: A record does not decode. The message names its shard and row. Other errors pass unchanged.
+        InputError: A record does not decode, or would take too much work. The message names its shard and row. Other
+            errors pass unchanged.
     """
     recent = collections.deque(maxlen=_IN_FLIGHT)
     load = _records(dataset, rows, order, places, recent)
@@ -179,8 +187,10 @@ def _damaged(dataset: records.Dataset, recent: collections.deque) -> str | None:
     # A copy, because other batches are still being read.
     for row in itertools.chain.from_iterable(batch.tolist() for batch in recent.copy()):
         try:
-            example = tf.train.Example.FromString(dataset.read(np.array([row]))[0])
-            Image.open(io.BytesIO(example.features.feature["image"].bytes_list.value[0])).load()
+            (encoded,) = _encoded(dataset, np.array([row]))
+            if reason := scans.reason_against_stored(encoded):
+                raise images.BadImage(reason)
+            images.load(encoded)
         except Exception as reason:
             return (
                 f"{dataset.path / dataset.shard_of(row)}: row {row} ({dataset.column('name')[row]}) cannot be read or"

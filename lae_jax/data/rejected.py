@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from lae_jax.runtime import layout
+from lae_jax.runtime import files, layout
 from lae_jax.runtime.foreign import spreadsheets
 
 FILE = layout.REJECTED
@@ -128,7 +128,7 @@ def cause(counts: Mapping[str, int], align: str) -> str:
 
 def write(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None:
     """Writes rejected.csv with the rows (name, reason)."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with files.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = spreadsheets.Writer(file)
         writer.writerow(("name", "reason"))
         writer.writerows(rows)

@@ -1,8 +1,7 @@
 """Records of a data set, made from rows of a source: read, decode, cut, encode."""
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +26,8 @@ COLUMNS = {
 }
 # Decoded photographs in memory at a time; one takes at most 100 MB (`MAX_KEPT_PIXELS`).
 _PHOTOGRAPHS = 4
+# Small crops are decoded together, which saves a tenth of the time.
+_CROPS, _CROP_BYTES = 32, 1_000_000
 
 
 class Stored(NamedTuple):
@@ -49,16 +50,30 @@ def stored(
         read: Reads the image of a row.
         recipe: How faces are cut.
     """
-    make = _ready if recipe.align == "none" else _cut
+    make, most = (_ready, _CROPS) if recipe.align == "none" else (_cut, _PHOTOGRAPHS)
     numbered = enumerate(rows, first_row)
-    while some := list(itertools.islice(numbered, _PHOTOGRAPHS)):
-        pictures = [_read(row, read) for _, row in some]
-        for (number, row), results in zip(some, make([row for _, row in some], pictures, recipe), strict=True):
+    while some := _some(numbered, read, most):
+        _, known, pictures = zip(*some, strict=True)
+        for (number, row, _), results in zip(some, make(known, [*pictures], recipe), strict=True):
             for count, result in enumerate(results, 1):
                 name = row["name"] if count == 1 else f"{row['name']}#{count}"
                 if isinstance(result, Stored):
                     result.columns.update(name=name, source_row=number)
                 yield number, name, result
+
+
+def _some(
+    numbered: Iterator[tuple[int, dict]], read: Callable[[dict], Picture], most: int
+) -> list[tuple[int, dict, Picture | images.BadImage]]:
+    """Reads the next few images: at most `most`, and none after the first `_CROP_BYTES`, but always `_PHOTOGRAPHS`."""
+    some, size = [], 0
+    for number, row in numbered:
+        picture = _read(row, read)
+        some.append((number, row, picture))
+        size += 0 if isinstance(picture, images.BadImage) else len(picture.encoded)
+        if len(some) == most or (len(some) >= _PHOTOGRAPHS and size > _CROP_BYTES):
+            break
+    return some
 
 
 def _read(row: dict, read: Callable[[dict], Picture]) -> Picture | images.BadImage:
@@ -68,16 +83,14 @@ def _read(row: dict, read: Callable[[dict], Picture]) -> Picture | images.BadIma
         return reason
 
 
-def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
+def _ready(rows: Sequence[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
     """Yields the records of images that are crops already."""
+    readable = [picture.encoded for picture in pictures if not isinstance(picture, images.BadImage)]
+    forms = iter(images.store_forms(readable, recipe.size, recipe.quality))
     for row, picture in zip(rows, pictures, strict=True):
-        if isinstance(picture, images.BadImage):
-            yield [picture]
-            continue
-        try:
-            form = images.store_form(picture.encoded, recipe.size, recipe.quality)
-        except images.BadImage as reason:
-            yield [reason]
+        form = picture if isinstance(picture, images.BadImage) else next(forms)
+        if isinstance(form, images.BadImage):
+            yield [form]
             continue
         columns = {
             **_of_file(picture, form.width, form.height),
@@ -91,19 +104,16 @@ def _ready(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[l
         yield [Stored(form.encoded, columns)]
 
 
-def _cut(rows: list[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
+def _cut(rows: Sequence[dict], pictures: list, recipe: crops.Recipe) -> Iterator[list]:
     """Yields the records of photographs: aligned crops."""
     loaded: dict[int, crops.Photograph] = {}
     sizes: dict[int, tuple[int, int]] = {}
-    for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
-        if isinstance(picture, images.BadImage):
+    readable = [number for number, picture in enumerate(pictures) if not isinstance(picture, images.BadImage)]
+    for number, decoded in zip(readable, images.decode_all([pictures[n].encoded for n in readable]), strict=True):
+        if isinstance(decoded, images.BadImage):
+            pictures[number] = decoded
             continue
-        known = picture.landmarks or row["landmarks"]
-        try:
-            decoded = images.decode(picture.encoded)
-        except images.BadImage as reason:
-            pictures[number] = reason
-            continue
+        known = pictures[number].landmarks or rows[number]["landmarks"]
         sizes[number], landmarks = decoded.size, None if known is None else np.reshape(known, (5, 2))
         loaded[number] = crops.Photograph(decoded.image, landmarks, decoded.reduced, decoded.turned)
     found = dict(zip(loaded, crops.cut([*loaded.values()], recipe), strict=True))

@@ -8,7 +8,7 @@ from etils import epath
 
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
 
 
 class Evaluation(NamedTuple):
@@ -63,6 +63,7 @@ def evaluate(
 
     Raises:
       InputError: An argument, the run or the data set cannot be used.
+      SaveFailed: The run's folder could not be written; an earlier evaluation stays as it was.
     """
     check(interval, threshold, batch_size)
     of_ages = {"threshold": threshold, "slice": slices, "spread": spread, "show-faces": show_faces}
@@ -89,9 +90,10 @@ def evaluate(
 
     checkpoint = checkpoints.load_run(run, step)
     done = measure.predict(checkpoint, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
-    if calibrate:
-        measure.calibrate(done, interval)
-    return Evaluation(results.write(done, folder, contents, flip=flip), folder)
+    with saving(run):
+        if calibrate:
+            measure.calibrate(done, interval)
+        return Evaluation(results.write(done, folder, contents, flip=flip), folder)
 
 
 def check(interval: float, threshold: float | None, batch_size: int | None) -> None:

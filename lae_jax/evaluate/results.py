@@ -34,9 +34,20 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     pictures and their numbers. If it is the evaluation of the run's kept checkpoint on its own validation split, the
     page becomes RUN/report.html as well.
 
+    No file of an earlier evaluation is replaced before all are written.
+
     Raises:
       InputError: The baseline was not evaluated on these images.
     """
+    with files.together(folder, loading.REPORT, above=done.checkpoint.workdir) as place:
+        report = _write(done, place, contents, flip)
+        pictures = {path.stem for path in (place / "report").glob("*.svg")}
+    page.remove_pictures(folder, but=pictures)
+    _publish(done, folder)
+    return report
+
+
+def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip: bool) -> dict:
     checkpoint, dataset = done.checkpoint, done.dataset
     report = {
         **done.scores(),
@@ -55,11 +66,9 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
         "unknown_crops": bool(agreement.unknown_crops(checkpoint, dataset)),
         **done.leaks,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     if done.probabilities is None:
         files.write_json(folder / loading.REPORT, report)
         page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
-        _publish(done, folder)
         return report
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
@@ -76,7 +85,6 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     files.write_text(folder / loading.CARD, lineage.card_of(checkpoint, [report], flip))
     faces = _faces(done, temperature) if contents.faces else []
     page.write(folder / loading.PAGE, evaluation_page.of_evaluation(folder, baseline, faces))
-    _publish(done, folder)
     return report
 
 

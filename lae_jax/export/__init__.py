@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError, require_whole_numbers, unknown
+from lae_jax.runtime.errors import InputError, require_whole_numbers, saving, unknown
 from lae_jax.runtime.files import is_remote
 
 Format = Literal["saved_model", "stablehlo", "onnx"]
@@ -34,18 +34,21 @@ def export(
     Raises:
       InputError: An argument or the run cannot be used.
       ExportDiffers: The outputs of the export differ from those of the run. The export is deleted.
+      SaveFailed: `out` could not be written.
     """
     check(run, format, out, step)
     from lae_jax.export import convert
 
-    return convert.export(run, format, out, step, flip)
+    with saving(out):
+        return convert.export(run, format, out, step, flip)
 
 
 def check(run: str | os.PathLike, format: Format, out: str | os.PathLike, step: int | None) -> None:
     """Checks arguments of `export` without loading anything.
 
     Raises:
-      InputError: There is no such run, step or format, a package is missing, or `out` exists or cannot be written.
+      InputError: There is no such run, step or format, a package is missing, `out` exists or cannot be written, or
+        other files are where it is written first.
     """
     if format not in get_args(Format):
         raise InputError(unknown("format", str(format), get_args(Format)))
@@ -58,3 +61,4 @@ def check(run: str | os.PathLike, format: Format, out: str | os.PathLike, step: 
     if is_remote(out):
         raise InputError(f"--out {out}: export to a local disk, where the check reads it back, then copy the folder")
     layout.require_new(out)
+    layout.place_of_export(out)

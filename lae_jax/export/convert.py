@@ -105,7 +105,7 @@ def _write(
     out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line: tqdm.tqdm
 ) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
-    unfinished = out.with_name(out.name + ".incomplete")
+    unfinished = layout.place_of_export(out)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:

@@ -1,305 +1,46 @@
-"""Pixels of photographs and crops: one way for files, uploads and Pillow's pictures, and encoding for storage.
+"""Pictures of strangers: photographs and crops from files, uploads and Pillow, and encoding for storage.
 
-A picture becomes RGB with 8 bits, upright by its EXIF orientation, its transparent parts on white. Orientations that
-only XMP states are ignored, as browsers do (but for TIFFs, which no browser shows and Pillow turns). libjpeg fills in
-what a damaged JPEG lacks and only warns of it; its warnings are errors here (simplejpeg tells them, Pillow does not),
-and so are wrong checksums in a PNG.
+They are decoded in processes whose time and memory are bounded (`decoders`, `sandbox`). What a picture becomes is in
+`pixels`.
 """
 
-import contextlib
-import functools
-import io
-import re
-import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
-import simplejpeg
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageFile
 
-from lae_jax.faces import MAX_BYTES, MAX_KEPT_PIXELS, MAX_PIXELS, perceptual_hash
+from lae_jax.faces import MAX_PIXELS, decoders, pixels
+from lae_jax.faces.pixels import FORMATS, BadImage, Decoded, Form, encode, is_picture
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-_EXIF_ORIENTATION = 0x0112
-_TURNED = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}  # degrees clockwise of an EXIF orientation
-_END = b"\xff\xd9"  # of a JPEG
-# Nothing is missing: a byte or two of padding before the end, as some cameras write.
-_PADDING = re.compile(r"Corrupt JPEG data: [12] extraneous bytes before marker 0xd9")
-_BRANDS = tuple(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1 avif avis".split())  # of HEIC and AVIF
-_JPEG_COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
-
-
-class BadImage(ValueError):
-    """An image cannot be used; the text is the reason in `rejected.csv`."""
-
-
-class Decoded(NamedTuple):
-    """A decoded photograph.
-
-    Attributes:
-      image: Upright RGB picture.
-      reduced: 1, 2, 4 or 8: the pixels of the photograph that a pixel of `image` spans on each side.
-      size: Width and height of the upright photograph, in its own pixels.
-      orientation: Its EXIF orientation, by which it was turned: 1 (stored upright) to 8.
-    """
-
-    image: Image.Image
-    reduced: int
-    size: tuple[int, int]
-    orientation: int
-
-    @property
-    def turned(self) -> int:
-        """Degrees clockwise by which the photograph was turned upright: 0, 90, 180 or 270."""
-        return _TURNED.get(self.orientation, 0)
-
-
-def is_picture(head: bytes) -> bool:
-    """Whether a file begins as the formats do that are read here.
-
-    Args:
-      head: At least its first 16 bytes.
-    """
-    return (
-        head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*"))
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[:2] == b"BM" and head[6:10] == bytes(4))
-        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
-        or _is_heif(head)
-    )
-
-
-def _is_heif(head: bytes) -> bool:
-    """Whether a file is a HEIC, HEIF or AVIF by the brand in its first box."""
-    return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
-
-
-@functools.cache
-def _heif_formats() -> tuple[str, ...]:
-    """The formats that a HEIC or AVIF may have, here: HEIC needs the extra `heic`."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return ("AVIF",)
-    pillow_heif.register_heif_opener()
-    return ("AVIF", "HEIF")
-
-
-def _open(encoded: bytes) -> Image.Image:
-    """Opens an image without decoding it, and checks how much memory the decoder may take.
-
-    Raises:
-      BadImage: The header cannot be read, or states too many pixels.
-    """
-    if not encoded:
-        raise BadImage("empty file")
-    file, formats = io.BytesIO(encoded), _heif_formats() if _is_heif(encoded) else FORMATS
-    with warnings.catch_warnings():
-        # Pillow warns of a decompression bomb above its own limit; our limits are lower or take less memory.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            if encoded.startswith(b"\xff\xd8\xff"):
-                # `Image.open` refuses what a phone of 200 megapixels makes, and reads further pictures of the file.
-                image = JpegImagePlugin.JpegImageFile(file)
-            else:
-                image = Image.open(file, formats=formats)
-            needed = _bytes_to_decode(image, encoded)
-        except Image.DecompressionBombError as error:
-            raise BadImage(f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more") from error
-        except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
-            if formats == ("AVIF",) and not encoded[8:12].startswith(b"avi"):
-                raise BadImage("a HEIC: to read it, pip install 'lae-jax[heic]'") from error
-            raise BadImage("not an image that can be read") from error
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-    if needed > MAX_BYTES:
-        kind = "progressive JPEG" if image.format == "JPEG" else image.format
-        raise BadImage(
-            f"{image.width} x {image.height} pixels as {kind} take {needed / 1e6:.0f} MB to decode, more than"
-            f" {MAX_BYTES / 1e6:.0f}: save it as plain JPEG"
-        )
-    return image
-
-
-def _scan_header(image: JpegImagePlugin.JpegImageFile, encoded: bytes) -> int:
-    """Place of the first scan's header, if the scan has all components; otherwise -1."""
-    length = 6 + 2 * image.layers
-    begin = image.fp.tell() - length
-    return begin if encoded[begin : begin + 3] == bytes((0, length, image.layers)) else -1
-
-
-def _bytes_to_decode(image: Image.Image, encoded: bytes) -> int:
-    """Bytes that the decoder takes and the pictures in between, as measured."""
-    pixels = image.width * image.height
-    if image.format == "JPEG":
-        return _coefficient_bytes(image, encoded) + 8 * pixels // _reduction(image) ** 2
-    if image.format == "WEBP" or image.has_transparency_data:
-        return 16 * pixels
-    return (9 if image.format in ("AVIF", "HEIF") else 5) * pixels
-
-
-def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, encoded: bytes) -> int:
-    """Bytes of the whole picture's coefficients, which libjpeg keeps if the picture comes in several scans."""
-    if not image.info.get("progressive") and _scan_header(image, encoded) >= 0:
-        return 0
-    widest, highest = (max(layer[i] for layer in image.layer) for i in (1, 2))
-    share = sum(layer[1] * layer[2] for layer in image.layer) / (widest * highest)
-    return int(2 * image.width * image.height * share)
-
-
-def _reduction(image: Image.Image) -> int:
-    """How many times smaller on each side a picture is kept: 1, 2, 4 or 8."""
-    return next(by for by in (1, 2, 4, 8) if image.width * image.height <= MAX_KEPT_PIXELS * by**2 or by == 8)
-
-
-def claimed_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height from the header alone, before the picture is turned upright.
-
-    Raises:
-      BadImage: The header cannot be read, or states more pixels than are decoded.
-    """
-    return _open(encoded).size
-
-
-def _jpeg(encoded: bytes, source: JpegImagePlugin.JpegImageFile, reduced: int) -> Image.Image:
-    """The pixels of a JPEG, as Pillow decodes them.
-
-    What every viewer shows whole is read: without its end marker, with padding before it, and with the wrong limits of
-    its only scan that some cameras write.
-
-    Raises:
-      ValueError: libjpeg fails, or warns of damage.
-    """
-    for _ in range(2):  # both mistakes may be there
-        try:
-            return _jpeg_pixels(encoded, source, reduced)
-        except KeyError:  # simplejpeg has no name for the subsampling
-            return _by_pillow(source, reduced)
-        except ValueError as error:
-            told, header = str(error), _scan_header(source, encoded)
-            if told == "Premature end of JPEG file":
-                encoded += _END
-            elif told == "Invalid SOS parameters for sequential JPEG" and header >= 0:
-                end = header + 6 + 2 * source.layers
-                encoded = encoded[: end - 3] + b"\0\x3f\0" + encoded[end:]
-            elif _PADDING.fullmatch(told):
-                return _jpeg_pixels(encoded, source, reduced, strict=False)
-            elif "subsampling" in told:
-                return _by_pillow(source, reduced)
-            else:
-                raise
-    return _jpeg_pixels(encoded, source, reduced)
-
-
-def _by_pillow(source: JpegImagePlugin.JpegImageFile, reduced: int) -> Image.Image:
-    """The pixels of a JPEG whose subsampling is so rare that simplejpeg does not know it; only its end is checked."""
-    source.draft(None, tuple(-(-side // reduced) for side in source.size))
-    source.load()
-    return source
-
-
-def _jpeg_pixels(
-    encoded: bytes, source: JpegImagePlugin.JpegImageFile, reduced: int, strict: bool = True
-) -> Image.Image:
-    colour = _JPEG_COLOURS[source.mode]
-    # The decoder takes the smallest of its sizes that is at least as large.
-    width, height = (0, 0) if reduced == 1 else (-(-side // reduced) for side in source.size)
-    pixels = simplejpeg.decode_jpeg(encoded, colour, min_height=height, min_width=width, strict=strict)
-    size = pixels.shape[1::-1]
-    if colour == "CMYK":  # inverted, as Adobe writes it and Pillow assumes
-        return Image.frombuffer("CMYK", size, pixels, "raw", "CMYK;I", 0, 1)
-    return Image.fromarray(pixels.squeeze(2) if colour == "GRAY" else pixels)
-
-
-def _check_png(encoded: bytes) -> None:
-    """Checks the checksums of a PNG's pixels, which Pillow skips when it decodes.
-
-    Raises:
-      SyntaxError: One is wrong.
-    """
-    with contextlib.suppress(OSError):  # a missing end is not damage
-        Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """An RGB picture with 8 bits of any other; transparent parts show white.
-
-    Raises:
-      BadImage: The range of its levels is unknown.
-    """
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
-    if image.mode == "F":
-        raise BadImage("grey levels are floating-point numbers of an unknown range: save the image with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The upper bytes of 16-bit grey levels, which Pillow's `convert` would clip at 255."""
-    levels = np.asarray(image)
-    if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
-        raise BadImage("grey levels are 32-bit numbers of an unknown range: save the image with 8 or 16 bits")
-    grey = Image.fromarray((levels >> 8).astype(np.uint8))
-    clear = image.info.get("transparency")  # the level that is transparent
-    if clear is not None:
-        grey = Image.merge("LA", (grey, Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))))
-    return grey
-
-
-def _orientation(info: dict) -> int:
-    """The EXIF orientation in a picture's `info`, 1 to 8; 1 (upright) if there is none that can be read."""
-    # Pillow's own `getexif` also reads XMP.
-    bare = Image.Image()
-    bare.info = {name: info[name] for name in ("exif", "Raw profile type exif") if name in info}
-    try:
-        return _known(bare.getexif().get(_EXIF_ORIENTATION))
-    except Exception:  # damaged EXIF; viewers show such pictures as they are stored
-        return 1
-
-
-def _known(orientation: object) -> int:
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    """Turns a picture, in place."""
-    picture.info = {}
-    picture.getexif()[_EXIF_ORIENTATION] = orientation
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
+__all__ = [
+    "MAX_PIXELS",
+    "BadImage",
+    "Decoded",
+    "Form",
+    "decode",
+    "decode_all",
+    "encode",
+    "is_picture",
+    "load",
+    "of_picture",
+    "store_forms",
+]
 
 
 def decode(encoded: bytes) -> Decoded:
     """Decodes the first frame of a photograph, at a half, a quarter or an eighth of its size if it is very large.
 
     Raises:
-      BadImage: The image is too large, damaged or of an unknown kind.
+      BadImage: The image is too large, damaged, of an unknown kind, or takes too much time or memory.
     """
-    source = _open(encoded)
-    size, reduced = source.size, _reduction(source)
-    # Pillow turns a TIFF, and states its upright size.
-    by_pillow = _known(source.tag_v2.get(_EXIF_ORIENTATION)) if source.format == "TIFF" else 1
-    try:
-        if source.format == "JPEG":
-            picture = _rgb(_jpeg(encoded, source, reduced))
-        else:
-            if source.format == "PNG":
-                _check_png(encoded)
-            source.load()
-            picture = _rgb(source)
-            picture = picture if reduced == 1 else picture.reduce(reduced)
-        orientation = _orientation(source.info)
-        picture = _upright(picture, orientation)
-    except BadImage:
-        raise
-    except Exception as error:
-        raise _undecodable(error) from error
-    size = size[::-1] if orientation in (5, 6, 7, 8) else size
-    return Decoded(picture, reduced, size, orientation if by_pillow == 1 else by_pillow)
+    (decoded,) = decode_all([encoded])
+    if isinstance(decoded, BadImage):
+        raise decoded
+    return decoded
+
+
+def decode_all(many: Sequence[bytes]) -> list[Decoded | BadImage]:
+    """Decodes each photograph as `decode` does, with the reason in place of one that cannot be used."""
+    return decoders.shared().decode(many)
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -307,74 +48,40 @@ def load(encoded: bytes) -> Image.Image:
     return decode(encoded).image
 
 
-def of_picture(picture: Image.Image) -> Image.Image:
-    """Returns what `load` gives for the file of a Pillow picture, or for a picture that has none.
-
-    Raises:
-      BadImage: It is damaged or of an unknown kind.
-    """
-    is_checked = isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile))
-    try:
-        if is_checked and picture.tile and picture.fp is not None and picture.tell() == 0:
-            # Pillow would decode it here, without reporting damage.
-            place = picture.fp.tell()
-            picture.fp.seek(0)
-            encoded = picture.fp.read()
-            picture.fp.seek(place)
-            return load(encoded)
-        return _upright(_rgb(picture.copy()), _orientation(picture.info))
-    except BadImage:
-        raise
-    except Exception as error:
-        raise _undecodable(error) from error
-
-
-def encode(image: Image.Image, quality: int) -> bytes:
-    """Encodes an RGB picture as JPEG without chroma subsampling, so that small faces keep their colour."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-class Form(NamedTuple):
-    """A ready crop as stored: JPEG bytes, their perceptual hash, width and height of the upright source."""
-
-    encoded: bytes
-    phash: bytes
-    width: int
-    height: int
-
-
-def store_form(encoded: bytes, size: int, quality: int) -> Form:
-    """Converts a ready crop for storage: an upright RGB JPEG whose shorter side is at most `size` pixels.
+def store_forms(many: Sequence[bytes], size: int, quality: int) -> list[Form | BadImage]:
+    """Converts ready crops for storage: upright RGB JPEGs whose shorter side is at most `size` pixels.
 
     A JPEG that already has this form keeps its bytes. Every image is decoded here, so a record that does not decode
     later means a damaged shard.
 
-    Raises:
-      BadImage: The image is too large, damaged or of an unknown kind.
+    Returns:
+      The forms, with the reason in place of a crop that cannot be used (`decode`).
     """
-    source = _open(encoded)
-    if (
-        source.format == "JPEG"
-        and source.mode in ("RGB", "L")
-        and _orientation(source.info) == 1
-        and min(source.size) <= size
-        and _reduction(source) == 1
-    ):
-        try:
-            # The hash decodes all of the data, in half the time of a picture of full size.
-            return Form(encoded, perceptual_hash.of(encoded), *source.size)
-        except (ValueError, KeyError):
-            pass  # `decode` says why, or reads it all the same
-    image, _, (width, height), _ = decode(encoded)
-    if min(image.size) > size:
-        scale = size / min(image.size)
-        image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BICUBIC)
-    encoded = encode(image, quality)
-    return Form(encoded, perceptual_hash.of(encoded), width, height)
+    return decoders.shared().store_forms(many, size, quality)
 
 
-def _undecodable(error: Exception) -> BadImage:
-    told = str(error) if "JPEG" in str(error) else type(error).__name__
-    return BadImage(f"does not decode, so it is damaged or incomplete ({told})")
+def of_picture(picture: Image.Image) -> Image.Image:
+    """Returns what `load` gives for the file of a Pillow picture, or for a picture that has none.
+
+    A picture in one of the formats that are read here and that Pillow has not decoded yet is decoded as its file would
+    be; Pillow would report no damage, and nothing would bound its work.
+
+    Raises:
+      BadImage: As `decode`.
+    """
+    if not _is_waiting(picture):
+        return pixels.of_decoded(picture)
+    try:
+        place = picture.fp.tell()
+        picture.fp.seek(0)
+        encoded = picture.fp.read()
+        picture.fp.seek(place)
+    except (OSError, ValueError) as error:  # of a file that was closed
+        raise BadImage("does not decode, because its file is closed or cannot be read") from error
+    return load(encoded)
+
+
+def _is_waiting(picture: Image.Image) -> bool:
+    """Whether Pillow would decode the first frame of a picture's file now."""
+    is_known = isinstance(picture, ImageFile.ImageFile) and picture.format in (*FORMATS, "MPO", "AVIF", "HEIF")
+    return is_known and picture.fp is not None and picture.tell() == 0 and picture._im is None

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 logger = logging.getLogger("lae_jax")
 
@@ -126,6 +124,10 @@ def clusters(hashes: np.ndarray) -> np.ndarray:
     Returns:
       (N,) int64, the number of each picture's group; -1 for a picture without a similar one.
     """
+    # The process that decodes needs hashes alone, and SciPy would take longer to load than the rest of it.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     code, near, _ = search(hashes)
     count = int(code.max(initial=-1)) + 1
     if not count:

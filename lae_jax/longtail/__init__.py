@@ -8,7 +8,7 @@ from etils import epath
 
 from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
-from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
 
 
 def compare(
@@ -29,12 +29,12 @@ def compare(
 ) -> dict:
     """Trains a head with every method on the features of one or more runs, and scores all heads.
 
-    Writes `out`: features/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
+    Writes `out`: features/, heads/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
 
     Args:
       runs: Runs of stage represent.
       data: Folder of the prepared data set that they were trained on.
-      out: Folder to write; its features are reused while runs and data are the same.
+      out: Folder to write; its features and heads are reused while what they were made from is the same.
       methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS`).
       like: Runs of stage classify, which give batch size, epochs and optimiser of the heads and are scored too.
       test: Split that is only reported on, not used to choose.
@@ -51,6 +51,7 @@ def compare(
 
     Raises:
       InputError: An argument, a run or the data set cannot be used.
+      SaveFailed: `out` could not be written. Features and heads that are finished are kept.
     """
     runs, like, methods = layout.names(runs), layout.names(like), layout.names(methods)
     if isinstance(base_learning_rates, (int, float)):
@@ -60,7 +61,7 @@ def compare(
         raise InputError(
             f"--out {out}: the features are a file that is mapped: name a folder on a local disk or a mount"
         )
-    layout.require_place_for_results(out)
+    require_place(out)
     # Imported here, so that a program shows its flags without loading these; TensorFlow comes after the names.
     from lae_jax.stages import methods as known
 
@@ -78,11 +79,13 @@ def compare(
     prepared = []
     for extractor in extractors:
         config = trials.recipe(extractor, like, changed)
-        prepared.append(trials.prepare(extractor, config, passes, test, allow_leak))
+        with saving(out):
+            prepared.append(trials.prepare(extractor, config, passes, test, allow_leak))
     config = prepared[0].bench.config
     rates = sorted({*(base_learning_rates or [config.optim.base_learning_rate])})
     with_features = time.perf_counter()
-    all_trials = trials.run(prepared, chosen, range(seeds), rates)
+    with saving(out):
+        all_trials = trials.run(prepared, chosen, range(seeds), rates)
     if reference := trials.stage3(prepared, like):
         all_trials.append(reference)
     done = time.perf_counter()
@@ -102,8 +105,19 @@ def compare(
             test,
         ),
     }
-    report["sentences"] = _write(out, all_trials, prepared[0].bench.ages, report)
+    with saving(out), files.together(out, "report.json") as place:
+        report["sentences"] = _write(place, all_trials, prepared[0].bench.ages, report)
     return report
+
+
+def require_place(out: str | os.PathLike) -> None:
+    """Checks that the results can be written into a folder, without loading anything.
+
+    Raises:
+      InputError: It holds other files, or cannot be written.
+    """
+    tables = {"table.csv", "table.md", "table.tex", "trials.csv", "head_tail.png", "report.json"}
+    layout.require_place_for_results(out, {"features", "heads", *tables}, {"trials.csv", "report.json"})
 
 
 def check(

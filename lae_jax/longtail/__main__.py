@@ -3,8 +3,9 @@
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
 
-Writes OUT: features/ (reused while run and data are the same), table.csv, table.md and table.tex (each method on test,
-with the setting that validation chose), trials.csv (every setting and rate), head_tail.png, report.json.
+Writes OUT: features/ and heads/ (reused while what they were made from is the same), table.csv, table.md and table.tex
+(each method on test, with the setting that validation chose), trials.csv (every setting and rate), head_tail.png,
+report.json.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import argparse
 from etils import epath
 
 from lae_jax import longtail
-from lae_jax.runtime import console, flags, layout, start
+from lae_jax.runtime import console, flags, start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
     longtail.check(**{name: args[name] for name in checked})
-    layout.require_place_for_results(args["out"])
+    longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
     report = longtail.compare(**args)
     console.write(

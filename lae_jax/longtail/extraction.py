@@ -16,7 +16,7 @@ from lae_jax import stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.runs import agreement, build, fields, inference, inputs
 from lae_jax.runtime import checkpoints, files, parallel, typed
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, SaveFailed
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
@@ -64,7 +64,8 @@ class Extractor:
           passes: Passes over the augmented images, with the run's augmentation and seed; 0: one over the plain images.
 
         Raises:
-          InputError: There is no such split, or no room for the features.
+          InputError: There is no such split.
+          SaveFailed: There is no room for the features.
         """
         examples = inputs.examples(self.dataset, split, self.stage)
         wanted = {
@@ -157,7 +158,7 @@ def _reserve(path: pathlib.Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         path.unlink()
-        raise InputError(
+        raise SaveFailed(
             f"{path} needs {size / 1e9:.1f} GB ({error.strerror}): make room, or name another --out"
         ) from error
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lae_jax import metrics, models
+from lae_jax import __version__, metrics, models
 from lae_jax.data import records
-from lae_jax.longtail import extraction
+from lae_jax.longtail import extraction, kept_heads
 from lae_jax.longtail.fitting import Bench
-from lae_jax.runs import fields, inputs, leaks
+from lae_jax.runs import fields, inputs, leaks, provenance
 from lae_jax.runtime import checkpoints, console
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages.methods import Method
@@ -98,6 +98,25 @@ class Prepared:
     extractor: extraction.Extractor
     bench: Bench
     scored: dict[str, extraction.Features]
+
+    @functools.cached_property
+    def trained_on(self) -> dict:
+        """What determines the heads besides the method, as JSON: run, data, features, config, versions."""
+        config = fields.as_json(self.bench.config)
+        return {
+            "checkpoint": self.extractor.digest,
+            "data": self.extractor.dataset.hash,
+            "features": self.bench.features.shape,
+            "mae": self.bench.mae,
+            "dropout": self.bench.dropout,
+            "config": {name: config[name] for name in ("batch_size", "epochs", "loss", "optim")},
+            "versions": [__version__, provenance.commit(), jax.__version__, jax.default_backend()],
+        }
+
+
+def _told(training: tuple) -> list:
+    """`Method.training` as JSON; functions are told by their names."""
+    return [getattr(value, "__qualname__", None) or repr(value) for value in training]
 
 
 def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, test: str, allow_leak: bool) -> Prepared:
@@ -267,7 +286,7 @@ def _trials_of(
     reports: dict = {place: {VALIDATION: [], TEST: []} for place in range(len(grid))}
     skipped_steps = np.zeros(len(grid), int)
     for number, one in enumerate(prepared):
-        heads, bad = _heads(one.bench, method, grid, seeds, rates, trained, number)
+        heads, bad = _heads(one, method, grid, seeds, rates, trained, number)
         skipped_steps += bad
         for split, features in one.scored.items():
             ages = one.bench.predict(method, heads, features.values[0], [setting for setting, _ in grid])
@@ -285,8 +304,9 @@ def _trials_of(
     ]
 
 
-def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, number: int):
+def _heads(one: Prepared, method: Method, grid, seeds, rates, trained: dict, number: int):
     """Returns heads (M, S, ...) for the grid, and skipped steps (M,). A head that methods share is trained once."""
+    bench = one.bench
     if method.loss is None:
         alike = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(grid), len(seeds), *leaf.shape)), bench.own)
         return alike, np.zeros(len(grid), int)
@@ -296,7 +316,19 @@ def _heads(bench: Bench, method: Method, grid, seeds, rates, trained: dict, numb
     key = (number, method.training, tuple(points) if by_setting else tuple(rates))
     if key not in trained:
         peaks = [rate * bench.config.batch_size / 256 for _, rate in points]
-        trained[key] = bench.train(method, [setting for setting, _ in points], peaks, seeds)
+        settings = [setting for setting, _ in points]
+        trained[key] = kept_heads.trained(
+            one.extractor.folder.parent / "heads",
+            method.name,
+            {
+                **one.trained_on,
+                "method": method.name,
+                "training": _told(method.training),
+                "points": points,
+                "seeds": [*seeds],
+            },
+            lambda: bench.train(method, settings, peaks, seeds),
+        )
     heads, bad = trained[key]
     if not by_setting:
         places = [rates.index(rate) for _, rate in grid]

@@ -112,6 +112,8 @@ def check_inputs(
     preflight.require_images(images)
     found = [word for word in photographs if os.path.exists(word) or glob.has_magic(word)]
     for word in photographs:
+        if word.lower().endswith(".csv"):
+            layout.require_regular(word, word)
         # One of several photographs that is missing gets a row with the reason.
         if word not in found and (word.lower().endswith(".csv") or not found):
             raise InputError(f"{word}: no such file or folder{layout.hint(word)}")

@@ -11,6 +11,7 @@ or .jsonl (JSON lines); without it a table is printed. The last form is that of 
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, get_args
 
 from lae_jax import predict
 from lae_jax.faces import Faces
-from lae_jax.runtime import console, flags, layout, start
-from lae_jax.runtime.errors import InputError, NothingPredicted
+from lae_jax.runtime import console, files, flags, layout, start
+from lae_jax.runtime.errors import InputError, NothingPredicted, saving
 from lae_jax.runtime.foreign import spreadsheets
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("--contest writes names and ages: omit --distribution and --threshold")
     if args.out and not args.out.endswith((".csv", ".jsonl")):
         raise InputError(f"--out {args.out}: the name must end in .csv or .jsonl")
+    if args.contest:
+        layout.require_regular(args.contest, f"--contest {args.contest}")
     lists = [word for word in (*args.inputs, args.contest) if word and os.path.isfile(word)]
     if args.out and os.path.exists(args.out) and any(os.path.samefile(args.out, each) for each in lists):
         raise InputError(f"--out {args.out} is the list of the images itself: name another file")
@@ -125,7 +128,8 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     from lae_jax.predict import annotate, answers, photographs
 
     if args.draw:
-        pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
+        with saving(args.draw):
+            pathlib.Path(args.draw).mkdir(parents=True, exist_ok=True)
         drawings = annotate.Drawings(pathlib.Path(args.draw))
     if not estimator.is_calibrated:
         logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
@@ -134,14 +138,16 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     results = answers.predicted(
         estimator, found(args, estimator, photographs.named(args.inputs, args.images, tell=False)), fields
     )
-    with answers.opened(args.out, args.threshold) as write:
+    place = files.growing(args.out) if args.out else contextlib.nullcontext()
+    with saving(args.out or ""), place as out, answers.opened(out, args.threshold) as write:
         for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
             images, faces, without = images + 1, faces + len(one.inputs), without + (not one.inputs)
             if warm is None and faces >= estimator.sizes[-1]:
                 warm = images, time.perf_counter()  # everything is compiled, and a full batch is done
             if args.draw and one.inputs:
-                drawings.save(one.image, rows)
+                with saving(args.draw):
+                    drawings.save(one.image, rows)
     told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
     if without:
         told.append(f"{console.counted(without, 'image')} without an age")
@@ -169,7 +175,7 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
     results = answers.predicted(
         estimator, found(args, estimator, photographs.in_csv(args.contest, args.images)), answers.Fields()
     )
-    with open(args.out, "w", newline="", encoding="utf-8") as file:
+    with saving(args.out), files.growing(args.out) as out, open(out, "w", newline="", encoding="utf-8") as file:
         writer = spreadsheets.Writer(file)
         for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
@@ -188,6 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
     start.devices(args.devices)
+    from lae_jax.faces import decoders
+
+    decoders.shared().start()  # while the model is loaded
     total = count(args)  # after the devices: it loads pyarrow
     estimator = predict.AgeEstimator.from_run(args.run, args.step, args.flip)
     (run_contest if args.contest else run)(args, estimator, total)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax.faces import crops, images
 from lae_jax.predict.photographs import Named
-from lae_jax.runtime import foreign
+from lae_jax.runtime import files, foreign
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
@@ -20,6 +20,7 @@ _COLOUR = (33, 102, 172)
 _JPEG = ("jpg", "jpeg")
 _UNFIT = re.compile(r"""[ <>:"/\\|?*]+""")  # of names of files, on some system
 _MARK = b"drawn by lae_jax.predict"  # the comment in a drawing
+_COMMENT = b"\xff\xfe" + (len(_MARK) + 2).to_bytes(2, "big") + _MARK  # as it stands in the file
 _STEM_BYTES = 120  # of a drawing's name; file systems allow 143 to 255 for all of it
 
 Box = Sequence[float]  # left, top, right, bottom
@@ -87,7 +88,8 @@ class Drawings:
         photograph = crops.Photograph(decoded.image, reduced=decoded.reduced)
         boxes = [None if row.box is None else photograph.inside(row.box).tolist() for row in rows]
         path = self.folder / self._name(image.name)
-        draw(photograph.image, boxes, texts).save(path, "JPEG", quality=92, comment=_MARK)
+        with files.replacing(path) as temporary:
+            draw(photograph.image, boxes, texts).save(temporary, "JPEG", quality=92, comment=_MARK)
         return path
 
     def _name(self, photograph: str) -> str:
@@ -107,9 +109,9 @@ def _is_free(path: pathlib.Path) -> bool:
     if not path.exists():
         return True
     try:
-        with Image.open(path) as there:
-            return there.info.get("comment") == _MARK
-    except Exception:  # another file, whatever it holds
+        with open(path, "rb") as file:
+            return _COMMENT in file.read(1000)
+    except OSError:  # not a file, or one that cannot be read
         return False
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lae_jax.data.sources import csv_file, interface
-from lae_jax.faces import crops, images
+from lae_jax.faces import crops, images, pixels
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
@@ -168,16 +168,32 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
       recipe: As in `found`.
       to_input: As in `found`.
     """
-    loaded: list[images.Decoded | BadImage] = []
+    contents: list[bytes | BadImage] = []
     for item in items:
         try:
-            loaded.append(images.decode(item.read()))
+            contents.append(item.read())
         except BadImage as reason:
-            loaded.append(reason)
+            contents.append(reason)
+    decoded = iter(images.decode_all([content for content in contents if isinstance(content, bytes)]))
+    loaded = [next(decoded) if isinstance(content, bytes) else content for content in contents]
+    return of_decoded([*zip(items, loaded, strict=True)], recipe, to_input)
+
+
+def of_decoded(
+    items: Sequence[tuple[Named, images.Decoded | BadImage]], recipe: crops.Recipe | None, to_input: Callable
+) -> list[Found]:
+    """Finds the faces in each of a few decoded images, as `of_chunk` does.
+
+    Args:
+      items: Each image, and its pixels or the reason why there are none.
+      recipe: As in `found`.
+      to_input: As in `found`.
+    """
+    loaded = [picture for _, picture in items]
     pictures = [crops.Photograph(one.image, reduced=one.reduced) for one in loaded if not isinstance(one, BadImage)]
     cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
     results = []
-    for item, picture in zip(items, loaded, strict=True):
+    for item, picture in items:
         if isinstance(picture, BadImage):
             results.append(Found(item, [], [], str(picture)))
             continue
@@ -192,4 +208,4 @@ def of_chunk(items: Sequence, recipe: crops.Recipe | None, to_input: Callable) -
 
 def _stored(crop: Image.Image, recipe: crops.Recipe | None) -> Image.Image:
     """Returns a crop as it comes out of a data set: stored as a JPEG of the contract's quality and read again."""
-    return crop if recipe is None else images.load(images.encode(crop, recipe.quality))
+    return crop if recipe is None else pixels.decode(images.encode(crop, recipe.quality)).image

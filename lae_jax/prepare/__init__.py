@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from lae_jax.faces import Align, Faces, Undetected
 from lae_jax.runs import preflight
 from lae_jax.runtime import cpu, files, layout
-from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, unknown
+from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving, unknown
 
 Reader = Literal[
     "agedb", "appa_real", "csv", "fgnet", "folders", "imdb_wiki", "mivia", "recordio", "synthetic", "utkface"
@@ -66,6 +66,7 @@ def prepare(
 
     Raises:
       InputError: An argument, or the source, cannot be used.
+      SaveFailed: `out` could not be written. The finished shards are kept.
     """
     workers = cpu.cores() if workers is None else workers
     require_whole_numbers(folds=folds, seed=seed, size=size, quality=quality, shards=shards, workers=workers)
@@ -103,15 +104,16 @@ def prepare(
         from lae_jax.data import beam
 
         way = beam.Beam(os.fspath(out), beam_runner, options_of_beam)
-    return assembly.prepare(
-        lambda: readers.READERS[reader](_named(source), options),
-        os.fspath(out),
-        way,
-        reader=reader,
-        recipe=recipe,
-        shards_wanted=shards,
-        how=how,
-    )
+    with saving(out, "the finished shards are kept"):
+        return assembly.prepare(
+            lambda: readers.READERS[reader](_named(source), options),
+            os.fspath(out),
+            way,
+            reader=reader,
+            recipe=recipe,
+            shards_wanted=shards,
+            how=how,
+        )
 
 
 def _named(source) -> list[str]:

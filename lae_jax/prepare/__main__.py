@@ -14,6 +14,7 @@ from typing import get_args
 from lae_jax import prepare
 from lae_jax.faces import Align, Faces, Undetected
 from lae_jax.runtime import console, cpu, flags, layout, start
+from lae_jax.runtime.errors import saving
 from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
@@ -123,7 +124,9 @@ def main(argv: list[str] | None = None) -> None:
             " lae_jax.audit on the copy that you train on",
         )
     else:
-        console.write(*_on_disk(manifest, out, args["faces"]))
+        with saving(out, "the data set is complete, its audit and contact sheets are not"):
+            told = _on_disk(manifest, out, args["faces"])
+        console.write(*told)
     if not any(name.endswith("train") for name in manifest["splits"]):
         logger.warning("no split is called train: name the split to train on with --config.data.train")
     if loud := warning(manifest, out, "none" if manifest["crop"]["align"] == "none" else "landmarks"):

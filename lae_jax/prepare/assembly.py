@@ -21,7 +21,7 @@ from lae_jax.data import joining, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu, files
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, end_all
 
 if TYPE_CHECKING:
     from lae_jax.data import beam
@@ -249,10 +249,11 @@ class Processes:
                         one.result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise InputError(_DIED) from error
-            except BaseException:
-                for child in {*multiprocessing.active_children()} - others:
-                    child.terminate()
-                pool.shutdown(cancel_futures=True)
+            except BaseException as error:
+                children = {*multiprocessing.active_children()} - others
+                end_all(
+                    type(error), *(child.terminate for child in children), lambda: pool.shutdown(cancel_futures=True)
+                )
                 raise
 
 

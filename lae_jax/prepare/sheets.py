@@ -1,12 +1,11 @@
 """What to look at after a preparation: images by age group, and contact sheets of crops and of rejected photographs."""
 
-import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from lae_jax import metrics
 from lae_jax.audit import checks
@@ -14,7 +13,7 @@ from lae_jax.data import rejected
 from lae_jax.data.records import Dataset
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.faces import images
-from lae_jax.runtime import console, foreign, layout
+from lae_jax.runtime import console, files, foreign, layout
 from lae_jax.runtime.foreign import spreadsheets
 
 CROPS, REJECTED = "crops.jpg", "rejected.jpg"
@@ -57,9 +56,11 @@ def write(dataset: Dataset) -> list[str]:
     """
     made = {CROPS: _crops(dataset), REJECTED: _rejected(dataset)}
     for name, sheet in made.items():
-        (dataset.path / name).unlink(missing_ok=True)  # of another split or source
-        if sheet is not None:
-            sheet.save(dataset.path / name, "JPEG", quality=88)
+        if sheet is None:
+            (dataset.path / name).unlink(missing_ok=True)  # of another split or source
+            continue
+        with files.replacing(dataset.path / name) as temporary:
+            sheet.save(temporary, "JPEG", quality=88)
     return [name for name, sheet in made.items() if sheet is not None]
 
 
@@ -87,9 +88,10 @@ def over_ages(ages: np.ndarray, count: int) -> np.ndarray:
 
 def _crops(dataset: Dataset) -> Image.Image:
     rows = over_ages(dataset.column("age"), _CROPS)
-    ages, tiles = dataset.column("age")[rows], []
-    for age, encoded in zip(ages, dataset.encoded(rows), strict=True):
-        tiles.append((Image.open(io.BytesIO(encoded)), ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
+    tiles = []
+    for age, decoded in zip(dataset.column("age")[rows], images.decode_all(dataset.encoded(rows)), strict=True):
+        picture = None if isinstance(decoded, images.BadImage) else decoded.image
+        tiles.append((picture, ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
     return _sheet(tiles, 8, (112, 112), 1)
 
 
@@ -103,7 +105,7 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
     for name, reason in in_turn(rows, _REFUSED):
         picture = None
         try:
-            picture = ImageOps.contain(images.load(read_inside(root, name)), _REFUSED_SIZE)  # 100 MB before
+            picture = _fitted(images.load(read_inside(root, name)), _REFUSED_SIZE)  # 100 MB before
             any_readable = True
         except images.BadImage:  # a grey field stands for it
             pass
@@ -122,6 +124,12 @@ def in_turn(rows: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]
     return [row for turn in turns for row in turn if row is not None][:count]
 
 
+def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns the whole picture, as large as fits into `size`; of a very narrow one, a line of it."""
+    scale = min(most / side for most, side in zip(size, picture.size, strict=True))
+    return picture.resize([max(1, round(scale * side)) for side in picture.size], Image.Resampling.BICUBIC)
+
+
 def _sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], columns: int, size: tuple[int, int], lines: int):
     """Draws pictures, fitted into `size` pixels, with up to `lines` lines of text below each."""
     width, height = size[0] + _GAP, size[1] + lines * _LINE + _GAP
@@ -132,7 +140,7 @@ def _sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], columns: i
         x, y = _GAP + number % columns * width, _GAP + number // columns * height
         fitted = Image.new("RGB", size, _EMPTY)
         if picture is not None:
-            small = ImageOps.contain(picture.convert("RGB"), size)
+            small = _fitted(picture, size)
             fitted.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
         sheet.paste(fitted, (x, y))
         for line, words in enumerate(text):

@@ -1,17 +1,23 @@
 """Reports: pages, tables and pictures of evaluations, made from their folders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
 
-from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import files, layout
+from lae_jax.runtime.errors import InputError, saving
 
 if TYPE_CHECKING:
     from lae_jax.report.page import Page
     from lae_jax.report.tables import Table
+
+
+_TABLES = ("table", "differences")
+# What `compare` writes, without the suffix of a file that is being written.
+_KINDS = ("csv", "md", "tex")
+_OWN = {"report", "report.html", *(f"{name}.{kind}" for name in _TABLES for kind in _KINDS)}
 
 
 def compare(
@@ -32,7 +38,8 @@ def compare(
 
     Raises:
       InputError: A folder holds no evaluation, the evaluations are of different images, or `out` is a file or one of
-        `runs`.
+        `runs`, or holds other files.
+      SaveFailed: `out` could not be written.
     """
     runs = layout.names(runs)
     if not runs:
@@ -40,7 +47,7 @@ def compare(
     places, out = [epath.Path(run) for run in runs], epath.Path(out)
     if any(out == place for place in places):
         raise InputError(f"--out {out} is one of the folders to read: name another folder")
-    layout.require_place_for_results(out)
+    layout.require_place_for_results(out, _OWN, {"report.html", "table.csv"})
     for place in places:
         if not place.exists():
             raise InputError(f"{place}: no such folder{layout.hint(place)}")
@@ -59,7 +66,19 @@ def compare(
     else:
         made, table, differences = comparison_page.of_runs(loading.together(runs, split))
         named = {"table": table, **({"differences": differences} if differences.rows else {})}
-    out.mkdir(parents=True, exist_ok=True)
-    comparison_page.write_tables(out, named)
-    page.write(out / loading.PAGE, made)
+    with saving(out):
+        with files.together(out, loading.PAGE) as place:
+            comparison_page.write_tables(place, named)
+            page.write(place / loading.PAGE, made)
+        _remove_earlier(out, made, named)
     return made, table
+
+
+def _remove_earlier(out: epath.Path, made: "Page", named: Mapping) -> None:
+    """Removes the tables and pictures of an earlier comparison that this one does not have."""
+    from lae_jax.report import page
+
+    for name in {*_TABLES}.difference(named):
+        for kind in _KINDS:
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
+    page.remove_pictures(out, but={picture.name for section in made.sections for picture in section.pictures})

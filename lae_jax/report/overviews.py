@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from lae_jax import metrics
 from lae_jax.report import age_groups
-from lae_jax.runtime import foreign
+from lae_jax.runtime import files, foreign
 
 matplotlib.use("Agg")
 INK, LINE = "#1b2733", "#b2182b"
@@ -33,7 +33,7 @@ def _finish(figure: Figure, path: epath.Path) -> None:
     # Encoded in memory, because the run may be in a bucket.
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)
-    path.write_bytes(encoded.getvalue())
+    files.write_bytes(path, encoded.getvalue())
     plt.close(figure)
 
 

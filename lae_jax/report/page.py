@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 
 import jinja2
@@ -139,6 +139,11 @@ def write(path: epath.Path, page: Page) -> None:
         files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
         files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
     files.write_text(path, html(page))
-    for name in NAMES - {picture.name for picture in pictures}:
+    remove_pictures(path.parent, but={picture.name for picture in pictures})
+
+
+def remove_pictures(folder: epath.Path, but: Collection[str]) -> None:
+    """Deletes the files of pictures that an earlier page in `folder` had, except those of the names in `but`."""
+    for name in NAMES.difference(but):
         for suffix in ("csv", "svg"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+            (folder / "report" / f"{name}.{suffix}").unlink(missing_ok=True)

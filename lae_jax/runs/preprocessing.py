@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces import images
+from lae_jax.faces import MAX_KEPT_PIXELS, images
 from lae_jax.runtime.errors import InputError
 
 
@@ -40,8 +40,10 @@ class Input:
         side = self.resize or self.image_size
         if isinstance(crop, Image.Image) or crop.shape[:2] != (side, side):
             crop = crop if isinstance(crop, Image.Image) else Image.fromarray(crop)
-            # One axis after the other: from Pillow 13 on, the shape decides which axis comes first.
-            for size in ((side, crop.height), (side, side)):
+            # One axis after the other: from Pillow 13 on, the shape decides which axis comes first. The width does, but
+            # for pictures so narrow that they would become huge.
+            is_narrow = side * crop.height > MAX_KEPT_PIXELS
+            for size in ((crop.width, side) if is_narrow else (side, crop.height), (side, side)):
                 crop = crop.resize(size, Image.Resampling.BICUBIC)
             crop = np.asarray(crop)
         first = (side - self.image_size) // 2

@@ -42,6 +42,9 @@ class Checkpoints:
         self._run = None if read_only else origin.run_id(workdir)
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
+        if not read_only:
+            # Orbax raises the error of one write; asyncio would log a traceback for every other one.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -64,8 +67,7 @@ class Checkpoints:
                     read_only=read_only,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
-                    # If an asynchronous save failed on one host, all other hosts would wait 20 minutes in a barrier of
-                    # orbax.
+                    # If an asynchronous save fails on one host, all others wait 20 minutes in a barrier of orbax.
                     enable_async_checkpointing=asynchronous and not read_only and jax.process_count() == 1,
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 ),

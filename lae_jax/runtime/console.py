@@ -1,5 +1,6 @@
 """Output in the terminal: log lines, a progress line, tables."""
 
+import contextlib
 import io
 import logging
 import os
@@ -92,6 +93,16 @@ class _Line(tqdm.tqdm):
             if len(text) <= width:
                 return text
         return name[:width]
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draws the line. The work goes on if the terminal is gone."""
+        with contextlib.suppress(OSError):
+            super().display(msg, pos)
+
+    def close(self) -> None:
+        """Ends the line, likewise."""
+        with contextlib.suppress(OSError):
+            super().close()
 
     def _rate(self, done: int, elapsed: float) -> float | None:
         """Items per second, counted from the first update: workers start and a step compiles before it."""

@@ -4,9 +4,12 @@ The table in docs/scaling.md lists the statuses, and launch scripts act on them.
 error.
 """
 
+import contextlib
 import difflib
+import errno
 import numbers
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 
 STALLED = 4  # the watchdog ends the process itself; nothing is raised
 
@@ -35,7 +38,7 @@ class Diverged(Ended):
 
 
 class SaveFailed(Ended):
-    """A checkpoint could not be saved; earlier checkpoints are complete."""
+    """A file could not be written. What was finished before, such as an earlier checkpoint, is complete."""
 
     status = 5
 
@@ -112,3 +115,84 @@ def require_whole_numbers(**values: object) -> None:
     for name, value in values.items():
         if value is not None and not isinstance(value, numbers.Integral):
             raise InputError(f"{name} is {value!r}: it must be a whole number")
+
+
+_ROOM, _WRITABLE = "make room", "make it writable"
+# What to do about errors that only writing causes, and about those that reading can cause as well.
+_OF_WRITING = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: _WRITABLE,
+}
+_OF_A_PLACE = {errno.EACCES: _WRITABLE, errno.EPERM: _WRITABLE, errno.EIO: "check the disk"}
+
+
+@contextlib.contextmanager
+def saving(place: os.PathLike | str, kept: str = "") -> Iterator[None]:
+    """Turns an error of a disk inside the block into `SaveFailed`, with a sentence that names the place.
+
+    Libraries that write in C++ raise other types than OSError; their text has the words of the system.
+
+    Args:
+      place: Folder or file that the block writes.
+      kept: What is complete although it failed, as a sentence.
+
+    Raises:
+      SaveFailed: `place` is full, over a quota, read-only, not permitted or broken.
+    """
+    try:
+        yield
+    except Ended:
+        raise
+    except Exception as error:
+        if failed := save_failed(error, place, kept):
+            raise failed from error
+        raise
+
+
+def save_failed(error: BaseException, place: os.PathLike | str = "", kept: str = "") -> SaveFailed | None:
+    """Returns what an error says about writing.
+
+    Args:
+      error: Any error.
+      place: Folder or file that was being written, if it is known.
+      kept: What is complete although it failed, as a sentence.
+
+    Returns:
+      The error to raise in its place; None if the error is not about writing, or another file could not be read.
+    """
+    place = os.fspath(place)
+    name = getattr(error, "filename", None)
+    name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        number = next((one for one in _OF_WRITING if os.strerror(one) in str(error)), None)
+    inside = os.path.join(os.path.abspath(name), "").startswith(os.path.join(os.path.abspath(place), ""))
+    inside = bool(name and place and inside)
+    what_to_do = _OF_WRITING.get(number) or (inside and _OF_A_PLACE.get(number))
+    if not what_to_do:
+        return None
+    shown = place if inside or not name else name
+    told = f"{shown or 'a file'} could not be written ({os.strerror(number)}){kept and f'; {kept}'}"
+    return SaveFailed(f"{told}: {what_to_do}, then start the same command again")
+
+
+def end_all(kind: type[BaseException] | None, *ends: Callable[[], object]) -> None:
+    """Calls every function in `ends`, also after one has failed.
+
+    Args:
+      kind: As `__exit__` gets it: the type of the error that ends the block, which no later error replaces.
+      *ends: Functions that close files and end threads.
+
+    Raises:
+      Exception: The first error of `ends`, if `kind` is None.
+    """
+    first = None
+    for end in ends:
+        try:
+            end()
+        except Exception as error:
+            first = first or error
+    if first is not None and kind is None:
+        raise first

@@ -1,17 +1,24 @@
 """Files that are written completely or not at all, on local disks and in buckets (`gs://...`, by etils.epath)."""
 
+import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import math
 import os
+import pathlib
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from etils import epath
 
 from lae_jax.runtime import foreign, typed
 from lae_jax.runtime.errors import InputError
+
+logger = logging.getLogger("lae_jax")
 
 LIMIT = 1 << 28  # bytes of a file that is read at once: the rejected rows of the largest shard fit
 LINES_LIMIT = 1 << 31  # bytes of a file with a line for each image or step
@@ -23,23 +30,102 @@ def is_remote(path: os.PathLike | str) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_text(path: os.PathLike, text: str) -> None:
-    """Replaces a file at once, with UTF-8; on a disk the text first goes to a temporary file.
+@contextlib.contextmanager
+def replacing(path: os.PathLike) -> Iterator[epath.Path]:
+    """Yields a place beside a file on a disk. What is written there replaces the file when the block ends.
 
-    Names of files that are not UTF-8 get escapes.
+    If the block fails, the place is removed and the file stays as it was. An error that names no file gets the name of
+    this one.
     """
     path = epath.Path(path)
-    text = foreign.utf8(text)
-    if is_remote(path):
-        path.write_text(text)
-        return
     temporary = path.with_name(path.name + ".incomplete")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    try:
+        # What was left there may be a link or a pipe, which must not be written through.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    except IsADirectoryError as error:
+        raise InputError(f"{temporary} is a folder, in the place of a file: move it away") from error
+    try:
+        yield temporary
         # A file that was reported as written must survive a power cut.
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def together(folder: os.PathLike, last: str, above: os.PathLike | None = None) -> Iterator[epath.Path]:
+    """Yields a folder of the same name whose files move into `folder` when the block ends, so that none is half new.
+
+    If the block fails, the files in `folder` stay as they were. In a bucket, where files cannot be moved, the folder is
+    `folder` itself.
+
+    Args:
+      folder: The folder.
+      last: Name of the file without which the folder does not count as complete: it is removed first and comes last.
+      above: Existing folder on the same disk for the files until then (default: `folder`).
+    """
+    folder = epath.Path(folder)
+    if is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    if above is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lae_jax-", dir=above or folder, ignore_cleanup_errors=True) as temporary:
+        place = epath.Path(temporary) / folder.name
+        place.mkdir()
+        yield place
+        names = sorted(os.path.relpath(path, place) for path in pathlib.Path(place).rglob("*") if path.is_file())
+        for parent in {(folder / name).parent for name in names}:
+            parent.mkdir(parents=True, exist_ok=True)
+        (folder / last).unlink(missing_ok=True)
+        for name in sorted(names, key=lambda name: name == last):
+            (place / name).replace(folder / name)
+
+
+@contextlib.contextmanager
+def growing(path: os.PathLike | str) -> Iterator[str]:
+    """Yields a new file beside a file on a disk, for rows that come over a long time. It replaces the file at the end.
+
+    If the block fails, the new file stays with the rows so far, and the log names it.
+    """
+    path = pathlib.Path(os.path.realpath(path))
+    for number in itertools.count(1):
+        place = path.with_name(f"{path.stem}.incomplete{f'-{number}' * (number > 1)}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            open(place, "x").close()
+            break
+    try:
+        yield os.fspath(place)
+        os.replace(place, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if place.stat().st_size:
+                logger.warning("%s is not complete: the rows so far are in %s", path, place)
+            else:
+                place.unlink()
+        raise
+
+
+def write_text(path: os.PathLike, text: str) -> None:
+    """Replaces a file at once, with UTF-8. Names of files that are not UTF-8 get escapes."""
+    write_bytes(path, foreign.utf8(text).encode())
+
+
+def write_bytes(path: os.PathLike, content: bytes) -> None:
+    """Replaces a file at once."""
+    if is_remote(path):
+        epath.Path(path).write_bytes(content)
+        return
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
 
 
 def write_json(path: os.PathLike, content: Mapping) -> None:

@@ -1,16 +1,18 @@
 """What a folder holds, by the names in it, and whether it can be written: checks before a program loads JAX."""
 
 import difflib
+import errno
 import itertools
 import os
 import pathlib
+import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from etils import epath
 
 from lae_jax.runtime import files, foreign
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, save_failed
 from lae_jax.runtime.files import is_remote
 from lae_jax.runtime.typed import declared
 
@@ -21,11 +23,9 @@ EXPORT = "export.json"
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
-_BEGUN = {"parts", RECIPE + ".incomplete", REJECTED}
-# What a run leaves that was killed before it wrote its config.
-_LOCKED = {"lock", CONFIG + ".incomplete", RUN, RUN + ".incomplete"}
-# Names of a folder among which a similar one is looked for.
-_COMPARED = 10_000
+_BEGUN = {"parts", RECIPE + ".incomplete", REJECTED, REJECTED + ".incomplete"}
+_LOCKED = {"lock", CONFIG + ".incomplete", RUN, RUN + ".incomplete"}  # of a run that was killed before its config
+_COMPARED = 10_000  # names of a folder among which a similar one is looked for
 # What Windows, macOS, Synology, QNAP and file systems create that is not hidden, in lower case.
 _OF_SYSTEMS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "icon\r", "__macosx",
@@ -199,18 +199,54 @@ def require_writable(path: os.PathLike | str, words: str = "") -> None:
 
     Raises:
       InputError: A file is in the way, or the nearest folder above it cannot be written.
+      SaveFailed: The disk is full.
     """
     if is_remote(path):
         return
     words, whole = words or f"--out {path}", pathlib.Path(os.path.abspath(path))
     there = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
     if not there.is_dir():
-        what = "is a file" if there == whole else f"lies in {there}, which is a file"
+        kind = _kind(there) or "a file"
+        what = f"is {kind}" if there == whole else f"lies in {there}, which is {kind}"
         raise InputError(f"{words} {what}: name a folder")
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
+        if error.errno != errno.EROFS and (failed := save_failed(error)):
+            raise failed from error
         raise InputError(f"{words}: {there} cannot be written ({error.strerror}): name another folder") from error
+
+
+_KINDS = {
+    stat.S_ISLNK: "a link to a place that does not exist",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def _kind(path: os.PathLike | str) -> str | None:
+    """Returns what stands at a path if it is neither a file nor a folder; None if it is, or nothing is there."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = os.lstat(path).st_mode if os.path.lexists(path) else 0
+    return next((name for holds, name in _KINDS.items() if holds(mode)), None)
+
+
+def require_regular(path: os.PathLike | str, words: str) -> None:
+    """Checks that a path is not a pipe, a socket or a device, which a program could read or wait for without end.
+
+    Args:
+      path: The path of an input, which may be missing or a folder.
+      words: Begin of the message.
+
+    Raises:
+      InputError: It is one.
+    """
+    if not is_remote(path) and os.path.exists(path) and (kind := _kind(path)):
+        raise InputError(f"{words} is {kind}: name a file (write its content into one first)")
 
 
 def require_file_place(path: os.PathLike | str, flag: str = "--out") -> None:
@@ -228,6 +264,8 @@ def require_file_place(path: os.PathLike | str, flag: str = "--out") -> None:
     parent = pathlib.Path(path).absolute().parent
     if pathlib.Path(path).is_dir():
         raise InputError(f"{flag} {path} is a folder: name a file")
+    if kind := _kind(path):
+        raise InputError(f"{flag} {path} is {kind}: name a file")
     if not parent.exists():
         raise InputError(f"{flag} {path}: there is no folder {pathlib.Path(path).parent}: create it first")
     if not parent.is_dir():
@@ -272,16 +310,24 @@ def require_workdir(workdir: os.PathLike | str) -> None:
     require_writable(workdir, f"config.workdir {workdir}")
 
 
-def require_place_for_results(out: str | os.PathLike) -> None:
-    """Checks that a folder of results is not a run, a data set or an export.
+def require_place_for_results(out: str | os.PathLike, own: Collection[str], marks: Collection[str]) -> None:
+    """Checks that results can be written into a folder: it is new, empty, or holds earlier results of the same program.
+
+    Args:
+      out: The folder.
+      own: Names that the program writes there.
+      marks: The names of `own` that finished results have; other files may lie beside them.
 
     Raises:
-      InputError: It is one of these, or cannot be written.
+      InputError: It is a run, a data set or an export, holds other files, or cannot be written.
     """
     path = epath.Path(out)
     for what, found in (("a run", is_run(path)), ("a data set", is_dataset(path)), ("an export", is_export(path))):
         if found:
             raise InputError(f"--out {out} is {what}: name another folder")
+    names = {name.removesuffix(".incomplete") for name in contents(path)}
+    if (others := names.difference(own)) and not names.issuperset(marks):
+        raise InputError(f"--out {out} holds {_some(others)}: name a new or an empty folder")
     require_writable(out)
 
 
@@ -292,9 +338,22 @@ def require_new(out: os.PathLike | str) -> None:
       InputError: It exists, or cannot be written.
     """
     out = epath.Path(out)
-    if out.exists() and (not out.is_dir() or contents(out)):
+    if (out.exists() or os.path.islink(out)) and (not out.is_dir() or contents(out)):
         raise InputError(f"--out {out} exists already: name a new folder, or delete this one")
     require_writable(out)
+
+
+def place_of_export(out: os.PathLike | str) -> pathlib.Path:
+    """Returns `out`.incomplete, the folder in which an export is written until it is whole.
+
+    Raises:
+      InputError: Something else is there than what an export leaves that was killed.
+    """
+    path = pathlib.Path(f"{pathlib.Path(out)}.incomplete")
+    own = {*MODELS, EXPORT, f"{EXPORT}.incomplete", "model_card.md", "model_card.md.incomplete"}
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or {*os.listdir(path)} - own):
+        raise InputError(f"--out {out}: {path} is in the way and is not an unfinished export: move it away")
+    return path
 
 
 def _some(names: Iterable[str]) -> str:

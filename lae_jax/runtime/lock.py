@@ -7,6 +7,7 @@ dies on another machine, so no process could continue. It also does not say who 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from etils import epath
 
 from lae_jax.runtime import files
-from lae_jax.runtime.errors import FolderInUse, InputError
+from lae_jax.runtime.errors import FolderInUse, InputError, save_failed, saving
+
+logger = logging.getLogger("lae_jax")
 
 NAME = "lock"
 # In a bucket, or on a file system without locks, nothing is released when a process dies. The owner therefore writes a
@@ -46,7 +49,7 @@ def hold(folder: epath.Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
+        raise save_failed(error) or InputError(
             f"the folder {folder} cannot be created ({error.strerror}): choose another --config.workdir"
         ) from error
     try:
@@ -63,7 +66,8 @@ def _lock(folder: epath.Path) -> int | None:
     """Returns the handle of the locked file; None if the file system has no locks (Lustre without `-o flock`)."""
     path = os.fspath(folder / NAME)
     while True:
-        handle = _opened(path)
+        with saving(folder):
+            handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,13 +101,15 @@ def _opened(path: str) -> int:
 
 @contextlib.contextmanager
 def _locked(folder: epath.Path, handle: int) -> Iterator[None]:
-    os.truncate(handle, 0)
-    os.write(handle, _owner().encode())
     try:
+        with saving(folder):
+            os.truncate(handle, 0)
+            os.write(handle, _owner().encode())
         yield
     finally:
-        os.unlink(folder / NAME)
-        os.close(handle)
+        for end in (lambda: os.unlink(folder / NAME), lambda: os.close(handle)):
+            with contextlib.suppress(OSError):
+                end()
 
 
 @contextlib.contextmanager
@@ -123,7 +129,10 @@ def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[Non
         count = 0
         while not ended.wait(seconds):
             count += 1
-            stamp(count)
+            try:
+                stamp(count)
+            except OSError as error:
+                logger.warning("%s could not be written (%s): another process may take over the folder", path, error)
 
     stamp(0)
     writer = threading.Thread(target=go_on, daemon=True)
@@ -133,4 +142,5 @@ def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[Non
     finally:
         ended.set()
         writer.join()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

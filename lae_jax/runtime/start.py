@@ -1,9 +1,9 @@
 """Start and end of every program: its log, its errors, its devices."""
 
+import contextlib
 import gc
 import io
 import os
-import select
 import signal
 import sys
 import traceback
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lae_jax.runtime import console, foreign
-from lae_jax.runtime.errors import Ended, InputError
+from lae_jax.runtime.errors import Ended, InputError, save_failed
 
+_STDOUT, _OUTPUT = 1, "the standard output"
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
 _DEFAULT = gc.get_threshold()
 _LESS_MEMORY = (
@@ -27,6 +28,9 @@ def program(
 ) -> None:
     """Runs a program with its log turned on. An `Ended` error becomes one line on standard error.
 
+    So does an error of a disk (`errors.save_failed`). If one error was being handled when another one occurred, the
+    first one decides the status.
+
     Args:
       main: The program.
       leave: Ends the process with a status other than 0.
@@ -38,41 +42,102 @@ def program(
     # Importing and tracing create many objects that live on. Python would scan all of them repeatedly, which takes a
     # sixth of the time to import JAX and TensorFlow.
     gc.set_threshold(_OFTEN_ENOUGH)
+    _open_closed_streams()
     console.setup_logging()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__:  # a notebook or a test may have replaced it
+        sys.stdout.flush()
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(_STDOUT, "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            # A terminal with another encoding gets an escape for a character that it cannot show, not a traceback.
+            errors="backslashreplace",
+            line_buffering=sys.stdout.line_buffering,
+            write_through=sys.stdout.write_through,
+        )
+    status = 0
     try:
         with logging_redirect_tqdm(loggers=[console.logger]):
             main()
-        if sys.stdout is not None:  # as after `>&-`
-            sys.stdout.flush()
-        return
-    except Ended as end:
-        print(foreign.shown(f"{end.label}: {end}"), file=sys.stderr)
-        status = end.status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except Exception as error:
-        status = 1
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            # What is still buffered must not raise again at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 128 + signal.SIGPIPE
-        elif "RESOURCE_EXHAUSTED" in str(error):  # of XLA
-            told = str(error).splitlines()[0].rstrip(".")
-            print(foreign.shown(f"error: {told}. {_LESS_MEMORY}"), file=sys.stderr)
-        else:
-            print(foreign.shown_lines(traceback.format_exc()), end="", file=sys.stderr)
-    leave(status)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        status = _told(error)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _drop_rest(stream)
+    if status:
+        leave(status)
 
 
-def _reader_left() -> bool:
-    """Whether nobody reads the standard output any longer, as after `| head`."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+class _Output(io.FileIO):
+    """The standard output, which its errors name: another pipe may break too."""
+
+    def write(self, content: bytes) -> int | None:
+        try:
+            return super().write(content)
+        except OSError as error:
+            error.filename = _OUTPUT
+            raise
+
+
+def _open_closed_streams() -> None:
+    """Opens closed standard streams (`>&-`) on /dev/null: the next file would get the number of the stream."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _first(error: BaseException) -> BaseException:
+    """Returns the error that was being handled when `error` occurred, if the program has a sentence for it."""
+    found, one = error, error
+    while one.__context__ is not None and not one.__suppress_context__:
+        one = one.__context__
+        if isinstance(one, (Ended, KeyboardInterrupt)):
+            found = one
+    return found
+
+
+def _told(last: BaseException) -> int:
+    """Says on standard error how a program ended, and returns the status."""
+    error = _first(last)
+    if error is not last:
+        _say(foreign.shown(f"while the program ended, this failed as well: {type(last).__name__}: {last}"))
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted")
+        return 130
+    if isinstance(error, BrokenPipeError) and error.filename == _OUTPUT:
+        return 128 + signal.SIGPIPE
+    if not isinstance(error, Ended):
+        error = save_failed(error) or error
+    if isinstance(error, Ended):
+        _say(foreign.shown(f"{error.label}: {error}"))
+        return error.status
+    if "RESOURCE_EXHAUSTED" in str(error):  # of XLA
+        told = str(error).splitlines()[0].rstrip(".")
+        _say(foreign.shown(f"error: {told}. {_LESS_MEMORY}"))
+    else:
+        _say(foreign.shown_lines("".join(traceback.format_exception(error)).rstrip()))
+    return 1
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drop_rest(stream: io.TextIOBase) -> None:
+    """Writes what is buffered; where that fails, drops it, so that it does not fail again when Python ends."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def stay() -> None:

@@ -133,4 +133,5 @@ def _is_terminal(number: int) -> bool:
 
 def _say(text: str) -> None:
     # Not through logging: the main thread may hold the lock of logging and never release it.
-    os.write(_STDERR, f"\n{text}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full
+        os.write(_STDERR, f"\n{text}\n".encode())

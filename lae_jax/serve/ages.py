@@ -1,25 +1,63 @@
-"""Rows of predictions for uploaded images: requests share the batches that cut faces and estimate ages."""
+"""Rows of predictions for uploaded images: requests share the batches that cut faces and estimate ages.
+
+A photograph is decoded on one of two lanes. All begin on the quick one, which has a tenth of the time that a photograph
+may take. What takes longer moves to the slow lane, whose processes stand back behind all others, so that slow pictures
+do not hold up quick ones.
+"""
 
 import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
 import functools
-import io
 import logging
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from lae_jax.faces import crops
+from lae_jax.faces.decoders import Decoders, Slow, Stopped
+from lae_jax.faces.images import BadImage, Decoded
 from lae_jax.predict import answers, photographs
 from lae_jax.predict.estimator import AgeEstimator
 from lae_jax.runtime import cpu
 from lae_jax.serve.batching import Batcher
-from lae_jax.serve.limits import Limits, Uploaded, checked
+from lae_jax.serve.limits import Limits, Refused, Uploaded
 
 logger = logging.getLogger("lae_jax")
 
 # Batch size of the detector, which fills smaller batches up to it.
 _PHOTOGRAPHS = 4
+_QUICK = 0.1  # share of its time that a photograph has on the quick lane
+_BEHIND = 10  # niceness of the slow lane
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lane:
+    """A number of decoders, with a thread for each, and the photographs that may be decoded until their faces are cut.
+
+    A photograph leaves the lane when its faces are cut, which bounds the memory.
+    """
+
+    decoders: Decoders
+    threads: concurrent.futures.ThreadPoolExecutor
+    places: asyncio.Semaphore
+
+    @classmethod
+    def of(cls, places: int, share: float = 1.0, nice: int = 0) -> "_Lane":
+        count = cpu.cores()
+        threads = concurrent.futures.ThreadPoolExecutor(count)
+        return cls(Decoders(count, share=share, nice=nice), threads, asyncio.Semaphore(places))
+
+    async def decoded(self, content: bytes, pixels: int, gone: threading.Event | None) -> Decoded | BadImage:
+        work = functools.partial(self.decoders.decode, [content], pixels, gone)
+        return (await asyncio.get_running_loop().run_in_executor(self.threads, work))[0]
+
+    def close(self) -> None:
+        self.decoders.close()
+        self.threads.shutdown(cancel_futures=True)
 
 
 class Ages:
@@ -47,7 +85,8 @@ class Ages:
         self.estimator, self.recipe, self.limits = estimator, recipe, limits or Limits()
         self.fields = answers.Fields(interval, distribution=True)
         self.batch, self.ready = min(batch, estimator.sizes[-1]), False
-        self._cut = functools.partial(photographs.of_chunk, recipe=recipe, to_input=estimator.input.pixels)
+        self._quick, self._slow = _Lane.of(_PHOTOGRAPHS * cpu.cores(), _QUICK), _Lane.of(cpu.cores(), nice=_BEHIND)
+        self._cut = functools.partial(photographs.of_decoded, recipe=recipe, to_input=estimator.input.pixels)
         self._faces = Batcher(self._cut, size=min(batch, _PHOTOGRAPHS), wait=wait, threads=cpu.cores())
         self._outputs = Batcher(self._forward, size=self.batch, wait=wait)
 
@@ -65,21 +104,51 @@ class Ages:
         logger.info("the model is warm")
 
     async def close(self) -> None:
-        """Finishes the batches in progress and ends the threads."""
+        """Ends the decoders at once, finishes the batches in progress and ends the threads."""
         self.ready = False
+        for lane in (self._quick, self._slow):
+            lane.close()
         await self._faces.close()
         await self._outputs.close()
 
     async def __call__(self, images: Sequence[Uploaded]) -> list[tuple[photographs.Found, list[answers.Row]]]:
-        """Returns the faces that were found in each image and its rows, as `answers.predicted` does."""
-        reasons = await asyncio.to_thread(lambda: [checked(image, self.limits) for image in images])
-        cut = iter(await self._faces([image for image, reason in zip(images, reasons, strict=True) if not reason]))
-        found = [
-            photographs.Found(image, [], [], reason) if reason else next(cut)
-            for image, reason in zip(images, reasons, strict=True)
-        ]
+        """Returns the faces that were found in each image and its rows, as `answers.predicted` does.
+
+        A caller that is cancelled ends the work on its images.
+
+        Raises:
+          Refused: The server was stopped.
+        """
+        turn = asyncio.Semaphore(cpu.cores())  # a request of many photographs holds up no other
+        tasks = [asyncio.ensure_future(self._found(image, turn)) for image in images]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
         outputs = iter(await self._outputs([face for one in found for face in one.inputs]))
         return [(one, self._rows(one, [next(outputs) for _ in one.inputs])) for one in found]
+
+    async def _found(self, image: Uploaded, turn: asyncio.Semaphore) -> photographs.Found:
+        async with turn:
+            with contextlib.suppress(Slow):
+                # Not ended when its client leaves: it takes no longer than to start another process.
+                return await self._on(self._quick, image, None)
+            gone = threading.Event()
+            try:
+                return await self._on(self._slow, image, gone)
+            finally:
+                gone.set()
+
+    async def _on(self, lane: _Lane, image: Uploaded, gone: threading.Event | None) -> photographs.Found:
+        async with lane.places:
+            try:
+                decoded = await lane.decoded(image.content, self.limits.pixels, gone)
+            except Stopped:
+                raise Refused(503, "the server was stopped before the request was answered: send it again", 5) from None
+            if isinstance(decoded, BadImage):
+                return photographs.Found(image, [], [], str(decoded))
+            return (await self._faces([(image, decoded)]))[0]
 
     def _rows(self, one: photographs.Found, outputs: list[np.ndarray]) -> list[answers.Row]:
         return answers.rows_of(one, np.array(outputs), self.estimator, self.fields)
@@ -93,6 +162,7 @@ class Ages:
             np.asarray(self.estimator.forward(np.zeros((size, side, side, 3), np.uint8)))
             if size >= self.batch:
                 break
-        blank = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(blank, "PNG")
-        self._cut([Uploaded("blank", blank.getvalue())])
+        self._quick.decoders.start(2 * cpu.cores())  # twice as many as work, so that nothing waits for a new one
+        self._slow.decoders.start(cpu.cores())
+        blank = Decoded(Image.new("RGB", (64, 64)), 1, (64, 64), 1)
+        self._cut([(Uploaded("blank", b""), blank)])

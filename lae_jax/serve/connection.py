@@ -18,7 +18,7 @@ MOST_CONNECTIONS = 2_000
 # Time in which a client reads the answer to bytes that are not a request, before the connection is closed.
 _LINGER_SECONDS = 2.0
 # Most bytes of the request line and the headers.
-_LONGEST_HEADER = 16_384
+LONGEST_HEADER = 16_384
 # Most bytes of further requests that a client may send before its answer is complete.
 _MOST_AHEAD = 65_536
 # A body in many small chunks costs more work than the bytes that the limits count.
@@ -37,7 +37,7 @@ class _Strict(h11.Connection):
     """
 
     def __init__(self):
-        super().__init__(h11.SERVER, _LONGEST_HEADER)
+        super().__init__(h11.SERVER, LONGEST_HEADER)
         self.refused, self.without_body = (400, ""), False
         self._chunks = self._size = 0
 
@@ -56,9 +56,7 @@ class _Strict(h11.Connection):
             status, sentence = error.error_status_hint, f"the request is not valid HTTP: {str(error)[:200]}"
             if status == 431:
                 status = 431 if waiting else 400
-                sentence = (
-                    f"{'the header' if waiting else 'a line of the body'} has more than {_LONGEST_HEADER:,} bytes"
-                )
+                sentence = f"{'the header' if waiting else 'a line of the body'} has more than {LONGEST_HEADER:,} bytes"
             self.refused = status, sentence
             raise
         return event
@@ -73,7 +71,7 @@ class _Strict(h11.Connection):
 def _check(request: h11.Request, head: bytes) -> None:
     names, version, lengths = {name for name, _ in request.headers}, request.http_version, _LENGTHS.findall(head)
     status, wrong = 400, ""
-    if len(head) > _LONGEST_HEADER:  # h11 looks only at one that is not complete
+    if len(head) > LONGEST_HEADER:  # h11 looks only at one that is not complete
         status, wrong = 431, "too long"
     elif version not in (b"1.0", b"1.1"):
         status, wrong = 505, "the version must be 1.0 or 1.1"

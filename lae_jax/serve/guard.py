@@ -26,7 +26,7 @@ HEADERS = {
 }
 # Most requests open at once, including those still being received and those whose answer is not yet read. It bounds
 # open files and memory. The health checks are always answered.
-_MOST_OPEN = 500
+MOST_OPEN = 500
 _ALWAYS = ("/healthz", "/readyz")
 _PORTS = {"http": 80, "https": 443}
 # A name, an IPv4 address or an IPv6 address, and a port.
@@ -35,7 +35,7 @@ _AUTHORITY = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?", re.ASCII)
 
 @dataclasses.dataclass
 class Guard:
-    """Adds headers to every answer and refuses requests of other sites and requests beyond `_MOST_OPEN`.
+    """Adds headers to every answer and refuses requests of other sites and requests beyond `MOST_OPEN`.
 
     HEAD is answered as GET; the server leaves out the body.
 
@@ -82,7 +82,7 @@ class Guard:
         app = self.app
         if sentence := self._foreign(scope):
             app = AsciiJSON({"error": sentence}, 403)
-        elif self.open >= _MOST_OPEN and scope["path"] not in _ALWAYS:
+        elif self.open >= MOST_OPEN and scope["path"] not in _ALWAYS:
             told = f"{self.open} requests are open already: try again in a second"
             app = AsciiJSON({"error": told}, 503, {"retry-after": "1"})
         method = "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
-from lae_jax.faces import images
-from lae_jax.faces.images import BadImage
+from lae_jax.faces import MAX_PIXELS
 from lae_jax.serve import multipart
 
 # A client that still sends does not read the answer, so its bytes are read and discarded for this long.
@@ -40,7 +39,7 @@ class Limits:
 
     bytes: int = 32_000_000
     files: int = 32
-    pixels: int = images.MAX_PIXELS
+    pixels: int = MAX_PIXELS
     requests: int = 64
     held: int = 512_000_000
     upload_seconds: float = 60.0
@@ -233,14 +232,3 @@ def _clean(name: str | None, number: int) -> str:
     """Returns the last part of a path without control characters, or "image NUMBER" if nothing is left."""
     last = re.split(r"[/\\]", name or "")[-1]
     return "".join(c for c in last if c.isprintable())[:_NAME_LENGTH].strip() or f"image {number}"
-
-
-def checked(image: Uploaded, limits: Limits) -> str:
-    """Returns the reason why an image is refused, by its header, or '' if it is accepted."""
-    try:
-        width, height = images.claimed_size(image.content)
-    except BadImage as reason:
-        return str(reason)
-    if width * height > limits.pixels:
-        return f"{width} x {height} pixels are more than {limits.pixels:,}"
-    return ""

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
-from lae_jax.runtime.errors import SaveFailed
+from lae_jax.runtime.errors import end_all, saving
 from lae_jax.runtime.typed import declared
 from lae_jax.train.events import Events
 
@@ -47,14 +47,12 @@ class Lines:
         if files.is_remote(self._path):
             self._lines.append(line)
             return
-        try:
-            self._file = self._file or open(self._path, "a", encoding="utf-8")
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise SaveFailed(
-                f"{self._path} could not be written ({error}): make room and start the run again"
-            ) from error
+        with saving(self._path):
+            # Without a buffer, so that closing the file has nothing left to write.
+            self._file = self._file or open(self._path, "ab", buffering=0)
+            rest = line.encode()
+            while rest:  # a disk that gets full takes a part first
+                rest = rest[self._file.write(rest) :]
 
     def publish(self) -> None:
         """Writes a file in a bucket; does nothing for other files."""
@@ -104,12 +102,9 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._active:
-            self.publish()
-            self._metrics.close()
-            self._divergence.close()
-            self._events.close()
+            end_all(kind, self.publish, self._metrics.close, self._divergence.close, self._events.close)
 
     @property
     def seconds(self) -> float:

@@ -18,7 +18,7 @@ from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
-from lae_jax.runtime.errors import Diverged, InputError, Preempted
+from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
 from lae_jax.train import handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
@@ -48,7 +48,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     layout.require_workdir(config.workdir)
-    with parallel.on_first_host(lock.hold(workdir)):
+    with saving(workdir), parallel.on_first_host(lock.hold(workdir)):
         if parallel.on_any_host(signals.asked):
             raise Preempted(f"{workdir} was not started or resumed; start it again")
         # All hosts must decide alike, whatever the first one has written by the time they look.

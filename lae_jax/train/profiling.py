@@ -108,6 +108,12 @@ class Trace:
         if not self._running:
             return
         self._running = False
+        try:
+            self._write()
+        except Exception as error:  # the profiler has errors of its own; the run is worth more than its trace
+            logger.warning("%s: the trace could not be written (%s). The run continues", self._folder, error)
+
+    def _write(self) -> None:
         jax.profiler.stop_trace()
         if os.fspath(self._folder) != self._written:
             for path in epath.Path(self._written).glob("**/*"):

@@ -1,5 +1,6 @@
 """The pipeline: batches are functions of the step, each host reads its places, and damage names its record."""
 
+import hostile
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -66,17 +67,27 @@ def test_evaluation_sees_each_row_once_in_order_with_numbered_padding(dataset):
     np.testing.assert_array_equal(batches[0]["image"], np.concatenate([halves[0][0]["image"], halves[1][0]["image"]]))
 
 
-def test_a_record_that_does_not_decode_is_named(dataset, monkeypatch):
+def claims_more(encoded):
+    at = encoded.index(b"\xff\xc0") + 5
+    return encoded[:at] + b"\x20\x00\x20\x00" + encoded[at + 4 :]
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda encoded: encoded.replace(b"\xff\xd8\xff", b"\xff\x00\xff"), "not a JPEG"),
+    (lambda encoded: encoded[:-90], "does not decode, so it is damaged"),
+    (lambda encoded: hostile.many_scans(64, 1500), "a JPEG of more than 100 scans"),
+    (lambda encoded: hostile.png(1, 200_000), "not a JPEG"),
+    (claims_more, "8192 x 8192 pixels are more than 25,000,000"),
+])  # fmt: skip
+def test_a_record_that_does_not_decode_is_named(dataset, monkeypatch, change, reason):
     row = int(dataset.rows("train")[5])
 
-    def damaged(rows, original=dataset.read):
-        return [
-            raw.replace(b"\xff\xd8\xff", b"\xff\x00\xff") if r == row else raw
-            for r, raw in zip(rows.tolist(), original(rows), strict=True)
-        ]
+    def damaged(of, rows, original=pipeline._encoded):
+        found = zip(rows.tolist(), original(of, rows), strict=True)
+        return [change(encoded) if r == row else encoded for r, encoded in found]
 
-    monkeypatch.setattr(dataset, "read", damaged)
-    named = f"{dataset.shard_of(row)}: row {row} .*{dataset.column('name')[row]}.* does not decode"
+    monkeypatch.setattr(pipeline, "_encoded", damaged)
+    named = f"{dataset.shard_of(row)}: row {row} .*{dataset.column('name')[row]}.* does not decode .*{reason}"
     with pytest.raises(InputError, match=named):
         train(dataset, stop=6)
 

@@ -16,7 +16,7 @@ from lae_jax.audit import saved
 from lae_jax.data import records, stored
 from lae_jax.data.sources import synthetic
 from lae_jax.data.sources.interface import Picture
-from lae_jax.faces import align, crops, detect, images, perceptual_hash
+from lae_jax.faces import align, crops, detect, images, perceptual_hash, pixels
 from lae_jax.runtime.errors import InputError
 
 
@@ -128,16 +128,17 @@ def test_a_photograph_that_is_used_smaller_keeps_its_coordinates(monkeypatch):
 
     monkeypatch.setattr(detect, "detect", detected)
     encoded = saved_turned(large, 1)
+    monkeypatch.setattr(images, "decode_all", lambda many: [pixels.decode(encoded) for encoded in many])  # in here
     results = []
     for kept in (800_000, 200_000):
-        monkeypatch.setattr(images, "MAX_KEPT_PIXELS", kept)
+        monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", kept)
         results.append((*records_of(encoded, marks), *records_of(encoded, None)))
     for whole, small in zip(*results, strict=True):
         assert (small.columns["width"], small.columns["height"]) == (1000, 800)
         np.testing.assert_allclose(small.columns["landmarks"], marks.ravel(), atol=1e-6)
         assert small.columns["scale"] == pytest.approx(whole.columns["scale"])
-        pixels = [np.asarray(images.load(each.encoded), float) for each in (whole, small)]
-        assert np.abs(pixels[0] - pixels[1]).mean() < 4
+        levels = [np.asarray(images.load(each.encoded), float) for each in (whole, small)]
+        assert np.abs(levels[0] - levels[1]).mean() < 4
         assert perceptual_hash.distance(whole.columns["phash"], small.columns["phash"]) < 40
     np.testing.assert_allclose(results[1][1].columns["box"], [300, 200, 700, 600], atol=1e-6)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lae_jax import faces
-from lae_jax.faces import images, perceptual_hash
+from lae_jax.faces import images, perceptual_hash, pixels
 from lae_jax.runs.preprocessing import Input
 from lae_jax.runtime.errors import InputError
 from tests.pictures import photograph
@@ -21,6 +21,13 @@ def saved(picture, kind="PNG", **options):
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def stored(encoded, size):
+    (form,) = images.store_forms([encoded], size, 95)
+    if isinstance(form, images.BadImage):
+        raise form
+    return form
 
 
 def turned_by(orientation):
@@ -135,7 +142,7 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpme
 ])  # fmt: skip
 def test_an_orientation_that_browsers_do_not_read_turns_nothing(encoded):
     assert images.load(encoded).size == images.of_picture(Image.open(io.BytesIO(encoded))).size == (120, 90)
-    assert images.store_form(encoded, 64, 90)[2:] == (120, 90)
+    assert stored(encoded, 64)[2:] == (120, 90)
 
 
 JPEG = saved(PICTURE, "JPEG", quality=90)
@@ -163,7 +170,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_half_a_picture_is_refused_by_every_way(name):
-    for read in (images.load, lambda encoded: images.store_form(encoded, 128, 90)):
+    for read in (images.load, lambda encoded: stored(encoded, 128)):
         with pytest.raises(images.BadImage, match="^does not decode, so it is damaged or incomplete"):
             read(DAMAGED[name])
     with pytest.raises(InputError, match="a picture cannot be used: does not decode"):
@@ -175,7 +182,7 @@ def test_what_every_viewer_shows_whole_is_read(name):
     expected = np.asarray(images.load(JPEG))
     assert np.array_equal(images.load(WHOLE[name]), expected)
     assert np.array_equal(images.of_picture(Image.open(io.BytesIO(WHOLE[name]))), expected)
-    form = images.store_form(WHOLE[name], 128, 95)
+    form = stored(WHOLE[name], 128)
     # What is stored is whole, for readers that are stricter.
     assert form.encoded.endswith(b"\xff\xd9") or name == "bytes behind the end"
     assert Image.open(io.BytesIO(form.encoded)).convert("RGB").size == PICTURE.size
@@ -195,9 +202,9 @@ def jpeg_claiming(width, height, encoded=JPEG):
     "size", [(4624, 3468), (6000, 4000), (5712, 4284), (8064, 6048), (12000, 9000), (16320, 12240)]
 )
 def test_photographs_of_phones_are_opened(size):
-    assert images.claimed_size(jpeg_claiming(*size)) == size
+    assert pixels.opened(jpeg_claiming(*size)).size == size
     if size[0] < 9000:  # as HEIC, which is decoded whole
-        assert images.claimed_size(png_claiming(*size)) == size
+        assert pixels.opened(png_claiming(*size)).size == size
 
 
 @pytest.mark.parametrize(("encoded", "reason"), [
@@ -208,14 +215,14 @@ def test_photographs_of_phones_are_opened(size):
 ])  # fmt: skip
 def test_memory_is_bounded_before_anything_is_decoded(encoded, reason):
     with pytest.raises(images.BadImage, match=reason):
-        images.claimed_size(encoded)
+        images.decode(encoded)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("kept", "reduced"), [(10_800, 1), (10_799, 2), (600, 8)])
 def test_a_very_large_photograph_is_used_smaller_and_keeps_its_own_size(monkeypatch, kind, kept, reduced):
-    monkeypatch.setattr(images, "MAX_KEPT_PIXELS", kept)
-    decoded = images.decode(saved(PICTURE, kind, exif=turned_by(6)))
+    monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", kept)
+    decoded = pixels.decode(saved(PICTURE, kind, exif=turned_by(6)))
     assert decoded.image.size == (-(-90 // reduced), -(-120 // reduced))
     assert (decoded.size, decoded.reduced, decoded.turned) == ((90, 120), reduced, 90)
     small = PICTURE.reduce(reduced).rotate(-90, expand=True)
@@ -257,9 +264,9 @@ def test_heic_is_read_with_its_extra_and_named_without_it(monkeypatch):
     encoded = saved(PICTURE, "HEIF", quality=95)
     assert images.is_picture(encoded[:16])
     assert np.abs(np.asarray(images.load(encoded), float) - np.asarray(PICTURE)).mean() < 8
-    monkeypatch.setattr(images, "_heif_formats", lambda: ("AVIF",))
+    monkeypatch.setattr(pixels, "heif_formats", lambda: ("AVIF",))
     with pytest.raises(images.BadImage, match=r"a HEIC: to read it, pip install 'lae-jax\[heic\]'"):
-        images.load(encoded)
+        pixels.opened(encoded)
 
 
 def test_limits_say_what_they_hold():

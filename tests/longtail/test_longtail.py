@@ -19,7 +19,7 @@ from lae_jax.longtail import __main__ as door
 from lae_jax.longtail import extraction, summaries, trials
 from lae_jax.report import comparison_page
 from lae_jax.runtime import checkpoints as saved
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, SaveFailed
 from lae_jax.stages.methods import METHODS
 from lae_jax.train import loop
 
@@ -205,7 +205,7 @@ def test_features_without_room_are_an_error_before_they_are_computed(tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(InputError, match=r"train.npy needs 0.0 GB \(No space left .*: make room"):
+    with pytest.raises(SaveFailed, match=r"train.npy needs 0.0 GB \(No space left .*: make room"):
         extraction._of_pass(tmp_path / "train.npy", 2, 0, (3, 4), np.dtype(np.float32))
     assert not list(tmp_path.iterdir())
 

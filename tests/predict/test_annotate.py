@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lae_jax.faces import images
+from lae_jax.faces import images, pixels
 from lae_jax.predict import annotate
 from lae_jax.predict.answers import Row
 from lae_jax.serve.limits import Uploaded
@@ -77,7 +77,8 @@ def test_a_drawing_replaces_an_earlier_one_and_no_other_file(tmp_path):
 def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp_path, monkeypatch):
     encoded = io.BytesIO()
     Image.new("RGB", (400, 400), "white").save(encoded, "PNG")
-    monkeypatch.setattr(images, "MAX_KEPT_PIXELS", 200 * 200)
+    monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", 200 * 200)
+    monkeypatch.setattr(images, "decode", pixels.decode)  # in this process
     row = Row("x", 1, 30.0, 20.0, 40.0, box=[100, 200, 299, 399])
     path = annotate.Drawings(tmp_path).save(Uploaded("x.jpg", encoded.getvalue()), [row])
     blue = np.asarray(Image.open(path).convert("RGB"), int)[100:, :, 0] < 140

@@ -219,7 +219,7 @@ def test_closed_connections_leave_nothing_in_memory(monkeypatch):
 
 
 def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):
-    monkeypatch.setattr(guard, "_MOST_OPEN", 5)
+    monkeypatch.setattr(guard, "MOST_OPEN", 5)
     body, kind = served.multipart({"a.png": served.crop(0)})
     with served.serving(served.aligned(served.stand_in([]))) as address:
         slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(5)]

@@ -28,6 +28,7 @@ from lae_jax.faces.images import BadImage
 from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import quoted, shown, spreadsheets
+from lae_jax.runtime.layout import require_regular
 
 logger = logging.getLogger("lae_jax")
 
@@ -73,6 +74,7 @@ def csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         that is closed in a later row.
     """
     ended, width, several, first = 0, 0, 0, ""
+    require_regular(path, os.fspath(path))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = _Lines(file, path)
@@ -219,6 +221,7 @@ def _read(sources: list[str], options: Options, identity_of: Callable[[str], str
     for _, path in parsed:
         if path.is_dir():
             raise InputError(f"--source {path} is a folder: name its CSV, or use --reader folders")
+        require_regular(path, f"--source {path}")
         if not path.is_file():
             raise InputError(f"--source {path}: no such file")
     folders = {str(path.parent) for _, path in parsed}

@@ -46,7 +46,7 @@ def _local(path: epath.Path, stack: contextlib.ExitStack) -> epath.Path:
     """The file on a local disk, because the library maps it into memory."""
     if not files.is_remote(path):
         return path
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     copy = epath.Path(folder) / path.name
     with path.open("rb") as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target)

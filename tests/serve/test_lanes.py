@@ -1,0 +1,74 @@
+"""Slow photographs in the server: they hold up no quick ones, and end with their clients and with the server."""
+
+import concurrent.futures
+import time
+
+import hostile
+import httpx2
+import pytest
+import served
+
+from lae_jax.serve import ages
+
+
+@pytest.fixture(autouse=True)
+def a_short_quick_lane(monkeypatch):
+    monkeypatch.setattr(ages, "_QUICK", 0.01)
+
+
+@pytest.fixture(scope="module")
+def slow() -> bytes:
+    """A JPEG that takes a quarter of a second of a core: more than the quick lane gives here, and less than it may."""
+    return hostile.slow(1600, 90)
+
+
+def ask(address: str, content: bytes) -> httpx2.Response:
+    body, kind = served.multipart({"a.jpg": content})
+    return httpx2.post(f"{address}/v1/predict", content=body, headers={"content-type": kind}, timeout=120)
+
+
+def decoding(given: ages.Ages):
+    """The process of the slow lane that decodes, as soon as there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        decoders = given._slow.decoders
+        for process in [*decoders._all]:
+            if process._is_ready and process not in decoders._idle:
+                return process._child
+        time.sleep(0.01)
+    raise AssertionError("nothing came to the slow lane")
+
+
+def test_slow_photographs_hold_up_no_quick_ones(slow):
+    given = served.aligned(served.stand_in([]))
+    with served.serving(given) as address, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert ask(address, served.crop(0)).status_code == 200  # warm
+        running = [pool.submit(ask, address, slow) for _ in range(6)]
+        decoding(given)
+        for k in range(5):
+            assert ask(address, served.crop(k)).status_code == 200
+        assert not all(one.done() for one in running)
+        answers = [one.result() for one in running]
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert len({str(answer.json()["images"][0]["faces"]) for answer in answers}) == 1
+
+
+def test_a_client_that_leaves_ends_its_work(slow):
+    given = served.aligned(served.stand_in([]))
+    with served.serving(given) as address:
+        body, kind = served.multipart({"a.jpg": slow})
+        client = served.begun(address, served.post(body, kind, len(body)))
+        child = decoding(given)
+        client.close()
+        assert child.wait(30) == -9
+        assert ask(address, served.crop(0)).status_code == 200
+
+
+def test_a_server_that_closes_ends_its_decoders_at_once(slow):
+    given = served.aligned(served.stand_in([]))
+    with served.serving(given) as address, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, address, slow)
+        child = decoding(given)
+        for lane in (given._quick, given._slow):
+            lane.close()
+        assert child.returncode == -9 and waiting.result().status_code == 503
