@@ -259,11 +259,11 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     _make_folder(out / "parts")
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
-        before = read_json(recipe_path)
+        before = read_json(recipe_path, declared.RECIPE)
         differing = sorted(key for key in {*before, *written} if before.get(key) != written.get(key))
         if differing:
             told = {key: f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing}
-            if "crop" in told and "crop" in before:
+            if "crop" in told and before.get("crop"):
                 told["crop"] = f"crop: {crops.differing(before['crop'], written['crop'])}"
             if "source_sha256" in told:
                 rest = {key: words for key, words in told.items() if not key.startswith("source_")}
