@@ -3,53 +3,57 @@
     make setup-peers
     python -m benchmarks.yardstick --data data/faces --out build/yardstick --runs lae_jax torch torch:fc_default
     python -m benchmarks.yardstick --data data/faces --out build/yardstick --runs torch@bilinear torch:patches@wide
+    python -m benchmarks.yardstick --data data/faces --out build/yardstick --runs torch:our_weights,our_batches
 
 A run named `torch` makes the choices that we make where the recipe leaves them open; `torch:SWITCH,...` makes others
-(`benchmarks.yardstick_torch.SWITCHES`). `@...` is another way from 200 to 72 pixels; `@wide` keeps 100 for patches. A
-run takes eight minutes of one core in PyTorch. It goes on where it was stopped, and is not done twice. The test split
-is read once a run. That the steps themselves are the same is shown by `benchmarks.yardstick_steps`.
+(`benchmarks.yardstick_torch.SWITCHES`). `@...` is another way from 200 to 72 pixels; `@wide` keeps 100 for patches.
+With `our_batches` and `our_weights`, stage 2 gets the batches and the initial weights of our run of that seed; the
+batches take 0.9 GB until the run ends. A run takes 8 to 30 minutes of one core in PyTorch. It goes on where it was
+stopped, and is not done twice. The test split is read once a run. That the steps themselves are the same is shown by
+`benchmarks.yardstick_steps`.
 """
 
 import argparse
-import io
 import json
 import pathlib
+import shutil
 import statistics
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import harness, yardstick_steps
 from lae_jax import evaluate, metrics, train
 from lae_jax.configs import small
 from lae_jax.data import records
-from lae_jax.faces.tensorflow import tf
 
 SPLITS = ("validation", "test")
-# Pixels of a side, and Pillow's way there; it filters, except for the nearest pixel.
-RESIZED = {
-    "bicubic": (72, Image.Resampling.BICUBIC),  # ours
-    "bilinear": (72, Image.Resampling.BILINEAR),
-    "nearest": (72, Image.Resampling.NEAREST),
-    "unfiltered": (72, None),  # bilinear between four pixels, as in OpenCV and torch's interpolate
-    "wide": (100, Image.Resampling.BICUBIC),
-}
 COLUMNS = ("val MAE", "val sigma", "test MAE", "test sigma", "test MAE^1", "test MAE^8")
 
 
 def write_faces(data: pathlib.Path, how: str, path: pathlib.Path) -> None:
     """Writes images (N, side, side, 3) and ages of each split, for PyTorch."""
-    dataset, (side, method), found = records.open_dataset(data), RESIZED[how], {}
+    dataset, found = records.open_dataset(data), {}
     for split in ("train", *SPLITS):
-        rows, images = dataset.rows(split), []
-        for encoded in dataset.encoded(rows):
-            image = Image.open(io.BytesIO(encoded)).convert("RGB")
-            if method is None:
-                images.append(np.round(tf.image.resize(np.asarray(image), (side, side)).numpy()).astype(np.uint8))
-            else:
-                images.append(np.asarray(image.resize((side, side), method)))
-        found |= {f"{split}_images": np.stack(images), f"{split}_ages": dataset.column("age")[rows]}
+        rows = dataset.rows(split)
+        found |= {f"{split}_images": yardstick_steps.resized(dataset, rows, how)}
+        found |= {f"{split}_ages": dataset.column("age")[rows]}
     np.savez(path, **found)
+
+
+def write_batches(data: pathlib.Path, seed: int, epochs: int, folder: pathlib.Path) -> None:
+    """Writes the batches of our stage 2: images.npy (steps, 64, 64, 64, 3) uint8 and ages.npy (steps, 64)."""
+    config, dataset = yardstick_steps.settings_of("represent"), records.open_dataset(data)
+    steps, side = epochs * -(-len(dataset.rows("train")) // config.batch_size), config.data.image_size
+    incomplete = folder.with_name(folder.name + ".incomplete")
+    incomplete.mkdir(parents=True, exist_ok=True)
+    shape = (steps, config.batch_size, side, side, 3)
+    images = np.lib.format.open_memmap(incomplete / "images.npy", "w+", np.uint8, shape)
+    ages = np.empty(shape[:2], np.float32)
+    for step, batch in enumerate(yardstick_steps.our_batches(config, dataset, seed, steps, threads=1)):
+        images[step], ages[step] = batch["image"], batch["target"]
+    images.flush()
+    np.save(incomplete / "ages.npy", ages)
+    incomplete.rename(folder)
 
 
 def of_torch(name: str, seed: int, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -60,8 +64,7 @@ def of_torch(name: str, seed: int, args: argparse.Namespace) -> dict[str, list[d
     if not faces.exists():
         write_faces(args.data, how, faces)
     if not (out / "results.json").exists():
-        job = {"data": str(faces), "out": str(out), "seed": seed, "switches": switches.split(",") if switches else []}
-        yardstick_steps.in_torch({**job, "epochs": args.epochs, "threads": 1}, args.out / "job.json", args.python)
+        train_in_torch(faces, out, seed, switches.split(",") if switches else [], args)
     with np.load(faces) as data:
         ages = {split: data[f"{split}_ages"] for split in SPLITS}
     found = {}
@@ -70,6 +73,24 @@ def of_torch(name: str, seed: int, args: argparse.Namespace) -> dict[str, list[d
             reports = [metrics.age_report(ages[split], predictions[split]).to_dict() for split in SPLITS]
         found[stage["name"]] = reports
     return found
+
+
+def train_in_torch(
+    faces: pathlib.Path, out: pathlib.Path, seed: int, switches: list[str], args: argparse.Namespace
+) -> None:
+    job = {"data": str(faces), "out": str(out), "seed": seed, "switches": switches, "epochs": args.epochs}
+    batches, weights = args.out / f"batches-{seed}", args.out / f"weights-{seed}.npz"
+    if "our_batches" in switches:
+        job["batches"] = str(batches)
+        if not batches.exists():
+            write_batches(args.data, seed, args.epochs, batches)
+    if "our_weights" in switches:
+        job["weights"] = str(weights)
+        initial = yardstick_steps.initial_weights(yardstick_steps.settings_of("represent"), seed)
+        np.savez(weights, **yardstick_steps.torch_names(initial))
+    yardstick_steps.in_torch({**job, "threads": 1}, args.out / "job.json", args.python)
+    shutil.rmtree(batches, ignore_errors=True)
+    weights.unlink(missing_ok=True)
 
 
 def of_ours(name: str, seed: int, args: argparse.Namespace) -> dict[str, list[dict]]:

@@ -3,8 +3,8 @@
     .venv-peers/bin/python -m benchmarks.yardstick_torch JOB.json
 
 Its environment needs torch and torchvision alone. A job is {data, out, seed, switches, epochs, threads}: `data` is an
-.npz of `benchmarks.yardstick`; the results are written to `out`: results.json and the predictions, .npy. A run that was
-killed goes on after its last epoch.
+.npz of `benchmarks.yardstick`; the results are written to `out`: results.json and the predictions, .npz. `weights` and
+`batches` are there with the switches of our weights and batches. A run that was killed goes on after its last epoch.
 """
 
 import json
@@ -32,6 +32,8 @@ SWITCHES = {
     "kl_mean": "L_ld as kl_div(reduction='mean') gives it, divided by the number of ages too; also in the heads",
     "half": "mean and std 0.5, not ImageNet's",
     "patches": "the paper's random patches, resized, in place of crops; evaluated at all of EVALUATED",
+    "our_batches": "the batches of our pipeline in stage 2: the same images, order, crops, flips and light",
+    "our_weights": "the initial weights of our run",
 }
 EVALUATED = (64, 67, 70, 72, 75, 78, 82)  # pixels that the whole image is resized to before the centre is cut
 # The heads that are trained on one stage 2; the first is ours.
@@ -59,6 +61,13 @@ def network(switches: set[str]) -> torch.nn.Module:
         torch.nn.init.normal_(model.fc.weight, std=0.01)
         torch.nn.init.zeros_(model.fc.bias)
     return model
+
+
+def take(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Loads weights; only BatchNorm's counts of batches may be missing."""
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
+        raise SystemExit(f"the weights do not fit: {missing} are missing, {unknown} are unknown")
 
 
 def normalised(images: torch.Tensor, switches: set[str]) -> torch.Tensor:
@@ -117,11 +126,13 @@ def terms(logits: torch.Tensor, ages: torch.Tensor) -> tuple[torch.Tensor, torch
 
 def predictions(model: torch.nn.Module, images: torch.Tensor, switches: set[str], side: int) -> np.ndarray:
     model.eval()
-    labels, found = torch.arange(AGES, dtype=torch.float32), []
+    dtype, found = model.fc.weight.dtype, []
+    labels = torch.arange(AGES, dtype=dtype)
     with torch.inference_mode():
         for part in images.split(128):
-            found.append(model(normalised(centres(part, side), switches)).softmax(-1) @ labels)
-    return torch.cat(found).numpy().astype(np.float64)
+            logits = model(normalised(centres(part, side).to(dtype), switches))
+            found.append(logits.softmax(-1) @ labels)
+    return torch.cat(found).double().numpy()
 
 
 def optimiser(parameters, peak: float, steps: int, momentum: float = 0.9):
@@ -161,6 +172,12 @@ class Run:
             raise SystemExit(f"unknown switches {sorted(unknown)}: one of {', '.join(SWITCHES)}")
         self.ld_weight = 1 / AGES if "kl_mean" in self.switches else 1.0
         self.side = SIZE if "patches" in self.switches else RESIZED
+        self.weights = job.get("weights")
+        self.stream = tuple(
+            np.load(pathlib.Path(job["batches"]) / f"{name}.npy", mmap_mode="r")
+            for name in ("images", "ages")
+            if "batches" in job
+        )
         with np.load(job["data"]) as data:
             self.images = {name: torch.from_numpy(data[f"{name}_images"]) for name in ("train", "validation", "test")}
             self.ages = {name: torch.from_numpy(data[f"{name}_ages"]).float() for name in self.images}
@@ -171,10 +188,21 @@ class Run:
     def predicted(self, model: torch.nn.Module, split: str, side: int = 0) -> np.ndarray:
         return predictions(model, self.images[split], self.switches, side or self.side)
 
+    def batch(self, step: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images and ages of a step of stage 2, of our stream or of these rows."""
+        if self.stream:
+            images, ages = (torch.from_numpy(np.array(of[step])).float() for of in self.stream)
+        else:
+            images, ages = augmented(self.images["train"][rows], self.switches), self.ages["train"][rows]
+        return normalised(images, self.switches), ages
+
     def represent(self) -> dict:
         """Trains stage 2; each epoch is kept. Returns validation MAE by epoch."""
         torch.manual_seed(self.seed)
         model = network(self.switches).to(memory_format=torch.channels_last)
+        if self.weights:
+            with np.load(self.weights) as weights:
+                take(model, {name: torch.from_numpy(weights[name]) for name in weights.files})
         drop_last = "drop_last" in self.switches
         count = len(self.ages["train"])
         in_epoch = count // BATCH if drop_last else -(-count // BATCH)
@@ -191,9 +219,9 @@ class Run:
             started = time.time(), time.process_time()
             torch.manual_seed(1000 * self.seed + epoch)
             model.train()
-            for rows in places[epoch * in_epoch : (epoch + 1) * in_epoch]:
-                logits = model(normalised(augmented(self.images["train"][rows], self.switches), self.switches))
-                divergence, error = terms(logits, self.ages["train"][rows])
+            for step in range(epoch * in_epoch, (epoch + 1) * in_epoch):
+                images, ages = self.batch(step, places[step])
+                divergence, error = terms(model(images), ages)
                 sgd.zero_grad(set_to_none=True)
                 (self.ld_weight * divergence + error).mean().backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -318,17 +346,17 @@ def aim(ages: np.ndarray, found: np.ndarray) -> float:
 def steps(job: dict) -> None:
     """Takes steps from given weights; a job is {data, out, dtype, mae, total: steps of the schedule}.
 
-    `data` holds weights by torch's names, images (steps, BATCH, SIZE, SIZE, 3) and ages (steps, BATCH). Without a mae
-    the steps are stage 2's, with one stage 3's.
+    `data` holds weights by torch's names, images (steps, BATCH, SIZE, SIZE, 3), ages (steps, BATCH) and images of a
+    validation split, whose ages are predicted at the end. Without a mae the steps are stage 2's, with one stage 3's.
     """
     with np.load(job["data"]) as data:
         given = {name: torch.from_numpy(data[name]) for name in data.files}
-    images, ages = given.pop("images"), given.pop("ages")
+    images, ages, validation = (given.pop(name) for name in ("images", "ages", "validation"))
     model = torchvision.models.resnet18(num_classes=AGES).to(getattr(torch, job["dtype"]))
-    model.load_state_dict(given, strict=False)
+    take(model, given)
     head_only = job["mae"] is not None
-    model.train(not head_only)
-    parameters = list((model.fc if head_only else model).parameters())
+    model.train(not head_only).requires_grad_(not head_only)
+    parameters = list((model.fc if head_only else model).requires_grad_().parameters())
     sgd, schedule = optimiser(parameters, HEAD_PEAK if head_only else PEAK, job["total"])
     losses, norms = [], []
     for pixels, target in zip(images, ages, strict=True):
@@ -341,9 +369,26 @@ def steps(job: dict) -> None:
         losses.append(loss.item())
         sgd.step()
         schedule.step()
-    np.savez(job["out"], losses=losses, norms=norms, **{k: v.numpy() for k, v in model.state_dict().items()})
+    found = {"losses": losses, "norms": norms, "predicted": predictions(model, validation, set(), RESIZED)}
+    np.savez(job["out"], **found, **{k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def draw(job: dict) -> None:
+    """Draws what a run draws; a job is {data: a test card, out, seed, draws: batches, images, steps: of the order}."""
+    with np.load(job["data"]) as data:
+        card = torch.from_numpy(data["card"]).expand(BATCH, RESIZED, RESIZED, 3)
+    torch.manual_seed(job["seed"])
+    weights = {name: value.numpy() for name, value in network(set()).state_dict().items()}
+    cards = [augmented(card, set()).to(torch.uint8).numpy() for _ in range(job["draws"])]
+    places = order(job["images"], job["steps"], job["seed"], False).numpy()
+    np.savez(job["out"], cards=np.stack(cards), order=places, **weights)
 
 
 if __name__ == "__main__":
     given = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    steps(given) if "total" in given else Run(given).whole()
+    if "switches" in given:
+        Run(given).whole()
+    elif "total" in given:
+        steps(given)
+    else:
+        draw(given)

@@ -342,6 +342,11 @@ def cli() -> None:
     _require_config_flag(argv)
     try:
         words = flags.FLAGS(argv)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--config: the config imports {error.name}, which is not installed. Modules of the current folder are not"
+            " found: if it lies there, start the command with PYTHONPATH=."
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise InputError(flag_error(error)) from error
     with watch.Signals().caught() as signals:

@@ -140,6 +140,14 @@ def test_a_wrong_call_raises_a_one_line_error(words, message, monkeypatch, tmp_p
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_config_that_imports_a_missing_module_gets_a_sentence(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text("import beside_it")
+    monkeypatch.setattr(sys, "argv", ["main", "--config", str(tmp_path / "mine.py")])
+    with flagsaver.flagsaver(), pytest.raises(InputError, match="imports beside_it, which .* PYTHONPATH=."):
+        main.cli()
+
+
 def test_a_wrong_call_is_one_line_without_a_traceback_and_status_2():
     words = ["-m", "lae_jax.main", "--config", "configs/represent.py", "--devices=2", "--expect_devices=4"]
     result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)

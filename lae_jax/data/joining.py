@@ -55,7 +55,7 @@ def finish(
         part = task.part()
         refused += len(part["rejected"])
         several += part["several_faces"]
-        held = _columns_of(task).num_rows
+        held = _columns_of(task, pq.read_metadata).num_rows
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count, reasons = sum(shard["count"] for shard in shards), refusals.Reasons()
     listed = reasons.counting(_rejected(tasks, rejected))
@@ -102,9 +102,9 @@ def finish(
     return manifest
 
 
-def _columns_of(task: ShardTask) -> pa.Table:
+def _columns_of(task: ShardTask, read: Callable = pq.read_table) -> pa.Table | pq.FileMetaData:
     try:
-        return pq.read_table(task.columns_path)
+        return read(task.columns_path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{task.columns_path} is damaged ({error}): remove {task.path}, and run the same command again"

@@ -23,6 +23,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_data_source, array_record_module
 
@@ -40,6 +41,9 @@ MAX_AGE = 100  # years; readers reject older ones
 FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are computed when a data set is opened
 _AGAIN = "prepare it again (python -m lae_jax.prepare ...)"
 _COLUMNS_FILE, _VERIFIED = "columns.parquet", "verified.json"
+_BATCH = 1 << 14  # rows of the columns that are read together
+_ROW_BYTES, _MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
+_IMAGE_BYTES = 100  # an image takes more in a shard
 _LIMIT = 1 << 40  # images, and bytes of a shard
 MANIFEST = typed.fields(
     {
@@ -200,20 +204,18 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             size / 1e9,
         )
     _verify(path, expected, hashed, _AGAIN)
-    columns = _columns(path / _COLUMNS_FILE)
-    if not total == columns.num_rows == manifest["count"]:
+    if total != manifest["count"] or total > size // _IMAGE_BYTES:
         raise InputError(
-            f"{path}: {total} images in the shards, {columns.num_rows} rows in columns.parquet,"
-            f" {manifest['count']} in dataset.json: {_AGAIN}"
+            f"{path}: {total} images in {size} bytes of shards, {manifest['count']} in dataset.json: {_AGAIN}"
         )
-    return Dataset(path, manifest, columns)
+    return Dataset(path, manifest, _columns(path / _COLUMNS_FILE, total))
 
 
 def _rows(path: pathlib.Path, count: int) -> np.ndarray:
     """Returns the rows in the file of a split of a data set with `count` images.
 
     Raises:
-      ValueError: They are not rows of it, each once. Other errors: it is no such file.
+      ValueError: They are not rows of the data set, each once. A file of another kind raises other errors too.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         if archive.getinfo("rows.npy").file_size > 8 * count + 1024:
@@ -231,20 +233,45 @@ def _rows(path: pathlib.Path, count: int) -> np.ndarray:
     return rows
 
 
-def _columns(path: pathlib.Path) -> pa.Table:
-    """Reads the columns and checks their types.
+def _columns(path: pathlib.Path, count: int) -> pa.Table:
+    """Reads the columns of `count` images and checks their types.
 
     Raises:
-      InputError: The file is damaged.
+      InputError: The file is damaged, or a few of its bytes stand for many.
     """
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+            # Other compressions than that of `prepare` can stand for thousands of times as many bytes.
+            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            parts = [group.column(place) for group in groups for place in range(group.num_columns)]
+            if {part.compression for part in parts} - {"SNAPPY", "UNCOMPRESSED"}:
+                raise ValueError("it has another compression than snappy")
+            if file.metadata.num_rows != count:
+                raise ValueError(f"{file.metadata.num_rows} rows, and the shards hold {count} images")
+            schema = file.schema_arrow
+        with pq.ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is held once
+            held, left = [], _ROW_BYTES * count + _MORE_BYTES
+            for batch in file.iter_batches(_BATCH):
+                left -= sum(map(_bytes, batch.columns))
+                if left < 0:
+                    raise ValueError(f"more than {_ROW_BYTES} bytes a row")
+                held.append(batch.cast(schema))
+        table = pa.Table.from_batches(held, schema)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}): restore it, or {_AGAIN}") from error
     if reason := _wrong(table):
         raise InputError(f"{path} is damaged ({reason}): restore it, or {_AGAIN}")
     return table
+
+
+def _bytes(column: pa.Array) -> int:
+    """Bytes of a column, with a text as often as it stands there."""
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    column.validate(full=True)
+    return 4 * len(column) + (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
 
 
 def _wrong(table: pa.Table) -> str:

@@ -27,7 +27,7 @@ from lae_jax.data import rejected, stored
 from lae_jax.data.records import FORMAT
 from lae_jax.data.sources.readers import Picture, Source
 from lae_jax.faces import crops, images
-from lae_jax.runtime import typed
+from lae_jax.runtime import files, typed
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import read_json, sha256_of, write_json
 from lae_jax.runtime.typed import declared
@@ -64,7 +64,7 @@ _PART = typed.fields(
 
 
 def _is_whole(path: pathlib.Path, written: Mapping) -> bool:
-    return path.stat().st_size == written["bytes"] and sha256_of(path) == written["sha256"]
+    return path.exists() and path.stat().st_size == written["bytes"] and sha256_of(path) == written["sha256"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,38 +174,37 @@ def write_shard(
         return task.num_rows
     with open(task.source) if open else builtins.open(task.source, "rb") as file, pa.ipc.open_file(file) as reader:
         table = pa.Table.from_batches([reader.get_batch(task.index)])
-    temporary = task.path.with_name(task.path.name + ".incomplete")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
-    made, refused, several = [], [], set()
-    for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
-        if isinstance(result, images.BadImage):
-            refused.append([name, str(result)])
-            continue
-        example = tf_example_pb2.Example()
-        example.features.feature["image"].bytes_list.value.append(result.encoded)
-        example.features.feature["row"].int64_list.value.append(number)
-        writer.write(example.SerializeToString(deterministic=True))
-        made.append(result.columns)
-        if (result.columns["faces"] or 0) > 1:
-            several.add(number)
-    writer.close()
-    columns = table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
-    for name, kind in stored.COLUMNS.items():
-        values = pa.array([row[name] for row in made], kind)
-        if name in columns.column_names:
-            columns = columns.set_column(columns.column_names.index(name), name, values)
-        else:
-            columns = columns.append_column(name, values)
-    pq.write_table(columns, task.columns_path)
-    part = {
-        "rejected": refused,
-        "several_faces": len(several),
-        "bytes": temporary.stat().st_size,
-        "sha256": sha256_of(temporary),
-        "columns": {"bytes": task.columns_path.stat().st_size, "sha256": sha256_of(task.columns_path)},
-    }
-    write_json(task.part_path, part)
-    os.replace(temporary, task.path)
+    with files.replacing(task.path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
+        made, refused, several = [], [], set()
+        for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
+            if isinstance(result, images.BadImage):
+                refused.append([name, str(result)])
+                continue
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(result.encoded)
+            example.features.feature["row"].int64_list.value.append(number)
+            writer.write(example.SerializeToString(deterministic=True))
+            made.append(result.columns)
+            if (result.columns["faces"] or 0) > 1:
+                several.add(number)
+        writer.close()
+        columns = table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
+        for name, kind in stored.COLUMNS.items():
+            values = pa.array([row[name] for row in made], kind)
+            if name in columns.column_names:
+                columns = columns.set_column(columns.column_names.index(name), name, values)
+            else:
+                columns = columns.append_column(name, values)
+        pq.write_table(columns, task.columns_path)
+        part = {
+            "rejected": refused,
+            "several_faces": len(several),
+            "bytes": temporary.stat().length,
+            "sha256": sha256_of(temporary),
+            "columns": {"bytes": task.columns_path.stat().st_size, "sha256": sha256_of(task.columns_path)},
+        }
+        write_json(task.part_path, part)
     return task.num_rows
 
 
@@ -260,11 +259,11 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     _make_folder(out / "parts")
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
-        before = read_json(recipe_path)
+        before = read_json(recipe_path, declared.RECIPE)
         differing = sorted(key for key in {*before, *written} if before.get(key) != written.get(key))
         if differing:
             told = {key: f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing}
-            if "crop" in told and "crop" in before:
+            if "crop" in told and before.get("crop"):
                 told["crop"] = f"crop: {crops.differing(before['crop'], written['crop'])}"
             if "source_sha256" in told:
                 rest = {key: words for key, words in told.items() if not key.startswith("source_")}
@@ -326,7 +325,7 @@ def source_path(out: pathlib.Path) -> pathlib.Path:
 
 def _write_source(table: pa.Table, tasks: list[ShardTask], path: str) -> None:
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_file(path + ".incomplete", table.schema, options=options) as writer:
+    with files.replacing(path) as place, pa.ipc.new_file(os.fspath(place), table.schema, options=options) as writer:
         for task in tasks:
             try:
                 writer.write_batch(_batch(table, task.first_row, task.num_rows))
@@ -334,7 +333,6 @@ def _write_source(table: pa.Table, tasks: list[ShardTask], path: str) -> None:
                 raise InputError(
                     f"the rows of shard {task.index} hold too much text ({error}): use more --shards"
                 ) from error
-    os.replace(path + ".incomplete", path)
 
 
 def _batch(table: pa.Table, first: int, count: int) -> pa.RecordBatch:

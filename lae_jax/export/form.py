@@ -1,4 +1,4 @@
-"""The common form of models that were read back, whatever their format, and of what they may hold."""
+"""Models that were read back, whatever their format: their common form, and a check of what they hold."""
 
 import dataclasses
 import os
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from lae_jax.runtime.errors import InputError
+
+MAX_NUMBERS = 1 << 28  # of a tensor for an image: a small file can ask for more; 1024 pixels give 2e7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

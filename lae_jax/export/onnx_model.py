@@ -1,11 +1,12 @@
 """ONNX: write a model with `onnx_graph`, read it with ONNX Runtime. Both need packages of the extra `onnx`."""
 
 import importlib
+import math
 import pathlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lae_jax.export.form import Readable, require_known, rows
+from lae_jax.export.form import MAX_NUMBERS, Readable, require_known, rows
 from lae_jax.runtime.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def read(folder: pathlib.Path) -> Readable:
             _require_fields(folder / FILE, attribute)
     require_known(folder / FILE, "operations", {node.op_type for node in model.graph.node}, OPERATIONS)
     require_known(folder / FILE, "sets of operations", {repr(one.domain) for one in model.opset_import}, {"''"})
+    _require_bounded(folder / FILE, onnx.shape_inference.infer_shapes(model, strict_mode=True).graph)
     # The bytes that were checked: a path would let the runtime look for files beside it.
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -79,6 +81,19 @@ def read(folder: pathlib.Path) -> Readable:
     shape = tuple(size if isinstance(size, int) else None for size in image.shape)
     dtypes = {"tensor(uint8)": "uint8"}
     return Readable(forward, shape, dtypes.get(image.type, image.type))
+
+
+def _require_bounded(path: pathlib.Path, graph) -> None:
+    """Checks the sizes of all tensors, with 1 in place of the batch: a file of a megabyte can ask for terabytes."""
+    known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input, *graph.output)}
+    for name in (name for node in graph.node for name in node.output):
+        first, *rest = known.get(name) or [None]
+        sizes = [1 if first is None else max(first.dim_value, 1), *(one.dim_value for one in rest)]
+        if name not in known or 0 in sizes or math.prod(sizes) > MAX_NUMBERS:
+            raise InputError(
+                f"{path} has a tensor of an unknown size or of more than {MAX_NUMBERS} numbers for an image, so it is"
+                " not opened"
+            )
 
 
 def _require_fields(path: pathlib.Path, message) -> None:

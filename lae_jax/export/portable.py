@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 
-from lae_jax.export.form import require_known
+from lae_jax.export.form import MAX_NUMBERS, require_known
 from lae_jax.runtime.errors import InputError
 
 # Operations in the exports of all models, with and without flip, temperature and hidden layer.
@@ -25,9 +25,9 @@ OPERATIONS = frozenset(
     }
 )  # fmt: skip
 CUSTOM_CALLS = frozenset({"shape_assertion"})  # the runtimes resolve it while they compile
-# Bounds on work that a small file can ask for: operations when all calls are inlined, and numbers of a tensor for an
-# image. The largest model has 1e5 operations with flip; 1024 pixels give 2e7 numbers.
-MAX_OPERATIONS, MAX_NUMBERS = 1_000_000, 1 << 28
+# A bound on work that a small file can ask for: operations when all calls are inlined. The largest model has 1e5 with
+# flip.
+MAX_OPERATIONS = 1_000_000
 
 
 def require_only_computes(path: os.PathLike | str, module: bytes) -> None:

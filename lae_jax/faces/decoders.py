@@ -19,7 +19,7 @@ from PIL import Image
 from lae_jax.faces import MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, sandbox
 from lae_jax.faces.perceptual_hash import BYTES as HASH_BYTES
 from lae_jax.faces.pixels import BadImage, Decoded, Form
-from lae_jax.runtime import cpu
+from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
 
 # A decoder that does nothing is ended after so many seconds; it may share its core with many others.
@@ -58,7 +58,7 @@ class Decoders:
       count: Most processes.
       share: Share of the time that `sandbox.seconds` allows a picture. With less than 1, `Slow` is raised for a picture
         that needs more.
-      nice: How much the processes stand back behind others on the same cores.
+      nice: Niceness of the processes: with more than 0 they give way to others on the same cores.
     """
 
     def __init__(self, count: int, *, share: float = 1.0, nice: int = 0):
@@ -251,8 +251,7 @@ class _Process:
         payload = self._received(length)
         self._deadline = time.monotonic() + WALL_SECONDS
         if kind == sandbox.BAD:
-            text = payload.decode("utf-8", "replace")
-            return BadImage("".join(c if c.isprintable() else " " for c in text))
+            return BadImage(foreign.replaced(payload.decode("utf-8", "replace"), " "))
         return None if kind == sandbox.SLOW else (tuple(numbers), payload)
 
     def _wait_until_ready(self) -> None:
@@ -329,7 +328,7 @@ def _form(numbers: tuple[int, ...], payload: bytearray, encoded: bytes) -> Form:
 
 
 def _is_sound(what: int, kind: int, numbers: Sequence[int], length: int) -> bool:
-    """Whether a reply can be meant: whoever took over a decoder may write what he likes."""
+    """Whether a reply makes sense: a hostile image that took over a decoder may answer anything."""
     width, height, *size, reduced, orientation = numbers
     if kind == sandbox.BAD:
         return length <= _LONGEST_REASON

@@ -1,7 +1,7 @@
 """The process that decodes: encoded images come in, pixels go out, and its memory and time are bounded.
 
-It loads numpy, Pillow and simplejpeg alone. `decoders` starts it, ends it and reads its replies, which are numbers and
-raw bytes: whoever takes over a decoder by a hostile image can answer nonsense, and no more.
+It loads only numpy, Pillow and simplejpeg. `decoders` starts it, ends it and reads its replies, which are numbers and
+raw bytes. A hostile image that takes over a decoder can change these replies, and nothing else in the program.
 """
 
 import fcntl
@@ -45,7 +45,7 @@ def main(descriptor: int, nice: int) -> None:
 
     Args:
       descriptor: Of the socket.
-      nice: How much the process stands back.
+      nice: Niceness of the process.
     """
     _give_up_rights(nice)
     connection = socket.socket(fileno=descriptor)
@@ -136,7 +136,3 @@ def _told(
     kind: int, payload: bytes | memoryview = b"", shape=(0, 0), size=(0, 0), reduced=1, orientation=1
 ) -> tuple[bytes, bytes | memoryview]:
     return REPLY.pack(kind, *shape, *size, reduced, orientation, len(payload)), payload
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -51,7 +51,7 @@ def header(encoded: bytes) -> Header | None:
 
 
 def number(encoded: bytes) -> int:
-    """Returns the number of scans of a JPEG; one more than MAX_SCANS if they are more, or if nobody can say."""
+    """Returns the number of scans of a JPEG; MAX_SCANS + 1 if it has more, or too many markers."""
     stated = header(encoded)
     if stated is not None and stated.is_single:
         return 1

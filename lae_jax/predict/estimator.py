@@ -15,6 +15,7 @@ from lae_jax.runtime.errors import InputError
 
 # Per-device batch sizes. A batch is padded to the next of them, so that no other size is compiled.
 _PER_DEVICE = (1, 8, 32)
+_TOLERANCE = 0.05  # of ages and of sums of probabilities: rounding, also in bfloat16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +125,9 @@ class AgeEstimator:
         """Yields the output of `forward` for each input (S, S, 3), in order, for `ages` and `calibrated`.
 
         The device works on a batch while the next one is collected.
+
+        Raises:
+          InputError: The model gives something else than ages and probabilities.
         """
         pending, count, batch = None, 0, []
         for image in inputs:
@@ -131,12 +135,33 @@ class AgeEstimator:
             if len(batch) == self.sizes[-1]:
                 dispatched = self.forward(np.stack(batch))
                 if pending is not None:
-                    yield from np.asarray(pending)[:count]
+                    yield from self._checked(pending)[:count]
                 pending, count, batch = dispatched, len(batch), []
         if pending is not None:
-            yield from np.asarray(pending)[:count]
+            yield from self._checked(pending)[:count]
         if batch:
-            yield from np.asarray(self.forward(self._filled(batch)))[: len(batch)]
+            yield from self._checked(self.forward(self._filled(batch)))[: len(batch)]
+
+    def _checked(self, outputs: object) -> np.ndarray:
+        """Returns the outputs as an array. Weights that are damaged or hostile give others than ages and probabilities.
+
+        Raises:
+          InputError: They are not an age from 0 to 100 and 101 probabilities.
+        """
+        rows = np.asarray(outputs)
+        # All comparisons with NaN are false.
+        if not (
+            rows.ndim == 2
+            and rows.shape[1] == 102
+            and ((rows[:, 0] >= -_TOLERANCE) & (rows[:, 0] <= 100 + _TOLERANCE)).all()
+            and (rows[:, 1:] >= 0).all()
+            and (np.abs(rows[:, 1:].sum(axis=1) - 1) <= _TOLERANCE).all()
+        ):
+            raise InputError(
+                f"{self.source} is damaged: its outputs are not an age and the probabilities of the ages 0 to 100:"
+                " restore it, or name another run"
+            )
+        return rows
 
     def _filled(self, batch: list[np.ndarray]) -> np.ndarray:
         size = next(size for size in self.sizes if size >= len(batch))

@@ -82,7 +82,7 @@ def forward(
 
 @contextlib.contextmanager
 def fits(workdir: os.PathLike | str) -> Iterator[None]:
-    """Makes it an InputError that the arrays of a checkpoint are not those of the model of its config.
+    """Turns an error of Flax into an InputError: the checkpoint does not fit the model of its config.
 
     Args:
       workdir: The run, for the message.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from lae_jax.runtime.typed import declared
 logger = logging.getLogger("lae_jax")
 
 FOLDER, UNSCORED, DAMAGED = layout.CHECKPOINTS, layout.UNSCORED, "damaged"
+# A kilobyte of zstd can stand for a gigabyte of zeros. Weights hardly get smaller, momentum of 0 to nothing.
+PACKED, SMALL = 16, 1 << 28  # most bytes of arrays for each byte of files, and in all besides
 
 
 class Checkpoints:
@@ -227,18 +230,22 @@ class Checkpoints:
 
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
-        with _reading(self._directory / str(step)):
-            return ocp.PyTreeCheckpointHandler().metadata(_absolute(self._directory / str(step) / "state")).tree
+        with _reading(path := self._directory / str(step)):
+            tree = ocp.PyTreeCheckpointHandler().metadata(_absolute(path / "state")).tree
+            arrays, stored = sum(map(_bytes, jax.tree.leaves(tree))), checksums.size(path)
+        if arrays > PACKED * stored + SMALL:
+            raise InputError(f"{path} is damaged ({arrays:,} bytes of arrays in {stored:,} of files): restore it")
+        return tree
 
 
 @contextlib.contextmanager
 def _reading(path: epath.Path) -> Iterator[None]:
-    """Makes what orbax raises of damaged files an InputError: their checksums may have been taken of the damage."""
+    """Turns the errors of orbax into InputErrors. Files that match their checksums may be damaged all the same."""
     try:
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # of many types
+    except Exception as error:  # orbax raises many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
@@ -260,6 +267,12 @@ def _without_warnings() -> Iterator[None]:
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax needs absolute paths; a path in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
+
+
+def _bytes(leaf: Any) -> int:
+    """Bytes that an array takes while it is read: a chunk may be larger than the array that it is of."""
+    chunk = (leaf.storage and leaf.storage.chunk_shape) or leaf.shape
+    return math.prod(map(max, leaf.shape, chunk)) * np.dtype(leaf.dtype).itemsize
 
 
 def _numpy_target(leaf) -> np.ndarray:
@@ -308,8 +321,8 @@ def recover(workdir: os.PathLike | str) -> int | None:
     if it is not the one of its step and of this run. Each one is logged.
 
     Returns:
-      The newest step without damage, scored or not, the same on all hosts; None if nothing is saved. `folder_of` has
-      its folder.
+      The newest step without damage, scored or not, the same on all hosts; None if nothing is saved. `origin.folder_of`
+      has its folder.
 
     Raises:
       InputError: All checkpoints are damaged; or see `origin.run_id`.
@@ -348,23 +361,9 @@ def _recover(workdir: epath.Path) -> int:
     return whole[0] if whole else _NOTHING
 
 
-def folder_of(workdir: os.PathLike | str, step: int | None) -> str:
-    """Returns the folder that `recover` found a step in, FOLDER or UNSCORED, the same on all hosts."""
-    workdir = epath.Path(workdir)
-    scored = (workdir / FOLDER / str(step)).exists()
-    return UNSCORED if parallel.from_first_host(not scored and (workdir / UNSCORED / str(step)).exists()) else FOLDER
-
-
-def discard_unscored(workdir: os.PathLike | str) -> None:
-    """Removes the state of a step that has been scored."""
-    if parallel.is_first_host() and (folder := epath.Path(workdir) / UNSCORED).exists():
-        folder.rmtree()
-
-
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:
-    """Returns the `meta` of a checkpoint of a run."""
-    with Checkpoints(workdir, folder, read_only=True) as saved:
-        return saved.meta(step)
+    """Returns the `meta` of a checkpoint of a run, as `Checkpoints.meta` does."""
+    return origin.read_meta(epath.Path(workdir) / folder / str(step), declared.META)
 
 
 def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> Checkpoint:
@@ -393,7 +392,7 @@ def load_run(workdir: os.PathLike | str, step: int | None = None, how_to_make: s
         if step is not None and step not in saved.steps():
             raise InputError(f"{workdir} has no checkpoint of step {step}, only {saved.steps()}")
         step = saved.best() if step is None else step
-        # A run that is still training may have a better checkpoint by the time another host reads it.
+        # A run that is training may have a better checkpoint by the time another host reads it.
         step = parallel.from_first_host(_NOTHING if step is None else step)
         if step == _NOTHING:
             raise InputError(f"{workdir} has no checkpoint yet{how_to_make and f': finish it with {how_to_make}'}")

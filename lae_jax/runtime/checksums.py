@@ -37,6 +37,11 @@ def entries(folder: epath.Path, but: str = NAME) -> dict[str, dict]:
     }
 
 
+def size(folder: epath.Path) -> int:
+    """Returns the bytes of all files in a folder."""
+    return sum((folder / name).stat().length for name in _contents(folder, NAME))
+
+
 def write(folder: epath.Path) -> None:
     """Writes the checksums of the files in a folder."""
     files.write_json(folder / NAME, entries(folder))

@@ -136,6 +136,21 @@ def keep_freed() -> bool:
     return all(mallopt(what, value) for what, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _MOST)))
 
 
+def return_freed() -> bool:
+    """Returns freed memory to the system once, also where `keep_freed` keeps it.
+
+    It takes some milliseconds, in which no thread can allocate.
+
+    Returns:
+      Whether the C library can do so (glibc can).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is None:
+        return False
+    trim(0)
+    return True
+
+
 def spread_convolutions() -> bool:
     """Makes XLA compute convolutions with Eigen, which uses all cores.
 

@@ -182,7 +182,7 @@ def end_all(kind: type[BaseException] | None, *ends: Callable[[], object]) -> No
     """Calls every function in `ends`, also after one has failed.
 
     Args:
-      kind: As `__exit__` gets it: the type of the error that ends the block, which no later error replaces.
+      kind: Type of the error that ends the block, as `__exit__` gets it. No later error replaces that one.
       *ends: Functions that close files and end threads.
 
     Raises:

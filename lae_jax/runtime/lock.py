@@ -5,10 +5,12 @@ dies on another machine, so no process could continue. It also does not say who 
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +67,7 @@ def _lock(folder: epath.Path) -> int | None:
     path = os.fspath(folder / NAME)
     while True:
         with saving(folder):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,6 +83,20 @@ def _lock(folder: epath.Path) -> int | None:
         if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
         os.close(handle)
+
+
+def _opened(path: str) -> int:
+    """Opens or makes the file; what a link leads to would be emptied, and a pipe or a device cannot be."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+    raise InputError(f"{path} is not a file: remove it")
 
 
 @contextlib.contextmanager
@@ -100,10 +116,10 @@ def _locked(folder: epath.Path, handle: int) -> Iterator[None]:
 def _stamped(folder: epath.Path, seconds: float = STAMP_SECONDS) -> Iterator[None]:
     path = folder / NAME
     if path.exists():
-        before = path.read_text()
+        before = path.read_bytes()
         time.sleep(3 * seconds)
-        if path.exists() and path.read_text() != before:
-            raise _in_use(folder, before.partition(",")[0])
+        if path.exists() and path.read_bytes() != before:
+            raise _in_use(folder, before[:200].decode(errors="replace").partition(",")[0])
     ended = threading.Event()
 
     def stamp(count: int) -> None:

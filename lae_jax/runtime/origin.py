@@ -1,4 +1,4 @@
-"""Which run and which step a checkpoint is of.
+"""Which run and which step a checkpoint is of, and where it lies.
 
 Checksums do not say where a checkpoint belongs: one that was renamed, or that comes from another run, matches its own.
 So a run has an id, and each checkpoint carries it and its step.
@@ -10,7 +10,7 @@ import uuid
 
 from etils import epath
 
-from lae_jax.runtime import checksums, files, layout, typed
+from lae_jax.runtime import checksums, files, layout, parallel, typed
 from lae_jax.runtime.errors import InputError
 
 _FORM = typed.fields({"id": typed.text(".+")})  # of run.json
@@ -26,7 +26,8 @@ def give_id(workdir: os.PathLike | str) -> None:
 def run_id(workdir: os.PathLike | str) -> str | None:
     """Returns the id of a run.
 
-    If its folder has none, it is that of all checkpoints: None for a run that is older than ids.
+    If run.json is missing, the id is the one that all checkpoints carry; None if they carry none, because the run was
+    made before runs had ids.
 
     Raises:
       InputError: The folder has no id, and the ids of its checkpoints differ.
@@ -74,7 +75,7 @@ def fault(path: epath.Path, run: str | None) -> str | None:
       run: The `run_id` of the run that it lies in.
 
     Returns:
-      That its files differ from its checksums or that it has none, or that it is of another step or run.
+      The reason: it has no checksums, its files differ from them, or it is of another step or run.
     """
     if reason := checksums.damage(path):
         return reason
@@ -85,3 +86,16 @@ def fault(path: epath.Path, run: str | None) -> str | None:
     if str(meta.get("step")) != path.name:
         return f"it is the checkpoint of step {meta.get('step')}"
     return None if meta.get("run") == run else f"it is of another run: its id is {meta.get('run')}, not {run}"
+
+
+def folder_of(workdir: os.PathLike | str, step: int | None) -> str:
+    """Returns the folder that `checkpoints.recover` found a step in, scored or not, the same on all hosts."""
+    scored, unscored = (epath.Path(workdir) / name / str(step) for name in (layout.CHECKPOINTS, layout.UNSCORED))
+    is_unscored = parallel.from_first_host(not scored.exists() and unscored.exists())
+    return layout.UNSCORED if is_unscored else layout.CHECKPOINTS
+
+
+def discard_unscored(workdir: os.PathLike | str) -> None:
+    """Removes the state of a step that has been scored."""
+    if parallel.is_first_host() and (folder := epath.Path(workdir) / layout.UNSCORED).exists():
+        folder.rmtree()

@@ -126,7 +126,11 @@ class Ages:
         finally:
             for task in tasks:
                 task.cancel()
-        outputs = iter(await self._outputs([face for one in found for face in one.inputs]))
+        faces, outputs = [face for one in found for face in one.inputs], []
+        # A batch at a time: a photograph may have hundreds of faces, and other requests have their turn between.
+        for start in range(0, len(faces), self.batch):
+            outputs += await self._outputs(faces[start : start + self.batch])
+        outputs = iter(outputs)
         return [(one, self._rows(one, [next(outputs) for _ in one.inputs])) for one in found]
 
     async def _found(self, image: Uploaded, turn: asyncio.Semaphore) -> photographs.Found:

@@ -14,12 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from lae_jax.report import markdown
+from lae_jax.runtime import cpu
 from lae_jax.serve import guard, schema
 from lae_jax.serve.ages import Ages
 from lae_jax.serve.ascii_json import AsciiJSON
 from lae_jax.serve.limits import Gate, Refused
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
+# Seconds between two returns of freed memory to the system. Pictures and batches of all sizes, freed in any order,
+# leave holes that are kept otherwise: the memory would grow for hours.
+TIDY_SECONDS = 10.0
 # The script and the style of swagger-ui, which FastAPI loads from another host by default.
 SWAGGER = importlib.resources.files("fastapi_offline") / "static"
 # Statuses of every path: of the connection, of the guard, and of errors in this program.
@@ -65,7 +69,9 @@ def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None
     @contextlib.asynccontextmanager
     async def lifespan(_) -> AsyncIterator[None]:
         warming.add(asyncio.create_task(ages.start()))
+        tidying = asyncio.create_task(_tidy())
         yield
+        tidying.cancel()
         await asyncio.gather(*warming)
         await ages.close()
 
@@ -78,6 +84,12 @@ def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None
     _add_api(app, ages, gate, about)
     _add_errors(app)
     return guard.Guard(app, hosts, gate.stop)
+
+
+async def _tidy() -> None:
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        await asyncio.to_thread(cpu.return_freed)
 
 
 def _add_pages(app: FastAPI, about: schema.About) -> None:

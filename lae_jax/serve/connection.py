@@ -42,7 +42,7 @@ class _Strict(h11.Connection):
         self._chunks = self._size = 0
 
     def next_event(self):
-        """Like h11's, and an error for more."""
+        """Returns the next event as h11 does, and raises its error also for what `_check` and `_count` refuse."""
         waiting = self.their_state is h11.IDLE
         before = self.trailing_data[0] if waiting else b""
         try:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 
 from lae_jax.faces import MAX_PIXELS
+from lae_jax.runtime import foreign
 from lae_jax.serve import multipart
 
 # A client that still sends does not read the answer, so its bytes are read and discarded for this long.
@@ -55,14 +56,10 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Uploaded:
-    """An image of a request, in the form that `photographs.of_chunk` takes."""
+    """An image of a request."""
 
     name: str
     content: bytes
-
-    def read(self) -> bytes:
-        """Returns the content."""
-        return self.content
 
 
 class Gate:
@@ -231,4 +228,4 @@ class _Upload:
 def _clean(name: str | None, number: int) -> str:
     """Returns the last part of a path without control characters, or "image NUMBER" if nothing is left."""
     last = re.split(r"[/\\]", name or "")[-1]
-    return "".join(c for c in last if c.isprintable())[:_NAME_LENGTH].strip() or f"image {number}"
+    return foreign.replaced(last, "")[:_NAME_LENGTH].strip() or f"image {number}"

@@ -4,6 +4,10 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+# Each beginning of a boundary costs the parser more work than the bytes that the limits count. A body has one for each
+# file and one at its end; the parser also takes content that begins like a boundary, which photographs do by chance.
+MOST_BOUNDARIES = 1_000
+
 
 class BadForm(ValueError):
     """The body is not multipart/form-data of files; the message says why."""
@@ -31,6 +35,7 @@ class Files:
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             raise BadForm("its Content-Type has no boundary")
         self._most, self._files, self._ended = most, [], False
+        self._delimiter, self._boundaries = b"\r\n--" + options[b"boundary"], 0
         self._content = bytearray()
         self._header, self._value, self._disposition = b"", b"", b""
         names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
@@ -51,6 +56,9 @@ class Files:
             self._parser.write(chunk)
         except FormParserError as error:
             raise BadForm(str(error)) from None
+        self._boundaries += chunk.count(self._delimiter)
+        if self._boundaries > MOST_BOUNDARIES:
+            raise BadForm("its boundary occurs in the files: choose another")
 
     def whole(self) -> list[tuple[str, bytes]]:
         """Returns (name, content) of each file, in order.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lae_jax import models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, provenance
-from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, parallel, watch
+from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, origin, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
@@ -57,7 +57,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         if begun:
             fields.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
-        folder = checkpoints.folder_of(workdir, newest)
+        folder = origin.folder_of(workdir, newest)
         if done:
             summary = files.read_json(workdir / "summary.json", declared.SUMMARY)
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
@@ -195,7 +195,7 @@ class _Loop:
             if not scored:
                 self._score_and_save(journal, state, start, is_saved=True)
                 self.saved.wait()
-            checkpoints.discard_unscored(plan.workdir)
+            origin.discard_unscored(plan.workdir)
             for number in range(start + 1, plan.durations.total + 1):
                 self.trace.begin(number)
                 waiting = time.perf_counter()

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import yardstick, yardstick_steps
 from lae_jax import models
+from lae_jax.train.loop import _Loop
+from lae_jax.train.plan import make_plan
 
 
 def test_our_weights_have_torchvisions_names_and_axes():
@@ -31,3 +33,18 @@ def test_a_run_in_pytorch_that_is_done_is_scored_and_not_repeated(tmp_path):
     found = yardstick.of_torch("torch:half@bilinear", 3, argparse.Namespace(out=tmp_path))
     scores = yardstick.scores(*found["represent, best epoch"])
     assert scores == pytest.approx((1, 0, 3.5, np.sqrt(5.25), 0, 7))
+
+
+def test_the_batches_for_pytorch_are_those_of_our_run(drawn, tmp_path):
+    yardstick.write_batches(drawn, 3, 1, tmp_path / "batches")
+    images, ages = (np.load(tmp_path / "batches" / f"{name}.npy") for name in ("images", "ages"))
+    config = yardstick_steps.settings_of("represent")
+    config.data.path, config.workdir, config.seed, config.epochs = str(drawn), str(tmp_path / "run"), 3, 1.0
+    config.init_from, config.data.allow_leak = "scratch", True
+    plan = make_plan(config)
+    assert len(images) == plan.durations.total
+    last = len(images) - 1
+    loop = _Loop(plan, None, None, None, None, None)
+    for step, batch in zip((0, last), (next(loop.batches(0)), next(loop.batches(last))), strict=True):
+        np.testing.assert_array_equal(images[step], batch["image"])
+        np.testing.assert_array_equal(ages[step], batch["target"])

@@ -1,12 +1,19 @@
 """The pipeline: batches are functions of the step, each host reads its places, and damage names its record."""
 
+import json
+import shutil
+
 import hostile
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from etils import epath
 
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.data.augment import Augmentation
+from lae_jax.runtime import checksums, files
 from lae_jax.runtime.errors import InputError
 
 AUGMENT = Augmentation(image_size=24, patch="area", brightness=0.125, num_ops=2)
@@ -107,3 +114,23 @@ def test_a_loader_that_dies_of_something_else_ends_with_its_own_error(dataset, m
     monkeypatch.setattr(Augmentation, "train", broken)
     with pytest.raises(tf.errors.InvalidArgumentError, match="the augmentation broke"):
         train(dataset)
+
+
+@pytest.mark.parametrize(
+    ("repeated", "compression", "reason"),
+    [(100, "snappy", "00 rows, and the shards"), (1, "zstd", "another compression"), (1, "snappy", "bytes a row")],
+)
+def test_columns_whose_few_bytes_stand_for_many_are_not_read(drawn, tmp_path, repeated, compression, reason):
+    out = shutil.copytree(drawn, tmp_path / "out")
+    table = pq.read_table(out / "columns.parquet")
+    if reason == "bytes a row":
+        place = table.column_names.index("name")
+        table = table.set_column(place, "name", pa.array(["x" * 1_000_000] * len(table)))
+    with pq.ParquetWriter(out / "columns.parquet", table.schema, compression=compression) as writer:
+        for _ in range(1):
+            writer.write_table(pa.concat_tables([table] * repeated))
+    manifest = json.loads((out / "dataset.json").read_text())
+    manifest["files"]["columns.parquet"] = checksums.entries(epath.Path(out))["columns.parquet"]
+    files.write_json(out / "dataset.json", manifest)
+    with pytest.raises(InputError, match=f"columns.parquet is damaged .*{reason}"):
+        records.open_dataset(out)

@@ -356,14 +356,17 @@ def test_a_data_set_names_no_file_outside_of_itself(drawn, tmp_path):
         records.open_dataset(out)
 
 
-@pytest.mark.parametrize("damage", ["{}", "", "cut"])
+@pytest.mark.parametrize("damage", ["{}", "", "cut", "gone"])
 @pytest.mark.parametrize("part", ["00000.json", "00000.parquet"])
 def test_a_damaged_part_is_made_again(source, tmp_path, part, damage):
     out = tmp_path / "out"
     manifest = run(out, "--source", source, "--shards", 2)
     path = out / "parts" / part
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else damage.encode())
     assert run(out, "--source", source, "--shards", 2) == manifest and path.read_bytes() == whole
 
 

@@ -583,10 +583,18 @@ def with_subgraph(model):
     attribute.g.SetInParent()
 
 
+def with_table(model):
+    """A product of two vectors that takes 14 GB."""
+    for name, dims in (("column", (60_000, 1)), ("row", (1, 60_000))):
+        model.graph.initializer.add(name=name, dims=dims, data_type=1, raw_data=bytes(240_000))
+    model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table"])
+
+
 @needs_onnx
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (with_table, "more than 268435456 numbers"),
         (elsewhere, "fields of TensorProto .*data_location, external_data"),
         (with_subgraph, "fields of AttributeProto .*g"),
         (lambda model: model.graph.node.add(op_type="PyOp", domain="com.microsoft.extensions"), "NodeProto .*domain"),

@@ -192,7 +192,7 @@ def test_without_a_split_to_judge_methods_on_it_is_told_how_to_make_one(dataset,
 def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "other")
     manifest = json.loads((tmp_path / "other" / "dataset.json").read_text())
-    manifest["protocol"] = "image" if manifest["protocol"] == "column" else "column"
+    manifest["protocol"] = "image"
     (tmp_path / "other" / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(
         InputError, match="is not the data set that.*name the data set of the run with --data .*/drawn when"

@@ -1,6 +1,7 @@
 """Photographs in, ages out: the same as an evaluation gives, in any number, with reasons where there are none."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -91,6 +92,17 @@ def test_the_number_of_images_changes_nothing_and_compiles_nothing(estimator):
     for count in (1, 7, 8, 9, 63, 64, 65, 130, 0):
         assert counting.predict([images[0]] * count).tolist() == [50.0] * count
     assert {*seen} == {8, 64}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[np.nan, *[1 / 101] * 101], [50, *[np.nan] * 101], [-7, *[1 / 101] * 101], [50, *[1.0] * 101], [50, 0.5, 0.5]],
+)
+def test_outputs_that_are_no_ages_and_probabilities_are_refused(estimator, row):
+    forward = lambda batch: np.tile(np.float32(row), (len(batch), 1))  # noqa: E731
+    damaged = dataclasses.replace(estimator, forward=forward, source="runs/x step 3")
+    with pytest.raises(InputError, match="runs/x step 3 is damaged: its outputs are not an age"):
+        damaged.predict([np.zeros((8, 8, 3), np.uint8)] * 40)
 
 
 def test_images_of_another_kind_are_refused(estimator):

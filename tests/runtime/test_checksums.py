@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from etils import epath
 from etils.epath import backend, gpath
 
@@ -164,9 +165,9 @@ def test_an_unscored_state_is_taken_if_it_is_the_newest_whole_one(folder, unscor
     copied(folder, workdir / "unscored" / str(unscored))
     if damaged:
         (workdir / damaged / "meta" / "metadata").write_text("")
-    assert checkpoints.recover(workdir) == step and checkpoints.folder_of(workdir, step) == place
+    assert checkpoints.recover(workdir) == step and origin.folder_of(workdir, step) == place
     assert (workdir / "damaged").exists() == bool(damaged)
-    checkpoints.discard_unscored(workdir)
+    origin.discard_unscored(workdir)
     assert not (workdir / "unscored").exists()
 
 
@@ -240,6 +241,19 @@ def test_a_checkpoint_whose_state_is_of_another_step_is_refused(tmp_path):
         assert saved.restore(5, target).step == 5
         with pytest.raises(InputError, match="checkpoints/7 holds the state of step 5"):
             saved.restore(7, target)
+
+
+@pytest.mark.parametrize(("shape", "chunk"), [(1 << 40, 1 << 30), (4, 1 << 40)])
+def test_zeros_that_a_few_bytes_stand_for_are_not_unpacked(tmp_path, shape, chunk):
+    run = begun(tmp_path / "run", 7)
+    path = epath.Path(run) / "checkpoints" / "7"
+    base = {"driver": "ocdbt", "base": f"file://{path}/state/", "path": "params.a/"}
+    metadata = {"shape": [shape], "chunks": [chunk], "dtype": "<f4"}
+    spec = {"driver": "zarr", "kvstore": base, "metadata": metadata, "create": True, "delete_existing": True}
+    tensorstore.open(spec).result()
+    checksums.write(path)
+    with pytest.raises(InputError, match="bytes of arrays in"):
+        checkpoints.load_run(run)
 
 
 def test_a_run_that_was_moved_or_lost_its_id_or_is_older_than_ids_is_read(tmp_path):

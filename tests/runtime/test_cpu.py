@@ -43,6 +43,27 @@ def test_memory_that_was_freed_is_taken_again_without_page_faults():
     assert faults("kept") < 0.1 * faults("given back")
 
 
+HOLES = """
+import resource
+from lae_jax.runtime import cpu
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+assert cpu.keep_freed()
+blocks = [b"x" * (200_000 + number) for number in range(1000)]
+blocks = blocks[::2]  # each of the rest lies between two holes
+before = held()
+assert cpu.return_freed()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_memory_that_was_freed_between_pieces_in_use_can_be_returned():
+    options = dict(cwd=ROOT, timeout=120, capture_output=True, text=True, check=True)
+    assert float(subprocess.run([sys.executable, "-c", HOLES], **options).stdout) > 80
+
+
 @pytest.mark.parametrize(("paths", "kind"), [
     ([], ""),
     (["dev/nvidiactl"], ""),

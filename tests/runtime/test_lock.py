@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from lae_jax.runtime import lock
-from lae_jax.runtime.errors import FolderInUse
+from lae_jax.runtime.errors import FolderInUse, InputError
 
 
 def _hold(folder, ready):
@@ -62,3 +62,18 @@ def test_stamps_in_a_bucket(tmp_path):
     (folder / lock.NAME).write_text("process 1 on another host, stamp 7")
     with lock._stamped(folder, seconds=0.05):
         assert (folder / lock.NAME).read_text().startswith(f"process {os.getpid()}")
+
+
+def test_what_stands_in_place_of_the_lock_is_neither_emptied_nor_waited_for(tmp_path):
+    other, path = tmp_path / "other", tmp_path / "run" / "lock"
+    other.write_text("kept")
+    path.parent.mkdir()
+    for make in (lambda: path.symlink_to(other), lambda: path.symlink_to("/dev/zero"), lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(InputError, match=r"run/lock is not a file: remove it"), lock.hold(path.parent):
+            pytest.fail("locked")
+        path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"run/lock is not a file: remove it"), lock.hold(path.parent):
+        pytest.fail("locked")
+    assert other.read_text() == "kept"

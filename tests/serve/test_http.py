@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import served
 
+from lae_jax.runtime import cpu
 from lae_jax.serve import about, app, connection, guard
 
 BODY, KIND = served.multipart({"a.png": served.crop(0)})
@@ -99,6 +100,23 @@ def test_bytes_after_the_last_request_of_a_connection_are_not_read(address):
     ) as one:
         one.sendall(SMUGGLED)
         assert served.reply(one).count(b"HTTP/1.1 200") == 1
+
+
+def test_content_that_begins_like_a_boundary_again_and_again_is_refused(address):
+    def answer(count):
+        body, kind = served.multipart({"a.png": served.crop(0) + b"\r\n--edge." * count})
+        return httpx2.post(f"{address}/v1/predict", content=body, headers={"content-type": kind})
+
+    assert answer(900).status_code == 200
+    assert answer(1100).status_code == 400 and "its boundary occurs in the files" in answer(1100).json()["error"]
+
+
+def test_freed_memory_is_returned_while_the_server_runs(monkeypatch):
+    returned = threading.Event()
+    monkeypatch.setattr(app, "TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(cpu, "return_freed", returned.set)
+    with served.serving(served.aligned(served.stand_in([]))):
+        assert returned.wait(30)
 
 
 def test_a_chunk_that_breaks_off_in_an_upload_is_one_answer(address):

@@ -1,14 +1,17 @@
 """Slow photographs in the server: they hold up no quick ones, and end with their clients and with the server."""
 
+import asyncio
 import concurrent.futures
 import time
 
 import hostile
 import httpx2
+import numpy as np
 import pytest
 import served
 
-from lae_jax.serve import ages
+from lae_jax.predict import photographs
+from lae_jax.serve import ages, limits
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +75,26 @@ def test_a_server_that_closes_ends_its_decoders_at_once(slow):
         for lane in (given._quick, given._slow):
             lane.close()
         assert child.returncode == -9 and waiting.result().status_code == 503
+
+
+def test_a_photograph_of_hundreds_of_faces_holds_up_no_other(monkeypatch):
+    ended = []
+
+    async def found(_, image, turn):
+        return photographs.Found(image, [np.zeros((24, 24, 3), np.uint8)] * (400 if image.name == "crowd" else 1), [])
+
+    monkeypatch.setattr(ages.Ages, "_found", found)
+    monkeypatch.setattr(ages.Ages, "_rows", lambda *_: [])
+
+    async def asked(given, name):
+        await given([limits.Uploaded(name, b"")])
+        ended.append(name)
+
+    async def both():
+        given = ages.Ages(served.stand_in([]), None, batch=8)
+        given._outputs.start()
+        await asyncio.gather(asked(given, "crowd"), asked(given, "one"))
+        await given.close()
+
+    asyncio.run(both())
+    assert ended == ["one", "crowd"]

@@ -111,7 +111,7 @@ _MAY_MISS: set[Form] = set()
 
 
 def many(form: Form, count: int | None = None) -> Form:
-    """Returns the form of a list of values of one form; `count`: of so many."""
+    """Returns the form of a list of values of one form; `count` is its length (None: any)."""
 
     def check(value: object, name: str) -> None:
         if not isinstance(value, list) or (count is not None and len(value) != count):

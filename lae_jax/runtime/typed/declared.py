@@ -23,8 +23,15 @@ CROP = fields(
         "quality": optional(whole(1, 100)),
     }
 )
-# All that a program reads of recipe.json but `prepare`, which compares the whole.
-RECIPE = fields({"reader": optional(text()), "images": optional(text()), "size": optional(whole(16, 4096))})
+# All that a program reads of recipe.json; `prepare` compares the whole.
+RECIPE = fields(
+    {
+        "reader": optional(text()),
+        "images": optional(text()),
+        "size": optional(whole(16, 4096)),
+        "crop": optional(CROP),
+    }
+)
 OTHER = optional(fields({"hash": optional(DIGEST)}))  # the other data set, of a finding that concerns two
 LEAK = {"kind": text(), "splits": many(text()), "data": text(), "message": text(), "other": OTHER}
 _FINDING = fields({"severity": text(), "message": text()})
@@ -141,7 +148,7 @@ PROVENANCE = fields(
         "crop": optional(CROP),
         "protocol": optional(text()),
         "init": optional(
-            fields({"from": optional(text()), "step": optional(whole(0)), "sha256": optional(DIGEST)}),
+            fields({"from": optional(text()), "step": optional(whole(0)), "sha256": optional(text())}),
         ),
     }
 )
@@ -240,7 +247,6 @@ REPORT_OF_AGES = fields(
         "contents": optional(_CONTENTS),
     }
 )
-REPORT_OF_IDENTITIES = fields({**_REPORT, **_OF_IDENTITIES})
 BENCH = fields(
     {
         **_LEAKS,
