@@ -105,7 +105,7 @@ class Recipe:
             "size": self.size,
             "margin": self.margin,
             "quality": self.quality,
-            "interpolation": "bicubic",
+            "interpolation": align.INTERPOLATION,
             **detect.contract(),
         }
 

@@ -1,40 +1,29 @@
-"""Five landmarks of each face in a photograph, by the networks and weights of the `mtcnn` package (1.0.0).
+"""Five landmarks of each face in a photograph, by MTCNN on canvases of one size.
 
-Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. In the
-package's own loop over the cascade, the photographs of a batch move each other's landmarks by pixels (ties in its
-sorting, sums in another order). Here every photograph has its canvas, the networks see batches of fixed sizes, and the
-steps between the networks run photograph by photograph. A photograph therefore has the same faces alone and at any
-position in any batch. Its landmarks agree within 0.01 pixels: some CPUs sum a row of a matrix product in an order that
-depends on its position.
+A photograph has its own canvas, and on a CPU its own run of the compiled program (`cascade`), so other photographs do
+not change what is found in it. On accelerators the photographs of a batch share a run.
 """
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
-import importlib.resources
-import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces.tensorflow import tf
-from lae_jax.runtime.errors import InputError
+from lae_jax.faces import cascade, networks
+
+logger = logging.getLogger("lae_jax")
 
 CANVAS = 512  # side in pixels of the square that the networks see
 INNER = 416  # longer side of the photograph on it; the border lets MTCNN find faces that fill the photograph
-SMALLEST = 20  # side in pixels on the canvas of the smallest face that MTCNN searches for
-_PYRAMID = 0.709  # ratio of two neighbouring scales
-_THRESHOLDS = (0.6, 0.7, 0.8)  # confidence that a box needs after each network
-# Batch sizes of the three networks.
-_PHOTOS, _CANDIDATES, _FACES = 4, 64, 16
-# The weights are pickles: only files with these checksums are opened.
-_WEIGHTS = {
-    "pnet.lz4": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
-    "rnet.lz4": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
-    "onet.lz4": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
-}
+_SHORTER = INNER * 3 // 4  # of a photograph of 4:3; most photographs are that wide, or wider
+# Room for candidates, of nearly all photographs and of the few with more. The time of a step grows with its square.
+CAPS = (cascade.Caps(512, 128, 64), cascade.Caps(8192, 2048, 512))
+# Photographs of a run, and batch sizes of the second and of the third network.
+_ON_CPU, _ON_ACCELERATOR = (1, (16, 4)), (4, (64, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +43,33 @@ class Face:
 
 def contract() -> dict:
     """The part of the crop contract that the landmarks depend on."""
-    weights = hashlib.sha256("".join(_WEIGHTS.values()).encode()).hexdigest()[:12]
-    version = importlib.metadata.version("mtcnn")
-    return {"detector": f"mtcnn {version}", "weights": weights, "canvas": CANVAS, "inner": INNER, "smallest": SMALLEST}
+    return {
+        **networks.contract(),
+        "canvas": CANVAS,
+        "inner": INNER,
+        "smallest": cascade.SMALLEST,
+        "caps": list(dataclasses.astuple(CAPS[-1])),
+    }
 
 
 def detect(photographs: Sequence[Image.Image]) -> list[list[Face]]:
     """Finds the faces in each upright RGB photograph, largest first.
 
-    Other photographs in the list move the landmarks by less than 0.01 pixels.
+    Other photographs in the list move the landmarks by less than 0.01 pixels, on a CPU not at all.
     """
-    found: list[list[Face]] = []
-    for start in range(0, len(photographs), _PHOTOS):
-        found += _detect([_Canvas.of(photograph) for photograph in photographs[start : start + _PHOTOS]])
-    return found
+    canvases = [_Canvas.of(photograph) for photograph in photographs]
+    found = _find(canvases, CAPS[0])
+    more = [number for number, (_, exceeds) in enumerate(found) if exceeds]
+    for number, one in zip(more, _find([canvases[number] for number in more], CAPS[1]), strict=True):
+        found[number] = one
+        if one[1]:
+            logger.warning(
+                "a photograph of %d x %d pixels has more places that look like a face than there is room for"
+                " (%d, %d and %d in the three steps of MTCNN): the least likely were not examined",
+                *photographs[number].size,
+                *dataclasses.astuple(CAPS[1]),
+            )
+    return [faces for faces, _ in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class _Canvas:
     pixels: np.ndarray  # (CANVAS, CANVAS, 3) uint8
     offset: np.ndarray  # (2,) x, y of the photograph's corner on the canvas
     scale: np.ndarray  # (2,) canvas pixels per pixel of the photograph
+    region: cascade.Region
 
     @classmethod
     def of(cls, photograph: Image.Image) -> "_Canvas":
@@ -84,127 +87,56 @@ class _Canvas:
         scaled = np.maximum(1, np.rint(size * (INNER / size.max())).astype(int))
         left, top = (CANVAS - scaled) // 2
         pixels = np.zeros((CANVAS, CANVAS, 3), np.uint8)
-        resized = photograph.resize(tuple(scaled.tolist()), Image.Resampling.BICUBIC)
+        resized = photograph.resize(tuple(scaled.tolist()), Image.Resampling.HAMMING, reducing_gap=3.0)
         pixels[top : top + scaled[1], left : left + scaled[0]] = np.asarray(resized)
-        return cls(pixels, np.array([left, top]), scaled / size)
+        return cls(pixels, np.array([left, top]), scaled / size, _region(*scaled.tolist()))
 
     def back(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) on the canvas -> points in the photograph."""
         return (points + 0.5 - self.offset) / self.scale - 0.5
 
-
-def _detect(canvases: list[_Canvas]) -> list[list[Face]]:
-    from mtcnn.utils import bboxes as boxes_of
-    from mtcnn.utils.landmarks import adjust_landmarks
-
-    networks = _networks()
-    images = (np.stack([canvas.pixels for canvas in canvases]).astype(np.float32) - 127.5) / 128
-    proposed = _proposals(images)
-    refined = []
-    for candidates, (offsets, scores) in zip(proposed, _look_closer(networks["rnet"], images, proposed), strict=True):
-        candidates = boxes_of.adjust_bboxes(boxes_of.replace_confidence(candidates, scores), offsets)
-        candidates = boxes_of.pick_matches(candidates, score_threshold=_THRESHOLDS[1])
-        refined.append(boxes_of.resize_to_square(boxes_of.smart_nms_from_bboxes(candidates, 0.7)))
-    faces = []
-    looked = _look_closer(networks["onet"], images, refined)
-    for canvas, candidates, (offsets, points, scores) in zip(canvases, refined, looked, strict=True):
-        points = adjust_landmarks(tf.constant(points), candidates)
-        candidates = boxes_of.adjust_bboxes(boxes_of.replace_confidence(candidates, scores), offsets)
-        rows = np.concatenate([candidates, points], axis=1)
-        rows = boxes_of.pick_matches(rows, scores_column=5, score_threshold=_THRESHOLDS[2])
-        rows = boxes_of.smart_nms_from_bboxes(rows, 0.7, method="min").reshape(-1, 16)
+    def faces(self, boxes: np.ndarray, landmarks: np.ndarray, confidences: np.ndarray) -> list[Face]:
+        """The faces, largest first, of boxes (n, 4), landmarks (n, 5, 2) and confidences (n,), 0 for none."""
         found = [
             Face(
-                box=canvas.back(row[1:5].reshape(2, 2)).ravel(),
-                landmarks=canvas.back(np.stack([row[6:11], row[11:16]], axis=1)),
-                confidence=float(row[5]),
+                self.back(box.reshape(2, 2).astype(np.float64)).ravel(), self.back(points.astype(np.float64)), float(p)
             )
-            for row in rows
+            for box, points, p in zip(boxes, landmarks, confidences, strict=True)
+            if p
         ]
-        faces.append(sorted(found, key=lambda face: -face.area))
-    return faces
+        return sorted(found, key=lambda face: -face.area)
 
 
-def _proposals(images: np.ndarray) -> list[np.ndarray]:
-    """Proposals of the first network for each image: (n, 6) of 0, left, top, right, bottom, confidence."""
-    from mtcnn.utils import bboxes as boxes_of
-    from mtcnn.utils.images import build_scale_pyramid, scale_images
-
-    scales = build_scale_pyramid(CANVAS, CANVAS, min_face_size=SMALLEST, scale_factor=_PYRAMID)
-    proposed: list[list[np.ndarray]] = [[] for _ in images]
-    for scale in scales:
-        offsets, scores = _in_batches(_networks()["pnet"], scale_images(images, scale).numpy(), _PHOTOS)
-        for number in range(len(images)):
-            one = tf.constant(offsets[number : number + 1]), tf.constant(scores[number : number + 1])
-            candidates = boxes_of.generate_bounding_box(*one, _THRESHOLDS[0])
-            candidates = boxes_of.upscale_bboxes(candidates, np.array([scale]))
-            candidates = boxes_of.smart_nms_from_bboxes(candidates, 0.5, initial_sort=False)
-            proposed[number].append(candidates)
-    return [boxes_of.resize_to_square(boxes_of.smart_nms_from_bboxes(np.concatenate(parts), 0.7)) for parts in proposed]
+def _region(width: int, height: int) -> cascade.Region:
+    """The part of the canvas that may not be black, of a few forms, since each is a program of its own."""
+    width, height = (_SHORTER if side <= _SHORTER else INNER for side in (width, height))
+    if width == height:  # also of two short sides, which no photograph has
+        width = height = INNER
+    left, top = (CANVAS - width) // 2, (CANVAS - height) // 2
+    return cascade.Region(CANVAS, left, top, left + width, top + height)
 
 
-def _look_closer(network: "_Network", images: np.ndarray, candidates: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Outputs of a later network for the candidates of each image: one list of outputs per image."""
-    from mtcnn.utils.images import extract_patches
-
-    numbered = np.concatenate(candidates)
-    numbered[:, 0] = np.repeat(np.arange(len(images)), [len(rows) for rows in candidates])
-    patches = extract_patches(images, numbered, expected_size=(network.side, network.side)).numpy()
-    ends = np.cumsum([len(rows) for rows in candidates])[:-1]
-    outputs = [np.split(output, ends) for output in _in_batches(network, patches, network.batch)]
-    return [list(of_image) for of_image in zip(*outputs, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    model: Callable
-    side: int = 0  # of its input patches, in pixels
-    batch: int = 0
-    compiled: dict[tuple, Callable] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Outputs for images (N, H, W, 3); one graph is kept per shape."""
-        if images.shape not in self.compiled:
-            spec = tf.TensorSpec(images.shape, tf.float32)
-            self.compiled[images.shape] = tf.function(self.model).get_concrete_function(spec)
-        return [output.numpy() for output in self.compiled[images.shape](tf.constant(images))]
-
-
-def _in_batches(network: _Network, images: np.ndarray, size: int) -> list[np.ndarray]:
-    """The outputs for images (N, H, W, 3), computed in batches of the same size, the last one padded with zeros."""
-    outputs = []
-    for start in range(0, max(len(images), 1), size):
-        batch = images[start : start + size]
-        missing = size - len(batch)
-        if missing:
-            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-        outputs.append([output[: size - missing] for output in network(batch)])
-    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+def _find(canvases: list[_Canvas], caps: cascade.Caps) -> list[tuple[list[Face], bool]]:
+    """The faces on each canvas, and whether it has more candidates than there is room for."""
+    size, batches = _ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATOR
+    pending = []
+    for region in {canvas.region for canvas in canvases}:
+        numbers = [number for number, canvas in enumerate(canvases) if canvas.region == region]
+        for begin in range(0, len(numbers), size):
+            some = numbers[begin : begin + size]
+            pixels = np.zeros((size, CANVAS, CANVAS, 3), np.uint8)
+            for place, number in enumerate(some):
+                pixels[place] = canvases[number].pixels
+            pending.append((some, cascade.find(pixels, _weights(), region=region, caps=caps, batches=batches)))
+    found: list = [None] * len(canvases)
+    for some, result in pending:
+        boxes, landmarks, confidences, counts = (np.asarray(part) for part in result)
+        for place, number in enumerate(some):
+            faces = canvases[number].faces(boxes[place], landmarks[place], confidences[place])
+            found[number] = faces, bool(caps.exceeded(counts[place]))
+    return found
 
 
 @functools.cache
-def _networks() -> dict[str, _Network]:
-    from mtcnn.network.onet import ONet
-    from mtcnn.network.pnet import PNet
-    from mtcnn.network.rnet import RNet
-
-    networks = {}
-    for name, kind, side, batch in (("pnet", PNet, 0, 0), ("rnet", RNet, 24, _CANDIDATES), ("onet", ONet, 48, _FACES)):
-        model = kind()
-        model.build()
-        model.set_weights(_weights(f"{name}.lz4"))
-        networks[name] = _Network(model, side, batch)
-    return networks
-
-
-def _weights(name: str) -> list[np.ndarray]:
-    """Reads a file of weights of the package. The bytes that are unpickled are those whose checksum is checked."""
-    import joblib
-
-    content = (importlib.resources.files("mtcnn.assets.weights") / name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != _WEIGHTS[name]:
-        raise InputError(
-            f"the weights {name} of the mtcnn package are not those of version 1.0.0 and are not opened: install it"
-            " again (pip install --force-reinstall mtcnn==1.0.0)"
-        )
-    return joblib.load(io.BytesIO(content))
+def _weights() -> networks.Weights:
+    return jax.device_put(networks.load())

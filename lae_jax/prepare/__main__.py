@@ -8,7 +8,6 @@ python -m lae_jax.prepare --reader synthetic --source train=4000 --source valida
 """
 
 import logging
-import os
 from typing import get_args
 
 from lae_jax import prepare
@@ -111,9 +110,10 @@ def warning(manifest: dict, out: str, align: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Prepares a data set, audits it and draws contact sheets."""
-    # TensorFlow reads this when it starts. One worker, which is this process, then makes the same bytes as several.
-    os.environ.update(cpu.ONE_THREAD)
     args = parse_args(argv)
+    if (args["align"] or prepare.default_align(args["reader"])) == "landmarks":
+        cpu.one_thread()  # one worker, which is this process, then makes the same bytes as several
+        start.devices()
     out = args["out"]
     manifest = prepare.prepare(**args)
     if is_remote(out):

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import multiprocessing
-import os
 import pathlib
 import signal
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from lae_jax import metrics
 from lae_jax.data import joining, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
-from lae_jax.runtime import console, cpu, files
+from lae_jax.runtime import console, cpu, files, start
 from lae_jax.runtime.errors import InputError, end_all
 
 if TYPE_CHECKING:
@@ -237,7 +236,8 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         rows, seen = context.Value("q", 0), 0
         others = {*multiprocessing.active_children()}
-        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows,)) as pool:
+        finds_faces = tasks[0].recipe.align == "landmarks"
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows, finds_faces)) as pool:
             running = {pool.submit(_write_in_worker, task) for task in tasks}
             try:
                 while running:
@@ -260,12 +260,14 @@ class Processes:
 _rows_done = None  # in a worker: the rows that all workers have processed
 
 
-def _start_worker(rows) -> None:
+def _start_worker(rows, finds_faces: bool) -> None:
     global _rows_done
     _rows_done = rows
     # Ctrl-C reaches all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(cpu.ONE_THREAD)
+    if finds_faces:
+        cpu.one_thread()
+        start.devices()
 
 
 def _write_in_worker(task: shards.ShardTask) -> None:

@@ -26,9 +26,7 @@ _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _MOST = 2**31 - 1
 
-# Environment in which TensorFlow uses one thread: on some CPUs its sums depend on the number of threads.
-ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-
+_ONE_THREAD = "xla_cpu_multi_thread_eigen"
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # Everything that XLA passes to YNNPACK by default, except convolutions.
 _KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -168,6 +166,19 @@ def spread_convolutions() -> bool:
         return False
     os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}={_KINDS}".strip()
     return True
+
+
+def one_thread() -> None:
+    """Makes JAX run on one thread of the CPU, in this process and those that it starts. Call it before JAX starts.
+
+    Sums may depend on the number of threads. A program that makes the same bytes with any number of processes uses one
+    thread in each; without accelerators, which the processes would have to share.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if _ONE_THREAD not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_ONE_THREAD}=false".strip()
 
 
 def quick_compilation() -> str:

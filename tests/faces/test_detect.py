@@ -1,5 +1,6 @@
 """Landmarks by mtcnn: near marks made by hand and true ones, and the same for a photograph alone and in any batch."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import skimage.data
 from PIL import Image
 
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import detect
+from lae_jax.faces import cascade, detect, networks
 from lae_jax.runtime.errors import InputError
 
 # Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
@@ -90,6 +91,38 @@ def test_it_is_what_the_package_finds_alone(drawn_faces, found):
             assert min(np.abs(face.landmarks - p).max() for p in points) < 0.01
 
 
+def test_the_black_part_of_a_canvas_has_no_candidates(drawn_faces):
+    """It is not searched: what is found elsewhere is the same."""
+    canvas = detect._Canvas.of(drawn_faces[0][0].resize((200, 120)))
+    assert canvas.region == cascade.Region(512, 48, 100, 464, 412)
+    everywhere = dataclasses.replace(canvas, region=cascade.Region(512, 0, 0, 512, 512))
+    (one, _), (two, _) = (detect._find([which], detect.CAPS[0])[0] for which in (canvas, everywhere))
+    assert one
+    assert_same(one, two)
+
+
+def test_a_photograph_with_more_candidates_than_room_is_searched_again(drawn_faces, found, monkeypatch, caplog):
+    few, enough = cascade.Caps(8, 4, 2), detect.CAPS[0]
+    monkeypatch.setattr(detect, "CAPS", (few, enough))
+    assert_same(detect.detect(drawn_faces[0][:1])[0], found[0])
+    assert not caplog.records
+    monkeypatch.setattr(detect, "CAPS", (few, few))
+    detect.detect(drawn_faces[0][:1])
+    assert "more places that look like a face than there is room for (8, 4 and 2" in caplog.text
+
+
+def test_canvases_of_a_batch_do_not_change_each_other(drawn_faces, found):
+    """The form of accelerators: several canvases in a run, batches of candidates of all of them."""
+    canvases = [detect._Canvas.of(picture) for picture in drawn_faces[0][:3]]
+    pixels = np.stack([canvas.pixels for canvas in canvases])
+    result = cascade.find(
+        pixels, detect._weights(), region=canvases[0].region, caps=cascade.Caps(256, 64, 32), batches=(64, 8)
+    )
+    parts = zip(canvases, *map(np.asarray, result[:3]), strict=True)
+    for number, (canvas, boxes, landmarks, confidences) in enumerate(parts):
+        assert_same(canvas.faces(boxes, landmarks, confidences), found[number])
+
+
 def test_without_a_face_there_is_none():
     noise = np.random.default_rng(0).integers(0, 255, (80, 300, 3)).astype(np.uint8)
     assert detect.detect([Image.new("RGB", (1, 1)), Image.fromarray(noise), Image.new("RGB", (3000, 40))]) == [[]] * 3
@@ -103,7 +136,7 @@ class _Opened:
 def test_only_the_pinned_weights_are_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pnet.lz4").write_bytes(pickle.dumps(_Opened()))
-    assert len(detect._weights("pnet.lz4")) > 0
-    monkeypatch.setitem(detect._WEIGHTS, "pnet.lz4", "0" * 64)
+    assert len(networks._read("pnet.lz4")) > 0
+    monkeypatch.setitem(networks._WEIGHTS, "pnet.lz4", "0" * 64)
     with pytest.raises(InputError, match="pnet.lz4 of the mtcnn package are not those"):
-        detect._weights("pnet.lz4")
+        networks._read("pnet.lz4")
