@@ -15,11 +15,6 @@ Reader = Literal[
 ]
 
 
-def default_align(reader: str) -> Align:
-    """Returns whether the images of a reader are ready crops, 'none', or photographs, 'landmarks'."""
-    return "none" if reader in ("synthetic", "recordio") else "landmarks"
-
-
 def prepare(
     source: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
     out: str | os.PathLike,
@@ -92,7 +87,7 @@ def prepare(
     # Imported here, so that --help loads none of these. The recipe checks its numbers before the rest is loaded.
     from lae_jax.faces import crops
 
-    align = align or default_align(reader)
+    align = align or ("none" if reader in ("synthetic", "recordio") else "landmarks")
     recipe = crops.Recipe(align, size, margin, quality, faces, undetected)
     from lae_jax.data import splits
     from lae_jax.data.sources import readers

@@ -12,7 +12,7 @@ from typing import get_args
 
 from lae_jax import prepare
 from lae_jax.faces import Align, Faces, Undetected
-from lae_jax.runtime import console, cpu, flags, layout, start
+from lae_jax.runtime import console, flags, layout, start
 from lae_jax.runtime.errors import saving
 from lae_jax.runtime.files import is_remote
 
@@ -111,9 +111,6 @@ def warning(manifest: dict, out: str, align: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Prepares a data set, audits it and draws contact sheets."""
     args = parse_args(argv)
-    if (args["align"] or prepare.default_align(args["reader"])) == "landmarks":
-        cpu.one_thread()  # one worker, which is this process, then makes the same bytes as several
-        start.devices()
     out = args["out"]
     manifest = prepare.prepare(**args)
     if is_remote(out):

@@ -228,7 +228,10 @@ class Processes:
           tick: Called with the number of source rows that were processed since its last call.
         """
         workers = min(self._workers, len(tasks))
+        finds_faces = any(task.recipe.align == "landmarks" for task in tasks)
         if workers <= 1:
+            if finds_faces and start.is_program:  # it then makes the same bytes as several workers
+                _start_jax()
             for task in tasks:
                 shards.write_shard(task, tick=tick)
             return
@@ -236,7 +239,6 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         rows, seen = context.Value("q", 0), 0
         others = {*multiprocessing.active_children()}
-        finds_faces = tasks[0].recipe.align == "landmarks"
         with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows, finds_faces)) as pool:
             running = {pool.submit(_write_in_worker, task) for task in tasks}
             try:
@@ -266,8 +268,12 @@ def _start_worker(rows, finds_faces: bool) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if finds_faces:
-        cpu.one_thread()
-        start.devices()
+        _start_jax()
+
+
+def _start_jax() -> None:
+    cpu.one_thread()
+    start.devices()
 
 
 def _write_in_worker(task: shards.ShardTask) -> None:

@@ -23,6 +23,9 @@ _LESS_MEMORY = (
 )
 
 
+is_program = False  # whether this process was started as one of the programs, and not by a script or a notebook
+
+
 def program(
     main: Callable[[], None], leave: Callable[[int], None] = sys.exit, *, interrupt_at_once: bool = False
 ) -> None:
@@ -36,6 +39,8 @@ def program(
       leave: Ends the process with a status other than 0.
       interrupt_at_once: Ctrl-C ends the process at once, even where a callback of JAX would swallow the exception.
     """
+    global is_program
+    is_program = True
     # A shell may have started it with Ctrl-C ignored: that stays.
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
         signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt_at_once else signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from PIL import Image
 from lae_jax.faces import images, pixels
 from lae_jax.predict import annotate
 from lae_jax.predict.answers import Row
-from lae_jax.serve.limits import Uploaded
+
+
+class Photograph(NamedTuple):
+    name: str
+    content: bytes
+
+    def read(self):
+        return self.content
+
 
 BOXES = [(20, 20, 60, 70), (70, 22, 110, 70), (120, 20, 160, 70), (840, 300, 890, 360), (30, 540, 70, 595)]
 
@@ -35,7 +44,7 @@ def drawn_names(folder, names):
     encoded = io.BytesIO()
     Image.new("RGB", (40, 40)).save(encoded, "PNG")
     drawings = annotate.Drawings(folder)
-    return [drawings.save(Uploaded(name, encoded.getvalue()), ROWS).name for name in names]
+    return [drawings.save(Photograph(name, encoded.getvalue()), ROWS).name for name in names]
 
 
 @pytest.mark.parametrize(("name", "file"), [
@@ -80,7 +89,7 @@ def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp
     monkeypatch.setattr(pixels, "MAX_KEPT_PIXELS", 200 * 200)
     monkeypatch.setattr(images, "decode", pixels.decode)  # in this process
     row = Row("x", 1, 30.0, 20.0, 40.0, box=[100, 200, 299, 399])
-    path = annotate.Drawings(tmp_path).save(Uploaded("x.jpg", encoded.getvalue()), [row])
+    path = annotate.Drawings(tmp_path).save(Photograph("x.jpg", encoded.getvalue()), [row])
     blue = np.asarray(Image.open(path).convert("RGB"), int)[100:, :, 0] < 140
     columns = np.flatnonzero(blue[20:80].any(axis=0))
     assert blue.shape == (100, 200) and abs(columns[0] - 50) <= 1 and abs(columns[-1] - 149) <= 1
