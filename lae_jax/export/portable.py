@@ -49,7 +49,7 @@ def require_only_computes(path: os.PathLike | str, module: bytes) -> None:
         stablehlo.register_dialect(context)
         try:
             parsed = stablehlo.deserialize_portable_artifact(context, module)
-        except Exception as error:  # MLIRError is no public name
+        except Exception as error:  # MLIRError is not a public name
             raise InputError(f"{path} is damaged: its StableHLO cannot be parsed: export it again") from error
         functions = {operation.sym_name.value: [*_walk(operation)] for operation in parsed.body.operations}
         inside = [operation for some in functions.values() for operation in some]
