@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, origin, parallel
-from lae_jax.runtime.errors import InputError, SaveFailed
+from lae_jax.runtime.errors import InputError, SaveFailed, silence_other_writes
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
@@ -46,8 +46,7 @@ class Checkpoints:
         self._saving: int | None = None  # the step that may not be complete on all hosts yet
         self._is_complete = True
         if not read_only:
-            # Orbax raises the error of one write; asyncio would log a traceback for every other one.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            silence_other_writes()
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(

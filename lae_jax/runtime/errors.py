@@ -7,8 +7,11 @@ error.
 import contextlib
 import difflib
 import errno
+import functools
+import logging
 import numbers
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 STALLED = 4  # the watchdog ends the process itself; nothing is raised
@@ -196,3 +199,21 @@ def end_all(kind: type[BaseException] | None, *ends: Callable[[], object]) -> No
             first = first or error
     if first is not None and kind is None:
         raise first
+
+
+@functools.cache
+def silence_other_writes() -> None:
+    """Keeps the writes of a checkpoint that fail after the first one from printing a traceback each.
+
+    Orbax raises the error of the first one and ends its event loop. asyncio logs the errors of the other ones, and
+    tensorstore cannot hand over their results any more.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        error = unraisable.exc_value
+        if not (unraisable.object is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook

@@ -1,11 +1,17 @@
 """TensorBoard's events of a run, written beside it: a run goes on where they cannot be written."""
 
+import contextlib
 import logging
+import os
 import pathlib
 import queue
+import socket
 import threading
+import time
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 logger = logging.getLogger("lae_jax")
 
@@ -16,8 +22,9 @@ _SECONDS = 10.0  # to write what waits, at a flush or at the end
 class Events:
     """Scalars for TensorBoard.
 
-    tensorboardX hands its events to a thread that ends at the first error, as of a full disk; the next calls would
-    wait for it for ever. So they are made in a thread of their own.
+    They are written in a thread of their own, so that a slow disk does not hold up the training. tensorboardX's
+    SummaryWriter has such a thread too, but it ends at the first error, as of a full disk, with a traceback, and the
+    next calls wait for it for ever. Hence the writer of records below it.
     """
 
     def __init__(self, folder: pathlib.Path, start: int):
@@ -61,16 +68,29 @@ class Events:
 
     def _write(self) -> None:
         try:
-            writer = SummaryWriter(str(self._folder), purge_step=self._start + 1)
-            while True:
-                name, value, step = self._queue.get()
-                if value is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            writer = RecordWriter(os.fspath(self._folder / name))
+            try:
+                _write_event(writer, file_version="brain.Event:2")
+                _write_event(writer, step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
+                while True:
+                    name, value, step = self._queue.get()
+                    if value is None:
+                        writer.flush()
+                        return
+                    if isinstance(value, threading.Event):
+                        writer.flush()
+                        value.set()
+                    else:
+                        _write_event(writer, step=step, summary=summary.scalar(name, value))
+            finally:
+                # It has been flushed, or the disk is full, which the error that is under way says.
+                with contextlib.suppress(OSError):
                     writer.close()
-                    return
-                if isinstance(value, threading.Event):
-                    writer.flush()
-                    value.set()
-                else:
-                    writer.add_scalar(name, value, step)
         except OSError as error:
             self._lose(f"the events cannot be written ({error})")
+
+
+def _write_event(writer: RecordWriter, **fields: object) -> None:
+    writer.write(Event(wall_time=time.time(), **fields).SerializeToString())

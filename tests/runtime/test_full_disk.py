@@ -1,10 +1,13 @@
 """A real disk without room: every program says so in a sentence with status 5, and nothing that is finished is lost."""
 
+import asyncio
 import contextlib
 import os
 import shutil
+import sys
 
 import pytest
+import tensorstore
 from PIL import Image
 
 from benchmarks import rig
@@ -12,7 +15,7 @@ from lae_jax import audit, evaluate, export, longtail, prepare
 from lae_jax.longtail import fitting
 from lae_jax.predict import __main__ as predicting
 from lae_jax.report import loading
-from lae_jax.runtime import console, files
+from lae_jax.runtime import console, errors, files
 from lae_jax.runtime.errors import SaveFailed
 from lae_jax.train import journal
 
@@ -143,3 +146,28 @@ def test_closing_a_journal_on_a_full_disk_does_not_replace_the_error(disk):
     with full(folder / "metrics.jsonl"), contextlib.closing(lines):
         for step in range(1000):
             lines.append({"step": step, "kind": "train"})
+
+
+def test_the_writes_after_the_first_that_fails_print_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    errors.silence_other_writes.__wrapped__()
+    loop, (promise, future) = asyncio.new_event_loop(), tensorstore.Promise.new()
+
+    async def write():
+        await future
+
+    task = loop.create_task(write())
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    promise.set_result(1)  # what orbax's other writes do once it has ended its loop
+    assert not told
+    task.get_coro().close()
+
+    class Broken:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    Broken()
+    assert [str(one.exc_value) for one in told] == ["Event loop is closed"]
