@@ -436,13 +436,56 @@ HUGE = "tensor<99999x99999xf32>"
 CALLS = [f"func.func private @f{i}() {{ {2 * f'func.call @f{i + 1}() : () -> () '} return }}" for i in range(40)]
 
 
+IMAGES = "tensor<?x8x8x3xui8>"
+GROWN = """%b = stablehlo.get_dimension_size %x, dim = 0 : (tensor<?x8x8x3xui8>) -> tensor<i32>
+    %k = stablehlo.constant dense<59999999> : tensor<i32>
+    %n = stablehlo.multiply %b, %k : tensor<i32>
+    %s = stablehlo.reshape %n : (tensor<i32>) -> tensor<1xi32>
+    %z = stablehlo.constant dense<0.0> : tensor<f32>"""
+BROADCAST = "stablehlo.dynamic_broadcast_in_dim %z, %s, dims = [] : (tensor<f32>, tensor<1xi32>) -> tensor<?xf32>"
+
+
+def grown(*lines):
+    """A function that makes a tensor whose size is computed from the batch."""
+    return f"func.func @main(%x: {IMAGES}) {{ {GROWN} {' '.join(lines)} return }}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (grown(f"%1 = {BROADCAST}", "%2 = stablehlo.negate %1 : tensor<?xf32>"), "15.4 GB of memory"),
+        # Small tensors that all exist at the end.
+        (
+            grown(
+                *[f"%{i} = {BROADCAST}" for i in range(80)],
+                *[f"%e{i} = stablehlo.negate %{i} : tensor<?xf32>" for i in range(80)],
+            ).replace("59999999", "999999"),
+            "10.4 GB of memory",
+        ),
+        # Padding, a shape that depends on the pixels, and a shape that wraps round 32 bits.
+        (
+            f"func.func @main(%x: {IMAGES}) {{ %z = stablehlo.constant dense<0> : tensor<ui8>"
+            f" %0 = stablehlo.pad %x, %z, low = [999999999, 0, 0, 0], high = [0, 0, 0, 0], interior = [0, 0, 0, 0]"
+            f" : ({IMAGES}, tensor<ui8>) -> {IMAGES} return }}",
+            "an unknown amount of memory",
+        ),
+        (
+            f"func.func @main(%x: {IMAGES}, %s: tensor<1xi32>) {{ %z = stablehlo.constant dense<0.0> : tensor<f32>"
+            f" %1 = {BROADCAST} return }}",
+            "an unknown amount of memory",
+        ),
+        (
+            grown(
+                "%m = stablehlo.multiply %n, %n : tensor<i32>",
+                "%t = stablehlo.reshape %m : (tensor<i32>) -> tensor<1xi32>",
+                f"%1 = {BROADCAST.replace('%s', '%t')}",
+            ),
+            "an unknown amount of memory",
+        ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
         (
             f"func.func @main() -> {HUGE} {{ %0 = stablehlo.constant dense<0.0> : {HUGE} return %0 : {HUGE} }}",
-            "9999800001",
+            "40.0 GB of memory for 32 images",
         ),
         (" ".join([*CALLS, "func.func private @f40() { return }"]), r"\d{13} operations"),
         (
@@ -590,11 +633,20 @@ def with_table(model):
     model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table"])
 
 
+def with_product(model):
+    """A product as long as all numbers of a batch: its first dimension is computed, and no name stands for it."""
+    model.graph.initializer.add(name="row", dims=(1, 60_000), data_type=1, raw_data=bytes(240_000))
+    model.graph.node.add(op_type="Cast", input=["image"], output=["numbers"]).attribute.add(name="to", type=2, i=1)
+    model.graph.node.add(op_type="Flatten", input=["numbers"], output=["flat"]).attribute.add(name="axis", type=2, i=4)
+    model.graph.node.add(op_type="MatMul", input=["flat", "row"], output=["product"])
+
+
 @needs_onnx
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (with_table, "more than 268435456 numbers"),
+        (with_table, r"14.\d GB of memory for 32 images, more than 8 GB"),
+        (with_product, r"\d+.\d GB of memory for 32 images, more than 8 GB"),
         (elsewhere, "fields of TensorProto .*data_location, external_data"),
         (with_subgraph, "fields of AttributeProto .*g"),
         (lambda model: model.graph.node.add(op_type="PyOp", domain="com.microsoft.extensions"), "NodeProto .*domain"),
