@@ -592,9 +592,37 @@ def module_calls_tensorflow(meta, functions):
     call.attr["function_list"].list.func.add(name="f")
 
 
+def huge_constant(meta, functions):
+    (names,) = (n for n in functions["__inference__traced_restore"].node_def if n.name == "RestoreV2/tensor_names")
+    names.attr["value"].tensor.CopyFrom(type(names.attr["value"].tensor)(dtype=7, string_val=[b"a"]))
+    names.attr["value"].tensor.tensor_shape.dim.add(size=1 << 40)
+
+
+def one_weight_for_many(meta, functions):
+    (first, *_) = (node for node in meta.object_graph_def.nodes if node.WhichOneof("kind") == "variable")
+    for _ in range(10_000):
+        meta.object_graph_def.nodes.add().CopyFrom(first)
+
+
+def model_runs_twice(meta, functions):
+    nodes = functions["__inference_call"].node_def
+    (call,) = (node for node in nodes if node.op == "XlaCallModule")
+    nodes.add().CopyFrom(call)
+
+
+def runs_on_weights(meta, functions):
+    (call,) = (node for node in functions["__inference_call"].node_def if node.op == "XlaCallModule")
+    call.input[-1] = call.input[0]
+    call.attr["Tin"].list.type[-1] = 1
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (edited(huge_constant), r"constants of 1,099,511,627,\d+ numbers"),
+        (edited(one_weight_for_many), "variables of .* numbers in"),
+        (edited(model_runs_twice), "more than to run one model once"),
+        (edited(runs_on_weights), "more than to run one model once"),
         (edited(wrapper_calls_saver), "calls .*__inference__traced_save"),
         (edited(second_function_of_a_name), "operations .*WriteFile"),
         (edited(saver_is_public), "functions that can be called .*__inference__traced_save"),
