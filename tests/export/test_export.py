@@ -375,6 +375,17 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
     assert found[-1]["sha256"] == weights["sha256"]
 
 
+def test_a_damaged_evaluation_is_left_out_of_the_card_and_named(run, tmp_path, caplog):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (whole,) = (copy / "evaluation").iterdir()
+    damaged = shutil.copytree(whole, whole.with_name("other"))
+    (damaged / "report.json").write_text("{")
+    (whole / "predictions.csv").write_text("not read for a card")
+    card, reports = lineage.run_card(copy)
+    assert [report["split"] for report in reports] == ["test"] and "test" in card
+    assert f"{damaged}/report.json is damaged" in caplog.text and "does not have this evaluation" in caplog.text
+
+
 def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
