@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
 from etils import epath
 
 from lae_jax.runtime import checksums, files
@@ -25,7 +24,9 @@ PACKED, SMALL = 16, 1 << 28  # most bytes of arrays, and of indexes, for each by
 # The kinds: B-tree node, manifest, version tree node. Then the length, the version 0 and the compression 1 (zstd).
 _NODE = re.compile(rb"\x0c\xdb(?:\x20\xde|\x3a\x2a|\x12\x34)(.{8})\x00\x01", re.DOTALL)
 _HEAD, _CHECKSUM = 14, 4
-_CHUNK, _UNIT = 1 << 24, 1 << 20
+_CHUNK = 1 << 24
+_FRAME = b"\x28\xb5\x2f\xfd"
+_REPEATED, _COMPRESSED, _BLOCK = 1, 2, 1 << 17  # kinds of blocks, and the most bytes that a compressed one unpacks to
 
 
 def require_small_indexes(path: epath.Path) -> None:
@@ -38,7 +39,7 @@ def require_small_indexes(path: epath.Path) -> None:
     most, total, packed = PACKED * stored + SMALL, 0, 0
     for content in (node for file in _files(path) for node in _nodes(file)):
         packed += len(content)
-        total += _length(content, most - total)
+        total += _length(content)
         if max(total, packed) > most:
             raise InputError(f"{path} is damaged (over {most:,} bytes of indexes in {stored:,} of files): restore it")
 
@@ -95,13 +96,24 @@ def _nodes(path: epath.Path) -> Iterator[bytes]:
             place, rest = end, data[1 - _HEAD :]
 
 
-def _length(content: bytes, most: int) -> int:
-    """Returns how many bytes a zstd frame unpacks to, at most a unit more than `most` or than there are."""
-    total = 0
-    try:
-        with pa.input_stream(pa.py_buffer(content), compression="zstd") as stream:
-            while total <= most and (part := stream.read(_UNIT)):
-                total += len(part)
-    except (pa.ArrowException, OSError):  # not a node, or a damaged one, of which TensorStore unpacks as much
-        total += _UNIT
+def _length(content: bytes) -> int:
+    """Returns the most bytes that zstd frames unpack to, by the headers of their blocks (RFC 8878).
+
+    What is not a frame counts up to where it is damaged, as TensorStore unpacks it.
+    """
+    total = place = 0
+    while content[place : place + 4] == _FRAME and place + 5 < len(content):
+        descriptor = content[place + 4]
+        single = descriptor >> 5 & 1
+        place += 6 - single + (0, 1, 2, 4)[descriptor & 3]
+        width = (single, 2, 4, 8)[descriptor >> 6]
+        stated = int.from_bytes(content[place : place + width], "little") + (256 if width == 2 else 0)
+        place, size, last = place + width, 0, False
+        while not last and place + 3 <= len(content):
+            header = int.from_bytes(content[place : place + 3], "little")
+            last, kind, length = header & 1, header >> 1 & 3, header >> 3
+            size += _BLOCK if kind == _COMPRESSED else length
+            place += 3 + (1 if kind == _REPEATED else length)
+        place += 4 * (descriptor >> 2 & 1)  # a checksum
+        total += min(size, stated) if width else size
     return total
