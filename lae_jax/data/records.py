@@ -42,9 +42,9 @@ FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are co
 _AGAIN = "prepare it again (python -m lae_jax.prepare ...)"
 _COLUMNS_FILE, _VERIFIED = "columns.parquet", "verified.json"
 _BATCH = 1 << 14  # rows of the columns that are read together
-_ROW_BYTES, _MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
+ROW_BYTES, MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
 MAX_LIST = 16  # values of a row of a column, on average; landmarks have 10
-_IMAGE_BYTES = 100  # an image takes more in a shard
+IMAGE_BYTES = 100  # an image takes more in a shard
 _LIMIT = 1 << 40  # images, and bytes of a shard
 MANIFEST = typed.fields(
     {
@@ -231,7 +231,7 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             size / 1e9,
         )
     shards = _verify(path, expected, hashed, _AGAIN)
-    if total != manifest["count"] or total > size // _IMAGE_BYTES:
+    if total != manifest["count"] or total > size // IMAGE_BYTES:
         raise InputError(
             f"{path}: {total} images in {size} bytes of shards, {manifest['count']} in dataset.json: {_AGAIN}"
         )
@@ -283,11 +283,11 @@ def _columns(path: pathlib.Path, count: int) -> pa.Table:
             for part in parts:
                 _require_few_values(path, part, count)
         with pq.ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is held once
-            held, left = [], _ROW_BYTES * count + _MORE_BYTES
+            held, left = [], ROW_BYTES * count + MORE_BYTES
             for batch in file.iter_batches(_BATCH):
                 left -= sum(map(_bytes, batch.columns))
                 if left < 0:
-                    raise ValueError(f"more than {_ROW_BYTES} bytes a row")
+                    raise ValueError(f"more than {ROW_BYTES} bytes a row")
                 held.append(batch.cast(schema))
         table = pa.Table.from_batches(held, schema)
         table.validate(full=True)
