@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_data_source
 
-from lae_jax.data import chunks, pages, split_names
+from lae_jax.data import chunks, parquet, split_names
 from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import open_regular, read_json, sha256_of, write_json
@@ -305,11 +305,11 @@ def _require_few_values(path: pathlib.Path, part: pq.ColumnChunkMetaData, count:
       ValueError: There are more than MAX_LIST for each of `count` rows.
     """
     values = 0
-    for page in pages.pages(path, part):
+    for page in parquet.pages(path, part):
         values += page.values
         if page.values < 0 or values > MAX_LIST * count:
             raise ValueError(f"column {part.path_in_schema} has more than {MAX_LIST} values a row")
-        if page.encoding not in pages.ENCODINGS:
+        if page.encoding not in parquet.ENCODINGS:
             raise ValueError(f"column {part.path_in_schema} has another encoding than those of prepare")
 
 

@@ -16,7 +16,7 @@ from pictures import photograph
 from PIL import Image
 from sources import make_source, rejected, run
 
-from lae_jax.data import chunks, pages, records, shards
+from lae_jax.data import chunks, parquet, records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import assembly
@@ -381,7 +381,7 @@ def test_the_number_of_values_is_that_of_the_pages_and_not_of_the_metadata(tmp_p
             part = file.metadata.row_group(0).column(0)
             if part.num_values == 70_001:
                 continue
-            assert sum(page.values for page in pages.pages(tmp_path / "b.parquet", part)) == 70_001
+            assert sum(page.values for page in parquet.pages(tmp_path / "b.parquet", part)) == 70_001
             assert len(file.read()["more"].combine_chunks().values) == 70_001, (
                 "Arrow reads them all: this is the attack"
             )
