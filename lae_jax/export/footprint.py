@@ -23,6 +23,11 @@ _ARITHMETIC = {
     "stablehlo.maximum": np.maximum,
     "stablehlo.negate": np.negative,
 }
+# Operations whose results have the shape of what they take, but for padding and joining.
+_LIKE = {
+    "add", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "multiply", "negate", "pad",
+    "reduce_window", "reverse", "rsqrt", "slice", "subtract",
+}  # fmt: skip
 
 
 class Unknown(Exception):
@@ -52,10 +57,6 @@ class _Tensor:
         dims = (one if isinstance(one, int) else one.tobytes() for one in self.dims)
         return *dims, None if self.content is None else self.content.tobytes()
 
-    def longest(self) -> np.ndarray | int:
-        """The largest of the dimensions that depend on the batch; 0 if none does."""
-        return functools.reduce(np.maximum, (one for one in self.dims if not isinstance(one, int)), 0)
-
 
 def most_bytes(functions: Mapping[str, object]) -> float:
     """Returns the most bytes of tensors that exist at once when `main` runs, at the batch where it is largest.
@@ -72,7 +73,7 @@ def most_bytes(functions: Mapping[str, object]) -> float:
         image and any(map(image.is_dynamic_dim, range(1, image.rank)))
     ):
         raise Unknown
-    given = [_Tensor(_dims(one.type, _BATCHES), _width(one.type)) for one in block.arguments]
+    given = [_Tensor(_dims(one.type, [_BATCHES] * one.type.rank), _width(one.type)) for one in block.arguments]
     peak, _ = _Module(functions).of_block(block, dict(zip(block.arguments, given, strict=True)))
     return float(np.max(peak + sum(one.bytes for one in given)))
 
@@ -111,10 +112,10 @@ class _Module:
             return self.done[key]
         if one.name == "stablehlo.case":
             branches = [self.of_block(region.blocks[0], known) for region in one.regions]
-            made = [_larger(*tensors) for tensors in zip(*(tensors for _, tensors in branches), strict=True)]
+            made = [_largest(tensors) for tensors in zip(*(tensors for _, tensors in branches), strict=True)]
             return functools.reduce(np.maximum, (peak for peak, _ in branches)), made
         for inner in (value for region in one.regions for block in region for each in block for value in each.results):
-            if math.prod(_dims(inner.type, _LARGEST)) > 1:
+            if math.prod(_dims(inner.type)) > 1:
                 raise Unknown
         return 0, _results(one, given)
 
@@ -126,57 +127,75 @@ def _results(one, given: Sequence[_Tensor]) -> list[_Tensor]:
         if len(made) == 1 and math.prod(made[0].dims) <= _LENGTH and _is_integer(types[0]):
             made = [dataclasses.replace(made[0], content=_content(one, given, math.prod(made[0].dims)))]
         return made
-    return [_Tensor(_dims(kind, *_open_dims(one, given, kind)), _width(kind)) for kind in types]
+    return [_Tensor(_dims(kind, _computed(one, given, kind)), _width(kind)) for kind in types]
 
 
-def _open_dims(one, given: Sequence[_Tensor], kind) -> tuple:
-    """Returns what stands for each open dimension: one size for all of them, or a list of all dimensions."""
+def _computed(one, given: Sequence[_Tensor], kind) -> list:
+    """Returns the dimensions of a result by what the operation does; None where it may grow in a way not told here."""
     from jax.extend.mlir.dialects import stablehlo
 
     name = one.name.removeprefix("stablehlo.")
     if name in ("dynamic_broadcast_in_dim", "dynamic_reshape"):
-        return (_sizes(given[-1].content),)
+        return _sizes(given[-1].content)
     if name == "real_dynamic_slice":
         first, end, step = (_sizes(tensor.content) for tensor in given[1:])
-        return ([(b - a + s - 1) // np.maximum(s, 1) for a, b, s in zip(first, end, step, strict=True)],)
+        return [(b - a + s - 1) // np.maximum(s, 1) for a, b, s in zip(first, end, step, strict=True)]
     if name == "dynamic_gather":
         numbers = stablehlo.GatherDimensionNumbers(one.attributes["dimension_numbers"])
         inside = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         taken = iter([size for place, size in enumerate(_sizes(given[2].content)) if place not in inside])
-        wide = given[1].longest()
-        return ([next(taken) if place in numbers.offset_dims else wide for place in range(kind.rank)],)
-    if name == "concatenate" and kind.is_dynamic_dim(axis := one.attributes["dimension"].value):
-        return (sum(tensor.dims[axis] for tensor in given),)
-    if name in ("pad", "reduce_window", "convolution"):
-        _require_batch_alone(one, given[0])
-    return (functools.reduce(np.maximum, (tensor.longest() for tensor in given)),)
-
-
-def _require_batch_alone(one, given: _Tensor) -> None:
-    """Padding makes a dimension larger: those that depend on the batch have none.
-
-    Raises:
-      Unknown: One has.
-    """
-    from jax.extend.mlir.dialects import stablehlo
-
-    places = {place for place, size in enumerate(given.dims) if not isinstance(size, int)}
-    if one.name == "stablehlo.convolution":
+        wide = functools.reduce(_larger, given[1].dims)
+        return [next(taken) if place in numbers.offset_dims else wide for place in range(kind.rank)]
+    if name == "dot_general":
+        numbers = stablehlo.DotDimensionNumbers(one.attributes["dot_dimension_numbers"])
+        left, right = given[0].dims, given[1].dims
+        shared = [left[place] for place in numbers.lhs_batching_dimensions]
+        used = {*numbers.lhs_batching_dimensions, *numbers.lhs_contracting_dimensions}
+        taken = {*numbers.rhs_batching_dimensions, *numbers.rhs_contracting_dimensions}
+        return shared + _without(left, used) + _without(right, taken)
+    if name == "convolution":
         numbers = stablehlo.ConvDimensionNumbers(one.attributes["dimension_numbers"])
-        grown = {*range(len(given.dims))} - {numbers.input_batch_dimension}
-    else:
-        names = {"edge_padding_low": 0, "edge_padding_high": 0, "interior_padding": 0, "base_dilations": 1}
-        grown = {
-            place
-            for name, neutral in names.items()
-            if name in one.attributes
-            for place, size in enumerate(one.attributes[name])
-            if size != neutral
-        }
-        if "padding" in one.attributes:
-            grown |= {place for place, pair in enumerate(np.array(one.attributes["padding"])) if pair.any()}
-    if places & grown:
+        dims = [None] * kind.rank
+        dims[numbers.output_batch_dimension] = given[0].dims[numbers.input_batch_dimension]
+        return dims
+    if name == "reduce":
+        return _without(given[0].dims, {*one.attributes["dimensions"]})
+    if name not in _LIKE:
         raise Unknown
+    # The scalars are what is padded with and what a reduction begins with.
+    dims = [functools.reduce(_larger, sizes) for sizes in zip(*(one.dims for one in given if one.dims), strict=True)]
+    if name == "concatenate":
+        axis = one.attributes["dimension"].value
+        dims[axis] = sum(tensor.dims[axis] for tensor in given)
+    return [None if place in _padded(one) else size for place, size in enumerate(dims)]
+
+
+def _padded(one) -> set[int]:
+    """Returns the dimensions that the padding of an operation makes larger."""
+    names = {"edge_padding_low": 0, "edge_padding_high": 0, "interior_padding": 0, "base_dilations": 1}
+    found = {
+        place
+        for name, neutral in names.items()
+        if name in one.attributes
+        for place, size in enumerate(one.attributes[name])
+        if size != neutral
+    }
+    if "padding" in one.attributes:
+        found |= {place for place, pair in enumerate(np.array(one.attributes["padding"])) if pair.any()}
+    return found
+
+
+def _largest(tensors: Sequence[_Tensor]) -> _Tensor:
+    sizes = zip(*(one.dims for one in tensors), strict=True)
+    return _Tensor(tuple(functools.reduce(_larger, some) for some in sizes), tensors[0].width)
+
+
+def _without(dims: tuple, places: set[int]) -> list:
+    return [size for place, size in enumerate(dims) if place not in places]
+
+
+def _larger(one, other):
+    return max(one, other) if isinstance(one, int) and isinstance(other, int) else np.maximum(one, other)
 
 
 def _content(one, given: Sequence[_Tensor], length: int) -> np.ndarray | None:
@@ -208,28 +227,20 @@ def _sizes(content: np.ndarray | None) -> list[np.ndarray]:
     return [*content]
 
 
-def _larger(*tensors: _Tensor) -> _Tensor:
-    """A tensor as large as the largest of some of one rank."""
-    sizes = zip(*(one.dims for one in tensors), strict=True)
-    dims = (one[0] if isinstance(one[0], int) else functools.reduce(np.maximum, one) for one in sizes)
-    return _Tensor(tuple(dims), tensors[0].width)
-
-
-def _dims(kind, open_dims=None) -> tuple:
+def _dims(kind, computed: Sequence | None = None) -> tuple:
     """Returns the dimensions of a type.
 
     Args:
       kind: The type.
-      open_dims: The size that stands for each open dimension, or a list of the sizes of all dimensions.
+      computed: The dimensions for those that it leaves open.
     """
     shape = tuple(kind.shape)
     if kind.has_static_shape:
         return shape
-    if not isinstance(open_dims, list):
-        open_dims = [open_dims] * len(shape)
-    dims = tuple(open_dims[place] if kind.is_dynamic_dim(place) else size for place, size in enumerate(shape))
-    # Sizes that do not depend on the batch stand as such in the type.
-    if any(np.shape(size) != _BATCHES.shape or size.min() < 0 for size in dims if not isinstance(size, int)):
+    if computed is None or len(computed) != len(shape):
+        raise Unknown
+    dims = tuple(computed[place] if kind.is_dynamic_dim(place) else size for place, size in enumerate(shape))
+    if any(size is None or np.min(size) < 0 for size in dims):
         raise Unknown
     return dims
 

@@ -18,8 +18,9 @@ from PIL import Image
 from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
 from lae_jax.data import records
-from lae_jax.export import convert, folder, onnx_model, portable, program, saved_model, stablehlo
+from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
 from lae_jax.predict import __main__ as door
+from lae_jax.predict import estimator
 from lae_jax.report import model_card
 from lae_jax.runs import calibration, lineage
 from lae_jax.runtime import checkpoints
@@ -410,6 +411,10 @@ def variables_as_shapes(made):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), made.variables)
 
 
+def test_no_batch_of_an_export_is_larger_than_the_one_whose_memory_is_checked():
+    assert max(estimator._PER_DEVICE[-1], *convert.BATCHES) == form.MAX_BATCH
+
+
 def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
     found = {"operations": set(), "custom calls": set()}
     monkeypatch.setattr(portable, "require_known", lambda path, what, names, known: found[what].update(names))
@@ -492,6 +497,27 @@ def grown(*lines):
                 f"%1 = {BROADCAST.replace('%s', '%t')}",
             ),
             "an unknown amount of memory",
+        ),
+        # Results whose types leave open what is known.
+        (
+            grown(
+                "%1 = stablehlo.iota dim = 0 : tensor<1900000000xf32>",
+                "%2 = stablehlo.negate %1 : (tensor<1900000000xf32>) -> tensor<?xf32>",
+            ),
+            "15.2 GB of memory",
+        ),
+        (
+            grown(
+                "%1 = stablehlo.constant dense<0.0> : tensor<90000000x1xf32>",
+                "%t = stablehlo.constant dense<1> : tensor<1xi32>",
+                "%u = stablehlo.reshape %b : (tensor<i32>) -> tensor<1xi32>",
+                "%v = stablehlo.concatenate %t, %u, dim = 0 : (tensor<1xi32>, tensor<1xi32>) -> tensor<2xi32>",
+                "%4 = stablehlo.dynamic_broadcast_in_dim %z, %v, dims = [] : (tensor<f32>, tensor<2xi32>)"
+                " -> tensor<1x?xf32>",
+                "%3 = stablehlo.dot_general %1, %4, contracting_dims = [1] x [0] :"
+                " (tensor<90000000x1xf32>, tensor<1x?xf32>) -> tensor<?x32xf32>",
+            ),
+            "11.9 GB of memory",
         ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
         (
