@@ -99,7 +99,8 @@ class _Module:
             inside, made = self.of_operation(one, given, known)
             made = dict(zip(one.results, made, strict=True))
             known |= made
-            steps.append(([*_used(one)], {value: tensor.bytes for value, tensor in made.items()}, inside))
+            used = [*_used(one)] if len(one.regions) else one.operands
+            steps.append((used, {value: tensor.bytes for value, tensor in made.items()}, inside))
         return most_held(steps), returned
 
     def of_operation(self, one, given: Sequence[_Tensor], known: dict) -> tuple[np.ndarray | float, list[_Tensor]]:
@@ -139,7 +140,7 @@ def _computed(one, given: Sequence[_Tensor], kind) -> list:
         return _sizes(given[-1].content)
     if name == "real_dynamic_slice":
         first, end, step = (_sizes(tensor.content) for tensor in given[1:])
-        return [(b - a + s - 1) // np.maximum(s, 1) for a, b, s in zip(first, end, step, strict=True)]
+        return [np.maximum(0, b - a + s - 1) // np.maximum(s, 1) for a, b, s in zip(first, end, step, strict=True)]
     if name == "dynamic_gather":
         numbers = stablehlo.GatherDimensionNumbers(one.attributes["dimension_numbers"])
         inside = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
@@ -222,7 +223,7 @@ def _content(one, given: Sequence[_Tensor], length: int) -> np.ndarray | None:
 
 
 def _sizes(content: np.ndarray | None) -> list[np.ndarray]:
-    if content is None:
+    if content is None or (content < 0).any():
         raise Unknown
     return [*content]
 
@@ -240,7 +241,7 @@ def _dims(kind, computed: Sequence | None = None) -> tuple:
     if computed is None or len(computed) != len(shape):
         raise Unknown
     dims = tuple(computed[place] if kind.is_dynamic_dim(place) else size for place, size in enumerate(shape))
-    if any(size is None or np.min(size) < 0 for size in dims):
+    if any(size is None for size in dims):
         raise Unknown
     return dims
 
