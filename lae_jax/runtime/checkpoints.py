@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, origin, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed, silence_other_writes
-from lae_jax.runtime.foreign import arrays
+from lae_jax.runtime.foreign import arrays, ocdbt
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
@@ -185,7 +185,8 @@ class Checkpoints:
           target: A state with the expected shapes.
 
         Raises:
-          InputError: A shape differs, and the message names the first such leaf; or the state is of another step.
+          InputError: A shape differs, and the message names the first such leaf; or the state is of another step; or a
+            value is not finite.
         """
         saved = self._saved(step)
         compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
@@ -193,6 +194,7 @@ class Checkpoints:
         with _reading(self._directory / str(step)):
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         self._require_step(step, state.step)
+        arrays.require_finite(self._directory / str(step), dataclasses.asdict(state))
         return state
 
     def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
@@ -228,7 +230,7 @@ class Checkpoints:
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
         with _reading(path := self._directory / str(step)):
-            arrays.require_small_indexes(path)
+            ocdbt.require_small(path)
             tree = ocp.PyTreeCheckpointHandler().metadata(_absolute(path / "state")).tree
             arrays.require_small(path, tree)
         return tree

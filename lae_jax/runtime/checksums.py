@@ -3,6 +3,8 @@
 A flipped bit in a checkpoint would restore wrong values silently, so a checkpoint is valid only with its checksums.
 """
 
+import os
+
 from etils import epath
 
 from lae_jax.runtime import files, layout, typed
@@ -13,10 +15,27 @@ NAME = "sha256.json"
 FORM = typed.named(typed.fields(declared.BYTES))
 
 
+def require_no_link(path: epath.Path) -> None:
+    """Checks that a file or folder in a checkpoint or an export is not a link.
+
+    A link may lead to a file of somebody else, or to the folder that it is in: reading that would never end.
+
+    Raises:
+      InputError: It is one.
+    """
+    if os.path.islink(path):
+        raise InputError(f"{path} is a link: put what it leads to in its place")
+
+
 def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
-    """Names of the files in a folder and its subfolders, without what systems create (`layout.is_system`)."""
+    """Names of the files in a folder and its subfolders, without what systems create (`layout.is_system`).
+
+    Raises:
+      InputError: One is a link.
+    """
     names = []
     for name in layout.contents(folder):
+        require_no_link(folder / name)
         if (folder / name).is_dir():
             names += _contents(folder / name, but, below + name + "/")
         elif below + name != but:
@@ -75,7 +94,10 @@ def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) ->
       The first difference, with the name of the file; None if there is none.
     """
     expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
-    found = _contents(folder, but)
+    try:
+        found = _contents(folder, but)
+    except InputError as error:
+        return str(error)
     for name in sorted({*expected, *found}):
         if name not in expected:
             return f"{name} does not belong there"

@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow
 import pytest
 import tensorstore
 from etils import epath
@@ -286,6 +287,65 @@ def test_an_index_that_a_few_bytes_stand_for_is_not_unpacked(tmp_path):
     (path / "state" / "d" / "Thumbs.db").write_bytes(b"x" * 1000 + index.read_bytes())  # a name that systems use
     with pytest.raises(InputError, match=r"checkpoints/7 is damaged \(over 26\d,\d+,\d+ bytes of indexes in"):
         checkpoints.load_run(run)
+
+
+def varint(number):
+    return bytes((number & 127 | 128,)) + varint(number >> 7) if number > 127 else bytes((number,))
+
+
+def node(content, packed=True, before=b""):
+    """A B-tree node of OCDBT, without a checksum."""
+    content = before + (pyarrow.compress(content, codec="zstd", asbytes=True) if packed else content)
+    return b"\x0c\xdb\x20\xde" + (len(content) + 18).to_bytes(8, "little") + bytes((0, packed)) + content + bytes(4)
+
+
+def texts(count, length, each=0):
+    """Texts of `length` bytes, of which each shares all but one with the one before; `each` more numbers for each."""
+    lengths = varint(length) * count + b"\1" * (count - 1)
+    return varint(count) + lengths + bytes(each * count) + b"x" * (length + count - 1)
+
+
+KEYS = b"\0\0" + texts(10_000, 60_000)
+SKIPPED = b"\x50\x2a\x4d\x18" + bytes(4)  # a frame of zstd without content
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        node(KEYS),
+        node(KEYS, packed=False),
+        node(b"\0" + texts(10_000, 60_000, each=1)),  # names of files
+        b"\x0c\xdb\x20\xde" + node(KEYS),  # looks like a length
+        node(KEYS, before=SKIPPED),
+    ],
+    ids=["keys", "plain", "files", "overlapping", "skipped"],
+)
+def test_texts_that_a_few_bytes_stand_for_are_not_spelled(tmp_path, index):
+    run = begun(tmp_path / "run", 7)
+    assert len(index) < 200_000
+    (run / "checkpoints" / "7" / "state" / "d" / "Thumbs.db").write_bytes(index)  # a name that systems use
+    with pytest.raises(InputError, match=r"checkpoints/7 is damaged \(over 2\d\d,\d+,\d+ bytes of indexes in"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("name", ["more", ".more"])  # systems make names like the second, which checksums leave out
+def test_a_link_in_a_checkpoint_is_not_followed(tmp_path, name):
+    run = begun(tmp_path / "run", 5, 7)
+    for number in range(2):  # each leads to both: to follow them never ends
+        os.symlink(".", run / "checkpoints" / "7" / "state" / f"{name}{number}")
+    with pytest.raises(InputError, match=rf"state/{name}\d is a link: put what it leads to in its place"):
+        checkpoints.load_run(run, 7)
+
+
+def test_a_state_that_is_not_finite_is_not_resumed(tmp_path):
+    run, wrong = begun(tmp_path / "run", 7), np.array([1.0, np.nan])
+    target = State(np.int32(0), {"a": np.zeros(2)}, {"a": np.zeros(2)})
+    with checkpoints.Checkpoints(run) as saved:
+        state = State(np.int32(9), {"a": np.zeros(2)}, {"a": wrong})
+        saved.save(state, {**saved.meta(7), "step": 9})
+        saved.wait()
+        with pytest.raises(InputError, match="checkpoints/9: batch_stats/a has values that are not finite"):
+            saved.restore(9, target)
 
 
 @pytest.mark.parametrize(("value", "named"), [(np.nan, "params/a"), (np.inf, "batch_stats/a")])
