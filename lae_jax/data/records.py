@@ -19,7 +19,6 @@ import logging
 import os
 import pathlib
 import zipfile
-import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ from lae_jax.data import chunks, parquet, split_names
 from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import open_regular, read_json, sha256_of, write_json
+from lae_jax.runtime.foreign import zips
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
@@ -145,7 +145,7 @@ class Dataset:
             rows = _rows(path, len(self))
             if len(rows) != count:
                 raise ValueError(f"{len(rows)} rows, and dataset.json says {count}")
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except zips.ERRORS as error:
             raise InputError(f"{path} is damaged ({error}): restore it, or {_AGAIN}") from error
         return rows
 
@@ -245,10 +245,7 @@ def _rows(path: pathlib.Path, count: int) -> np.ndarray:
       ValueError: They are not rows of the data set, each once. A file of another kind raises other errors too.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        if archive.getinfo("rows.npy").file_size > 8 * count + 1024:
-            raise ValueError(f"more than {count} rows")
-        with archive.open("rows.npy") as member:
-            rows = np.lib.format.read_array(member, allow_pickle=False)
+        rows = zips.array(archive, "rows.npy", 8 * count + 1024)
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ValueError(f"{rows.dtype} of shape {rows.shape}, not a list of int64")
     if len(rows) and not (rows.min() >= 0 and rows.max() < count):

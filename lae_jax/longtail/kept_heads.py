@@ -12,10 +12,12 @@ import jax
 import numpy as np
 
 from lae_jax.runtime import files
+from lae_jax.runtime.foreign import zips
 
 logger = logging.getLogger("lae_jax")
 
 _SKIPPED, _OF = "skipped", "of"
+_LIMIT = 1 << 31  # bytes of an array
 
 
 def trained(
@@ -34,17 +36,17 @@ def trained(
     """
     described = json.dumps(of, sort_keys=True)
     path = folder / f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}.npz"
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        skipped = arrays.pop(_SKIPPED)
-        if str(arrays.pop(_OF)) == described:
-            logger.info("the heads of %s are read from %s", name, folder)
-            return flax.traverse_util.unflatten_dict(arrays, sep="/"), skipped
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # the members of the file have checksums
-        logger.warning("%s is damaged: the heads are trained again", path)
+    if path.exists():
+        try:
+            with files.open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
+                members = archive.namelist()
+                arrays = {one.removesuffix(".npy"): zips.array(archive, one, _LIMIT) for one in members}
+            skipped = arrays.pop(_SKIPPED)
+            if str(arrays.pop(_OF)) == described:
+                logger.info("the heads of %s are read from %s", name, folder)
+                return flax.traverse_util.unflatten_dict(arrays, sep="/"), skipped
+        except zips.ERRORS:  # the members of the file have checksums
+            logger.warning("%s is damaged: the heads are trained again", path)
     heads, skipped = jax.tree.map(np.asarray, train())
     arrays = {**flax.traverse_util.flatten_dict(heads, sep="/"), _SKIPPED: skipped, _OF: np.array(described)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 import sys
 
 import numpy as np
@@ -296,8 +297,8 @@ def test_a_data_set_of_another_format_is_refused(source, tmp_path):
         (np.array([1.0, 2.0]), "float64 of shape"),
         (np.array([[1, 2]]), "shape .1, 2."),
         (np.array([1]), "1 rows, and dataset.json says 2"),
-        (np.array([None, {}], object), "Object arrays cannot be loaded"),
-        (np.zeros(10_000, np.int64), "more than 176 rows"),
+        (np.array([None, {}], object), "bytes for object of shape"),
+        (np.zeros(10_000, np.int64), "80128 bytes of rows.npy; more than 2432 are not read"),
     ],
 )
 def test_a_split_whose_checksum_was_written_anew_holds_rows_of_the_data_set(drawn, tmp_path, rows, told):
@@ -305,6 +306,36 @@ def test_a_split_whose_checksum_was_written_anew_holds_rows_of_the_data_set(draw
     shutil.copytree(drawn, out)
     np.savez(out / "splits" / "test.npz", rows=rows)
     seal(out, "splits/test.npz", splits={"train": 96, "validation": 64, "test": 2})
+    with pytest.raises(InputError, match=rf"{out}/splits/test.npz is damaged \(.*{told}"):
+        records.open_dataset(out).rows("test")
+
+
+def large(content):
+    """The header of an array that claims 2**60 rows, in a few bytes."""
+    return content.replace(b"(16,), }" + b" " * 18, b"(1152921504606846976,), }".ljust(26))
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "change", "told"),
+    [
+        (zipfile.ZIP_LZMA, 0, bytes, "rows.npy is encrypted, or compressed by another method"),
+        (zipfile.ZIP_BZIP2, 0, bytes, "rows.npy is encrypted, or compressed by another method"),
+        (zipfile.ZIP_STORED, 1, bytes, "rows.npy is encrypted, or compressed by another method"),
+        (zipfile.ZIP_DEFLATED, 0, large, r"128 bytes for int64 of shape \(1152921504606846976,\)"),
+    ],
+)
+def test_a_split_in_another_archive_than_numpy_writes_is_refused(drawn, tmp_path, method, flags, change, told):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    path = out / "splits" / "test.npz"
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("rows.npy")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("rows.npy", change(content))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= flags
+    path.write_bytes(content)
+    seal(out, "splits/test.npz")
     with pytest.raises(InputError, match=rf"{out}/splits/test.npz is damaged \(.*{told}"):
         records.open_dataset(out).rows("test")
 

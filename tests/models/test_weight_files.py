@@ -173,8 +173,33 @@ def test_a_file_with_too_many_arrays_is_refused(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number in range(7):
             file[f"stem_conv/{number}"] = 0.0
-    with pytest.raises(InputError, match="holds more than 5 arrays"):
+    with pytest.raises(InputError, match="holds more than 5 arrays and groups"):
         pretrained.load(tmp_path / "a.h5", S)
+
+
+def test_a_few_groups_with_billions_of_paths_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("stem_conv")
+        for _ in range(12):
+            below = group.create_group("0")
+            for number in range(1, 10):
+                group[str(number)] = below
+            group = below
+    with pytest.raises(InputError, match="holds more than 50000 arrays and groups"):
+        pretrained.load(tmp_path / "a.h5", S)
+
+
+def test_a_config_of_many_layers_is_searched_once(tmp_path, monkeypatch):
+    searched, search = [], keras_file._by_group
+    monkeypatch.setattr(keras_file, "_by_group", lambda node: searched.append(node) or search(node))
+    with h5py.File(tmp_path / "a.tmp", "w") as file:
+        for number in range(1, 20):
+            file[f"layers/conv2d_{number}/vars/0"] = np.zeros((3, 3, 3, 24), "f4")
+    layers = [layer("Conv2D", name=f"{'stem_conv' if number == 9 else number}") for number in range(20)]
+    path = keras(tmp_path / "a.keras", model(*layers), (tmp_path / "a.tmp").read_bytes())
+    with keras_file.opened(epath.Path(path)) as file:
+        assert "stem_conv/kernel" in file.tensors
+    assert len(searched) == 1
 
 
 def test_a_keras_file_of_another_model_is_told_apart(tmp_path):
@@ -262,6 +287,21 @@ def test_a_keras_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_file, "WEIGHTS_LIMIT", 1000)
     with pytest.raises(InputError, match="claims .* bytes of model.weights.h5; more than 1000 are not read"):
         pretrained.load(keras(tmp_path / "a.keras", model()), S)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_a_keras_zip_with_damaged_members_is_refused(tmp_path, method):
+    path = keras(tmp_path / "a.keras", model(*[layer("Conv2D", name=str(number)) for number in range(100)]))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[60:300] = b"\xff" * 240
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="truncated, damaged or not a Keras file"):
+        pretrained.load(path, S)
 
 
 @pytest.mark.parametrize("name", ["a.keras", "a.h5"])

@@ -23,6 +23,7 @@ from etils import epath
 from lae_jax.models.pretrained.naming import KERAS, Statistics
 from lae_jax.models.pretrained.tensors import Tensor
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import zips
 
 OBJECTS, DEPTH = 50_000, 16  # an EfficientNetV2-L with its optimiser has 8,000 arrays, 5 levels deep
 CONFIG_LIMIT = 16 << 20  # bytes; EfficientNetV2-L's config has 1 million
@@ -90,7 +91,9 @@ def opened(path: epath.Path) -> Iterator[KerasFile]:
                         raise InputError(f"{path} holds {variable.name} twice")
                     tensors[variable.name] = variable.tensor
             yield KerasFile(tensors, *_statistics(config, {v.name: v.tensor for v in variables}, path))
-    except (OSError, RuntimeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except InputError:
+        raise
+    except (RuntimeError, *zips.ERRORS) as error:  # the first is of HDF5
         raise InputError(f"{path} is truncated, damaged or not a Keras file ({error}); get it again") from error
 
 
@@ -106,8 +109,7 @@ def _hdf5(path: epath.Path) -> Iterator[tuple[h5py.File, dict | None]]:
         for name, limit in limits.items():
             if name not in archive.namelist():
                 raise InputError(f"{path} has no {name}: save the model with Keras 3, or with Keras 2.12 or newer")
-            if (size := archive.getinfo(name).file_size) > limit:
-                raise InputError(f"{path} claims {size} bytes of {name}; more than {limit} are not read")
+            zips.require_plain(archive, name, limit)
         config = _parsed(archive.read(_CONFIG), path)
         with archive.open(_MEMBER) as member:
             shutil.copyfileobj(member, weights, 1 << 20)
@@ -132,11 +134,17 @@ def _attribute(thing, name: str) -> str | None:
     return value if isinstance(value, str) and len(value) <= CONFIG_LIMIT else None
 
 
-def _datasets(group: h5py.Group, path, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], h5py.Dataset]]:
+def _datasets(
+    group: h5py.Group, path, prefix: tuple[str, ...] = (), counter: Iterator[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], h5py.Dataset]]:
     """(path inside the file, HDF5 dataset) of everything except the optimiser's."""
     if len(prefix) > DEPTH:
         raise InputError(f"{path} is nested more than {DEPTH} deep: it is not a Keras file")
+    counter = counter or itertools.count(1)
     for name in group:
+        # A group may be in several others, and those again: a few groups have billions of paths.
+        if next(counter) > OBJECTS:
+            raise InputError(f"{path} holds more than {OBJECTS} arrays and groups: it is not a Keras file")
         where = (*prefix, name)
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise InputError(f"{path}: {'/'.join(where)} is a link to elsewhere; links are not followed")
@@ -144,7 +152,7 @@ def _datasets(group: h5py.Group, path, prefix: tuple[str, ...] = ()) -> Iterator
             continue
         item = group[name]
         if isinstance(item, h5py.Group):
-            yield from _datasets(item, path, where)
+            yield from _datasets(item, path, where, counter)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise InputError(f"{path}: {'/'.join(where)} lies in another file, which is not read")
@@ -153,15 +161,14 @@ def _datasets(group: h5py.Group, path, prefix: tuple[str, ...] = ()) -> Iterator
 
 def _variables(file: h5py.File, config: dict | None, path) -> Iterator[_Variable]:
     names: dict[tuple[str, ...], str] = {}
-    for number, (where, data) in enumerate(_datasets(file, path)):
-        if number >= OBJECTS:
-            raise InputError(f"{path} holds more than {OBJECTS} arrays: it is not a Keras file")
+    groups: dict[int, dict] = {}
+    for where, data in _datasets(file, path):
         tensor = Tensor(data.shape or (), data.dtype.name, _reader(data, path))
         parent = where[:-1]
         if parent and parent[-1] == "vars":
             group = file["/".join(parent)]
             if parent not in names:
-                names[parent] = _attribute(group, "name") or _name_by_order(config, parent, path)
+                names[parent] = _attribute(group, "name") or _name_by_order(config, parent, path, groups)
             variables = _VARIABLES.get(len(group), ())
             known = where[-1].isdigit() and int(where[-1]) < len(variables)
             variable = variables[int(where[-1])] if known else where[-1]
@@ -184,10 +191,11 @@ def _reader(data: h5py.Dataset, path):
     return read
 
 
-def _name_by_order(config: dict | None, parent: tuple[str, ...], path) -> str:
+def _name_by_order(config: dict | None, parent: tuple[str, ...], path, groups: dict[int, dict]) -> str:
     """The name of a layer in a file without names: ('layers', 'conv2d_3', 'vars') is the fourth Conv2D of the config.
 
-    '' if there is no layer at this path.
+    '' if there is no layer at this path. `groups` keeps the layers of each model of the config, by its `id`: a config
+    may have a million layers.
     """
     names, node = [name for name in parent[:-1] if name not in ("layers", "_layer_checkpoint_dependencies")], config
     if len(names) == 0:
@@ -198,7 +206,9 @@ def _name_by_order(config: dict | None, parent: tuple[str, ...], path) -> str:
             " or its weights with a newer Keras"
         )
     for name in names:
-        node = _by_group(node).get(name)
+        if id(node) not in groups:
+            groups[id(node)] = _by_group(node)
+        node = groups[id(node)].get(name)
         if node is None:
             return ""
     found = node.get("config", {}).get("name", "")
@@ -249,7 +259,7 @@ def _statistics(config: dict | None, tensors: dict[str, Tensor], path) -> tuple[
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: its layer {kind} cannot be understood ({error}); get the file again") from error
         scale, offset = scale * factor, offset * factor + shift
-        told.append(kind)
+        told = [*dict.fromkeys((*told, kind))]
     doubt = f"its layer {unknown[0]:.40} may change the pixels too" if unknown else ""
     if not told:
         doubt = doubt or ("none of its layers normalises" if config else "the file holds weights only")
