@@ -4,8 +4,8 @@ import io
 import json
 import os
 import shutil
-import zipfile
 import sys
+import zipfile
 
 import numpy as np
 import pyarrow as pa
