@@ -67,10 +67,13 @@ def of_picture(picture: Image.Image) -> Image.Image:
     be; Pillow would report no damage, and nothing would bound its work.
 
     Raises:
-      BadImage: As `decode`.
+      BadImage: As `decode`; or Pillow has not decoded it, and it is in another format. To decode an EPS, for instance,
+        Pillow runs Ghostscript, whatever the file is called.
     """
     if not _is_waiting(picture):
         return pixels.of_decoded(picture)
+    if picture.format not in (*FORMATS, "MPO", "AVIF", "HEIF"):
+        raise BadImage(f"the format {picture.format} is not read: if you trust the file, call load() of the picture")
     try:
         place = picture.fp.tell()
         picture.fp.seek(0)
@@ -83,5 +86,5 @@ def of_picture(picture: Image.Image) -> Image.Image:
 
 def _is_waiting(picture: Image.Image) -> bool:
     """Whether Pillow would decode the first frame of a picture's file now."""
-    is_known = isinstance(picture, ImageFile.ImageFile) and picture.format in (*FORMATS, "MPO", "AVIF", "HEIF")
-    return is_known and picture.fp is not None and picture.tell() == 0 and picture._im is None
+    is_open = isinstance(picture, ImageFile.ImageFile) and picture.fp is not None
+    return is_open and picture.tell() == 0 and picture._im is None

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lae_jax.faces import crops, images
 from lae_jax.predict.photographs import Named
 from lae_jax.runtime import files, foreign
+from lae_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from lae_jax.predict.answers import Row
@@ -109,9 +110,9 @@ def _is_free(path: pathlib.Path) -> bool:
     if not path.exists():
         return True
     try:
-        with open(path, "rb") as file:
+        with files.open_regular(path) as file:
             return _COMMENT in file.read(1000)
-    except OSError:  # not a file, or one that cannot be read
+    except InputError:  # not a file, or one that cannot be read
         return False
 
 

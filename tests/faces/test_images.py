@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from lae_jax import faces
 from lae_jax.faces import images, perceptual_hash, pixels
@@ -85,6 +85,19 @@ def test_a_file_and_its_pillow_picture_have_the_same_pixels(name):
         size,
         mode,
     )
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "JPEG2000", "TGA"])
+def test_pillow_decodes_no_picture_of_another_format_here(kind, monkeypatch):
+    picture = Image.open(io.BytesIO(saved(PICTURE, kind)))  # a file of any name
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: ran.append(1))
+    with pytest.raises(images.BadImage, match=f"the format {kind} is not read: if you trust the file, call load"):
+        images.of_picture(picture)
+    assert not ran and picture._im is None
+    if kind != "EPS":
+        picture.load()
+        assert images.of_picture(picture).mode == "RGB"
 
 
 @pytest.mark.parametrize(("name", "expected"), [

@@ -1,6 +1,7 @@
 """Boxes and ages in photographs: readable, and not over the faces."""
 
 import io
+import os
 import unicodedata
 from typing import NamedTuple
 
@@ -81,6 +82,11 @@ def test_a_drawing_replaces_an_earlier_one_and_no_other_file(tmp_path):
     for _ in range(2):
         assert drawn_names(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]) == ["a-2.jpg", "b-2.jpg", "c-2.jpg", "d.jpg"]
     assert photograph.read_bytes() == before and (tmp_path / "b.jpg").read_text() == "notes"
+
+
+def test_a_drawing_replaces_no_pipe_and_does_not_wait_for_one(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    assert drawn_names(tmp_path, ["x.jpg"]) == ["x-2.jpg"]
 
 
 def test_boxes_are_in_pixels_of_the_photograph_also_where_it_is_used_smaller(tmp_path, monkeypatch):
