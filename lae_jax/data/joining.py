@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
+from lae_jax.data import records
 from lae_jax.data import rejected as refusals
-from lae_jax.data.records import FORMAT
 from lae_jax.data.shards import ShardTask, source_path, template
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import sha256_of, write_json
 
 _FEATURES = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "row": np.int64}
-_GROUP_ROWS = 1 << 16  # rows of columns.parquet that are read and written together
+# Rows of columns.parquet that are read and written together, and bytes of them after which no more are added.
+_GROUP_ROWS, _GROUP_BYTES = 1 << 16, 1 << 27
 
 Splits = tuple[str, Mapping[str, np.ndarray], np.ndarray]
 
@@ -55,7 +56,7 @@ def finish(
         part = task.part()
         refused += len(part["rejected"])
         several += part["several_faces"]
-        held = _columns_of(task, pq.read_metadata).num_rows
+        held = _count_of(task, part["bytes"])
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count, reasons = sum(shard["count"] for shard in shards), refusals.Reasons()
     listed = reasons.counting(_rejected(tasks, rejected))
@@ -67,7 +68,7 @@ def finish(
             f" run the command again. {out}/{refusals.FILE} lists all; nothing else was kept"
         )
     columns_path = out / "columns.parquet"
-    _join_columns(tasks, columns_path)
+    _join_columns(tasks, [shard["count"] for shard in shards], columns_path)
     protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
     refusals.write(out / refusals.FILE, itertools.chain(listed, _doubled(columns_path, doubled)))
     sizes = {name: len(rows) for name, rows in splits.items()}
@@ -85,7 +86,7 @@ def finish(
     _write_tfds_metadata(out, shards, crop)
     described = ["columns.parquet", *(f"splits/{name}.npz" for name in sorted(splits))]
     manifest = {
-        "format": FORMAT,
+        "format": records.FORMAT,
         "count": count,
         "rejected": refused,
         "reasons": reasons.counts(),
@@ -102,23 +103,41 @@ def finish(
     return manifest
 
 
-def _columns_of(task: ShardTask, read: Callable = pq.read_table) -> pa.Table | pq.FileMetaData:
+def _again(task: ShardTask) -> str:
+    return f"remove {task.path}, and run the same command again"
+
+
+def _count_of(task: ShardTask, size: int) -> int:
+    """Returns the number of images of a shard by its columns. The folder may be a stranger's.
+
+    Raises:
+      InputError: The columns are damaged, or of more images than `size` bytes of a shard can hold.
+    """
     try:
-        return read(task.columns_path)
+        with files.open_regular(task.columns_path) as file:
+            count = pq.read_metadata(file).num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{task.columns_path} is damaged ({error}): remove {task.path}, and run the same command again"
-        ) from error
+        raise InputError(f"{task.columns_path} is damaged ({error}): {_again(task)}") from error
+    if not 0 <= count <= size // records.IMAGE_BYTES:
+        raise InputError(f"{task.columns_path} is damaged ({count} images in {size} bytes): {_again(task)}")
+    return count
 
 
-def _join_columns(tasks: Sequence[ShardTask], path: pathlib.Path) -> None:
-    schema = pq.read_schema(tasks[0].columns_path)
-    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+def _join_columns(tasks: Sequence[ShardTask], counts: Sequence[int], path: pathlib.Path) -> None:
+    with contextlib.ExitStack() as stack:
+        temporary, writer = stack.enter_context(files.replacing(path)), None
         group, held = [], 0
-        for task in tasks:
-            group.append(_columns_of(task))
-            held += group[-1].num_rows
-            if held >= _GROUP_ROWS or task is tasks[-1]:
+        for task, count in zip(tasks, counts, strict=True):
+            table = records.read_columns(task.columns_path, count, _again(task))
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema))
+            if table.schema != writer.schema:
+                raise InputError(
+                    f"{task.columns_path} has other columns than {tasks[0].columns_path}: remove {task.path} and"
+                    f" {tasks[0].path}, and run the same command again"
+                )
+            group.append(table)
+            held += count
+            if held >= _GROUP_ROWS or sum(one.nbytes for one in group) >= _GROUP_BYTES or task is tasks[-1]:
                 writer.write_table(pa.concat_tables(group))
                 group, held = [], 0
 

@@ -235,7 +235,7 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
         raise InputError(
             f"{path}: {total} images in {size} bytes of shards, {manifest['count']} in dataset.json: {_AGAIN}"
         )
-    return Dataset(path, manifest, _columns(path / _COLUMNS_FILE, total), shards)
+    return Dataset(path, manifest, read_columns(path / _COLUMNS_FILE, total), shards)
 
 
 def _rows(path: pathlib.Path, count: int) -> np.ndarray:
@@ -257,8 +257,13 @@ def _rows(path: pathlib.Path, count: int) -> np.ndarray:
     return rows
 
 
-def _columns(path: pathlib.Path, count: int) -> pa.Table:
-    """Reads the columns of `count` images and checks their types.
+def read_columns(path: pathlib.Path, count: int, again: str = f"restore it, or {_AGAIN}") -> pa.Table:
+    """Reads the columns of images and checks their types.
+
+    Args:
+      path: The file.
+      count: Number of the images.
+      again: What to do if it is damaged, for messages.
 
     Raises:
       InputError: The file is damaged, or a few of its bytes stand for many.
@@ -289,9 +294,9 @@ def _columns(path: pathlib.Path, count: int) -> pa.Table:
         table = pa.Table.from_batches(held, schema)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): restore it, or {_AGAIN}") from error
+        raise InputError(f"{path} is damaged ({error}): {again}") from error
     if reason := _wrong(table):
-        raise InputError(f"{path} is damaged ({reason}): restore it, or {_AGAIN}")
+        raise InputError(f"{path} is damaged ({reason}): {again}")
     return table
 
 

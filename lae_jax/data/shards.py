@@ -196,7 +196,8 @@ def write_shard(
                 columns = columns.set_column(columns.column_names.index(name), name, values)
             else:
                 columns = columns.append_column(name, values)
-        pq.write_table(columns, task.columns_path)
+        with files.replacing(task.columns_path) as place:
+            pq.write_table(columns, place)
         part = {
             "rejected": refused,
             "several_faces": len(several),

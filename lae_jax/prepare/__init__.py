@@ -126,6 +126,9 @@ def _named(source) -> list[str]:
 def _check_place(out: str, beam_runner: str | None, beam_options: Sequence[str]) -> None:
     if not files.is_remote(out):  # data/beam.py checks buckets
         layout.require_place(out)
+        for path in (os.path.join(out, name) for name in ("parts", "splits")):
+            if os.path.islink(path):
+                raise InputError(f"--out {out}: {path} is a link, and prepare deletes files there: remove it")
     if beam_runner is None:
         if beam_options:
             raise InputError(f"--beam-option {beam_options[0]}: allowed only with --beam-runner")

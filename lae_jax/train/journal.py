@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
-from lae_jax.runtime.errors import end_all, saving
+from lae_jax.runtime.errors import InputError, end_all, saving
 from lae_jax.runtime.typed import declared
 from lae_jax.train.events import Events
 
@@ -29,6 +29,8 @@ class Lines:
 
     def __init__(self, path: epath.Path, start: int, again: str | None = None):
         self._path = path
+        if os.path.islink(path):
+            raise InputError(f"{path} is a link, and lines are added to the file: put what it leads to in its place")
         rows = files.read_lines(path, declared.line, "restore it, or remove this line")
         self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]

@@ -482,6 +482,71 @@ def test_a_damaged_part_is_made_again(source, tmp_path, part, damage):
     assert run(out, "--source", source, "--shards", 2) == manifest and path.read_bytes() == whole
 
 
+def prepared_by_a_stranger(out, source, table, **options):
+    """Prepares a data set, and puts other columns into a part of it, with the checksum of those."""
+    run(out, "--source", source, "--shards", 2)
+    (out / "dataset.json").unlink()
+    path = out / "parts" / "00001.parquet"
+    pq.write_table(table(pq.read_table(path)), path, **options)
+    part = json.loads((out / "parts" / "00001.json").read_text())
+    part["columns"] = {"bytes": path.stat().st_size, "sha256": records.sha256_of(path)}
+    (out / "parts" / "00001.json").write_text(json.dumps(part))
+    return path
+
+
+def many_rows(table):
+    return pa.table({"name": pa.array(["x"]).take(pa.array(np.zeros(10_000_000, np.int32)))})
+
+
+def another_type(table):
+    return table.set_column(0, table.column_names[0], pa.array([5] * len(table)))
+
+
+def another_column(table):
+    return table.append_column("more", pa.array(["x"] * len(table)))
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "told"),
+    [
+        (many_rows, {}, r"is damaged \(10000000 images in \d+ bytes\): remove .*00001-of-00002, and run"),
+        (
+            lambda table: table,
+            {"compression": "zstd"},
+            r"is damaged \(it has another compression than snappy\): remove",
+        ),
+        (another_type, {}, r"is damaged \(column name is int64, not string\): remove .*00001-of-00002, and run"),
+        (another_column, {}, "has other columns than .*00000.parquet: remove .*00001-of-00002 and .*00000-of-00002"),
+    ],
+)
+def test_columns_of_a_part_that_a_stranger_made_are_refused(source, tmp_path, table, options, told):
+    path = prepared_by_a_stranger(tmp_path / "out", source, table, **options)
+    with pytest.raises(InputError, match=f"{path} {told}"):
+        run(tmp_path / "out", "--source", source, "--shards", 2)
+
+
+@pytest.mark.parametrize("name", ["parts", "splits"])
+def test_nothing_is_deleted_where_a_link_in_the_folder_leads_to(source, tmp_path, name):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    run(out, "--source", source, "--shards", 2)
+    (out / "dataset.json").unlink()
+    (out / name).rename(mine)
+    (mine / "letter.txt").write_text("dear")
+    (out / name).symlink_to(mine)
+    with pytest.raises(InputError, match=f"--out {out}: {out / name} is a link, and prepare deletes files there"):
+        run(out, "--source", source, "--shards", 2)
+    assert (mine / "letter.txt").read_text() == "dear"
+
+
+def test_a_part_is_not_written_through_a_link(source, tmp_path):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    manifest = run(out, "--source", source, "--shards", 2)
+    mine.write_text("dear")
+    (out / "parts" / "00001.parquet").unlink()
+    (out / "parts" / "00001.parquet").symlink_to(mine)
+    assert run(out, "--source", source, "--shards", 2) == manifest and mine.read_text() == "dear"
+
+
 def test_opening_and_reading_a_data_set_imports_nothing_that_it_names(drawn, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(drawn, out)

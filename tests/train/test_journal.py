@@ -78,6 +78,13 @@ def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
     assert rows(tmp_path / "metrics.jsonl") == rows(tmp_path / "divergence.jsonl") == []
 
 
+def test_lines_are_not_added_where_a_link_leads_to(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="metrics.jsonl is a link, and lines are added to the file"):
+        Lines(epath.Path(tmp_path / "metrics.jsonl"), 0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_prepared_data_in_a_bucket_says_how_to_copy_or_mount_it():
     from lae_jax.data import records
 
