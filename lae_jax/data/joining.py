@@ -124,22 +124,26 @@ def _count_of(task: ShardTask, size: int) -> int:
 
 
 def _join_columns(tasks: Sequence[ShardTask], counts: Sequence[int], path: pathlib.Path) -> None:
-    with contextlib.ExitStack() as stack:
-        temporary, writer = stack.enter_context(files.replacing(path)), None
-        group, held = [], 0
-        for task, count in zip(tasks, counts, strict=True):
-            table = records.read_columns(task.columns_path, count, _again(task))
-            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema))
-            if table.schema != writer.schema:
-                raise InputError(
-                    f"{task.columns_path} has other columns than {tasks[0].columns_path}: remove {task.path} and"
-                    f" {tasks[0].path}, and run the same command again"
-                )
-            group.append(table)
-            held += count
-            if held >= _GROUP_ROWS or sum(one.nbytes for one in group) >= _GROUP_BYTES or task is tasks[-1]:
+    first, *others = [(task, count) for task, count in zip(tasks, counts, strict=True) if count]
+    group = [_columns_of(*first)]
+    schema, held = group[0].schema, first[1]
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for task, count in others:
+            if held >= _GROUP_ROWS or sum(table.nbytes for table in group) >= _GROUP_BYTES:
                 writer.write_table(pa.concat_tables(group))
                 group, held = [], 0
+            group.append(_columns_of(task, count))
+            held += count
+            if group[-1].schema != schema:
+                raise InputError(
+                    f"{task.columns_path} has other columns than {first[0].columns_path}: remove {task.path} and"
+                    f" {first[0].path}, and run the same command again"
+                )
+        writer.write_table(pa.concat_tables(group))
+
+
+def _columns_of(task: ShardTask, count: int) -> pa.Table:
+    return records.read_columns(task.columns_path, count, _again(task))
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -513,7 +513,7 @@ def another_column(table):
         (
             lambda table: table,
             {"compression": "zstd"},
-            r"is damaged \(it has another compression than snappy\): remove",
+            r"is damaged \(it has another compression than snappy\)",
         ),
         (another_type, {}, r"is damaged \(column name is int64, not string\): remove .*00001-of-00002, and run"),
         (another_column, {}, "has other columns than .*00000.parquet: remove .*00001-of-00002 and .*00000-of-00002"),
