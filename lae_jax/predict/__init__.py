@@ -117,5 +117,5 @@ def check_inputs(
         # One of several photographs that is missing gets a row with the reason.
         if word not in found and (word.lower().endswith(".csv") or not found):
             raise InputError(f"{word}: no such file or folder{layout.hint(word)}")
-        if glob.has_magic(word) and not os.path.exists(word) and next(glob.iglob(word, recursive=True), None) is None:
+        if glob.has_magic(word) and not os.path.exists(word) and next(preflight.matching(word), None) is None:
             raise InputError(f"{word}: no file matches")

@@ -16,6 +16,7 @@ from PIL import Image
 from lae_jax.data.sources import csv_file, interface
 from lae_jax.faces import crops, images, pixels
 from lae_jax.faces.images import BadImage
+from lae_jax.runs import preflight
 from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
 
@@ -93,7 +94,7 @@ def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> I
             # A missing file gets a row with the reason, as does a file that cannot be read.
             yield Named(word)
         else:
-            matches = sorted(glob.glob(word, recursive=True))
+            matches = sorted(preflight.matching(word))
             if not matches:
                 raise InputError(f"{word}: no file matches")
             yield from itertools.chain.from_iterable(

@@ -1,8 +1,10 @@
 """Checks of a program's inputs before it loads JAX or TensorFlow: splits, steps, stages, folders, extras."""
 
+import glob
 import importlib.util
 import os
-from collections.abc import Collection, Mapping
+import pathlib
+from collections.abc import Collection, Iterator, Mapping
 
 from etils import epath
 
@@ -140,3 +142,23 @@ def require_extra(extra: str, packages: Collection[str], what: str) -> None:
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise InputError(missing_extra(extra, missing[0], what))
+
+
+def matching(word: str) -> Iterator[str]:
+    """Yields what matches a glob. Links to folders are not followed for `**`, because they can lead in circles.
+
+    Args:
+      word: The glob. With `**` at its end it is the folder before.
+    """
+    parts = pathlib.Path(word).parts
+    while parts[-1:] == ("**",):
+        parts = parts[:-1]
+    if "**" not in parts:
+        yield from glob.iglob(os.path.join(*parts) if parts else ".")
+        return
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    top, rest = pathlib.Path(*parts[:first]), parts[first:]
+    is_open = any(part.startswith(".") for part in rest)  # otherwise hidden files do not match
+    for path in top.glob(os.path.join(*rest)):
+        if is_open or not any(part.startswith(".") for part in path.relative_to(top).parts):
+            yield str(path)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from lae_jax.data import records
 from lae_jax.data.sources import synthetic
 from lae_jax.predict import __main__ as door
 from lae_jax.predict import answers, photographs
+from lae_jax.runs import preflight
 from lae_jax.runtime.errors import InputError, NothingPredicted
 from lae_jax.train import loop
 
@@ -237,6 +239,20 @@ def test_a_glob_or_folder_without_images_is_told(folder, tmp_path):
         door.main(["--run", str(folder / "run"), str(tmp_path / "*.webp")])
     with pytest.raises(InputError, match=f"^{tmp_path}: no image found"):
         door.main(["--run", str(folder / "run"), str(tmp_path)])
+
+
+def test_links_that_lead_in_circles_are_not_followed_by_a_glob(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jpg", "a/y.jpg", "a/b/z.jpg", "a/b/.hidden/q.jpg", "a/.w.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("c", "d", "e", "a/b/f"):  # 4**40 paths
+        (tmp_path / name).symlink_to(tmp_path)
+    for word in ("**/*.jpg", "./**/*.jpg", f"{tmp_path}/**/*.jpg"):
+        found = [os.path.relpath(one.name) for one in photographs.named([word])]
+        assert found == ["a/b/z.jpg", "a/y.jpg", "x.jpg"], word
+    for word, names in (("a/**", ["a"]), ("**", ["."]), ("**/b", ["a/b"]), ("a/**/.h*/*", ["a/b/.hidden/q.jpg"])):
+        assert [*map(os.path.normpath, preflight.matching(word))] == names
 
 
 def test_nothing_in_a_folder_is_dropped_in_silence(tmp_path, caplog):
