@@ -1,4 +1,4 @@
-"""The memory that a StableHLO module takes, by the sizes of its tensors at every batch that is used, before it runs.
+"""The memory and the work of a StableHLO module, by the sizes of its tensors at every batch, before it runs.
 
 A dimension that the file leaves open can be computed in the module from the batch: a few bytes could ask for terabytes.
 So the integers from which sizes are made are computed here too, for all batches at once.
@@ -49,8 +49,12 @@ class _Tensor:
     content: np.ndarray | None = None
 
     @property
+    def numbers(self) -> np.ndarray | float:
+        return math.prod(self.dims, start=1.0)
+
+    @property
     def bytes(self) -> np.ndarray | float:
-        return math.prod(self.dims, start=float(self.width))
+        return self.width * self.numbers
 
     @property
     def key(self) -> tuple:
@@ -58,11 +62,14 @@ class _Tensor:
         return *dims, None if self.content is None else self.content.tobytes()
 
 
-def most_bytes(functions: Mapping[str, object]) -> float:
-    """Returns the most bytes of tensors that exist at once when `main` runs, at the batch where it is largest.
+def of_main(functions: Mapping[str, object]) -> tuple[float, float]:
+    """Returns what `main` needs, each at the batch where it is largest.
 
     Args:
       functions: The operations `func.func` of the module, by name. None calls itself.
+
+    Returns:
+      The most bytes of tensors that exist at once, and the number of multiplications and of numbers that are moved.
 
     Raises:
       Unknown: A size does not follow from the batch, or an operation computes whole tensors for each number.
@@ -74,8 +81,8 @@ def most_bytes(functions: Mapping[str, object]) -> float:
     ):
         raise Unknown
     given = [_Tensor(_dims(one.type, [_BATCHES] * one.type.rank), _width(one.type)) for one in block.arguments]
-    peak, _ = _Module(functions).of_block(block, dict(zip(block.arguments, given, strict=True)))
-    return float(np.max(peak + sum(one.bytes for one in given)))
+    peak, _, work = _Module(functions).of_block(block, dict(zip(block.arguments, given, strict=True)))
+    return float(np.max(peak + sum(one.bytes for one in given))), float(np.max(work))
 
 
 class _Module:
@@ -84,27 +91,30 @@ class _Module:
     def __init__(self, functions: Mapping[str, object]):
         self.functions, self.done = functions, {}
 
-    def of_block(self, block, known: dict) -> tuple[np.ndarray | float, list[_Tensor]]:
-        """Returns the bytes that the tensors of a block take at most at once, and what it returns.
+    def of_block(self, block, known: dict) -> tuple[np.ndarray | float, list[_Tensor], np.ndarray | float]:
+        """Returns the bytes that the tensors of a block take at most at once, what it returns, and its work.
 
         Args:
           block: The block.
           known: The tensors so far, by value; those of the block are added.
         """
-        steps, returned = [], []
+        steps, returned, total = [], [], 0.0
         for one in (each.operation for each in block.operations):
             given = [known[value] for value in one.operands]
             if one.name in ("func.return", "stablehlo.return"):
                 returned = given
-            inside, made = self.of_operation(one, given, known)
+            inside, made, work = self.of_operation(one, given, known)
+            total = total + work
             made = dict(zip(one.results, made, strict=True))
             known |= made
             used = [*_used(one)] if len(one.regions) else one.operands
             steps.append((used, {value: tensor.bytes for value, tensor in made.items()}, inside))
-        return most_held(steps), returned
+        return most_held(steps), returned, total
 
-    def of_operation(self, one, given: Sequence[_Tensor], known: dict) -> tuple[np.ndarray | float, list[_Tensor]]:
-        """Returns the bytes that an operation takes while it runs, besides its results, and its results."""
+    def of_operation(
+        self, one, given: Sequence[_Tensor], known: dict
+    ) -> tuple[np.ndarray | float, list[_Tensor], np.ndarray | float]:
+        """Returns the bytes that an operation takes while it runs, besides its results, its results, and its work."""
         if one.name == "func.call":
             key = (name := one.attributes["callee"].value, *(tensor.key for tensor in given))
             if key not in self.done:
@@ -113,12 +123,15 @@ class _Module:
             return self.done[key]
         if one.name == "stablehlo.case":
             branches = [self.of_block(region.blocks[0], known) for region in one.regions]
-            made = [_largest(tensors) for tensors in zip(*(tensors for _, tensors in branches), strict=True)]
-            return functools.reduce(np.maximum, (peak for peak, _ in branches)), made
+            made = [_largest(tensors) for tensors in zip(*(tensors for _, tensors, _ in branches), strict=True)]
+            peak, work = (functools.reduce(np.maximum, (branch[place] for branch in branches)) for place in (0, 2))
+            return peak, made, work
         for inner in (value for region in one.regions for block in region for each in block for value in each.results):
             if math.prod(_dims(inner.type)) > 1:
                 raise Unknown
-        return 0, _results(one, given)
+        made = _results(one, given)
+        moved = sum(tensor.numbers for tensor in given)
+        return 0, made, moved + _each(one, given) * sum(tensor.numbers for tensor in made)
 
 
 def _results(one, given: Sequence[_Tensor]) -> list[_Tensor]:
@@ -129,6 +142,21 @@ def _results(one, given: Sequence[_Tensor]) -> list[_Tensor]:
             made = [dataclasses.replace(made[0], content=_content(one, given, math.prod(made[0].dims)))]
         return made
     return [_Tensor(_dims(kind, _computed(one, given, kind)), _width(kind)) for kind in types]
+
+
+def _each(one, given: Sequence[_Tensor]) -> np.ndarray | float:
+    """Returns the number of multiplications, or of numbers that are compared, for each number of the result."""
+    from jax.extend.mlir.dialects import stablehlo
+
+    if one.name == "stablehlo.dot_general":
+        numbers = stablehlo.DotDimensionNumbers(one.attributes["dot_dimension_numbers"])
+        return math.prod((given[0].dims[place] for place in numbers.lhs_contracting_dimensions), start=1.0)
+    if one.name == "stablehlo.convolution":
+        numbers = stablehlo.ConvDimensionNumbers(one.attributes["dimension_numbers"])
+        return math.prod(_without(given[1].dims, {numbers.kernel_output_feature_dimension}), start=1.0)
+    if one.name == "stablehlo.reduce_window":
+        return math.prod((int(size) for size in one.attributes["window_dimensions"]), start=1.0)
+    return 1.0
 
 
 def _computed(one, given: Sequence[_Tensor], kind) -> list:

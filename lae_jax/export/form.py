@@ -13,6 +13,9 @@ MAX_BATCH = 32  # images
 # Bytes of the tensors that exist at once for MAX_BATCH images: a small file can ask for more. EfficientNetV2-L with
 # 480 pixels takes 3 GB.
 MAX_MEMORY = 8_000_000_000
+# Multiplications, and numbers that are moved, for MAX_BATCH images: each operation may be small and they may be many.
+# EfficientNetV2-L with 480 pixels and flip takes 4e12.
+MAX_WORK = 20_000_000_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,20 +58,26 @@ def most_held(steps: Iterable[tuple[Sequence[Hashable], Mapping[Hashable, float]
     return most
 
 
-def require_memory(path: os.PathLike | str, size: float) -> None:
-    """Checks the memory of a model.
+def require_needs(path: os.PathLike | str, size: float, work: float) -> None:
+    """Checks the memory and the work of a model.
 
     Args:
       path: The model's file, for the message.
       size: Most bytes of tensors that exist at once; infinite if a size is unknown.
+      work: Number of multiplications and of numbers that are moved; infinite likewise.
 
     Raises:
-      InputError: They are more than MAX_MEMORY.
+      InputError: They are more than MAX_MEMORY and MAX_WORK.
     """
     if not size <= MAX_MEMORY:
         told = f"{size / 1e9:,.1f} GB" if math.isfinite(size) else "an unknown amount"
         raise InputError(
             f"{path} needs {told} of memory for {MAX_BATCH} images, more than {MAX_MEMORY / 1e9:g} GB: it is not"
+            " opened. Export a smaller model"
+        )
+    if not work <= MAX_WORK:
+        raise InputError(
+            f"{path} needs {work:.1e} multiplications for {MAX_BATCH} images, more than {MAX_WORK:.0e}: it is not"
             " opened. Export a smaller model"
         )
 

@@ -6,7 +6,7 @@ import pathlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lae_jax.export.form import MAX_BATCH, Readable, most_held, require_known, require_memory, rows
+from lae_jax.export.form import MAX_BATCH, Readable, most_held, require_known, require_needs, rows
 from lae_jax.runtime.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read(folder: pathlib.Path) -> Readable:
             _require_fields(folder / FILE, attribute)
     require_known(folder / FILE, "operations", {node.op_type for node in model.graph.node}, OPERATIONS)
     require_known(folder / FILE, "sets of operations", {repr(one.domain) for one in model.opset_import}, {"''"})
-    require_memory(folder / FILE, _memory(onnx, model))
+    require_needs(folder / FILE, *_needs(onnx, model))
     # The bytes that were checked: a path would let the runtime look for files beside it.
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -83,8 +83,8 @@ def read(folder: pathlib.Path) -> Readable:
     return Readable(forward, shape, dtypes.get(image.type, image.type))
 
 
-def _memory(onnx: ModuleType, model) -> float:
-    """Returns the most bytes of tensors that exist at once for the largest batch; infinite if a size is unknown.
+def _needs(onnx: ModuleType, model) -> tuple[float, float]:
+    """Returns the most bytes of tensors that exist at once for the largest batch, and the work; infinite if unknown.
 
     It writes that batch into the model in place of the open one.
     """
@@ -93,17 +93,40 @@ def _memory(onnx: ModuleType, model) -> float:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")  # as it follows from the nodes
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    sizes = {value.name: _bytes(onnx, value.type.tensor_type) for value in (*graph.value_info, *graph.output)}
-    return most_held((node.input, {name: sizes.get(name, math.inf) for name in node.output}, 0) for node in graph.node)
-
-
-def _bytes(onnx: ModuleType, tensor) -> float:
-    if not tensor.HasField("shape"):
-        return math.inf
-    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-    return width * math.prod(
-        float(one.dim_value) if one.HasField("dim_value") else math.inf for one in tensor.shape.dim
+    known = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes = {name: _shape(tensor) for name, tensor in known.items()}
+    shapes |= {tensor.name: [*map(float, tensor.dims)] for tensor in graph.initializer}
+    sizes = {name: _width(onnx, tensor) * math.prod(shapes[name]) for name, tensor in known.items()}
+    memory = most_held(
+        (node.input, {name: sizes.get(name, math.inf) for name in node.output}, 0) for node in graph.node
     )
+    return memory, sum(_work(node, shapes) for node in graph.node)
+
+
+def _shape(tensor) -> list[float]:
+    if not tensor.HasField("shape"):
+        return [math.inf]
+    return [float(one.dim_value) if one.HasField("dim_value") else math.inf for one in tensor.shape.dim]
+
+
+def _width(onnx: ModuleType, tensor) -> int:
+    return onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+
+
+def _work(node, shapes: dict[str, list[float]]) -> float:
+    """Returns the number of multiplications and of numbers that are moved."""
+    given = [shapes.get(name, [math.inf]) for name in node.input if name]
+    moved, made = sum(map(math.prod, given)), sum(math.prod(shapes.get(name, [math.inf])) for name in node.output)
+    each = 1.0  # for each number of the result
+    if node.op_type == "Conv":
+        each = math.prod(given[1][1:])
+    elif node.op_type == "MatMul":
+        each = given[0][-1]
+    elif node.op_type == "Gemm":  # of matrices that may be transposed
+        each = math.prod(given[0]) / max(1.0, shapes[node.output[0]][0])
+    elif node.op_type == "MaxPool":
+        each = math.prod(size for one in node.attribute if one.name == "kernel_shape" for size in one.ints)
+    return moved + each * made
 
 
 def _require_fields(path: pathlib.Path, message) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from lae_jax.export import footprint
-from lae_jax.export.form import require_known, require_memory
+from lae_jax.export.form import require_known, require_needs
 from lae_jax.runtime.errors import InputError
 
 # Operations in the exports of all models, with and without flip, temperature and hidden layer.
@@ -61,10 +61,10 @@ def require_only_computes(path: os.PathLike | str, module: bytes) -> None:
         if count > MAX_OPERATIONS:
             raise InputError(f"{path} has {count} operations: more than {MAX_OPERATIONS} are not opened")
         try:
-            memory = footprint.most_bytes({one.sym_name.value: one.operation for one in parsed.body.operations})
+            needs = footprint.of_main({one.sym_name.value: one.operation for one in parsed.body.operations})
         except footprint.Unknown:
-            memory = math.inf
-    require_memory(path, memory)
+            needs = math.inf, math.inf
+    require_needs(path, *needs)
 
 
 def _walk(operation) -> Iterator:

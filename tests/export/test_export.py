@@ -452,6 +452,16 @@ HUGE = "tensor<99999x99999xf32>"
 CALLS = [f"func.func private @f{i}() {{ {2 * f'func.call @f{i + 1}() : () -> () '} return }}" for i in range(40)]
 
 
+SQUARE = "tensor<4000x4000xf32>"
+# Products that take 6e10 multiplications each, in 400 MB.
+PRODUCTS = [
+    f"func.func private @f{i}(%x: {SQUARE}) -> {SQUARE} {{ %0 = func.call @f{i + 1}(%x) : ({SQUARE}) -> {SQUARE}"
+    f" %1 = func.call @f{i + 1}(%0) : ({SQUARE}) -> {SQUARE} return %1 : {SQUARE} }}"
+    for i in range(9)
+]
+PRODUCT = f"%0 = stablehlo.dot_general %x, %x, contracting_dims = [1] x [0] : ({SQUARE}, {SQUARE}) -> {SQUARE}"
+
+
 IMAGES = "tensor<?x8x8x3xui8>"
 GROWN = """%b = stablehlo.get_dimension_size %x, dim = 0 : (tensor<?x8x8x3xui8>) -> tensor<i32>
     %k = stablehlo.constant dense<59999999> : tensor<i32>
@@ -518,6 +528,25 @@ def grown(*lines):
                 " (tensor<90000000x1xf32>, tensor<1x?xf32>) -> tensor<?x32xf32>",
             ),
             "11.9 GB of memory",
+        ),
+        (
+            " ".join(
+                [
+                    f"func.func @main() {{ %0 = stablehlo.constant dense<1.0> : {SQUARE}",
+                    f"%1 = func.call @f0(%0) : ({SQUARE}) -> {SQUARE} return }}",
+                    *PRODUCTS,
+                    f"func.func private @f9(%x: {SQUARE}) -> {SQUARE} {{ {PRODUCT} return %0 : {SQUARE} }}",
+                ]
+            ),
+            r"needs 3.3e\+13 multiplications for 32 images, more than 2e\+13",
+        ),
+        (
+            "func.func @main() { %x = stablehlo.constant dense<1.0> : tensor<100x200x200x100xf32>"
+            " %k = stablehlo.constant dense<1.0> : tensor<199x199x100x100xf32>"
+            " %0 = stablehlo.convolution(%x, %k) dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f],"
+            " window = {pad = [[99, 99], [99, 99]]} {batch_group_count = 1 : i64, feature_group_count = 1 : i64} :"
+            " (tensor<100x200x200x100xf32>, tensor<199x199x100x100xf32>) -> tensor<100x200x200x100xf32> return }",
+            r"needs 1.6e\+15 multiplications",
         ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
         (
@@ -698,6 +727,16 @@ def with_table(model):
     model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table"])
 
 
+def with_work(model):
+    """Three products of 8e12 multiplications each."""
+    for name, dims in (("column", (20_000, 1)), ("row", (1, 20_000))):
+        model.graph.initializer.add(name=name, dims=dims, data_type=1, raw_data=bytes(80_000))
+    model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table0"])
+    for number in range(3):
+        table = f"table{number}"
+        model.graph.node.add(op_type="MatMul", input=[table, table], output=[f"table{number + 1}"])
+
+
 def with_product(model):
     """A product as long as all numbers of a batch: its first dimension is computed, and no name stands for it."""
     model.graph.initializer.add(name="row", dims=(1, 60_000), data_type=1, raw_data=bytes(240_000))
@@ -711,6 +750,7 @@ def with_product(model):
     ("change", "named"),
     [
         (with_table, r"14.\d GB of memory for 32 images, more than 8 GB"),
+        (with_work, r"needs 2.4e\+13 multiplications for 32 images, more than 2e\+13"),
         (with_product, r"\d+.\d GB of memory for 32 images, more than 8 GB"),
         (elsewhere, "fields of TensorProto .*data_location, external_data"),
         (with_subgraph, "fields of AttributeProto .*g"),
