@@ -6,6 +6,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from lae_jax.runtime import start
+from lae_jax.runtime.errors import InputError
+
 # Much output, more than a pipe holds; then what DO says.
 PROGRAM = """
 import os, sys
@@ -82,3 +85,8 @@ def test_an_error_while_another_one_is_handled_does_not_replace_it(do, status, t
     found = run("", do, SECOND)
     assert found[0] == status and found[1].splitlines()[-1].startswith(told)
     assert ("failed as well: OSError" in found[1]) == (do != "pass")
+
+
+def test_a_message_is_not_as_long_as_the_name_of_a_stranger(capfd):
+    assert start._told(InputError(f"{'x' * 1_000_000} is unknown")) == 2
+    assert capfd.readouterr().err == f"error: {'x' * 9_993}...\n"
