@@ -3,7 +3,6 @@
 Sockets (listen, connection), answers (guard, app), uploads (limits, multipart), shared batches (batching, ages).
 """
 
-import math
 import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 # Most seconds between a signal and the end of the server: less than the 10 that Docker waits before it kills.
 # Kubernetes waits 30 and systemd 90.
 STOP_SECONDS = 8.0
+_LARGEST = 1_000_000_000  # of any limit
 
 
 def application(
@@ -106,13 +106,14 @@ def check(interval: float, max_wait: float, **limits: float) -> None:
     require_numbers(interval=interval, max_wait=max_wait, **limits)
     for name, value in limits.items():
         smallest = 0 if name in ("max_mb", "max_held_mb", "upload_seconds") else 1
-        if not (smallest <= value < math.inf and value > 0):
-            raise InputError(f"{name} is {value:g}: it must be {'more than 0' if not smallest else 'at least 1'}")
+        if not (smallest <= value <= _LARGEST and value > 0):
+            least = "at least 1" if smallest else "more than 0"
+            raise InputError(f"{name} is {str(value)[:20]}: it must be {least}, and at most {_LARGEST:,}")
     if limits["max_pixels"] > MAX_PIXELS:
         raise InputError(f"max_pixels is {limits['max_pixels']}: it must be at most {MAX_PIXELS}")
     if limits["max_held_mb"] < limits["max_mb"]:
         raise InputError(f"max_held_mb is {limits['max_held_mb']:g}: it must be at least max_mb, {limits['max_mb']:g}")
     if not 0 <= max_wait <= 10_000:
-        raise InputError(f"max_wait is {max_wait:g}: it must lie between 0 and 10000 milliseconds")
+        raise InputError(f"max_wait is {str(max_wait)[:20]}: it must lie between 0 and 10000 milliseconds")
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")

@@ -14,6 +14,9 @@ from lae_jax.serve import guard, limits, listen
     ({"max_mb": 0}, "max_mb is 0: it must be more than 0"),
     ({"max_pixels": 999_000_000}, "at most 256000000"),
     ({"max_held_mb": 1}, "at least max_mb"),
+    ({"max_held_mb": 1e308}, r"max_held_mb is 1e\+308: it must be more than 0, and at most 1,000,000,000"),
+    ({"max_files": 10**400}, "max_files is 10000000000000000000: it must be at least 1, and at most 1,000,000,000"),
+    ({"max_wait": 10**400}, "max_wait is 10000000000000000000: it must lie between 0 and 10000"),
     ({"max_wait": -1}, "max_wait is -1: it must lie between 0 and 10000"),
     ({"interval": 1}, "interval is 1: it must lie between 0 and 1"),
 ])  # fmt: skip
