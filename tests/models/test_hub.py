@@ -134,6 +134,9 @@ def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):
     ("hf:timm/resnet50.a1_in1k", "is timm's resnet50, and resnet18 is resnet18"),
     ("hf:other/nan", "config.json gives no mean and std of three channels"),
     ("hf:other/odd", "config.json gives no mean and std of three channels"),
+    ("hf:timm/..", "is hf:owner/name or hf:owner/name@revision"),
+    ("hf:timm/resnet18.a1_in1k@a/../../x", "is hf:owner/name or hf:owner/name@revision"),
+    ("hf:timm/resnet18.a1_in1k@/etc/x", "is hf:owner/name or hf:owner/name@revision"),
     ("hf:resnet18", "is hf:owner/name or hf:owner/name@revision"),
     ("hf:../..@/etc/passwd", "could not be fetched"),
 ])  # fmt: skip

@@ -87,6 +87,12 @@ def test_a_damaged_safetensors_is_refused_in_one_line(tmp_path, header, data, le
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_header_of_a_million_tensors_is_not_read(tmp_path):
+    path = safetensors(tmp_path / "a.safetensors", b" " * (17 << 20))
+    with pytest.raises(InputError, match="a header of 17,825,792 bytes; more than 16,777,216 are not read"):
+        pretrained.load(path, S)
+
+
 def test_numbers_of_eight_bits_are_not_weights(tmp_path):
     path = safetensors(tmp_path / "a.safetensors", {"conv1.weight": entry(dtype="F8_E4M3", offsets=(0, 2))}, b"\0" * 2)
     with pytest.raises(InputError, match="conv1.weight"):

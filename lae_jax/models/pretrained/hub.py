@@ -51,8 +51,9 @@ def parse(source: str) -> tuple[str, str]:
     Raises:
       InputError: The source has another form.
     """
-    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
-    if match is None:
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(\w[\w./-]*))?", source)
+    # The library makes paths of the cache from these names.
+    if match is None or ".." in source:
         raise InputError(f"{source!r}: a source on the Hub is hf:owner/name or hf:owner/name@revision")
     return match[1], match[2] or "main"
 

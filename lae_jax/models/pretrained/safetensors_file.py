@@ -19,6 +19,9 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 DTYPES |= {"I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
+HEADER_LIMIT = 16 << 20  # bytes; EfficientNetV2-L has 200,000, and a million tensors take gigabytes
+
+
 @contextlib.contextmanager
 def opened(path: epath.Path) -> Iterator[dict[str, Tensor]]:
     """Opens a file, whose tensors can be read until the context ends.
@@ -31,6 +34,13 @@ def opened(path: epath.Path) -> Iterator[dict[str, Tensor]]:
     """
     with contextlib.ExitStack() as stack:
         try:
+            with path.open("rb") as head:
+                length = int.from_bytes(head.read(8), "little")
+            if length > HEADER_LIMIT:
+                raise InputError(
+                    f"{path} is damaged or not a safetensors file (a header of {length:,} bytes; more than"
+                    f" {HEADER_LIMIT:,} are not read): get it again"
+                )
             file = stack.enter_context(safe_open(os.fspath(_local(path, stack)), framework="numpy"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error}): get it again") from error
