@@ -138,7 +138,7 @@ def test_the_cache_serves_where_nothing_can_be_reached(hub, monkeypatch):
     ("hf:timm/resnet18.a1_in1k@a/../../x", "is hf:owner/name or hf:owner/name@revision"),
     ("hf:timm/resnet18.a1_in1k@/etc/x", "is hf:owner/name or hf:owner/name@revision"),
     ("hf:resnet18", "is hf:owner/name or hf:owner/name@revision"),
-    ("hf:../..@/etc/passwd", "could not be fetched"),
+    ("hf:../..@/etc/passwd", "is hf:owner/name or hf:owner/name@revision"),
 ])  # fmt: skip
 def test_what_cannot_be_had_is_one_sentence(hub, source, message):
     with pytest.raises(InputError, match=message) as caught:
