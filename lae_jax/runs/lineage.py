@@ -73,17 +73,22 @@ def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str
 
 
 def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
-    """Returns the runs and weights that a model was started from, the latest first, as far as the workdirs exist."""
+    """Returns the runs and weights that a model was started from, the latest first, as far as the workdirs exist.
+
+    A run may be a stranger's: where it lies on a disk, no bucket that it names is asked.
+    """
     found, workdir, config = [], checkpoint.workdir, checkpoint.meta["config"]
     while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
         path = workdir / "provenance.json"
         recorded: Mapping = (files.read_json(path, declared.PROVENANCE) if path.exists() else {}).get("init") or {}
         before = epath.Path(name)
+        may_ask = files.is_remote(checkpoint.workdir) or not files.is_remote(name)
+        is_there = may_ask and (before / "config.json").exists()
         # A recorded step distinguishes a run from weights even if its workdir is gone.
-        is_run = recorded.get("step") is not None or (before / "config.json").exists()
+        is_run = recorded.get("step") is not None or is_there
         start = {"step": config.get("init_step"), "from": name, **recorded, "kind": "run" if is_run else "weights"}
         found.append(start)
-        if not is_run or not (before / "config.json").exists():
+        if not is_there:
             break
         workdir, config = before, files.read_json(before / "config.json", declared.CONFIG_HEAD)
     return found
@@ -105,10 +110,10 @@ def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
 
 def data_of(checkpoint: checkpoints.Checkpoint) -> dict:
     """Returns the data set of a checkpoint: path, hash, reader and protocol."""
-    path = checkpoint.workdir / "provenance.json"
+    path, data = checkpoint.workdir / "provenance.json", checkpoint.meta["data"]
     return {
-        "path": checkpoint.meta["data"],
+        "path": data,
         "hash": checkpoint.meta["data_hash"],
-        "reader": layout.read_recipe(checkpoint.meta["data"]).get("reader"),
+        "reader": None if files.is_remote(data) else layout.read_recipe(data).get("reader"),
         "protocol": files.read_json(path, declared.PROVENANCE).get("protocol") if path.exists() else None,
     }

@@ -376,6 +376,17 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
     assert found[-1]["sha256"] == weights["sha256"]
 
 
+def test_no_bucket_that_a_strangers_run_names_is_asked(run, monkeypatch):
+    asked = []
+    kind, exists = type(epath.Path("gs://a/b")), type(epath.Path("gs://a/b")).exists
+    monkeypatch.setattr(kind, "exists", lambda path: asked.append(path) if "://" in str(path) else exists(path))
+    checkpoint = checkpoints.load_run(run)
+    config = {**checkpoint.meta["config"], "init_from": "gs://stranger/run"}
+    other = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "config": config, "data": "gs://stranger/data"})
+    assert lineage.starts(other) and not asked
+    assert lineage.data_of(other)["reader"] is None and not asked
+
+
 def test_a_damaged_evaluation_is_left_out_of_the_card_and_named(run, tmp_path, caplog):
     copy = shutil.copytree(run, tmp_path / "run")
     (whole,) = (copy / "evaluation").iterdir()
