@@ -315,6 +315,6 @@ def started_from(run: Run) -> epath.Path | None:
     if name == "scratch":
         return None
     for place in [epath.Path(name), run.folder.parent / epath.Path(name).name] if name else []:
-        if (place / "config.json").exists():
+        if not files.is_foreign_bucket(place, run.folder) and (place / "config.json").exists():
             return place
     return None

@@ -82,8 +82,7 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
         path = workdir / "provenance.json"
         recorded: Mapping = (files.read_json(path, declared.PROVENANCE) if path.exists() else {}).get("init") or {}
         before = epath.Path(name)
-        may_ask = files.is_remote(checkpoint.workdir) or not files.is_remote(name)
-        is_there = may_ask and (before / "config.json").exists()
+        is_there = not files.is_foreign_bucket(name, checkpoint.workdir) and (before / "config.json").exists()
         # A recorded step distinguishes a run from weights even if its workdir is gone.
         is_run = recorded.get("step") is not None or is_there
         start = {"step": config.get("init_step"), "from": name, **recorded, "kind": "run" if is_run else "weights"}

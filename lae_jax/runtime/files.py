@@ -32,6 +32,11 @@ def is_remote(path: os.PathLike | str) -> bool:
     return "://" in os.fspath(path)
 
 
+def is_foreign_bucket(path: os.PathLike | str, folder: os.PathLike | str) -> bool:
+    """Whether a path in a bucket is named by a file in `folder`, on a disk: a stranger may have written its name."""
+    return is_remote(path) and not is_remote(folder)
+
+
 @contextlib.contextmanager
 def replacing(path: os.PathLike) -> Iterator[epath.Path]:
     """Yields a place beside a file on a disk. What is written there replaces the file when the block ends.

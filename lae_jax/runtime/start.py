@@ -15,7 +15,7 @@ from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import Ended, InputError, save_failed
 
 _STDOUT, _OUTPUT = 1, "the standard output"
-_LONGEST = 10_000  # characters of a message: the names in it may be a stranger's
+LONGEST = 10_000  # characters of a message: the names in it may be a stranger's
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
 _DEFAULT = gc.get_threshold()
 _LESS_MEMORY = (
@@ -121,7 +121,7 @@ def _told(last: BaseException) -> int:
     if not isinstance(error, Ended):
         error = save_failed(error) or error
     if isinstance(error, Ended):
-        _say(foreign.shown(f"{error.label}: {error}", _LONGEST))
+        _say(foreign.shown(f"{error.label}: {error}", LONGEST))
         return error.status
     if "RESOURCE_EXHAUSTED" in str(error):  # of XLA
         told = str(error).splitlines()[0].rstrip(".")

@@ -21,7 +21,7 @@ from lae_jax.data import records
 from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
 from lae_jax.predict import __main__ as door
 from lae_jax.predict import estimator
-from lae_jax.report import model_card
+from lae_jax.report import loading, model_card
 from lae_jax.runs import calibration, lineage
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import ExportDiffers, InputError
@@ -385,6 +385,8 @@ def test_no_bucket_that_a_strangers_run_names_is_asked(run, monkeypatch):
     other = dataclasses.replace(checkpoint, meta={**checkpoint.meta, "config": config, "data": "gs://stranger/data"})
     assert lineage.starts(other) and not asked
     assert lineage.data_of(other)["reader"] is None and not asked
+    loading.started_from(dataclasses.replace(loading.read_run(run), provenance={"init": {"from": "gs://stranger/run"}}))
+    assert not asked
 
 
 def test_a_damaged_evaluation_is_left_out_of_the_card_and_named(run, tmp_path, caplog):
