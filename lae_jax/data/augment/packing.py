@@ -69,10 +69,12 @@ def case(index: tf.Tensor, branches: Sequence[tf.types.experimental.ConcreteFunc
     return tf.ensure_shape(result, spec.shape)
 
 
-@fused
-def from_image(image: tf.Tensor) -> tf.Tensor:
-    """Packs an image: uint8 (H, W, 3) -> int32 (H, W)."""
+def packed(image: tf.Tensor) -> tf.Tensor:
+    """Packs an image within a compiled function: uint8 (H, W, 3) -> int32 (H, W)."""
     return tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]]), tf.int32)
+
+
+from_image = fused(packed)
 
 
 def as_words(picture: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Resizing as in Pillow, into words: two compiled passes down the rows, one for each axis.
+"""Resizing as in Pillow, into words: two passes down the rows, one for each axis, compiled together.
 
 Pillow's C code (Resample.c, 8 bits a channel) is the definition: weights in whole 2^-22ths, levels rounded and clipped
 after each pass, the width before the height (Pillow 13 reverses this order where the height shrinks by more than twice
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lae_jax.data.augment.packing import case, clip, compiled, from_image, round_to_uint8
+from lae_jax.data.augment.packing import case, clip, compiled, from_image, packed, round_to_uint8
 from lae_jax.faces.tensorflow import tf
 
 METHODS = ("bilinear", "bicubic")
@@ -77,27 +77,33 @@ def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tenso
     # One canvas for all images, as a function is compiled for each shape. Padded as rows, which are copied whole.
     height, width = tf.unstack(tf.shape(image)[:2])
     rows = tf.pad(tf.reshape(image, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
-    words = from_image(tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3]))
-    down = _down(size, canvas, method)
-    return down(tf.transpose(down(tf.transpose(words), width)), height)
+    return _passes(size, canvas, method)(tf.ensure_shape(rows, [canvas, 3 * canvas]), height, width)
 
 
 @functools.cache
-def _down(size: int, canvas: int, method: str) -> Callable:
-    """(canvas, m) words, of which the first `side` rows count, and `side` -> (size, m): weighted sums of rows."""
+def _passes(size: int, canvas: int, method: str) -> Callable:
+    """uint8 (canvas, 3 canvas), of which an image of `height` and `width` counts, and these -> words (size, size)."""
     # The largest number of pixels under the filter of a pixel of the result.
     taps = math.ceil(2 * _SUPPORT[method] * canvas / size)
 
-    def down(words: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-        rows, weights = _filters(side, size, taps, method)
-        levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
-        total = 2 ** (_BITS - 1)
-        # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
-        for row, weight in zip(tf.unstack(rows, axis=1), tf.unstack(weights[..., None], axis=1), strict=True):
-            total += tf.gather(levels, row, axis=1) * weight
-        return tf.reduce_sum(tf.bitwise.left_shift(clip(tf.bitwise.right_shift(total, _BITS), 0, 255), _SHIFTS), axis=0)
+    def passes(rows: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        words = packed(tf.reshape(rows, [canvas, canvas, 3]))
+        # XLA transposes as it packs and as it stores. TensorFlow's transpose takes as long as both passes.
+        narrow = _down(tf.transpose(words), width, size, taps, method)
+        return _down(tf.transpose(narrow), height, size, taps, method)
 
-    return compiled(down)
+    return compiled(passes)
+
+
+def _down(words: tf.Tensor, side: tf.Tensor, size: int, taps: int, method: str) -> tf.Tensor:
+    """(canvas, m) words, of which the first `side` rows count -> (size, m): weighted sums of rows."""
+    rows, weights = _filters(side, size, taps, method)
+    levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
+    total = 2 ** (_BITS - 1)
+    # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
+    for row, weight in zip(tf.unstack(rows, axis=1), tf.unstack(weights[..., None], axis=1), strict=True):
+        total += tf.gather(levels, row, axis=1) * weight
+    return tf.reduce_sum(tf.bitwise.left_shift(clip(tf.bitwise.right_shift(total, _BITS), 0, 255), _SHIFTS), axis=0)
 
 
 def _filters(side: tf.Tensor, size: int, taps: int, method: str) -> tuple[tf.Tensor, tf.Tensor]:
