@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lae_jax.data.augment.packing import channel, channels, clip, fused, join, on_words, size_of
+from lae_jax.data.augment.packing import channel, channels, clip, fused, join, on_words, rounded, size_of
 from lae_jax.faces.tensorflow import tf
 
 
@@ -21,12 +21,8 @@ def _grey(words: tf.Tensor) -> tf.Tensor:
 
 def _blend(other, level: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Image.blend: `other` where the factor is 0, the level where it is 1. float32."""
-    return clip(other + _rounded(factor * (level - other)), 0.0, 255.0)
-
-
-def _rounded(product: tf.Tensor) -> tf.Tensor:
-    """The product. XLA would round a product and a sum once, together; Pillow rounds each of them."""
-    return tf.minimum(product, 1e30)
+    # Pillow rounds the product and the sum.
+    return clip(other + rounded(factor * (level - other)), 0.0, 255.0)
 
 
 # Grey levels

@@ -109,6 +109,11 @@ def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> 
     return tf.minimum(tf.maximum(values, low), high)
 
 
+def rounded(product: tf.Tensor) -> tf.Tensor:
+    """The product, rounded. XLA would round a product and the sum that it is part of once, together."""
+    return tf.minimum(product, 1e30)
+
+
 def round_to_uint8(image: tf.Tensor) -> tf.Tensor:
     """Rounds float32 levels in 0..255; half a level is rounded up."""
     return tf.cast(image + 0.5, tf.uint8)

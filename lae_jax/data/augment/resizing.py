@@ -29,13 +29,21 @@ _BITS = 22
 _SHIFTS = np.array([0, 8, 16], np.int32).reshape(3, 1, 1)
 
 
-def resized(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """Resizes uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing, by one of METHODS."""
+def resized(image: tf.Tensor, size: int, method: str, mirrored: tf.Tensor | bool = False) -> tf.Tensor:
+    """Resizes uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing.
+
+    Args:
+        image: The image.
+        size: Side of the result, pixels.
+        method: One of METHODS.
+        mirrored: Whether left and right of the result are exchanged, bool ().
+    """
+    mirrored = tf.convert_to_tensor(mirrored)
     if size < _COMPILED_SIDE:
-        return _by_kernels(image, size, method)
+        return _by_kernels(image, mirrored, size, method)
     longest = tf.reduce_max(tf.shape(image)[:2])
     too_large = tf.cast(longest > _canvases(size, method), tf.int32)
-    return case(tf.reduce_sum(too_large), _branches(size, method), image)
+    return case(tf.reduce_sum(too_large), _branches(size, method), image, mirrored)
 
 
 def _canvases(size: int, method: str) -> list[int]:
@@ -47,12 +55,12 @@ def _branches(size: int, method: str) -> list[tf.types.experimental.ConcreteFunc
     """One for each reach and one for larger images, traced once for all graphs and loops."""
     ways = [functools.partial(_compiled, size=size, canvas=n, method=method) for n in _canvases(size, method)]
     ways += [functools.partial(_by_kernels, size=size, method=method, larger=True)]
-    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.bool)]
     with tf.init_scope():
         return [tf.function(way, signature, autograph=False).get_concrete_function() for way in ways]
 
 
-def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
+def _by_kernels(image: tf.Tensor, mirrored: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
     """Resizes with TensorFlow's kernels. `larger`: a side is known to be larger than `size`.
 
     Branches of a case need `larger`: called eagerly on a single core, a tf.cond inside a branch waits for ever.
@@ -70,34 +78,35 @@ def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) 
         values = filtered(tf.cast(image, tf.float32)[:, None], [1, size])
         values = tf.floor(clip(values, 0.0, 255.0) + 0.5)
         values = clip(filtered(tf.reshape(values, [1, -1, 1, 3 * size]), [size, 1]), 0.0, 255.0)
-    return from_image(round_to_uint8(tf.reshape(values, [size, size, 3])))
+    words = from_image(round_to_uint8(tf.reshape(values, [size, size, 3])))
+    return tf.where(mirrored, tf.reverse(words, [1]), words)
 
 
-def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tensor:
+def _compiled(image: tf.Tensor, mirrored: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tensor:
     # One canvas for all images, as a function is compiled for each shape. Padded as rows, which are copied whole.
     height, width = tf.unstack(tf.shape(image)[:2])
     rows = tf.pad(tf.reshape(image, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
-    return _passes(size, canvas, method)(tf.ensure_shape(rows, [canvas, 3 * canvas]), height, width)
+    return _passes(size, canvas, method)(tf.ensure_shape(rows, [canvas, 3 * canvas]), height, width, mirrored)
 
 
 @functools.cache
 def _passes(size: int, canvas: int, method: str) -> Callable:
-    """uint8 (canvas, 3 canvas), of which an image of `height` and `width` counts, and these -> words (size, size)."""
+    """uint8 (canvas, 3 canvas), of which an image counts; its height, width, `mirrored` -> words (size, size)."""
     # The largest number of pixels under the filter of a pixel of the result.
     taps = math.ceil(2 * _SUPPORT[method] * canvas / size)
 
-    def passes(rows: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    def passes(rows: tf.Tensor, height: tf.Tensor, width: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
         words = packed(tf.reshape(rows, [canvas, canvas, 3]))
         # XLA transposes as it packs and as it stores. TensorFlow's transpose takes as long as both passes.
-        narrow = _down(tf.transpose(words), width, size, taps, method)
-        return _down(tf.transpose(narrow), height, size, taps, method)
+        columns = [tf.where(mirrored, part[::-1], part) for part in _filters(width, size, taps, method)]
+        narrow = _down(tf.transpose(words), *columns)
+        return _down(tf.transpose(narrow), *_filters(height, size, taps, method))
 
     return compiled(passes)
 
 
-def _down(words: tf.Tensor, side: tf.Tensor, size: int, taps: int, method: str) -> tf.Tensor:
-    """(canvas, m) words, of which the first `side` rows count -> (size, m): weighted sums of rows."""
-    rows, weights = _filters(side, size, taps, method)
+def _down(words: tf.Tensor, rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """(canvas, m) words -> (size, m): sums of rows with weights. Rows and weights are (size, taps)."""
     levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
     total = 2 ** (_BITS - 1)
     # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
