@@ -111,7 +111,7 @@ def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> 
 
 def rounded(product: tf.Tensor) -> tf.Tensor:
     """The product, rounded. XLA would round a product and the sum that it is part of once, together."""
-    return tf.minimum(product, 1e30)
+    return tf.minimum(product, tf.constant(1e30, product.dtype))
 
 
 def round_to_uint8(image: tf.Tensor) -> tf.Tensor:
