@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lae_jax.data.augment import draws, patches
+from lae_jax.data.augment import patches, stateless
 from lae_jax.data.augment.jitter import (
     STEPS,
     adjust_brightness,
@@ -115,7 +115,7 @@ def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
     Raises:
         ValueError: H or W is below `size`.
     """
-    corner = _corner(draws.uniform([2], seed), *_room(image, size, "random_crop"))
+    corner = _corner(stateless.uniform([2], seed), *_room(image, size, "random_crop"))
     return _crop(image, corner[0], corner[1], size)
 
 
@@ -137,7 +137,7 @@ def centre_crop(image: tf.Tensor, size: int) -> tf.Tensor:
 @on_words
 def random_flip(words: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
     """Returns the mirror image (left and right exchanged) with `probability`, else the image; also of words."""
-    return _flipped(words, draws.uniform([], seed) < probability)
+    return _flipped(words, stateless.uniform([], seed) < probability)
 
 
 def _flipped(words: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
@@ -181,7 +181,7 @@ def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         Places in OPS, int32 (num_ops,); signs, -1.0 or 1.0, float32 (num_ops,).
     """
-    return _ops_of(draws.uniform([2, num_ops], seed))
+    return _ops_of(stateless.uniform([2, num_ops], seed))
 
 
 def _ops_of(uniform: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -232,7 +232,7 @@ def rand_augment(
     _check_rand_augment(num_ops, magnitude, num_levels)
     if num_ops == 0:
         return words
-    uniform = draws.uniform([2, num_ops], seed)
+    uniform = stateless.uniform([2, num_ops], seed)
     return _operated(words, *_draw_values(uniform, *size_of(words), magnitude, num_levels))
 
 
@@ -307,18 +307,18 @@ class Augmentation:
 
     def _draw(self, seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
         """Draws for an image: box (top, left, ...), whether it is mirrored, of the jitter, of the operations."""
-        patch, flip, jitter, ops = tf.unstack(draws.split(seed, 4))
+        patch, flip, jitter, ops = tf.unstack(stateless.split(seed, 4))
         room = height - self.image_size, width - self.image_size
         if self.patch == "area":
             box = patches.draw_box(patch, height, width, self.area, self.aspect)
         elif self.patch == "crop":
-            box = _corner(draws.uniform([2], patch), *room)
+            box = _corner(stateless.uniform([2], patch), *room)
         else:
             box = tf.stack(room) // 2
-        uniform = draws.uniform([2, self.num_ops], ops)
+        uniform = stateless.uniform([2, self.num_ops], ops)
         chosen = _draw_values(uniform, self.image_size, self.image_size, self.magnitude, self.num_levels)
         count, draw_jitter = drawing(self._jitter())
-        return box, draws.uniform([], flip) < self.flip, draw_jitter(draws.uniform([count], jitter)), chosen
+        return box, stateless.uniform([], flip) < self.flip, draw_jitter(stateless.uniform([count], jitter)), chosen
 
     @tf.autograph.experimental.do_not_convert
     def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:

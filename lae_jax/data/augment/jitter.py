@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lae_jax.data.augment import draws
+from lae_jax.data.augment import stateless
 from lae_jax.data.augment.packing import (
     case,
     channels,
@@ -158,7 +158,7 @@ def color_jitter(
     strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, offset=offset)
     check_jitter(strengths)
     count, draw = drawing(strengths)
-    return jittered(words, strengths, *draw(draws.uniform([count], seed)))
+    return jittered(words, strengths, *draw(stateless.uniform([count], seed)))
 
 
 def _steps_of(strengths: Mapping[str, float]) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def _places(words: tf.Tensor) -> tf.Tensor:
 
 @compiled
 def _flat(counts: tf.Tensor) -> tf.Tensor:
-    """equalize's table, int32 (3, 256)."""
+    """Equalize's table, int32 (3, 256)."""
     counts = tf.reduce_sum(tf.reshape(counts, [4, 3, 256]), axis=0)
     before = tf.cumsum(counts, axis=1, exclusive=True)
     # Pillow's step excludes the last level that occurs. The count before it is the largest of all levels with pixels.

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-from lae_jax.data.augment import draws
+from lae_jax.data.augment import stateless
 from lae_jax.data.augment.jitter import require
 from lae_jax.data.augment.packing import compiled, on_image, size_of, to_image
 from lae_jax.data.augment.resizing import resized
@@ -54,7 +54,7 @@ def _patch_drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Ca
 
 def draw_box(seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor, area: tuple, aspect: tuple) -> tf.Tensor:
     """Draws as `draw_patch`, within a compiled function."""
-    uniform = draws.uniform([2 * _TRIES + 2], seed)
+    uniform = stateless.uniform([2 * _TRIES + 2], seed)
     image_sides = tf.cast(tf.stack([height, width]), tf.float32)
     share = area[0] + (area[1] - area[0]) * uniform[:_TRIES]
     log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
