@@ -1,32 +1,24 @@
-"""Faces in photographs: what is found, whether it is what the mtcnn package finds, and the rate on one core.
+"""Faces in photographs: what is found, and whether it is what the mtcnn package finds. How fast: `face_rates`.
 
-    python -m benchmarks.face_detection                                            # drawn faces alone
-    make setup-peers
+    python -m benchmarks.face_detection                       # drawn faces and skimage's portrait, four minutes
     python -m benchmarks.face_detection --images ../shared/data/utkface_lt/images --same 1000
 
 Found: drawn faces, with the error of the landmarks as a share of the distance between the eyes. Same: the package's own
-cascade, one canvas at a time, against ours. Rates: photographs of 640 x 480 with a face pasted in, from the bytes of a
-JPEG to the bytes of the crop, and on canvases alone, beside the package and facenet-pytorch (if its environment is
-there) with the same smallest face. The sides take turns, each on one thread.
+cascade, one canvas at a time, against ours, on drawn faces, on scenes of several, on a portrait and on a folder.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 import skimage.data
 from PIL import Image
 
-from benchmarks import harness, sides
+from benchmarks import harness
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import crops, detect, images
+from lae_jax.faces import detect, images
 from lae_jax.runtime import cpu, start
-
-PYTHON, _SIDE = ".venv-peers/bin/python", "benchmarks.facenet_side"
 
 
 def drawn(count: int) -> tuple[list[Image.Image], np.ndarray]:
@@ -117,72 +109,12 @@ def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return shared / (areas[0] + areas[1] - shared)
 
 
-def photographs(faces: list[Image.Image], count: int) -> list[bytes]:
-    """JPEGs of 640 x 480: a face of 120 to 360 pixels on a picture of soft colours."""
-    random, made = np.random.default_rng(0), []
-    for number in range(count):
-        colours = random.integers(0, 256, (6, 8, 3), np.uint8)
-        picture = Image.fromarray(colours).resize((640, 480), Image.Resampling.BICUBIC)
-        side = int(random.integers(120, 361))
-        face = faces[number % len(faces)].resize((side, side), Image.Resampling.BICUBIC)
-        picture.paste(face, (int(random.integers(0, 641 - side)), int(random.integers(0, 481 - side))))
-        made.append(images.encode(picture, 90))
-    return made
-
-
-def whole(encoded: list[bytes]) -> None:
-    recipe = crops.Recipe("landmarks")
-    for begin in range(0, len(encoded), 4):
-        decoded = [crops.Photograph(images.load(one)) for one in encoded[begin : begin + 4]]
-        for result in crops.cut(decoded, recipe):
-            if isinstance(result, list):
-                images.encode(result[0].image, recipe.quality)
-
-
-@contextlib.contextmanager
-def facenet(python: str, canvases: np.ndarray) -> Iterator[sides.Side | None]:
-    """facenet-pytorch in its own environment; None if there is none."""
-    if not pathlib.Path(python).exists():
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder, sides.Side("facenet", python, _SIDE, cores=1) as side:
-        np.save(pathlib.Path(folder) / "canvases.npy", canvases)
-        side.ask("open", path=f"{folder}/canvases.npy", smallest=20)
-        yield side
-
-
-def rates(encoded: list[bytes], package, python: str, turns: int) -> dict[str, list[float]]:
-    """Photographs a second: {side: [wall, CPU]}."""
-    canvases = np.stack([detect._Canvas.of(images.load(one)).pixels for one in encoded])
-    pictures = [images.load(one) for one in encoded]
-    with facenet(python, canvases) as peer:
-        measured = {
-            "lae_jax, the whole way": lambda: whole(encoded),
-            "lae_jax, faces": lambda: detect.detect(pictures),
-            "mtcnn, one by one": lambda: [
-                package.detect_faces([one], output_type="numpy", box_format="xyxy") for one in canvases
-            ],
-        }
-        taken = {name: [] for name in [*measured, *["facenet-pytorch, one by one"] * (peer is not None)]}
-        for turn in range(turns):
-            ours = harness.take_turns(measured, 1, warm_up=int(turn == 0))
-            for name, seconds in ours.items():
-                taken[name].append(seconds[0])
-            if peer is not None:
-                answer = peer.ask("turn", steps=1)
-                taken["facenet-pytorch, one by one"].append([answer["seconds"], answer["cpu_seconds"]])
-    return harness.rates(len(encoded), {name: np.array(seconds) for name, seconds in taken.items()})
-
-
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=pathlib.Path, help="folder of JPEGs of faces")
     parser.add_argument("--drawn", type=int, default=200, help="drawn faces (default 200)")
     parser.add_argument("--scenes", type=int, default=200, help="pictures of several drawn faces (default 200)")
     parser.add_argument("--same", type=int, default=100, help="of the images, compared with the package (default 100)")
-    parser.add_argument("--photographs", type=int, default=32, help="for the rates (default 32; 0: none)")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--python", default=PYTHON, help="of the environment with facenet-pytorch")
     args: argparse.Namespace = parser.parse_args()
     cpu.one_thread()
     start.devices()
@@ -204,10 +136,6 @@ def main() -> None:
         content[f"same, {name}"] = same(group, package)
     for name, what in content.items():
         print(name, json.dumps({key: round(float(value), 4) for key, value in what.items()}))
-    if args.photographs:
-        speed = rates(photographs(pictures, args.photographs), package, args.python, args.turns)
-        rows = [(name, f"{wall:.1f}", f"{of_cpu:.1f}") for name, (wall, of_cpu) in speed.items()]
-        harness.show({**content, "rates": speed}, ("photographs a second of one core", "wall", "CPU time"), rows)
 
 
 if __name__ == "__main__":
