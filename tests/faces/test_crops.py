@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from lae_jax.data import records, stored
 from lae_jax.data.sources import synthetic
 from lae_jax.data.sources.interface import Picture
 from lae_jax.faces import align, crops, detect, images, perceptual_hash, pixels
-from lae_jax.runtime.errors import InputError
+from lae_jax.prepare import assembly
+from lae_jax.runtime.errors import InputError, end_all
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,51 @@ def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
     prepare.prepare(photographs / "faces.csv", tmp_path / "2", shards=2, size=96, ratio="1:1", workers=2)
     one, two = ([path.read_bytes() for path in sorted((tmp_path / n).glob("*array_record*"))] for n in "12")
     assert len(one) == 2 and one == two
+
+
+@pytest.fixture
+def with_accelerator(photographs, tmp_path, monkeypatch):
+    """A data set of two shards by two workers, as where JAX has an accelerator, with another way to find faces."""
+    monkeypatch.setattr(assembly, "_has_accelerator", lambda: True)
+    source = tmp_path / "faces.csv"
+    source.write_text("path,age\n" + "one.png,32\nscene.jpg,30\n" * 12)  # more rows a shard than are read together
+
+    def prepared(find, workers=2, name="out"):
+        monkeypatch.setattr(detect, "detect", find)
+        how = {"shards": 2, "size": 96, "ratio": "1:1", "undetected": "centre", "workers": workers}
+        prepare.prepare(source, tmp_path / name, images=photographs, **how)
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("*array_record*"))]
+
+    return prepared
+
+
+def test_with_an_accelerator_one_process_makes_several_shards_at_a_time(with_accelerator):
+    processes, both = set(), threading.Barrier(2)
+
+    def find(pictures):
+        both.wait(60)  # raises an error where the second shard waits for the first one
+        processes.add(os.getpid())
+        return [[]] * len(pictures)
+
+    found = with_accelerator(find)
+    assert processes == {os.getpid()} and len(found) == 2
+    assert found == with_accelerator(lambda pictures: [[]] * len(pictures), workers=1, name="alone")
+
+
+def test_with_an_accelerator_a_failure_ends_all_shards(with_accelerator, tmp_path, monkeypatch):
+    both, told = threading.Barrier(2), threading.Event()
+
+    def find(pictures):
+        if both.wait(60) == 0:
+            raise InputError("the accelerator is lost")
+        told.wait(60)
+        return [[]] * len(pictures)
+
+    monkeypatch.setattr(assembly, "end_all", lambda kind, stop, *rest: end_all(kind, stop, told.set, *rest))
+
+    with pytest.raises(InputError, match="the accelerator is lost"):
+        with_accelerator(find)
+    assert not [*(tmp_path / "out").glob("*.array_record-*")]
 
 
 def test_a_contract_gives_its_recipe_again():
