@@ -32,13 +32,15 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# Peers for benchmarks/: PyTorch, torchvision, timm, albumentations. This project is not installed there.
+# Peers for benchmarks/: PyTorch, torchvision, timm, albumentations, facenet-pytorch. This project is not installed there.
+# facenet-pytorch 2.6.0 works with these versions, but asks for older ones.
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
 	@echo 'Installing PyTorch, timm and other peers into $(PEERS_VENV): some GB, once, some minutes'
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps facenet-pytorch==2.6.0
 	touch $@
 
 demo: $(STAMP)
