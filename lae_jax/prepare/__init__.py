@@ -57,7 +57,8 @@ def prepare(
       undetected: What to do with a photograph without a face: 'reject' it, or crop its 'centre'.
       quality: JPEG quality of encoded images, 1 to 100.
       shards: Number of shards; 0: chosen by the number of images.
-      workers: Number of processes (default: one for each core); 1: this process does the work.
+      workers: Number of processes (default: one for each core); 1: this process does the work. Where JAX has an
+        accelerator and faces are searched for: number of threads of this process.
       beam_runner: Apache Beam runner that makes the shards, such as DirectRunner.
       beam_options: NAME=VALUE options of Beam.
 

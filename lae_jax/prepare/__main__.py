@@ -50,7 +50,8 @@ def parse_args(argv: list[str] | None = None) -> dict:
         " face: reject it (rejected.csv) or crop its centre")  # fmt: skip
     add("--quality", type=int, default=95, metavar="1-100", help="JPEG quality of encoded images")
     add("--shards", type=int, default=0, metavar="N", help="number of shards; 0: chosen by the number of images")
-    add("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
+    add("--workers", type=int, metavar="N", help="number of processes, or of threads where an"
+        " accelerator finds the faces (default: one for each core)")  # fmt: skip
     add("--beam-runner", metavar="RUNNER", help="make the shards with Apache Beam: DirectRunner, DataflowRunner, ...;"
         " --out may then be a bucket (docs/data.md)")  # fmt: skip
     add(
