@@ -1,6 +1,6 @@
 """Compiles the search for faces for an accelerator, on a machine without one: that its compiler takes the program.
 
-    make compile-faces                                # installs the compilers into build/, half a GB
+    make compile-faces                                # installs the compilers into build/, 1.3 GB
     PYTHONPATH=build/tpu python -m benchmarks.face_compile tpu
     PYTHONPATH=build/cuda python -m benchmarks.face_compile cuda
 

@@ -62,7 +62,8 @@ def portrait() -> Image.Image:
 def same(pictures: list[Image.Image], package) -> dict:
     """How what is found differs from what the package finds, in pixels of the canvas.
 
-    A face is the same where the boxes share more than half of their union.
+    A face is the same where the boxes share more than half of their union. Faces of one side alone, and those whose
+    landmarks are further apart than 0.1 pixels on average, are listed.
     """
     apart, differing, ours_alone, theirs_alone = [], [], 0, 0
     for number, (picture, ours) in enumerate(zip(pictures, detect.detect(pictures), strict=True)):
@@ -81,14 +82,18 @@ def same(pictures: list[Image.Image], package) -> dict:
             rest.remove(best)
             points = np.stack([theirs[best][6:11], theirs[best][11:16]], axis=1)
             apart.append(np.linalg.norm(forth(canvas, face.landmarks) - points, axis=1))
+            if apart[-1].mean() > 0.1:
+                differing.append(
+                    f"picture {number}: landmarks {apart[-1].mean():.2f} pixels apart, confidence"
+                    f" {face.confidence:.5f}, the package's {theirs[best][5]:.5f}"
+                )
         ours_alone, theirs_alone = ours_alone + len(alone), theirs_alone + len(rest)
         alone += [("package", theirs[i][5], boxes[i]) for i in rest]
         differing += [
             f"picture {number}: {who} alone, confidence {confidence:.5f}, box {np.round(box, 1).tolist()}"
             for who, confidence, box in alone
         ]
-    for line in differing:
-        print(line)
+    print(*differing, f"{len(differing)} differences", sep="\n", flush=True)
     apart = np.array(apart)
     told = {"pictures": len(pictures), "the same faces": len(apart), "ours alone": ours_alone}
     told |= {"package alone": theirs_alone, "landmarks mean": apart.mean()}
@@ -126,16 +131,16 @@ def main() -> None:
 
     package = MTCNN()
     pictures, truth = drawn(args.drawn)
-    content = {"found": found(pictures, truth)}
+    told = {"found": found(pictures, truth)}
     groups = {"drawn": pictures, "scenes": scenes(pictures, args.scenes), "portrait": [portrait()]}
     if args.images:
         paths = sorted(args.images.glob("*.jpg"))
         chosen = [paths[i] for i in np.random.default_rng(0).choice(len(paths), args.same, replace=False)]
         groups["images"] = [images.load(path.read_bytes()) for path in chosen]
     for name, group in groups.items():
-        content[f"same, {name}"] = same(group, package)
-    for name, what in content.items():
-        print(name, json.dumps({key: round(float(value), 4) for key, value in what.items()}))
+        told[f"same, {name}"] = same(group, package)
+    for name, numbers in told.items():
+        print(name, json.dumps({key: round(float(value), 4) for key, value in numbers.items()}))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ class _Canvas:
         scaled = np.maximum(1, np.rint(size * (INNER / size.max())).astype(int))
         left, top = (CANVAS - scaled) // 2
         pixels = np.zeros((CANVAS, CANVAS, 3), np.uint8)
-        resized = photograph.resize(tuple(scaled.tolist()), Image.Resampling.HAMMING, reducing_gap=3.0)
+        # To shrink, Hamming is as sharp and takes two thirds of the time; to enlarge, landmarks need bicubic.
+        method = Image.Resampling.HAMMING if size.max() > INNER else Image.Resampling.BICUBIC
+        resized = photograph.resize(tuple(scaled.tolist()), method, reducing_gap=3.0)
         pixels[top : top + scaled[1], left : left + scaled[0]] = np.asarray(resized)
         return cls(pixels, np.array([left, top]), scaled / size, _region(*scaled.tolist()))
 
