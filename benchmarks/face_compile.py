@@ -12,9 +12,16 @@ import argparse
 import os
 import time
 
+# JAX reads these when it is imported. Without a GPU no kernel can be tried out, and Triton's tiling aborts.
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+
+import jax
 import numpy as np
+from jax.experimental import topologies
 
 from benchmarks import harness
+from lae_jax.faces import cascade, detect, networks
 
 TARGETS = ("tpu", "cuda")
 # An H100, as XLA describes it: its kernels depend on these numbers.
@@ -31,17 +38,11 @@ dnn_version_info { major: 9 minor: 10 patch: 2 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# Without a GPU no kernel can be tried out; Triton's tiling aborts on products without this.
-_FLAGS_OF_CUDA = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 def device(target: str):
-    """A device to compile for. Call it before anything else of JAX."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    if target == "cuda":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS_OF_CUDA}".strip()
-    from jax.experimental import topologies
-
+    """A device to compile for."""
+    jax.devices()  # loads the plugins
     if target == "tpu":
         return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
     named = {"topology_name": "h100", "target_config": _H100, "topology": "1x1x1"}
@@ -50,10 +51,6 @@ def device(target: str):
 
 def compiled(target: str, caps_number: int) -> dict:
     """Compiles the program of a cap; its seconds, megabytes and, where the compiler tells them, operations."""
-    import jax
-
-    from lae_jax.faces import cascade, detect, networks
-
     where = jax.sharding.SingleDeviceSharding(device(target))
     size, batches = detect._ON_ACCELERATOR
 
@@ -82,7 +79,10 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("target", choices=TARGETS)
     args: argparse.Namespace = parser.parse_args()
-    found = {("few", "many")[number]: compiled(args.target, number) for number in range(2)}
+    found = {}
+    for number, name in enumerate(("few", "many")):
+        found[name] = compiled(args.target, number)
+        print(f"{name} candidates: compiled in {found[name]['seconds']:.0f} s", flush=True)
     harness.show(found, ["candidates", *found["few"]], [[name, *row.values()] for name, row in found.items()])
 
 

@@ -12,6 +12,9 @@ from lae_jax.data.sources import synthetic
 from lae_jax.faces import cascade, detect, networks
 from lae_jax.runtime.errors import InputError
 
+# What is found there, on any CPU (`make test-portable`).
+FOUND = np.array([[203.788, 100.115], [246.196, 102.457], [224.449, 128.105], [201.262, 138.437], [244.557, 140.962]])
+FOUND_BOX = np.array([181.206, 59.147, 267.629, 173.019])
 # Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
 BY_HAND = np.array([[203.3, 101], [246.5, 103], [223.5, 127], [203, 140], [244.5, 141]])
 
@@ -51,6 +54,8 @@ def assert_same(one, two):
 def test_the_landmarks_of_a_portrait_are_those_marked_by_hand(portrait):
     (face,) = detect.detect([portrait])[0]
     assert error(face.landmarks, BY_HAND) < 0.08
+    np.testing.assert_allclose(face.landmarks, FOUND, atol=0.01)
+    np.testing.assert_allclose(face.box, FOUND_BOX, atol=0.01)
     left, top, right, bottom = face.box
     assert np.all((face.landmarks > [left, top]) & (face.landmarks < [right, bottom]))
 
