@@ -14,7 +14,7 @@ from etils import epath
 from etils.epath import backend, gpath
 
 from lae_jax.configs import common
-from lae_jax.runtime import checkpoints, checksums, files, origin
+from lae_jax.runtime import checkpoints, checksums, files, origin, parallel
 from lae_jax.runtime.errors import InputError
 
 META = {
@@ -101,6 +101,20 @@ def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
     np.testing.assert_array_equal(found.variables["params"]["a"], np.arange(4.0))
     with checkpoints.Checkpoints(tmp_path) as saved:
         np.testing.assert_array_equal(saved.restore(7, state).batch_stats["a"], np.ones(2))
+
+
+def test_nothing_is_compiled_for_a_checkpoint_of_all_devices(tmp_path, caplog):
+    held = State(np.int32(7), {"a": np.arange(208.0).reshape(16, 13)}, {"a": np.ones(24)})
+    state = parallel.Parallel().place(held)
+    with jax.log_compiles(), checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(state, META)
+        saved.wait()
+        assert "Compiling" not in caplog.text
+        state.params["a"][2:9].block_until_ready()
+        assert "Compiling" in caplog.text
+        found = saved.restore(7, held)
+    np.testing.assert_array_equal(found.params["a"], held.params["a"])
+    np.testing.assert_array_equal(found.batch_stats["a"], held.batch_stats["a"])
 
 
 @pytest.mark.parametrize(
@@ -254,6 +268,37 @@ def test_zeros_that_a_few_bytes_stand_for_are_not_unpacked(tmp_path, shape, chun
     checksums.write(path)
     with pytest.raises(InputError, match="bytes of arrays in"):
         checkpoints.load_run(run)
+
+
+def test_an_index_that_a_few_bytes_stand_for_is_not_unpacked(tmp_path):
+    run = begun(tmp_path / "run", 7)
+    path = epath.Path(run) / "checkpoints" / "7"
+    config = {"max_inline_value_bytes": 1 << 20, "max_decoded_node_bytes": 1 << 30}
+    store = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": f"file://{tmp_path}/index/", "config": config}
+    ).result()
+    transaction = tensorstore.Transaction()
+    for number in range(300):
+        store.with_transaction(transaction)[f"params.{number}"] = bytes(1 << 20)
+    transaction.commit_async().result()
+    index = next(one for one in (tmp_path / "index" / "d").iterdir())
+    assert index.stat().st_size < 20_000
+    (path / "state" / "d" / "Thumbs.db").write_bytes(b"x" * 1000 + index.read_bytes())  # a name that systems use
+    with pytest.raises(InputError, match=r"checkpoints/7 is damaged \(over 26\d,\d+,\d+ bytes of indexes in"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "params/a"), (np.inf, "batch_stats/a")])
+def test_weights_that_are_not_finite_are_not_used(tmp_path, value, named):
+    run = begun(tmp_path / "run", 7)
+    arrays = {name: np.array([1.0, value if name in named else 1.0]) for name in ("params", "batch_stats")}
+    with checkpoints.Checkpoints(run) as saved:
+        state = State(np.int32(9), *({"a": one} for one in arrays.values()))
+        saved.save(state, {**saved.meta(7), "step": 9})
+        saved.wait()
+    with pytest.raises(InputError, match=f"checkpoints/9: {named} has values that are not finite") as end:
+        checkpoints.load_run(run, 9)
+    assert end.value.status == 2 and checkpoints.load_run(run, 7).step == 7
 
 
 def test_a_run_that_was_moved_or_lost_its_id_or_is_older_than_ids_is_read(tmp_path):
