@@ -93,7 +93,7 @@ def test_it_is_what_the_package_finds_alone(drawn_faces, found):
         points = [canvas.back(np.stack([row[6:11], row[11:16]], axis=1)) for row in rows if len(row) == 16]
         assert len(points) == len(faces)
         for face in faces:
-            assert min(np.abs(face.landmarks - p).max() for p in points) < 0.01
+            assert min(np.abs(face.landmarks - p).max() for p in points) < 0.05
 
 
 def test_the_black_part_of_a_canvas_has_no_candidates(drawn_faces):
