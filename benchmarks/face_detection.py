@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks import harness, sides
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import crops, detect, images
+from lae_jax.faces import canvases, crops, detect, images
 from lae_jax.runtime import cpu, start
 
 PYTHON, _SIDE = ".venv-peers/bin/python", "benchmarks.facenet_side"
@@ -50,7 +50,7 @@ def same(pictures: list[Image.Image], package) -> dict:
     """How what is found differs from what the package finds, in pixels of the canvas."""
     differ, apart = 0, []
     for picture, ours in zip(pictures, detect.detect(pictures), strict=True):
-        canvas = detect._Canvas.of(picture)
+        canvas = canvases.Canvas.of(picture)
         rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
         theirs = [canvas.back(np.stack([row[6:11], row[11:16]], axis=1)) for row in rows if len(row) == 16]
         if len(theirs) != len(ours):
@@ -97,14 +97,14 @@ def facenet(python: str, canvases: np.ndarray) -> Iterator[sides.Side | None]:
 
 def rates(encoded: list[bytes], package, python: str, turns: int) -> dict[str, list[float]]:
     """Photographs a second: {side: [wall, CPU]}."""
-    canvases = np.stack([detect._Canvas.of(images.load(one)).pixels for one in encoded])
+    squares = np.stack([canvases.Canvas.of(images.load(one)).pixels for one in encoded])
     pictures = [images.load(one) for one in encoded]
-    with facenet(python, canvases) as peer:
+    with facenet(python, squares) as peer:
         measured = {
             "lae_jax, the whole way": lambda: whole(encoded),
             "lae_jax, faces": lambda: detect.detect(pictures),
             "mtcnn, one by one": lambda: [
-                package.detect_faces([one], output_type="numpy", box_format="xyxy") for one in canvases
+                package.detect_faces([one], output_type="numpy", box_format="xyxy") for one in squares
             ],
         }
         taken = {name: [] for name in [*measured, *["facenet-pytorch, one by one"] * (peer is not None)]}

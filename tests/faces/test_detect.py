@@ -9,7 +9,7 @@ import skimage.data
 from PIL import Image
 
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import cascade, detect, networks
+from lae_jax.faces import canvases, cascade, detect, networks
 from lae_jax.runtime.errors import InputError
 
 # Marked by hand on skimage's portrait (NASA, public domain): eyes, nose tip, mouth corners.
@@ -83,7 +83,7 @@ def test_it_is_what_the_package_finds_alone(drawn_faces, found):
 
     package = MTCNN()
     for picture, faces in list(zip(drawn_faces[0], found, strict=True))[:6]:
-        canvas = detect._Canvas.of(picture)
+        canvas = canvases.Canvas.of(picture)
         rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
         points = [canvas.back(np.stack([row[6:11], row[11:16]], axis=1)) for row in rows if len(row) == 16]
         assert len(points) == len(faces)
@@ -93,7 +93,7 @@ def test_it_is_what_the_package_finds_alone(drawn_faces, found):
 
 def test_the_black_part_of_a_canvas_has_no_candidates(drawn_faces):
     """It is not searched: what is found elsewhere is the same."""
-    canvas = detect._Canvas.of(drawn_faces[0][0].resize((200, 120)))
+    canvas = canvases.Canvas.of(drawn_faces[0][0].resize((200, 120)))
     assert canvas.region == cascade.Region(512, 48, 100, 464, 412)
     everywhere = dataclasses.replace(canvas, region=cascade.Region(512, 0, 0, 512, 512))
     (one, _), (two, _) = (detect._find([which], detect.CAPS[0])[0] for which in (canvas, everywhere))
@@ -113,14 +113,14 @@ def test_a_photograph_with_more_candidates_than_room_is_searched_again(drawn_fac
 
 def test_canvases_of_a_batch_do_not_change_each_other(drawn_faces, found):
     """The form of accelerators: several canvases in a run, batches of candidates of all of them."""
-    canvases = [detect._Canvas.of(picture) for picture in drawn_faces[0][:3]]
-    pixels = np.stack([canvas.pixels for canvas in canvases])
+    some = [canvases.Canvas.of(picture) for picture in drawn_faces[0][:3]]
+    pixels = np.stack([canvas.pixels for canvas in some])
     result = cascade.find(
-        pixels, detect._weights(), region=canvases[0].region, caps=cascade.Caps(256, 64, 32), batches=(64, 8)
+        pixels, detect._weights(), region=some[0].region, caps=cascade.Caps(256, 64, 32), batches=(64, 8)
     )
-    parts = zip(canvases, *map(np.asarray, result[:3]), strict=True)
+    parts = zip(some, *map(np.asarray, result[:3]), strict=True)
     for number, (canvas, boxes, landmarks, confidences) in enumerate(parts):
-        assert_same(canvas.faces(boxes, landmarks, confidences), found[number])
+        assert_same(detect._faces(canvas, boxes, landmarks, confidences), found[number])
 
 
 def test_without_a_face_there_is_none():
