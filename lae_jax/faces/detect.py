@@ -18,8 +18,9 @@ from lae_jax.faces import canvases, cascade, networks
 
 logger = logging.getLogger("lae_jax")
 
-# Room for candidates, of nearly all photographs and of the few with more. The time of a step grows with its square.
-CAPS = (cascade.Caps(512, 128, 64), cascade.Caps(8192, 2048, 512))
+# Room for candidates: of nearly all photographs, and of the few with more. Time and memory of a step grow with its
+# square.
+CAPS = (cascade.Caps(512, 128, 64), cascade.Caps(2048, 512, 256), cascade.Caps(8192, 2048, 512))
 # Photographs of a run, and batch sizes of the second and of the third network.
 _ON_CPU, _ON_ACCELERATOR = (1, (16, 4)), (4, (64, 16))
 _TOGETHER = 16  # canvases in memory; each takes a megabyte
@@ -41,11 +42,6 @@ class Face:
         """Area of the box in square pixels."""
         left, top, right, bottom = self.box
         return float((right - left) * (bottom - top))
-
-    def overlap(self, other: "Face") -> float:
-        """The area that the boxes of two faces share, as a share of the smaller one."""
-        sides = np.minimum(self.box[2:], other.box[2:]) - np.maximum(self.box[:2], other.box[:2])
-        return float(np.prod(np.maximum(sides, 0)) / min(self.area, other.area))
 
 
 def contract() -> dict:
@@ -103,7 +99,7 @@ def _search(
             "a photograph of %d x %d pixels has more places that look like a face than there is room for"
             " (%d, %d and %d in the three steps of MTCNN): the least likely were not examined",
             *photographs[number].size,
-            *dataclasses.astuple(CAPS[1]),
+            *dataclasses.astuple(CAPS[-1]),
         )
     return [_merged(faces) for faces in found]
 
@@ -114,19 +110,29 @@ def _merged(found: list[tuple[int, Face]]) -> list[Face]:
     Args:
       found: (level, face) of each face. Those of level 0 are of one canvas, and all are kept.
     """
-    kept = [face for level, face in found if level == 0]
-    for _, face in sorted((one for one in found if one[0] > 0), key=lambda one: (one[0], -one[1].confidence)):
-        if all(face.overlap(other) <= _SAME for other in kept):
-            kept.append(face)
-    return sorted(kept, key=lambda face: -face.area)
+    faces = [face for _, face in sorted(found, key=lambda one: (one[0], -one[1].confidence))]
+    whole = sum(level == 0 for level, _ in found)
+    boxes, kept = np.array([face.box for face in faces]).reshape(-1, 4), [*range(whole)]
+    for number in range(whole, len(faces)):
+        if np.all(_overlaps(boxes[number], boxes[kept]) <= _SAME):
+            kept.append(number)
+    return sorted((faces[number] for number in kept), key=lambda face: -face.area)
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The areas that a box (4,) shares with others (n, 4), as shares of the smaller one of the two."""
+    shared = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    areas = [np.prod(some[..., 2:] - some[..., :2], axis=-1) for some in (box, others)]
+    return np.prod(np.maximum(shared, 0), axis=-1) / np.minimum(*areas)
 
 
 def _examined(some: list[canvases.Canvas]) -> list[tuple[list[Face], bool]]:
     """The faces on each canvas, and whether it has more candidates than there is room for in the largest program."""
     found = _find(some, CAPS[0])
-    more = [number for number, (_, exceeds) in enumerate(found) if exceeds]
-    for number, one in zip(more, _find([some[number] for number in more], CAPS[1]), strict=True):
-        found[number] = one
+    for caps in CAPS[1:]:
+        for number, (_, exceeds) in enumerate(found):
+            if exceeds:  # one at a time, since the largest program takes 2 GB
+                (found[number],) = _find([some[number]], caps)
     return found
 
 

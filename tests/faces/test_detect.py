@@ -123,6 +123,57 @@ def test_canvases_of_a_batch_do_not_change_each_other(drawn_faces, found):
         assert_same(detect._faces(canvas, boxes, landmarks, confidences), found[number])
 
 
+@pytest.fixture(scope="module")
+def crowd(portrait):
+    """A large face and many small ones, also across the edges of tiles, and the landmarks of all."""
+    scene = Image.fromarray(np.full((1200, 1200, 3), (70, 90, 80), np.uint8))
+    corner, side, truth = np.array([155, 35]), 140, []
+    small = range(10, 1150, 181)
+    places = [(x, y, 30 + (x + 3 * y) % 16) for y in small for x in small if max(x, y) > 520]
+    places += [(30, 30, 460)]
+    for x, y, width in places:
+        face = portrait.crop((*corner, *(corner + side))).resize((width, width), Image.Resampling.BICUBIC)
+        scene.paste(face, (x, y))
+        truth.append((BY_HAND + 0.5 - corner) * (width / side) - 0.5 + [x, y])
+    return scene, np.array(truth)
+
+
+def test_small_faces_are_found_once_and_the_others_stay_the_same(crowd):
+    scene, truth = crowd
+    (few,), (many,) = detect.detect([scene]), detect.detect([scene], [24])
+    assert_same(few, [face for face in many if any(np.array_equal(face.box, one.box) for one in few)])
+    assert len(few) < len(many) - 10
+    near = [[error(face.landmarks, one) < 0.45 for face in many] for one in truth]
+    assert {sum(row) for row in near} <= {0, 1}, "a face was found twice"
+    assert np.sum(near) >= 0.95 * len(truth) and len(many) - np.sum(near) <= 2
+    # Where 24 pixels are a twentieth of the photograph, there is nothing more to search for.
+    assert len([*canvases.views(scene.resize((480, 480)), 24)]) == 1
+
+
+@pytest.mark.parametrize(("side", "scale"), [(500, 1), (6000, 5 / 6), (4000, 0.31), (700, 0.6), (416, 1)])
+def test_a_face_of_the_size_of_a_scale_is_whole_on_a_tile(side, scale):
+    tiles, size = canvases._along(side, scale), 40 / scale
+    assert tiles[0][0] == 0 and tiles[-1][1] == side and all(end - start <= 416 / scale + 1e-6 for start, end in tiles)
+    for begin in np.linspace(0, side - size, 997):
+        low, high = (max(0, begin - size / 4), min(side, begin + size + size / 4))
+        assert any(start <= low + 1e-6 and high <= end + 1e-6 for start, end in tiles)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_face_that_lies_on_its_side_is_found_where_it_is(portrait, quarters):
+    lying = portrait.crop((60, 0, 460, 300)).rotate(90 * quarters, expand=True)
+    assert detect.detect([lying]) == [[]]
+    (face,) = detect.detect([lying], rotate=True)[0]
+    truth, width, height = BY_HAND - [60, 0], 400, 300
+    for _ in range(quarters):  # counterclockwise
+        truth, width, height = np.stack([truth[:, 1], width - 1 - truth[:, 0]], axis=1), height, width
+    assert lying.size == (width, height) and error(face.landmarks, truth) < 0.08
+    left, top, right, bottom = face.box
+    assert np.all((face.landmarks > [left, top]) & (face.landmarks < [right, bottom]))
+    # The photograph that is not turned is searched first.
+    assert_same(detect.detect([portrait], rotate=True)[0], detect.detect([portrait])[0])
+
+
 def test_without_a_face_there_is_none():
     noise = np.random.default_rng(0).integers(0, 255, (80, 300, 3)).astype(np.uint8)
     assert detect.detect([Image.new("RGB", (1, 1)), Image.fromarray(noise), Image.new("RGB", (3000, 40))]) == [[]] * 3
