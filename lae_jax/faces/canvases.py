@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces import cascade
+from lae_jax.faces import SMALLEST, cascade
 
 CANVAS = 512  # side in pixels of the square that the networks see
 INNER = 416  # longer side of the photograph on it; the border lets MTCNN find faces that fill the photograph
@@ -96,7 +96,7 @@ def views(photograph: Image.Image, smallest: float | None = None) -> Iterator[Ca
     yield Canvas.of(photograph)
     if smallest is None:
         return
-    scale, longer = min(1.0, cascade.SMALLEST / smallest), max(photograph.size)
+    scale, longer = min(1.0, SMALLEST / smallest), max(photograph.size)
     count = max(0, math.ceil(math.log(scale * longer / INNER, _OCTAVE)))
     for level in range(1, count + 1):
         at = scale / _OCTAVE ** (count - level)

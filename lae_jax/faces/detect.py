@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces import canvases, cascade, networks
+from lae_jax.faces import SMALLEST, canvases, cascade, networks
 
 logger = logging.getLogger("lae_jax")
 
@@ -50,7 +50,7 @@ def contract() -> dict:
         **networks.contract(),
         "canvas": canvases.CANVAS,
         "inner": canvases.INNER,
-        "smallest": cascade.SMALLEST,
+        "smallest": SMALLEST,
         "caps": list(dataclasses.astuple(CAPS[-1])),
     }
 
