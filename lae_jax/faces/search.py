@@ -18,8 +18,6 @@ def check(is_searched: bool, smallest_face: int | None, rotate: bool) -> None:
     require_whole_numbers(smallest_face=smallest_face)
     if smallest_face is not None and smallest_face < SMALLEST:
         raise InputError(f"--smallest-face must be at least {SMALLEST} pixels, got {smallest_face}")
-    given = [
-        flag for flag, is_given in (("--smallest-face", smallest_face is not None), ("--rotate", rotate)) if is_given
-    ]
-    if given and not is_searched:
-        raise InputError(f"{given[0]} is for photographs, and these images are face crops: omit it")
+    if not is_searched and (rotate or smallest_face is not None):
+        flag = "--rotate" if rotate else "--smallest-face"
+        raise InputError(f"{flag} is for photographs, and the images are face crops: omit it")
