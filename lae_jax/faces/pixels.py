@@ -110,7 +110,9 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
                 image = Image.open(file, formats=formats)
             needed = _bytes_to_decode(image, encoded)
         except Image.DecompressionBombError as error:
-            raise BadImage(f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more") from error
+            raise BadImage(
+                f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more: save it as plain JPEG"
+            ) from error
         except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
             raise BadImage(_unreadable(encoded)) from error
     pixels = image.width * image.height

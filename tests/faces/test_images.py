@@ -210,7 +210,7 @@ def test_photographs_of_phones_are_opened(size):
 @pytest.mark.parametrize(("encoded", "reason"), [
     (jpeg_claiming(20000, 20000), "20000 x 20000 pixels are more than 256,000,000"),
     (png_claiming(12000, 9000), "12000 x 9000 pixels as PNG take 540 MB to decode, more than 500: save it as plain"),
-    (png_claiming(60000, 60000), "more than 100,000,000 pixels; only a JPEG may have more"),
+    (png_claiming(60000, 60000), "more than 100,000,000 pixels; only a JPEG may have more: save it as plain JPEG"),
     (jpeg_claiming(16320, 12240, FILES["progressive"]), "as progressive JPEG take 699 MB to decode"),
 ])  # fmt: skip
 def test_memory_is_bounded_before_anything_is_decoded(encoded, reason):
