@@ -119,8 +119,7 @@ class Checkpoints:
           SaveFailed: This checkpoint or the one before could not be saved.
         """
         self.wait()
-        if jax.process_count() > 1:
-            state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
+        state = parallel.one_copy_a_host(state)
         self._saving = int(meta["step"])
         self._guarded(
             self._begin,

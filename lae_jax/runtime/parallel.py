@@ -156,6 +156,28 @@ class Parallel:
         return outputs.reshape(-1, *outputs.shape[2:])
 
 
+def one_copy_a_host(state: Any) -> Any:
+    """Returns the arrays of a state as orbax should get them: global arrays with one copy on each host.
+
+    Where several devices of a host hold copies, orbax lets each one write a part, and compiles a program for each part
+    of each shape, at the first checkpoint of a process: for 160 arrays on 8 devices 80 s of a core.
+
+    Args:
+      state: A tree of arrays that every device holds whole, as `map_train` returns it.
+    """
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh(np.array([first[host] for host in sorted(first)]), ("host",))
+    sharding, mine = NamedSharding(mesh, PartitionSpec()), first[jax.process_index()]
+
+    def one(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        if not isinstance(array, jax.Array):
+            return array
+        (data,) = [shard.data for shard in array.addressable_shards if shard.device == mine] or [array]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, [jax.device_put(data, mine)])
+
+    return jax.tree.map(one, state)
+
+
 def gather_hosts(array: np.ndarray) -> np.ndarray:
     """Concatenates arrays (n, ...) of all hosts."""
     if jax.process_count() == 1:

@@ -14,7 +14,7 @@ from etils import epath
 from etils.epath import backend, gpath
 
 from lae_jax.configs import common
-from lae_jax.runtime import checkpoints, checksums, files, origin
+from lae_jax.runtime import checkpoints, checksums, files, origin, parallel
 from lae_jax.runtime.errors import InputError
 
 META = {
@@ -101,6 +101,20 @@ def test_a_checkpoint_that_was_looked_at_is_read(tmp_path):
     np.testing.assert_array_equal(found.variables["params"]["a"], np.arange(4.0))
     with checkpoints.Checkpoints(tmp_path) as saved:
         np.testing.assert_array_equal(saved.restore(7, state).batch_stats["a"], np.ones(2))
+
+
+def test_nothing_is_compiled_for_a_checkpoint_of_all_devices(tmp_path, caplog):
+    held = State(np.int32(7), {"a": np.arange(208.0).reshape(16, 13)}, {"a": np.ones(24)})
+    state = parallel.Parallel().place(held)
+    with jax.log_compiles(), checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(state, META)
+        saved.wait()
+        assert "Compiling" not in caplog.text
+        state.params["a"][2:9].block_until_ready()
+        assert "Compiling" in caplog.text
+        found = saved.restore(7, held)
+    np.testing.assert_array_equal(found.params["a"], held.params["a"])
+    np.testing.assert_array_equal(found.batch_stats["a"], held.batch_stats["a"])
 
 
 @pytest.mark.parametrize(
