@@ -105,7 +105,7 @@ class Recipe:
       undetected: What happens to an image without a face: 'reject', or 'centre' (a centre crop).
       smallest_face: Side in pixels of the smallest face that is searched for in a photograph; None: a twentieth of the
         photograph's longer side.
-      rotate: Whether a photograph in which no face is found is searched again in the three other quarter turns.
+      rotate: Whether a photograph without a sure face is searched again in the three other quarter turns.
     """
 
     align: str = "none"
@@ -132,8 +132,8 @@ class Recipe:
     def contract(self) -> dict:
         """The crop contract: all that a crop's pixels depend on, except the photograph and the choice of its faces.
 
-        Every data set and checkpoint holds it. `smallest_face` and `rotate` find more faces and do not change the crops
-        of the others, so they are not part of it.
+        Every data set and checkpoint holds it. `smallest_face` and `rotate` are such a choice: they do not change
+        how a face is cut.
         """
         if self.align == "none":
             return dict(UNKNOWN)

@@ -23,6 +23,9 @@ logger = logging.getLogger("lae_jax")
 CAPS = (cascade.Caps(512, 128, 64), cascade.Caps(2048, 512, 256), cascade.Caps(8192, 2048, 512))
 # Photographs of a run, and batch sizes of the second and of the third network.
 _ON_CPU, _ON_ACCELERATOR = (1, (16, 4)), (4, (64, 16))
+# Confidence of a face that is not turned. In 180 photographs of UTKFace's faces that lay on their side, 38 showed one
+# where they were not turned, 36 of them with less; 58 of the 60 upright ones have more.
+_SURE = 0.98
 _TOGETHER = 16  # canvases in memory; each takes a megabyte
 _SAME = 0.5  # of the area of the smaller of two boxes: with a larger overlap they are one face, found twice
 
@@ -67,15 +70,19 @@ def detect(
       photographs: The photographs.
       smallest: For each, the side in its pixels of the smallest face to search for; None: a twentieth of its longer
         side.
-      rotate: Search a photograph in which no face is found again, turned by each of the three other quarter turns. The
-        faces of the turn in which most are found, weighted by their confidences, are taken.
+      rotate: Search a photograph in which no face is found, or none with a confidence of 0.98, again in the three other
+        quarter turns. The faces of the turn with the most confident one are taken.
     """
     sides = smallest or [None] * len(photographs)
     found = _search(photographs, sides)
-    for number in [number for number, faces in enumerate(found) if rotate and not faces]:
+    for number in [number for number, faces in enumerate(found) if rotate and _most_confident(faces) < _SURE]:
         turned = _search([photographs[number]] * 3, [sides[number]] * 3, (1, 2, 3))
-        found[number] = max(turned, key=lambda faces: sum(face.confidence for face in faces))
+        found[number] = max(found[number], *turned, key=_most_confident)
     return found
+
+
+def _most_confident(faces: list[Face]) -> float:
+    return max((face.confidence for face in faces), default=0.0)
 
 
 def _search(

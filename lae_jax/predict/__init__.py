@@ -54,7 +54,8 @@ def predict(
       faces: Which of several faces in a photograph to take.
       smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
         of its longer side). Small faces in large photographs take time (docs/data.md).
-      rotate: Search a photograph in which no face is found again, turned by each of the three other quarter turns.
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
       interval: Share of a predicted distribution that its interval holds, between 0 and 1.
       threshold: Age in years; the rows then have P(age >= threshold).

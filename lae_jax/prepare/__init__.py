@@ -59,7 +59,8 @@ def prepare(
       undetected: What to do with a photograph without a face: 'reject' it, or crop its 'centre'.
       smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
         of its longer side). Small faces in large photographs take time (docs/data.md).
-      rotate: Search a photograph in which no face is found again, turned by each of the three other quarter turns.
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       quality: JPEG quality of encoded images, 1 to 100.
       shards: Number of shards; 0: chosen by the number of images.
       workers: Number of processes (default: one for each core); 1: this process does the work.

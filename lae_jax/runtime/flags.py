@@ -36,7 +36,7 @@ COMMON = {
     },
     "rotate": {
         "action": "store_true",
-        "help": "where no face is found, also search the photograph turned by 90, 180 and 270 degrees",
+        "help": "where no face is found for sure, also search the photograph turned by 90, 180 and 270 degrees",
     },
     "allow_other_crop": {
         "action": "store_true",

@@ -48,7 +48,8 @@ def application(
       aligned: The images are face crops, cut by the crop contract of the run.
       smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
         of its longer side). Small faces in large photographs take time (docs/data.md).
-      rotate: Search a photograph in which no face is found again, turned by each of the three other quarter turns.
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       allow_other_crop: Continue if this version cuts faces by another contract than the run's.
       flip: Average each estimate with that of the mirror image.
       interval: Share of a predicted distribution that its interval holds; answers of a calibrated run have intervals.

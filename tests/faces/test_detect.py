@@ -174,6 +174,15 @@ def test_a_face_that_lies_on_its_side_is_found_where_it_is(portrait, quarters):
     assert_same(detect.detect([portrait], rotate=True)[0], detect.detect([portrait])[0])
 
 
+def test_a_doubtful_face_is_compared_with_those_of_the_other_turns():
+    image, marks = synthetic.draw_face(2, 32.0, 0, 200, 2)
+    lying, marks = Image.fromarray(image).rotate(90, expand=True), marks.reshape(5, 2)
+    truth = np.stack([marks[:, 1], 199 - marks[:, 0]], axis=1)
+    (wrong,), (right,) = detect.detect([lying])[0], detect.detect([lying], rotate=True)[0]
+    assert error(wrong.landmarks, truth) > 0.3 and error(right.landmarks, truth) < 0.15
+    assert wrong.confidence < min(detect._SURE, right.confidence)
+
+
 def test_without_a_face_there_is_none():
     noise = np.random.default_rng(0).integers(0, 255, (80, 300, 3)).astype(np.uint8)
     assert detect.detect([Image.new("RGB", (1, 1)), Image.fromarray(noise), Image.new("RGB", (3000, 40))]) == [[]] * 3

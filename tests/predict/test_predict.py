@@ -136,7 +136,9 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
         rows["text.jpg"]["reason"] == "not an image that can be read"
         and rows["missing.jpg"]["reason"] == "file not found"
     )
-    assert rows["bomb.png"]["reason"] == "more than 100,000,000 pixels; only a JPEG may have more: save it as plain JPEG"
+    assert (
+        rows["bomb.png"]["reason"] == "more than 100,000,000 pixels; only a JPEG may have more: save it as plain JPEG"
+    )
     assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
     # Upright, and with its colours, it is the photograph that it was.
     door.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
