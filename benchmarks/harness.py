@@ -6,6 +6,8 @@ are medians and the ratios of a run. Other processes as sides, of other environm
 
 import argparse
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -59,5 +61,9 @@ def show(content: Mapping, header: Sequence[str], rows: Sequence[Sequence]) -> N
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a benchmark's main as the programs of lae_jax run."""
+    """Runs a benchmark's main as the programs of lae_jax run. Signals that ask it to end raise SystemExit, so that it
+    ends the processes that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     start.program(main)

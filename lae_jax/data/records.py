@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_data_source
 
-from lae_jax.data import split_names
+from lae_jax.data import chunks, parquet, split_names
 from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.files import open_regular, read_json, sha256_of, write_json
@@ -42,8 +42,9 @@ FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are co
 _AGAIN = "prepare it again (python -m lae_jax.prepare ...)"
 _COLUMNS_FILE, _VERIFIED = "columns.parquet", "verified.json"
 _BATCH = 1 << 14  # rows of the columns that are read together
-_ROW_BYTES, _MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
-_IMAGE_BYTES = 100  # an image takes more in a shard
+ROW_BYTES, MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
+MAX_LIST = 16  # values of a row of a column, on average; landmarks have 10
+IMAGE_BYTES = 100  # an image takes more in a shard
 _LIMIT = 1 << 40  # images, and bytes of a shard
 MANIFEST = typed.fields(
     {
@@ -74,6 +75,8 @@ _OWN = {
 }
 _OPTIONAL = {"phash": pa.binary(32), "scale": pa.float32(), "faces": pa.int32()}
 _NULLABLE = ("age", "identity", "faces")
+# Types of all columns that `prepare` writes.
+_TYPES = [*_OWN.values(), *_OPTIONAL.values(), pa.list_(pa.float32())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +92,9 @@ class _Shard:
 class Dataset:
     """A prepared data set, opened and checked. Images are read by row; columns and splits are arrays."""
 
-    def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table):
-        self.path, self.manifest, self._columns = path, manifest, columns
+    def __init__(self, path: pathlib.Path, manifest: dict, columns: pa.Table, shards: list[chunks.Chunks]):
+        self.path, self.manifest, self._columns, self._chunks = path, manifest, columns, shards
+        self._is_small = np.zeros(manifest["count"], bool)  # images whose sizes were checked
         shards = [(str(path / shard["file"]), shard["count"]) for shard in manifest["shards"]]
         self._source = array_record_data_source.ArrayRecordDataSource(
             [_Shard(name, count, count) for name, count in shards]
@@ -147,11 +151,34 @@ class Dataset:
 
     def shard_of(self, row: int) -> str:
         """Returns the name of the shard that holds a row."""
-        ends = np.cumsum([shard["count"] for shard in self.manifest["shards"]])
-        return self.manifest["shards"][int(np.searchsorted(ends, row, side="right"))]["file"]
+        return self.manifest["shards"][self._place(row)[0]]["file"]
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([shard["count"] for shard in self.manifest["shards"]])
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Returns the number of the shard that holds a row, and the row's number in it."""
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        return shard, int(row - self._ends[shard] + self.manifest["shards"][shard]["count"])
+
+    def _require_small(self, row: int) -> None:
+        shard, number = self._place(row)
+        try:
+            self._chunks[shard].require_small(number)
+        except (ValueError, OSError) as error:
+            name = self.manifest["shards"][shard]["file"]
+            raise InputError(f"{self.path / name} is damaged ({error}): restore it, or {_AGAIN}") from error
+        self._is_small[row] = True
 
     def read(self, rows: np.ndarray) -> list[bytes]:
-        """Returns the serialised tf.Examples (image, row) of the rows, in the same order."""
+        """Returns the serialised tf.Examples (image, row) of the rows, in the same order.
+
+        Raises:
+            InputError: An image is larger than `chunks.MAX_RECORD_BYTES`, or its shard is damaged.
+        """
+        for row in rows[~self._is_small[rows]].tolist():
+            self._require_small(row)
         # One row at a time: the batch access of the source starts a thread pool at each call and is slower.
         return [self._source[row] for row in rows.tolist()]
 
@@ -203,12 +230,12 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
             path,
             size / 1e9,
         )
-    _verify(path, expected, hashed, _AGAIN)
-    if total != manifest["count"] or total > size // _IMAGE_BYTES:
+    shards = _verify(path, expected, hashed, _AGAIN)
+    if total != manifest["count"] or total > size // IMAGE_BYTES:
         raise InputError(
             f"{path}: {total} images in {size} bytes of shards, {manifest['count']} in dataset.json: {_AGAIN}"
         )
-    return Dataset(path, manifest, _columns(path / _COLUMNS_FILE, total))
+    return Dataset(path, manifest, _columns(path / _COLUMNS_FILE, total), shards)
 
 
 def _rows(path: pathlib.Path, count: int) -> np.ndarray:
@@ -250,12 +277,17 @@ def _columns(path: pathlib.Path, count: int) -> pa.Table:
             if file.metadata.num_rows != count:
                 raise ValueError(f"{file.metadata.num_rows} rows, and the shards hold {count} images")
             schema = file.schema_arrow
+            for field in schema:
+                if field.type not in _TYPES:
+                    raise ValueError(f"column {field.name} is {field.type}, which no column of prepare is")
+            for part in parts:
+                _require_few_values(path, part, count)
         with pq.ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is held once
-            held, left = [], _ROW_BYTES * count + _MORE_BYTES
+            held, left = [], ROW_BYTES * count + MORE_BYTES
             for batch in file.iter_batches(_BATCH):
                 left -= sum(map(_bytes, batch.columns))
                 if left < 0:
-                    raise ValueError(f"more than {_ROW_BYTES} bytes a row")
+                    raise ValueError(f"more than {ROW_BYTES} bytes a row")
                 held.append(batch.cast(schema))
         table = pa.Table.from_batches(held, schema)
         table.validate(full=True)
@@ -264,6 +296,21 @@ def _columns(path: pathlib.Path, count: int) -> pa.Table:
     if reason := _wrong(table):
         raise InputError(f"{path} is damaged ({reason}): restore it, or {_AGAIN}")
     return table
+
+
+def _require_few_values(path: pathlib.Path, part: pq.ColumnChunkMetaData, count: int) -> None:
+    """Checks the number of values in a part of a column, by its pages: a page of a few bytes can stand for a billion.
+
+    Raises:
+      ValueError: There are more than MAX_LIST for each of `count` rows.
+    """
+    values = 0
+    for page in parquet.pages(path, part):
+        values += page.values
+        if page.values < 0 or values > MAX_LIST * count:
+            raise ValueError(f"column {part.path_in_schema} has more than {MAX_LIST} values a row")
+        if page.encoding not in parquet.ENCODINGS:
+            raise ValueError(f"column {part.path_in_schema} has another encoding than those of prepare")
 
 
 def _bytes(column: pa.Array) -> int:
@@ -291,9 +338,10 @@ def _wrong(table: pa.Table) -> str:
     return ""
 
 
-def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> None:
+def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> list[chunks.Chunks]:
+    """Checks files; returns the chunks of the shards."""
     verified = read_json(path / _VERIFIED, _SEEN, "remove it") if (path / _VERIFIED).exists() else {}
-    seen = {}
+    seen, shards = {}, []
     for name, entry in expected.items():
         with open_regular(path / name) as file:
             status = os.fstat(file.fileno())
@@ -301,10 +349,10 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], aga
             raise InputError(f"{path / name} has {status.st_size} bytes, not {entry['bytes']}: restore it, or {again}")
         if "count" in entry:
             try:
-                held = array_record_module.ArrayRecordReader(str(path / name)).num_records()
-            except RuntimeError as error:
+                shards.append(chunks.Chunks(path / name, entry["count"]))
+            except (ValueError, OSError) as error:
                 raise InputError(f"{path / name} is damaged ({error}): restore it, or {again}") from error
-            if held != entry["count"]:
+            if (held := len(shards[-1])) != entry["count"]:
                 raise InputError(f"{path / name} holds {held} images, dataset.json says {entry['count']}: {again}")
         if name not in hashed:
             continue
@@ -318,3 +366,4 @@ def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], aga
             write_json(path / _VERIFIED, {**verified, **seen})
         except OSError:
             logger.debug("%s is read-only: the checksums are computed at every start", path)
+    return shards

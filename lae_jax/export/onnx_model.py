@@ -6,7 +6,7 @@ import pathlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lae_jax.export.form import MAX_NUMBERS, Readable, require_known, rows
+from lae_jax.export.form import MAX_BATCH, Readable, most_held, require_known, require_memory, rows
 from lae_jax.runtime.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read(folder: pathlib.Path) -> Readable:
             _require_fields(folder / FILE, attribute)
     require_known(folder / FILE, "operations", {node.op_type for node in model.graph.node}, OPERATIONS)
     require_known(folder / FILE, "sets of operations", {repr(one.domain) for one in model.opset_import}, {"''"})
-    _require_bounded(folder / FILE, onnx.shape_inference.infer_shapes(model, strict_mode=True).graph)
+    require_memory(folder / FILE, _memory(onnx, model))
     # The bytes that were checked: a path would let the runtime look for files beside it.
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -83,17 +83,27 @@ def read(folder: pathlib.Path) -> Readable:
     return Readable(forward, shape, dtypes.get(image.type, image.type))
 
 
-def _require_bounded(path: pathlib.Path, graph) -> None:
-    """Checks the sizes of all tensors, with 1 in place of the batch: a file of a megabyte can ask for terabytes."""
-    known = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input, *graph.output)}
-    for name in (name for node in graph.node for name in node.output):
-        first, *rest = known.get(name) or [None]
-        sizes = [1 if first is None else max(first.dim_value, 1), *(one.dim_value for one in rest)]
-        if name not in known or 0 in sizes or math.prod(sizes) > MAX_NUMBERS:
-            raise InputError(
-                f"{path} has a tensor of an unknown size or of more than {MAX_NUMBERS} numbers for an image, so it is"
-                " not opened"
-            )
+def _memory(onnx: ModuleType, model) -> float:
+    """Returns the most bytes of tensors that exist at once for the largest batch; infinite if a size is unknown.
+
+    It writes that batch into the model in place of the open one.
+    """
+    for image in model.graph.input:
+        image.type.tensor_type.shape.dim[0].dim_value = MAX_BATCH
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")  # as it follows from the nodes
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    sizes = {value.name: _bytes(onnx, value.type.tensor_type) for value in (*graph.value_info, *graph.output)}
+    return most_held((node.input, {name: sizes.get(name, math.inf) for name in node.output}, 0) for node in graph.node)
+
+
+def _bytes(onnx: ModuleType, tensor) -> float:
+    if not tensor.HasField("shape"):
+        return math.inf
+    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+    return width * math.prod(
+        float(one.dim_value) if one.HasField("dim_value") else math.inf for one in tensor.shape.dim
+    )
 
 
 def _require_fields(path: pathlib.Path, message) -> None:

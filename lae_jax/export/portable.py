@@ -7,7 +7,8 @@ import math
 import os
 from collections.abc import Iterator
 
-from lae_jax.export.form import MAX_NUMBERS, require_known
+from lae_jax.export import footprint
+from lae_jax.export.form import require_known, require_memory
 from lae_jax.runtime.errors import InputError
 
 # Operations in the exports of all models, with and without flip, temperature and hidden layer.
@@ -56,13 +57,14 @@ def require_only_computes(path: os.PathLike | str, module: bytes) -> None:
         require_known(path, "operations", {operation.name for operation in inside}, OPERATIONS)
         calls = {one.attributes["call_target_name"].value for one in inside if one.name == "stablehlo.custom_call"}
         require_known(path, "custom calls", calls, CUSTOM_CALLS)
-        numbers = max(map(_numbers, inside), default=0)
         count = _inlined(functions)
-    if count > MAX_OPERATIONS or numbers > MAX_NUMBERS:
-        raise InputError(
-            f"{path} has {count} operations and tensors of {numbers} numbers for an image: more than"
-            f" {MAX_OPERATIONS} or {MAX_NUMBERS} are not opened"
-        )
+        if count > MAX_OPERATIONS:
+            raise InputError(f"{path} has {count} operations: more than {MAX_OPERATIONS} are not opened")
+        try:
+            memory = footprint.most_bytes({one.sym_name.value: one.operation for one in parsed.body.operations})
+        except footprint.Unknown:
+            memory = math.inf
+    require_memory(path, memory)
 
 
 def _walk(operation) -> Iterator:
@@ -72,16 +74,6 @@ def _walk(operation) -> Iterator:
         one = waiting.pop()
         yield one
         waiting += [inner.operation for region in one.regions for block in region for inner in block.operations]
-
-
-def _numbers(operation) -> int:
-    """The largest number of elements of the operation's results, with 1 in place of the batch."""
-    from jax.extend.mlir import ir
-
-    tensors = [one.type for one in operation.results if isinstance(one.type, ir.RankedTensorType)]
-    return max(
-        (math.prod(1 if t.is_dynamic_dim(i) else size for i, size in enumerate(t.shape)) for t in tensors), default=0
-    )
 
 
 def _inlined(functions: dict[str, list]) -> float:

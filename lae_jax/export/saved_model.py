@@ -3,6 +3,8 @@
 Loading it needs TensorFlow 2.20 or newer, and neither JAX nor this package.
 """
 
+import itertools
+import math
 import os
 import pathlib
 import re
@@ -117,6 +119,51 @@ def _require_only_computes(path: pathlib.Path) -> None:
     require_known(path, "objects", map(_kind, objects.nodes), _OBJECTS)
     if graph.library.gradient or meta.asset_file_def:
         raise InputError(f"{path} holds gradients or assets, and no export of lae_jax does")
+    _require_as_large_as_files(path, meta)
+    _require_one_batch(path, meta)
+
+
+def _require_as_large_as_files(path: pathlib.Path, meta) -> None:
+    """Compares the sizes of constants and variables with those of the files: a shape of a few bytes can stand for any.
+
+    Raises:
+      InputError: They are larger.
+    """
+    graph = meta.graph_def
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    tensors = [one.tensor for node in nodes for one in node.attr.values() if one.HasField("tensor")]
+    variables = [node.variable for node in meta.object_graph_def.nodes if node.WhichOneof("kind") == "variable"]
+    for what, file, shapes in (
+        ("constants", "saved_model.pb", [one.tensor_shape for one in tensors]),
+        ("variables", "variables/variables.data-00000-of-00001", [one.shape for one in variables]),
+    ):
+        numbers = sum(math.prod(dim.size for dim in shape.dim) for shape in shapes)
+        size = os.path.getsize(path / file)
+        if numbers > size or any(dim.size < 0 for shape in shapes for dim in shape.dim):
+            raise InputError(f"{path} has {what} of {numbers:,} numbers in {size:,} bytes, so it is not opened")
+
+
+def _require_one_batch(path: pathlib.Path, meta) -> None:
+    """Checks that the model runs once, on the images: its memory was computed for a batch of them.
+
+    Raises:
+      InputError: It runs more often or on something else.
+    """
+    from tensorflow.core.framework import types_pb2
+
+    nodes = [node for function in meta.graph_def.library.function for node in function.node_def]
+    modules = [node for node in nodes if node.op == "XlaCallModule"]
+    calls = [node for node in nodes if node.op == "StatefulPartitionedCall"]
+    kinds = {node.variable.dtype for node in meta.object_graph_def.nodes if node.WhichOneof("kind") == "variable"}
+    # Only the images are uint8.
+    if (
+        (len(modules), len(calls)) != (1, 1)
+        or [*modules[0].attr["Tin"].list.type][-1:] != [types_pb2.DT_UINT8]
+        or kinds - {types_pb2.DT_FLOAT}
+    ):
+        raise InputError(
+            f"{path} does more than to run one model once on images, as no export of lae_jax: export again"
+        )
 
 
 def _kind(node) -> str:

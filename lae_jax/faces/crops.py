@@ -195,12 +195,17 @@ def how_to_cut_alike(there: dict, here: dict) -> str:
     return "prepare the data from photographs, like the model's data, with the same versions of lae_jax and mtcnn"
 
 
-def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | BadImage]:
+def cut(photographs: Sequence[Photograph], recipe: Recipe, most: int | None = None) -> list[list[Crop] | BadImage]:
     """Returns the crops of each photograph, or the reason why there are none.
 
     Landmarks from the source are checked (`align.check`). A crop does not depend on the other photographs, except that
     at most 1 pixel in 1,000 may differ by one grey level. For a photograph without a face, `recipe.undetected` decides
     between one centre crop and the reason.
+
+    Args:
+      photographs: The photographs.
+      recipe: How faces are cut.
+      most: The number of faces of a photograph that are cut, the largest first; None: all.
     """
     from lae_jax.faces import detect
 
@@ -217,7 +222,7 @@ def cut(photographs: Sequence[Photograph], recipe: Recipe) -> list[list[Crop] | 
                 landmarks = photograph.inside(photograph.landmarks)
                 results.append([_aligned(photograph, None, landmarks, "source", recipe)])
                 continue
-            faces = _chosen(found[number], photograph.image.size, recipe.faces)
+            faces = _chosen(found[number], photograph.image.size, recipe.faces)[:most]
             crops = [_aligned(photograph, face.box, face.landmarks, "mtcnn", recipe) for face in faces]
             if not crops and recipe.undetected == "reject":
                 raise BadImage(NO_FACE)

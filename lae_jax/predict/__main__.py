@@ -154,7 +154,7 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
                 warm = images, time.perf_counter()  # everything is compiled, and a full batch is done
             if args.draw and one.inputs:
                 with saving(args.draw):
-                    drawings.save(one.image, rows)
+                    drawings.save(one.image, [row for row in rows if row.age is not None])
     told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
     if without:
         told.append(f"{console.counted(without, 'image')} without an age")

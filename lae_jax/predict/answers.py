@@ -52,7 +52,7 @@ def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> cr
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A face and its age, or an image without an age and the reason.
+    """A face and its age, or the reason why an image or some of its faces have none.
 
     Attributes:
       name: Name of the image.
@@ -121,6 +121,9 @@ def rows_of(one: photographs.Found, given: np.ndarray, estimator: AgeEstimator, 
                 distribution=calibrated[i].tolist() if fields.distribution else None,
             )
         )
+    if one.left_out:
+        others = f"{one.left_out} more face{'s' * (one.left_out > 1)}"
+        rows.append(Row(one.image.name, reason=f"{others} without an age: only the {len(ages)} largest have one"))
     return rows
 
 

@@ -19,6 +19,8 @@ from lae_jax.faces.images import BadImage
 from lae_jax.runtime import cpu, foreign
 from lae_jax.runtime.errors import InputError
 
+MAX_FACES = 256  # of a photograph, the largest first: more are not cut
+
 
 @dataclasses.dataclass(frozen=True)
 class Named:
@@ -59,6 +61,7 @@ class Found:
       reason: Why there are no inputs.
       size: Width and height of the upright photograph, in which the crops are measured; None if it cannot be read.
       orientation: EXIF orientation by which it was turned upright, 1 to 8.
+      left_out: Number of faces beyond MAX_FACES, which have no input.
     """
 
     image: Named
@@ -67,6 +70,7 @@ class Found:
     reason: str = ""
     size: tuple[int, int] | None = None
     orientation: int = 1
+    left_out: int = 0
 
 
 def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> Iterator[Named]:
@@ -191,18 +195,20 @@ def of_decoded(
     """
     loaded = [picture for _, picture in items]
     pictures = [crops.Photograph(one.image, reduced=one.reduced) for one in loaded if not isinstance(one, BadImage)]
-    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe))
+    cut = iter([[None]] * len(pictures) if recipe is None else crops.cut(pictures, recipe, MAX_FACES))
     results = []
     for item, picture in items:
         if isinstance(picture, BadImage):
             results.append(Found(item, [], [], str(picture)))
             continue
-        result, inputs, kept = next(cut), [], []
+        result, inputs, kept, left_out = next(cut), [], [], 0
         reason = str(result) if isinstance(result, BadImage) else ""
         if not reason:
             inputs = [to_input(_stored(picture.image if crop is None else crop.image, recipe)) for crop in result]
             kept = [crop for crop in result if crop is not None]
-        results.append(Found(item, inputs, kept, reason, picture.size, picture.orientation))
+            if recipe is not None and recipe.faces == "all":
+                left_out = max(0, (kept[0].faces or 0) - len(kept))
+        results.append(Found(item, inputs, kept, reason, picture.size, picture.orientation, left_out))
     return results
 
 

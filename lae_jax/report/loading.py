@@ -10,7 +10,7 @@ from etils import epath
 
 from lae_jax import metrics
 from lae_jax.report.scores import Sample
-from lae_jax.runtime import files
+from lae_jax.runtime import files, typed
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
 from lae_jax.runtime.typed import declared
@@ -66,13 +66,17 @@ def is_evaluation(folder: epath.Path) -> bool:
     return (folder / REPORT).exists() and (folder / PREDICTIONS).exists()
 
 
-def read_report(folder: epath.Path) -> dict:
+def read_report(folder: epath.Path, form: typed.Form = declared.REPORT) -> dict:
     """Returns the content of the report.json of an evaluation.
+
+    Args:
+      folder: The evaluation.
+      form: Its form; `declared.REPORT_OF_AGES` has the scores of ages too.
 
     Raises:
       InputError: It is damaged.
     """
-    return files.read_json(folder / REPORT, declared.REPORT, _AGAIN)
+    return files.read_json(folder / REPORT, form, _AGAIN)
 
 
 def read(folder: epath.Path) -> Evaluation:
@@ -86,7 +90,7 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
-    report = files.read_json(folder / REPORT, declared.REPORT_OF_AGES, _AGAIN)
+    report = read_report(folder, declared.REPORT_OF_AGES)
     text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
     try:
         rows = list(spreadsheets.records(io.StringIO(text, newline="")))

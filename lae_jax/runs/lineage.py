@@ -1,5 +1,6 @@
 """The history of a checkpoint: its starts, its data, its evaluations; and its model card."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +11,11 @@ from ml_collections import ConfigDict
 from lae_jax.report import loading, model_card
 from lae_jax.runs import build, calibration, fields
 from lae_jax.runtime import checkpoints, files, layout
+from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import versions
+
+logger = logging.getLogger("lae_jax")
 
 _PACKAGES = ("lae-jax", "jax", "jaxlib", "flax", "tensorflow", "onnx", "onnxruntime", "numpy")
 
@@ -86,9 +90,17 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
 
 
 def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
-    """Returns the reports on this checkpoint in its workdir."""
-    reports = [loading.read(folder).report for folder in loading.evaluations(checkpoint.workdir)]
-    return [report for report in reports if report["step"] == checkpoint.step]
+    """Returns the reports on this checkpoint in its workdir. A damaged one is left out, and a warning names it."""
+    found = []
+    for folder in loading.evaluations(checkpoint.workdir):
+        try:
+            report = loading.read_report(folder, declared.REPORT_OF_AGES)
+        except InputError as error:
+            logger.warning("%s. The model card does not have this evaluation", error)
+            continue
+        if report["step"] == checkpoint.step:
+            found.append(report)
+    return found
 
 
 def data_of(checkpoint: checkpoints.Checkpoint) -> dict:

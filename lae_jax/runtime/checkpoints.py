@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,13 +15,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, origin, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed, silence_other_writes
+from lae_jax.runtime.foreign import arrays
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
 
 FOLDER, UNSCORED, DAMAGED = layout.CHECKPOINTS, layout.UNSCORED, "damaged"
-# A kilobyte of zstd can stand for a gigabyte of zeros. Weights hardly get smaller, momentum of 0 to nothing.
-PACKED, SMALL = 16, 1 << 28  # most bytes of arrays for each byte of files, and in all besides
 
 
 class Checkpoints:
@@ -201,7 +199,7 @@ class Checkpoints:
         """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices.
 
         Raises:
-          InputError: The files are damaged, or the state is of another step.
+          InputError: The files are damaged, a value is not finite, or the state is of another step.
         """
         saved = self._saved(step)
         with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -215,7 +213,8 @@ class Checkpoints:
                 ),
             )
         self._require_step(step, found["step"])
-        return {name: found[name] for name in names}
+        arrays.require_finite(self._directory / str(step), kept := {name: found[name] for name in names})
+        return kept
 
     def _require_step(self, step: int, found: np.ndarray) -> None:
         if found.size != 1 or int(found) != step:
@@ -229,10 +228,9 @@ class Checkpoints:
         The manager's `item_metadata` reads every folder in a checkpoint, also those that are not its own.
         """
         with _reading(path := self._directory / str(step)):
+            arrays.require_small_indexes(path)
             tree = ocp.PyTreeCheckpointHandler().metadata(_absolute(path / "state")).tree
-            arrays, stored = sum(map(_bytes, jax.tree.leaves(tree))), checksums.size(path)
-        if arrays > PACKED * stored + SMALL:
-            raise InputError(f"{path} is damaged ({arrays:,} bytes of arrays in {stored:,} of files): restore it")
+            arrays.require_small(path, tree)
         return tree
 
 
@@ -265,12 +263,6 @@ def _without_warnings() -> Iterator[None]:
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax needs absolute paths; a path in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def _bytes(leaf: Any) -> int:
-    """Bytes that an array takes while it is read: a chunk may be larger than the array that it is of."""
-    chunk = (leaf.storage and leaf.storage.chunk_shape) or leaf.shape
-    return math.prod(map(max, leaf.shape, chunk)) * np.dtype(leaf.dtype).itemsize
 
 
 def _numpy_target(leaf) -> np.ndarray:

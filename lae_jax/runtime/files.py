@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, on local disks and in buckets (`gs://...`, by etils.epath)."""
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -8,6 +9,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -78,7 +80,7 @@ def together(folder: os.PathLike, last: str, above: os.PathLike | None = None) -
         return
     if above is None:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".lae_jax-", dir=above or folder, ignore_cleanup_errors=True) as temporary:
+    with _temporary(above or folder) as temporary:
         place = epath.Path(temporary) / folder.name
         place.mkdir()
         yield place
@@ -88,6 +90,47 @@ def together(folder: os.PathLike, last: str, above: os.PathLike | None = None) -
         (folder / last).unlink(missing_ok=True)
         for name in sorted(names, key=lambda name: name == last):
             (place / name).replace(folder / name)
+
+
+_TEMPORARY = ".lae_jax-"
+
+
+@contextlib.contextmanager
+def _temporary(above: os.PathLike) -> Iterator[str]:
+    """Yields a new folder and removes it; removes those of programs that were killed, too.
+
+    A program holds a lock on its folder, which ends with it.
+    """
+    for left in pathlib.Path(above).glob(f"{_TEMPORARY}*"):
+        with _locked(left) as is_free:
+            if is_free:
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=above, ignore_cleanup_errors=True) as temporary:
+            with _locked(temporary, wait=True) as is_held:
+                # Another program may have removed it before it was locked; or the file system has no locks.
+                if is_held or os.path.exists(temporary):
+                    yield temporary
+                    return
+
+
+@contextlib.contextmanager
+def _locked(folder: os.PathLike | str, wait: bool = False) -> Iterator[bool]:
+    """Locks a folder; yields whether that was possible. With `wait` it waits for the program that has it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = os.path.samestat(os.fstat(handle), os.stat(folder))
+        except OSError:  # another program has it, or it is gone
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
@@ -17,7 +17,7 @@ from lae_jax.report import markdown
 from lae_jax.runtime import cpu
 from lae_jax.serve import guard, schema
 from lae_jax.serve.ages import Ages
-from lae_jax.serve.ascii_json import AsciiJSON
+from lae_jax.serve.ascii_json import AsciiJSON, encoded
 from lae_jax.serve.limits import Gate, Refused
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
@@ -129,11 +129,8 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
         async with gate.received(request) as uploads:
             async with gate.working():
                 results = await _unless_left(request, ages(uploads))
-        images = [schema.image(*result, level) for result in results]
-        if not tolerant and not any(image.faces for image in images):
-            content = schema.Refusal(error=schema.nothing(images), images=images)
-            return AsciiJSON(content.model_dump(exclude_none=True), 422)
-        return schema.Prediction(model=about.model, images=images)
+        # In a thread, which gives way to the event loop after each image.
+        return await asyncio.to_thread(_answered, about.model, results, level, tolerant)
 
     @app.get(
         "/v1/model",
@@ -186,6 +183,16 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def failed(*_) -> Response:
         return AsciiJSON({"error": "the server failed on this request; its log says why"}, 500)
+
+
+def _answered(model: str, results: Sequence[tuple], level: float | None, tolerant: bool) -> Response:
+    """Returns the answer to the images of a request (`schema.Prediction`), or the refusal if none gave an age."""
+    images = [schema.image(*result, level) for result in results]
+    if not tolerant and not any(image.faces for image in images):
+        content = schema.Refusal(error=schema.nothing(images), images=images)
+        return AsciiJSON(content.model_dump(exclude_none=True), 422)
+    parts = b",".join(encoded(image.model_dump(exclude_none=True)) for image in images)
+    return Response(b'{"model":%s,"images":[%s]}' % (encoded(model), parts), media_type=AsciiJSON.media_type)
 
 
 async def _unless_left(request: Request, work):

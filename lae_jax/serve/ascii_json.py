@@ -10,4 +10,9 @@ class AsciiJSON(JSONResponse):
 
     def render(self, content: object) -> bytes:
         """Returns the body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return encoded(content)
+
+
+def encoded(content: object) -> bytes:
+    """Returns JSON in ASCII."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -40,6 +40,11 @@ class Image(BaseModel):
     name: str = Field(description="name of the file, as it was sent")
     faces: list[Face]
     reason: str | None = Field(None, description="why there is no age")
+    left_out: int | None = Field(
+        None,
+        ge=1,
+        description=f"number of further faces, which have no age: the {photographs.MAX_FACES} largest have one",
+    )
     size: list[int] | None = Field(
         None, min_length=2, max_length=2, description="width and height of the upright photograph, in pixels"
     )
@@ -114,9 +119,10 @@ def image(one: photographs.Found, rows: list[answers.Row], level: float | None) 
     shape = {"size": one.size, "orientation": None if one.orientation == 1 else one.orientation}
     if not one.inputs:
         return Image(name=one.image.name, faces=[], reason=one.reason, **shape)
-    cut = one.crops or [None] * len(rows)
+    cut = one.crops or [None] * len(one.inputs)
     return Image(
         name=one.image.name,
+        left_out=one.left_out or None,
         **shape,
         faces=[
             Face(
@@ -128,7 +134,7 @@ def image(one: photographs.Found, rows: list[answers.Row], level: float | None) 
                 cut_by=row.cut_by or None,
                 distribution=row.distribution,
             )
-            for row, crop in zip(rows, cut, strict=True)
+            for row, crop in zip((row for row in rows if row.age is not None), cut, strict=True)
         ],
     )
 

@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import os
+import pathlib
 import re
+import shutil
 import socket
 import tempfile
 
@@ -116,11 +118,13 @@ class Trace:
     def _write(self) -> None:
         jax.profiler.stop_trace()
         if os.fspath(self._folder) != self._written:
-            for path in epath.Path(self._written).glob("**/*"):
+            written = pathlib.Path(self._written)
+            for path in written.rglob("*"):
                 if path.is_file():
-                    target = self._folder / path.relative_to(self._written)
+                    target = self._folder / path.relative_to(written)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_bytes())
+            shutil.rmtree(written)
         traces = self._folder / "plugins" / "profile"
         newest = traces / max(layout.contents(traces))
         logger.info(

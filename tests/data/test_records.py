@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from pictures import photograph
 from PIL import Image
 from sources import make_source, rejected, run
 
-from lae_jax.data import records, shards
+from lae_jax.data import chunks, parquet, records, shards
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import assembly
@@ -329,6 +330,86 @@ def test_columns_whose_checksum_was_written_anew_have_the_types_that_programs_re
     seal(out, "columns.parquet")
     with pytest.raises(InputError, match=rf"{out}/columns.parquet is damaged \({told}"):
         records.open_dataset(out)
+
+
+def with_long_list(table):
+    """A list of 30 million numbers in the last row, which take 600 bytes."""
+    ends = np.append(np.arange(len(table)), 30_000_000).astype(np.int32)
+    values = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.zeros(30_000_000, np.float32)))
+    return table.append_column("more", values), {"write_batch_size": 1 << 30}
+
+
+def with_long_text(table):
+    """Texts that each have the text before as their beginning, in a few bytes."""
+    column = pa.array(["x" * 1_000_000] * len(table))
+    table = table.append_column("more", column)
+    return table, {"use_dictionary": False, "column_encoding": {"more": "DELTA_BYTE_ARRAY"}}
+
+
+def with_bytes(table):
+    return table.append_column("more", pa.array([b"x" * 1_000_000] * len(table), pa.binary(1_000_000))), {}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_long_list, "column more.list.element has more than 16 values a row"),
+        (with_long_text, "column more has another encoding"),
+        (with_bytes, r"column more is fixed_size_binary\[1000000\], which no column of prepare is"),
+    ],
+)
+def test_columns_of_a_few_bytes_that_stand_for_many_are_not_read(drawn, tmp_path, change, told):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    table, options = change(pq.read_table(out / "columns.parquet"))
+    pq.write_table(table, out / "columns.parquet", **options)
+    seal(out, "columns.parquet")
+    with pytest.raises(InputError, match=rf"{out}/columns.parquet is damaged \({told}"):
+        records.open_dataset(out)
+
+
+def test_the_number_of_values_is_that_of_the_pages_and_not_of_the_metadata(tmp_path):
+    table = pa.table({"more": [[1.0] * 70_000, [2.0]]})
+    pq.write_table(
+        table, tmp_path / "a.parquet", write_batch_size=1 << 30, column_encoding="PLAIN", use_dictionary=False
+    )
+    content, true, other = (tmp_path / "a.parquet").read_bytes(), b"\xe2\xc5\x08", b"\x80\x80\x04"
+    place = content.rindex(true)
+    for place in [place for place in range(len(content)) if content[place : place + 3] == true]:
+        (tmp_path / "b.parquet").write_bytes(content[:place] + other + content[place + 3 :])
+        with pq.ParquetFile(tmp_path / "b.parquet") as file:
+            part = file.metadata.row_group(0).column(0)
+            if part.num_values == 70_001:
+                continue
+            assert sum(page.values for page in parquet.pages(tmp_path / "b.parquet", part)) == 70_001
+            assert len(file.read()["more"].combine_chunks().values) == 70_001, (
+                "Arrow reads them all: this is the attack"
+            )
+            return
+    pytest.fail("the metadata has no number of values")
+
+
+@pytest.mark.parametrize("layout", ["group_size:1,zstd", "group_size:1,brotli", "group_size:2,snappy"])
+def test_a_record_of_a_few_bytes_that_stand_for_many_is_not_unpacked(drawn, tmp_path, layout, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(drawn, out)
+    manifest = json.loads((out / "dataset.json").read_text())
+    shard, count = out / manifest["shards"][0]["file"], manifest["shards"][0]["count"]
+    writer = array_record_module.ArrayRecordWriter(str(shard), layout)
+    for number in range(count):
+        writer.write(bytes(chunks.MAX_RECORD_BYTES + 1 if number == 3 else 1000))
+    writer.close()
+    manifest["shards"][0] |= {"bytes": shard.stat().st_size, "sha256": records.sha256_of(shard)}
+    (out / "dataset.json").write_text(json.dumps(manifest))
+    if "group_size:2" in layout:
+        with pytest.raises(InputError, match="several images in a chunk"):
+            records.open_dataset(out)
+        return
+    dataset = records.open_dataset(out)
+    assert dataset.read(np.array([2, count])) and shard.stat().st_size < 1_000_000
+    monkeypatch.setattr(dataset, "_source", None)
+    with pytest.raises(InputError, match=f"{shard.name} is damaged .*134,217,729 bytes, more than 134,217,728"):
+        dataset.read(np.array([3]))
 
 
 def seal(out, name, **changed):

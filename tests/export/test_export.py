@@ -18,8 +18,9 @@ from PIL import Image
 from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
 from lae_jax.data import records
-from lae_jax.export import convert, folder, onnx_model, portable, program, saved_model, stablehlo
+from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
 from lae_jax.predict import __main__ as door
+from lae_jax.predict import estimator
 from lae_jax.report import model_card
 from lae_jax.runs import calibration, lineage
 from lae_jax.runtime import checkpoints
@@ -375,6 +376,17 @@ def test_the_card_follows_the_runs_that_a_run_was_started_from(run, tmp_path):
     assert found[-1]["sha256"] == weights["sha256"]
 
 
+def test_a_damaged_evaluation_is_left_out_of_the_card_and_named(run, tmp_path, caplog):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (whole,) = (copy / "evaluation").iterdir()
+    damaged = shutil.copytree(whole, whole.with_name("other"))
+    (damaged / "report.json").write_text("{")
+    (whole / "predictions.csv").write_text("not read for a card")
+    card, reports = lineage.run_card(copy)
+    assert [report["split"] for report in reports] == ["test"] and "test" in card
+    assert f"{damaged}/report.json is damaged" in caplog.text and "does not have this evaluation" in caplog.text
+
+
 def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
@@ -397,6 +409,10 @@ def test_what_cannot_be_exported_is_told_before_work(run, tmp_path, monkeypatch)
 
 def variables_as_shapes(made):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), made.variables)
+
+
+def test_no_batch_of_an_export_is_larger_than_the_one_whose_memory_is_checked():
+    assert max(estimator._PER_DEVICE[-1], *convert.BATCHES) == form.MAX_BATCH
 
 
 def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
@@ -436,13 +452,77 @@ HUGE = "tensor<99999x99999xf32>"
 CALLS = [f"func.func private @f{i}() {{ {2 * f'func.call @f{i + 1}() : () -> () '} return }}" for i in range(40)]
 
 
+IMAGES = "tensor<?x8x8x3xui8>"
+GROWN = """%b = stablehlo.get_dimension_size %x, dim = 0 : (tensor<?x8x8x3xui8>) -> tensor<i32>
+    %k = stablehlo.constant dense<59999999> : tensor<i32>
+    %n = stablehlo.multiply %b, %k : tensor<i32>
+    %s = stablehlo.reshape %n : (tensor<i32>) -> tensor<1xi32>
+    %z = stablehlo.constant dense<0.0> : tensor<f32>"""
+BROADCAST = "stablehlo.dynamic_broadcast_in_dim %z, %s, dims = [] : (tensor<f32>, tensor<1xi32>) -> tensor<?xf32>"
+
+
+def grown(*lines):
+    """A function that makes a tensor whose size is computed from the batch."""
+    return f"func.func @main(%x: {IMAGES}) {{ {GROWN} {' '.join(lines)} return }}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (grown(f"%1 = {BROADCAST}", "%2 = stablehlo.negate %1 : tensor<?xf32>"), "15.4 GB of memory"),
+        # Small tensors that all exist at the end.
+        (
+            grown(
+                *[f"%{i} = {BROADCAST}" for i in range(80)],
+                *[f"%e{i} = stablehlo.negate %{i} : tensor<?xf32>" for i in range(80)],
+            ).replace("59999999", "999999"),
+            "10.4 GB of memory",
+        ),
+        # Padding, a shape that depends on the pixels, and a shape that wraps round 32 bits.
+        (
+            f"func.func @main(%x: {IMAGES}) {{ %z = stablehlo.constant dense<0> : tensor<ui8>"
+            f" %0 = stablehlo.pad %x, %z, low = [999999999, 0, 0, 0], high = [0, 0, 0, 0], interior = [0, 0, 0, 0]"
+            f" : ({IMAGES}, tensor<ui8>) -> {IMAGES} return }}",
+            "an unknown amount of memory",
+        ),
+        (
+            f"func.func @main(%x: {IMAGES}, %s: tensor<1xi32>) {{ %z = stablehlo.constant dense<0.0> : tensor<f32>"
+            f" %1 = {BROADCAST} return }}",
+            "an unknown amount of memory",
+        ),
+        (
+            grown(
+                "%m = stablehlo.multiply %n, %n : tensor<i32>",
+                "%t = stablehlo.reshape %m : (tensor<i32>) -> tensor<1xi32>",
+                f"%1 = {BROADCAST.replace('%s', '%t')}",
+            ),
+            "an unknown amount of memory",
+        ),
+        # Results whose types leave open what is known.
+        (
+            grown(
+                "%1 = stablehlo.iota dim = 0 : tensor<1900000000xf32>",
+                "%2 = stablehlo.negate %1 : (tensor<1900000000xf32>) -> tensor<?xf32>",
+            ),
+            "15.2 GB of memory",
+        ),
+        (
+            grown(
+                "%1 = stablehlo.constant dense<0.0> : tensor<90000000x1xf32>",
+                "%t = stablehlo.constant dense<1> : tensor<1xi32>",
+                "%u = stablehlo.reshape %b : (tensor<i32>) -> tensor<1xi32>",
+                "%v = stablehlo.concatenate %t, %u, dim = 0 : (tensor<1xi32>, tensor<1xi32>) -> tensor<2xi32>",
+                "%4 = stablehlo.dynamic_broadcast_in_dim %z, %v, dims = [] : (tensor<f32>, tensor<2xi32>)"
+                " -> tensor<1x?xf32>",
+                "%3 = stablehlo.dot_general %1, %4, contracting_dims = [1] x [0] :"
+                " (tensor<90000000x1xf32>, tensor<1x?xf32>) -> tensor<?x32xf32>",
+            ),
+            "11.9 GB of memory",
+        ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
         (
             f"func.func @main() -> {HUGE} {{ %0 = stablehlo.constant dense<0.0> : {HUGE} return %0 : {HUGE} }}",
-            "9999800001",
+            "40.0 GB of memory for 32 images",
         ),
         (" ".join([*CALLS, "func.func private @f40() { return }"]), r"\d{13} operations"),
         (
@@ -549,9 +629,37 @@ def module_calls_tensorflow(meta, functions):
     call.attr["function_list"].list.func.add(name="f")
 
 
+def huge_constant(meta, functions):
+    (names,) = (n for n in functions["__inference__traced_restore"].node_def if n.name == "RestoreV2/tensor_names")
+    names.attr["value"].tensor.CopyFrom(type(names.attr["value"].tensor)(dtype=7, string_val=[b"a"]))
+    names.attr["value"].tensor.tensor_shape.dim.add(size=1 << 40)
+
+
+def one_weight_for_many(meta, functions):
+    (first, *_) = (node for node in meta.object_graph_def.nodes if node.WhichOneof("kind") == "variable")
+    for _ in range(10_000):
+        meta.object_graph_def.nodes.add().CopyFrom(first)
+
+
+def model_runs_twice(meta, functions):
+    nodes = functions["__inference_call"].node_def
+    (call,) = (node for node in nodes if node.op == "XlaCallModule")
+    nodes.add().CopyFrom(call)
+
+
+def runs_on_weights(meta, functions):
+    (call,) = (node for node in functions["__inference_call"].node_def if node.op == "XlaCallModule")
+    call.input[-1] = call.input[0]
+    call.attr["Tin"].list.type[-1] = 1
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (edited(huge_constant), r"constants of 1,099,511,627,\d+ numbers"),
+        (edited(one_weight_for_many), "variables of .* numbers in"),
+        (edited(model_runs_twice), "more than to run one model once"),
+        (edited(runs_on_weights), "more than to run one model once"),
         (edited(wrapper_calls_saver), "calls .*__inference__traced_save"),
         (edited(second_function_of_a_name), "operations .*WriteFile"),
         (edited(saver_is_public), "functions that can be called .*__inference__traced_save"),
@@ -590,11 +698,20 @@ def with_table(model):
     model.graph.node.add(op_type="MatMul", input=["column", "row"], output=["table"])
 
 
+def with_product(model):
+    """A product as long as all numbers of a batch: its first dimension is computed, and no name stands for it."""
+    model.graph.initializer.add(name="row", dims=(1, 60_000), data_type=1, raw_data=bytes(240_000))
+    model.graph.node.add(op_type="Cast", input=["image"], output=["numbers"]).attribute.add(name="to", type=2, i=1)
+    model.graph.node.add(op_type="Flatten", input=["numbers"], output=["flat"]).attribute.add(name="axis", type=2, i=4)
+    model.graph.node.add(op_type="MatMul", input=["flat", "row"], output=["product"])
+
+
 @needs_onnx
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (with_table, "more than 268435456 numbers"),
+        (with_table, r"14.\d GB of memory for 32 images, more than 8 GB"),
+        (with_product, r"\d+.\d GB of memory for 32 images, more than 8 GB"),
         (elsewhere, "fields of TensorProto .*data_location, external_data"),
         (with_subgraph, "fields of AttributeProto .*g"),
         (lambda model: model.graph.node.add(op_type="PyOp", domain="com.microsoft.extensions"), "NodeProto .*domain"),

@@ -270,6 +270,37 @@ def test_zeros_that_a_few_bytes_stand_for_are_not_unpacked(tmp_path, shape, chun
         checkpoints.load_run(run)
 
 
+def test_an_index_that_a_few_bytes_stand_for_is_not_unpacked(tmp_path):
+    run = begun(tmp_path / "run", 7)
+    path = epath.Path(run) / "checkpoints" / "7"
+    config = {"max_inline_value_bytes": 1 << 20, "max_decoded_node_bytes": 1 << 30}
+    store = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": f"file://{tmp_path}/index/", "config": config}
+    ).result()
+    transaction = tensorstore.Transaction()
+    for number in range(300):
+        store.with_transaction(transaction)[f"params.{number}"] = bytes(1 << 20)
+    transaction.commit_async().result()
+    index = next(one for one in (tmp_path / "index" / "d").iterdir())
+    assert index.stat().st_size < 20_000
+    (path / "state" / "d" / "Thumbs.db").write_bytes(b"x" * 1000 + index.read_bytes())  # a name that systems use
+    with pytest.raises(InputError, match=r"checkpoints/7 is damaged \(over 26\d,\d+,\d+ bytes of indexes in"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "params/a"), (np.inf, "batch_stats/a")])
+def test_weights_that_are_not_finite_are_not_used(tmp_path, value, named):
+    run = begun(tmp_path / "run", 7)
+    arrays = {name: np.array([1.0, value if name in named else 1.0]) for name in ("params", "batch_stats")}
+    with checkpoints.Checkpoints(run) as saved:
+        state = State(np.int32(9), *({"a": one} for one in arrays.values()))
+        saved.save(state, {**saved.meta(7), "step": 9})
+        saved.wait()
+    with pytest.raises(InputError, match=f"checkpoints/9: {named} has values that are not finite") as end:
+        checkpoints.load_run(run, 9)
+    assert end.value.status == 2 and checkpoints.load_run(run, 7).step == 7
+
+
 def test_a_run_that_was_moved_or_lost_its_id_or_is_older_than_ids_is_read(tmp_path):
     shutil.move(begun(tmp_path / "run", 5, 7), tmp_path / "moved")
     assert checkpoints.load_run(tmp_path / "moved").step == checkpoints.recover(tmp_path / "moved") == 7

@@ -2,8 +2,11 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from lae_jax.runtime import files, typed
 from lae_jax.runtime.errors import InputError
@@ -99,3 +102,26 @@ def test_a_wrong_field_is_named_with_its_value_and_what_it_must_be():
             typed.require({**right, **change}, form, "run.json")
     with pytest.raises(InputError, match=r"run.json is damaged \(no flip\)"):
         typed.require({name: value for name, value in right.items() if name != "flip"}, form, "run.json")
+
+
+def test_folders_of_programs_that_were_killed_are_removed_and_those_of_others_are_not(tmp_path):
+    code = """
+import os, pathlib, signal, sys
+from lae_jax.runtime import files
+with files.together(sys.argv[1], "last") as place:
+    (place / "half").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, timeout=60)
+    (killed,) = (tmp_path / "out").glob(".lae_jax-*/out/half")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("keep")
+    (tmp_path / "out" / ".lae_jax-link").symlink_to(tmp_path / "elsewhere")
+    with files.together(tmp_path / "out", "last") as first:
+        assert not killed.parent.parent.exists()
+        (first / "one").write_text("1")
+        with files.together(tmp_path / "out", "last") as second:
+            (second / "two").write_text("2")
+        assert (first / "one").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two", ".lae_jax-link"}
+    assert (tmp_path / "elsewhere" / "mine").exists()

@@ -21,13 +21,14 @@ from conftest import ROOT
 from PIL import Image
 
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import crops
+from lae_jax.faces import crops, detect
+from lae_jax.faces.images import Decoded
 from lae_jax.predict import answers as predictions
 from lae_jax.predict import photographs
 from lae_jax.runs import lineage
 from lae_jax.runtime.errors import InputError
 from lae_jax.serve import __main__ as door
-from lae_jax.serve import about, ages, app, connection, guard, limits
+from lae_jax.serve import about, ages, app, connection, guard, limits, schema
 from lae_jax.serve.batching import Batcher
 
 
@@ -90,6 +91,27 @@ def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
             alone = [*pool.map(lambda name: send(address, {name: contents[name]}).json(), [*contents] * 2)]
         for image in together.json()["images"] + [image for reply in alone for image in reply["images"]]:
             same(image)
+
+
+def test_a_photograph_of_a_crowd_has_the_ages_of_its_largest_faces_and_says_how_many_are_left_out(monkeypatch):
+    places = [np.float32([x, y]) for y in range(0, 380, 20) for x in range(0, 400, 20)][:286]
+    eyes = np.float32([[5, 6], [13, 6], [9, 10], [6, 14], [12, 14]])
+    crowd = [detect.Face(np.concatenate([place, place + 18]), place + eyes, 1.0) for place in places]
+    monkeypatch.setattr(detect, "detect", lambda some: [crowd if one.width == 400 else [] for one in some])
+    content = served.encoded(Image.new("RGB", (400, 400)))
+    estimator = served.stand_in([])
+    with served.serving(ages.Ages(estimator, crops.Recipe("landmarks", size=64, faces="all"))) as address:
+        answer = send(address, {"crowd": content, "again": content})
+    images = schema.Prediction.model_validate(answer.json()).images
+    assert [(len(image.faces), image.left_out) for image in images] == [(photographs.MAX_FACES, 30)] * 2
+    assert images[0].faces[255].box == crowd[255].box.tolist()
+    items = [(photographs.Named("crowd"), Decoded(Image.new("RGB", (400, 400)), 1, (400, 400), 1))]
+    every, one = (crops.Recipe("landmarks", size=64, faces=which) for which in ("all", "largest"))
+    (found,) = photographs.of_decoded(items, every, estimator.input.pixels)
+    ((_, rows),) = predictions.predicted(estimator, iter([found]), predictions.Fields())
+    assert len(rows) == 257 and rows[256].reason == "30 more faces without an age: only the 256 largest have one"
+    (found,) = photographs.of_decoded(items, one, estimator.input.pixels)
+    assert (len(found.inputs), found.left_out) == (1, 0)
 
 
 @pytest.mark.parametrize(("contents", "headers", "status", "words"), [

@@ -3,10 +3,14 @@
 import gzip
 import json
 import pathlib
+import tempfile
 
+import jax
 import pytest
 from etils import epath
+from etils.epath import backend, gpath
 
+from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import loop, profiling
 
@@ -29,6 +33,30 @@ def test_steps_that_are_not_to_come_are_an_error_before_any_is_taken(small_confi
     assert not (pathlib.Path(config.workdir) / "metrics.jsonl").exists()
     with pytest.raises(InputError, match="steps 4 to 4 .*, 5 to 9"):
         profiling.Trace(epath.Path(config.workdir), profiling.Steps(4, 4), 4, 9)
+
+
+@pytest.mark.parametrize("is_bucket", [False, True], ids=["disk", "bucket"])
+def test_a_trace_is_written_to_a_disk_and_to_a_bucket(tmp_path, is_bucket, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(files, "is_remote", lambda path: is_bucket)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    if is_bucket:
+        monkeypatch.setattr(gpath._GPath, "_backend", property(lambda self: backend.tf_backend))
+
+    def start(folder, **_):
+        place = pathlib.Path(folder, "plugins", "profile", "2000")
+        place.mkdir(parents=True)
+        (place / "host.trace.json.gz").write_bytes(b"trace")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", start)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    with profiling.Trace(epath.Path(tmp_path), profiling.Steps(3, 3), 0, 9) as trace:
+        trace.begin(3)
+        trace.end(3)
+    (written,) = (tmp_path / "profile" / "host0").rglob("*.gz")
+    assert written.read_bytes() == b"trace" and "the trace is written: open" in caplog.text
+    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 def test_the_trace_of_a_run_has_its_steps_and_what_they_compute(small_config):

@@ -95,7 +95,9 @@ async function ask(file) {
 
 async function show(place, file, image) {
   const count = image.faces.length;
-  place.querySelector("header p").textContent = count === 0 ? "no age" : count === 1 ? "1 face" : `${count} faces`;
+  const more = image.left_out ? `, and ${image.left_out} smaller without an age` : "";
+  const told = count === 0 ? "no age" : count === 1 ? "1 face" : `${count} faces`;
+  place.querySelector("header p").textContent = told + more;
   const picture = await decoded(file);
   if (picture) place.append(framed(picture, file, image));
   if (image.reason) {
