@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from benchmarks import harness
-from lae_jax.faces import cascade, detect, networks
+from lae_jax.faces import canvases, cascade, detect, networks
 
 TARGETS = ("tpu", "cuda")
 # An H100, as XLA describes it: its kernels depend on these numbers.
@@ -57,9 +57,9 @@ def compiled(target: str, caps_number: int) -> dict:
     def placed(array: np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
-    region = detect._region(detect.INNER, detect.INNER * 3 // 4)
+    region = canvases._region(canvases.INNER, canvases.INNER * 3 // 4)
     caps = detect.CAPS[caps_number]
-    canvases = jax.ShapeDtypeStruct((size, detect.CANVAS, detect.CANVAS, 3), np.uint8, sharding=where)
+    canvases = jax.ShapeDtypeStruct((size, canvases.CANVAS, canvases.CANVAS, 3), np.uint8, sharding=where)
     begun = time.perf_counter()
     lowered = cascade.find.lower(
         canvases, jax.tree.map(placed, networks.load()), region=region, caps=caps, batches=batches
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     args: argparse.Namespace = parser.parse_args()
     found = {}
-    for number, name in enumerate(("few", "many")):
+    for number, name in enumerate(("few", "more", "most")):
         found[name] = compiled(args.target, number)
         print(f"{name} candidates: compiled in {found[name]['seconds']:.0f} s", flush=True)
     harness.show(found, ["candidates", *found["few"]], [[name, *row.values()] for name, row in found.items()])

@@ -5,9 +5,11 @@
 
 Found: drawn faces, with the error of the landmarks as a share of the distance between the eyes. Same: the package's own
 cascade, one canvas at a time, against ours, on drawn faces, on scenes of several, on a portrait and on a folder.
+On their side: what is found of the images in the other quarter turns, without and with `rotate`.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 
@@ -17,7 +19,7 @@ from PIL import Image
 
 from benchmarks import harness
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import detect, images
+from lae_jax.faces import canvases, detect, images
 from lae_jax.runtime import cpu, start
 
 
@@ -67,7 +69,7 @@ def same(pictures: list[Image.Image], package) -> dict:
     """
     apart, differing, ours_alone, theirs_alone = [], [], 0, 0
     for number, (picture, ours) in enumerate(zip(pictures, detect.detect(pictures), strict=True)):
-        canvas = detect._Canvas.of(picture)
+        canvas = canvases.Canvas.of(picture)
         rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
         theirs = [row for row in rows if len(row) == 16]
         boxes = np.array([row[1:5] for row in theirs]).reshape(-1, 4)
@@ -100,7 +102,7 @@ def same(pictures: list[Image.Image], package) -> dict:
     return told | {f"{share} %": np.percentile(apart, share) for share in (50, 95, 99, 99.9)} | {"most": apart.max()}
 
 
-def forth(canvas: detect._Canvas, points: np.ndarray) -> np.ndarray:
+def forth(canvas: canvases.Canvas, points: np.ndarray) -> np.ndarray:
     """Points (..., 2) in the photograph -> points on the canvas."""
     return (points + 0.5) * canvas.scale + canvas.offset - 0.5
 
@@ -112,6 +114,28 @@ def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     shared = np.prod(np.maximum(high - low, 0), axis=-1)
     areas = [np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) for boxes in (one, other)]
     return shared / (areas[0] + areas[1] - shared)
+
+
+def lying(pictures: list[Image.Image]) -> dict:
+    """What is found of the largest faces of photographs that lie on their side, without and with `rotate`."""
+    scenes, told = [Image.new("RGB", (400, 300), (120, 125, 130)) for _ in pictures], collections.Counter()
+    for scene, picture in zip(scenes, pictures, strict=True):
+        scene.paste(picture.resize((150, 150), Image.Resampling.BICUBIC), (120, 80))
+    upright = [faces[0].landmarks if faces else None for faces in detect.detect(scenes)]
+    for quarters in (1, 2, 3):
+        turned = [scene.rotate(90 * quarters, expand=True) for scene in scenes]
+        for way, rotate in (("without", False), ("with", True)):
+            for truth, faces in zip(upright, detect.detect(turned, rotate=rotate), strict=True):
+                if truth is None:
+                    continue
+                points, width, height = truth, 400, 300
+                for _ in range(quarters):
+                    points = np.stack([points[:, 1], width - 1 - points[:, 0]], axis=1)
+                    width, height = height, width
+                apart = np.linalg.norm(points[1] - points[0])
+                is_right = faces and np.linalg.norm(faces[0].landmarks - points, axis=1).mean() < 0.25 * apart
+                told[f"{way}: {'right' if is_right else 'wrong' if faces else 'none'}"] += 1
+    return told
 
 
 def main() -> None:
@@ -132,13 +156,17 @@ def main() -> None:
     package = MTCNN()
     pictures, truth = drawn(args.drawn)
     told = {"found": found(pictures, truth)}
-    groups = {"drawn": pictures, "scenes": scenes(pictures, args.scenes), "portrait": [portrait()]}
+    groups = {"drawn": pictures, "portrait": [portrait()]}
+    if args.scenes:
+        groups["scenes"] = scenes(pictures, args.scenes)
     if args.images:
         paths = sorted(args.images.glob("*.jpg"))
         chosen = [paths[i] for i in np.random.default_rng(0).choice(len(paths), args.same, replace=False)]
         groups["images"] = [images.load(path.read_bytes()) for path in chosen]
     for name, group in groups.items():
         told[f"same, {name}"] = same(group, package)
+    if args.images:
+        told["images on their side"] = lying(groups["images"])
     for name, numbers in told.items():
         print(name, json.dumps({key: round(float(value), 4) for key, value in numbers.items()}))
 

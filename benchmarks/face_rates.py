@@ -21,7 +21,7 @@ import skimage.data
 from PIL import Image
 
 from benchmarks import face_detection, harness, sides
-from lae_jax.faces import cascade, detect, images
+from lae_jax.faces import SMALLEST, canvases, images
 
 PYTHON = ".venv-peers/bin/python"
 BACKGROUNDS = ("coffee", "chelsea", "rocket", "astronaut")
@@ -99,7 +99,7 @@ def main() -> None:
             before = started(stack, "before", sys.executable, module, checkout=checkout, photographs=folder)
             ways |= {"whole, before": (before, "whole"), "faces, before": (before, "faces")}
         if pathlib.Path(args.python).exists():
-            canvas = {"smallest": cascade.SMALLEST, "canvas": detect.CANVAS, "inner": detect.INNER}
+            canvas = {"smallest": SMALLEST, "canvas": canvases.CANVAS, "inner": canvases.INNER}
             peer = started(stack, "facenet", args.python, "benchmarks.facenet_side", photographs=folder, **canvas)
             ways |= {f"{way}, facenet-pytorch": (peer, way) for way in ("whole", "one by one", "in batches")}
         taken = measure(ways, args.turns)

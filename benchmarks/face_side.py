@@ -90,12 +90,12 @@ def _by_package() -> int:
     """The whole way with the package's cascade; every fourth photograph, since it takes long."""
     import numpy as np
 
-    from lae_jax.faces import align, detect, images
+    from lae_jax.faces import align, canvases, images
 
     found = 0
     for one in _state["encoded"][::4]:
         picture = images.load(one)
-        canvas = detect._Canvas.of(picture)
+        canvas = canvases.Canvas.of(picture)
         rows = _package().detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
         rows = [row for row in rows if len(row) == 16]
         if rows:
