@@ -4,7 +4,7 @@
     PYTHONPATH=build/tpu python -m benchmarks.face_compile tpu
     PYTHONPATH=build/cuda python -m benchmarks.face_compile cuda
 
-The program is the one that `lae_jax.faces.detect` runs on an accelerator, for both of its caps. It is compiled for one
+The program is the one that `lae_jax.faces.detect` runs on an accelerator, for each of its caps. It is compiled for one
 device and never runs. Memory is what the compiler plans; a GPU's libraries take more.
 """
 
@@ -59,10 +59,10 @@ def compiled(target: str, caps_number: int) -> dict:
 
     region = canvases._region(canvases.INNER, canvases.INNER * 3 // 4)
     caps = detect.CAPS[caps_number]
-    canvases = jax.ShapeDtypeStruct((size, canvases.CANVAS, canvases.CANVAS, 3), np.uint8, sharding=where)
+    squares = jax.ShapeDtypeStruct((size, canvases.CANVAS, canvases.CANVAS, 3), np.uint8, sharding=where)
     begun = time.perf_counter()
     lowered = cascade.find.lower(
-        canvases, jax.tree.map(placed, networks.load()), region=region, caps=caps, batches=batches
+        squares, jax.tree.map(placed, networks.load()), region=region, caps=caps, batches=batches
     )
     program = lowered.compile()
     seconds, memory = time.perf_counter() - begun, program.memory_analysis()

@@ -240,20 +240,20 @@ def with_accelerator(photographs, tmp_path, monkeypatch):
 def test_with_an_accelerator_one_process_makes_several_shards_at_a_time(with_accelerator):
     processes, both = set(), threading.Barrier(2)
 
-    def find(pictures):
+    def find(pictures, *_):
         both.wait(60)  # raises an error where the second shard waits for the first one
         processes.add(os.getpid())
         return [[]] * len(pictures)
 
     found = with_accelerator(find)
     assert processes == {os.getpid()} and len(found) == 2
-    assert found == with_accelerator(lambda pictures: [[]] * len(pictures), workers=1, name="alone")
+    assert found == with_accelerator(lambda pictures, *_: [[]] * len(pictures), workers=1, name="alone")
 
 
 def test_with_an_accelerator_a_failure_ends_all_shards(with_accelerator, tmp_path, monkeypatch):
     both, told = threading.Barrier(2), threading.Event()
 
-    def find(pictures):
+    def find(pictures, *_):
         if both.wait(60) == 0:
             raise InputError("the accelerator is lost")
         told.wait(60)
