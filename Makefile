@@ -9,7 +9,7 @@ PEERS_STAMP := $(PEERS_VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers demo test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+.PHONY: setup setup-beam setup-peers demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
   test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
@@ -32,13 +32,15 @@ $(BEAM_STAMP): requirements-beam.txt requirements-test.txt pyproject.toml
 	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# Peers for benchmarks/: PyTorch, torchvision, timm, albumentations. This project is not installed there.
+# Peers for benchmarks/: PyTorch, torchvision, timm, albumentations, facenet-pytorch. This project is not installed there.
+# facenet-pytorch 2.6.0 works with these versions, but asks for older ones.
 setup-peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): requirements-peers.txt
 	@echo 'Installing PyTorch, timm and other peers into $(PEERS_VENV): some GB, once, some minutes'
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps facenet-pytorch==2.6.0
 	touch $@
 
 demo: $(STAMP)
@@ -87,6 +89,14 @@ fuzz: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.fuzz_folders --seconds 600
 
+# Compiles the search for faces for a TPU and for a GPU on a machine without them. The compilers are not for training.
+compile-faces: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/tpu libtpu==0.0.42.1
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/cuda \
+	  jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
+	PYTHONPATH=build/tpu $(VENV)/bin/python -m benchmarks.face_compile tpu
+	PYTHONPATH=build/cuda $(VENV)/bin/python -m benchmarks.face_compile cuda
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -94,8 +104,8 @@ lint: $(STAMP)
 
 # Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
 # features), every fault in all its rounds, loading and exporting every model with published weights, the readers and
-# the doors of folders under a fuzzer, the server under load and under attack, numbers on every kind of CPU, and the
-# demo's effect with five seeds, on an older CPU and on one core.
+# the doors of folders under a fuzzer, the server under load and under attack, the search for faces compiled for
+# accelerators, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -106,6 +116,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.serve_load
 	$(VENV)/bin/python -m benchmarks.serve_attacks
 	$(MAKE) fuzz
+	$(MAKE) compile-faces
 	$(MAKE) test-portable
 	rm -rf build/demos
 	for seed in 0 1 2 3 4; do $(VENV)/bin/python -m lae_jax.demo --out build/demos --seed $$seed || exit 1; done

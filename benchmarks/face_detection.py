@@ -1,31 +1,26 @@
-"""Faces in photographs: what is found, whether it is what the mtcnn package finds, and the rate on one core.
+"""Faces in photographs: what is found, and whether it is what the mtcnn package finds. How fast: `face_rates`.
 
-    python -m benchmarks.face_detection                                            # drawn faces alone
-    make setup-peers
+    python -m benchmarks.face_detection                       # drawn faces and skimage's portrait, four minutes
     python -m benchmarks.face_detection --images ../shared/data/utkface_lt/images --same 1000
 
 Found: drawn faces, with the error of the landmarks as a share of the distance between the eyes. Same: the package's own
-cascade, one canvas at a time, against ours. Rates: photographs of 640 x 480 with a face pasted in, from the bytes of a
-JPEG to the bytes of the crop, and on canvases alone, beside the package and facenet-pytorch (if its environment is
-there) with the same smallest face. The sides take turns, each on one thread.
+cascade, one canvas at a time, against ours, on drawn faces, on scenes of several, on a portrait and on a folder.
+On their side: what is found of the images in the other quarter turns, without and with `rotate`.
 """
 
 import argparse
-import contextlib
+import collections
 import json
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
+import skimage.data
 from PIL import Image
 
-from benchmarks import harness, sides
+from benchmarks import harness
 from lae_jax.data.sources import synthetic
-from lae_jax.faces import crops, detect, images
+from lae_jax.faces import canvases, detect, images
 from lae_jax.runtime import cpu, start
-
-PYTHON, _SIDE = ".venv-peers/bin/python", "benchmarks.facenet_side"
 
 
 def drawn(count: int) -> tuple[list[Image.Image], np.ndarray]:
@@ -46,86 +41,109 @@ def found(pictures: list[Image.Image], truth: np.ndarray) -> dict:
     return {**told, "error": np.mean(errors), "95 %": np.quantile(errors, 0.95)}
 
 
-def same(pictures: list[Image.Image], package) -> dict:
-    """How what is found differs from what the package finds, in pixels of the canvas."""
-    differ, apart = 0, []
-    for picture, ours in zip(pictures, detect.detect(pictures), strict=True):
-        canvas = detect._Canvas.of(picture)
-        rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
-        theirs = [canvas.back(np.stack([row[6:11], row[11:16]], axis=1)) for row in rows if len(row) == 16]
-        if len(theirs) != len(ours):
-            differ += 1
-            continue
-        apart += [min(np.abs((face.landmarks - points) * canvas.scale).max() for points in theirs) for face in ours]
-    told = {"pictures": len(pictures), "with other faces": differ, "faces": len(apart)}
-    return {**told, "mean": np.mean(apart), "most": np.max(apart)}
-
-
-def photographs(faces: list[Image.Image], count: int) -> list[bytes]:
-    """JPEGs of 640 x 480: a face of 120 to 360 pixels on a picture of soft colours."""
-    random, made = np.random.default_rng(0), []
-    for number in range(count):
+def scenes(faces: list[Image.Image], count: int) -> list[Image.Image]:
+    """Pictures of 640 x 480: two to six drawn faces of 80 to 210 pixels side by side on soft colours."""
+    random, made = np.random.default_rng(1), []
+    for _ in range(count):
         colours = random.integers(0, 256, (6, 8, 3), np.uint8)
         picture = Image.fromarray(colours).resize((640, 480), Image.Resampling.BICUBIC)
-        side = int(random.integers(120, 361))
-        face = faces[number % len(faces)].resize((side, side), Image.Resampling.BICUBIC)
-        picture.paste(face, (int(random.integers(0, 641 - side)), int(random.integers(0, 481 - side))))
-        made.append(images.encode(picture, 90))
+        for place in random.permutation(6)[: random.integers(2, 7)]:
+            side = int(random.integers(80, 211))
+            face = faces[random.integers(len(faces))].resize((side, side), Image.Resampling.BICUBIC)
+            column, row = int(place) % 3, int(place) // 3
+            x, y = random.integers(0, 214 - side), random.integers(0, 241 - side)
+            picture.paste(face, (213 * column + int(x), 240 * row + int(y)))
+        made.append(picture)
     return made
 
 
-def whole(encoded: list[bytes]) -> None:
-    recipe = crops.Recipe("landmarks")
-    for begin in range(0, len(encoded), 4):
-        decoded = [crops.Photograph(images.load(one)) for one in encoded[begin : begin + 4]]
-        for result in crops.cut(decoded, recipe):
-            if isinstance(result, list):
-                images.encode(result[0].image, recipe.quality)
+def portrait() -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut())
 
 
-@contextlib.contextmanager
-def facenet(python: str, canvases: np.ndarray) -> Iterator[sides.Side | None]:
-    """facenet-pytorch in its own environment; None if there is none."""
-    if not pathlib.Path(python).exists():
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder, sides.Side("facenet", python, _SIDE, cores=1) as side:
-        np.save(pathlib.Path(folder) / "canvases.npy", canvases)
-        side.ask("open", path=f"{folder}/canvases.npy", smallest=20)
-        yield side
+def same(pictures: list[Image.Image], package) -> dict:
+    """How what is found differs from what the package finds, in pixels of the canvas.
+
+    A face is the same where the boxes share more than half of their union. Faces of one side alone, and those whose
+    landmarks are further apart than 0.1 pixels on average, are listed.
+    """
+    apart, differing, ours_alone, theirs_alone = [], [], 0, 0
+    for number, (picture, ours) in enumerate(zip(pictures, detect.detect(pictures), strict=True)):
+        canvas = canvases.Canvas.of(picture)
+        rows = package.detect_faces([canvas.pixels], output_type="numpy", box_format="xyxy", fit_to_image=False)
+        theirs = [row for row in rows if len(row) == 16]
+        boxes = np.array([row[1:5] for row in theirs]).reshape(-1, 4)
+        mine = np.array([forth(canvas, face.box.reshape(2, 2)).ravel() for face in ours]).reshape(-1, 4)
+        overlaps = overlap(mine, boxes)
+        alone, rest = [], {*range(len(theirs))}
+        for face, shared, box in zip(ours, overlaps, mine, strict=True):
+            best = max(rest, key=lambda i: shared[i], default=None)
+            if best is None or shared[best] <= 0.5:
+                alone.append(("ours", face.confidence, box))
+                continue
+            rest.remove(best)
+            points = np.stack([theirs[best][6:11], theirs[best][11:16]], axis=1)
+            apart.append(np.linalg.norm(forth(canvas, face.landmarks) - points, axis=1))
+            if apart[-1].mean() > 0.1:
+                differing.append(
+                    f"picture {number}: landmarks {apart[-1].mean():.2f} pixels apart, confidence"
+                    f" {face.confidence:.5f}, the package's {theirs[best][5]:.5f}"
+                )
+        ours_alone, theirs_alone = ours_alone + len(alone), theirs_alone + len(rest)
+        alone += [("package", theirs[i][5], boxes[i]) for i in rest]
+        differing += [
+            f"picture {number}: {who} alone, confidence {confidence:.5f}, box {np.round(box, 1).tolist()}"
+            for who, confidence, box in alone
+        ]
+    print(*differing, f"{len(differing)} differences", sep="\n", flush=True)
+    apart = np.array(apart)
+    told = {"pictures": len(pictures), "the same faces": len(apart), "ours alone": ours_alone}
+    told |= {"package alone": theirs_alone, "landmarks mean": apart.mean()}
+    return told | {f"{share} %": np.percentile(apart, share) for share in (50, 95, 99, 99.9)} | {"most": apart.max()}
 
 
-def rates(encoded: list[bytes], package, python: str, turns: int) -> dict[str, list[float]]:
-    """Photographs a second: {side: [wall, CPU]}."""
-    canvases = np.stack([detect._Canvas.of(images.load(one)).pixels for one in encoded])
-    pictures = [images.load(one) for one in encoded]
-    with facenet(python, canvases) as peer:
-        measured = {
-            "lae_jax, the whole way": lambda: whole(encoded),
-            "lae_jax, faces": lambda: detect.detect(pictures),
-            "mtcnn, one by one": lambda: [
-                package.detect_faces([one], output_type="numpy", box_format="xyxy") for one in canvases
-            ],
-        }
-        taken = {name: [] for name in [*measured, *["facenet-pytorch, one by one"] * (peer is not None)]}
-        for turn in range(turns):
-            ours = harness.take_turns(measured, 1, warm_up=int(turn == 0))
-            for name, seconds in ours.items():
-                taken[name].append(seconds[0])
-            if peer is not None:
-                answer = peer.ask("turn", steps=1)
-                taken["facenet-pytorch, one by one"].append([answer["seconds"], answer["cpu_seconds"]])
-    return harness.rates(len(encoded), {name: np.array(seconds) for name, seconds in taken.items()})
+def forth(canvas: canvases.Canvas, points: np.ndarray) -> np.ndarray:
+    """Points (..., 2) in the photograph -> points on the canvas."""
+    return (points + 0.5) * canvas.scale + canvas.offset - 0.5
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) and (m, 4) -> (n, m): the area that two share, as a share of their union."""
+    one, other = one[:, None], other[None]
+    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) for boxes in (one, other)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def lying(pictures: list[Image.Image]) -> dict:
+    """What is found of the largest faces of photographs that lie on their side, without and with `rotate`."""
+    scenes, told = [Image.new("RGB", (400, 300), (120, 125, 130)) for _ in pictures], collections.Counter()
+    for scene, picture in zip(scenes, pictures, strict=True):
+        scene.paste(picture.resize((150, 150), Image.Resampling.BICUBIC), (120, 80))
+    upright = [faces[0].landmarks if faces else None for faces in detect.detect(scenes)]
+    for quarters in (1, 2, 3):
+        turned = [scene.rotate(90 * quarters, expand=True) for scene in scenes]
+        for way, rotate in (("without", False), ("with", True)):
+            for truth, faces in zip(upright, detect.detect(turned, rotate=rotate), strict=True):
+                if truth is None:
+                    continue
+                points, width, height = truth, 400, 300
+                for _ in range(quarters):
+                    points = np.stack([points[:, 1], width - 1 - points[:, 0]], axis=1)
+                    width, height = height, width
+                apart = np.linalg.norm(points[1] - points[0])
+                is_right = faces and np.linalg.norm(faces[0].landmarks - points, axis=1).mean() < 0.25 * apart
+                told[f"{way}: {'right' if is_right else 'wrong' if faces else 'none'}"] += 1
+    return told
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=pathlib.Path, help="folder of JPEGs of faces")
     parser.add_argument("--drawn", type=int, default=200, help="drawn faces (default 200)")
+    parser.add_argument("--scenes", type=int, default=200, help="pictures of several drawn faces (default 200)")
     parser.add_argument("--same", type=int, default=100, help="of the images, compared with the package (default 100)")
-    parser.add_argument("--photographs", type=int, default=32, help="for the rates (default 32; 0: none)")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--python", default=PYTHON, help="of the environment with facenet-pytorch")
     args: argparse.Namespace = parser.parse_args()
     cpu.one_thread()
     start.devices()
@@ -137,18 +155,20 @@ def main() -> None:
 
     package = MTCNN()
     pictures, truth = drawn(args.drawn)
-    content = {"found": found(pictures, truth), "same, drawn": same(pictures, package)}
+    told = {"found": found(pictures, truth)}
+    groups = {"drawn": pictures, "portrait": [portrait()]}
+    if args.scenes:
+        groups["scenes"] = scenes(pictures, args.scenes)
     if args.images:
         paths = sorted(args.images.glob("*.jpg"))
         chosen = [paths[i] for i in np.random.default_rng(0).choice(len(paths), args.same, replace=False)]
-        pictures = [images.load(path.read_bytes()) for path in chosen]
-        content["same, images"] = same(pictures, package)
-    for name, what in content.items():
-        print(name, json.dumps({key: round(float(value), 4) for key, value in what.items()}))
-    if args.photographs:
-        speed = rates(photographs(pictures, args.photographs), package, args.python, args.turns)
-        rows = [(name, f"{wall:.1f}", f"{of_cpu:.1f}") for name, (wall, of_cpu) in speed.items()]
-        harness.show({**content, "rates": speed}, ("photographs a second of one core", "wall", "CPU time"), rows)
+        groups["images"] = [images.load(path.read_bytes()) for path in chosen]
+    for name, group in groups.items():
+        told[f"same, {name}"] = same(group, package)
+    if args.images:
+        told["images on their side"] = lying(groups["images"])
+    for name, numbers in told.items():
+        print(name, json.dumps({key: round(float(value), 4) for key, value in numbers.items()}))
 
 
 if __name__ == "__main__":

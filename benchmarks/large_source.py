@@ -85,7 +85,7 @@ def write_part(task: shards.ShardTask) -> None:
             columns = columns.append_column(name, values)
     pq.write_table(columns, task.columns_path)
     refused = [[names[i], "not an image that can be read"] for i in range(3, table.num_rows, 100)]
-    write_json(task.part_path, {"rejected": refused, "several_faces": 0, "bytes": 1, "sha256": "0" * 64})
+    write_json(task.part_path, {"rejected": refused, "bytes": 1, "sha256": "0" * 64})
 
 
 def main() -> None:

@@ -4,10 +4,11 @@
     python -m benchmarks.train_step --out build/step --model efficientnet_v2_tiny --image_size 64 --modes "stage 2"
     python -m benchmarks.train_step --out build/step --variants         other forms and flags against the default
 
-Runs without TensorFlow, TFDS, ml_collections and clu. `--peer_python` names an interpreter with torch and timm; without
-them our side runs alone. Both sides have a process each, the same cores and batch, and take turns; on an accelerator
-our process may take `--memory_share` of its memory, and the batch is halved until both fit. Writes
-OUT/train_step.json after every row, so that a run that is stopped leaves what it measured.
+Runs without TensorFlow, TFDS, ml_collections and clu. PyTorch's side runs in the peers' environment (`make
+setup-peers`) if that exists, else in this one; without torch and timm our side runs alone. Both sides have a process
+each, the same cores and batch, and take turns; on an accelerator our process may take `--memory_share` of its memory,
+and the batch is halved until both fit. Writes OUT/train_step.json after every row, so that a run that is stopped leaves
+what it measured.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from benchmarks import harness, sides, step_variants
 from lae_jax.models import BACKBONES, efficientnet_v2
 from lae_jax.runtime import console
 
+PEERS = pathlib.Path(".venv-peers/bin/python")
 MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for first: --minutes may end them
 TIMM = {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"} | {
     f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)
@@ -168,7 +170,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", help="of the computation (default: bfloat16 on an accelerator, float32 on a CPU)")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--identities", type=int, default=10_575, help="of stage 1 (default: CASIA-WebFace's)")
-    parser.add_argument("--peer_python", default=sys.executable, help="interpreter with torch and timm; '': none")
+    peers = str(PEERS) if PEERS.exists() else sys.executable
+    parser.add_argument("--peer_python", default=peers, help="interpreter with torch and timm; '': none (default:"
+                        f" {PEERS} if it exists, else this one)")  # fmt: skip
     parser.add_argument("--cores", type=int, default=0, help="of both sides, 0: all; with one, CPU time tells even on a"
                         " loaded machine")  # fmt: skip
     parser.add_argument("--turns", type=int, default=7, help="of a second each")

@@ -4,6 +4,7 @@ Parts are read one at a time. Only the splits, which are row numbers, grow with 
 """
 
 import contextlib
+import dataclasses
 import itertools
 import pathlib
 import shutil
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from lae_jax.data import records
 from lae_jax.data import rejected as refusals
 from lae_jax.data.shards import ShardTask, source_path, template
+from lae_jax.faces import align, crops
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.files import sha256_of, write_json
@@ -50,13 +53,15 @@ def finish(
     Raises:
         InputError: No image can be used, or a split would be empty; rejected.csv is written all the same.
     """
-    out, crop, align = tasks[0].out, tasks[0].recipe.contract(), tasks[0].recipe.align
-    shards, refused, several = [], len(rejected), 0
+    out, recipe = tasks[0].out, tasks[0].recipe
+    crop = recipe.contract()
+    shards, refused, found = [], len(rejected), crops.Counts()
     for task in tasks:
         part = task.part()
         refused += len(part["rejected"])
-        several += part["several_faces"]
         held = _count_of(task, part["bytes"])
+        if held and recipe.align == "landmarks":
+            _count(task, held, found)
         shards.append({"file": task.path.name, "count": held, "bytes": part["bytes"], "sha256": part["sha256"]})
     count, reasons = sum(shard["count"] for shard in shards), refusals.Reasons()
     listed = reasons.counting(_rejected(tasks, rejected))
@@ -64,19 +69,21 @@ def finish(
         refusals.write(out / refusals.FILE, listed)
         _remove(tasks)
         raise InputError(
-            f"none of {refused:,} images can be used: {reasons.told()}. {refusals.cause(reasons.counts(), align)}, then"
-            f" run the command again. {out}/{refusals.FILE} lists all; nothing else was kept"
+            f"none of {refused:,} images can be used: {reasons.told()}."
+            f" {refusals.cause(reasons.counts(), recipe.align)}, then run the command"
+            f" again. {out}/{refusals.FILE} lists all; nothing else was kept"
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, [shard["count"] for shard in shards], columns_path)
     protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
     refusals.write(out / refusals.FILE, itertools.chain(listed, _doubled(columns_path, doubled)))
+    found.without_face += reasons.count(crops.NO_FACE)
     sizes = {name: len(rows) for name, rows in splits.items()}
     if empty := [name for name, size in sizes.items() if not size]:
         lost = refused >= refusals.LOUD * (count + refused)
         why = f" Rejected: {reasons.told()}." if refused else ""
         mend = "add images to that split" if protocol == "column" else "choose another --ratio, or add images or people"
-        mend = f"{refusals.cause(reasons.counts(), align)}; or {mend}" if lost else mend.capitalize()
+        mend = f"{refusals.cause(reasons.counts(), recipe.align)}; or {mend}" if lost else mend.capitalize()
         raise InputError(
             f"{out}: split {empty[0]!r} would be empty ({count:,} of {count + refused:,} images could be used).{why}"
             f" {mend}. {out}/{refusals.FILE} lists the rejected images. The images are kept:"
@@ -90,7 +97,7 @@ def finish(
         "count": count,
         "rejected": refused,
         "reasons": reasons.counts(),
-        "several_faces": several,
+        **dataclasses.asdict(found),
         "left_out_of_split": len(doubled),
         "shards": shards,
         "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in described},
@@ -121,6 +128,21 @@ def _count_of(task: ShardTask, size: int) -> int:
     if not 0 <= count <= size // records.IMAGE_BYTES:
         raise InputError(f"{task.columns_path} is damaged ({count} images in {size} bytes): {_again(task)}")
     return count
+
+
+def _count(task: ShardTask, held: int, found: crops.Counts) -> None:
+    """Adds the photographs of a shard; those that were rejected are counted by their reason."""
+    table = _columns_of(task, held)
+    try:
+        rows, faces = table["source_row"].to_numpy(), table["faces"].fill_null(0).to_numpy()
+        searched = pc.equal(table["cut_by"], "mtcnn").to_numpy()
+        landmarks = table["landmarks"].filter(pa.array(searched)).combine_chunks().flatten().to_numpy()
+        turned = rows[searched][align.is_turned(landmarks.reshape(-1, 5, 2))]
+    except (KeyError, ValueError, IndexError, pa.ArrowException) as error:  # of columns that a stranger made
+        raise InputError(f"{task.columns_path} is damaged ({error}): {_again(task)}") from error
+    found.without_face += pc.sum(pc.equal(table["cut_by"], "centre")).as_py() or 0
+    found.several_faces += len(np.unique(rows[faces > 1]))
+    found.turned_faces += len(np.unique(turned))
 
 
 def _join_columns(tasks: Sequence[ShardTask], counts: Sequence[int], path: pathlib.Path) -> None:

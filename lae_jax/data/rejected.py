@@ -98,6 +98,10 @@ class Reasons:
         """Returns the number of rows of each reason, the most frequent first, 20 at most."""
         return {reason: count for reason, count, _ in self._often()[:20]}
 
+    def count(self, reason: str) -> int:
+        """Returns the number of rows that were counted with a reason."""
+        return self._found.get(kind_of(reason), (0, ""))[0]
+
     def told(self) -> str:
         """Returns the three most frequent reasons, each with its count and a name."""
         often = self._often()

@@ -56,7 +56,6 @@ def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
 _PART = typed.fields(
     {
         "rejected": typed.many(typed.many(typed.text(), 2)),
-        "several_faces": typed.whole(0),
         **declared.BYTES,
         "columns": typed.optional(typed.fields(declared.BYTES)),
     }
@@ -116,8 +115,8 @@ class ShardTask:
     def part_path(self) -> pathlib.Path:
         """JSON about the shard.
 
-        rejected: [name, reason] of each row that is not in the shard. several_faces: number of photographs with more
-        than one face. bytes, sha256: of the shard. columns: bytes and sha256 of its columns.
+        rejected: [name, reason] of each row that is not in the shard. bytes, sha256: of the shard. columns: bytes and
+        sha256 of its columns.
         """
         return self.out / "parts" / f"{self.index:05d}.json"
 
@@ -176,7 +175,7 @@ def write_shard(
         table = pa.Table.from_batches([reader.get_batch(task.index)])
     with files.replacing(task.path) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
-        made, refused, several = [], [], set()
+        made, refused = [], []
         for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
             if isinstance(result, images.BadImage):
                 refused.append([name, str(result)])
@@ -186,8 +185,6 @@ def write_shard(
             example.features.feature["row"].int64_list.value.append(number)
             writer.write(example.SerializeToString(deterministic=True))
             made.append(result.columns)
-            if (result.columns["faces"] or 0) > 1:
-                several.add(number)
         writer.close()
         columns = table.take(pa.array([row["source_row"] - task.first_row for row in made], pa.int64()))
         for name, kind in stored.COLUMNS.items():
@@ -200,7 +197,6 @@ def write_shard(
             pq.write_table(columns, place)
         part = {
             "rejected": refused,
-            "several_faces": len(several),
             "bytes": temporary.stat().length,
             "sha256": sha256_of(temporary),
             "columns": {"bytes": task.columns_path.stat().st_size, "sha256": sha256_of(task.columns_path)},
@@ -260,7 +256,8 @@ def plan(source: Source, out: pathlib.Path, reader: str, recipe: crops.Recipe, s
     _make_folder(out / "parts")
     recipe_path = out / "recipe.json"
     if recipe_path.exists():
-        before = read_json(recipe_path, declared.RECIPE)
+        # Recipes of earlier versions do not state what was added since.
+        before = {"rotate": False, **read_json(recipe_path, declared.RECIPE)}
         differing = sorted(key for key in {*before, *written} if before.get(key) != written.get(key))
         if differing:
             told = {key: f"{key}: {before.get(key)!r} there, {written.get(key)!r} now" for key in differing}

@@ -14,6 +14,7 @@ TEMPLATE_SIDE = 112
 INTERPOLATION = "bicubic; 2x2 bilinear samples to shrink"  # of `warp`, for the crop contract
 # With eyes closer than this many pixels, a face shows no age.
 _SMALLEST_EYE_DISTANCE = 4.0
+_TURNED = 45.0  # degrees
 # Residuals of the fit (`residual`). Of 1,403 detected faces of UTKFace, ORL and the contest the largest was 0.31, and
 # no other order of theirs was below 0.40. A head turned by 75 degrees has about 0.55.
 _FACE, _PROFILE = 0.35, 0.55
@@ -74,10 +75,15 @@ def residual(landmarks: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, 1 - abs(np.vdot(z, w)) ** 2 / (np.vdot(z, z) * np.vdot(w, w)).real)))
 
 
-def roll(landmarks: np.ndarray) -> float:
-    """Degrees clockwise, -180 to 180, by which a face is turned in its picture."""
-    a, b = similarity(landmarks, TEMPLATE)[:, 0]
-    return float(-np.degrees(np.arctan2(b, a)))
+def roll(landmarks: np.ndarray) -> np.ndarray:
+    """Degrees clockwise, -180 to 180, by which faces are turned in their pictures: landmarks (..., 5, 2) -> (...)."""
+    z, w = (points @ [1, 1j] for points in (landmarks, TEMPLATE))
+    return -np.degrees(np.angle(np.sum(np.conj(z - z.mean(-1, keepdims=True)) * (w - w.mean()), axis=-1)))
+
+
+def is_turned(landmarks: np.ndarray) -> np.ndarray:
+    """Whether faces are turned by more than 45 degrees in their pictures: landmarks (..., 5, 2) -> (...)."""
+    return np.abs(roll(landmarks)) > _TURNED
 
 
 def check(landmarks: np.ndarray, size: tuple[int, int], turned: int = 0) -> None:

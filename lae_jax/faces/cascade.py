@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lae_jax.faces import networks
+from lae_jax.faces import SMALLEST, networks
 
-SMALLEST = 20  # side in pixels on the canvas of the smallest face that is searched for
 _PYRAMID = 0.709  # ratio of two neighbouring scales
 _FEW = 4  # pixels that are averaged, up to which adding them one by one is faster on a CPU
 _THRESHOLDS = (0.6, 0.7, 0.8)  # confidence that a box needs after each network

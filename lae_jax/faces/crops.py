@@ -7,12 +7,14 @@ from typing import NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from lae_jax.faces import Align, Faces, Undetected, align
+from lae_jax.faces import Align, Faces, Undetected, align, search
 from lae_jax.faces.images import BadImage
+from lae_jax.runtime import console
 from lae_jax.runtime.errors import InputError
 
 # The contract of ready-made crops: how they were cut is unknown.
 UNKNOWN = {"align": "none", "detector": "unknown"}
+NO_FACE = "no face found"  # the reason why a photograph has no crop
 
 
 class Photograph(NamedTuple):
@@ -59,6 +61,37 @@ class Crop(NamedTuple):
     faces: int | None = None
 
 
+@dataclasses.dataclass
+class Counts:
+    """Photographs that were searched for faces, counted by what was found.
+
+    Attributes:
+      without_face: No face was found.
+      several_faces: Several faces were found.
+      turned_faces: A face that was cut is turned by more than 45 degrees in the plane.
+    """
+
+    without_face: int = 0
+    several_faces: int = 0
+    turned_faces: int = 0
+
+    def add(self, crops: Sequence[Crop], reason: str) -> None:
+        """Counts a photograph, with its crops or the reason why it has none."""
+        self.without_face += reason == NO_FACE or any(crop.how == "centre" for crop in crops)
+        self.several_faces += any((crop.faces or 0) > 1 for crop in crops)
+        self.turned_faces += any(crop.how == "mtcnn" and align.is_turned(crop.landmarks) for crop in crops)
+
+    def told(self) -> str:
+        """Returns a sentence about the numbers that are not 0; '' if all are."""
+        kinds = {
+            "without a face": self.without_face,
+            "with several faces": self.several_faces,
+            "with a face turned by more than 45 degrees": self.turned_faces,
+        }
+        told = [f"{console.counted(count, 'photograph')} {kind}" for kind, count in kinds.items() if count]
+        return ", ".join(told)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How faces are cut from photographs.
@@ -70,6 +103,9 @@ class Recipe:
       quality: Quality of the JPEG.
       faces: Which of several faces is cut: 'largest', 'centre' or 'all'.
       undetected: What happens to an image without a face: 'reject', or 'centre' (a centre crop).
+      smallest_face: Side in pixels of the smallest face that is searched for in a photograph; None: a twentieth of the
+        photograph's longer side.
+      rotate: Whether a photograph without a sure face is searched again in the three other quarter turns.
     """
 
     align: str = "none"
@@ -78,6 +114,8 @@ class Recipe:
     quality: int = 95
     faces: str = "largest"
     undetected: str = "reject"
+    smallest_face: int | None = None
+    rotate: bool = False
 
     def __post_init__(self):
         for name, known in (("align", Align), ("faces", Faces), ("undetected", Undetected)):
@@ -89,11 +127,13 @@ class Recipe:
             raise InputError(f"--quality must be 1 to 100, got {self.quality}")
         if not 0 <= self.margin <= 1:
             raise InputError(f"--margin must be 0 to 1, a share of the template's side, got {self.margin}")
+        search.check(self.align == "landmarks", self.smallest_face, self.rotate)
 
     def contract(self) -> dict:
-        """The crop contract: all that a crop's pixels depend on, except the photograph.
+        """The crop contract: all that a crop's pixels depend on, except the photograph and the choice of its faces.
 
-        Every data set and checkpoint holds it.
+        Every data set and checkpoint holds it. `smallest_face` and `rotate` are such a choice: they do not change
+        how a face is cut.
         """
         if self.align == "none":
             return dict(UNKNOWN)
@@ -170,7 +210,9 @@ def cut(photographs: Sequence[Photograph], recipe: Recipe, most: int | None = No
     from lae_jax.faces import detect
 
     searched = [i for i, photograph in enumerate(photographs) if photograph.landmarks is None]
-    found = dict(zip(searched, detect.detect([photographs[i].image for i in searched]), strict=True))
+    smallest = [recipe.smallest_face and recipe.smallest_face / photographs[i].reduced for i in searched]
+    faces = detect.detect([photographs[i].image for i in searched], smallest, recipe.rotate)
+    found = dict(zip(searched, faces, strict=True))
     results: list[list[Crop] | BadImage] = []
     for number, photograph in enumerate(photographs):
         try:
@@ -183,7 +225,7 @@ def cut(photographs: Sequence[Photograph], recipe: Recipe, most: int | None = No
             faces = _chosen(found[number], photograph.image.size, recipe.faces)[:most]
             crops = [_aligned(photograph, face.box, face.landmarks, "mtcnn", recipe) for face in faces]
             if not crops and recipe.undetected == "reject":
-                raise BadImage("no face found")
+                raise BadImage(NO_FACE)
             crops = crops or [_centre(photograph, recipe)]
             results.append([crop._replace(faces=len(found[number])) for crop in crops])
         except BadImage as reason:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, features
 
 from lae_jax.faces import MAX_BYTES, MAX_KEPT_PIXELS, MAX_PIXELS, MAX_SIDE, perceptual_hash, scans
 
@@ -81,7 +81,7 @@ TOO_MUCH_MEMORY = "takes too much memory to decode: save it as plain JPEG"
 
 @functools.cache
 def heif_formats() -> tuple[str, ...]:
-    """Loads the formats that a HEIC or AVIF may have, and returns their names. HEIC needs the extra `heic`."""
+    """Loads the formats that a HEIC or AVIF may have, and returns their names. HEIC needs the extra `heif`."""
     try:
         import pillow_heif
     except ImportError:
@@ -110,11 +110,11 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
                 image = Image.open(file, formats=formats)
             needed = _bytes_to_decode(image, encoded)
         except Image.DecompressionBombError as error:
-            raise BadImage(f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more") from error
+            raise BadImage(
+                f"more than {MAX_BYTES // 5:,} pixels; only a JPEG may have more: save it as plain JPEG"
+            ) from error
         except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
-            if formats == ("AVIF",) and not encoded[8:12].startswith(b"avi"):
-                raise BadImage("a HEIC: to read it, pip install 'lae-jax[heic]'") from error
-            raise BadImage("not an image that can be read") from error
+            raise BadImage(_unreadable(encoded)) from error
     pixels = image.width * image.height
     if pixels > most_pixels:
         raise BadImage(f"{image.width} x {image.height} pixels are more than {most_pixels:,}")
@@ -129,6 +129,16 @@ def opened(encoded: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
             f" {MAX_BYTES / 1e6:.0f}: save it as plain JPEG"
         )
     return image
+
+
+def _unreadable(encoded: bytes) -> str:
+    """The reason for an image that does not open."""
+    if _is_heif(encoded) and encoded[8:12].startswith(b"avi"):
+        if not features.check("avif"):
+            return "an AVIF, and this Pillow has no AVIF: pip install --force-reinstall --only-binary :all: pillow"
+    elif _is_heif(encoded) and "HEIF" not in heif_formats():
+        return "a HEIC: to read it, pip install 'lae-jax[heif]'"
+    return "not an image that can be read"
 
 
 def is_slow(image: Image.Image, encoded: bytes) -> bool:

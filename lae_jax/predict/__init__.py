@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lae_jax.faces import Faces
+from lae_jax.faces import Faces, search
 from lae_jax.runs import preflight
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers
@@ -35,6 +35,8 @@ def predict(
     flip: bool = False,
     aligned: bool = False,
     faces: Faces = "all",
+    smallest_face: int | None = None,
+    rotate: bool = False,
     images: str | os.PathLike | None = None,
     interval: float = 0.9,
     threshold: float | None = None,
@@ -50,6 +52,10 @@ def predict(
       flip: Average each estimate with that of the mirror image.
       aligned: The images are face crops, cut by the crop contract of the run.
       faces: Which of several faces in a photograph to take.
+      smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
+        of its longer side). Small faces in large photographs take time (docs/data.md).
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
       interval: Share of a predicted distribution that its interval holds, between 0 and 1.
       threshold: Age in years; the rows then have P(age >= threshold).
@@ -63,6 +69,7 @@ def predict(
       InputError: An argument or the run cannot be used, or a glob matches nothing.
     """
     check(interval, threshold)
+    search.check(not aligned, smallest_face, rotate)
     check_inputs(run, layout.names(photographs), images, step)
     from lae_jax.predict import answers
     from lae_jax.predict import photographs as named
@@ -70,7 +77,8 @@ def predict(
 
     items = named.named(layout.names(photographs), None if images is None else os.fspath(images))
     estimator = AgeEstimator.from_run(run, step, flip)
-    recipe = None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, faces=faces)
+    how = {"faces": faces, "smallest_face": smallest_face, "rotate": rotate}
+    recipe = None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, **how)
     fields = answers.Fields(interval, threshold, distribution)
     found = named.found(items, recipe, estimator.input.pixels)
     return itertools.chain.from_iterable(rows for _, rows in answers.predicted(estimator, found, fields))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, get_args
 
 from lae_jax import predict
-from lae_jax.faces import Faces
+from lae_jax.faces import Faces, search
 from lae_jax.runtime import console, files, flags, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted, saving
 from lae_jax.runtime.foreign import spreadsheets
@@ -48,6 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("aligned")
     add("--faces", choices=get_args(Faces), help="which of several faces in a photograph to take (default: all; with"
         " --contest: largest)")  # fmt: skip
+    common("smallest_face")
+    common("rotate")
     common("allow_other_crop")
     common("flip")
     common("interval")
@@ -60,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("devices")
     args = parser.parse_args(argv)
     predict.check(args.interval, args.threshold)
+    search.check(not args.aligned, args.smallest_face, args.rotate)
     if bool(args.inputs) == bool(args.contest):
         raise InputError("name photographs, or a list of names with --contest")
     if args.contest and not (args.out or "").endswith(".csv"):
@@ -98,6 +101,8 @@ def found(args: argparse.Namespace, estimator: "AgeEstimator", items: "Iterator[
             args.allow_other_crop,
             faces=args.faces or ("largest" if args.contest else "all"),
             undetected="centre" if args.contest else "reject",
+            smallest_face=args.smallest_face,
+            rotate=args.rotate,
         )
     return photographs.found(items, recipe, estimator.input.pixels)
 
@@ -125,6 +130,7 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     Raises:
       NothingPredicted: No image gave an age.
     """
+    from lae_jax.faces import crops
     from lae_jax.predict import annotate, answers, photographs
 
     if args.draw:
@@ -133,7 +139,7 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
         drawings = annotate.Drawings(pathlib.Path(args.draw))
     if not estimator.is_calibrated:
         logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
-    images, faces, without, warm = 0, 0, 0, None
+    images, faces, without, warm, counts = 0, 0, 0, None, crops.Counts()
     fields = answers.Fields(args.interval, args.threshold, args.distribution)
     results = answers.predicted(
         estimator, found(args, estimator, photographs.named(args.inputs, args.images, tell=False)), fields
@@ -142,6 +148,7 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     with saving(args.out or ""), place as out, answers.opened(out, args.threshold) as write:
         for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
+            counts.add(one.crops, one.reason)
             images, faces, without = images + 1, faces + len(one.inputs), without + (not one.inputs)
             if warm is None and faces >= estimator.sizes[-1]:
                 warm = images, time.perf_counter()  # everything is compiled, and a full batch is done
@@ -151,6 +158,8 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     told = [f"{console.counted(faces, 'face')} in {console.counted(images, 'image')}"]
     if without:
         told.append(f"{console.counted(without, 'image')} without an age")
+    if seen := counts.told():
+        told.append(seen)
     if warm and images - warm[0] >= _ENOUGH:
         told.append(f"{(images - warm[0]) / (time.perf_counter() - warm[1]):.1f} images a second after the start-up")
     places = [place for place in (args.out, args.draw) if place]
@@ -169,9 +178,10 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
     Raises:
       NothingPredicted: No image gave an age.
     """
+    from lae_jax.faces import crops
     from lae_jax.predict import answers, photographs
 
-    faces = 0
+    faces, counts = 0, crops.Counts()
     results = answers.predicted(
         estimator, found(args, estimator, photographs.in_csv(args.contest, args.images)), answers.Fields()
     )
@@ -180,13 +190,15 @@ def run_contest(args: argparse.Namespace, estimator: "AgeEstimator", total: int)
         for one, (row, *_) in console.progress(results, total=total, what="predict", unit="images"):
             writer.writerow([row.name, "nan" if row.age is None else repr(row.age)])
             faces += row.age is not None
+            counts.add(one.crops, one.reason)
             if row.age is None:
                 logger.warning("%s: %s: the age is nan", row.name, one.reason)
             elif row.cut_by == "centre":
                 logger.warning("%s: no face found: a centre crop was taken", row.name)
     if not faces:
         raise NothingPredicted(f"no age was estimated: every age in {args.out} is nan, and a warning says why")
-    logger.info("%s of %s -> %s", console.counted(faces, "age"), console.counted(total, "name"), args.out)
+    told = [f"{console.counted(faces, 'age')} of {console.counted(total, 'name')}", counts.told()]
+    logger.info("%s -> %s", "; ".join(filter(None, told)), args.out)
 
 
 def main(argv: list[str] | None = None) -> None:

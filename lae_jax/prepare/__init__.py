@@ -30,6 +30,8 @@ def prepare(
     margin: float = 0.125,
     faces: Faces = "largest",
     undetected: Undetected = "reject",
+    smallest_face: int | None = None,
+    rotate: bool = False,
     quality: int = 95,
     shards: int = 0,
     workers: int | None = None,
@@ -55,9 +57,14 @@ def prepare(
       margin: Margin around the template of 112 pixels, as a share of its side.
       faces: Which of several faces in a photograph to take.
       undetected: What to do with a photograph without a face: 'reject' it, or crop its 'centre'.
+      smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
+        of its longer side). Small faces in large photographs take time (docs/data.md).
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       quality: JPEG quality of encoded images, 1 to 100.
       shards: Number of shards; 0: chosen by the number of images.
-      workers: Number of processes (default: one for each core); 1: this process does the work.
+      workers: Number of processes (default: one for each core); 1: this process does the work. Where JAX has an
+        accelerator and faces are searched for: number of threads of this process.
       beam_runner: Apache Beam runner that makes the shards, such as DirectRunner.
       beam_options: NAME=VALUE options of Beam.
 
@@ -88,7 +95,7 @@ def prepare(
     from lae_jax.faces import crops
 
     align = align or ("none" if reader in ("synthetic", "recordio") else "landmarks")
-    recipe = crops.Recipe(align, size, margin, quality, faces, undetected)
+    recipe = crops.Recipe(align, size, margin, quality, faces, undetected, smallest_face, rotate)
     from lae_jax.data import splits
     from lae_jax.data.sources import readers
     from lae_jax.prepare import assembly

@@ -7,6 +7,7 @@ python -m lae_jax.prepare --reader folders --source people/ --out data/people
 python -m lae_jax.prepare --reader synthetic --source train=4000 --source validation=1000 --out data/drawn
 """
 
+import dataclasses
 import logging
 from typing import get_args
 
@@ -48,9 +49,12 @@ def parse_args(argv: list[str] | None = None) -> dict:
     add("--faces", choices=get_args(Faces), default="largest", help="which of several faces in a photograph to take")
     add("--undetected", choices=get_args(Undetected), default="reject", help="what to do with a photograph without a"
         " face: reject it (rejected.csv) or crop its centre")  # fmt: skip
+    parser.add_common("smallest_face")
+    parser.add_common("rotate")
     add("--quality", type=int, default=95, metavar="1-100", help="JPEG quality of encoded images")
     add("--shards", type=int, default=0, metavar="N", help="number of shards; 0: chosen by the number of images")
-    add("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
+    add("--workers", type=int, metavar="N", help="number of processes, or of threads where an"
+        " accelerator finds the faces (default: one for each core)")  # fmt: skip
     add("--beam-runner", metavar="RUNNER", help="make the shards with Apache Beam: DirectRunner, DataflowRunner, ...;"
         " --out may then be a bucket (docs/data.md)")  # fmt: skip
     add(
@@ -72,6 +76,8 @@ def tell(manifest: dict, out: str, faces: str) -> list[str]:
       out: Folder of the data set.
       faces: The argument of `prepare`.
     """
+    from lae_jax.faces import crops
+
     left_out = manifest["left_out_of_split"]
     told = f"{manifest['rejected']:,} rejected"
     if left_out:
@@ -80,12 +86,11 @@ def tell(manifest: dict, out: str, faces: str) -> list[str]:
         told += f" (see {out}/{layout.REJECTED})"
     lines = [f"{console.counted(manifest['count'], 'image')} in {out}, split by {manifest['protocol']}; {told}"]
     lines += [f"rejected: {count:,} x {reason}" for reason, count in _reasons(manifest)]
-    if several := manifest["several_faces"]:
+    counts = crops.Counts(*(manifest[field.name] for field in dataclasses.fields(crops.Counts)))
+    if found := counts.told():
         taken = {"all": "each has the photograph's age", "centre": "the one in the middle was taken"}
-        lines.append(
-            f"several faces were found in {console.counted(several, 'photograph')}:"
-            f" {taken.get(faces, 'the largest was taken')} (--faces {faces})"
-        )
+        several = f"; of several faces, {taken.get(faces, 'the largest was taken')} (--faces {faces})"
+        lines.append(f"found: {found}{several * bool(counts.several_faces)}")
     return lines
 
 

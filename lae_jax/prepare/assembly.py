@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import pathlib
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -207,7 +208,12 @@ _DIED = (
 
 
 class Processes:
-    """Writes shards with processes of this machine into a local folder."""
+    """Writes shards with processes of this machine into a local folder.
+
+    Where JAX has an accelerator and faces are searched for, threads of this process take the place of the processes:
+    only one process can own an accelerator. Each thread writes a shard, so while the accelerator finds the faces of one
+    shard, the photographs of others are decoded, in processes of their own (`faces.decoders`), cut and encoded.
+    """
 
     def __init__(self, out: str, workers: int):
         self._out, self._workers = pathlib.Path(out), workers
@@ -229,34 +235,80 @@ class Processes:
         """
         workers = min(self._workers, len(tasks))
         finds_faces = any(task.recipe.align == "landmarks" for task in tasks)
+        on_accelerator = finds_faces and _has_accelerator()
         if workers <= 1:
-            if finds_faces and start.is_program:  # it then makes the same bytes as several workers
+            if finds_faces and not on_accelerator and start.is_program:  # it then makes the same bytes as several
                 _start_jax()
             for task in tasks:
                 shards.write_shard(task, tick=tick)
-            return
-        # Not fork: the parent may have threads.
-        context = multiprocessing.get_context("spawn")
-        rows, seen = context.Value("q", 0), 0
-        others = {*multiprocessing.active_children()}
-        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows, finds_faces)) as pool:
-            running = {pool.submit(_write_in_worker, task) for task in tasks}
-            try:
-                while running:
-                    done, running = concurrent.futures.wait(running, 0.5, concurrent.futures.FIRST_EXCEPTION)
-                    now = rows.value
-                    tick(now - seen)
-                    seen = now
-                    for one in done:
-                        one.result()
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise InputError(_DIED) from error
-            except BaseException as error:
-                children = {*multiprocessing.active_children()} - others
-                end_all(
-                    type(error), *(child.terminate for child in children), lambda: pool.shutdown(cancel_futures=True)
-                )
-                raise
+        elif on_accelerator:
+            _in_threads(tasks, workers, tick)
+        else:
+            _in_processes(tasks, workers, finds_faces, tick)
+
+
+def _has_accelerator() -> bool:
+    """Whether JAX has an accelerator in this process. A program sets JAX up here."""
+    if cpu.only_cpus():
+        return False
+    import jax
+
+    if start.is_program:
+        start.devices()
+    if jax.default_backend() == "cpu":
+        cpu.warn_of_unused_accelerator(has_plugin=True)
+    return jax.default_backend() != "cpu"
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user stopped the program."""
+
+
+def _in_threads(tasks: list[shards.ShardTask], workers: int, tick: Callable[[int], None]) -> None:
+    rows, stopped = multiprocessing.Value("q", 0), threading.Event()
+
+    def done(count: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        with rows.get_lock():
+            rows.value += count
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(shards.write_shard, task, tick=done) for task in tasks}
+        try:
+            _wait(running, rows, tick)
+        except BaseException as error:
+            end_all(type(error), stopped.set, lambda: pool.shutdown(cancel_futures=True))
+            raise
+
+
+def _in_processes(tasks: list[shards.ShardTask], workers: int, finds_faces: bool, tick: Callable[[int], None]) -> None:
+    # Not fork: the parent may have threads.
+    context = multiprocessing.get_context("spawn")
+    rows = context.Value("q", 0)
+    others = {*multiprocessing.active_children()}
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (rows, finds_faces)) as pool:
+        running = {pool.submit(_write_in_worker, task) for task in tasks}
+        try:
+            _wait(running, rows, tick)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise InputError(_DIED) from error
+        except BaseException as error:
+            children = {*multiprocessing.active_children()} - others
+            end_all(type(error), *(child.terminate for child in children), lambda: pool.shutdown(cancel_futures=True))
+            raise
+
+
+def _wait(running: set[concurrent.futures.Future], rows, tick: Callable[[int], None]) -> None:
+    """Waits for all shards; tells meanwhile how many `rows`, a shared number, are done. Raises the first error."""
+    seen = 0
+    while running:
+        done, running = concurrent.futures.wait(running, 0.5, concurrent.futures.FIRST_EXCEPTION)
+        now = rows.value
+        tick(now - seen)
+        seen = now
+        for one in done:
+            one.result()
 
 
 _rows_done = None  # in a worker: the rows that all workers have processed

@@ -28,6 +28,16 @@ COMMON = {
     },
     "threshold": {"type": float, "metavar": "AGE", "help": "age in years; also report P(age >= AGE)"},
     "aligned": {"action": "store_true", "help": "the images are face crops that match the crop contract of the run"},
+    "smallest_face": {
+        "type": int,
+        "metavar": "PIXELS",
+        "help": "side of the smallest face to find in a photograph, at least 20; for groups, and slower (default: a"
+        " twentieth of the photograph's longer side)",
+    },
+    "rotate": {
+        "action": "store_true",
+        "help": "where no face is found for sure, also search the photograph turned by 90, 180 and 270 degrees",
+    },
     "allow_other_crop": {
         "action": "store_true",
         "help": "continue although the faces do not match the crop contract of the run",

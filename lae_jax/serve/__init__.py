@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from lae_jax.faces import MAX_PIXELS
+from lae_jax.faces import MAX_PIXELS, search
 from lae_jax.runtime import layout
 from lae_jax.runtime.errors import InputError, require_numbers
 
@@ -25,6 +25,8 @@ def application(
     *,
     step: int | None = None,
     aligned: bool = False,
+    smallest_face: int | None = None,
+    rotate: bool = False,
     allow_other_crop: bool = False,
     flip: bool = False,
     interval: float = 0.9,
@@ -44,6 +46,10 @@ def application(
       run: Folder of a run of stage 2 or 3, or of an export.
       step: Step of the checkpoint (default: the best one).
       aligned: The images are face crops, cut by the crop contract of the run.
+      smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth
+        of its longer side). Small faces in large photographs take time (docs/data.md).
+      rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
+        turns (docs/data.md).
       allow_other_crop: Continue if this version cuts faces by another contract than the run's.
       flip: Average each estimate with that of the mirror image.
       interval: Share of a predicted distribution that its interval holds; answers of a calibrated run have intervals.
@@ -71,6 +77,7 @@ def application(
         upload_seconds=upload_seconds,
         max_batch=max_batch,
     )
+    search.check(not aligned, smallest_face, rotate)
     # Imported here, so that a program can print its help at once.
     from lae_jax.predict import AgeEstimator, answers
     from lae_jax.serve import about, ages, app, limits
@@ -84,9 +91,10 @@ def application(
         held=int(max_held_mb * 1e6),
         upload_seconds=upload_seconds,
     )
+    how = {"faces": "all", "smallest_face": smallest_face, "rotate": rotate}
     given = ages.Ages(
         estimator,
-        None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, faces="all"),
+        None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, **how),
         limits=limit,
         batch=max_batch,
         wait=max_wait / 1000,

@@ -13,7 +13,7 @@ import ipaddress
 import logging
 
 from lae_jax import serve
-from lae_jax.faces import MAX_PIXELS
+from lae_jax.faces import MAX_PIXELS, search
 from lae_jax.runs import preflight
 from lae_jax.runtime import flags, layout, start
 from lae_jax.runtime.errors import InputError
@@ -32,6 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("run", help="folder of a run of stage 2 or 3, or of an export")
     common("step")
     common("aligned")
+    common("smallest_face")
+    common("rotate")
     common("allow_other_crop")
     common("flip")
     common("interval", help="share of a predicted distribution that its interval holds; for calibrated runs")
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parse_args(argv))
     checked = ("interval", "max_wait", "max_mb", "max_files", "max_pixels", "max_requests", "max_held_mb")
     serve.check(**{name: args[name] for name in (*checked, "upload_seconds", "max_batch")})
+    search.check(not args["aligned"], args["smallest_face"], args["rotate"])
     if not layout.is_export(args["run"]):
         layout.require_run(args["run"])
         preflight.require_ages(args["run"])

@@ -126,3 +126,12 @@ def test_variants_change_the_form_that_they_name(monkeypatch):
     before = convolutions()
     step_variants.apply("depthwise as XLA's")
     assert (before, convolutions()) == (0, 1)
+
+
+def test_the_environment_of_the_peers_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_step", "--out", "step"])
+    assert train_step.parse_args().peer_python == sys.executable
+    train_step.PEERS.parent.mkdir(parents=True)
+    train_step.PEERS.touch()
+    assert train_step.parse_args().peer_python == str(train_step.PEERS)

@@ -340,20 +340,16 @@ def test_evaluation_and_estimators_take_the_centre_of_the_resized_image(shape):
     np.testing.assert_array_equal(Input(48, 56).pixels(image), expected)
 
 
-def test_steps_share_no_draws(monkeypatch):
-    seeds = []
-
-    def record(name):
-        def step(image, seed, *args, **kwargs):
-            seeds.append(tuple(seed.numpy()))
-            return image
-
-        monkeypatch.setattr(augment, name, step)
-
-    for name in ("random_patch", "random_flip", "color_jitter", "rand_augment"):
-        record(name)
-    Augmentation().train(encode(photograph(32, 32, 0)), [3, 4])
-    assert len({(3, 4), *seeds}) == 5
+@pytest.mark.parametrize("size", [32, 112])
+@pytest.mark.parametrize("shape", [(90, 70), (300, 280)])
+def test_a_training_image_is_the_four_steps_with_a_seed_of_each(size, shape):
+    encoded = encode(photograph(*shape, 0))
+    for number in range(6):
+        patch, flip, jitter, ops = tf.unstack(tf.random.split(tf.constant([number, -4]), 4))
+        image = augment.random_flip(augment.random_patch(augment.decode(encoded), patch, size), flip)
+        expected = augment.rand_augment(augment.color_jitter(image, jitter), ops)
+        got = Augmentation(image_size=size).train(tf.constant(encoded), tf.constant([number, -4]))
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pictures import photograph
 from PIL import Image
 
 from lae_jax.data import augment
-from lae_jax.data.augment import jitter, packing, resizing
+from lae_jax.data.augment import jitter, packing, resizing, stateless
 
 LARGE = 112
 
@@ -42,13 +42,23 @@ def test_the_compiled_jitter_is_the_steps_one_after_the_other(names):
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3, order
 
 
-def test_jitter_draws_for_large_images_as_for_small_ones():
-    plain, quick = jitter._drawing((("brightness", 0.2), ("hue", 0.05), ("offset", 9.0)))
-    for seed in range(20):
-        draws = tf.random.stateless_uniform([4], [seed, 1])
-        for one, other in zip(plain(draws), quick(draws), strict=True):
-            # Some CPUs fuse a product and a sum, which rounds once instead of twice; the largest draw is 9.
-            np.testing.assert_allclose(one, other, rtol=1e-6, atol=5e-6)
+def test_draws_are_those_of_tensorflow_in_every_mode():
+    rng = np.random.default_rng(0)
+    count, draw = jitter.drawing({"brightness": 0.2, "hue": 0.05, "contrast": 0.0, "offset": 9.0})
+    assert count == 4
+
+    def ours(seed):
+        numbers = [stateless.uniform(shape, seed) for shape in ([], [22], [4])]
+        return stateless.split(seed, 4), *numbers, *draw(numbers[-1])
+
+    quick = packing.compiled(ours)
+    for seed in rng.integers(-(2**31), 2**31, (20, 2)).astype(np.int32):
+        plain = ours(seed)
+        np.testing.assert_array_equal(plain[0], tf.random.split(seed, 4))
+        for one, shape in zip(plain[1:4], ([], [22], [4]), strict=True):
+            np.testing.assert_array_equal(one, tf.random.stateless_uniform(shape, seed))
+        for one, two in zip(plain, quick(seed), strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("method", resizing.METHODS)

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import AvifImagePlugin, EpsImagePlugin, Image
 
 from lae_jax import faces
 from lae_jax.faces import images, perceptual_hash, pixels
@@ -223,7 +223,7 @@ def test_photographs_of_phones_are_opened(size):
 @pytest.mark.parametrize(("encoded", "reason"), [
     (jpeg_claiming(20000, 20000), "20000 x 20000 pixels are more than 256,000,000"),
     (png_claiming(12000, 9000), "12000 x 9000 pixels as PNG take 540 MB to decode, more than 500: save it as plain"),
-    (png_claiming(60000, 60000), "more than 100,000,000 pixels; only a JPEG may have more"),
+    (png_claiming(60000, 60000), "more than 100,000,000 pixels; only a JPEG may have more: save it as plain JPEG"),
     (jpeg_claiming(16320, 12240, FILES["progressive"]), "as progressive JPEG take 699 MB to decode"),
 ])  # fmt: skip
 def test_memory_is_bounded_before_anything_is_decoded(encoded, reason):
@@ -271,15 +271,21 @@ def test_pictures_are_known_by_how_they_begin():
     )
 
 
-def test_heic_is_read_with_its_extra_and_named_without_it(monkeypatch):
+def test_heic_and_avif_are_read_and_what_is_missing_for_them_is_named(monkeypatch):
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     encoded = saved(PICTURE, "HEIF", quality=95)
     assert images.is_picture(encoded[:16])
     assert np.abs(np.asarray(images.load(encoded), float) - np.asarray(PICTURE)).mean() < 8
     monkeypatch.setattr(pixels, "heif_formats", lambda: ("AVIF",))
-    with pytest.raises(images.BadImage, match=r"a HEIC: to read it, pip install 'lae-jax\[heic\]'"):
+    with pytest.raises(images.BadImage, match=r"a HEIC: to read it, pip install 'lae-jax\[heif\]'"):
         pixels.opened(encoded)
+    # The package of the extra has no AVIF; Pillow's wheels do.
+    assert pixels.opened(FILES["AVIF"]).format == "AVIF"
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    monkeypatch.setattr(pixels.features, "check", lambda name: name != "avif")
+    with pytest.raises(images.BadImage, match="an AVIF, and this Pillow has no AVIF: pip install .* pillow"):
+        pixels.opened(FILES["AVIF"])
 
 
 def test_limits_say_what_they_hold():

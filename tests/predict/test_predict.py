@@ -13,6 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
+import skimage.data
 from conftest import ROOT
 from PIL import Image
 
@@ -137,7 +138,9 @@ def test_what_cannot_be_used_has_a_row_that_says_so_and_the_rest_goes_on(folder,
         rows["text.jpg"]["reason"] == "not an image that can be read"
         and rows["missing.jpg"]["reason"] == "file not found"
     )
-    assert rows["bomb.png"]["reason"] == "more than 100,000,000 pixels; only a JPEG may have more"
+    assert (
+        rows["bomb.png"]["reason"] == "more than 100,000,000 pixels; only a JPEG may have more: save it as plain JPEG"
+    )
     assert {rows[name]["reason"] for name in ("dot.png", "deep.png", "a.gif")} == {"no face found"}
     # Upright, and with its colours, it is the photograph that it was.
     door.main(["--run", str(folder / "run"), str(folder / "photographs" / "5.png"), "--out", str(out)])
@@ -169,6 +172,29 @@ def test_several_faces_have_a_row_each_and_are_drawn(folder, tmp_path):
     assert [row["face"] for row in rows] == [1, 2] and {round(row["box"][0] > 210) for row in rows} == {0, 1}
     (drawn,) = (tmp_path / "drawn").iterdir()
     assert np.abs(np.asarray(Image.open(drawn), float) - np.asarray(scene, float)).max() > 60
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned_and_what_was_found_is_told(folder, tmp_path, caplog):
+    caplog.set_level("INFO", "lae_jax")
+    lying = Image.fromarray(skimage.data.astronaut()).crop((60, 0, 460, 300)).rotate(90, expand=True)
+    lying.save(tmp_path / "lying.png")
+    Image.new("RGB", (60, 60), (70, 110, 60)).save(tmp_path / "nobody.png")
+    out, drawn = tmp_path / "ages.jsonl", tmp_path / "drawn"
+    words = ["--run", str(folder / "run"), str(tmp_path / "*.png"), "--out", str(out), "--draw", str(drawn), "--rotate"]
+    door.main(words)
+    assert "photograph without a face, 1 photograph with a face turned by more than 45 degrees" in caplog.text
+    turned, nobody = lines(out)
+    assert nobody["reason"] == "no face found"
+    left, top, right, bottom = turned["box"]  # in pixels of the photograph as it is shown
+    # The eyes are one above the other, where they are in the photograph.
+    assert left < 101 < right and top < 400 - 186.5 < 400 - 143.3 < bottom and right - left > bottom - top
+    (drawing,) = drawn.iterdir()
+    with Image.open(drawing) as picture:
+        assert picture.size == lying.size
+        edge = np.asarray(picture, float)[round(top) : round(bottom), round(left)]
+    assert np.abs(edge - [33, 102, 172]).mean() < 40
+    (row,) = predict.predict(folder / "run", tmp_path / "lying.png", rotate=True)
+    assert row.box == turned["box"]
 
 
 def test_the_contests_interface(folder, evaluated, tmp_path, caplog):
@@ -218,6 +244,8 @@ def test_a_calibration_travels_with_the_run(folder):
     (["a.jpg", "--distribution"], "needs --out NAME.jsonl"),
     (["--contest", "a.csv"], "needs --out FILE.csv"),
     (["a.jpg", "--aligned", "--draw", "d"], "omit --aligned"),
+    (["a.jpg", "--aligned", "--rotate"], "--rotate is for photographs, and the images are face crops: omit it"),
+    (["a.jpg", "--smallest-face", "12"], "--smallest-face must be at least 20 pixels, got 12"),
 ])  # fmt: skip
 def test_wrong_flags(words, message):
     with pytest.raises(InputError, match=message):

@@ -83,6 +83,8 @@ def test_another_recipe_in_the_same_folder_is_refused(source, tmp_path):
     (["--folds", "6", "--ratio", "9:1"], "too few for 6 folds and a test split. What works: --folds 6 without --ratio"),
     (["--folds", "7"], r"6 images: too few for 7 folds. What works: --folds 6, or more images"),
     (["--ratio", "1:9000000"], "at most 1,000,000"),
+    (["--align", "landmarks", "--smallest-face", "19"], "--smallest-face must be at least 20 pixels, got 19"),
+    (["--align", "none", "--rotate"], "--rotate is for photographs, and the images are face crops: omit it"),
 ])  # fmt: skip
 def test_wrong_flags(tmp_path, words, message):
     source = make_source(tmp_path / "src", [(f"{i}.jpg", 20, "") for i in range(6)])

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from lae_jax import serve
+from lae_jax.predict import answers
 from lae_jax.runtime.errors import InputError
 from lae_jax.serve import __main__ as door
 from lae_jax.serve import guard, limits, listen
@@ -19,10 +20,22 @@ from lae_jax.serve import guard, limits, listen
     ({"max_wait": 10**400}, "max_wait is 10000000000000000000: it must lie between 0 and 10000"),
     ({"max_wait": -1}, "max_wait is -1: it must lie between 0 and 10000"),
     ({"interval": 1}, "interval is 1: it must lie between 0 and 1"),
+    ({"smallest_face": 10}, "--smallest-face must be at least 20 pixels, got 10"),
+    ({"aligned": True, "smallest_face": 24}, "--smallest-face is for photographs, and the images are face crops"),
 ])  # fmt: skip
 def test_wrong_arguments(given, message):
     with pytest.raises(InputError, match=message):
         serve.application("runs/r", **given)
+
+
+def test_how_photographs_are_searched_reaches_the_recipe(monkeypatch, trained):
+    def recipe_of(run, estimator, allow_other, **how):
+        raise InputError(str(how))
+
+    monkeypatch.setattr(answers, "recipe_of", recipe_of)
+    args = vars(door.parse_args(["--run", str(trained("represent")), "--smallest-face", "24", "--rotate"]))
+    with pytest.raises(InputError, match="{'faces': 'all', 'smallest_face': 24, 'rotate': True}"):
+        serve.application(**{name: args[name] for name in ("run", "smallest_face", "rotate")})
 
 
 def test_a_port_is_a_number_that_ports_have():

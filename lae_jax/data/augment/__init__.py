@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from lae_jax.data.augment import patches, stateless
 from lae_jax.data.augment.jitter import (
     STEPS,
     adjust_brightness,
@@ -22,11 +23,14 @@ from lae_jax.data.augment.jitter import (
     adjust_saturation,
     check_jitter,
     color_jitter,
+    drawing,
+    jittered,
     require,
     require_between,
 )
 from lae_jax.data.augment.operations import OPS
-from lae_jax.data.augment.packing import as_words, case, compiled, is_large, on_image, on_words, size_of, to_image
+from lae_jax.data.augment.packing import as_words, case, compiled, on_image, on_words, size_of, to_image
+from lae_jax.data.augment.patches import draw_patch, random_patch
 from lae_jax.data.augment.resizing import METHODS, resized
 from lae_jax.faces.tensorflow import tf
 
@@ -52,14 +56,7 @@ __all__ = [
     "translate_pixels",
 ]
 
-_TRIES = 10
-_AREA, _ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 _PATCHES = ("area", "crop", "none")
-
-
-def _require_range(name: str, value: Sequence[float], high: float) -> None:
-    good = len(value) == 2 and 0 < value[0] <= value[1] <= high
-    require(good, f"{name} is {value!r}: it must be (low, high) with 0 < low <= high <= {high}")
 
 
 # From bytes to an image of the right size
@@ -118,9 +115,12 @@ def random_crop(image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
     Raises:
         ValueError: H or W is below `size`.
     """
-    room = tf.cast(tf.stack(_room(image, size, "random_crop")), tf.float32)
-    corner = tf.cast(tf.random.stateless_uniform([2], seed) * (room + 1.0), tf.int32)
+    corner = _corner(stateless.uniform([2], seed), *_room(image, size, "random_crop"))
     return _crop(image, corner[0], corner[1], size)
+
+
+def _corner(uniform: tf.Tensor, rows: int | tf.Tensor, columns: int | tf.Tensor) -> tf.Tensor:
+    return tf.cast(uniform * (tf.cast(tf.stack([rows, columns]), tf.float32) + 1.0), tf.int32)
 
 
 @on_image
@@ -134,91 +134,14 @@ def centre_crop(image: tf.Tensor, size: int) -> tf.Tensor:
     return _crop(image, rows // 2, columns // 2, size)
 
 
-def draw_patch(
-    height: int | tf.Tensor,
-    width: int | tf.Tensor,
-    seed: tf.Tensor,
-    area: Sequence[float] = _AREA,
-    aspect: Sequence[float] = _ASPECT,
-) -> tf.Tensor:
-    """Draws a patch as torchvision's RandomResizedCrop does.
-
-    The first of ten tries that fits is used; else the largest centred patch whose aspect is in the range.
-
-    Args:
-        height: Height of the image, pixels.
-        width: Width of the image, pixels.
-        seed: int32 (2,).
-        area: Range of the patch's share of the image, uniform.
-        aspect: Range of width / height, log-uniform.
-
-    Returns:
-        int32 (4,): top, left, height, width.
-    """
-    draws = tf.random.stateless_uniform([2 * _TRIES + 2], seed)
-    return _patch_drawing(tuple(area), tuple(aspect))(draws, height, width)
-
-
-@functools.cache
-def _patch_drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Callable:
-    # Compiled for images of any size: 30 operations on a few numbers cost more than one call.
-    return compiled(functools.partial(_draw_patch, area=area, aspect=aspect))
-
-
-def _draw_patch(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor, area: tuple, aspect: tuple) -> tf.Tensor:
-    image_sides = tf.cast(tf.stack([height, width]), tf.float32)
-    share = area[0] + (area[1] - area[0]) * draws[:_TRIES]
-    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
-    half_log = 0.5 * (log_low + (log_high - log_low) * draws[_TRIES : 2 * _TRIES])
-    side = tf.sqrt(share * (image_sides[0] * image_sides[1]))
-    tries = tf.round(tf.stack([side * tf.exp(-half_log), side * tf.exp(half_log)], axis=1))
-    fits = tf.reduce_all((tries >= 1.0) & (tries <= image_sides), axis=1)
-    largest = tf.round(tf.minimum(image_sides, image_sides[::-1] * tf.constant([1 / aspect[0], aspect[1]], tf.float32)))
-    # The fallback follows the tries and always fits: the first that fits is chosen.
-    chosen = tf.argmax(tf.concat([fits, [True]], 0), output_type=tf.int32)
-    sides = tf.gather(tf.concat([tries, largest[None]], 0), chosen)
-    room = image_sides - sides
-    corner = tf.where(chosen < _TRIES, tf.floor(draws[2 * _TRIES :] * (room + 1.0)), tf.floor(room / 2.0))
-    return tf.cast(tf.concat([corner, sides], 0), tf.int32)
-
-
-@on_image
-def random_patch(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    size: int,
-    area: Sequence[float] = _AREA,
-    aspect: Sequence[float] = _ASPECT,
-    words: bool = False,
-) -> tf.Tensor:
-    """Cuts a patch that `draw_patch` draws and resizes it bilinearly: uint8 (H, W, 3) -> uint8 (size, size, 3).
-
-    Where the patch is larger than the result, it is filtered against aliasing, as in Pillow.
-
-    Args:
-        image: The image.
-        seed: int32 (2,).
-        size: Side of the result, pixels.
-        area: As for `draw_patch`.
-        aspect: As for `draw_patch`.
-        words: Whether to return the patch as words, int32 (size, size).
-
-    Raises:
-        ValueError: `area` or `aspect` is not an allowed range.
-    """
-    _require_range("area", area, 1.0)
-    _require_range("aspect", aspect, math.inf)
-    box = draw_patch(*size_of(image), seed, area, aspect)
-    patch = tf.slice(image, tf.pad(box[:2], [[0, 1]]), tf.concat([box[2:], [3]], 0))
-    result = resized(patch, size, "bilinear")
-    return result if words else to_image(result)
-
-
 @on_words
 def random_flip(words: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
     """Returns the mirror image (left and right exchanged) with `probability`, else the image; also of words."""
-    flip = tf.random.stateless_uniform([], seed) < probability
-    return tf.ensure_shape(tf.cond(flip, lambda: tf.reverse(words, [1]), lambda: words), words.shape)
+    return _flipped(words, stateless.uniform([], seed) < probability)
+
+
+def _flipped(words: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.cond(mirrored, lambda: tf.reverse(words, [1]), lambda: words), words.shape)
 
 
 # RandAugment
@@ -258,28 +181,25 @@ def draw_ops(seed: tf.Tensor, num_ops: int) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         Places in OPS, int32 (num_ops,); signs, -1.0 or 1.0, float32 (num_ops,).
     """
-    return _ops_of(tf.random.stateless_uniform([2, num_ops], seed))
+    return _ops_of(stateless.uniform([2, num_ops], seed))
 
 
-def _ops_of(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.cast(draws[0] * len(OPS), tf.int32), tf.where(draws[1] < 0.5, -1.0, 1.0)
+def _ops_of(uniform: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.cast(uniform[0] * len(OPS), tf.int32), tf.where(uniform[1] < 0.5, -1.0, 1.0)
 
 
-@functools.cache
-def _ops_drawing(magnitude: int, num_levels: int) -> tuple[Callable, Callable]:
-    """Plain and compiled: draws, height, width -> places in OPS, int32 (n,); their values, float32 (n,)."""
-
-    def draw(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        strengths: dict = op_strengths(magnitude, num_levels)
-        strengths["translate_x"] = tf.cast(translate_pixels(width, magnitude, num_levels), tf.float32)
-        strengths["translate_y"] = tf.cast(translate_pixels(height, magnitude, num_levels), tf.float32)
-        base = tf.constant([float(name in _ENHANCE) for name in OPS])
-        signed = tf.constant([name in _SIGNED for name in OPS])
-        chosen, signs = _ops_of(draws)
-        strength = tf.gather(tf.stack(list(strengths.values())), chosen)
-        return chosen, tf.gather(base, chosen) + strength * tf.where(tf.gather(signed, chosen), signs, 1.0)
-
-    return draw, compiled(draw)
+def _draw_values(
+    uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, magnitude: int, num_levels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(2, n) uniform numbers, sides of the image -> places in OPS, int32 (n,); their values, float32 (n,)."""
+    strengths: dict = op_strengths(magnitude, num_levels)
+    strengths["translate_x"] = tf.cast(translate_pixels(width, magnitude, num_levels), tf.float32)
+    strengths["translate_y"] = tf.cast(translate_pixels(height, magnitude, num_levels), tf.float32)
+    base = tf.constant([float(name in _ENHANCE) for name in OPS])
+    signed = tf.constant([name in _SIGNED for name in OPS])
+    chosen, signs = _ops_of(uniform)
+    strength = tf.gather(tf.stack(list(strengths.values())), chosen)
+    return chosen, tf.gather(base, chosen) + strength * tf.where(tf.gather(signed, chosen), signs, 1.0)
 
 
 @functools.lru_cache(maxsize=16)
@@ -312,12 +232,14 @@ def rand_augment(
     _check_rand_augment(num_ops, magnitude, num_levels)
     if num_ops == 0:
         return words
-    draws = tf.random.stateless_uniform([2, num_ops], seed)
-    plain, quick = _ops_drawing(magnitude, num_levels)
-    chosen, values = (quick if is_large(words) else plain)(draws, *size_of(words))
+    uniform = stateless.uniform([2, num_ops], seed)
+    return _operated(words, *_draw_values(uniform, *size_of(words), magnitude, num_levels))
+
+
+def _operated(words: tf.Tensor, chosen: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     branches = _op_branches(*words.shape)
-    for i in range(num_ops):
-        words = case(chosen[i], branches, words, values[i])
+    for place, value in zip(tf.unstack(chosen), tf.unstack(values), strict=True):
+        words = case(place, branches, words, value)
     return words
 
 
@@ -335,8 +257,8 @@ class Augmentation:
     image_size: int = 224  # side of the result, pixels
     patch: str = "area"  # 'area': random patch, resized; 'crop': resize, random crop; 'none': resize, centre crop
     resize: int = 0  # side the whole image is resized to for 'crop', 'none' and evaluation; 0: image_size
-    area: tuple[float, float] = _AREA  # range of a random patch's share of the image
-    aspect: tuple[float, float] = _ASPECT  # range of a random patch's width / height
+    area: tuple[float, float] = patches.AREA  # range of a random patch's share of the image
+    aspect: tuple[float, float] = patches.ASPECT  # range of a random patch's width / height
     flip: float = 0.5  # probability of the mirror image
     brightness: float = 0.125  # factor 1 +- this
     contrast: float = 0.125  # factor 1 +- this
@@ -353,8 +275,9 @@ class Augmentation:
         require(self.patch in _PATCHES, f"patch is {self.patch!r}: it must be one of {_PATCHES}")
         good = self.resize == 0 or self.resize >= self.image_size
         require(good, f"resize is {self.resize}: it must be 0 or at least image_size ({self.image_size})")
-        _require_range("area", self.area, 1.0)
-        _require_range("aspect", self.aspect, math.inf)
+        for name, high in (("area", 1.0), ("aspect", math.inf)):
+            patches.require_range(name, getattr(self, name), high)
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # configs hold lists
         require_between("flip", self.flip, 0.0, 1.0)
         check_jitter(self._jitter())
         _check_rand_augment(self.num_ops, self.magnitude, self.num_levels)
@@ -372,18 +295,30 @@ class Augmentation:
             encoded: The bytes.
             seed: int32 (2,).
         """
-        patch_seed, flip_seed, jitter_seed, ops_seed = tf.unstack(tf.random.split(seed, 4))
+        image = decode(encoded) if self.patch == "area" else self._whole(encoded)
+        box, mirrored, jitter, ops = _drawing(self)(seed, *size_of(image))
         if self.patch == "area":
-            image = random_patch(decode(encoded), patch_seed, self.image_size, self.area, self.aspect, words=True)
-        elif self.patch == "crop":
-            image = random_crop(self._whole(encoded), patch_seed, self.image_size)
+            words = patches.cut(image, box, self.image_size, mirrored)
         else:
-            image = centre_crop(self._whole(encoded), self.image_size)
-        words = as_words(image)
-        if self.flip > 0:
-            words = random_flip(words, flip_seed, self.flip)
-        words = color_jitter(words, jitter_seed, **self._jitter())
-        return to_image(rand_augment(words, ops_seed, self.num_ops, self.magnitude, self.num_levels))
+            words = as_words(_crop(image, box[0], box[1], self.image_size))
+            words = _flipped(words, mirrored) if self.flip > 0 else words
+        words = jittered(words, self._jitter(), *jitter)
+        return to_image(_operated(words, *ops))
+
+    def _draw(self, seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
+        """Draws for an image: box (top, left, ...), whether it is mirrored, of the jitter, of the operations."""
+        patch, flip, jitter, ops = tf.unstack(stateless.split(seed, 4))
+        room = height - self.image_size, width - self.image_size
+        if self.patch == "area":
+            box = patches.draw_box(patch, height, width, self.area, self.aspect)
+        elif self.patch == "crop":
+            box = _corner(stateless.uniform([2], patch), *room)
+        else:
+            box = tf.stack(room) // 2
+        uniform = stateless.uniform([2, self.num_ops], ops)
+        chosen = _draw_values(uniform, self.image_size, self.image_size, self.magnitude, self.num_levels)
+        count, draw_jitter = drawing(self._jitter())
+        return box, stateless.uniform([], flip) < self.flip, draw_jitter(stateless.uniform([count], jitter)), chosen
 
     @tf.autograph.experimental.do_not_convert
     def evaluate(self, encoded: tf.Tensor) -> tf.Tensor:
@@ -392,3 +327,9 @@ class Augmentation:
 
     def _whole(self, encoded: tf.Tensor) -> tf.Tensor:
         return resize(decode(encoded), self.resize or self.image_size, self.resize_method)
+
+
+@functools.lru_cache(maxsize=16)
+def _drawing(recipe: Augmentation) -> Callable:
+    """The draws of a recipe. Compiled for images of any size: two hundred operations on a few numbers are one call."""
+    return compiled(recipe._draw)

@@ -9,21 +9,22 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lae_jax.data.augment import stateless
 from lae_jax.data.augment.packing import (
     case,
     channels,
     clip,
-    compiled,
     fused,
     is_large,
     join,
     on_image,
     on_words,
     round_to_uint8,
+    rounded,
     size_of,
     to_image,
 )
@@ -156,31 +157,48 @@ def color_jitter(
     """
     strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, offset=offset)
     check_jitter(strengths)
-    names = [name for name, strength in strengths.items() if strength > 0]
+    count, draw = drawing(strengths)
+    return jittered(words, strengths, *draw(stateless.uniform([count], seed)))
+
+
+def _steps_of(strengths: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(name for name, strength in strengths.items() if strength > 0)
+
+
+def drawing(strengths: Mapping[str, float]) -> tuple[int, Callable]:
+    """Returns how many uniform numbers a jitter of these strengths takes, and the function that reads them.
+
+    The function returns what `jittered` takes: factors, float32 (n,); order of the steps, int32 (n,); place of hue or
+    0, int32. Its numbers are the same where XLA compiles it.
+    """
+    names = _steps_of(strengths)
+    pairs = [(name, float(strengths[name])) for name in names]
+    low = np.array([-x if name in ("hue", "offset") else max(0.0, 1.0 - x) for name, x in pairs], np.float32)
+    high = np.array([x if name in ("hue", "offset") else 1.0 + x for name, x in pairs], np.float32)
+    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
+    hue = (
+        np.argsort(orders, axis=1).astype(np.int32)[:, names.index("hue")]
+        if "hue" in names
+        else np.zeros(len(orders), np.int32)
+    )
+
+    def draw(uniform: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        number = tf.cast(uniform[-1] * len(orders), tf.int32)
+        return low + rounded((high - low) * uniform[:-1]), tf.gather(orders, number), tf.gather(hue, number)
+
+    return len(names) + 1, draw
+
+
+def jittered(
+    words: tf.Tensor, strengths: Mapping[str, float], factors: tf.Tensor, order: tf.Tensor, hue: tf.Tensor
+) -> tf.Tensor:
+    """Applies the steps that a function of `drawing` has drawn: words -> words."""
+    names = _steps_of(strengths)
     if not names:
         return words
-    plain, quick = _drawing(tuple((name, float(strengths[name])) for name in names))
-    draws = tf.random.stateless_uniform([len(names) + 1], seed)
     if is_large(words):
-        return _chained(words, tuple(names), *quick(draws))
-    factors, order, _ = plain(draws)
+        return _chained(words, names, factors, order, hue)
     return to_words(_one_by_one(to_image(words), names, factors, order))
-
-
-@functools.cache
-def _drawing(strengths: tuple[tuple[str, float], ...]) -> tuple[Callable, Callable]:
-    """Plain and compiled: draws -> factors, float32 (n,); order of the steps, int32 (n,); place of hue or 0."""
-    names = [name for name, _ in strengths]
-    low = np.array([-x if name in ("hue", "offset") else max(0.0, 1.0 - x) for name, x in strengths], np.float32)
-    high = np.array([x if name in ("hue", "offset") else 1.0 + x for name, x in strengths], np.float32)
-    orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
-    hue = np.argsort(orders, axis=1).astype(np.int32)[:, names.index("hue")] if "hue" in names else orders[:, 0] * 0
-
-    def draw(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        number = tf.cast(draws[-1] * len(orders), tf.int32)
-        return low + (high - low) * draws[:-1], tf.gather(orders, number), tf.gather(hue, number)
-
-    return draw, compiled(draw)
 
 
 def _one_by_one(image: tf.Tensor, names: Sequence[str], factors: tf.Tensor, order: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lae_jax.data.augment.packing import channel, channels, clip, fused, join, on_words, size_of
+from lae_jax.data.augment.packing import channel, channels, clip, compiled, fused, join, on_words, rounded, size_of
 from lae_jax.faces.tensorflow import tf
 
 
@@ -21,12 +21,8 @@ def _grey(words: tf.Tensor) -> tf.Tensor:
 
 def _blend(other, level: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Image.blend: `other` where the factor is 0, the level where it is 1. float32."""
-    return clip(other + _rounded(factor * (level - other)), 0.0, 255.0)
-
-
-def _rounded(product: tf.Tensor) -> tf.Tensor:
-    """The product. XLA would round a product and a sum once, together; Pillow rounds each of them."""
-    return tf.minimum(product, 1e30)
+    # Pillow rounds the product and the sum.
+    return clip(other + rounded(factor * (level - other)), 0.0, 255.0)
 
 
 # Grey levels
@@ -43,24 +39,27 @@ def identity(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
 def auto_contrast(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
     """ImageOps.autocontrast: each channel stretched to 0..255; `value` is ignored."""
     del value
-    # float64 as in Pillow's table: its rounding decides whether 255 * (x - low) / (high - low) is truncated to 254.
-    # The table is made outside XLA, which rounds a product and a sum once, together.
-    height, width = size_of(words)
-    extremes = _extremes(tf.reshape(tf.bitcast(words, tf.uint8), [height, 4 * width]))
-    low, high = tf.split(tf.cast(extremes, tf.float64), 2)
-    spread = high - low
-    scale = 255.0 / tf.where(spread > 0.0, spread, tf.fill([1, 3], tf.constant(255.0, tf.float64)))
-    offset = tf.where(spread > 0.0, -low * scale, tf.zeros_like(low))
-    table = tf.tile(tf.range(256.0, dtype=tf.float64)[None], [3, 1]) * scale[0, :, None] + offset[0, :, None]
-    return _look_up(words, tf.cast(clip(table, 0.0, 255.0), tf.int32))
+    return _look_up(words, _stretched(words))
+
+
+# Tables have compiled functions of their own: within `_look_up`, XLA would compute them again for each pixel.
 
 
 @fused
-def _extremes(rows: tf.Tensor) -> tf.Tensor:
-    """uint8 (H, 4W) -> (2, 3): the lowest and the highest level of red, green and blue."""
+def _stretched(words: tf.Tensor) -> tf.Tensor:
+    """auto_contrast's table, int32 (3, 256)."""
+    height, width = size_of(words)
     # Reduces over the rows first: 32 bytes of long rows are compared at a time.
-    of_columns = [tf.reshape(reduce(rows, axis=0), [-1, 4]) for reduce in (tf.reduce_min, tf.reduce_max)]
-    return tf.stack([tf.reduce_min(of_columns[0], axis=0)[:3], tf.reduce_max(of_columns[1], axis=0)[:3]])
+    rows = tf.reshape(tf.bitcast(words, tf.uint8), [height, 4 * width])
+    columns = [tf.reshape(reduce(rows, axis=0), [-1, 4]) for reduce in (tf.reduce_min, tf.reduce_max)]
+    low = tf.cast(tf.reduce_min(columns[0], axis=0)[:3], tf.float64)
+    high = tf.cast(tf.reduce_max(columns[1], axis=0)[:3], tf.float64)
+    # float64 as in Pillow's table: its rounding decides whether 255 * (x - low) / (high - low) is truncated to 254.
+    spread = high - low
+    scale = 255.0 / tf.where(spread > 0.0, spread, tf.constant(255.0, tf.float64))
+    offset = tf.where(spread > 0.0, -rounded(low * scale), tf.zeros_like(low))
+    table = rounded(tf.range(256.0, dtype=tf.float64) * scale[:, None]) + offset[:, None]
+    return tf.cast(clip(table, 0.0, 255.0), tf.int32)
 
 
 @on_words
@@ -68,19 +67,27 @@ def equalize(words: tf.Tensor, value: tf.Tensor | float = 0.0) -> tf.Tensor:
     """ImageOps.equalize: each channel's histogram made flat; `value` is ignored."""
     del value
     # XLA counts one pixel after the other and takes three times as long.
-    counts = tf.raw_ops.Bincount(arr=_places(words), size=768, weights=tf.constant([], tf.int32))
-    counts = tf.reshape(counts, [3, 256])
-    before = tf.cumsum(counts, axis=1, exclusive=True)
-    # Pillow's step excludes the last level that occurs. The count before it is the largest of all levels with pixels.
-    step = tf.reduce_max(tf.where(counts > 0, before, 0), axis=1, keepdims=True) // 255
-    levels = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
-    return _look_up(words, tf.where(step > 0, levels, tf.range(256)[None]))
+    counts = tf.raw_ops.Bincount(arr=_places(words), size=4 * 768, weights=tf.constant([], tf.int32))
+    return _look_up(words, _flat(counts))
 
 
 @fused
 def _places(words: tf.Tensor) -> tf.Tensor:
-    """Level + 256 * channel, int32 (3, H, W)."""
-    return tf.stack([channel(words, number) + 256 * number for number in range(3)])
+    """Level + 256 * channel + 768 * column modulo 4, int32 (3, H, W)."""
+    # A count that follows one of the same level waits for it, and neighbours are alike: each of four has its own count.
+    columns = tf.range(size_of(words)[1]) % 4 * 768
+    return tf.stack([channel(words, number) + (columns + 256 * number) for number in range(3)])
+
+
+@compiled
+def _flat(counts: tf.Tensor) -> tf.Tensor:
+    """Equalize's table, int32 (3, 256)."""
+    counts = tf.reduce_sum(tf.reshape(counts, [4, 3, 256]), axis=0)
+    before = tf.cumsum(counts, axis=1, exclusive=True)
+    # Pillow's step excludes the last level that occurs. The count before it is the largest of all levels with pixels.
+    step = tf.reduce_max(tf.where(counts > 0, before, 0), axis=1, keepdims=True) // 255
+    levels = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
+    return tf.where(step > 0, levels, tf.range(256)[None])
 
 
 @fused

@@ -69,10 +69,12 @@ def case(index: tf.Tensor, branches: Sequence[tf.types.experimental.ConcreteFunc
     return tf.ensure_shape(result, spec.shape)
 
 
-@fused
-def from_image(image: tf.Tensor) -> tf.Tensor:
-    """Packs an image: uint8 (H, W, 3) -> int32 (H, W)."""
+def packed(image: tf.Tensor) -> tf.Tensor:
+    """Packs an image within a compiled function: uint8 (H, W, 3) -> int32 (H, W)."""
     return tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]]), tf.int32)
+
+
+from_image = fused(packed)
 
 
 def as_words(picture: tf.Tensor) -> tf.Tensor:
@@ -105,6 +107,11 @@ def join(levels: Sequence[tf.Tensor]) -> tf.Tensor:
 def clip(values: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> tf.Tensor:
     """Clips as tf.clip_by_value, without its checks. raw_ops.ClipByValue, in one pass, is slower than these two."""
     return tf.minimum(tf.maximum(values, low), high)
+
+
+def rounded(product: tf.Tensor) -> tf.Tensor:
+    """The product, rounded. XLA would round a product and the sum that it is part of once, together."""
+    return tf.minimum(product, tf.constant(1e30, product.dtype))
 
 
 def round_to_uint8(image: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Resizing as in Pillow, into words: two compiled passes down the rows, one for each axis.
+"""Resizing as in Pillow, into words: two passes down the rows, one for each axis, compiled together.
 
 Pillow's C code (Resample.c, 8 bits a channel) is the definition: weights in whole 2^-22ths, levels rounded and clipped
 after each pass, the width before the height (Pillow 13 reverses this order where the height shrinks by more than twice
@@ -14,28 +14,34 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lae_jax.data.augment.packing import case, clip, compiled, from_image, round_to_uint8
+from lae_jax.data.augment.packing import case, clip, compiled, from_image, packed, round_to_uint8
 from lae_jax.faces.tensorflow import tf
 
 METHODS = ("bilinear", "bicubic")
-# Side of the result from which compiling pays: it takes 0.2 s per pass, once per process.
+# Side of the result from which compiling pays: it takes half a second, once per process and entry of `_REACHES`.
 _COMPILED_SIDE = 48
 # Largest ratio of a side to that of the result. Each entry has separate compiled functions, which lengthen every start.
-# To 224 pixels they take 0.25, 0.40 and 0.68 ms bicubic from 200 x 200, 250 x 250 and 500 x 375, TensorFlow's kernels
-# 1.2, 1.9 and 4.0.
 _REACHES = {"bilinear": (1.0, 1.5, 2.0, 2.25), "bicubic": (1.0, 1.5, 2.25, 4.0)}
 _SUPPORT = {"bilinear": 1, "bicubic": 2}  # of the filter, to each side, in pixels of the smaller of image and result
 _BITS = 22
 _SHIFTS = np.array([0, 8, 16], np.int32).reshape(3, 1, 1)
 
 
-def resized(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """Resizes uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing, by one of METHODS."""
+def resized(image: tf.Tensor, size: int, method: str, mirrored: tf.Tensor | bool = False) -> tf.Tensor:
+    """Resizes uint8 (h, w, 3) -> int32 words (size, size), filtered against aliasing.
+
+    Args:
+        image: The image.
+        size: Side of the result, pixels.
+        method: One of METHODS.
+        mirrored: Whether left and right of the result are exchanged, bool ().
+    """
+    mirrored = tf.convert_to_tensor(mirrored)
     if size < _COMPILED_SIDE:
-        return _by_kernels(image, size, method)
+        return _by_kernels(image, mirrored, size, method)
     longest = tf.reduce_max(tf.shape(image)[:2])
     too_large = tf.cast(longest > _canvases(size, method), tf.int32)
-    return case(tf.reduce_sum(too_large), _branches(size, method), image)
+    return case(tf.reduce_sum(too_large), _branches(size, method), image, mirrored)
 
 
 def _canvases(size: int, method: str) -> list[int]:
@@ -47,12 +53,12 @@ def _branches(size: int, method: str) -> list[tf.types.experimental.ConcreteFunc
     """One for each reach and one for larger images, traced once for all graphs and loops."""
     ways = [functools.partial(_compiled, size=size, canvas=n, method=method) for n in _canvases(size, method)]
     ways += [functools.partial(_by_kernels, size=size, method=method, larger=True)]
-    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.bool)]
     with tf.init_scope():
         return [tf.function(way, signature, autograph=False).get_concrete_function() for way in ways]
 
 
-def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
+def _by_kernels(image: tf.Tensor, mirrored: tf.Tensor, size: int, method: str, larger: bool = False) -> tf.Tensor:
     """Resizes with TensorFlow's kernels. `larger`: a side is known to be larger than `size`.
 
     Branches of a case need `larger`: called eagerly on a single core, a tf.cond inside a branch waits for ever.
@@ -70,34 +76,41 @@ def _by_kernels(image: tf.Tensor, size: int, method: str, larger: bool = False) 
         values = filtered(tf.cast(image, tf.float32)[:, None], [1, size])
         values = tf.floor(clip(values, 0.0, 255.0) + 0.5)
         values = clip(filtered(tf.reshape(values, [1, -1, 1, 3 * size]), [size, 1]), 0.0, 255.0)
-    return from_image(round_to_uint8(tf.reshape(values, [size, size, 3])))
+    words = from_image(round_to_uint8(tf.reshape(values, [size, size, 3])))
+    return tf.where(mirrored, tf.reverse(words, [1]), words)
 
 
-def _compiled(image: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tensor:
+def _compiled(image: tf.Tensor, mirrored: tf.Tensor, size: int, canvas: int, method: str) -> tf.Tensor:
     # One canvas for all images, as a function is compiled for each shape. Padded as rows, which are copied whole.
     height, width = tf.unstack(tf.shape(image)[:2])
     rows = tf.pad(tf.reshape(image, [height, 3 * width]), [[0, canvas - height], [0, 3 * (canvas - width)]])
-    words = from_image(tf.ensure_shape(tf.reshape(rows, [canvas, canvas, 3]), [canvas, canvas, 3]))
-    down = _down(size, canvas, method)
-    return down(tf.transpose(down(tf.transpose(words), width)), height)
+    return _passes(size, canvas, method)(tf.ensure_shape(rows, [canvas, 3 * canvas]), height, width, mirrored)
 
 
 @functools.cache
-def _down(size: int, canvas: int, method: str) -> Callable:
-    """(canvas, m) words, of which the first `side` rows count, and `side` -> (size, m): weighted sums of rows."""
+def _passes(size: int, canvas: int, method: str) -> Callable:
+    """uint8 (canvas, 3 canvas), of which an image counts; its height, width, `mirrored` -> words (size, size)."""
     # The largest number of pixels under the filter of a pixel of the result.
     taps = math.ceil(2 * _SUPPORT[method] * canvas / size)
 
-    def down(words: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-        rows, weights = _filters(side, size, taps, method)
-        levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
-        total = 2 ** (_BITS - 1)
-        # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
-        for row, weight in zip(tf.unstack(rows, axis=1), tf.unstack(weights[..., None], axis=1), strict=True):
-            total += tf.gather(levels, row, axis=1) * weight
-        return tf.reduce_sum(tf.bitwise.left_shift(clip(tf.bitwise.right_shift(total, _BITS), 0, 255), _SHIFTS), axis=0)
+    def passes(rows: tf.Tensor, height: tf.Tensor, width: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+        words = packed(tf.reshape(rows, [canvas, canvas, 3]))
+        # XLA transposes as it packs and as it stores. TensorFlow's transpose takes as long as both passes.
+        columns = [tf.where(mirrored, part[::-1], part) for part in _filters(width, size, taps, method)]
+        narrow = _down(tf.transpose(words), *columns)
+        return _down(tf.transpose(narrow), *_filters(height, size, taps, method))
 
-    return compiled(down)
+    return compiled(passes)
+
+
+def _down(words: tf.Tensor, rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """(canvas, m) words -> (size, m): sums of rows with weights. Rows and weights are (size, taps)."""
+    levels = tf.bitwise.right_shift(words, _SHIFTS) & 255
+    total = 2 ** (_BITS - 1)
+    # One tap after the other: for some numbers of taps, a sum over an axis in XLA takes up to thirty times as long.
+    for row, weight in zip(tf.unstack(rows, axis=1), tf.unstack(weights[..., None], axis=1), strict=True):
+        total += tf.gather(levels, row, axis=1) * weight
+    return tf.reduce_sum(tf.bitwise.left_shift(clip(tf.bitwise.right_shift(total, _BITS), 0, 255), _SHIFTS), axis=0)
 
 
 def _filters(side: tf.Tensor, size: int, taps: int, method: str) -> tuple[tf.Tensor, tf.Tensor]:

@@ -269,7 +269,7 @@ def read_inside(root: str, name: str, most: int | None = None) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")
         if most is None and status.st_size > MAX_FILE_BYTES:
-            raise BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes")
+            raise BadImage(f"file larger than {MAX_FILE_BYTES:,} bytes: save it as JPEG")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(status.st_size if most is None else most)
     except OSError as error:
