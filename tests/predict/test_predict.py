@@ -315,7 +315,7 @@ def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag)
 def test_ages_of_arrays_need_no_tensorflow(folder, estimator):
     code = f"""
 import sys
-for name in ("tensorflow", "tensorflow_datasets", "mtcnn", "array_record", "pyarrow"):
+for name in ("tensorflow", "tensorflow_datasets", "mtcnn", "array_record"):
     sys.modules[name] = None
 import numpy as np
 from lae_jax.predict import AgeEstimator
