@@ -143,7 +143,8 @@ class Extractor:
 def _of_pass(array: pathlib.Path, passes: int, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     """Returns the place of a pass in the file of all passes, which the first one makes."""
     if number == 0:
-        array.unlink(missing_ok=True)  # of a link, numpy would overwrite what it leads to
+        if array.is_symlink():  # numpy would overwrite what it leads to
+            array.unlink()
         np.lib.format.open_memmap(array, "w+", np.float32, (max(1, passes), *shape))
         _reserve(array)
     return np.lib.format.open_memmap(array, "r+")[number]

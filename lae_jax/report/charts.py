@@ -327,10 +327,13 @@ def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) ->
     best = overviews.frontier(np.array([point for found in points.values() for point in found]))
     on = [name for name, found in points.items() if any((np.array(p) == best).all(axis=1).any() for p in found)]
     finding = f"On the frontier, where no method has lower means for both head and tail: {', '.join(on)}. "
-    (head, tail), (last_head, last_tail) = best[0], best[-1]
-    if len(best) == 1:
+    if not len(best):
+        finding = "The test split has no image of the head groups, or none of the tail groups."
+    elif len(best) == 1:
+        head, tail = best[0]
         finding += f"There the MAE of the head groups is {head:.2f} and that of the tail groups {tail:.2f} years."
     else:
+        (head, tail), (last_head, last_tail) = best[0], best[-1]
         finding += (
             f"Along it the MAE of the head groups goes from {head:.2f} to {last_head:.2f} while that of the tail groups"
             f" goes from {tail:.2f} to {last_tail:.2f} years."

@@ -136,6 +136,8 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     try:
         best, all_trials = (_lines(folder / name) for name in ("table.csv", "trials.csv"))
         head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
+        if not (len(head) and len(tail)):
+            raise ValueError("head_groups or tail_groups is empty")
         points: dict[str, list] = {}
         for line in (line for line in all_trials if line["split"] == "test"):
             group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])

@@ -401,3 +401,8 @@ print(len(table.rows), *page.verdict)
     assert (
         "second" in (tmp_path / "out" / "report.html").read_text() and (tmp_path / "out" / "differences.csv").exists()
     )
+
+
+def test_a_bench_without_images_of_the_tail_has_a_curve_that_says_so():
+    drawn = charts.head_tail({"lae": [(3.0, float("nan"))]}, (np.array([2]), np.array([7])))
+    assert drawn.finding == "The test split has no image of the head groups, or none of the tail groups."
