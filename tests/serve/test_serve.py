@@ -97,7 +97,7 @@ def test_a_photograph_of_a_crowd_has_the_ages_of_its_largest_faces_and_says_how_
     places = [np.float32([x, y]) for y in range(0, 380, 20) for x in range(0, 400, 20)][:286]
     eyes = np.float32([[5, 6], [13, 6], [9, 10], [6, 14], [12, 14]])
     crowd = [detect.Face(np.concatenate([place, place + 18]), place + eyes, 1.0) for place in places]
-    monkeypatch.setattr(detect, "detect", lambda some: [crowd if one.width == 400 else [] for one in some])
+    monkeypatch.setattr(detect, "detect", lambda some, *_: [crowd if one.width == 400 else [] for one in some])
     content = served.encoded(Image.new("RGB", (400, 400)))
     estimator = served.stand_in([])
     with served.serving(ages.Ages(estimator, crops.Recipe("landmarks", size=64, faces="all"))) as address:
