@@ -115,7 +115,7 @@ def test_statistics_are_those_that_the_weights_were_trained_with(read, resnet18)
     )
     for name in ("plain.keras", "legacy.h5"):
         assert (read(name).origin, read(name).assumed) == ("from Rescaling inside the model", False)
-    assert read("wrapped.keras").origin == "from Normalization and Rescaling and Rescaling inside the model"
+    assert read("wrapped.keras").origin == "from Normalization and Rescaling inside the model"
 
     mean, std = map(np.array, read("wrapped.keras").statistics)
     inside = (PIXELS - PIXELS.mean((0, 1, 2))) / PIXELS.std((0, 1, 2))
