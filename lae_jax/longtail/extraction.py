@@ -64,7 +64,7 @@ class Extractor:
           passes: Passes over the augmented images, with the run's augmentation and seed; 0: one over the plain images.
 
         Raises:
-          InputError: There is no such split.
+          InputError: There is no such split, or something that is not a file stands in the place of the cache.
           SaveFailed: There is no room for the features.
         """
         examples = inputs.examples(self.dataset, split, self.stage)
@@ -82,6 +82,8 @@ class Extractor:
         wanted = json.loads(json.dumps(wanted))
         name = f"{split}-{passes}-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]}"
         array, told = self.folder / f"{name}.npy", self.folder / f"{name}.json"
+        if array.exists() and not array.is_file():  # opening a pipe would block
+            raise InputError(f"{array} is not a file: remove it, and the features are computed again")
         known = files.read_json(told, _CACHE, "remove it: it is computed again") if told.exists() else {}
         digests = _whole_passes(array, known["sha256"]) if known.get("of") == wanted else []
         if digests:

@@ -143,6 +143,8 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
             group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
             point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
             points.setdefault(line["method"], []).append(point)
+        if not points:
+            raise ValueError("trials.csv has no trial on test")
         of_test = [line for line in best if line["split"] == "test"]
         shown = [group for group in metrics.ALL_GROUPS if group in metrics.GROUPS or of_test[0][f"mae_{group}"]]
         rows = [_bench_row(line, shown) for line in of_test]

@@ -116,6 +116,12 @@ def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatc
     content[-1] ^= 1
     array.write_bytes(content)
     np.testing.assert_array_equal(opened.features("train").values, plain.values)
+    # Nor is a pipe waited for.
+    array.unlink()
+    os.mkfifo(array)
+    with pytest.raises(InputError, match=f"{array.name} is not a file: remove it"):
+        opened.features("train")
+    array.unlink()
     # A pass that was finished is kept when the next one is interrupted, or its part of the file was changed.
     for array in tmp_path.glob("train-2-*.npy"):
         content = bytearray(array.read_bytes())

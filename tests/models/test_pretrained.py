@@ -4,6 +4,8 @@ import functools
 import io
 import json
 import logging
+import os
+import shutil
 import zipfile
 
 import h5py
@@ -15,7 +17,7 @@ from benchmarks import foreign_models as foreign
 from lae_jax import main, models
 from lae_jax.configs import small
 from lae_jax.models import pretrained
-from lae_jax.models.pretrained import naming
+from lae_jax.models.pretrained import hub, naming
 from lae_jax.runtime import checkpoints, watch
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import loop
@@ -361,3 +363,17 @@ def test_a_recipe_misses_its_weights_before_it_begins(tmp_path):
         config.stages.represent.init_from = str(source)
         with pytest.raises(InputError, match=message):
             main.run(config, watch.Signals())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.keras", "model.h5"])
+def test_a_pipe_is_not_waited_for(tmp_path, name, resnet18):
+    model = "resnet18" if name == "model.safetensors" else S
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is not a file"):
+        pretrained.read(tmp_path / name, model)
+    if name == hub.FILE:
+        (tmp_path / name).unlink()
+        shutil.copy(resnet18[0], tmp_path / name)
+        os.mkfifo(tmp_path / hub.CONFIG)
+        with pytest.raises(InputError, match=f"{hub.CONFIG} cannot be read .*{hub.CONFIG} is not a file"):
+            pretrained.read(tmp_path / name, model)

@@ -382,6 +382,10 @@ def test_a_bench_has_its_report(tmp_path, capsys):
         report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="name it alone"):
         report.main([str(bench), str(bench), "--out", str(tmp_path / "out")])
+    for damage in ("null", tables.csv_text(header, [line for line in lines if line[4] == "validation"])):
+        (bench / "trials.csv").write_text(damage)
+        with pytest.raises(InputError, match="bench is damaged.*trials.csv has no trial on test.*longtail again"):
+            report.main([str(bench), "--out", str(tmp_path / "out")])
 
 
 def test_reports_are_made_without_a_model(made, tmp_path):

@@ -120,8 +120,8 @@ def _check_kind(path: epath.Path) -> None:
             " it:  state_dict = torch.load(path, map_location='cpu', weights_only=True);"
             "  safetensors.torch.save_file(state_dict, 'model.safetensors')  and use that file (docs/training.md)"
         )
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
+    with files.open_regular(path):  # a pipe would block the library that opens it
+        pass
     if suffix not in (*SAFETENSORS, *KERAS):
         known = ", ".join((*SAFETENSORS, *KERAS))
         raise InputError(f"{path}: weights are read from {known} files: give a file with one of these suffixes")

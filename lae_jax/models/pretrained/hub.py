@@ -13,8 +13,7 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from etils import epath
-
+from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError, missing_extra
 
 PREFIX, FILE, CONFIG = "hf:", "model.safetensors", "config.json"
@@ -126,13 +125,15 @@ def read_config(path: os.PathLike) -> dict:
     """Reads the config.json of a repository; {} if it does not hold an object.
 
     Raises:
+      InputError: It is not a file.
       ValueError: It is too large or damaged.
     """
-    path = epath.Path(path)
-    if (size := path.stat().length) > CONFIG_LIMIT:
-        raise ValueError(f"config.json has {size} bytes")
+    with files.open_regular(path) as file:
+        content = file.read(CONFIG_LIMIT + 1)
+    if len(content) > CONFIG_LIMIT:
+        raise ValueError(f"config.json has more than {CONFIG_LIMIT} bytes")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(content.decode())
     except RecursionError as error:
         raise ValueError("config.json is nested too deep") from error
     return config if isinstance(config, dict) else {}
