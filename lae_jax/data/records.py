@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_data_source
 
+from lae_jax import metrics
 from lae_jax.data import chunks, parquet, split_names
 from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
@@ -73,8 +74,14 @@ _OWN = {
     "height": pa.int32(),
     "source_row": pa.int64(),
 }
-_OPTIONAL = {"phash": pa.binary(32), "scale": pa.float32(), "faces": pa.int32()}
-_NULLABLE = ("age", "identity", "faces")
+_OPTIONAL = {
+    "phash": pa.binary(32),
+    "scale": pa.float32(),
+    "faces": pa.int32(),
+    "age_low": pa.float64(),  # first and last age where a label is a range, equal where it is exact
+    "age_high": pa.float64(),
+}
+_NULLABLE = ("age", "identity", "faces", "age_low", "age_high")
 # Types of all columns that `prepare` writes.
 _TYPES = [*_OWN.values(), *_OPTIONAL.values(), pa.list_(pa.float32())]
 
@@ -126,7 +133,33 @@ class Dataset:
         if not self.has_column(name):
             raise InputError(f"{self.path}: " + unknown("column", name, self._columns.column_names))
         values = self._columns[name].to_numpy(zero_copy_only=False)
-        return values.astype(np.float64) if name == "age" else values
+        return values.astype(np.float64) if name in ("age", "age_low", "age_high") else values
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether the ages of some images are ranges."""
+        return self.has_column("age_low")
+
+    def age_ranges(self) -> np.ndarray:
+        """Returns the first and last age of each image, (N, 2) float64: equal where exact, NaN where unknown."""
+        names = ("age_low", "age_high") if self.has_ranges else ("age", "age")
+        return np.stack([self.column(name) for name in names], axis=1)
+
+    def label_ages(self) -> np.ndarray:
+        """Returns the age that stands for each label, (N,) float64: exact, or that of its range; NaN where unknown."""
+        return metrics.label_age(self.age_ranges()) if self.has_ranges else self.column("age")
+
+    def targets(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Returns what a stage learns of rows: a column's values, (N,), or ranges, (N, 2), if an age among them is one.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        if name == "age" and self.has_ranges:
+            ranges = self.age_ranges()[rows]
+            if (ranges[:, 0] < ranges[:, 1]).any():
+                return ranges
+        return self.column(name)[rows]
 
     def rows(self, split: str) -> np.ndarray:
         """Returns the rows (int64) of a split; 'all' is every row.
@@ -337,6 +370,15 @@ def _wrong(table: pa.Table) -> str:
     # Comparisons with NaN, an unknown age, are false.
     if ((ages < 0) | (ages > MAX_AGE)).any():
         return f"an age is below 0 or above {MAX_AGE}"
+    if ("age_low" in kinds) != ("age_high" in kinds):
+        return "of the columns age_low and age_high one is missing"
+    if "age_low" not in kinds:
+        return ""
+    low, high = (table[name].to_numpy() for name in ("age_low", "age_high"))
+    if ((low < 0) | (high > MAX_AGE) | (low > high) | (np.isnan(low) != np.isnan(high))).any():
+        return f"a range of ages does not lie in 0 to {MAX_AGE}"
+    if not np.array_equal(np.where(low == high, low, np.nan), ages, equal_nan=True):
+        return "columns age, age_low and age_high contradict each other"
     return ""
 
 

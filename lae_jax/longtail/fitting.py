@@ -76,6 +76,7 @@ class Bench:
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
             "label_sigma": self.config.loss.label_sigma,
+            "in_range": self.config.loss.in_range,
             **method_losses.of_training(self.classes, build.NUM_AGES),
         }
 

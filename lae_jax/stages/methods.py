@@ -16,8 +16,8 @@ from lae_jax.stages import method_losses, mixing
 
 HIDDEN = 256  # units of the hidden layer of a method with two layers, unless config.model.hidden sets another number
 
-# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae and label_sigma (years), er_weight, counts and
-# smoothed (K,).
+# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae and label_sigma (years), er_weight, in_range,
+# counts and smoothed (K,). LAE's losses also take ranges of ages, (B, 2).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array | None], jax.Array]
 # (ages (B,), key, setting) -> each example's partner in the batch and its own share.
 Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
@@ -66,12 +66,13 @@ def representation(
     logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None
 ) -> jax.Array:
     """Returns stage 2's loss (equation 3); `setting` is not used."""
-    return losses.representation_loss(logits, ages, constants["er_weight"], constants["label_sigma"])
+    label = (constants["label_sigma"], constants["in_range"])
+    return losses.representation_loss(logits, ages, constants["er_weight"], *label)
 
 
 def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None) -> jax.Array:
     """Returns stage 3's loss (equation 4); `setting` is not used."""
-    return losses.classification_loss(logits, ages, constants["mae"], constants["label_sigma"])
+    return losses.classification_loss(logits, ages, constants["mae"], constants["label_sigma"], constants["in_range"])
 
 
 def _divergence(logits, ages, constants, setting):

@@ -165,6 +165,8 @@ def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpo
             " name a run of that stage with --config.mae_from"
         )
     scores = source.meta["scores"] or {}
+    if "distance" in scores:  # where labels are ranges, the mean of L_er is the mean distance to them
+        scores = {**scores, "mae": scores["distance"]}
     missing = [name for name in stage.needs if scores.get(name) is None]
     if missing and source.meta["config"]["data"]["split"]:
         raise InputError(

@@ -146,7 +146,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             f" {num_outputs}: choose another --config.workdir"
         )
     if stage.target == "age":
-        constants = {**constants, **method_losses.of_training(metrics.age_class(training.targets), num_outputs)}
+        classes = metrics.age_class(_label_ages(training.targets))
+        constants = {**constants, **method_losses.of_training(classes, num_outputs)}
     epoch = math.ceil(len(training.rows) / config.batch_size)
     plan = Plan(
         config=config,
@@ -272,6 +273,8 @@ def _order(
     """Returns the stage's order of the training examples."""
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
+    if targets.ndim == 2:
+        return _order_of_ranges(config, targets, weights)
     classes = metrics.age_class(targets)
     absent = sorted({*range(1, 82)} - {*classes.tolist()})
     if absent:
@@ -280,3 +283,17 @@ def _order(
         weights.require(classes)
     by_age = weights.by_age if weights else None
     return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_age)
+
+
+def _order_of_ranges(config: ConfigDict, ranges: np.ndarray, weights: age_weights.AgeWeights | None) -> sampling.Order:
+    """Returns the class-balanced order where labels are ranges: each different label is a class."""
+    labels, classes, counts = np.unique(metrics.whole_ranges(ranges), axis=0, return_inverse=True, return_counts=True)
+    factors = metrics.class_factors(labels, counts, config.data.power)
+    if weights:
+        factors = factors * weights.of_ranges(labels)
+    by_class = dict(enumerate(factors.tolist()))
+    return sampling.class_balanced(classes.ravel(), config.batch_size, config.seed, config.data.power, by_class)
+
+
+def _label_ages(targets: np.ndarray) -> np.ndarray:
+    return targets if targets.ndim == 1 else metrics.label_age(targets)

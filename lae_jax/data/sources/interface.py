@@ -40,8 +40,23 @@ _BATCH_CHARACTERS = 1 << 26
 _MANY = 0.05  # smallest share of rows with one kind of rejected age that gives a warning
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
-RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
+RESERVED = (
+    "name",
+    "age_low",
+    "age_high",
+    "source_row",
+    "sha256",
+    "width",
+    "height",
+    "box",
+    "cut_by",
+    "scale",
+    "phash",
+    "faces",
+)
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
+# First and last age of each image, equal where the age is exact. A table without a range has no such columns.
+RANGE = {"age_low": pa.float64(), "age_high": pa.float64()}
 
 
 class Picture(NamedTuple):
@@ -61,7 +76,8 @@ class Source:
     """A table of images, and access to the images.
 
     Attributes:
-      table: Columns name, age, identity, split, landmarks (null where unknown), and every further column as text.
+      table: Columns name, age, identity, split, landmarks (null where unknown), if an age is a range also those of
+        RANGE, and every further column as text.
       read: Maps one row (a dict) to its picture; raises `images.BadImage`. It can be sent to another process.
       rejected: (name, reason) of each row that was refused before any image was read.
       recipe: The values besides the table that the images depend on.
@@ -125,18 +141,20 @@ class Rows:
                 raise InputError(f"the source has more than one column for {quoted(name)}: rename one")
         if len(further) > MAX_COLUMNS:
             raise InputError(f"the source has {len(further)} further columns; at most {MAX_COLUMNS} are allowed")
-        fields = [("name", pa.string()), *KNOWN.items(), *((name, pa.string()) for name in further)]
+        fields = [("name", pa.string()), *KNOWN.items(), *RANGE.items(), *((name, pa.string()) for name in further)]
         self._schema = pa.schema(fields)
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[tuple] = []
         self._characters = 0
         self.rejected = Rejected()
         self._bad_ages: collections.Counter[str] = collections.Counter()
+        self._damaged: collections.Counter[str] = collections.Counter()  # ranges that a spreadsheet made dates of
+        self._any_range = False
 
     def add(
         self,
         name: str,
-        age: float | None = None,
+        age: float | age_text.AgeRange | None = None,
         identity: str | None = None,
         split: str | None = None,
         landmarks: list[float] | None = None,
@@ -157,8 +175,14 @@ class Rows:
             if text and len(text) > MAX_FIELD:
                 raise BadImage(f"a field has more than {MAX_FIELD:,} characters")
             self._characters += len(text or "")
+        low, high = age, age
+        if isinstance(age, age_text.AgeRange):
+            low, high, read_as = age
+            age, self._any_range = None, True
+            if read_as:
+                self._damaged[read_as] += 1
         self._pending.append(
-            (name, age, identity or None, split or None, landmarks, *(text or None for text in further))
+            (name, age, identity or None, split or None, landmarks, low, high, *(text or None for text in further))
         )
         if len(self._pending) == _BATCH_ROWS or self._characters > _BATCH_CHARACTERS:
             self._flush()
@@ -182,6 +206,15 @@ class Rows:
         table = pa.Table.from_batches(self._batches, self._schema)
         for column, one in (("identity", _one_person), ("split", _one_split)):
             table = table.set_column(table.column_names.index(column), self._schema.field(column), one(table[column]))
+        if not self._any_range:
+            table = table.drop_columns([*RANGE])
+        if self._damaged:
+            told = ", ".join(f"{read_as} ({rows:,})" for read_as, rows in self._damaged.most_common(8))
+            logger.warning(
+                "age: %s a date that a spreadsheet made of a range, such as 03-Sep of 3-9. Read as %s",
+                counted(self._damaged.total(), "row has", "rows have"),
+                told,
+            )
         count = table.num_rows + len(self.rejected)
         for kind, rows in self._bad_ages.items():
             if rows >= _MANY * count:
