@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from lae_jax.data import records
+from lae_jax.data import parquet, records
 from lae_jax.data import rejected as refusals
 from lae_jax.data.shards import ShardTask, source_path, template
 from lae_jax.faces import align, crops
@@ -165,7 +165,7 @@ def _join_columns(tasks: Sequence[ShardTask], counts: Sequence[int], path: pathl
 
 
 def _columns_of(task: ShardTask, count: int) -> pa.Table:
-    return records.read_columns(task.columns_path, count, _again(task))
+    return parquet.read_columns(task.columns_path, count, _again(task))
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

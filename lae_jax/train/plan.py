@@ -287,12 +287,12 @@ def _order(
 
 def _order_of_ranges(config: ConfigDict, ranges: np.ndarray, weights: age_weights.AgeWeights | None) -> sampling.Order:
     """Returns the class-balanced order where labels are ranges: each different label is a class."""
-    labels, classes, counts = np.unique(metrics.whole_ranges(ranges), axis=0, return_inverse=True, return_counts=True)
+    labels, classes, counts = metrics.label_classes(ranges)
     factors = metrics.class_factors(labels, counts, config.data.power)
     if weights:
         factors = factors * weights.of_ranges(labels)
     by_class = dict(enumerate(factors.tolist()))
-    return sampling.class_balanced(classes.ravel(), config.batch_size, config.seed, config.data.power, by_class)
+    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_class)
 
 
 def _label_ages(targets: np.ndarray) -> np.ndarray:

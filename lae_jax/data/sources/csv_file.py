@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from lae_jax.data import people
 from lae_jax.data.sources.age_text import AgeRange, BadAge, looks_like, parse_age, parse_age_or_range
+from lae_jax.data.sources.image_files import IMAGE_SUFFIXES
 from lae_jax.data.sources.interface import (
-    IMAGE_SUFFIXES,
     KNOWN,
     MAX_COLUMNS,
     MAX_FIELD,

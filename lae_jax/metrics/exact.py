@@ -1,4 +1,4 @@
-"""The scores of section 3.2 and of the contests, computed on the host in float64.
+"""The scores of section 3.2 and of the contests, of exact ages, computed on the host in float64.
 
 Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
 `floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. Babies (0.4 is 0 years) and people over 81 (81.5 is 82) are in two
@@ -17,8 +17,6 @@ GROUPS = ("1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81")
 OUTSIDE = ("0", "82+")  # whole ages outside Table 1
 ALL_GROUPS = (*GROUPS, *OUTSIDE)
 MAX_CS = 10  # years: the cumulative score is computed for 0..MAX_CS
-# A range that ends here has no upper end; from OLD on, each HALVING years halve the people of a population.
-OPEN_END, OLD, HALVING = 100, 70, 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
       InputError: There are no ages, the lengths differ, or values are not finite; the message has their number and the
         index of the first.
     """
-    ages, predictions = _finite("ages", ages), _finite("predictions", predictions)
+    ages, predictions = finite("ages", ages), finite("predictions", predictions)
     if ages.size != predictions.size:
         raise InputError(f"{ages.size} ages but {predictions.size} predictions: each age needs one prediction")
     if not ages.size:
@@ -69,11 +67,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     differences = predictions - ages
     errors = np.abs(differences)
     mae = float(errors.mean())
-
-    group = extended_group(ages)
-    all_count = np.bincount(group, minlength=len(ALL_GROUPS))
-    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (errors, differences))
-    all_mae, all_bias = (np.divide(t, all_count, out=np.full(len(t), np.nan), where=all_count > 0) for t in totals)
+    all_count, all_mae, all_bias = by_group(ages, differences)
     inside, outside = slice(len(GROUPS)), slice(len(GROUPS), None)
     count, group_mae, there = all_count[inside], all_mae[inside], all_count[inside] > 0
     sigma = group_deviation(group_mae, mae)
@@ -97,123 +91,16 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class RangeReport:
-    """The scores where labels are ranges of ages. The error of a prediction is its distance to the range, 0 inside.
+def by_group(ages: np.ndarray, differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns images, mean absolute difference and mean difference of `ALL_GROUPS`: (n,), (n,) -> three of (10,).
 
-    An image belongs to the age group of `label_age`. A score that no image or group has is NaN.
+    A group without an image has NaN.
     """
-
-    n: int  # images
-    n_exact: int  # images with an exact age
-    distance: float  # years, mean over all images; of an exact age it is the absolute error
-    in_range: float  # share of the ranges that hold the prediction
-    group_distance: np.ndarray  # (8,) years
-    group_count: np.ndarray  # (8,) images
-    distance_sigma: float  # years: equation 7 with distances
-    mean_group_distance: float  # years: the mean over the groups that have images
-    exact: AgeReport | None  # of the images with an exact age
-
-    def to_dict(self) -> dict:
-        """Returns plain numbers, strings and lists for JSON; an undefined score is None, and there is no `exact`."""
-        values = {name: value for name, value in asdict(self).items() if name != "exact"}
-        if self.exact is not None:
-            values["mae"] = self.exact.mae
-        return {name: plain(value) for name, value in values.items()}
-
-
-def range_report(ranges: np.ndarray, predictions: np.ndarray) -> RangeReport:
-    """Computes the scores of `RangeReport`.
-
-    Args:
-      ranges: (n, 2) years, first and last age; equal where the age is exact.
-      predictions: (n,) years.
-
-    Raises:
-      InputError: There are no ranges, the lengths differ, or values are not finite.
-    """
-    low, predictions = _finite("ages", ranges[:, 0]), _finite("predictions", predictions)
-    high = _finite("ages", ranges[:, 1])
-    if low.size != predictions.size:
-        raise InputError(f"{low.size} ages but {predictions.size} predictions: each age needs one prediction")
-    if not low.size:
-        raise InputError("there are no ages to score")
-    distances, exact = range_distance(ranges, predictions), low == high
-    group, size = age_group(label_age(ranges)), len(GROUPS)
-    count = np.bincount(group[group >= 0], minlength=size)
-    total = np.bincount(group[group >= 0], distances[group >= 0], minlength=size)
-    by_group = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
-    distance = float(distances.mean())
-    return RangeReport(
-        n=low.size,
-        n_exact=int(exact.sum()),
-        distance=distance,
-        in_range=float((distances[~exact] == 0).mean()) if not exact.all() else math.nan,
-        group_distance=by_group,
-        group_count=count,
-        distance_sigma=float(group_deviation(by_group, distance)),
-        mean_group_distance=float(by_group[count > 0].mean()) if count.any() else math.nan,
-        exact=age_report(low[exact], predictions[exact]) if exact.any() else None,
-    )
-
-
-def range_distance(ranges: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Returns the distance of each prediction to its range, 0 inside: (n, 2) and (n,) years -> (n,) years."""
-    return np.abs(predictions - np.clip(predictions, ranges[:, 0], ranges[:, 1]))
-
-
-def range_weights(ranges: np.ndarray) -> np.ndarray:
-    """Returns how likely each whole age 0..100 is under a range alone: (n, 2) years -> (n, 101), rows sum to 1.
-
-    The same as `losses.range_weights`, which says more.
-    """
-    ages, (low, high) = np.arange(101.0), np.asarray(ranges, np.float64).T[:, :, None]
-    inside = (ages >= low) & (ages <= high)
-    inside |= ~inside.any(axis=1, keepdims=True) & (ages == np.floor((low + high) / 2 + 0.5))
-    population = np.where(high >= OPEN_END, 0.5 ** (np.maximum(ages - OLD, 0) / HALVING), 1.0)
-    weights = np.where(inside, population, 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def whole_ranges(ranges: np.ndarray) -> np.ndarray:
-    """Returns ranges with whole ends, so that labels can be counted: (n, 2) years -> (n, 2); exact ages stay exact."""
-    return age_class(ranges).astype(np.float64)
-
-
-def class_factors(labels: np.ndarray, counts: np.ndarray, power: float) -> np.ndarray:
-    """Returns factors of the class-balanced order that make ages, and not labels, equally likely.
-
-    A label with n images is drawn with probability in proportion to n^power times its factor. The factor is
-    (n / m)^(1 - power), where m is the mean, over the ages of the label, of the number of images at an age, and an
-    image counts at an age as `range_weights` says. If all labels are exact, n = m and the factors are 1. A range of ten
-    years that no other label overlaps is as likely as ten ages.
-
-    Args:
-      labels: (C, 2), the different labels.
-      counts: (C,), images of each.
-      power: From 0 (ages are equally likely) to 1 (as frequent as they are).
-
-    Returns:
-      (C,) float64.
-    """
-    shares = range_weights(labels)
-    at_age = counts @ shares
-    return (counts / (shares @ at_age)) ** (1 - power)
-
-
-def label_age(ranges: np.ndarray) -> np.ndarray:
-    """Returns the age that stands for a range: (n, 2) years -> (n,) years, NaN where the range is unknown.
-
-    It is the mean of the range; without an upper end, that of `range_weights`. Groups, splits and tables use it.
-    """
-    low, high = np.asarray(ranges, np.float64).T
-    ages = (low + high) / 2
-    is_open = (high >= OPEN_END) & (low < high)
-    different, place = np.unique(low[is_open], return_inverse=True)
-    if len(different):
-        weights = range_weights(np.stack([different, np.full(len(different), float(OPEN_END))], axis=1))
-        ages[is_open] = (weights @ np.arange(101.0))[place]
-    return ages
+    group = extended_group(ages)
+    count = np.bincount(group, minlength=len(ALL_GROUPS))
+    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (np.abs(differences), differences))
+    means = (np.divide(t, count, out=np.full(len(t), np.nan), where=count > 0) for t in totals)
+    return count, *means
 
 
 def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
@@ -348,7 +235,7 @@ def epsilon_errors(means: np.ndarray, spreads: np.ndarray, predictions: np.ndarr
     Raises:
       InputError: Values are not finite, or spreads are below 0.
     """
-    means, spreads, predictions = _finite("means", means), _finite("spreads", spreads), _finite("ages", predictions)
+    means, spreads, predictions = finite("means", means), finite("spreads", spreads), finite("ages", predictions)
     if (spreads < 0).any():
         raise InputError(f"{(spreads < 0).sum()} spreads are below 0: a standard deviation is 0 or more")
     distance = np.abs(predictions - means)
@@ -398,7 +285,8 @@ def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float
     return Decision(threshold, cut, *map(int, counts))
 
 
-def _finite(name: str, values: np.ndarray) -> np.ndarray:
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """Returns `values` in float64; raises InputError if they are not a list of finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise InputError(f"{name} should be a list of numbers, shape (n,), not {values.shape}")
