@@ -77,7 +77,7 @@ class Bench:
             "er_weight": self.config.loss.er_weight,
             "label_sigma": self.config.loss.label_sigma,
             "in_range": self.config.loss.in_range,
-            **method_losses.of_training(self.classes, build.NUM_AGES),
+            **method_losses.of_training(method_losses.count_ages(self.classes, build.NUM_AGES)),
         }
 
     @functools.cached_property

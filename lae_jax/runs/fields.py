@@ -27,15 +27,21 @@ FREE_FIELDS = (
 )
 
 
+# Fields that runs may lack because they are older, with what such runs were trained with.
+_LATER = {"model.hidden": 0, "loss.in_range": "uniform"}
+
+
 def as_json(config: ConfigDict) -> dict:
     """Returns the config as nested dicts of JSON values."""
     return json.loads(config.to_json_best_effort())
 
 
 def from_json(content: dict) -> ConfigDict:
-    """Returns the config of a checkpoint or of `config.json`; model.hidden is 0 in one written before that field."""
+    """Returns the config of a checkpoint or of `config.json`; a field of `_LATER` that it lacks has the value there."""
     config = ConfigDict(content)
-    config.model.hidden = config.model.get("hidden", 0)
+    for name, value in _LATER.items():
+        part, _, key = name.partition(".")
+        config[part][key] = config[part].get(key, value)
     return config
 
 
@@ -49,7 +55,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
     """Returns where two configs (nested dicts of JSON) differ, with both values, without the FREE_FIELDS."""
-    before, now = ({"model.hidden": 0, **flat(config)} for config in (before, now))
+    before, now = ({**_LATER, **flat(config)} for config in (before, now))
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted({*before, *now})

@@ -18,7 +18,7 @@ def together(names, ages=None, people=None):
         pa.chunked_array([pa.array(column[:1], kind), pa.array(column[1:], kind)])
         for column, kind in zip(columns, kinds, strict=True)
     ]
-    texts = stems.of_one_photograph(*chunks).to_pylist()
+    texts = stems.of_one_photograph(chunks[0], [chunks[1]], chunks[2]).to_pylist()
     return sorted([row for row, text in enumerate(texts) if text == one] for one in {*texts} - {None})
 
 

@@ -69,6 +69,7 @@ _RANGES = {
     "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
+    "loss.in_range": optional(text()),  # likewise
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),
