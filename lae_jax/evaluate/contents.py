@@ -77,7 +77,8 @@ def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, spl
       The contents to show.
 
     Raises:
-      InputError: A column does not exist, `spread` has no column of means where ages are ranges, or the baseline is not a run or was not evaluated on the same images.
+      InputError: A column does not exist, `spread` has no column of means where ages are ranges, or the baseline is not
+        a run or was not evaluated on the same images.
     """
     if len(contents.spread.split(",")) > 2:
         raise InputError(f"--spread {contents.spread}: give one column (STD) or two (MEAN,STD)")

@@ -27,7 +27,8 @@ _GAP, _LINE, _EMPTY = 6, 13, (232, 232, 232)
 def table(dataset: Dataset) -> list[str]:
     """Returns the number of images of each split, by age group where ages are known, as lines for a terminal.
 
-    A range counts in the group of the age that stands for it. Babies and people over 81, whom the paper's groups leave out, are groups of their own.
+    A range counts in the group of the age that stands for it. Babies and people over 81, whom the paper's groups leave
+    out, are groups of their own.
     """
     sizes, ages = dataset.manifest["splits"], dataset.label_ages()
     sizes = {name: sizes[name] for name in sorted(sizes, key=checks.place)}
@@ -48,7 +49,7 @@ def table(dataset: Dataset) -> list[str]:
 def write(dataset: Dataset) -> list[str]:
     """Writes the contact sheets into the folder of a data set.
 
-    crops.jpg shows up to 64 crops over the range of ages, each with its age or range. rejected.jpg shows up to 24 rejected
+    crops.jpg shows up to 64 crops over all ages, each with its age or range. rejected.jpg shows up to 24 rejected
     photographs, of every reason, each with its name and reason; there is none if no rejected photograph can be read.
 
     Returns:

@@ -122,7 +122,8 @@ def test_more_near_pictures_than_are_looked_at_are_counted(monkeypatch):
     hashes[:, 0] = np.arange(60)
     table = checks.Table(
         path="alike", hash="0", protocol="column", names=np.array([f"{i}.jpg" for i in range(60)]),
-        ranges=np.repeat(np.where(np.arange(60) % 2, 20.0, 60.0), 2).reshape(-1, 2), identities=np.full(60, None), sha256=np.arange(60).astype(str),
+        ranges=np.repeat(np.where(np.arange(60) % 2, 20.0, 60.0), 2).reshape(-1, 2),
+        identities=np.full(60, None), sha256=np.arange(60).astype(str),
         phash=hashes, sides=np.full(60, 99), image_size=40, faces=None, all_faces=False,
         splits={"train": np.arange(40), "validation": np.arange(40, 60)},
     )  # fmt: skip
