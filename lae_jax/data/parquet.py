@@ -37,14 +37,14 @@ _OWN = {
     "height": pa.int32(),
     "source_row": pa.int64(),
 }
+RANGE = ("age_low", "age_high")  # first and last age where a label is a range, equal where it is exact
 _OPTIONAL = {
     "phash": pa.binary(32),
     "scale": pa.float32(),
     "faces": pa.int32(),
-    "age_low": pa.float64(),  # first and last age where a label is a range, equal where it is exact
-    "age_high": pa.float64(),
+    **dict.fromkeys(RANGE, pa.float64()),
 }
-_NULLABLE = ("age", "identity", "faces", "age_low", "age_high")
+_NULLABLE = ("age", "identity", "faces", *RANGE)
 # Types of all columns that `prepare` writes.
 _TYPES = [*_OWN.values(), *_OPTIONAL.values(), pa.list_(pa.float32())]
 
@@ -129,11 +129,11 @@ def _wrong(table: pa.Table) -> str:
     # Comparisons with NaN, an unknown age, are false.
     if ((ages < 0) | (ages > MAX_AGE)).any():
         return f"an age is below 0 or above {MAX_AGE}"
-    if ("age_low" in kinds) != ("age_high" in kinds):
-        return "of the columns age_low and age_high one is missing"
-    if "age_low" not in kinds:
+    if not (there := [name for name in RANGE if name in kinds]):
         return ""
-    low, high = (table[name].to_numpy() for name in ("age_low", "age_high"))
+    if len(there) < len(RANGE):
+        return f"of the columns {' and '.join(RANGE)} one is missing"
+    low, high = (table[name].to_numpy() for name in RANGE)
     if ((low < 0) | (high > MAX_AGE) | (low > high) | (np.isnan(low) != np.isnan(high))).any():
         return f"a range of ages does not lie in 0 to {MAX_AGE}"
     if not np.array_equal(np.where(low == high, low, np.nan), ages, equal_nan=True):

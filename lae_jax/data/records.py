@@ -105,16 +105,16 @@ class Dataset:
         if not self.has_column(name):
             raise InputError(f"{self.path}: " + unknown("column", name, self._columns.column_names))
         values = self._columns[name].to_numpy(zero_copy_only=False)
-        return values.astype(np.float64) if name in ("age", "age_low", "age_high") else values
+        return values.astype(np.float64) if name in ("age", *parquet.RANGE) else values
 
     @property
     def has_ranges(self) -> bool:
         """Whether the ages of some images are ranges."""
-        return self.has_column("age_low")
+        return self.has_column(parquet.RANGE[0])
 
     def age_ranges(self) -> np.ndarray:
         """Returns the first and last age of each image, (N, 2) float64: equal where exact, NaN where unknown."""
-        names = ("age_low", "age_high") if self.has_ranges else ("age", "age")
+        names = parquet.RANGE if self.has_ranges else ("age", "age")
         return np.stack([self.column(name) for name in names], axis=1)
 
     def label_ages(self) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lae_jax import metrics
-from lae_jax.data import joining, shards, splits, stems
+from lae_jax.data import joining, parquet, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu, files, start
@@ -77,7 +77,7 @@ def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joinin
 def _ages(column: Callable[[str], pa.ChunkedArray]) -> list[pa.ChunkedArray]:
     """Returns the ages, in one column; in two, the first and the last ages of their ranges, if an age is a range."""
     try:
-        return [column("age_low"), column("age_high")]
+        return [column(name) for name in parquet.RANGE]
     except KeyError:
         return [column("age")]
 

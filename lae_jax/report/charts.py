@@ -83,7 +83,8 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     finding = (
         f"{training['split']} has the most images at {most} years ({_images(images[most])}). The error is largest at"
         f" {worst} years ({_years(error[worst])}, {console.counted(int(count[worst]), 'scored image')},"
-        f" {_images(images[worst])} training images); {rare} of the {int((count > 0).sum())} scored ages have fewer than 20 training images."
+        f" {_images(images[worst])} training images); {rare} of the {int((count > 0).sum())} scored ages have fewer"
+        " than 20 training images."
     )
     rows = [(age, images[age].item(), int(count[age]), float(error[age])) for age in range(top + 1)]
     header = ("age", "training_images", "scored_images", _error(evaluation))

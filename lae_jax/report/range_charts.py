@@ -22,13 +22,13 @@ def ranges(evaluation: Evaluation) -> Picture | None:
         low, high = sample.ranges[mask][0]
         predictions = sample.predictions[mask]
         first, quarter, middle, last_quarter, last = quantiles = np.quantile(predictions, _SHARES)
-        axis.bar(
-            place, high - low, bottom=low, width=0.8, color=BARS, linewidth=0, label="range" if not place else None
+        shown = ("range", "middle 90 %", "middle half", "median") if not place else [None] * 4  # once in the legend
+        axis.bar(place, high - low, bottom=low, width=0.8, color=BARS, linewidth=0, label=shown[0])
+        axis.plot([place] * 2, [first, last], color=RUNS[0], linewidth=1, label=shown[1])
+        axis.plot(
+            [place] * 2, [quarter, last_quarter], color=RUNS[0], linewidth=5, solid_capstyle="butt", label=shown[2]
         )
-        axis.plot([place, place], [first, last], color=RUNS[0], linewidth=1, label=None if place else "middle 90 %")
-        half = {"label": "middle half"} if not place else {}
-        axis.plot([place, place], [quarter, last_quarter], color=RUNS[0], linewidth=5, solid_capstyle="butt", **half)
-        axis.plot(place, middle, "_", color=INK, markersize=14, label=None if place else "median")
+        axis.plot(place, middle, "_", color=INK, markersize=14, label=shown[3])
         told[name] = float((sample.differences[mask] == 0).mean())
         rows.append((name, int(mask.sum()), told[name], *map(float, quantiles)))
     axis.set_xticks(range(len(masks)), [f"{name}\n{mask.sum()}" for name, mask in masks.items()], fontsize=8)
@@ -37,8 +37,10 @@ def ranges(evaluation: Evaluation) -> Picture | None:
     axis.set_axisbelow(True)
     drawn.legend(loc="outside upper left", ncols=4)
     best, worst = (pick(told, key=told.get) for pick in (max, min))
-    finding = (
-        f"Most predictions are inside the range for {best} ({told[best]:.0%}), fewest for {worst} ({told[worst]:.0%})."
-    )
+    finding = f"{told[best]:.0%} of the predictions are inside the range for {best}"
+    if told[best] > told[worst]:
+        finding += f", the largest share, and {told[worst]:.0%} for {worst}, the smallest"
+    elif len(told) > 1:
+        finding = f"{told[best]:.0%} of the predictions of each range are inside it"
     header = ("range", "images", "in_range", *(f"quantile_{share:g}" for share in _SHARES))
-    return Picture("ranges", "Predictions by range", finding, svg(drawn), header, rows)
+    return Picture("ranges", "Predictions by range", f"{finding}.", svg(drawn), header, rows)

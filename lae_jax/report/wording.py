@@ -23,7 +23,8 @@ MEANINGS = (
 
 _MEANINGS_OF_RANGES = (
     "Distance: how far a prediction is from the range of its label, in years; 0 inside, and of an exact age the"
-    " absolute error. For an age group: of the images whose range has its middle there (without an upper end, its mean age).",
+    " absolute error. For an age group: of the images whose range has its middle there (without an upper end, its mean"
+    " age).",
     "sigma of the distances: the root mean square difference of the eight group distances from the distance.",
     "In range: the share of the ranges that hold the prediction. Exact ages do not count.",
     "Bias of a range: the signed distance, above 0 where the prediction is older than the range.",

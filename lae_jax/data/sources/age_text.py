@@ -100,11 +100,10 @@ def parse_age_or_range(text: str) -> float | AgeRange:
     if found is None:
         return parse_age(text)
     low, high, _ = found
-    if low > high or low >= OLDEST:
+    if low > high or low > OLDEST:
         raise BadAge(f"age {text[:40]!r} is a range from {low:g} to {high:g}: write the younger age first, up to 100")
-    if low == high:
-        return low
-    return found._replace(high=min(high, float(OLDEST)))
+    high = min(high, float(OLDEST))
+    return low if low == high else found._replace(high=high)
 
 
 def _range(text: str) -> AgeRange | None:

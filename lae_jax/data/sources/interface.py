@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax.data import people, split_names
+from lae_jax.data import parquet, people, split_names
 from lae_jax.data.rejected import Rejected
 from lae_jax.data.sources import age_text, foreign_paths
 from lae_jax.faces.images import BadImage
@@ -35,8 +35,7 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, 
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
 RESERVED = (
     "name",
-    "age_low",
-    "age_high",
+    *parquet.RANGE,
     "source_row",
     "sha256",
     "width",
@@ -49,7 +48,7 @@ RESERVED = (
 )
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
 # First and last age of each image, equal where the age is exact. A table without a range has no such columns.
-RANGE = {"age_low": pa.float64(), "age_high": pa.float64()}
+RANGE = dict.fromkeys(parquet.RANGE, pa.float64())
 
 
 class Picture(NamedTuple):
