@@ -126,5 +126,5 @@ def test_weights_of_a_range_are_the_same_on_the_device_and_on_the_host():
 def test_what_is_neither_an_age_nor_a_range_is_refused():
     with pytest.raises(ValueError, match=r"\(6, 2\) for ranges, not \(6, 3\)"):
         losses.representation_loss(LOGITS[:6], np.zeros((6, 3), np.float32))
-    with pytest.raises(ValueError, match="in_range is 'modle': it must be one of uniform, model"):
-        losses.label_divergence(LOGITS, RANGES, 1.0, "modle")
+    with pytest.raises(ValueError, match="in_range is 'models': it must be one of uniform, model"):
+        losses.label_divergence(LOGITS, RANGES, 1.0, "models")

@@ -43,7 +43,7 @@ class Stage:
     name: str
     head: str  # of models.create: 'age' | 'identity'
     target: str  # column of the data set that the model learns
-    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), constants) -> (B,)
+    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,) or (B, 2), constants) -> (B,)
     trains: tuple[str, ...]  # top keys of the parameters
     order: str  # 'shuffled' | 'class_balanced'
     loads: tuple[str, ...]  # parts taken from init_from: 'backbone', 'head'; 'head' makes init_from mandatory

@@ -10,14 +10,16 @@ from etils import epath
 from sources import make_source, run
 
 from lae_jax import evaluate, metrics, report
-from lae_jax.data import records
+from lae_jax.audit import saved as audited
+from lae_jax.data import records, sampling
 from lae_jax.evaluate import __main__ as door
 from lae_jax.longtail import compare
+from lae_jax.prepare import sheets
 from lae_jax.report import loading
 from lae_jax.runs import calibration, distributions
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import early, loop
+from lae_jax.train import early, loop, plan
 from lae_jax.train.plan import make_plan
 
 LABELS = ("0-2", "03-Sep", "10-19", "34", "(25, 32)", "40 - 49", "more than 70", "81")
@@ -60,7 +62,7 @@ def trained_on_ranges(configs):
     return [epath.Path(configs(stage).workdir) for stage in ("represent", "classify")]
 
 
-def test_a_table_with_ranges_is_prepared_and_audited(mixed):
+def test_a_table_with_ranges_is_prepared_and_told(mixed, monkeypatch):
     dataset = records.open_dataset(mixed)
     order = np.argsort([int(name.split(".")[0]) for name in dataset.column("name")])
     np.testing.assert_array_equal(dataset.age_ranges()[order], RANGES * 12)
@@ -68,8 +70,11 @@ def test_a_table_with_ranges_is_prepared_and_audited(mixed):
     assert dataset.targets("age", dataset.rows("train")).shape == (64, 2)
     exact = order[3::8]
     assert dataset.targets("age", exact).tolist() == [34.0] * 12
-    found = json.loads((mixed / "audit.json").read_text())["findings"] if (mixed / "audit.json").exists() else []
-    assert "heaped_ages" not in {finding["kind"] for finding in found}
+    table = " ".join(sheets.table(dataset)).split()
+    assert table[table.index("21-30") + 1 :][:2] == ["8", "4"]  # 25-32, whose middle is 28.5
+    assert "--config configs/represent.py" in audited.next_commands(dataset, "faces")[0]
+    monkeypatch.setattr(sheets, "_sheet", lambda tiles, *_: [text for _, (text,) in tiles])
+    assert {*sheets._crops(dataset)} == {"0-2", "3-9", "10-19", "34", "25-32", "40-49", "70+", "81"}
 
 
 def test_a_run_on_ranges_is_scored_by_the_distance_and_hands_it_over(trained_on_ranges):
@@ -156,21 +161,33 @@ def test_what_cannot_take_ranges_says_so(configs, trained_on_ranges, mixed, tmp_
     with pytest.raises(InputError, match="--spread width: in split validation of .* write --spread MEAN,STD"):
         evaluate.evaluate(trained_on_ranges[0], spread="width")
     config = configs("represent", "-other")
-    config.loss.in_range = "modle"
+    config.loss.in_range = "models"
     for check in (early.check_names, make_plan):
         with pytest.raises(
-            InputError, match="config.loss.in_range: unknown distribution 'modle'; did you mean 'model'"
+            InputError, match="config.loss.in_range: unknown distribution 'models'; did you mean 'model'"
         ):
             check(config)
+
+
+def test_exact_ages_in_the_form_of_ranges_are_drawn_as_exact_ages(configs):
+    config = configs("classify")
+    ages = np.random.default_rng(0).integers(1, 82, 300).astype(np.float64)
+    ages[::7] += 0.4
+    for power in (0.0, 0.5):
+        config.data.power = power
+        order = plan._order_of_ranges(config, np.stack([ages, ages], axis=1), None)
+        exact = sampling.class_balanced(metrics.age_class(ages), config.batch_size, config.seed, power)
+        for step in (0, 5):
+            np.testing.assert_array_equal(order(step).numpy(), exact(step).numpy())
 
 
 def test_weights_of_stage_3s_methods_are_means_over_the_range(configs, trained_on_ranges):
     config = configs("classify", "-inverse")
     config.classify.method = "inverse"
-    plan = make_plan(config)
-    np.testing.assert_allclose(plan.constants["counts"].sum(), 64, rtol=1e-6)
-    np.testing.assert_allclose(plan.constants["counts"][[0, 3, 34, 81]], [8 / 3, 8 / 7, 8, 8 + 8 * tail(81)], rtol=1e-6)
-    assert plan.constants["counts"][24] == 0
+    found = make_plan(config).constants["counts"]
+    np.testing.assert_allclose(found.sum(), 64, rtol=1e-6)
+    np.testing.assert_allclose(found[[0, 3, 34, 81]], [8 / 3, 8 / 7, 8, 8 + 8 * tail(81)], rtol=1e-6)
+    assert found[24] == 0
 
 
 def tail(age):

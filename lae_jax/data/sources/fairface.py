@@ -1,4 +1,4 @@
-"""Reader of FairFace (Karkkainen and Joo, WACV 2021; CC BY 4.0), whose ages are ranges."""
+"""Reader of FairFace (https://github.com/joojs/fairface; CC BY 4.0), whose ages are ranges."""
 
 import dataclasses
 import functools
