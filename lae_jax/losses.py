@@ -118,7 +118,7 @@ def label_divergence(
     weights = range_weights(ages, num_ages)
     if in_range == "model":
         # The softmax of the logits inside: p itself may be 0 on the whole range.
-        weights = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1, where=weights > 0, initial=-jnp.inf))
+        weights = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1, where=weights > 0))
     z = _blurred(weights, label_sigma)
     entropy = jnp.sum(z * jnp.log(jnp.where(z > 0, z, 1.0)), axis=-1)
     return jnp.where(_is_exact(ages), exact, entropy - jnp.sum(z * log_p, axis=-1))
