@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from lae_jax import metrics
-from lae_jax.report import bootstrap, charts, loading, pictures, range_charts, scores, wording
+from lae_jax.report import bootstrap, charts, loading, pictures, scores, wording
+from lae_jax.report.charts import by_range
 from lae_jax.report.loading import Evaluation, Run
 from lae_jax.report.page import Face, Page, Section
 from lae_jax.report.scores import MAIN, MORE, Scored
@@ -52,7 +53,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
                     charts.histogram(evaluation),
                     charts.groups(everyone, labels, scored),
                     charts.density(evaluation),
-                    range_charts.ranges(evaluation),
+                    by_range.ranges(evaluation),
                     charts.bias(evaluation, scored[0]),
                     charts.cumulative(everyone, labels),
                     charts.coverage(everyone, labels),

@@ -219,7 +219,8 @@ def test_labels_that_contradict_each_other_are_told_for_ranges_too():
     """0, 1: adjoining ranges; 2, 3: an age in a range; 4, 5: an age beside a range; 6, 7: ages a year apart."""
     ranges = np.array([[20, 29], [30, 39], [20, 29], [25, 25], [40, 40], [41, 49], [7, 7], [8, 8], [70, 100], [1, 1]])
     files = np.array(["a", "a", "b", "b", "c", "c", "d", "d", "e", "f"], object)
-    (found,) = checks.audit([table(10, ages=ranges.astype(float), sha256=files)])
+    hashes = np.random.default_rng(0).integers(0, 256, (6, 32), np.uint8)[[0, 0, 1, 1, 2, 2, 3, 3, 4, 5]]
+    (found,) = checks.audit([table(10, ages=ranges.astype(float), sha256=files, phash=hashes)])
     told = {finding["kind"]: finding for finding in found}
     assert told["same_file_ages"]["examples"] == [["a0 (20-29)", "a1 (30-39)"], ["a4 (40)", "a5 (41-49)"]]
     assert "more than 2 years apart, or ranges that do not overlap: 2" in told["same_file_ages"]["message"]
