@@ -44,8 +44,8 @@ def finish(
     Args:
         tasks: Tasks of all shards, which are complete.
         rejected: (name, reason) of the rows that the reader refused.
-        make_splits: (name -> that column, KeyError if there is none) -> (protocol: 'image' | 'identity' | 'column', rows of each split, rows that
-            were removed from their split because another split holds the same file).
+        make_splits: (name -> that column, KeyError if there is none) -> (protocol: 'image' | 'identity' | 'column',
+            rows of each split, rows that were removed from their split because another split holds the same file).
 
     Returns:
         The manifest.
