@@ -50,6 +50,14 @@ _OF_AGES = {
     "cs": many(nullable(number(0, 1))),
     "missing_groups": many(text()),
 }
+_OF_RANGES = {
+    **dict.fromkeys(("n", "n_exact"), whole(0)),
+    **dict.fromkeys(("distance", "distance_sigma", "mean_group_distance", "distance_plus_sigma"), _YEARS),
+    "group_distance": many(_YEARS, 8),
+    "group_count": many(whole(0), 8),
+    "in_range": nullable(number(0, 1)),
+    "mae": optional(number(0)),
+}
 _OF_IDENTITIES = {
     "equal_error_rate": optional(number(0, 1)),
     "true_accept_rate": optional(number(0, 1)),
@@ -69,6 +77,7 @@ _RANGES = {
     "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
+    "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),
@@ -102,12 +111,14 @@ def _of_config(default: "ConfigDict", prefix: str) -> Form:
     return fields(forms)
 
 
-def _of_ages_or_identities(value: object, name: str) -> None:
-    is_of_ages = isinstance(value, dict) and ("mae" in value or "equal_error_rate" not in value)
-    fields(_OF_AGES if is_of_ages else _OF_IDENTITIES)(value, name)
+def _scores(value: object, name: str) -> None:
+    """The scores of a checkpoint: of identities, of ranges of ages, or of ages."""
+    known = value if isinstance(value, dict) else {}
+    form = _OF_IDENTITIES if "equal_error_rate" in known and "mae" not in known else _OF_AGES
+    fields(_OF_RANGES if "distance" in known else form)(value, name)
 
 
-SCORES = _of_ages_or_identities
+SCORES = _scores
 SUMMARY = fields(
     {
         "stage": text(),
