@@ -39,7 +39,8 @@ def from_json(content: dict) -> ConfigDict:
     config = ConfigDict(content)
     for name, value in ADDED.items():
         room, field = name.split(".")
-        config[room][field] = config[room].get(field, value)
+        if room in config:  # the config of weights has few fields
+            config[room][field] = config[room].get(field, value)
     return config
 
 
