@@ -26,6 +26,7 @@ def _stage(shared: ConfigDict, name: str, epochs: float, learning_rate: float) -
     c.data.augment = common.augmentation("full")
     c.data.augment.patch = "crop"
     c.epochs = epochs
+    c.save_steps = 100  # some minutes on two cores
     return c
 
 
@@ -33,6 +34,6 @@ def get_config():
     c = ConfigDict({"workdir": "runs/faces", "order": ("represent", "classify"), "stages": {}})
     c.faces = "data/fairface"  # prepared data set of both stages
     c.seed = 0  # of both stages
-    c.stages.represent = _stage(c, "represent", 8.0, 0.05)
-    c.stages.classify = _stage(c, "classify", 2.0, 0.01)
+    c.stages.represent = _stage(c, "represent", 12.0, 0.03)
+    c.stages.classify = _stage(c, "classify", 4.0, 0.01)
     return c
