@@ -31,6 +31,9 @@ def error_of(scores: Mapping) -> tuple[str, str]:
 def rows(scores: Mapping) -> list[tuple[str, int, float | None, float | None]]:
     """Returns the lines of a table of scores (`AgeReport` or `RangeReport`, as dicts): group, images, error, bias."""
     error, _ = error_of(scores)
-    paper = zip(metrics.GROUPS, scores["group_count"], scores[f"group_{error}"], scores["bias"], strict=True)
-    columns = (scores[f"outside_{name}"] for name in ("count", error, "bias"))
-    return [*paper, *(row for row in zip(metrics.OUTSIDE, *columns, strict=True) if row[1])]
+    bias = scores.get("bias") or [None] * len(metrics.GROUPS)
+    found = [*zip(metrics.GROUPS, scores["group_count"], scores[f"group_{error}"], bias, strict=True)]
+    if "outside_count" in scores:
+        columns = (scores[f"outside_{name}"] for name in ("count", error, "bias"))
+        found += [row for row in zip(metrics.OUTSIDE, *columns, strict=True) if row[1]]
+    return found

@@ -25,10 +25,8 @@ FREE_FIELDS = (
     "max_skipped_steps",
     "stall_minutes",
 )
-
-
-# Fields that runs may lack because they are older, with what such runs were trained with.
-_LATER = {"model.hidden": 0, "loss.in_range": "uniform"}
+# Fields that were added, with the value that they had before.
+ADDED = {"model.hidden": 0, "loss.in_range": "uniform"}
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -37,11 +35,12 @@ def as_json(config: ConfigDict) -> dict:
 
 
 def from_json(content: dict) -> ConfigDict:
-    """Returns the config of a checkpoint or of `config.json`; a field of `_LATER` that it lacks has the value there."""
+    """Returns the config of a checkpoint or of `config.json`; fields of `ADDED` have that value in an older one."""
     config = ConfigDict(content)
-    for name, value in _LATER.items():
-        part, _, key = name.partition(".")
-        config[part][key] = config[part].get(key, value)
+    for name, value in ADDED.items():
+        room, field = name.split(".")
+        if room in config:  # the config of weights has few fields
+            config[room][field] = config[room].get(field, value)
     return config
 
 
@@ -55,7 +54,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
     """Returns where two configs (nested dicts of JSON) differ, with both values, without the FREE_FIELDS."""
-    before, now = ({**_LATER, **flat(config)} for config in (before, now))
+    before, now = ({**ADDED, **flat(config)} for config in (before, now))
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted({*before, *now})

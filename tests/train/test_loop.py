@@ -11,6 +11,7 @@ from lae_jax.data import pipeline, records
 from lae_jax.runs import build, fields, provenance
 from lae_jax.runtime import checkpoints, watch
 from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.runtime.typed import declared
 from lae_jax.train import loop, steps
 from lae_jax.train.plan import make_plan, settled
 

@@ -55,14 +55,16 @@ _OF_RANGES = {
     "n": whole(1),
     "n_exact": whole(0),
     **dict.fromkeys(("distance", "distance_sigma", "mean_group_distance"), _YEARS),
+    "distance_plus_sigma": optional(number(0)),  # only of checkpoints
     "in_range": nullable(number(0, 1)),
     "group_distance": many(_YEARS, 8),
     "group_count": many(whole(0), 8),
-    "bias": many(nullable(number()), 8),
-    "missing_groups": many(text()),
-    "outside_distance": many(_YEARS, 2),
-    "outside_count": many(whole(0), 2),
-    "outside_bias": many(nullable(number()), 2),
+    # Missing: written before them.
+    "bias": optional(many(nullable(number()), 8)),
+    "missing_groups": optional(many(text())),
+    "outside_distance": optional(many(_YEARS, 2)),
+    "outside_count": optional(many(whole(0), 2)),
+    "outside_bias": optional(many(nullable(number()), 2)),
     **dict.fromkeys(("mae", "mmae", "sigma", "aar_2021", "aar_2022"), optional(number(0))),
     "cs": optional(many(nullable(number(0, 1)))),
 }
@@ -85,7 +87,7 @@ _RANGES = {
     "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
-    "loss.in_range": optional(text()),  # likewise
+    "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),
