@@ -204,7 +204,8 @@ def score(sample: Sample, seed: int = 0) -> Scored:
     """
     found = _score(sample, seed)
     if sample.ranges is None:
-        return found
+        exact = [{name: of[name] for name in of if name != "in_range"} for of in (found.values, found.drawn)]
+        return Scored(*exact, found.units)
     whole = [{new: of[old] for new, old in _OF_ALL.items() if old in of} for of in (found.values, found.drawn)]
     units = {"in_range": int(bootstrap.single(sample.people[~sample.is_exact]).max(initial=-1)) + 1}
     exact = sample.exact
