@@ -16,7 +16,7 @@ from lae_jax.evaluate import __main__ as door
 from lae_jax.longtail import compare
 from lae_jax.prepare import sheets
 from lae_jax.report import loading
-from lae_jax.runs import calibration, distributions
+from lae_jax.runs import calibration, distributions, lineage
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import early, loop, plan
@@ -136,6 +136,16 @@ def test_runs_on_ranges_are_compared_by_the_distance(trained_on_ranges, tmp_path
     assert ["run", "distance", "distance 1-10"] == [*table.header][:3] and "MAE 31-40" in table.header
     assert "Lowest distance:" in page.verdict[0] and "highest in range:" in page.verdict[0]
     assert "distance " in page.verdict[1] and "MAE " in page.verdict[1]
+
+
+def test_the_card_has_the_scores_of_ranges(trained_on_ranges):
+    """Of the training and of the evaluation, as an export has them too."""
+    folder = trained_on_ranges[0]
+    report, place = evaluate.evaluate(folder)
+    for text in ((place / "model_card.md").read_text(), lineage.run_card(folder)[0]):
+        assert text.count("| age group | images | distance | bias |") == 2
+        assert f"distance to the range {report['distance']:.2f} years" in text and "8 of them with an exact age" in text
+        assert "| 25-32 | 4 | " in text and "MAE of the exact ages" in text
 
 
 def test_a_range_in_predictions_that_was_changed_is_told(trained_on_ranges, tmp_path):
