@@ -68,6 +68,13 @@ def _choose(what: str, name: str, choices) -> None:
         raise InputError(unknown(what, str(name), choices))
 
 
+def shapes(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shapes of a model's variables by path, such as ('params', 'backbone', 'stem_conv', 'kernel')."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)  # their size changes no variable
+    found = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+
+
 def create(
     name: str,
     num_outputs: int,
