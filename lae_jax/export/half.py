@@ -41,7 +41,9 @@ def export(run: os.PathLike | str, out: os.PathLike | str, step: int | None = No
         line.set_postfix_str("writing the file")
         started = time.perf_counter()
         with files.replacing(out) as place:
-            safetensors.numpy.save_file(halved(checkpoint.variables), place, {model_file.KEY: header(checkpoint)})
+            # `save_file` would make a file that only its owner can read.
+            content = safetensors.numpy.save(halved(checkpoint.variables), {model_file.KEY: header(checkpoint)})
+            place.write_bytes(content)
             written = time.perf_counter()
             line.update()
             line.set_postfix_str("reading it back and comparing")

@@ -19,6 +19,7 @@ from lae_jax.runs import fields
 from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import model_file, origin, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import builtin
 
 NUM_AGES = 101
 
@@ -164,22 +165,27 @@ def load(path: os.PathLike | str, step: int | None = None, how_to_make: str = ""
 def load_file(path: os.PathLike | str) -> origin.Checkpoint:
     """Returns the model of a model file, as `load` does, whatever the name of the file."""
     name, header = os.fspath(path), model_file.read_header(path)
-    meta = header["meta"]
-    config = fields.from_json(meta["config"])
+    with safetensors_file.opened(model_file.place_of(path)) as found:
+        if not builtin.is_name(path):  # its SHA-256 says that it fits, and the shapes of a model take time
+            _require_fit(found, header["meta"], name)
+        variables = tensors.take(found, _laid_out({tuple(one.split("/")): found[one].shape for one in found}), name)
+    return origin.Checkpoint(name, header["meta"]["step"], variables, header["meta"], header)
+
+
+def _require_fit(found: Mapping[str, tensors.Tensor], meta: Mapping, name: str) -> None:
+    c = fields.from_json(meta["config"]).model
     try:
         # The form that traces fastest.
-        module = models.create(config.model.name, meta["num_outputs"], hidden=config.model.hidden, convolutions="xla")
+        module = models.create(c.name, meta["num_outputs"], hidden=c.hidden, convolutions="xla")
     except ValueError as error:
         raise InputError(f"{name}: config.model: {error}") from error
-    wanted = {
-        "/".join(names): tensors.Expected(names, shape, tuple(range(len(shape))))
-        for names, shape in models.shapes(module).items()
-    }
-    with safetensors_file.opened(model_file.place_of(path)) as found:
-        if wrong := tensors.misfit(found, wanted):
-            raise InputError(f"{name} does not fit its model {config.model.name}: {wrong}. {model_file.AGAIN}")
-        variables = tensors.take(found, wanted, name)
-    return origin.Checkpoint(name, meta["step"], variables, meta, header)
+    if wrong := tensors.misfit(found, _laid_out(models.shapes(module))):
+        raise InputError(f"{name} does not fit its model {c.name}: {wrong}. {model_file.AGAIN}")
+
+
+def _laid_out(shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> dict[str, tensors.Expected]:
+    """Returns the tensors of a model file by name, from their shapes by path."""
+    return {"/".join(path): tensors.Expected(path, shape, tuple(range(len(shape)))) for path, shape in shapes.items()}
 
 
 def load_ages(path: os.PathLike | str, step: int | None = None) -> tuple[origin.Checkpoint, ConfigDict, stages.Stage]:

@@ -46,6 +46,7 @@ def test_a_model_file_gives_the_ages_of_its_run_and_names_no_folder_of_the_machi
     tensors, metadata = tensors_of(model_file)
     assert {(array.dtype.name, array.ndim > 1) for array in tensors.values()} == {("float16", True), ("float32", False)}
     header, before = json.loads(metadata["lae_jax"]), build.load(run)
+    assert model_file.stat().st_mode & 0o777 == pathlib.Path(__file__).stat().st_mode & 0o666
     assert str(run.parent) not in metadata["lae_jax"] and header["meta"]["data"] == "drawn"
     for name in ("step", "stage", "scores", "crop", "data_hash", "num_outputs", "run"):
         assert header["meta"][name] == before.meta[name], name
