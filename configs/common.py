@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/represent"
     c.seed = 0
     # Run or model file to take the backbone from (stage 3: the model), or 'faces-lite0', the model of the package; in
-    # stages 1 and 2 also a file of weights or hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set; in
-    # a recipe '' is the stage before.
+    # stages 1 and 2 also a file of weights, hf:owner/name[@revision] (docs/training.md) or 'scratch'. Must be set; in a
+    # recipe '' is the stage before.
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the kept one)
     c.mae_from = ""  # stage 3: run or model file whose validation MAE is in the loss (default: init_from)
