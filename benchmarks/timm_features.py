@@ -56,6 +56,7 @@ def numbered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # more threads wait for each other where others use the cores too
     torch.manual_seed(0)
     folder = pathlib.Path(sys.argv[2])
     images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2)
