@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax.models import efficientnet_v2, resnet
-from lae_jax.models.efficientnet_v2 import EfficientNetV2
+from lae_jax.models import efficientnet, resnet
+from lae_jax.models.efficientnet import EfficientNet
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
 from lae_jax.models.initial_values import initialise
 from lae_jax.models.layers import Compute
@@ -26,7 +26,7 @@ from lae_jax.runtime.errors import InputError, unknown
 __all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
 
 BACKBONES = {
-    **{f"efficientnet_v2_{size}": (EfficientNetV2, widths) for size, widths in efficientnet_v2.ARCHITECTURES.items()},
+    **{f"efficientnet_{member}": (EfficientNet, widths) for member, widths in efficientnet.ARCHITECTURES.items()},
     **{f"resnet{depth}": (ResNet, blocks) for depth, blocks in resnet.ARCHITECTURES.items()},
 }
 HEADS = ("age", "identity")

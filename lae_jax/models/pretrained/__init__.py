@@ -1,8 +1,8 @@
 """Pretrained backbones: `load('hf:timm/tf_efficientnetv2_m.in21k_ft_in1k', 'efficientnet_v2_m')`.
 
-A source is a file (`.safetensors` in timm's or torchvision's layout; `.keras` or `.h5` of Keras' EfficientNetV2), a
-safetensors file on the Hub (`hf:owner/name[@revision]`), a run, or a model file of lae_jax. Pickles (`.pth`, `.bin`)
-are refused, because they can run code when they are read.
+A source is a file (`.safetensors` in the layout of timm, torchvision or EfficientNet-PyTorch; `.keras` or `.h5` of
+Keras' EfficientNetV2), a safetensors file on the Hub (`hf:owner/name[@revision]`), a run, or a model file of lae_jax.
+Pickles (`.pth`, `.bin`) are refused, because they can run code when they are read.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax
 from etils import epath
 
 from lae_jax.models import BACKBONES, create, shapes
-from lae_jax.models.efficientnet_v2 import EfficientNetV2
 from lae_jax.models.pretrained import hub, naming, safetensors_file, tensors
 from lae_jax.models.pretrained.naming import Statistics
 from lae_jax.models.pretrained.tensors import Expected, Tensor
@@ -51,7 +50,8 @@ def load(source: os.PathLike | str, model_name: str) -> dict:
 
     Args:
       source: A file, a run's folder, hf:owner/name[@revision], or the name of a model of the package.
-      model_name: 'efficientnet_v2_{s,m,l}', 'resnet18' or 'resnet50'; from a run or a model file, any model.
+      model_name: 'efficientnet_v2_{s,m,l}', 'efficientnet_lite0', 'resnet18' or 'resnet50'; from a run or a model file,
+        any model.
 
     Returns:
       {'params': ..., 'batch_stats': ...} of `models.create(model_name, 0)`; numpy, float32.
@@ -132,10 +132,12 @@ def _check_kind(path: epath.Path) -> None:
 
 def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) -> Weights:
     if path.suffix.lower() in KERAS:
+        if model_name not in naming.IN_KERAS:
+            raise InputError(
+                f"{name}: keras.applications has no network equal to {model_name}: give a .safetensors file"
+            )
         from lae_jax.models.pretrained import keras_file  # loads h5py
 
-        if BACKBONES[model_name][0] is not EfficientNetV2:
-            raise InputError(f"{name}: Keras' ResNets are different networks: give {model_name} a .safetensors file")
         with keras_file.opened(path) as file:
             variables = _take(file.tensors, model_name, _Keras, name)
             statistics, origin, assumed = file.statistics, file.origin, file.assumed
@@ -158,20 +160,22 @@ def _config_beside(path: epath.Path) -> dict:
 
 
 class _Torch:
-    lay_out, spare = staticmethod(naming.torch_layout), staticmethod(naming.torch_spare)
+    layouts, spare = staticmethod(naming.torch_layouts), staticmethod(naming.torch_spare)
 
 
 class _Keras:
-    lay_out, spare = staticmethod(naming.keras_layout), staticmethod(naming.keras_spare)
+    layouts, spare = staticmethod(naming.keras_layouts), staticmethod(naming.keras_spare)
 
 
 def _take(found: Mapping[str, Tensor], model_name: str, kind: type[_Torch] | type[_Keras], where: str) -> dict:
     found = {name: tensor for name, tensor in found.items() if not kind.spare(name)}
-    wanted = kind.lay_out(model_name, _shapes(model_name))
+    # Of several layouts, the one that most of the file's names are from.
+    wanted = max(kind.layouts(model_name, _shapes(model_name)), key=lambda layout: len(layout.keys() & found.keys()))
     if wrong := tensors.misfit(found, wanted):
         for other in naming.ARCHITECTURES:
-            same_family = BACKBONES[other][0] is BACKBONES[model_name][0]
-            if same_family and other != model_name and not tensors.misfit(found, kind.lay_out(other, _shapes(other))):
+            if other == model_name or BACKBONES[other][0] is not BACKBONES[model_name][0]:
+                continue
+            if any(not tensors.misfit(found, layout) for layout in kind.layouts(other, _shapes(other))):
                 raise InputError(f"{where} is {other} and not {model_name}: set config.model.name, or use another file")
         raise InputError(f"{where} does not fit {model_name}: {wrong}")
     return tensors.take(found, wanted, where)
@@ -203,10 +207,8 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: its config.json gives no mean and std of three channels ({error})") from error
         return Statistics(mean, std), "from its config.json", False
-    efficientnet = BACKBONES[model_name][0] is EfficientNetV2
-    statistics = naming.HALF if efficientnet else naming.IMAGENET
-    others = "timm has them for" if efficientnet else "timm and torchvision have them for"
-    return statistics, f"as {others} {expected}, because there is no {hub.CONFIG} with others", True
+    statistics, whose = naming.assumed(model_name)
+    return statistics, f"{whose}, because there is no {hub.CONFIG} with others", True
 
 
 def _from_model_file(source: os.PathLike | str, model_name: str) -> Weights:
