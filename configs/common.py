@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
+    c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours)
 

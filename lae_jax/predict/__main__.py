@@ -114,14 +114,14 @@ def count(args: argparse.Namespace) -> int:
     Raises:
       InputError: There is none.
     """
-    from lae_jax.data.sources import interface
+    from lae_jax.data.sources.image_files import IMAGE_SUFFIXES
     from lae_jax.predict import photographs
 
     if args.contest:
         return sum(1 for _ in photographs.in_csv(args.contest, args.images))
     named = sum(1 for _ in photographs.named(args.inputs, args.images))
     if not named:
-        raise InputError(f"{', '.join(args.inputs)}: no image found ({', '.join(interface.IMAGE_SUFFIXES)})")
+        raise InputError(f"{', '.join(args.inputs)}: no image found ({', '.join(IMAGE_SUFFIXES)})")
     return named
 
 

@@ -13,12 +13,12 @@ import optax
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from lae_jax import models, optim, stages
+from lae_jax import losses, models, optim, stages
 from lae_jax.models.pretrained import safetensors_file, tensors
 from lae_jax.runs import fields
 from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import model_file, origin, parallel
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.model_file import builtin
 
 NUM_AGES = 101
@@ -50,6 +50,16 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
+
+
+def require_in_range(config: ConfigDict) -> None:
+    """Checks how the label distribution of a range is spread.
+
+    Raises:
+      InputError: config.loss.in_range is not one of `losses.IN_RANGE`.
+    """
+    if config.loss.in_range not in losses.IN_RANGE:
+        raise InputError("config.loss.in_range: " + unknown("distribution", str(config.loss.in_range), losses.IN_RANGE))
 
 
 def forward(

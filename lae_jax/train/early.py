@@ -72,7 +72,7 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
 
 
 def check_names(config: ConfigDict) -> None:
-    """Checks the names of the model, the stage and the method before TensorFlow is loaded; it needs JAX.
+    """Checks the names of the model, the stage, the method and the like before TensorFlow is loaded; it needs JAX.
 
     Raises:
       InputError: One of them does not exist, or the method's setting does not fit.
@@ -82,6 +82,7 @@ def check_names(config: ConfigDict) -> None:
 
     stage = stages.get(config.stage)
     stages.with_method(stage, config.classify.method, config.classify.setting)
+    build.require_in_range(config)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)
 

@@ -166,13 +166,11 @@ def check_features(config: ConfigDict, stage: stages.Stage, init: origin.Checkpo
         told = "; ".join(f"{field} {before[field]!r}, not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
         raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another --config.init_from")
-    if "head" in stage.loads and before["loss.label_sigma"] != now["loss.label_sigma"]:
-        logger.warning(
-            "%s was trained with loss.label_sigma %g, and this run uses %g (--config.loss.label_sigma)",
-            init.workdir,
-            before["loss.label_sigma"],
-            now["loss.label_sigma"],
-        )
+    for field in ("loss.label_sigma", "loss.in_range"):
+        if "head" in stage.loads and before[field] != now[field]:
+            values = (f"{value:g}" if isinstance(value, float) else value for value in (before[field], now[field]))
+            told = "%s was trained with %s %s, and this run uses %s (--config.%s)"
+            logger.warning(told, init.workdir, field, *values, field)
 
 
 def constants(config: ConfigDict, stage: stages.Stage, init: origin.Checkpoint | None) -> dict:
@@ -192,6 +190,8 @@ def constants(config: ConfigDict, stage: stages.Stage, init: origin.Checkpoint |
             " name a run of that stage with --config.mae_from"
         )
     scores = source.meta["scores"] or {}
+    if "distance" in scores:  # where labels are ranges, the mean of L_er is the mean distance to them
+        scores = {**scores, "mae": scores["distance"]}
     missing = [name for name in stage.needs if scores.get(name) is None]
     if missing and source.file is not None:
         raise InputError(
