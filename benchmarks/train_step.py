@@ -202,7 +202,7 @@ def main() -> None:
     began, rows = time.perf_counter(), []
 
     def side(name: str, module: str, env: dict, python: str = sys.executable) -> sides.Side:
-        return sides.Side(name, python, module, env, args.cores)
+        return sides.Side(name, [python, "-m", module], env, args.cores)
 
     def add(measure: Callable[[], list[dict]]) -> bool:
         """Whether there was time for a row; one that fails is named and left out."""

@@ -95,12 +95,12 @@ def test_the_batch_is_halved_until_both_sides_have_room_and_they_take_turns():
 
 
 def test_sides_answer_through_their_pipe_and_say_what_went_wrong(tmp_path):
-    with sides.Side("pico", sys.executable, "benchmarks.jax_side", {"JAX_PLATFORMS": "cpu"}) as side:
+    with sides.Side("pico", [sys.executable, "-m", "benchmarks.jax_side"], {"JAX_PLATFORMS": "cpu"}) as side:
         assert side.ask("platform") == {"platform": "cpu"}
         with pytest.raises(sides.SideError, match="KeyError"):
             side.ask("start", case={})
         assert side.ask("stop") == {}
-    with sides.Side("none", sys.executable, "benchmarks.no_such_side") as side:
+    with sides.Side("none", [sys.executable, "-m", "benchmarks.no_such_side"]) as side:
         with pytest.raises(sides.SideError, match="none ended with status 1"):
             side.ask("platform")
 
