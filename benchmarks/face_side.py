@@ -10,8 +10,6 @@ import pathlib
 import sys
 import time
 
-import psutil
-
 from benchmarks import sides
 
 # TensorFlow counts the cores of the machine; it reads these when it is imported.
@@ -34,19 +32,14 @@ def opened(checkout: str, photographs: str) -> dict:
 
 def turn(steps: int, way: str) -> dict:
     """Seconds of wall time and of CPU time, also of the processes that decode, for all photographs."""
-    wall, taken, found = time.perf_counter(), _cpu_seconds(), 0
+    wall, taken, found = time.perf_counter(), sides.cpu_seconds(), 0
     for _ in range(steps):
         found = _WAYS[way]()
     return {
         "seconds": (time.perf_counter() - wall) / steps,
-        "cpu_seconds": (_cpu_seconds() - taken) / steps,
+        "cpu_seconds": (sides.cpu_seconds() - taken) / steps,
         "found": found,
     }
-
-
-def _cpu_seconds() -> float:
-    own = psutil.Process()
-    return sum(sum(one.cpu_times()[:2]) for one in [own, *own.children(recursive=True)])
 
 
 def _whole() -> int:

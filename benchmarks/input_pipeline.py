@@ -65,13 +65,15 @@ def started(
         ours["this pipeline, all cores (wall time)"] = ("ours", 0)
     made: dict[str, sides.Side | None] = {}
     for name, (kind, cores) in ours.items():
-        made[name] = sides.Side(name, sys.executable, "benchmarks.input_pipeline_sides", worker.ONE_THREAD, cores)
+        command = [sys.executable, "-m", "benchmarks.input_pipeline_sides"]
+        made[name] = sides.Side(name, command, worker.ONE_THREAD, cores)
         stack.enter_context(made[name]).ask("start", kind=kind, cores=cores, **shared)
     for name, (kind, environment) in PEERS.items():
         made[name] = None
         if pathlib.Path(args.peers).exists():
             environment = worker.ONE_THREAD | environment
-            made[name] = sides.Side(name, args.peers, "benchmarks.input_pipeline_peers", environment, 1)
+            command = [args.peers, "-m", "benchmarks.input_pipeline_peers"]
+            made[name] = sides.Side(name, command, environment, 1)
             stack.enter_context(made[name]).ask("start", kind=kind, cores=1, **shared)
     return made
 

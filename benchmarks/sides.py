@@ -1,8 +1,8 @@
 """Programs that take turns on one machine: each in a process of its own, with its own interpreter and threads, told
 over a pipe what to do. While one computes, the others wait for their next line.
 
-A side is a module that calls `serve` with what it can do. Requests and answers are lines of JSON. Imports nothing but
-the standard library: the other side's environment has none of ours.
+A side is a module that calls `serve` with what it can do, or a program in another language that reads and answers the
+same lines of JSON. Imports nothing but the standard library: the other side's environment has none of ours.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 1.0  # that a turn should take
@@ -28,16 +28,16 @@ class OutOfMemory(SideError):
 
 
 class Side:
-    """A process that runs `python -m module`, and asks and answers; ends with the `with` block."""
+    """A process that asks and answers; ends with the `with` block."""
 
-    def __init__(self, name: str, python: str, module: str, env: Mapping[str, str] | None = None, cores: int = 0):
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, cores: int = 0):
         """Args: env: more variables of its environment; cores: that it may use, of those that we may; 0: all."""
         self.name = name
         allowed = sorted(os.sched_getaffinity(0))[: cores or None]
         # Torch counts the machine's cores, XLA those that it may use.
         threads = {"OMP_NUM_THREADS": str(len(allowed)), "MKL_NUM_THREADS": str(len(allowed))}
         self._process = subprocess.Popen(
-            ["taskset", "-c", ",".join(map(str, allowed)), python, "-m", module],
+            ["taskset", "-c", ",".join(map(str, allowed)), *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**os.environ, **threads, **(env or {})},
         )  # fmt: skip
@@ -88,6 +88,14 @@ def serve(can: Mapping[str, Callable[..., dict]], is_full: Callable[[Exception],
             answer = {"error": f"{type(error).__name__}: {error}"[:500], "full": full}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPU time of this process and of the processes that it started. Needs psutil."""
+    import psutil
+
+    own = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in [own, *own.children(recursive=True)])
 
 
 def per_step(steps: int, wall: float, cpu: float) -> dict:

@@ -34,6 +34,6 @@ def get_config():
     c = ConfigDict({"workdir": "runs/faces", "order": ("represent", "classify"), "stages": {}})
     c.faces = "data/fairface"  # prepared data set of both stages
     c.seed = 0  # of both stages
-    c.stages.represent = _stage(c, "represent", 12.0, 0.03)
+    c.stages.represent = _stage(c, "represent", 8.0, 0.03)
     c.stages.classify = _stage(c, "classify", 4.0, 0.01)
     return c

@@ -2,7 +2,8 @@
 
     python -m lae_jax.evaluate --run runs/classify --data data/faces --split validation
 
-Writes RUN/evaluation/<data set>-<split>/: report.html, one self-contained file; report.json, predictions.csv,
+Writes RUN/evaluation/<data set>-<split>/ (of a model file NAME.safetensors, NAME/evaluation/... in the current folder;
+without --run, faces-lite0/evaluation/...): report.html, one self-contained file; report.json, predictions.csv,
 model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
@@ -10,13 +11,14 @@ import argparse
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, start
+from lae_jax.runtime.model_file import builtin
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags (`argv`, or the command line)."""
     parser = flags.Parser("evaluate", __doc__)
     add, common = parser.add_argument, parser.add_common
-    common("run", help="folder of a run")
+    common("run", help=f"folder of a run, or {flags.MODEL_FILE}")
     common("data", help="folder of a prepared data set (default: the run's own)")
     common("split", help="name of a split; 'all' for every row (default: the run's validation split)")
     common("step")
@@ -113,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parse_args(argv))
     evaluate.check(args["interval"], args["threshold"], args["batch_size"])
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
+    builtin.tell(args["run"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))

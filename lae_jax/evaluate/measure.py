@@ -10,7 +10,7 @@ from lae_jax import metrics, stages
 from lae_jax.data import records
 from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
 from lae_jax.runs.forward import age_and_distribution
-from lae_jax.runtime import checkpoints, console, parallel
+from lae_jax.runtime import console, origin, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -30,7 +30,7 @@ class Evaluated:
       leaks: Result of `leaks.of_evaluation`.
     """
 
-    checkpoint: checkpoints.Checkpoint
+    checkpoint: origin.Checkpoint
     stage: stages.Stage
     dataset: records.Dataset
     split: str
@@ -67,7 +67,7 @@ class Evaluated:
 
 
 def predict(
-    checkpoint: checkpoints.Checkpoint,
+    checkpoint: origin.Checkpoint,
     data: str | None = None,
     split: str | None = None,
     *,
@@ -132,7 +132,7 @@ def predict(
     return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, outputs, probabilities, found)
 
 
-def validation_split(checkpoint: checkpoints.Checkpoint) -> str:
+def validation_split(checkpoint: origin.Checkpoint) -> str:
     """Returns the data set's name of the split that a run was validated on.
 
     Raises:

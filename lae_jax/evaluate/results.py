@@ -39,11 +39,13 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     Raises:
       InputError: The baseline was not evaluated on these images.
     """
-    with files.together(folder, loading.REPORT, above=done.checkpoint.workdir) as place:
+    above = done.checkpoint.workdir if done.checkpoint.file is None else None
+    with files.together(folder, loading.REPORT, above) as place:
         report = _write(done, place, contents, flip)
         pictures = {path.stem for path in (place / "report").glob("*.svg")}
     page.remove_pictures(folder, but=pictures)
-    _publish(done, folder)
+    if done.checkpoint.file is None:
+        _publish(done, folder)
     return report
 
 
@@ -71,7 +73,7 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
         page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
         return report
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
-    temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
+    temperature = calibration.temperature_of(checkpoint)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
     report["threshold"] = contents.threshold
     report[showing.FIELD] = showing.as_json(contents)

@@ -15,7 +15,7 @@ from lae_jax.data import records
 from lae_jax.longtail import extraction, kept_heads
 from lae_jax.longtail.fitting import Bench
 from lae_jax.runs import fields, inputs, leaks, provenance
-from lae_jax.runtime import checkpoints, console
+from lae_jax.runtime import checkpoints, console, origin
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages.methods import Method
 
@@ -383,5 +383,5 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Trial | None:
     return Trial(STAGE3, 0.0, rate, 0, reports, 1)
 
 
-def _backbone(checkpoint: checkpoints.Checkpoint) -> dict:
+def _backbone(checkpoint: origin.Checkpoint) -> dict:
     return {name: tree["backbone"] for name, tree in checkpoint.variables.items() if "backbone" in tree}

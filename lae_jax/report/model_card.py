@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lae_jax.report import age_groups, wording
 from lae_jax.runtime.foreign import in_code, in_markdown
+from lae_jax.runtime.model_file import builtin
 
 USE = """\
 For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
@@ -109,7 +110,9 @@ def _starts(starts: Sequence[Mapping]) -> str:
 
 
 def _licence(start: Mapping) -> str:
-    """Where to find the licence of weights that others trained; '' for a run."""
+    """Where to find the licence of weights that others trained; '' for a run or a model file."""
+    if builtin.is_name(start["from"]):
+        return f"A model of lae_jax, trained on {builtin.MODELS[start['from']].data}: name that source too."
     if start["kind"] != "weights":
         return ""
     if hub := re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(@.*)?", start["from"]):

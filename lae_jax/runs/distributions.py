@@ -6,7 +6,6 @@ Class k covers the ages from k - 0.5 to k + 0.5 evenly; the first class starts a
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from lae_jax.metrics import age_class
 
@@ -119,6 +118,8 @@ def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
       probabilities: (N, K).
       ages: (N,) years; or ranges, (N, 2), of which the likelihood is the probability of all their ages together.
     """
+    from scipy.optimize import minimize_scalar  # takes as long to load as JAX
+
     classes = np.clip(age_class(ages), 0, probabilities.shape[1] - 1)
 
     def surprise(log_temperature: float) -> float:

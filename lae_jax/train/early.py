@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.configs import common
 from lae_jax.runs import preflight
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, model_file
 from lae_jax.runtime.errors import Diverged, InputError
 
 _HUB = "hf:"
@@ -60,6 +60,9 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
             preflight.require_extra("hub", ("huggingface_hub",), f"config.{field}={source}")
             continue
         if source in {"", "scratch", *made}:
+            continue
+        if model_file.is_model_file(source):
+            model_file.read_header(source)
             continue
         place, follows = epath.Path(source), _FOLLOWS.get(config.stage)
         if not place.exists() and (place.suffix or not follows):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lae_jax import metrics, stages
 from lae_jax.data import age_weights, records, sampling
 from lae_jax.runs import agreement, build, fields, inputs, leaks
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
 from lae_jax.train import handover
@@ -54,7 +54,7 @@ class Plan:
     durations: Durations
     constants: dict  # the loss constants: arguments of the loss besides outputs and targets
     history: History
-    init: checkpoints.Checkpoint | None  # what a fresh run starts from; None if the run resumes
+    init: origin.Checkpoint | None  # what a fresh run starts from; None if the run resumes
 
     @property
     def workdir(self) -> epath.Path:

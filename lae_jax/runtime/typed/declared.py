@@ -165,6 +165,7 @@ META = fields(
 )
 PROVENANCE = fields(
     {
+        "commit": optional(text()),
         "versions": optional(named(optional(text()))),
         "devices": optional(many(text())),
         "python": optional(text()),
