@@ -20,7 +20,7 @@ from lae_jax.train import steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "mae": MAE, "scale": 64.0, "margin": 0.35}
+CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": MAE, "scale": 64.0, "margin": 0.35}
 STAGES = {"stage 1": "pretrain", "stage 2": "represent", "stage 3": "classify"}
 # Dense bfloat16 of the data sheets, in TFLOP/s, without sparsity; the SXM parts.
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5p": 459.0}

@@ -1,14 +1,19 @@
 """The temperature of a run's distributions, fitted to its validation split: read and write its file in the run."""
 
+from typing import TYPE_CHECKING
+
 from etils import epath
 
-from lae_jax.runtime import files, origin
+from lae_jax.runtime import files
 from lae_jax.runtime.typed import declared
+
+if TYPE_CHECKING:  # it imports JAX, which exports run without
+    from lae_jax.runtime import origin
 
 CALIBRATION = "calibration.json"
 
 
-def temperature_of(checkpoint: origin.Checkpoint) -> float:
+def temperature_of(checkpoint: "origin.Checkpoint") -> float:
     """Returns the temperature of a run at this checkpoint, or of a model file.
 
     Raises:

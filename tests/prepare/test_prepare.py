@@ -107,15 +107,15 @@ def test_too_few_people_are_told_what_works(tmp_path):
 
 
 def test_too_few_usable_rows_are_told_with_the_reasons_of_the_others(tmp_path):
-    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20 if i < 2 else "3-9", "") for i in range(26)])
-    told = "2 images: too few for 3 splits.*24 rejected: 24 x age '3-9'.*column of ages.*/out/rejected.csv lists all"
+    source = make_source(tmp_path / "src", [(f"{i}.jpg", 20 if i < 2 else "thirty", "") for i in range(26)])
+    told = "2 images: too few for 3 splits.*24 rejected: 24 x age 'thirty'.*column of ages.*/out/rejected.csv lists all"
     with pytest.raises(InputError, match=told):
         run(tmp_path / "out", "--source", source)
     assert rejected(tmp_path / "out").keys() == {f"{i}.jpg" for i in range(2, 26)}
     run(tmp_path / "out", "--source", source, "--ratio", "1:1")
     written = (tmp_path / "out" / "rejected.csv").read_bytes()
     source.write_text(source.read_text().replace("1.jpg,20", "1.jpg,"))
-    with pytest.raises(InputError, match="1 image: too few.*25 rejected: 24 x age '3-9'.* 2.jpg; 1 x no age"):
+    with pytest.raises(InputError, match="1 image: too few.*25 rejected: 24 x age 'thirty'.* 2.jpg; 1 x no age"):
         run(tmp_path / "out", "--source", source)
     assert (tmp_path / "out" / "rejected.csv").read_bytes() == written
 
@@ -172,7 +172,8 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
 ])  # fmt: skip
 def test_the_next_command_fits_the_splits(splits, has_ages, commands):
     ages = np.array([np.nan, 20.0 if has_ages else np.nan])
-    dataset = types.SimpleNamespace(manifest={"splits": dict.fromkeys(splits, 2)}, column=lambda name: ages)
+    ranges = np.stack([ages, ages], axis=1)
+    dataset = types.SimpleNamespace(manifest={"splits": dict.fromkeys(splits, 2)}, age_ranges=lambda: ranges)
     lines = saved.next_commands(dataset, "o")
     assert len(lines) == len(commands) and all(part in line for part, line in zip(commands, lines, strict=True))
     assert all(("--config.init_from=" in line) == ("data.path" in line) for line in lines)
