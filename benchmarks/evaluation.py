@@ -26,10 +26,10 @@ from lae_jax.configs import represent
 from lae_jax.data import pipeline, records
 from lae_jax.predict import estimator as estimators
 from lae_jax.runs import build, fields, inputs
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import origin, parallel
 
 
-def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints.Checkpoint:
+def untrained(args: argparse.Namespace, dataset: records.Dataset) -> origin.Checkpoint:
     """A checkpoint of stage 2 with initial values."""
     config = represent.get_config()
     config.model.name, config.model.dtype, config.data.image_size = args.model, args.dtype, args.image_size
@@ -43,7 +43,7 @@ def untrained(args: argparse.Namespace, dataset: records.Dataset) -> checkpoints
         "constants": {},
     }
     variables = models.initialise(module, args.image_size, 0)
-    return checkpoints.Checkpoint(workdir=epath.Path("nowhere"), step=0, variables=variables, meta=meta)
+    return origin.Checkpoint(workdir=epath.Path("nowhere"), step=0, variables=variables, meta=meta)
 
 
 class Sides:

@@ -182,7 +182,7 @@ def main() -> None:
     from lae_jax import stages
     from lae_jax.configs import represent
     from lae_jax.runs import fields
-    from lae_jax.runtime import checkpoints
+    from lae_jax.runtime import origin
 
     clock, dataset = Clock(), Drawn(flags.rows)
     config, rng = represent.get_config(), np.random.default_rng(2)
@@ -198,7 +198,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(dir=flags.out) as folder:
         variables = {"params": {"backbone": {}, "head": {"fc": head}}}
-        checkpoint = checkpoints.Checkpoint(epath.Path(folder), 1, variables, meta)
+        checkpoint = origin.Checkpoint(epath.Path(folder), 1, variables, meta)
         longtail(clock, checkpoint, dataset, flags, pathlib.Path(folder) / "features")
         size = sum(path.stat().st_size for path in pathlib.Path(folder, "features").glob("*.npy")) / 1e9
         evaluation(clock, checkpoint, dataset, pathlib.Path(folder))

@@ -4,7 +4,8 @@
     python -m benchmarks.pretrained_parity efficientnet_v2_l
 
 Float64, images of 65 x 64 pixels (an odd and an even side). EfficientNetV2 is held against Keras (a .keras file and one
-in timm's layout), ResNet against torchvision's stated in TensorFlow. Fails where a relative error is above 1e-10, or
+in timm's layout), ResNet against torchvision's stated in TensorFlow, EfficientNet-Lite0 against timm's in the peers'
+environment (`make setup-peers`; without it this row is left out). Fails where a relative error is above 1e-10, or
 where reading a file takes more than 10 seconds, or adds more than three times its size to the process.
 """
 
@@ -21,7 +22,8 @@ from benchmarks import harness
 from lae_jax.models import pretrained
 from lae_jax.runtime import console
 
-NAMES = [f"efficientnet_v2_{size}" for size in "sml"] + ["resnet18", "resnet50"]
+NAMES = [f"efficientnet_v2_{size}" for size in "sml"] + ["efficientnet_lite0", "resnet18", "resnet50"]
+PEERS = pathlib.Path(".venv-peers/bin/python")
 SECONDS, SIZES = 10.0, 3.0
 _MEASURE = """
 import sys, time
@@ -52,6 +54,18 @@ def rows(name: str, folder: pathlib.Path):
         foreign.write_safetensors(path, state)
         theirs = foreign.resnet_features(depth, state, images)
         yield "torchvision", path, foreign.relative_error(ours_of(path, name, images), theirs)
+        return
+    if name == "efficientnet_lite0":
+        if not PEERS.exists():
+            print(f"{name} left out: there is no {PEERS}; make setup-peers installs it", file=sys.stderr)
+            return
+        images = (pixels - 127) / 128
+        np.save(folder / "images.npy", images)
+        subprocess.run([PEERS, "-m", "benchmarks.timm_features", f"tf_{name}", str(folder)], check=True)
+        theirs = np.load(folder / "features.npy")
+        for layout in ("timm", "EfficientNet-PyTorch"):
+            path = folder / f"{layout}.safetensors"
+            yield layout, path, foreign.relative_error(ours_of(path, name, images), theirs)
         return
     with foreign.keras_in_float64() as keras:
         model = foreign.keras_model(keras, name[-1], pixels)

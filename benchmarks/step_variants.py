@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lae_jax import models
-from lae_jax.models import efficientnet_v2, layers
+from lae_jax.models import efficientnet, layers
 
 
 def _depthwise(form: Callable) -> None:
@@ -36,7 +36,7 @@ def _squeeze_excite_products() -> None:
         gate = layers.Conv(flat, width, use_bias=True, name="se_reduce")(layers.pool(x)[:, None, None])
         return x * nn.sigmoid(layers.Conv(flat, x.shape[-1], use_bias=True, name="se_expand")(nn.swish(gate)))
 
-    efficientnet_v2.squeeze_excite = squeeze_excite
+    efficientnet.squeeze_excite = squeeze_excite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,14 @@ def apply(name: str) -> None:
         FORMS[name].change()
 
 
-def depthwise_shapes(model_name: str, image_size: int, batch: int) -> list[tuple[tuple[int, ...], int]]:
-    """Each ((B, H, W, C), stride) of a depthwise convolution of the model, once."""
+def depthwise_shapes(model_name: str, image_size: int, batch: int) -> list[tuple[tuple[int, ...], int, int]]:
+    """Each ((B, H, W, C), side of the kernel, stride) of a depthwise convolution of the model, once."""
     found = {}
 
     def watch(call, args, kwargs, context):
         module = context.module
         if isinstance(module, layers.Conv) and module.depthwise and context.method_name == "__call__":
-            found[args[0].shape, module.stride] = None
+            found[args[0].shape, module.kernel_size, module.stride] = None
         return call(*args, **kwargs)
 
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
@@ -94,10 +94,10 @@ def depthwise_times(model_name: str, image_size: int, batch: int, dtype: str, re
     """Milliseconds of each depthwise convolution, forward and both gradients, as XLA's and shifted, in turns."""
     forms = {"xla": layers.xla_convolution, "shifted": layers.shifted_depthwise}
     rows = []
-    for shape, stride in depthwise_shapes(model_name, image_size, batch):
-        padding = tuple(layers.same_padding(n, 3, stride) for n in shape[1:3])
+    for shape, size, stride in depthwise_shapes(model_name, image_size, batch):
+        padding = tuple(layers.same_padding(n, size, stride) for n in shape[1:3])
         x = jax.random.normal(jax.random.key(0), shape, dtype)
-        kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, shape[-1]), dtype)
+        kernel = jax.random.normal(jax.random.key(1), (size, size, 1, shape[-1]), dtype)
 
         def gradients(x, kernel, form, stride=stride, padding=padding):
             out, pull = jax.vjp(lambda x, kernel: form(x, kernel, stride, padding), x, kernel)
@@ -111,5 +111,7 @@ def depthwise_times(model_name: str, image_size: int, batch: int, dtype: str, re
                 jax.block_until_ready(function(x, kernel))
                 if turn:  # the first one compiles
                     times[name].append(1e3 * (time.perf_counter() - start))
-        rows.append({"shape": shape, "stride": stride, **{k: statistics.median(v) for k, v in times.items()}})
+        rows.append(
+            {"shape": shape, "kernel": size, "stride": stride, **{k: statistics.median(v) for k, v in times.items()}}
+        )
     return rows

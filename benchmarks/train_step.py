@@ -20,14 +20,16 @@ import time
 from collections.abc import Callable
 
 from benchmarks import harness, sides, step_variants
-from lae_jax.models import BACKBONES, efficientnet_v2
+from lae_jax.models import BACKBONES, efficientnet
 from lae_jax.runtime import console
 
 PEERS = pathlib.Path(".venv-peers/bin/python")
 MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for first: --minutes may end them
-TIMM = {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"} | {
-    f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)
-}
+TIMM = (
+    {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"}
+    | {f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)}
+    | {"efficientnet_lite0": "tf_efficientnet_lite0"}
+)
 
 
 # What is printed of a row: key, format, factor.
@@ -44,10 +46,10 @@ COLUMNS = {
 }
 
 
-def timm_architecture(architecture: efficientnet_v2.Architecture) -> dict:
+def timm_architecture(architecture: efficientnet.Architecture) -> dict:
     """A member of the family in the words of timm's builder."""
 
-    def words(group: efficientnet_v2.BlockGroup) -> str:
+    def words(group: efficientnet.BlockGroup) -> str:
         kind = "ir" if not group.fused else "er" if group.expand > 1 else "cn"
         text = f"{kind}_r{group.blocks}_k3_s{group.stride}_e{group.expand}_c{group.features}"
         return text + {"ir": "_se0.25", "er": "", "cn": "_skip"}[kind]
@@ -144,8 +146,11 @@ def measure_modes(args: argparse.Namespace, ours: sides.Side, peer: sides.Side |
 def measure_variants(args: argparse.Namespace, ours: sides.Side, side: Callable, add: Callable) -> None:
     """Every variant, in a process of its own, against the default."""
     shapes = ours.ask("depthwise", model=args.model, image_size=args.image_size, batch=args.batch, dtype=args.dtype)
-    lines = [[str(row["shape"]), row["stride"], row["xla"], row["shifted"]] for row in shapes["rows"]]
-    print(console.table(["depthwise, forward and backward", "stride", "XLA's, ms", "shifted, ms"], lines), end="\n\n")
+    lines = [[str(row["shape"]), row["kernel"], row["stride"], row["xla"], row["shifted"]] for row in shapes["rows"]]
+    print(
+        console.table(["depthwise, forward and backward", "kernel", "stride", "XLA's, ms", "shifted, ms"], lines),
+        end="\n\n",
+    )
     (args.out / "depthwise.json").write_text(json.dumps(shapes["rows"], indent=1))
     for mode in args.modes:
         for name, variant in step_variants.named(args.platform).items():

@@ -41,11 +41,12 @@ def get_config() -> ConfigDict:
     c.stage = "represent"  # 'pretrain' | 'represent' | 'classify'
     c.workdir = "runs/represent"
     c.seed = 0
-    # Run to take the backbone from (stage 3: the model); in stages 1 and 2 also a file of weights or
-    # hf:owner/name[@revision] (docs/training.md), or 'scratch'. Must be set; in a recipe '' is the stage before.
+    # Run or model file to take the backbone from (stage 3: the model), or 'faces-lite0', the model of the package; in
+    # stages 1 and 2 also a file of weights, hf:owner/name[@revision] (docs/training.md) or 'scratch'. Must be set; in a
+    # recipe '' is the stage before.
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the kept one)
-    c.mae_from = ""  # stage 3: run whose validation MAE is in the loss (default: init_from)
+    c.mae_from = ""  # stage 3: run or model file whose validation MAE is in the loss (default: init_from)
     c.reinit_head = False  # stage 3: a new head instead of stage 2's; methods that start from a new head set it
 
     c.data = ConfigDict()
@@ -81,6 +82,7 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
+    c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours)
 

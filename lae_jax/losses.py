@@ -3,6 +3,9 @@
 B = batch, K = 101 ages (labels 0..100), D = embedding, C = identities. Each loss returns one value per example, (B,);
 the caller weights and averages them. The arithmetic is float32 or wider for any input; gradients are finite. Shapes are
 checked when a function is traced, because ages of shape (B, 1) would otherwise broadcast silently to (B, B).
+
+Labels may be ranges of ages. `ages` is then (B, 2): the first and the last age of each, both inside. Where these are
+equal, the age is exact, and its losses are those of (B,) ages, bit for bit. A range that ends at 100 has no upper end.
 """
 
 import jax
@@ -10,6 +13,9 @@ import jax.numpy as jnp
 
 # A vector whose squared length is below this counts as zero, which keeps the gradient of its direction finite.
 _MIN_SQUARED_NORM = 1e-12
+IN_RANGE = ("uniform", "model")  # how a label distribution is spread over a range
+# The ages of a range without an upper end are weighted as in a population (`metrics.range_weights` has the same).
+OPEN_END, OLD, HALVING = 100, 70, 5.0
 
 
 def label_distribution(ages: jax.Array, sigma: float = 1.0, num_ages: int = 101) -> jax.Array:
@@ -17,10 +23,10 @@ def label_distribution(ages: jax.Array, sigma: float = 1.0, num_ages: int = 101)
 
     `z_k ~ exp(-(k - y)^2 / (2 sigma^2))` for k = 0..num_ages - 1. The paper writes the density's factor
     1 / (sqrt(2 pi) sigma). Here each row is normalised, which differs only near 0 and 100, where the Gaussian is cut
-    off.
+    off. The target of a range is the mean of the targets of its whole ages, weighted by `range_weights`.
 
     Args:
-      ages: (B,) years.
+      ages: (B,) years, or (B, 2) ranges.
       sigma: Standard deviation, in years.
       num_ages: Number of ages.
 
@@ -28,9 +34,36 @@ def label_distribution(ages: jax.Array, sigma: float = 1.0, num_ages: int = 101)
       (B, num_ages) probabilities; each row sums to 1.
 
     Raises:
-      ValueError: `ages` does not have shape (B,).
+      ValueError: `ages` has another shape.
     """
-    return jnp.exp(_log_label_distribution(ages, sigma, num_ages))
+    ages = _labels(ages)
+    if ages.ndim == 1:
+        return jnp.exp(_log_label_distribution(ages, sigma, num_ages))
+    exact = jnp.exp(_log_label_distribution(ages[:, 0], sigma, num_ages))
+    return jnp.where(_is_exact(ages)[:, None], exact, _blurred(range_weights(ages, num_ages), sigma))
+
+
+def range_weights(ranges: jax.Array, num_ages: int = 101) -> jax.Array:
+    """Returns how likely each whole age is under the label alone.
+
+    All ages of a range are equally likely. In a range without an upper end they are as likely as in a population, in
+    which, roughly as in the world's, from 70 on each five years halve the number of people.
+
+    Args:
+      ranges: (B, 2), first and last age; a range without a whole age inside stands for the whole age nearest its
+        middle.
+      num_ages: Number of ages.
+
+    Returns:
+      (B, num_ages); each row sums to 1.
+    """
+    ages = jnp.arange(num_ages, dtype=ranges.dtype)[None, :]
+    low, high = ranges[:, :1], ranges[:, 1:]
+    inside = (ages >= low) & (ages <= high)
+    inside |= ~inside.any(axis=1, keepdims=True) & (ages == jnp.floor((low + high) / 2 + 0.5))
+    population = jnp.where(high >= OPEN_END, 0.5 ** (jnp.maximum(ages - OLD, 0.0) / HALVING), 1.0)
+    weights = jnp.where(inside, population, 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def expected_age(logits: jax.Array) -> jax.Array:
@@ -51,7 +84,9 @@ def expected_age(logits: jax.Array) -> jax.Array:
     return jnp.sum(probabilities * ages[None, :], axis=-1)
 
 
-def label_divergence(logits: jax.Array, ages: jax.Array, label_sigma: float = 1.0) -> jax.Array:
+def label_divergence(
+    logits: jax.Array, ages: jax.Array, label_sigma: float = 1.0, in_range: str = "uniform"
+) -> jax.Array:
     """Returns equation 1, `L_ld = sum_k z_k log(z_k / p_k)`.
 
     0 log 0 = 0: z underflows about 14 years from y, but log z and log p stay finite, so the product is 0 there, and so
@@ -59,26 +94,42 @@ def label_divergence(logits: jax.Array, ages: jax.Array, label_sigma: float = 1.
 
     Args:
       logits: (B, K).
-      ages: (B,) years.
+      ages: (B,) years, or (B, 2) ranges.
       label_sigma: Standard deviation of the label distribution in years, 1 in the paper.
+      in_range: How z is spread over the ages of a range, before the Gaussian blurs it: 'uniform' (`range_weights`), or
+        'model': as the model's own p inside the range, which counts as a constant. That is the E step of expectation
+        maximisation, and the gradient is the M step's.
 
     Returns:
       (B,) nats.
 
     Raises:
-      ValueError: The shapes do not match.
+      ValueError: The shapes do not match, or `in_range` is unknown.
     """
     logits = _matrix(logits, "logits")
-    log_z = _log_label_distribution(_aligned(ages, logits, "ages"), label_sigma, logits.shape[-1])
-    return jnp.sum(jnp.exp(log_z) * (log_z - jax.nn.log_softmax(logits, axis=-1)), axis=-1)
+    ages, num_ages = _aligned(ages, logits), logits.shape[-1]
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    log_z = _log_label_distribution(ages if ages.ndim == 1 else ages[:, 0], label_sigma, num_ages)
+    exact = jnp.sum(jnp.exp(log_z) * (log_z - log_p), axis=-1)
+    if in_range not in IN_RANGE:
+        raise ValueError(f"in_range is {in_range!r}: it must be one of {', '.join(IN_RANGE)}")
+    if ages.ndim == 1:
+        return exact
+    weights = range_weights(ages, num_ages)
+    if in_range == "model":
+        # The softmax of the logits inside: p itself may be 0 on the whole range.
+        weights = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1, where=weights > 0))
+    z = _blurred(weights, label_sigma)
+    entropy = jnp.sum(z * jnp.log(jnp.where(z > 0, z, 1.0)), axis=-1)
+    return jnp.where(_is_exact(ages), exact, entropy - jnp.sum(z * log_p, axis=-1))
 
 
 def regression_error(logits: jax.Array, ages: jax.Array) -> jax.Array:
-    """Returns equation 2, `L_er = |y - y_hat|`; its gradient at 0 is 0.
+    """Returns equation 2, `L_er = |y - y_hat|`; its gradient at 0 is 0. For a range: the distance to it, 0 inside.
 
     Args:
       logits: (B, K).
-      ages: (B,) years.
+      ages: (B,) years, or (B, 2) ranges.
 
     Returns:
       (B,) years.
@@ -87,19 +138,28 @@ def regression_error(logits: jax.Array, ages: jax.Array) -> jax.Array:
       ValueError: The shapes do not match.
     """
     predictions = expected_age(logits)
-    return jnp.abs(_aligned(ages, predictions, "ages") - predictions)
+    ages = _aligned(ages, predictions)
+    if ages.ndim == 2:
+        # The age of the range that is nearest to the prediction: where it is exact, the age itself.
+        ages = jnp.where(_is_exact(ages), ages[:, 0], jnp.clip(predictions, ages[:, 0], ages[:, 1]))
+    return jnp.abs(ages - predictions)
 
 
 def representation_loss(
-    logits: jax.Array, ages: jax.Array, er_weight: float = 1.0, label_sigma: float = 1.0
+    logits: jax.Array,
+    ages: jax.Array,
+    er_weight: float = 1.0,
+    label_sigma: float = 1.0,
+    in_range: str = "uniform",
 ) -> jax.Array:
     """Returns equation 3, the loss of stage 2: `L_fe = L_ld + lambda L_er`.
 
     Args:
       logits: (B, K).
-      ages: (B,) years.
+      ages: (B,) years, or (B, 2) ranges.
       er_weight: The paper's lambda, 1 in all its experiments.
       label_sigma: As in `label_divergence`.
+      in_range: As in `label_divergence`.
 
     Returns:
       (B,).
@@ -107,11 +167,15 @@ def representation_loss(
     Raises:
       ValueError: The shapes do not match.
     """
-    return label_divergence(logits, ages, label_sigma) + er_weight * regression_error(logits, ages)
+    return label_divergence(logits, ages, label_sigma, in_range) + er_weight * regression_error(logits, ages)
 
 
 def classification_loss(
-    logits: jax.Array, ages: jax.Array, mae: float | jax.Array, label_sigma: float = 1.0
+    logits: jax.Array,
+    ages: jax.Array,
+    mae: float | jax.Array,
+    label_sigma: float = 1.0,
+    in_range: str = "uniform",
 ) -> jax.Array:
     """Returns equation 4, the loss of stage 3: `L_cl = L_ld + (L_er - mae)^2`.
 
@@ -120,9 +184,10 @@ def classification_loss(
 
     Args:
       logits: (B, K).
-      ages: (B,) years.
-      mae: Equation 5, a scalar in years: the mean absolute error of stage 2 on the validation set.
+      ages: (B,) years, or (B, 2) ranges.
+      mae: Equation 5, a scalar in years: the mean of `L_er` of stage 2 on the validation set.
       label_sigma: As in `label_divergence`.
+      in_range: As in `label_divergence`.
 
     Returns:
       (B,).
@@ -130,7 +195,7 @@ def classification_loss(
     Raises:
       ValueError: The shapes do not match.
     """
-    return label_divergence(logits, ages, label_sigma) + (regression_error(logits, ages) - mae) ** 2
+    return label_divergence(logits, ages, label_sigma, in_range) + (regression_error(logits, ages) - mae) ** 2
 
 
 def am_softmax_loss(
@@ -168,10 +233,25 @@ def am_softmax_loss(
     return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
 
 
-def _log_label_distribution(ages: jax.Array, sigma: float, num_ages: int) -> jax.Array:
+def _labels(ages: jax.Array) -> jax.Array:
     ages = _wide(ages)
-    if ages.ndim != 1:
-        raise ValueError(f"ages should have shape (B,), not {ages.shape}")
+    if ages.ndim != 1 and ages.shape[1:] != (2,):
+        raise ValueError(f"ages should have shape (B,), or (B, 2) for ranges, not {ages.shape}")
+    return ages
+
+
+def _is_exact(ranges: jax.Array) -> jax.Array:
+    return ranges[:, 0] == ranges[:, 1]
+
+
+def _blurred(weights: jax.Array, sigma: float) -> jax.Array:
+    """Returns the mean, weighted by (B, K), of the label distributions of the whole ages."""
+    bells = jnp.exp(_log_label_distribution(jnp.arange(weights.shape[1], dtype=weights.dtype), sigma, weights.shape[1]))
+    return jnp.matmul(weights, bells, precision=jax.lax.Precision.HIGHEST)
+
+
+def _log_label_distribution(ages: jax.Array, sigma: float, num_ages: int) -> jax.Array:
+    """Returns the logarithm of `label_distribution` for (B,) years."""
     labels = jnp.arange(num_ages, dtype=ages.dtype)
     return jax.nn.log_softmax(-((labels[None, :] - ages[:, None]) ** 2) / (2 * sigma**2), axis=-1)
 
@@ -193,8 +273,11 @@ def _matrix(x: jax.Array, name: str) -> jax.Array:
     return x
 
 
-def _aligned(x: jax.Array, batch: jax.Array, name: str) -> jax.Array:
-    x = _wide(x)
-    if x.shape != batch.shape[:1]:
-        raise ValueError(f"{name} should have shape {batch.shape[:1]}, one value per example, not {x.shape}")
-    return x
+def _aligned(ages: jax.Array, batch: jax.Array) -> jax.Array:
+    ages = _wide(ages)
+    if ages.shape not in (batch.shape[:1], (*batch.shape[:1], 2)):
+        raise ValueError(
+            f"ages should have shape {batch.shape[:1]}, one value per example, or {(*batch.shape[:1], 2)} for ranges,"
+            f" not {ages.shape}"
+        )
+    return ages

@@ -151,6 +151,35 @@ def trained(once, make_config) -> Callable[[str], pathlib.Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def model_file(once, trained) -> pathlib.Path:
+    """A model file of the run of stage 3."""
+    from lae_jax import export
+
+    def make(folder):
+        folder.mkdir()
+        export.export(trained("classify"), "safetensors", folder / "tiny.safetensors")
+
+    return once("model_file", make) / "tiny.safetensors"
+
+
+@pytest.fixture
+def shipped(model_file, tmp_path, monkeypatch):
+    """Puts a copy of that file in place of faces-lite0, the model of the package; returns its record."""
+    import hashlib
+
+    from lae_jax.runtime.model_file import builtin
+
+    path = tmp_path / "package" / "faces_lite0.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(model_file.read_bytes())
+    path.with_suffix(".md").write_text("# The card of faces-lite0")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    made = builtin.Builtin(path, digest, data="FairFace (CC BY 4.0)", error="about 7 years")
+    monkeypatch.setitem(builtin.MODELS, builtin.DEFAULT, made)
+    return made
+
+
 @pytest.fixture
 def small_config(make_config, tmp_path):
     """stage name -> such a config, whose folders are the test's own."""

@@ -134,12 +134,13 @@ def test_pages_and_programs_have_one_word_for_what_an_interval_does_not_decide()
 # What their names say is not a bound on what strangers send.
 NO_BOUNDS = {
     "data.records.FULL_BELOW_BYTES",
-    "data.records.MAX_AGE",
+    "data.parquet.MAX_AGE",
     "data.shards.MAX_ROWS",
     "data.sources.interface.MAX_PIXEL",
     "data.stems.MOST",
     "export.convert.LIMIT",
-    "metrics.MAX_CS",
+    "export.half.LIMIT",
+    "metrics.exact.MAX_CS",
     "report.bootstrap.MOST_UNITS",
     "train.profiling.MAX_STEPS",
 }

@@ -30,7 +30,7 @@ class Table:
     hash: str
     protocol: str  # 'image' | 'identity' | 'column'
     names: np.ndarray  # str
-    ages: np.ndarray  # float64, years; NaN where unknown
+    ranges: np.ndarray  # (N, 2) float64, years: first and last age, equal where it is exact; NaN where unknown
     identities: np.ndarray  # str, None where unknown
     sha256: np.ndarray  # str, of the source file
     phash: np.ndarray | None  # (N, 32) uint8; None where the data set was prepared without
@@ -92,7 +92,7 @@ class _Pool:
         self.tables = tables
         self.starts = np.cumsum([0, *(len(table.names) for table in tables)])
         self.names = np.concatenate([table.names for table in tables])
-        self.ages = np.concatenate([table.ages for table in tables])
+        self.ranges = np.concatenate([table.ranges for table in tables])
         file = pa.array(np.concatenate([table.sha256 for table in tables]), pa.string()).dictionary_encode()
         self.file = file.indices.to_numpy().astype(np.int64)
         none = [
@@ -205,36 +205,44 @@ _SAME_PEOPLE = {
 }
 
 
-def _extremes(codes: np.ndarray, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the rows in the order of (code, age), and the places of the youngest and oldest of each code in it."""
-    order = np.lexsort((ages, codes))
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return order, starts, np.append(starts[1:], len(order)) - 1
+def _extremes(codes: np.ndarray, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places of the youngest and the oldest of each code: whose ages end first, and whose begin last."""
+    by_end, by_begin = np.lexsort((ranges[:, 1], codes)), np.lexsort((ranges[:, 0], codes))
+    starts = np.flatnonzero(np.diff(codes[by_end], prepend=-1))
+    return by_end[starts], by_begin[np.append(starts[1:], len(codes)) - 1]
 
 
 def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
-    """Yields findings of files and pictures with several ages, of which at least one is in data set `number`."""
-    known = np.flatnonzero(~np.isnan(pool.ages))
+    """Yields findings of files and pictures with several ages, of which at least one is in data set `number`.
+
+    Two ages contradict each other if they are more than YEARS_APART apart, and two ranges, or a range and an age, if
+    they do not overlap.
+    """
+    known = np.flatnonzero(~np.isnan(pool.ranges).any(axis=1))
     if not len(known):
         return
-    ages = pool.ages
+    low, high = pool.ranges.T
+    is_range = low < high
+    or_ranges = ", or ranges that do not overlap" if is_range.any() else ""
 
     def here(*rows):
         start, end = pool.starts[number], pool.starts[number + 1]
         return np.any([(r >= start) & (r < end) for r in rows], axis=0)
 
     def told(kind, what, young, old, sure="", hint=""):
-        apart = (ages[old] - ages[young] > YEARS_APART) & here(young, old)
+        most = np.where(is_range[young] | is_range[old], 0, YEARS_APART)
+        apart = (low[old] - high[young] > most) & here(young, old)
         young, old = young[apart], old[apart]
         if len(young):
-            worst = np.argsort(ages[young] - ages[old], kind="stable")
-            examples = ((f"{pool.names[y]} ({ages[y]:g})", f"{pool.names[o]} ({ages[o]:g})")
-                        for y, o in zip(young[worst], old[worst], strict=True))  # fmt: skip
-            message = f"{what} with ages more than {YEARS_APART:g} years apart: {sure}{len(young)}{hint}"
+            worst = np.argsort(high[young] - low[old], kind="stable")
+            examples = (
+                [f"{pool.names[row]} ({metrics.label_text(low[row], high[row])})" for row in pair]
+                for pair in zip(young[worst], old[worst], strict=True)
+            )
+            message = f"{what} with ages more than {YEARS_APART:g} years apart{or_ranges}: {sure}{len(young)}{hint}"
             yield _finding(kind, "warning", len(young), message, (), examples)
 
-    order, first, last = _extremes(pool.file[known], ages[known])
-    youngest, oldest = known[order[first]], known[order[last]]
+    youngest, oldest = (known[places] for places in _extremes(pool.file[known], pool.ranges[known]))
     # Two pictures of one file in one data set are faces that were cut by their landmarks.
     faces = (pool.picture[youngest] != pool.picture[oldest]) & (here(youngest) == here(oldest))
     youngest, oldest = youngest[~faces], oldest[~faces]
@@ -244,15 +252,14 @@ def _ages_apart(pool: _Pool, number: int) -> Iterator[dict]:
     known = known[pool.picture[known] >= 0]
     if not len(known):
         return
-    order, first, last = _extremes(pool.picture[known], ages[known])
-    young, old = known[order[first]], known[order[last]]
+    young, old = (known[places] for places in _extremes(pool.picture[known], pool.ranges[known]))
     own = pool.file[young] != pool.file[old]  # equal files are reported above
     at = np.full(pool.picture.max() + 1, -1)
     at[pool.picture[young]] = np.arange(len(young))
     u, v = at[pool.near.T]
     both = (u >= 0) & (v >= 0)
     u, v = u[both], v[both]
-    swapped = ages[old[u]] - ages[young[v]] > ages[old[v]] - ages[young[u]]
+    swapped = low[old[u]] - high[young[v]] > low[old[v]] - high[young[u]]
     yield from told(
         "near_picture_ages",
         "pairs of nearly the same picture",
@@ -275,15 +282,17 @@ def _many_near(pool: _Pool) -> Iterator[dict]:
 
 def _of_one(table: Table) -> Iterator[dict]:
     """Yields the findings within one data set."""
-    known = ~np.isnan(table.ages)
+    known = ~np.isnan(table.ranges).any(axis=1)
+    exact = table.ranges[:, 0] == table.ranges[:, 1]
     for split, rows in table.splits.items():
-        ages = table.ages[rows][known[rows]]
+        ages = metrics.label_age(table.ranges[rows][known[rows]])
         count = np.bincount(metrics.age_group(ages) + 1, minlength=len(metrics.GROUPS) + 1)[1:]
         empty = [group for group, images in zip(metrics.GROUPS, count, strict=True) if not images]
         if len(ages) and empty:
-            message = f"{split} has no image of age {', '.join(empty)}: sigma and AAR are undefined there"
+            scores = "sigma and AAR are" if exact[rows][known[rows]].all() else "sigma is"
+            message = f"{split} has no image of age {', '.join(empty)}: {scores} undefined there"
             yield _finding("group_without_images", "warning", len(empty), message, (split,), [[g] for g in empty])
-    for finding in implausible.findings(table.names[known], table.ages[known]):
+    for finding in implausible.findings(table.names[exact], table.ranges[exact, 0]):  # of ranges nothing is expected
         yield _finding(*finding)
     several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
     if len(several):

@@ -23,7 +23,7 @@ def findings(names: np.ndarray, ages: np.ndarray) -> Iterator[tuple[str, str, in
 
     Args:
       names: (N,) of the images.
-      ages: (N,) years.
+      ages: (N,) years, exact.
     """
     heaped = heaping(ages)
     if heaped and heaped[0] > HEAPED and heaped[1] > _SURE:

@@ -118,7 +118,7 @@ def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
         hash=dataset.hash,
         protocol=dataset.manifest["protocol"],
         names=dataset.column("name"),
-        ages=dataset.column("age"),
+        ranges=dataset.age_ranges(),
         identities=dataset.column("identity"),
         sha256=dataset.column("sha256"),
         phash=hashes,
@@ -137,8 +137,8 @@ def _prepared_size(dataset: records.Dataset) -> int:
 
 def _draw(path: pathlib.Path, table: checks.Table) -> None:
     named = sorted(table.splits, key=checks.place)
-    ages = {name: table.ages[table.splits[name]] for name in named if not name.startswith("fold")}
-    ages = {name: a[~np.isnan(a)] for name, a in (ages or {"all": table.ages}).items()}
+    ages = {name: table.ranges[table.splits[name]] for name in named if not name.startswith("fold")}
+    ages = {name: a[~np.isnan(a).any(axis=1)] for name, a in (ages or {"all": table.ranges}).items()}
     if any(len(a) for a in ages.values()):
         overviews.age_histogram(path / PICTURE, ages, f"{path.resolve().name}: images by age")
 
@@ -212,7 +212,7 @@ def between(training: records.Dataset, train: str, scored: records.Dataset, spli
 def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
     """Returns the rows of one split, so that the rest of a large data set is not searched."""
     table, rows = _table(dataset, IMAGE_SIZE), dataset.rows(split)
-    columns = ("names", "ages", "identities", "sha256", "phash", "sides", "faces")
+    columns = ("names", "ranges", "identities", "sha256", "phash", "sides", "faces")
     kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
     return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
 
@@ -242,7 +242,7 @@ def next_commands(dataset: records.Dataset, place: str) -> list[str]:
       place: Its folder, as the user names it.
     """
     main, splits = "python -m lae_jax.main --config configs", dataset.manifest["splits"]
-    folds, has_ages = any(name.startswith("fold") for name in splits), bool(np.isfinite(dataset.column("age")).any())
+    folds, has_ages = any(name.startswith("fold") for name in splits), bool(np.isfinite(dataset.age_ranges()).any())
     if has_ages and not any(name.endswith("train") for name in splits):
         return [f"next: python -m lae_jax.evaluate --run RUN --data {place} --split {min(splits)}"]
     config = "represent.py" if has_ages else "pretrain.py"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lae_jax import metrics
 from lae_jax.data.sources.csv_file import csv_rows
 from lae_jax.runtime.errors import InputError
 
@@ -47,6 +48,18 @@ class AgeWeights:
             )
         if not any(self.by_age[age] > 0 for age in there):
             raise InputError(f"{self.path}: the weight of every age that training images have is 0: raise one")
+
+    def of_ranges(self, ranges: np.ndarray) -> np.ndarray:
+        """Returns the weight of each range, (C, 2) whole years: the mean of those of its ages, (C,) float64.
+
+        The ages of a range count as in `metrics.range_weights`.
+
+        Raises:
+          InputError: An age of a range has no weight, or all weights are 0.
+        """
+        shares = metrics.range_weights(ranges)
+        self.require(np.flatnonzero(shares.sum(axis=0) > 0))
+        return shares @ np.array([self.by_age.get(age, 0.0) for age in range(shares.shape[1])])
 
 
 def read(path: str) -> AgeWeights:

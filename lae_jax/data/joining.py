@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
-from lae_jax.data import records
+from lae_jax.data import parquet, records
 from lae_jax.data import rejected as refusals
 from lae_jax.data.shards import ShardTask, source_path, template
 from lae_jax.faces import align, crops
@@ -44,8 +44,8 @@ def finish(
     Args:
         tasks: Tasks of all shards, which are complete.
         rejected: (name, reason) of the rows that the reader refused.
-        make_splits: (name -> that column) -> (protocol: 'image' | 'identity' | 'column', rows of each split, rows that
-            were removed from their split because another split holds the same file).
+        make_splits: (name -> that column, KeyError if there is none) -> (protocol: 'image' | 'identity' | 'column',
+            rows of each split, rows that were removed from their split because another split holds the same file).
 
     Returns:
         The manifest.
@@ -75,7 +75,7 @@ def finish(
         )
     columns_path = out / "columns.parquet"
     _join_columns(tasks, [shard["count"] for shard in shards], columns_path)
-    protocol, splits, doubled = make_splits(lambda name: pq.read_table(columns_path, columns=[name])[name])
+    protocol, splits, doubled = make_splits(lambda name: _column(columns_path, name))
     refusals.write(out / refusals.FILE, itertools.chain(listed, _doubled(columns_path, doubled)))
     found.without_face += reasons.count(crops.NO_FACE)
     sizes = {name: len(rows) for name, rows in splits.items()}
@@ -108,6 +108,12 @@ def finish(
     write_json(out / "dataset.json", manifest)
     source_path(out).unlink()
     return manifest
+
+
+def _column(path: pathlib.Path, name: str) -> pa.ChunkedArray:
+    if name not in pq.read_schema(path).names:
+        raise KeyError(name)
+    return pq.read_table(path, columns=[name])[name]
 
 
 def _again(task: ShardTask) -> str:
@@ -165,7 +171,7 @@ def _join_columns(tasks: Sequence[ShardTask], counts: Sequence[int], path: pathl
 
 
 def _columns_of(task: ShardTask, count: int) -> pa.Table:
-    return records.read_columns(task.columns_path, count, _again(task))
+    return parquet.read_columns(task.columns_path, count, _again(task))
 
 
 def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

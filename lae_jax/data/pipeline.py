@@ -85,7 +85,7 @@ def train_batches(
     Args:
         dataset: The data set.
         rows: (N,), of the split.
-        targets: (N,), of those rows.
+        targets: (N,) or (N, 2), of those rows.
         order: Step -> positions among those rows.
         augmentation: Makes the training image of a record.
         seed: Seed of the augmentation.
@@ -95,7 +95,7 @@ def train_batches(
         threads: Number of threads.
 
     Yields:
-        image (count, H, W, 3) uint8, target (count,), row (count,) int64.
+        image (count, H, W, 3) uint8, target (count,) or (count, 2), row (count,) int64.
 
     Raises:
         InputError: A record does not decode, or would take too much work. The message names its shard and row. Other

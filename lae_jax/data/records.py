@@ -22,10 +22,9 @@ import zipfile
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from array_record.python import array_record_data_source
 
+from lae_jax import metrics
 from lae_jax.data import chunks, parquet, split_names
 from lae_jax.runtime import layout, typed
 from lae_jax.runtime.errors import InputError, unknown
@@ -37,13 +36,9 @@ logger = logging.getLogger("lae_jax")
 
 
 FORMAT = 3  # version of the format of prepared data sets
-MAX_AGE = 100  # years; readers reject older ones
 FULL_BELOW_BYTES = 10e9  # size of all shards below which their checksums are computed when a data set is opened
 _AGAIN = "prepare it again (python -m lae_jax.prepare ...)"
 _COLUMNS_FILE, _VERIFIED = "columns.parquet", "verified.json"
-_BATCH = 1 << 14  # rows of the columns that are read together
-ROW_BYTES, MORE_BYTES = 4096, 1 << 26  # most bytes of the columns for each row, and in all besides
-MAX_LIST = 16  # values of a row of a column, on average; landmarks have 10
 IMAGE_BYTES = 100  # an image takes more in a shard
 _LIMIT = 1 << 40  # images, and bytes of a shard
 MANIFEST = typed.fields(
@@ -61,22 +56,6 @@ MANIFEST = typed.fields(
 )
 # Size, time of change and SHA-256 of each file.
 _SEEN = typed.named(typed.many(typed.either(typed.whole(), declared.DIGEST), 3))
-
-# Types of the columns that programs read; those of _OPTIONAL may be missing, and only those of _NULLABLE have no value
-# in some rows.
-_OWN = {
-    "name": pa.string(),
-    "age": pa.float64(),
-    "identity": pa.string(),
-    "sha256": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "source_row": pa.int64(),
-}
-_OPTIONAL = {"phash": pa.binary(32), "scale": pa.float32(), "faces": pa.int32()}
-_NULLABLE = ("age", "identity", "faces")
-# Types of all columns that `prepare` writes.
-_TYPES = [*_OWN.values(), *_OPTIONAL.values(), pa.list_(pa.float32())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +105,33 @@ class Dataset:
         if not self.has_column(name):
             raise InputError(f"{self.path}: " + unknown("column", name, self._columns.column_names))
         values = self._columns[name].to_numpy(zero_copy_only=False)
-        return values.astype(np.float64) if name == "age" else values
+        return values.astype(np.float64) if name in ("age", *parquet.RANGE) else values
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether the ages of some images are ranges."""
+        return self.has_column(parquet.RANGE[0])
+
+    def age_ranges(self) -> np.ndarray:
+        """Returns the first and last age of each image, (N, 2) float64: equal where exact, NaN where unknown."""
+        names = parquet.RANGE if self.has_ranges else ("age", "age")
+        return np.stack([self.column(name) for name in names], axis=1)
+
+    def label_ages(self) -> np.ndarray:
+        """Returns the age that stands for each label, (N,) float64: exact, or that of its range; NaN where unknown."""
+        return metrics.label_age(self.age_ranges()) if self.has_ranges else self.column("age")
+
+    def targets(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Returns what a stage learns of rows: a column's values, (N,), or ranges, (N, 2), if an age among them is one.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        if name == "age" and self.has_ranges:
+            ranges = self.age_ranges()[rows]
+            if (ranges[:, 0] < ranges[:, 1]).any():
+                return ranges
+        return self.column(name)[rows]
 
     def rows(self, split: str) -> np.ndarray:
         """Returns the rows (int64) of a split; 'all' is every row.
@@ -235,7 +240,8 @@ def open_dataset(path: str | os.PathLike, verify: str = "auto") -> Dataset:
         raise InputError(
             f"{path}: {total} images in {size} bytes of shards, {manifest['count']} in dataset.json: {_AGAIN}"
         )
-    return Dataset(path, manifest, read_columns(path / _COLUMNS_FILE, total), shards)
+    columns = parquet.read_columns(path / _COLUMNS_FILE, total, f"restore it, or {_AGAIN}")
+    return Dataset(path, manifest, columns, shards)
 
 
 def _rows(path: pathlib.Path, count: int) -> np.ndarray:
@@ -255,89 +261,6 @@ def _rows(path: pathlib.Path, count: int) -> np.ndarray:
     if is_there.sum() < len(rows):
         raise ValueError("a row twice")
     return rows
-
-
-def read_columns(path: pathlib.Path, count: int, again: str = f"restore it, or {_AGAIN}") -> pa.Table:
-    """Reads the columns of images and checks their types.
-
-    Args:
-      path: The file.
-      count: Number of the images.
-      again: What to do if it is damaged, for messages.
-
-    Raises:
-      InputError: The file is damaged, or a few of its bytes stand for many.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
-            # Other compressions than that of `prepare` can stand for thousands of times as many bytes.
-            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-            parts = [group.column(place) for group in groups for place in range(group.num_columns)]
-            if {part.compression for part in parts} - {"SNAPPY", "UNCOMPRESSED"}:
-                raise ValueError("it has another compression than snappy")
-            if file.metadata.num_rows != count:
-                raise ValueError(f"{file.metadata.num_rows} rows, and the shards hold {count} images")
-            schema = file.schema_arrow
-            for field in schema:
-                if field.type not in _TYPES:
-                    raise ValueError(f"column {field.name} is {field.type}, which no column of prepare is")
-            for part in parts:
-                _require_few_values(path, part, count)
-        with pq.ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is held once
-            held, left = [], ROW_BYTES * count + MORE_BYTES
-            for batch in file.iter_batches(_BATCH):
-                left -= sum(map(_bytes, batch.columns))
-                if left < 0:
-                    raise ValueError(f"more than {ROW_BYTES} bytes a row")
-                held.append(batch.cast(schema))
-        table = pa.Table.from_batches(held, schema)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): {again}") from error
-    if reason := _wrong(table):
-        raise InputError(f"{path} is damaged ({reason}): {again}")
-    return table
-
-
-def _require_few_values(path: pathlib.Path, part: pq.ColumnChunkMetaData, count: int) -> None:
-    """Checks the number of values in a part of a column, by its pages: a page of a few bytes can stand for a billion.
-
-    Raises:
-      ValueError: There are more than MAX_LIST for each of `count` rows.
-    """
-    values = 0
-    for page in parquet.pages(path, part):
-        values += page.values
-        if page.values < 0 or values > MAX_LIST * count:
-            raise ValueError(f"column {part.path_in_schema} has more than {MAX_LIST} values a row")
-        if page.encoding not in parquet.ENCODINGS:
-            raise ValueError(f"column {part.path_in_schema} has another encoding than those of prepare")
-
-
-def _bytes(column: pa.Array) -> int:
-    """Bytes of a column, with a text as often as it stands there."""
-    if not pa.types.is_dictionary(column.type):
-        return column.nbytes
-    column.validate(full=True)
-    return 4 * len(column) + (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
-
-
-def _wrong(table: pa.Table) -> str:
-    """Returns what is wrong with the columns; '' if nothing is."""
-    kinds = {field.name: field.type for field in table.schema}
-    if len(kinds) < table.num_columns:
-        return "two columns of one name"
-    for name, kind in {**_OWN, **_OPTIONAL}.items():
-        if kinds.get(name, kind if name in _OPTIONAL else None) != kind:
-            return f"column {name} is {kinds.get(name, 'missing')}, not {kind}"
-        if name in kinds and name not in _NULLABLE and table[name].null_count:
-            return f"column {name} has no value in {table[name].null_count} rows"
-    ages = table["age"].to_numpy()
-    # Comparisons with NaN, an unknown age, are false.
-    if ((ages < 0) | (ages > MAX_AGE)).any():
-        return f"an age is below 0 or above {MAX_AGE}"
-    return ""
 
 
 def _verify(path: pathlib.Path, expected: dict[str, dict], hashed: set[str], again: str) -> list[chunks.Chunks]:

@@ -1,5 +1,7 @@
 """Names of files that show which rows are of one photograph: `part1/X.jpg`, and its crop `crop/X.jpg.chip.jpg`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +21,9 @@ def stems(names: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(pc.replace_substring_regex(names, _FOLDERS, ""), _BEHIND, "")
 
 
-def of_one_photograph(names: pa.ChunkedArray, ages: pa.ChunkedArray, identities: pa.ChunkedArray) -> pa.ChunkedArray:
+def of_one_photograph(
+    names: pa.ChunkedArray, ages: Sequence[pa.ChunkedArray], identities: pa.ChunkedArray
+) -> pa.ChunkedArray:
     """Finds the rows that are pictures of one photograph, by their names.
 
     These are 2 to MOST rows with one stem, if no two of them have different ages or different people. Where they have,
@@ -27,7 +31,7 @@ def of_one_photograph(names: pa.ChunkedArray, ages: pa.ChunkedArray, identities:
 
     Args:
         names: (N,), N at least 1.
-        ages: (N,) years, null where unknown.
+        ages: (N,) years, null where unknown; of ranges, two columns: their first and their last ages.
         identities: (N,), null where unknown.
 
     Returns:
@@ -40,11 +44,11 @@ def of_one_photograph(names: pa.ChunkedArray, ages: pa.ChunkedArray, identities:
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     rows = np.flatnonzero(np.isin(number, repeated))
     group = np.searchsorted(repeated, number[rows])
-    age = ages.take(pa.array(rows)).to_numpy().astype(np.float64)
+    years = [column.take(pa.array(rows)).to_numpy().astype(np.float64) for column in ages]
     person = codes(identities.take(pa.array(rows)))[0].astype(np.float64)
     person[person < 0] = np.nan
     common = np.bincount(group, minlength=len(repeated)) > MOST
-    for known in (age, person):
+    for known in (*years, person):
         lowest, highest = np.full(len(repeated), np.inf), np.full(len(repeated), -np.inf)
         np.fmin.at(lowest, group, known)
         np.fmax.at(highest, group, known)

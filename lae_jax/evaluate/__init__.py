@@ -7,8 +7,9 @@ from typing import NamedTuple
 from etils import epath
 
 from lae_jax.runs import preflight
-from lae_jax.runtime import layout
+from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
+from lae_jax.runtime.model_file import builtin
 
 
 class Evaluation(NamedTuple):
@@ -16,7 +17,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       report: Content of report.json.
-      folder: RUN/evaluation/<data set>-<split>.
+      folder: RUN/evaluation/<data set>-<split>; of a model file NAME.safetensors, NAME/evaluation/<data set>-<split>
+        in the current folder.
     """
 
     report: dict
@@ -40,10 +42,10 @@ def evaluate(
     allow_other_crop: bool = False,
     batch_size: int | None = None,
 ) -> Evaluation:
-    """Scores a run on a split and writes RUN/evaluation/<data set>-<split>/.
+    """Scores a run on a split and writes RUN/evaluation/<data set>-<split>/ (`Evaluation.folder`).
 
     Args:
-      run: Folder of a run.
+      run: Folder of a run, a model file, or 'faces-lite0', the model of the package.
       data: Folder of a prepared data set (default: the run's own).
       split: Name of a split; 'all' for every row (default: the run's validation split).
       step: Step of the checkpoint to score (default: the best checkpoint).
@@ -83,17 +85,36 @@ def evaluate(
         baseline=os.fspath(baseline or ""),
     )
     suffix = f"-step{step}" * (step is not None) + "-flip" * flip
-    folder = showing.place(epath.Path(run), data, split, suffix)
+    folder = showing.place(home_of(run), data, split, suffix)
     contents = showing.checked(contents, folder, data, split, flip)
     from lae_jax.evaluate import measure, results
-    from lae_jax.runtime import checkpoints
+    from lae_jax.runs import build
 
-    checkpoint = checkpoints.load_run(run, step)
+    checkpoint = build.load(run, step)
     done = measure.predict(checkpoint, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
-    with saving(run):
+    with saving(home_of(run)):
         if calibrate:
             measure.calibrate(done, interval)
         return Evaluation(results.write(done, folder, contents, flip=flip), folder)
+
+
+def home_of(run: str | os.PathLike) -> epath.Path:
+    """Returns the folder that holds the evaluations of a run: the run itself.
+
+    For a model file, which is no folder, it is a folder in the current one with the name of the file.
+    """
+    if model_file.is_named(run) and not builtin.is_name(run):
+        return epath.Path(epath.Path(run).stem)
+    return epath.Path(run)
+
+
+def _require_home(run: str | os.PathLike) -> None:
+    """Checks that the evaluations of a model file can be written into the current folder."""
+    home = home_of(run)
+    words = f"evaluations of {run} are written into {os.path.abspath(home)}, which"
+    if {*layout.contents(home)} - {"evaluation"}:
+        raise InputError(f"{words} holds other files: start the command in another folder")
+    layout.require_writable(home, words)
 
 
 def check(interval: float, threshold: float | None, batch_size: int | None) -> None:
@@ -124,8 +145,16 @@ def check_inputs(
       InputError: There is no such run, data set, split or step, or the run cannot be written.
     """
     require_whole_numbers(step=step)
-    layout.require_run(run)
-    layout.require_writable(run, f"--run {run}")
+    if model_file.is_named(run):
+        model_file.read_header(run)
+        _require_home(run)
+        if calibrate:
+            raise InputError(
+                f"--calibrate writes into a run, and {run} is a model file: calibrate its run and export it"
+            )
+    else:
+        layout.require_run(run)
+        layout.require_writable(run, f"--run {run}")
     preflight.require_step(run, step)
     if data is not None:
         layout.require_dataset(data)

@@ -2,7 +2,8 @@
 
     python -m lae_jax.evaluate --run runs/classify --data data/faces --split validation
 
-Writes RUN/evaluation/<data set>-<split>/: report.html, one self-contained file; report.json, predictions.csv,
+Writes RUN/evaluation/<data set>-<split>/ (of a model file NAME.safetensors, NAME/evaluation/... in the current folder;
+without --run, faces-lite0/evaluation/...): report.html, one self-contained file; report.json, predictions.csv,
 model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
@@ -10,13 +11,14 @@ import argparse
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, start
+from lae_jax.runtime.model_file import builtin
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags (`argv`, or the command line)."""
     parser = flags.Parser("evaluate", __doc__)
     add, common = parser.add_argument, parser.add_common
-    common("run", help="folder of a run")
+    common("run", help=f"folder of a run, or {flags.MODEL_FILE}")
     common("data", help="folder of a prepared data set (default: the run's own)")
     common("split", help="name of a split; 'all' for every row (default: the run's validation split)")
     common("step")
@@ -41,41 +43,69 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+_OF_RANGE = " (of a range: the share of its probability that is in the interval)"
+
+
+def _of_ranges(report: dict) -> list[str]:
+    """The scores by range and over all images, as lines for a terminal."""
+    rows = [
+        (one["range"], str(one["n"]), f"{one['in_range']:.1%}", f"{one['distance']:.2f}", f"{one['bias']:+.2f}")
+        for one in report["ranges"]
+    ]
+    table = console.table(["range", "images", "in range", "distance", "bias"], rows).splitlines() if rows else []
+    sigma = report["distance_sigma"]
+    told = f"distance {report['distance']:.2f}   sigma of the distances {'-' if sigma is None else f'{sigma:.2f}'}"
+    if report["in_range"] is not None:
+        told += f"   in range {report['in_range']:.1%}"
+    lines = [*table, "", f"{told}   n {report['n']}"]
+    if not report["n_exact"]:
+        lines.append("no age of this split is exact, so there is no MAE, AAR and CS")
+    elif report["n_exact"] < report["n"]:
+        lines.append(f"of the {report['n_exact']} images with an exact age:")
+    return lines
+
+
 def tell(report: dict) -> list[str]:
     """Returns the report, as lines for a terminal."""
     from lae_jax.report import age_groups, wording
 
-    if "group_mae" not in report:
+    if "group_count" not in report:
         scores = [f"{title}: {number}" for title, number in wording.of_identities(report)]
         return [*scores, *wording.warnings(report)]
 
     def number(value, digits=2):
         return "-" if value is None else f"{value:.{digits}f}"
 
+    error, title = age_groups.error_of(report)
     between = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in report.get("intervals", {}).items()}
     rows = [
-        (group, str(count), number(mae), between.get(f"mae_{group}", "-"), "-" if bias is None else f"{bias:+.2f}")
+        (group, str(count), number(mae), between.get(f"{error}_{group}", "-"), "-" if bias is None else f"{bias:+.2f}")
         for group, count, mae, bias in age_groups.rows(report)
     ]
-    header = ["age group", "images", "MAE", "95 % interval", "bias"]
+    header = ["age group", "images", title, "95 % interval", "bias"]
     if not between:
         header, rows = [*header[:3], header[4]], [(*row[:3], row[4]) for row in rows]
     lines = [*console.table(header, rows).splitlines(), ""]
-    lines.append(
-        f"MAE {number(report['mae'])}   sigma {number(report['sigma'])}   AAR (2021) {number(report['aar_2021'])}"
-        f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
-        f"   n {report['n']}"
-    )
+    if error == "distance":
+        lines += _of_ranges(report)
+    if "mae" in report:
+        lines.append(
+            f"MAE {number(report['mae'])}   sigma {number(report['sigma'])}   AAR (2021) {number(report['aar_2021'])}"
+            f"   AAR (2022) {number(report['aar_2022'])}   mMAE {number(report['mmae'])}   CS@5 {report['cs'][5]:.1%}"
+            f"   n {report.get('n_exact', report['n'])}"
+        )
     if between:
-        told = [f"{title} {between[name]}" for name, title in (("mae", "MAE"), ("sigma", "sigma")) if name in between]
+        shown = {"distance": "distance", "mae": "MAE", "sigma": "sigma"}
+        told = [f"{title} {between[name]}" for name, title in shown.items() if name in between]
         lines.append(f"95 % intervals over {report['bootstrap']['units']}: {', '.join(told)}")
     if outside := sum(report["outside_count"]):
         lines.append(
             f"{outside} of the {report['n']} images show babies (age 0) or people over 81. They are in none of the"
-            " paper's eight groups: they count in MAE and CS@5, not in sigma, AAR and mMAE"
+            f" paper's eight groups: they count in {'MAE and CS@5' if error == 'mae' else title}, not in"
+            f" {'sigma, AAR and mMAE' if error == 'mae' else 'its sigma'}"
         )
     if sure := report.get("interval"):
-        held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages"
+        held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages{_OF_RANGE * (error != 'mae')}"
         lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide on average")
     return [*lines, *wording.warnings(report)]
 
@@ -85,11 +115,12 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parse_args(argv))
     evaluate.check(args["interval"], args["threshold"], args["batch_size"])
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
+    builtin.tell(args["run"])
     start.devices(args.pop("devices"))
     report, folder = evaluate.evaluate(**args)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     console.write(*tell(report), f"{folder}/: {names}", f"look at {folder}/report.html")
-    if "group_mae" in report:
+    if "group_count" in report:
         console.write(f"next: python -m lae_jax.predict --run {args['run']} PHOTOGRAPHS")
 
 

@@ -77,7 +77,8 @@ def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, spl
       The contents to show.
 
     Raises:
-      InputError: A column does not exist, or the baseline is not a run or was not evaluated on the same images.
+      InputError: A column does not exist, `spread` has no column of means where ages are ranges, or the baseline is not
+        a run or was not evaluated on the same images.
     """
     if len(contents.spread.split(",")) > 2:
         raise InputError(f"--spread {contents.spread}: give one column (STD) or two (MEAN,STD)")
@@ -89,6 +90,11 @@ def checked(contents: Contents, folder: epath.Path, data: os.PathLike | str, spl
     dataset = records.open_dataset(data, "quick")
     for column in contents.columns:
         dataset.column(column)
+    if contents.spread and "," not in contents.spread and dataset.targets("age", dataset.rows(split)).ndim == 2:
+        raise InputError(
+            f"--spread {contents.spread}: in split {split} of {data} some ages are ranges, and the epsilon-error needs"
+            " the mean of people's guesses: write --spread MEAN,STD with the columns of both"
+        )
     of_baseline(contents.baseline, dataset, split, flip)
     return _joined(contents, earlier, dataset, split, flip) if earlier else contents
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lae_jax import stages
+from lae_jax import metrics, stages
 from lae_jax.data import records
 from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
 from lae_jax.runs.forward import age_and_distribution
-from lae_jax.runtime import checkpoints, console, parallel
+from lae_jax.runtime import console, origin, parallel
 from lae_jax.runtime.errors import InputError
 
 logger = logging.getLogger("lae_jax")
@@ -24,13 +24,13 @@ class Evaluated:
 
     Attributes:
       rows: (N,) rows of the split that have a target.
-      targets: (N,) ages in years, or identities.
+      targets: (N,) ages in years, (N, 2) ranges if an age is one, or identities.
       outputs: (N,) ages in years, or embeddings (M, D) of the M rows that are in pairs.
       probabilities: (N, 101) of the ages before the temperature; None for embeddings.
       leaks: Result of `leaks.of_evaluation`.
     """
 
-    checkpoint: checkpoints.Checkpoint
+    checkpoint: origin.Checkpoint
     stage: stages.Stage
     dataset: records.Dataset
     split: str
@@ -39,6 +39,17 @@ class Evaluated:
     outputs: np.ndarray
     probabilities: np.ndarray | None
     leaks: dict
+
+    @property
+    def ranges(self) -> np.ndarray:
+        """First and last age of each image, (N, 2) float64, equal where the age is exact."""
+        ages = np.asarray(self.targets, np.float64)
+        return ages if ages.ndim == 2 else np.stack([ages, ages], axis=1)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether some of the ages are ranges."""
+        return self.targets.ndim == 2
 
     @property
     def same_data(self) -> bool:
@@ -56,7 +67,7 @@ class Evaluated:
 
 
 def predict(
-    checkpoint: checkpoints.Checkpoint,
+    checkpoint: origin.Checkpoint,
     data: str | None = None,
     split: str | None = None,
     *,
@@ -121,7 +132,7 @@ def predict(
     return Evaluated(checkpoint, stage, dataset, split, examples.rows, examples.targets, outputs, probabilities, found)
 
 
-def validation_split(checkpoint: checkpoints.Checkpoint) -> str:
+def validation_split(checkpoint: origin.Checkpoint) -> str:
     """Returns the data set's name of the split that a run was validated on.
 
     Raises:
@@ -179,13 +190,18 @@ def sureness(evaluated: Evaluated, level: float, temperature: float) -> dict:
     """Measures the intervals that hold `level` of each distribution at a temperature.
 
     Returns:
-      Level, temperature, coverage (share of the ages inside the intervals) and mean width in years.
+      Level, temperature, coverage (share of the ages inside the intervals; of ranges as in `metrics.coverage`) and mean
+      width in years.
     """
     probabilities = distributions.tempered(evaluated.probabilities, temperature)
     low, high = distributions.intervals(probabilities, level).T
+    if evaluated.has_ranges:
+        held = float(metrics.coverage(*distributions.ends(probabilities, evaluated.ranges), [level])[0])
+    else:
+        held = distributions.coverage(probabilities, evaluated.targets, level)
     return {
         "level": level,
         "temperature": temperature,
-        "coverage": distributions.coverage(probabilities, evaluated.targets, level),
+        "coverage": held,
         "mean_width": float((high - low).mean()),
     }

@@ -39,11 +39,13 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     Raises:
       InputError: The baseline was not evaluated on these images.
     """
-    with files.together(folder, loading.REPORT, above=done.checkpoint.workdir) as place:
+    above = done.checkpoint.workdir if done.checkpoint.file is None else None
+    with files.together(folder, loading.REPORT, above) as place:
         report = _write(done, place, contents, flip)
         pictures = {path.stem for path in (place / "report").glob("*.svg")}
     page.remove_pictures(folder, but=pictures)
-    _publish(done, folder)
+    if done.checkpoint.file is None:
+        _publish(done, folder)
     return report
 
 
@@ -71,7 +73,7 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
         page.write(folder / loading.PAGE, evaluation_page.of_run(checkpoint.workdir, report))
         return report
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
-    temperature = calibration.read_temperature(checkpoint.workdir, checkpoint.step)
+    temperature = calibration.temperature_of(checkpoint)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
     report["threshold"] = contents.threshold
     report[showing.FIELD] = showing.as_json(contents)
@@ -81,6 +83,8 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
     sample = loading.read(folder).sample
     scored = scores.score(sample)
     report |= _with_intervals(sample, scored) | {"constant": _constant(sample, scored)}
+    if sample.ranges is not None:
+        report["ranges"] = _by_range(sample)
     files.write_json(folder / loading.REPORT, report)
     files.write_text(folder / loading.CARD, lineage.card_of(checkpoint, [report], flip))
     faces = _faces(done, temperature) if contents.faces else []
@@ -136,28 +140,48 @@ def _is_current(workdir: epath.Path) -> bool:
 
 
 def _training(done: measure.Evaluated) -> dict | None:
-    """Training images of each whole age; None if the run was trained on another data set."""
+    """Training images of each whole age; None if the run was trained on another data set.
+
+    An image whose age is a range counts at all ages of the range, as `metrics.range_weights` says.
+    """
     if not done.same_data:
         return None
     config = fields.from_json(done.checkpoint.meta["config"])
     split = inputs.split_name(config, config.data.train)
-    ages = done.dataset.column("age")[done.dataset.rows(split)]
-    return {"split": split, "count": np.bincount(metrics.age_class(ages[~np.isnan(ages)])).tolist()}
+    ages = done.dataset.targets("age", done.dataset.rows(split))
+    if ages.ndim == 2:
+        count = metrics.images_by_age(ages[~np.isnan(ages).any(axis=1)])
+    else:
+        count = np.bincount(metrics.age_class(ages[~np.isnan(ages)]))
+    return {"split": split, "count": count.tolist()}
 
 
 def _constant(sample: scores.Sample, scored: scores.Scored) -> dict | None:
-    """The best answer that ignores the image, its MAE, and the interval of the model's MAE minus that.
+    """The best answer that ignores the image, its error, and the interval of the model's error minus that.
 
-    None if all ages are equal.
+    None if all ages are equal. The sum of the distances to ranges is smallest at the median of all their ends, because
+    twice the distance to a range is the sum of the distances to its ends minus its width.
     """
-    if np.ptp(sample.ages) == 0:
+    labels = sample.ages if sample.ranges is None else sample.ranges
+    if (labels == labels[0]).all():
         return None
-    median = float(np.median(sample.ages))
+    median, error = float(np.median(labels)), "mae" if sample.ranges is None else "distance"
     constant = scores.score(dataclasses.replace(sample, predictions=np.full(len(sample.ages), median)))
-    (mae,) = (score for score in scores.MAIN if score.name == "mae")
-    difference = scored.difference(constant, mae)
+    (shown,) = (score for score in (*scores.MAIN, *scores.OF_RANGES) if score.name == error)
+    difference = scored.difference(constant, shown)
     interval = [difference.low, difference.high] if np.isfinite(difference.low) else None
-    return {"age": median, "mae": constant.values["mae"], "difference": interval}
+    return {"age": median, error: constant.values[error], "difference": interval}
+
+
+def _by_range(sample: scores.Sample) -> list[dict]:
+    """Images, share in range, distance and bias of each range."""
+    found = []
+    for name, mask in sample.by_range().items():
+        differences = sample.differences[mask]
+        errors = np.abs(differences)
+        of_range = {"in_range": (errors == 0).mean(), "distance": errors.mean(), "bias": differences.mean()}
+        found.append({"range": name, "n": int(mask.sum()), **{key: float(value) for key, value in of_range.items()}})
+    return found
 
 
 def _predictions(done: measure.Evaluated, contents: Contents, temperature: float) -> str:
@@ -166,13 +190,17 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
     probabilities = distributions.tempered(done.probabilities, temperature)
     low, high = distributions.intervals(probabilities, contents.interval).T
     person = people.codes(dataset.column("identity")[rows])[0]
+    first, last = done.ranges.T
+    below, up_to = distributions.ends(probabilities, done.ranges)
     columns = {
         "name": dataset.column("name")[rows],
-        "age": np.asarray(done.targets, np.float64),
+        "age": np.where(first == last, first, np.nan),
+        **(dict(zip(loading.RANGE, (first, last), strict=True)) if done.has_ranges else {}),
         "prediction": np.asarray(done.outputs, np.float64),
         "lower": low,
         "upper": high,
-        "below": distributions.below(probabilities, done.targets),
+        "below": below,
+        **({"up_to": up_to} if done.has_ranges else {}),
         "person": ["" if number < 0 else str(number) for number in person],
     }
     if contents.threshold is not None:
@@ -198,7 +226,7 @@ def _plain(values) -> list:
 def _guesses(done: measure.Evaluated, spread: str) -> np.ndarray:
     """Mean and standard deviation of people's guesses for each image: (N, 2), NaN where one is missing."""
     *mean, std = spread.split(",")
-    means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)
+    means = _numbers(done, mean[0]) if mean else np.asarray(done.targets, np.float64)  # then no age is a range
     result = np.stack([means, _numbers(done, std)], axis=1)
     result[~np.isfinite(result).all(axis=1)] = np.nan
     if np.isnan(result).all():
@@ -218,7 +246,8 @@ def _numbers(done: measure.Evaluated, column: str) -> np.ndarray:
 
 def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
     """Further scores, and the intervals of all scores, for report.json."""
-    estimates = {score.name: scored.estimate(score) for score in (*scores.MAIN, *scores.MORE)}
+    shown = (*scores.MAIN, *scores.MORE, *scores.OF_RANGES)
+    estimates = {score.name: scored.estimate(score) for score in shown}
     further = {score.name: estimates[score.name] for score in scores.MORE if score.name not in ("mmae", "bias")}
     intervals = {name: [e.low, e.high] for name, e in estimates.items() if np.isfinite(e.low)}
     return {
@@ -230,7 +259,8 @@ def _with_intervals(sample: scores.Sample, scored: scores.Scored) -> dict:
 
 def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
     """The faces with the smallest, the median and the largest error of each age group."""
-    groups, errors = metrics.extended_group(done.targets), np.abs(done.outputs - done.targets)
+    groups = metrics.extended_group(metrics.label_age(done.ranges))
+    errors = np.abs(metrics.range_differences(done.ranges, done.outputs))
     titles, chosen = [], []
     for number, group in enumerate(metrics.ALL_GROUPS):
         order = np.flatnonzero(groups == number)
@@ -245,10 +275,12 @@ def _faces(done: measure.Evaluated, temperature: float) -> list[page.Face]:
 
 
 def _face(done: measure.Evaluated, title: str, place: int, crop: bytes, probabilities: np.ndarray) -> page.Face:
-    age, predicted = float(done.targets[place]), float(done.outputs[place])
+    (low, high), predicted = done.ranges[place].tolist(), float(done.outputs[place])
     original = _photograph(done.dataset, done.rows[place])
-    told = f"{age:g} year{'s' * (age != 1)}, predicted {predicted:.1f} ({predicted - age:+z.1f})"
-    svg = charts.distribution(probabilities, age, predicted)
+    off = float(metrics.range_differences(np.array([[low, high]]), np.array([predicted]))[0])
+    told = f"{low:g} year{'s' * (low != 1)}" if low == high else f"{metrics.label_text(low, high)} years"
+    told += f", predicted {predicted:.1f} ({'in range' if low < high and not off else f'{off:+z.1f}'})"
+    svg = charts.distribution(probabilities, (low, high), predicted)
     name = str(done.dataset.column("name")[done.rows[place]])
     return page.Face(title, name, [crop] if original is None else [original, crop], svg, told)
 

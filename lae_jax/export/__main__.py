@@ -3,10 +3,12 @@
     python -m lae_jax.export --run runs/classify --format saved_model --out exports/saved_model
     python -m lae_jax.export --run runs/classify --format onnx --out exports/onnx
     python -m lae_jax.export --run runs/classify --format stablehlo --out exports/stablehlo
+    python -m lae_jax.export --run runs/classify --format safetensors --out faces.safetensors
 
-Writes DIR/: the model (uint8 face crops in, ages and distributions out), export.json (the input contract, the result
-of the check, SHA-256 of every file) and model_card.md. docs/serving.md explains how to serve it. The export runs on the
-CPU.
+The last form writes a model file: the weights in half precision, and in its header all that predict, serve, evaluate,
+export and training need of the run. They take it in place of a run. The other forms write DIR/: the model (uint8 face
+crops in, ages and distributions out), export.json (the input contract, the result of the check, SHA-256 of every file)
+and model_card.md. docs/serving.md explains how to serve it. The export runs on the CPU.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from typing import get_args
 
 from lae_jax import export
 from lae_jax.runtime import console, flags, start
+from lae_jax.runtime.model_file import builtin
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,9 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         required=True,
         metavar="FORMAT",
         type=flags.one_of("format", get_args(export.Format)),
-        help="saved_model (TensorFlow), stablehlo (jax.export) or onnx",
+        help="saved_model (TensorFlow), stablehlo (jax.export), onnx, or safetensors (a model file)",
     )
-    parser.add_common("out", help="folder to create")
+    parser.add_common("out", metavar="PATH", help="folder to create, or with safetensors the file to create")
     parser.add_common("step")
     parser.add_common("flip")
     return parser.parse_args(argv)
@@ -38,14 +41,19 @@ def tell(content: dict, out: str) -> list[str]:
     """Returns the summary of a written export, as lines for a terminal."""
     check, size = content["check"], sum(entry["bytes"] for entry in content["files"].values())
     seconds = content["seconds"]
+    if content["format"] == "safetensors":
+        (entry,) = content["files"].values()
+        found = [f"SHA-256 {entry['sha256']}"]
+    else:
+        names = ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir()))
+        found = [f"{out}/: {names}", f"look at {out}/model_card.md"]
     return [
         f"{content['source']['model']} of {content['source']['run']} step {content['source']['step']} as"
         f" {content['format']}: {size / 1e6:.1f} MB in {seconds['write']:.1f} s",
         f"read back by {check['runtime']} in {seconds['check']:.1f} s: ages differ by at most"
         f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
         f" ({check['images']} images, {check['from']})",
-        f"{out}/: " + ", ".join(sorted(path.name for path in pathlib.Path(out).iterdir())),
-        f"look at {out}/model_card.md",
+        *found,
         f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
     ]
 
@@ -53,7 +61,8 @@ def tell(content: dict, out: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Exports the run of the command line and prints a summary."""
     args = vars(parse_args(argv))
-    export.check(args["run"], args["format"], args["out"], args["step"])
+    export.check(args["run"], args["format"], args["out"], args["step"], args["flip"])
+    builtin.tell(args["run"])
     import jax
 
     # Both sides of the check are float32 on the CPU. Accelerators round more coarsely, and others may need them.

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from lae_jax.data import pipeline, records
 from lae_jax.data.sources import synthetic
@@ -18,7 +19,7 @@ from lae_jax.export import folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
 from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
-from lae_jax.runtime import checkpoints, console, files, layout
+from lae_jax.runtime import console, files, layout, origin
 from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.versions import version
 
@@ -76,17 +77,7 @@ def _export(
     if config.model.dtype != "float32":
         logger.info("the run computes in %s, the export in float32", config.model.dtype)
     build.model(config, stage, checkpoint.meta["num_outputs"])  # checks the names in the config
-    program = Program(
-        name=config.model.name,
-        variables=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), checkpoint.variables),
-        image_size=config.data.image_size,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        num_ages=checkpoint.meta["num_outputs"],
-        temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
-        flip=flip,
-        precision=config.model.precision,
-    )
+    program = program_of(checkpoint, config, flip)
     content = {
         "format": form,
         "outputs": {
@@ -101,9 +92,22 @@ def _export(
         return _write(out, content, program, checkpoint, line)
 
 
-def _write(
-    out: pathlib.Path, content: dict, program: Program, checkpoint: checkpoints.Checkpoint, line: tqdm.tqdm
-) -> dict:
+def program_of(checkpoint: origin.Checkpoint, config: ConfigDict, flip: bool = False) -> Program:
+    """Returns the model of a checkpoint, in float32."""
+    return Program(
+        name=config.model.name,
+        variables=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), checkpoint.variables),
+        image_size=config.data.image_size,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        num_ages=checkpoint.meta["num_outputs"],
+        temperature=calibration.temperature_of(checkpoint),
+        flip=flip,
+        precision=config.model.precision,
+    )
+
+
+def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: origin.Checkpoint, line: tqdm.tqdm) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
     unfinished = layout.place_of_export(out)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -202,7 +206,7 @@ def compared(form: str, path: pathlib.Path, program: Program, crops: Crops) -> d
     }
 
 
-def crops_of(checkpoint: checkpoints.Checkpoint) -> Crops:
+def crops_of(checkpoint: origin.Checkpoint) -> Crops:
     """Returns at most sum(BATCHES) crops of the run's validation split, or of its training split if it has none.
 
     Returns drawn faces if the data set cannot be read.

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lae_jax.export.program import TINY, Program
-from lae_jax.models import efficientnet_v2, resnet
+from lae_jax.models import efficientnet, resnet
 from lae_jax.models.layers import same_padding
 
 OPSET, IR_VERSION = 17, 8
@@ -78,6 +78,10 @@ class _Layers:
     def swish(self, x: str) -> str:
         return self.graph.add("Mul", x, self.graph.add("Sigmoid", x))
 
+    def relu6(self, x: str) -> str:
+        zero, six = (self.graph.weight(f"relu6/{value}", np.array(value)) for value in (0, 6))
+        return self.graph.add("Clip", x, zero, six)
+
     def squeeze_excite(self, x: str, path: tuple) -> str:
         gate = self.graph.add("GlobalAveragePool", x)
         gate = self._with_bias(self.swish(self._with_bias(gate, (*path, "se_reduce"))), (*path, "se_expand"))
@@ -95,28 +99,32 @@ def _at(tree, path: tuple):
     return tree
 
 
-def _efficientnet_v2(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
-    layers = _Layers(graph, params, statistics, efficientnet_v2.EPSILON)
+def _efficientnet(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
+    layers = _Layers(graph, params, statistics, efficientnet.EPSILON)
+    activation = layers.relu6 if architecture.lite else layers.swish
     x, side = layers.conv(x, side, (), "stem_conv", "stem_bn", 2)
-    x = layers.swish(x)
+    x = activation(x)
     for i, group in enumerate(architecture.stages, start=1):
         for j in range(group.blocks):
             path, stride, shortcut = (f"block{i}_{j}",), group.stride if j == 0 else 1, x
             if group.fused and group.expand == 1:
                 x, side = layers.conv(x, side, path, "project_conv", "project_bn", stride)
-                x = layers.swish(x)
+                x = activation(x)
             else:
-                x, side = layers.conv(x, side, path, "expand_conv", "expand_bn", stride if group.fused else 1)
-                x = layers.swish(x)
+                if group.expand > 1:
+                    x, side = layers.conv(x, side, path, "expand_conv", "expand_bn", stride if group.fused else 1)
+                    x = activation(x)
                 if not group.fused:
                     x, side = layers.conv(x, side, path, "depthwise_conv", "depthwise_bn", stride)
-                    x = layers.squeeze_excite(layers.swish(x), path)
+                    x = activation(x)
+                    if not architecture.lite:
+                        x = layers.squeeze_excite(x, path)
                 x, side = layers.conv(x, side, path, "project_conv", "project_bn")
             # The first block of a group has a shortcut only if it keeps the size and the number of channels.
             if stride == 1 and (j > 0 or _features_before(architecture, i) == group.features):
                 x = graph.add("Add", shortcut, x)
     x, side = layers.conv(x, side, (), "top_conv", "top_bn")
-    return graph.add("GlobalAveragePool", layers.swish(x))
+    return graph.add("GlobalAveragePool", activation(x))
 
 
 def _features_before(architecture, stage: int) -> int:
@@ -149,7 +157,7 @@ def _resnet(graph: _Graph, x: str, side: int, params: dict, statistics: dict, ar
 
 
 _FAMILIES = {
-    **{f"efficientnet_v2_{key}": (_efficientnet_v2, value) for key, value in efficientnet_v2.ARCHITECTURES.items()},
+    **{f"efficientnet_{key}": (_efficientnet, value) for key, value in efficientnet.ARCHITECTURES.items()},
     **{f"resnet{key}": (_resnet, value) for key, value in resnet.ARCHITECTURES.items()},
 }
 

@@ -16,8 +16,8 @@ FILE = "model.onnx"
 # Operations in the exports of all models, with and without flip, temperature and hidden layer.
 OPERATIONS = frozenset(
     {
-        "Add", "Cast", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "Log", "MatMul", "Max", "MaxPool",
-        "Mul", "Relu", "Sigmoid", "Slice", "Softmax", "Squeeze", "Transpose",
+        "Add", "Cast", "Clip", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "Log", "MatMul", "Max",
+        "MaxPool", "Mul", "Relu", "Sigmoid", "Slice", "Softmax", "Squeeze", "Transpose",
     }
 )  # fmt: skip
 # Fields of the messages that a model consists of. Others hold functions, training, settings of a session, quantisation

@@ -20,7 +20,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags."""
     parser = flags.Parser("longtail", __doc__)
     add, common = parser.add_argument, parser.add_common
-    common("run", action="append", dest="runs", help="folder of a run of stage represent; may be repeated")
+    common("run", action="append", dest="runs", required=True, default=None,
+        help="folder of a run of stage represent; may be repeated")  # fmt: skip
     common("data", required=True, help="folder of the prepared data set that the runs were trained on")
     common("out", help="folder of the features and the results")
     add("--test", default="test", metavar="NAME", help="name of the split that is only reported on, not used to choose")

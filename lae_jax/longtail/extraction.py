@@ -15,7 +15,7 @@ import numpy as np
 from lae_jax import stages
 from lae_jax.data import pipeline, records, sampling
 from lae_jax.runs import agreement, build, fields, inference, inputs
-from lae_jax.runtime import checkpoints, files, parallel, typed
+from lae_jax.runtime import checkpoints, files, origin, parallel, typed
 from lae_jax.runtime.errors import InputError, SaveFailed
 from lae_jax.runtime.typed import declared
 
@@ -44,7 +44,7 @@ class Features:
 class Extractor:
     """A run's backbone in inference mode, over all devices."""
 
-    def __init__(self, checkpoint: checkpoints.Checkpoint, dataset: records.Dataset, folder: pathlib.Path):
+    def __init__(self, checkpoint: origin.Checkpoint, dataset: records.Dataset, folder: pathlib.Path):
         self.checkpoint, self.dataset, self.folder = checkpoint, dataset, pathlib.Path(folder)
         self.config = fields.from_json(checkpoint.meta["config"])
         self.stage = stages.get(checkpoint.meta["stage"])

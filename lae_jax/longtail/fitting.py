@@ -76,7 +76,8 @@ class Bench:
             "mae": self.mae,
             "er_weight": self.config.loss.er_weight,
             "label_sigma": self.config.loss.label_sigma,
-            **method_losses.of_training(self.classes, build.NUM_AGES),
+            "in_range": self.config.loss.in_range,
+            **method_losses.of_training(method_losses.count_ages(self.classes, build.NUM_AGES)),
         }
 
     @functools.cached_property

@@ -15,7 +15,7 @@ from lae_jax.data import records
 from lae_jax.longtail import extraction, kept_heads
 from lae_jax.longtail.fitting import Bench
 from lae_jax.runs import fields, inputs, leaks, provenance
-from lae_jax.runtime import checkpoints, console
+from lae_jax.runtime import checkpoints, console, origin
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages.methods import Method
 
@@ -130,9 +130,13 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
       allow_leak: Continue despite a leak.
 
     Raises:
-      InputError: The run has no validation split, a split is missing, or splits leak into each other.
+      InputError: The run has no validation split, a split is missing or has ranges of ages, or splits leak into each
+        other.
     """
     own, dataset, workdir = extractor.config, extractor.dataset, extractor.checkpoint.workdir
+    _require_exact_ages(
+        dataset, [inputs.split_name(own, name) for name in (own.data.train, own.data.split) if name], test
+    )
     mae = (extractor.checkpoint.meta["scores"] or {}).get("mae")
     if not own.data.split or mae is None:
         raise InputError(
@@ -158,6 +162,21 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
     scored = {split: extractor.features(name) for split, name in names.items()}
     bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
     return Prepared(extractor, bench, scored)
+
+
+def _require_exact_ages(dataset: records.Dataset, own: Sequence[str], test: str) -> None:
+    """Checks that the bench's splits have no ranges of ages, before features are computed.
+
+    Raises:
+      InputError: A split has.
+    """
+    for name in (*own, test):
+        if name in dataset.manifest["splits"] and dataset.targets("age", dataset.rows(name)).ndim == 2:
+            raise InputError(
+                f"{dataset.path}: in split {name!r} some ages are ranges, and the bench needs exact ages. Name a data"
+                " set with exact ages, and a run of stage represent on it; or train stage 3 with"
+                " --config.classify.method=METHOD, which takes ranges, and compare the runs with lae_jax.report"
+            )
 
 
 def _what_works(dataset: records.Dataset, validation: str, trained_on: np.ndarray) -> str:
@@ -364,5 +383,5 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Trial | None:
     return Trial(STAGE3, 0.0, rate, 0, reports, 1)
 
 
-def _backbone(checkpoint: checkpoints.Checkpoint) -> dict:
+def _backbone(checkpoint: origin.Checkpoint) -> dict:
     return {name: tree["backbone"] for name, tree in checkpoint.variables.items() if "backbone" in tree}

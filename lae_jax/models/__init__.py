@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax.models import efficientnet_v2, resnet
-from lae_jax.models.efficientnet_v2 import EfficientNetV2
+from lae_jax.models import efficientnet, resnet
+from lae_jax.models.efficientnet import EfficientNet
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
 from lae_jax.models.initial_values import initialise
 from lae_jax.models.layers import Compute
@@ -26,7 +26,7 @@ from lae_jax.runtime.errors import InputError, unknown
 __all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
 
 BACKBONES = {
-    **{f"efficientnet_v2_{size}": (EfficientNetV2, widths) for size, widths in efficientnet_v2.ARCHITECTURES.items()},
+    **{f"efficientnet_{member}": (EfficientNet, widths) for member, widths in efficientnet.ARCHITECTURES.items()},
     **{f"resnet{depth}": (ResNet, blocks) for depth, blocks in resnet.ARCHITECTURES.items()},
 }
 HEADS = ("age", "identity")
@@ -66,6 +66,13 @@ class Model(nn.Module):
 def _choose(what: str, name: str, choices) -> None:
     if name not in choices:
         raise InputError(unknown(what, str(name), choices))
+
+
+def shapes(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shapes of a model's variables by path, such as ('params', 'backbone', 'stem_conv', 'kernel')."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)  # their size changes no variable
+    found = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
 
 
 def create(

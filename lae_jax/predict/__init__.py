@@ -46,7 +46,7 @@ def predict(
     """Estimates the ages of the faces in photographs, one photograph after the other.
 
     Args:
-      run: Folder of a run of stage 2 or 3, or of an export.
+      run: Folder of a run of stage 2 or 3 or of an export, a model file, or 'faces-lite0', the model of the package.
       photographs: Files, folders (at any depth), globs and CSVs of paths.
       step: Step of the checkpoint (default: the best one).
       flip: Average each estimate with that of the mirror image.
@@ -103,7 +103,7 @@ def check_inputs(
     """Checks what `predict` reads, without loading anything.
 
     Args:
-      run: Folder of a run or of an export.
+      run: As in `predict`.
       photographs: Files, folders, globs and CSVs.
       images: Folder of the paths in a CSV.
       step: Step of the checkpoint.
@@ -113,10 +113,7 @@ def check_inputs(
         exists.
     """
     require_whole_numbers(step=step)
-    if not layout.is_export(run):
-        layout.require_run(run)
-        preflight.require_ages(run)
-    preflight.require_step(run, step)
+    preflight.require_model(run, step, may_be_export=True)
     preflight.require_images(images)
     found = [word for word in photographs if os.path.exists(word) or glob.has_magic(word)]
     for word in photographs:

@@ -1,6 +1,6 @@
 """Estimates the ages of the faces in photographs.
 
-    python -m lae_jax.predict --run runs/classify photo.jpg
+    python -m lae_jax.predict photo.jpg
     python -m lae_jax.predict --run runs/classify photographs/ 'more/*.png' list.csv --out ages.csv --draw drawn/
     python -m lae_jax.predict --run runs/classify --aligned crops/ --interval 0.9 --threshold 18
     python -m lae_jax.predict --run runs/classify --contest foo_test.csv --images foo_test/ --out out.csv
@@ -24,6 +24,7 @@ from lae_jax.faces import Faces, search
 from lae_jax.runtime import console, files, flags, layout, start
 from lae_jax.runtime.errors import InputError, NothingPredicted, saving
 from lae_jax.runtime.foreign import spreadsheets
+from lae_jax.runtime.model_file import builtin
 
 if TYPE_CHECKING:
     from lae_jax.predict.estimator import AgeEstimator
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.Parser("predict", __doc__)
     add, common = parser.add_argument, parser.add_common
     add("inputs", nargs="*", metavar="FILE|FOLDER|GLOB|CSV", help="photographs")
-    common("run", help="folder of a run of stage 2 or 3, or of an export")
+    common("run", help=f"folder of a run of stage 2 or 3 or of an export, or {flags.MODEL_FILE}")
     common("step")
     common("aligned")
     add("--faces", choices=get_args(Faces), help="which of several faces in a photograph to take (default: all; with"
@@ -113,14 +114,14 @@ def count(args: argparse.Namespace) -> int:
     Raises:
       InputError: There is none.
     """
-    from lae_jax.data.sources import interface
+    from lae_jax.data.sources.image_files import IMAGE_SUFFIXES
     from lae_jax.predict import photographs
 
     if args.contest:
         return sum(1 for _ in photographs.in_csv(args.contest, args.images))
     named = sum(1 for _ in photographs.named(args.inputs, args.images))
     if not named:
-        raise InputError(f"{', '.join(args.inputs)}: no image found ({', '.join(interface.IMAGE_SUFFIXES)})")
+        raise InputError(f"{', '.join(args.inputs)}: no image found ({', '.join(IMAGE_SUFFIXES)})")
     return named
 
 
@@ -205,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     args = parse_args(argv)
     predict.check_inputs(args.run, [args.contest] if args.contest else args.inputs, args.images, args.step)
+    builtin.tell(args.run)
     start.devices(args.devices)
     from lae_jax.faces import decoders
 

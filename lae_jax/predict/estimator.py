@@ -10,8 +10,9 @@ from PIL import Image
 from lae_jax.export import folder
 from lae_jax.runs import calibration, distributions
 from lae_jax.runs.preprocessing import Input
-from lae_jax.runtime import layout
+from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import builtin
 
 # Per-device batch sizes. A batch is padded to the next of them, so that no other size is compiled.
 _PER_DEVICE = (1, 8, 32)
@@ -42,18 +43,20 @@ class AgeEstimator:
     is_tempered: bool = False
 
     @classmethod
-    def from_run(cls, path: os.PathLike | str, step: int | None = None, flip: bool = False) -> "AgeEstimator":
-        """Loads a run of stage 2 or 3, or an export. An export needs only the runtime of its format.
+    def from_run(
+        cls, path: os.PathLike | str = builtin.DEFAULT, step: int | None = None, flip: bool = False
+    ) -> "AgeEstimator":
+        """Loads a run of stage 2 or 3, a model file, or an export. An export needs only the runtime of its format.
 
         Args:
-          path: Folder of the run or of the export.
+          path: Folder of the run or of the export, a model file, or the name of a model of the package.
           step: Step of the run's checkpoint (default: the best one).
           flip: Average each estimate with that of the mirror image.
 
         Raises:
-          InputError: The folder holds neither, or `step` or `flip` are given for an export.
+          InputError: `path` is none of them, or `step` or `flip` are given for an export, or `step` for a file.
         """
-        if layout.is_export(path):
+        if not model_file.is_named(path) and layout.is_export(path):
             return cls._from_export(path, step, flip)
         from lae_jax.runs import build, forward
         from lae_jax.runtime import parallel
@@ -68,7 +71,7 @@ class AgeEstimator:
             sizes=tuple(size * len(par.devices) for size in _PER_DEVICE),
             input=Input(config.data.image_size, config.data.resize),
             crop=checkpoint.meta["crop"],
-            temperature=calibration.read_temperature(checkpoint.workdir, checkpoint.step),
+            temperature=calibration.temperature_of(checkpoint),
             source=f"{checkpoint.workdir} step {checkpoint.step}",
         )
 

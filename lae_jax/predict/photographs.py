@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from lae_jax.data.sources import csv_file, interface
+from lae_jax.data.sources import csv_file, image_files, interface
 from lae_jax.faces import crops, images, pixels
 from lae_jax.faces.images import BadImage
 from lae_jax.runs import preflight
@@ -103,7 +103,7 @@ def named(words: Sequence[str], root: str | None = None, tell: bool = True) -> I
 
 
 def _in_folder(folder: str, tell: bool) -> Iterator[Named]:
-    for name, reason in interface.image_files(folder, tell):
+    for name, reason in image_files.image_files(folder, tell):
         yield Named(os.path.join(folder, name), refused=reason or "")
 
 
@@ -126,7 +126,7 @@ def in_csv(path: str, root: str | None = None) -> Iterator[Named]:
     column = next((header.index(name) for name in csv_file.PATH_NAMES if name in header), None)
     begin = first[1][0].strip()
     if column is None and not (
-        begin.lower().endswith(interface.IMAGE_SUFFIXES) or os.path.isfile(os.path.join(root, begin))
+        begin.lower().endswith(image_files.IMAGE_SUFFIXES) or os.path.isfile(os.path.join(root, begin))
     ):
         raise InputError(
             f"{path}: the first line {foreign.quoted(','.join(first[1]), 80)} has no column"

@@ -11,7 +11,17 @@ from lae_jax.runtime import cpu, files, layout
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving, unknown
 
 Reader = Literal[
-    "agedb", "appa_real", "csv", "fgnet", "folders", "imdb_wiki", "mivia", "recordio", "synthetic", "utkface"
+    "agedb",
+    "appa_real",
+    "csv",
+    "fairface",
+    "fgnet",
+    "folders",
+    "imdb_wiki",
+    "mivia",
+    "recordio",
+    "synthetic",
+    "utkface",
 ]
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lae_jax import metrics
-from lae_jax.data import joining, shards, splits, stems
+from lae_jax.data import joining, parquet, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu, files, start
@@ -54,7 +54,7 @@ def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joinin
 
     Args:
       how: The way to split, where the source names no splits.
-      column: Returns a column by its name.
+      column: Returns a column by its name; raises KeyError if there is none.
 
     Returns:
       (protocol, rows of each split, rows that were removed from train).
@@ -67,10 +67,19 @@ def splitter(how: Splitting, column: Callable[[str], pa.ChunkedArray]) -> joinin
         return "column", *splits.by_column(names, column("sha256"))
     identity = column("identity")
     by = _by(how, identity)
-    photograph = stems.of_one_photograph(column("name"), column("age"), identity)
+    ages = _ages(column)
+    photograph = stems.of_one_photograph(column("name"), ages, identity)
     near = _near(column, len(names))
     group = splits.groups(column("sha256"), near, photograph, *([identity] if by == "identity" else []))
-    return by, _parted(how, group, column("age")), np.zeros(0, np.int64)
+    return by, _parted(how, group, ages), np.zeros(0, np.int64)
+
+
+def _ages(column: Callable[[str], pa.ChunkedArray]) -> list[pa.ChunkedArray]:
+    """Returns the ages, in one column; in two, the first and the last ages of their ranges, if an age is a range."""
+    try:
+        return [column(name) for name in parquet.RANGE]
+    except KeyError:
+        return [column("age")]
 
 
 def _by(how: Splitting, identity: pa.ChunkedArray) -> str:
@@ -80,8 +89,9 @@ def _by(how: Splitting, identity: pa.ChunkedArray) -> str:
     return how.by or ("identity" if known else "image")
 
 
-def _parted(how: Splitting, group: np.ndarray, ages: pa.ChunkedArray) -> Mapping[str, np.ndarray]:
-    years = ages.to_numpy().astype(np.float64)  # NaN where unknown
+def _parted(how: Splitting, group: np.ndarray, ages: list[pa.ChunkedArray]) -> Mapping[str, np.ndarray]:
+    columns = [column.to_numpy().astype(np.float64) for column in ages]  # NaN where unknown
+    years = columns[0] if len(columns) == 1 else metrics.label_age(np.stack(columns, axis=1))
     known, kind = np.isfinite(years), np.full(len(years), -1)
     kind[known] = metrics.extended_group(years[known])
     if how.folds is not None:

@@ -27,9 +27,10 @@ _GAP, _LINE, _EMPTY = 6, 13, (232, 232, 232)
 def table(dataset: Dataset) -> list[str]:
     """Returns the number of images of each split, by age group where ages are known, as lines for a terminal.
 
-    Babies and people over 81, whom the paper's groups leave out, are groups of their own.
+    A range counts in the group of the age that stands for it. Babies and people over 81, whom the paper's groups leave
+    out, are groups of their own.
     """
-    sizes, ages = dataset.manifest["splits"], dataset.column("age")
+    sizes, ages = dataset.manifest["splits"], dataset.label_ages()
     sizes = {name: sizes[name] for name in sorted(sizes, key=checks.place)}
     if np.isnan(ages).all():
         return console.table(["split", "images"], list(sizes.items())).splitlines()
@@ -48,7 +49,7 @@ def table(dataset: Dataset) -> list[str]:
 def write(dataset: Dataset) -> list[str]:
     """Writes the contact sheets into the folder of a data set.
 
-    crops.jpg shows up to 64 crops over the range of ages, each with its age. rejected.jpg shows up to 24 rejected
+    crops.jpg shows up to 64 crops over all ages, each with its age or range. rejected.jpg shows up to 24 rejected
     photographs, of every reason, each with its name and reason; there is none if no rejected photograph can be read.
 
     Returns:
@@ -87,11 +88,11 @@ def over_ages(ages: np.ndarray, count: int) -> np.ndarray:
 
 
 def _crops(dataset: Dataset) -> Image.Image:
-    rows = over_ages(dataset.column("age"), _CROPS)
+    rows = over_ages(dataset.label_ages(), _CROPS)
     tiles = []
-    for age, decoded in zip(dataset.column("age")[rows], images.decode_all(dataset.encoded(rows)), strict=True):
+    for label, decoded in zip(dataset.age_ranges()[rows], images.decode_all(dataset.encoded(rows)), strict=True):
         picture = None if isinstance(decoded, images.BadImage) else decoded.image
-        tiles.append((picture, ["age unknown" if np.isnan(age) else f"{age:.4g}"]))
+        tiles.append((picture, [metrics.label_text(*label)]))
     return _sheet(tiles, 8, (112, 112), 1)
 
 

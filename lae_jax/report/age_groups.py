@@ -23,8 +23,17 @@ def edges(group: str, top: int) -> tuple[int, int]:
     return int(first.rstrip("+")), int(last or (top if group.endswith("+") else first))
 
 
+def error_of(scores: Mapping) -> tuple[str, str]:
+    """Returns the name and the title of the error in the scores of a report: of ranges it is the distance to them."""
+    return ("distance", "distance") if "distance" in scores else ("mae", "MAE")
+
+
 def rows(scores: Mapping) -> list[tuple[str, int, float | None, float | None]]:
-    """Returns the lines of a table of `metrics.AgeReport.to_dict()`: group, images, MAE, bias."""
-    paper = zip(metrics.GROUPS, scores["group_count"], scores["group_mae"], scores["bias"], strict=True)
-    columns = (scores[f"outside_{name}"] for name in ("count", "mae", "bias"))
-    return [*paper, *(row for row in zip(metrics.OUTSIDE, *columns, strict=True) if row[1])]
+    """Returns the lines of a table of scores (`AgeReport` or `RangeReport`, as dicts): group, images, error, bias."""
+    error, _ = error_of(scores)
+    bias = scores.get("bias") or [None] * len(metrics.GROUPS)
+    found = [*zip(metrics.GROUPS, scores["group_count"], scores[f"group_{error}"], bias, strict=True)]
+    if "outside_count" in scores:
+        columns = (scores[f"outside_{name}"] for name in ("count", error, "bias"))
+        found += [row for row in zip(metrics.OUTSIDE, *columns, strict=True) if row[1]]
+    return found

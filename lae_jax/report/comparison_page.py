@@ -22,6 +22,8 @@ from lae_jax.runtime.typed import declared
 
 _AGAIN = "run lae_jax.longtail again"
 _OF_GROUP = [f"mae_{group}" for group in metrics.ALL_GROUPS]
+# Where ages are ranges, they are listed by the scores of ranges first.
+_ALL = (*scores.OF_RANGES, *MAIN)
 
 
 def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
@@ -32,7 +34,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     """
     evaluations = loading.sharing_guesses(evaluations)
     labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
-    main = scores.main_scores(evaluations[0].sample.ages)
+    main = scores.main_scores(evaluations[0].sample)
     table = Table(
         ("run", *(_title(score) for score in main)),
         [(label, *(one.estimate(score) for score in main)) for label, one in zip(labels, scored, strict=True)],
@@ -69,7 +71,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         differing,
         Section("Pictures", pictures=[one for one in shown if one is not None]),
         Section("Further scores", tables=[more]),
-        Section("What the scores mean", items=wording.MEANINGS),
+        Section("What the scores mean", items=wording.meanings(evaluations)),
         Section("Provenance", facts=provenance),
     ]
     title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
@@ -92,7 +94,7 @@ def _title(score: scores.Score) -> str:
 def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
     rows = []
     for label, one in zip(labels[1:], scored[1:], strict=True):
-        found = [(score, one.difference(scored[0], score)) for score in MAIN]
+        found = [(score, one.difference(scored[0], score)) for score in _ALL]
         rows += [
             (label, labels[0], _title(score), cell, scores.verdict(cell, score))
             for score, cell in found
@@ -103,15 +105,17 @@ def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
 
 def _best(labels: Sequence[str], scored: Sequence[Scored]) -> str:
     told = []
-    for score in MAIN:
-        if score.name not in ("mae", "sigma", "aar_2021", "aar_2022"):
+    for score in _ALL:
+        if score.name not in ("distance", "distance_sigma", "in_range", "mae", "sigma", "aar_2021", "aar_2022"):
             continue
-        known = {label: one for label, one in zip(labels, scored, strict=True) if math.isfinite(one.values[score.name])}
+        values = {label: one.values.get(score.name, math.nan) for label, one in zip(labels, scored, strict=True)}
+        known = {label: one for label, one in zip(labels, scored, strict=True) if math.isfinite(values[label])}
         if known:
             value = (min if score.better < 0 else max)(one.values[score.name] for one in known.values())
             best = [label for label, one in known.items() if one.values[score.name] == value]
             first = ", ".join(best) if len(best) < len(labels) or len(labels) == 1 else "the same for all"
-            text = f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({value:.2f})"
+            shown = Estimate(value, digits=score.digits, percent=score.percent).text
+            text = f"{'lowest' if score.better < 0 else 'highest'} {score.title}: {first} ({shown})"
             # Whether the first place is certain, other images of the same kind decide.
             behind = [label for label in known if label not in best]
             of = {label: known[label].difference(known[best[0]], score) for label in behind}
@@ -234,7 +238,13 @@ def _plain(value) -> str:
 
 def cut(table: Table) -> list[Table]:
     """Splits a table of scores into two that fit a page: over all ages, and by age group."""
-    return tables.cut(table, [*metrics.ALL_GROUPS, *(_title(score) for score in MAIN if score.name in _OF_GROUP)])
+    return tables.cut(
+        table,
+        [
+            *metrics.ALL_GROUPS,
+            *(_title(score) for score in _ALL if score.name in _OF_GROUP or score.title.startswith("distance ")),
+        ],
+    )
 
 
 def plain(table: Table) -> str:

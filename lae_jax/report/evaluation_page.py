@@ -6,6 +6,7 @@ from etils import epath
 
 from lae_jax import metrics
 from lae_jax.report import bootstrap, charts, loading, pictures, scores, wording
+from lae_jax.report.charts import by_range
 from lae_jax.report.loading import Evaluation, Run
 from lae_jax.report.page import Face, Page, Section
 from lae_jax.report.scores import MAIN, MORE, Scored
@@ -44,7 +45,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
     with pictures.style():
         curves = _curves(run)
         sections = [
-            Section("Scores", texts=[told, *missing], tables=[_main_table(evaluation, labels, scored)]),
+            Section("Scores", texts=[told, *missing], tables=_main_tables(evaluation, labels, scored)),
             Section(
                 "Pictures",
                 texts=[] if evaluation.report.get("training") else [_NO_HISTOGRAM],
@@ -52,6 +53,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
                     charts.histogram(evaluation),
                     charts.groups(everyone, labels, scored),
                     charts.density(evaluation),
+                    by_range.ranges(evaluation),
                     charts.bias(evaluation, scored[0]),
                     charts.cumulative(everyone, labels),
                     charts.coverage(everyone, labels),
@@ -59,11 +61,12 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             ),
             Section("Further scores", tables=[_more_table(labels, scored)]),
             _decision(everyone, labels),
+            _ranges(evaluation),
             _slices(evaluation),
             curves,
         ]
     sections.append(Section("Faces", texts=[_FACES] * bool(faces), faces=faces))
-    sections.append(Section("What the scores mean", items=wording.MEANINGS))
+    sections.append(Section("What the scores mean", items=wording.meanings(everyone)))
     sections += [_audit(evaluation.report), _provenance(evaluation.report, run), _card(folder)]
     title = f"{evaluation.label} on {evaluation.report['split']} of {evaluation.report['data']}"
     return Page(title, verdict, sections, wording.warnings(evaluation.report))
@@ -130,14 +133,36 @@ def _there(*found) -> list:
     return [one for one in found if one is not None]
 
 
-def _main_table(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[Scored]) -> Table:
-    count = scores.group_count(evaluation.sample.ages)
-    images = {f"mae_{group}": f" ({n})" for group, n in zip(metrics.ALL_GROUPS, count, strict=True)}
+def _main_tables(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[Scored]) -> list[Table]:
+    """The scores of ranges, where ages are ranges, and those of exact ages, where ages are exact."""
+    sample, found = evaluation.sample, []
+    shown = scores.main_scores(sample)
+    own = [score for score in shown if score in scores.OF_RANGES]
+    if own:
+        caption = "Scores of all images; for age groups the distance (and the number of images)"
+        found.append(_main_table(own, "distance", sample, labels, scored, caption))
+    if rest := [score for score in shown if score not in own]:
+        of = f"Scores of the {sample.is_exact.sum()} images with an exact age" if own else "Scores"
+        caption = f"{of}; for age groups the MAE (and the number of images)"
+        found.append(_main_table(rest, "mae", sample.exact, labels, scored, caption))
+    return found
+
+
+def _main_table(
+    shown: Sequence[scores.Score],
+    error: str,
+    sample: scores.Sample,
+    labels: Sequence[str],
+    scored: Sequence[Scored],
+    caption: str,
+) -> Table:
+    count = scores.group_count(sample.ages)
+    images = {f"{error}_{group}": f" ({n})" for group, n in zip(metrics.ALL_GROUPS, count, strict=True)}
     header = ["score", labels[0]]
     for label in labels[1:]:
         header += [label, f"difference to {label}", "verdict"]
     rows = []
-    for score in scores.main_scores(evaluation.sample.ages):
+    for score in shown:
         title = f"{score.title}{images[score.name]}" if score.name in images else score.title
         row: list[str | Estimate] = [title, scored[0].estimate(score)]
         for other in scored[1:]:
@@ -145,7 +170,7 @@ def _main_table(evaluation: Evaluation, labels: Sequence[str], scored: Sequence[
             word = scores.verdict(difference, score) if difference.is_known else ""
             row += [other.estimate(score), difference, word]
         rows.append(row)
-    return Table(header, rows, "Scores; for age groups the MAE (and the number of images)")
+    return Table(header, rows, caption)
 
 
 def _more_table(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
@@ -164,12 +189,21 @@ def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Secti
         for found, accepts, rejects in scores.decisions(one.sample, one.chances, threshold, _CUTS):
             counts = [f"{found.false_accepts} of {found.younger}", f"{found.false_rejects} of {found.older}"]
             rows.append((label, f"{found.cut:g}", accepts, counts[0], rejects, counts[1]))
+    if not rows and threshold is not None and not evaluations[0].sample.decided(threshold).any():
+        return Section(
+            "Decision", texts=[f"{threshold:g} lies in the range of every label: no decision can be scored."]
+        )
     if not rows:
         return Section("Decision")
     text = (
         f"A person counts as {threshold:g} or older if P(age >= {threshold:g}) is at least the cut. False accepts are"
         " younger people who count as older; false rejects are older people who do not. This is not a proof of age."
     )
+    if unsure := int((~evaluations[0].sample.decided(threshold)).sum()):
+        text += (
+            f" {unsure} of the {len(evaluations[0].sample.ages)} images are left out: {threshold:g} lies in the range"
+            " of their label, so they show neither younger nor older people for sure."
+        )
     header = ("run", "cut", "false accepts", "number", "false rejects", "number")
     if without:
         text += f" For {', '.join(without)} this is unknown: evaluate with --threshold {threshold:g} there too."
@@ -178,19 +212,30 @@ def _decision(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Secti
 
 def _slices(evaluation: Evaluation) -> Section:
     """The scores by each column of `--slice`."""
-    found = []
-    for column, values in evaluation.slices.items():
-        rows = []
-        for value, mask in scores.values_of(values).items():
-            part = scores.score(evaluation.sample.part(mask))
-            estimates = [part.estimate(score) for score in (MAIN[0], *_OF_SLICES)]
-            rows.append((value, f"{mask.sum()}", *estimates))
-        header = (column, "images", "MAE", "bias", "CS@5", "sigma")
-        found.append(Table(header, rows, f"By {column}"))
+    names = ("mae", "bias", "cs5", "sigma")
+    if evaluation.sample.ranges is not None:
+        names = ("distance", "bias", "in_range", "distance_sigma", *["mae"] * bool(evaluation.sample.is_exact.any()))
+    found = [
+        _parts(evaluation, column, scores.values_of(values), names) for column, values in evaluation.slices.items()
+    ]
     return Section("Slices", texts=[f"Scores of {evaluation.label} only."] * bool(found), tables=found)
 
 
-_OF_SLICES = [next(s for s in (*MAIN, *MORE) if s.name == name) for name in ("bias", "cs5", "sigma")]
+def _ranges(evaluation: Evaluation) -> Section:
+    """The scores by the range of the label."""
+    masks = evaluation.sample.by_range()
+    tables = [_parts(evaluation, "range", masks, ("in_range", "distance", "bias"))] if masks else []
+    return Section("Ranges", texts=[f"Scores of {evaluation.label} only."] * bool(tables), tables=tables)
+
+
+def _parts(evaluation: Evaluation, column: str, masks: Mapping, names: Sequence[str]) -> Table:
+    """The scores of parts of the images: value -> mask (N,)."""
+    shown = [next(score for score in (*MAIN, *MORE, *scores.OF_RANGES) if score.name == name) for name in names]
+    rows = []
+    for value, mask in masks.items():
+        part = scores.score(evaluation.sample.part(mask))
+        rows.append((value, f"{mask.sum()}", *(part.estimate(score) for score in shown)))
+    return Table((column, "images", *(score.title for score in shown)), rows, f"By {column}")
 
 
 def _curves(run: Run) -> Section:

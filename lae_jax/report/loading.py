@@ -17,6 +17,7 @@ from lae_jax.runtime.typed import declared
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
+RANGE = ("age_low", "age_high")  # in predictions.csv, first and last age, where some ages are ranges
 SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
 _AGAIN = "evaluate the run again"
@@ -30,8 +31,9 @@ class Evaluation:
       report: Content of report.json.
       names: (N,) names of the images.
       sample: Ages and predictions.
-      below: (N,) share of each distribution below the true age, from which the coverage of any interval follows; None
-        if predictions.csv does not have it.
+      below: (N,) share of each distribution below the true age or range, from which the coverage of any interval
+        follows; None if predictions.csv does not have it.
+      up_to: (N,) share up to the end of the range; where the age is exact, that of `below`.
       chances: (N,) P(age >= report['threshold']); None without a threshold.
       slices: Column -> (N,) texts.
     """
@@ -41,6 +43,7 @@ class Evaluation:
     names: np.ndarray
     sample: Sample
     below: np.ndarray | None
+    up_to: np.ndarray | None
     chances: np.ndarray | None
     slices: dict[str, np.ndarray]
 
@@ -55,10 +58,11 @@ class Evaluation:
         return self.run.name
 
     def coverage(self, levels: np.ndarray) -> np.ndarray | None:
-        """Returns the share of the true ages inside the middle `levels` (L,) of their distributions: (L,)."""
-        if self.below is None:
-            return None
-        return (np.abs(self.below - 0.5)[:, None] <= np.asarray(levels) / 2 + 1e-12).mean(axis=0)
+        """Returns the share of the ages inside the middle `levels` (L,) of their distributions: (L,).
+
+        `metrics.coverage` says what that is for ranges.
+        """
+        return None if self.below is None else metrics.coverage(self.below, self.up_to, levels)
 
 
 def is_evaluation(folder: epath.Path) -> bool:
@@ -71,7 +75,7 @@ def read_report(folder: epath.Path, form: typed.Form = declared.REPORT) -> dict:
 
     Args:
       folder: The evaluation.
-      form: Its form; `declared.REPORT_OF_AGES` has the scores of ages too.
+      form: Its form; `declared.report_of_ages` has the scores of ages too.
 
     Raises:
       InputError: It is damaged.
@@ -90,12 +94,17 @@ def read(folder: epath.Path) -> Evaluation:
         raise InputError(
             f"{folder} holds no evaluation of ages ({REPORT}, {PREDICTIONS}): make one with python -m lae_jax.evaluate"
         )
-    report = read_report(folder, declared.REPORT_OF_AGES)
+    report = read_report(folder, declared.report_of_ages)
     text = files.read_text(folder / PREDICTIONS, _AGAIN, files.LINES_LIMIT)
     try:
         rows = list(spreadsheets.records(io.StringIO(text, newline="")))
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
-        ages, predictions = (columns[name].astype(np.float64) for name in ("age", "prediction"))
+        predictions, ranges = columns["prediction"].astype(np.float64), None
+        if RANGE[0] in columns:
+            ranges = np.stack([columns[name].astype(np.float64) for name in RANGE], axis=1)
+        ages = columns["age"].astype(np.float64) if ranges is None else metrics.label_age(ranges)
+        below = _numbers(columns["below"], len(rows), np.nan) if "below" in columns else None
+        up_to = below if below is None or ranges is None else _numbers(columns["up_to"], len(rows), np.nan)
         training = report.get("training")
         chance = f"p_at_least_{report['threshold']:g}" if report.get("threshold") is not None else ""
         found = Evaluation(
@@ -110,15 +119,20 @@ def read(folder: epath.Path) -> Evaluation:
                 np.stack([_numbers(columns[name], len(rows), np.nan) for name in GUESSES], axis=1)
                 if GUESSES[0] in columns
                 else None,
+                ranges,
             ),
-            _numbers(columns["below"], len(rows), np.nan) if "below" in columns else None,
+            below,
+            up_to,
             columns[chance].astype(np.float64) if chance else None,
             {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
         )
-        for name, shares in (("below", found.below), (chance, found.chances)):
+        for name, shares in (("below", found.below), ("up_to", found.up_to), (chance, found.chances)):
             if shares is not None and not ((shares >= 0) & (shares <= 1) | np.isnan(shares)).all():
                 raise ValueError(f"{name} is below 0 or above 1")
-        if differing := _differing(report, metrics.age_report(ages, predictions).to_dict()):
+        if ranges is not None and not (ranges[:, 0] <= ranges[:, 1]).all():
+            raise ValueError("a range ends before it begins")
+        scored = metrics.age_report(ages, predictions) if ranges is None else metrics.range_report(ranges, predictions)
+        if differing := _differing(report, scored.to_dict()):
             raise ValueError(f"{differing} in {REPORT} is not that of {PREDICTIONS}")
     except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): evaluate the run again") from error
@@ -258,7 +272,9 @@ def same_images(one: Evaluation, other: Evaluation) -> None:
       InputError: They are not.
     """
     same = len(one.names) == len(other.names) and (one.names == other.names).all()
-    if not same or not np.allclose(one.sample.ages, other.sample.ages, atol=1e-4, rtol=0):
+    labels = [one.sample.ages if one.sample.ranges is None else one.sample.ranges for one in (one, other)]
+    same = same and labels[0].shape == labels[1].shape
+    if not same or not np.allclose(*labels, atol=1e-4, rtol=0):
         raise InputError(
             f"{one.folder} and {other.folder} hold different images or ages, although the data set and the"
             " split are the same: evaluate both again"

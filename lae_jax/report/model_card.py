@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lae_jax.report import age_groups, wording
 from lae_jax.runtime.foreign import in_code, in_markdown
+from lae_jax.runtime.model_file import builtin
 
 USE = """\
 For estimates of apparent or true age from a photograph of a face: statistics over many faces, sorting one's own
@@ -109,7 +110,9 @@ def _starts(starts: Sequence[Mapping]) -> str:
 
 
 def _licence(start: Mapping) -> str:
-    """Where to find the licence of weights that others trained; '' for a run."""
+    """Where to find the licence of weights that others trained; '' for a run or a model file."""
+    if builtin.is_name(start["from"]):
+        return f"A model of lae_jax, trained on {builtin.MODELS[start['from']].data}: name that source too."
     if start["kind"] != "weights":
         return ""
     if hub := re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(@.*)?", start["from"]):
@@ -122,19 +125,32 @@ def _number(value, form: str = ".2f") -> str:
 
 
 def _table(scores: Mapping) -> str:
-    lines = ["| age group | images | MAE | bias |", "|---|---:|---:|---:|"]
+    error, title = age_groups.error_of(scores)
+    lines = [f"| age group | images | {title} | bias |", "|---|---:|---:|---:|"]
     between = {name: f" ({low:.2f} to {high:.2f})" for name, (low, high) in (scores.get("intervals") or {}).items()}
     lines += [
-        f"| {group} | {count} | {_number(mae)}{between.get(f'mae_{group}', '')} | {_number(bias, '+.2f')} |"
+        f"| {group} | {count} | {_number(mae)}{between.get(f'{error}_{group}', '')} | {_number(bias, '+.2f')} |"
         for group, count, mae, bias in age_groups.rows(scores)
     ]
     titles = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR (2021)", "mmae": "mMAE"}
-    units = {"mae": " years"}
+    if error == "distance":
+        titles = {"distance": "distance to the range", "distance_sigma": "its sigma", "in_range": "share in range"}
+        titles |= {"mae": "MAE of the exact ages"} if "mae" in scores else {}
+    units = {"mae": " years", "distance": " years"}
     told = (f"{titles[name]} {_number(scores[name])}{units.get(name, '')}{between.get(name, '')}" for name in titles)
-    total = f"{', '.join(told)}; {scores['n']} images."
+    total = f"{', '.join(told)}; {scores['n']} images"
+    total += f", {scores['n_exact']} of them with an exact age." if error == "distance" else "."
     if scores.get("bootstrap"):
         total += f" In brackets: 95 % intervals over {scores['bootstrap']['units']}, for other images of the same kind."
-    return "\n".join(lines) + "\n\n" + total
+    found = "\n".join(lines) + "\n\n" + total
+    if by_range := scores.get("ranges"):
+        found += "\n\n| range | images | share in range | distance | bias |\n|---|---:|---:|---:|---:|\n"
+        found += "\n".join(
+            f"| {one['range']} | {one['n']} | {_number(one['in_range'])} | {_number(one['distance'])} |"
+            f" {_number(one['bias'], '+.2f')} |"
+            for one in by_range
+        )
+    return found
 
 
 def _scores(meta: Mapping, evaluations: Sequence[Mapping]) -> str:

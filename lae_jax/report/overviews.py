@@ -47,23 +47,23 @@ def _plain_axes(width: float, height: float):
 def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> None:
     """Writes a histogram (PNG) of whole ages, stacked by split, with the number of images of each age group.
 
+    An image whose age is a range counts at all ages of the range, as `metrics.range_weights` says.
+
     Args:
       path: File to write.
-      ages: Split -> (N,) years.
+      ages: Split -> (N, 2) years, first and last age of each image; equal where the age is exact.
       title: Title of the picture.
     """
     figure, axis = _plain_axes(11, 4.4)
-    classes = {name: metrics.age_class(years) for name, years in ages.items()}
-    top = max(81, *(int(c.max()) for c in classes.values() if len(c)))
-    below = np.zeros(top + 1, np.int64)
-    colours = plt.get_cmap("cividis")(np.linspace(0.15, 0.85, len(classes)))
-    for (name, found), colour in zip(classes.items(), colours, strict=True):
-        count = np.bincount(found, minlength=top + 1)
-        axis.bar(
-            np.arange(top + 1), count, bottom=below, width=0.9, color=colour, zorder=1, label=f"{name} ({len(found)})"
-        )
-        below += count
-    everyone = np.concatenate(list(ages.values()))
+    counts = {name: metrics.images_by_age(ranges) for name, ranges in ages.items()}
+    top = max(81, int(np.flatnonzero(sum(counts.values())).max()))
+    below = np.zeros(top + 1)
+    colours = plt.get_cmap("cividis")(np.linspace(0.15, 0.85, len(counts)))
+    for (name, count), colour in zip(counts.items(), colours, strict=True):
+        label = f"{name} ({len(ages[name])})"
+        axis.bar(np.arange(top + 1), count[: top + 1], bottom=below, width=0.9, color=colour, zorder=1, label=label)
+        below += count[: top + 1]
+    everyone = metrics.label_age(np.concatenate(list(ages.values())))
     groups, shown = metrics.extended_group(everyone), age_groups.shown(everyone)
     for group, name in enumerate(metrics.ALL_GROUPS):
         if name not in shown:

@@ -45,7 +45,9 @@ _STYLE = DEFAULTS | {
 
 
 # Names of all pictures. If a page lacks one of them, files of that name are from an earlier page.
-NAMES = frozenset({"histogram", "groups", "density", "bias", "cs", "coverage", "loss", "validation", "head_tail"})
+NAMES = frozenset(
+    {"histogram", "groups", "density", "ranges", "bias", "cs", "coverage", "loss", "validation", "head_tail"}
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lae_jax import metrics
+from lae_jax.report import age_groups
 from lae_jax.report.loading import Evaluation
-from lae_jax.report.scores import BIAS, MAIN, Scored, verdict
+from lae_jax.report.scores import BIAS, MAIN, OF_RANGES, Scored, verdict
 from lae_jax.report.tables import Estimate
 
 MEANINGS = (
@@ -20,13 +21,29 @@ MEANINGS = (
     "Bias: the mean of prediction minus age; above 0 the predictions are too old.",
 )
 
+_MEANINGS_OF_RANGES = (
+    "Distance: how far a prediction is from the range of its label, in years; 0 inside, and of an exact age the"
+    " absolute error. For an age group: of the images whose range has its middle there (without an upper end, its mean"
+    " age).",
+    "sigma of the distances: the root mean square difference of the eight group distances from the distance.",
+    "In range: the share of the ranges that hold the prediction. Exact ages do not count.",
+    "Bias of a range: the signed distance, above 0 where the prediction is older than the range.",
+    "MAE, sigma, AAR and CS@5 are of exact ages alone. Where no age is exact, there are none.",
+)
+
 _OF_IDENTITIES = {
     "equal_error_rate": "equal error rate",
     "true_accept_rate": "true accepts when 1 impostor in 1,000 is accepted",
     "pairs": "pairs",
     "genuine_pairs": "genuine pairs",
 }
-_BY_NAME = {score.name: score for score in (*MAIN, *BIAS)}
+_BY_NAME = {score.name: score for score in (*MAIN, *OF_RANGES, *BIAS)}
+
+
+def meanings(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Returns the meanings of the scores of a page."""
+    has_ranges = any(one.sample.ranges is not None for one in evaluations)
+    return [*_MEANINGS_OF_RANGES * has_ranges, *MEANINGS]
 
 
 def leaks(report: Mapping) -> list[str]:
@@ -65,7 +82,8 @@ def warnings(report: Mapping) -> list[str]:
     """Returns the warnings that belong above all numbers of a report.json."""
     lines = [*leaks(report), *doubts(report)]
     if report.get("missing_groups"):
-        lines.append(f"sigma and AAR are undefined: no image of age {', '.join(report['missing_groups'])}")
+        scores = "sigma of the distances is" if "distance" in report else "sigma and AAR are"
+        lines.append(f"{scores} undefined: no image of age {', '.join(report['missing_groups'])}")
     return lines
 
 
@@ -78,7 +96,8 @@ def _no_better(report: Mapping) -> str:
         low, high = interval
         word = "worse than" if low > 0 else "not distinguishable from" if high >= 0 else ""
     else:
-        word = "not better than" if report["mae"] >= constant["mae"] else ""
+        error, _ = age_groups.error_of(report)
+        word = "not better than" if report[error] >= constant[error] else ""
     return f"the model is {word} a constant: {_constant(constant)}" if word else ""
 
 
@@ -89,23 +108,36 @@ def of_identities(report: Mapping) -> list[tuple[str, str]]:
 
 def summary(evaluation: Evaluation, scored: Scored) -> str:
     """Returns a sentence on how well the model does."""
-    report, mae = evaluation.report, scored.estimate(_BY_NAME["mae"])
-    parts = [
-        f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} images of split"
-        f" {report['split']} of {report['data']}"
-    ]
-    known = {group: scored.estimate(_BY_NAME[f"mae_{group}"]) for group in metrics.ALL_GROUPS}
+    report = evaluation.report
+    error, title = age_groups.error_of(report)
+    mae, on = scored.estimate(_BY_NAME[error]), f"images of split {report['split']} of {report['data']}"
+    parts = [f"{evaluation.label} is wrong by {mae.text} years on average{_between(mae)} on {report['n']} {on}"]
+    if error == "distance":
+        inside = scored.estimate(_BY_NAME["in_range"])
+        parts = [
+            f"{evaluation.label} is {mae.text} years from the range of the label on average{_between(mae)} on"
+            f" {report['n']} {on}, and inside {inside.text} of the ranges{_between(inside)}"
+        ]
+        exact = scored.estimate(_BY_NAME["mae"])
+        parts.append(
+            f"of the {report['n_exact']} exact ages it is wrong by {exact.text} years on average{_between(exact)}"
+            if exact.is_known
+            else "no age is exact, so there is no MAE"
+        )
+    known = {group: scored.estimate(_BY_NAME[f"{error}_{group}"]) for group in metrics.ALL_GROUPS}
     known = {group: estimate for group, estimate in known.items() if estimate.is_known}
     if len(known) > 1:
         lowest, highest = (pick(known, key=lambda group: known[group].value) for pick in (min, max))
         parts.append(
-            f"the error is lowest for ages {lowest}, {known[lowest].text}{_between(known[lowest])}, and highest for"
+            f"the {'error' if error == 'mae' else title} is lowest for ages {lowest},"
+            f" {known[lowest].text}{_between(known[lowest])}, and highest for"
             f" {highest}, {known[highest].text}{_between(known[highest])}"
             + _way(scored.estimate(_BY_NAME[f"bias_{highest}"]))
         )
-    sigma = scored.estimate(_BY_NAME["sigma"])
+    sigma = scored.estimate(_BY_NAME["sigma" if error == "mae" else "distance_sigma"])
     if math.isfinite(sigma.value):
-        parts.append(f"sigma, the deviation of the group errors, is {sigma.text}{_between(sigma)}")
+        of = "errors" if error == "mae" else "distances"
+        parts.append(f"sigma, the deviation of the group {of}, is {sigma.text}{_between(sigma)}")
     if (constant := report.get("constant")) and not _no_better(report):
         parts.append(f"without a model: {_constant(constant)}")
     return "; ".join(parts) + "."
@@ -119,17 +151,17 @@ def _way(bias: Estimate) -> str:
 
 
 def _constant(constant: Mapping) -> str:
-    text = (
-        f"answering {constant['age']:.3g} for everyone, the median of the ages, is wrong by {constant['mae']:.2f} years"
-    )
+    error, title = age_groups.error_of(constant)
+    what = "median of the ages, is wrong by" if error == "mae" else "age with the smallest distance, has a distance of"
+    text = f"answering {constant['age']:.3g} for everyone, the {what} {constant[error]:.2f} years"
     low, high = constant.get("difference") or (math.nan, math.nan)
-    return text + f" (difference in MAE, 95 %: {low:+z.2f} to {high:+z.2f})" * math.isfinite(low)
+    return text + f" (difference in {title}, 95 %: {low:+z.2f} to {high:+z.2f})" * math.isfinite(low)
 
 
 def comparison(scored: Scored, other: Scored, what: str) -> str:
     """Returns a sentence, which starts with `what`, on how a run differs from another and whether that is certain."""
     told = []
-    for name in ("mae", "sigma", "aar_2021"):
+    for name in ("distance", "distance_sigma", "in_range", "mae", "sigma", "aar_2021"):
         score = _BY_NAME[name]
         difference = scored.difference(other, score)
         if not difference.is_known:

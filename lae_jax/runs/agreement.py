@@ -2,11 +2,11 @@
 
 from lae_jax.data import records
 from lae_jax.faces import crops
-from lae_jax.runtime import checkpoints
+from lae_jax.runtime import origin
 from lae_jax.runtime.errors import InputError
 
 
-def other_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> str:
+def other_crops(checkpoint: origin.Checkpoint, dataset: records.Dataset) -> str:
     """Returns how the crops of a data set differ from those of the run, as a sentence; '' if they do not differ."""
     there = checkpoint.meta.get("crop", dataset.crop)  # published weights have no crop contract
     if there == dataset.crop:
@@ -15,7 +15,7 @@ def other_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) ->
     return f"{checkpoint.workdir} was trained on other crops than {dataset.path} holds ({differing})"
 
 
-def require_same_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset, otherwise: str = "") -> None:
+def require_same_crops(checkpoint: origin.Checkpoint, dataset: records.Dataset, otherwise: str = "") -> None:
     """Checks that a data set has the crops that the run was trained on.
 
     Args:
@@ -30,7 +30,7 @@ def require_same_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Data
         raise InputError(f"{told}: {crops.how_to_cut_alike(checkpoint.meta['crop'], dataset.crop)}{otherwise}")
 
 
-def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> str:
+def unknown_crops(checkpoint: origin.Checkpoint, dataset: records.Dataset) -> str:
     """Returns a sentence if both have ready-made crops, of two data sets, so that nobody can know whether they agree.
 
     '' if it is known, or the data set is that of the run.
@@ -44,6 +44,6 @@ def unknown_crops(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) 
     )
 
 
-def was_prepared_again(checkpoint: checkpoints.Checkpoint, dataset: records.Dataset) -> bool:
+def was_prepared_again(checkpoint: origin.Checkpoint, dataset: records.Dataset) -> bool:
     """Whether another data set is now at the path of the run's data set; its splits may hold training images."""
     return checkpoint.meta.get("data") == str(dataset.path) and checkpoint.meta["data_hash"] != dataset.hash

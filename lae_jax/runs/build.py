@@ -13,11 +13,13 @@ import optax
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from lae_jax import models, optim, stages
+from lae_jax import losses, models, optim, stages
+from lae_jax.models.pretrained import safetensors_file, tensors
 from lae_jax.runs import fields
 from lae_jax.runs.forward import forward_step
-from lae_jax.runtime import checkpoints, parallel
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import model_file, origin, parallel
+from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.model_file import builtin
 
 NUM_AGES = 101
 
@@ -48,6 +50,16 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
+
+
+def require_in_range(config: ConfigDict) -> None:
+    """Checks how the label distribution of a range is spread.
+
+    Raises:
+      InputError: config.loss.in_range is not one of `losses.IN_RANGE`.
+    """
+    if config.loss.in_range not in losses.IN_RANGE:
+        raise InputError("config.loss.in_range: " + unknown("distribution", str(config.loss.in_range), losses.IN_RANGE))
 
 
 def forward(
@@ -140,15 +152,59 @@ def optimiser(
     return optim.trainable(sgd, params, trains)
 
 
-def load_ages(
-    path: os.PathLike | str, step: int | None = None
-) -> tuple[checkpoints.Checkpoint, ConfigDict, stages.Stage]:
+def load(path: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> origin.Checkpoint:
+    """Returns a checkpoint of a run, or the model of a model file.
+
+    Args:
+      path: Folder of the run, a model file, or the name of a model of the package.
+      step: Step of the run's checkpoint (default: the best one).
+      how_to_make: The command that makes the run, for messages.
+
+    Raises:
+      InputError: The run or the file cannot be read, or `step` is given for a file.
+    """
+    if model_file.is_named(path):
+        if step is not None:
+            raise InputError(f"{os.fspath(path)} is a model file, which holds one step: omit --step")
+        return load_file(path)
+    from lae_jax.runtime import checkpoints  # orbax takes a second to load
+
+    return checkpoints.load_run(path, step, how_to_make)
+
+
+def load_file(path: os.PathLike | str) -> origin.Checkpoint:
+    """Returns the model of a model file, as `load` does, whatever the name of the file."""
+    name, header = os.fspath(path), model_file.read_header(path)
+    with safetensors_file.opened(model_file.place_of(path)) as found:
+        if not builtin.is_name(path):  # its SHA-256 says that it fits, and the shapes of a model take time
+            _require_fit(found, header["meta"], name)
+        variables = tensors.take(found, _laid_out({tuple(one.split("/")): found[one].shape for one in found}), name)
+    return origin.Checkpoint(name, header["meta"]["step"], variables, header["meta"], header)
+
+
+def _require_fit(found: Mapping[str, tensors.Tensor], meta: Mapping, name: str) -> None:
+    c = fields.from_json(meta["config"]).model
+    try:
+        # The form that traces fastest.
+        module = models.create(c.name, meta["num_outputs"], hidden=c.hidden, convolutions="xla")
+    except ValueError as error:
+        raise InputError(f"{name}: config.model: {error}") from error
+    if wrong := tensors.misfit(found, _laid_out(models.shapes(module))):
+        raise InputError(f"{name} does not fit its model {c.name}: {wrong}. {model_file.AGAIN}")
+
+
+def _laid_out(shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> dict[str, tensors.Expected]:
+    """Returns the tensors of a model file by name, from their shapes by path."""
+    return {"/".join(path): tensors.Expected(path, shape, tuple(range(len(shape)))) for path, shape in shapes.items()}
+
+
+def load_ages(path: os.PathLike | str, step: int | None = None) -> tuple[origin.Checkpoint, ConfigDict, stages.Stage]:
     """Returns the checkpoint, config and stage of a run that estimates ages.
 
     Raises:
       InputError: The run cannot be read, or does not estimate ages.
     """
-    checkpoint = checkpoints.load_run(path, step)
+    checkpoint = load(path, step)
     stage = stages.get(checkpoint.meta["stage"])
     if stage.target != "age":
         raise InputError(

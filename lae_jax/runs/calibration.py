@@ -2,10 +2,21 @@
 
 from etils import epath
 
-from lae_jax.runtime import files
+from lae_jax.runtime import files, origin
 from lae_jax.runtime.typed import declared
 
 CALIBRATION = "calibration.json"
+
+
+def temperature_of(checkpoint: origin.Checkpoint) -> float:
+    """Returns the temperature of a run at this checkpoint, or of a model file.
+
+    Raises:
+      InputError: The file of the calibration is damaged.
+    """
+    if checkpoint.file is not None:
+        return float(checkpoint.file["temperature"])
+    return read_temperature(checkpoint.workdir, checkpoint.step)
 
 
 def read_temperature(workdir: epath.Path, step: int) -> float:

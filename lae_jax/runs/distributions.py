@@ -6,7 +6,6 @@ Class k covers the ages from k - 0.5 to k + 0.5 evenly; the first class starts a
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from lae_jax.metrics import age_class
 
@@ -99,16 +98,37 @@ def coverage(probabilities: np.ndarray, ages: np.ndarray, level: float) -> float
     return float(np.mean((ages >= low) & (ages <= high)))
 
 
+def ends(probabilities: np.ndarray, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the probability of each distribution (N, K) below its range (N, 2), and up to the range's end: (N,) each.
+
+    A range covers the classes of its whole ages: 20-29 the ages from 19.5 to 29.5. Where the age is exact, both are the
+    probability below it.
+    """
+    low, high = ranges.T
+    half = np.where(low < high, 0.5, 0.0)
+    return below(probabilities, low - half), below(probabilities, high + half)
+
+
 def fit_temperature(probabilities: np.ndarray, ages: np.ndarray) -> float:
-    """Returns the temperature of the highest likelihood of the ages (N,), which are clipped to the classes.
+    """Returns the temperature of the highest likelihood of the ages, which are clipped to the classes.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017.
+
+    Args:
+      probabilities: (N, K).
+      ages: (N,) years; or ranges, (N, 2), of which the likelihood is the probability of all their ages together.
     """
+    from scipy.optimize import minimize_scalar  # takes as long to load as JAX
+
     classes = np.clip(age_class(ages), 0, probabilities.shape[1] - 1)
 
     def surprise(log_temperature: float) -> float:
         def chosen(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
-            return tempered(probabilities, np.exp(log_temperature))[np.arange(len(classes)), classes]
+            warm = tempered(probabilities, np.exp(log_temperature))
+            if classes.ndim == 1:
+                return warm[np.arange(len(classes)), classes]
+            every = np.arange(warm.shape[1])
+            return np.sum(warm, axis=1, where=(every >= classes[:, :1]) & (every <= classes[:, 1:]))
 
         return -np.log(np.maximum(_in_blocks(chosen, probabilities, classes), _TINY)).mean()
 

@@ -25,6 +25,8 @@ FREE_FIELDS = (
     "max_skipped_steps",
     "stall_minutes",
 )
+# Fields that were added, with the value that they had before.
+ADDED = {"model.hidden": 0, "loss.in_range": "uniform"}
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -33,9 +35,12 @@ def as_json(config: ConfigDict) -> dict:
 
 
 def from_json(content: dict) -> ConfigDict:
-    """Returns the config of a checkpoint or of `config.json`; model.hidden is 0 in one written before that field."""
+    """Returns the config of a checkpoint or of `config.json`; fields of `ADDED` have that value in an older one."""
     config = ConfigDict(content)
-    config.model.hidden = config.model.get("hidden", 0)
+    for name, value in ADDED.items():
+        room, field = name.split(".")
+        if room in config:  # the config of weights has few fields
+            config[room][field] = config[room].get(field, value)
     return config
 
 
@@ -49,7 +54,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
     """Returns where two configs (nested dicts of JSON) differ, with both values, without the FREE_FIELDS."""
-    before, now = ({"model.hidden": 0, **flat(config)} for config in (before, now))
+    before, now = ({**ADDED, **flat(config)} for config in (before, now))
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted({*before, *now})

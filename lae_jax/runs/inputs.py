@@ -27,7 +27,8 @@ class Examples:
     """The rows of a split that have a target, and that target."""
 
     rows: np.ndarray  # (N,) int64
-    targets: np.ndarray  # (N,) float32 ages or int32 classes (training), or the column's own values (validation)
+    # (N,) float32 ages or int32 classes (training), or the column's own values (validation); (N, 2) ranges of ages
+    targets: np.ndarray
 
 
 def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examples:
@@ -37,8 +38,11 @@ def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examp
       InputError: No row of the split has it.
     """
     rows = dataset.rows(split)
-    targets = dataset.column(stage.target)[rows]
-    known = ~np.isnan(targets) if targets.dtype == np.float64 else np.array([v is not None for v in targets])
+    targets = dataset.targets(stage.target, rows)
+    if targets.dtype == np.float64:
+        known = ~np.isnan(targets).reshape(len(rows), -1).any(axis=1)
+    else:
+        known = np.array([v is not None for v in targets])
     if not known.any():
         raise InputError(f"{dataset.path}: no image of split {split!r} has an {stage.target}")
     if not known.all():

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.report import loading, model_card
 from lae_jax.runs import build, calibration, fields
-from lae_jax.runtime import checkpoints, files, layout
+from lae_jax.runtime import files, layout, model_file, origin
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import versions
@@ -36,13 +36,13 @@ def run_card(run: os.PathLike | str, step: int | None = None, flip: bool = False
     return card_of(checkpoint, evaluations, flip), evaluations
 
 
-def card_of(checkpoint: checkpoints.Checkpoint, evaluations: Sequence[Mapping], flip: bool = False) -> str:
+def card_of(checkpoint: origin.Checkpoint, evaluations: Sequence[Mapping], flip: bool = False) -> str:
     """Returns the model card of a checkpoint with the given evaluations."""
     content = described(checkpoint, fields.from_json(checkpoint.meta["config"]), checkpoint.meta["stage"], flip)
     return model_card.write(content, checkpoint.meta, starts(checkpoint), evaluations, data_of(checkpoint))
 
 
-def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str, flip: bool) -> dict:
+def described(checkpoint: origin.Checkpoint, config: ConfigDict, stage: str, flip: bool) -> dict:
     """Returns the content of export.json that describes the run."""
     return {
         "source": {
@@ -66,23 +66,28 @@ def described(checkpoint: checkpoints.Checkpoint, config: ConfigDict, stage: str
             " image_size squared; no normalisation",
         },
         "crop": checkpoint.meta["crop"],
-        "temperature": calibration.read_temperature(checkpoint.workdir, checkpoint.step),
+        "temperature": calibration.temperature_of(checkpoint),
         "flip": flip,
         "versions": versions(_PACKAGES),
     }
 
 
-def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
+def starts(checkpoint: origin.Checkpoint) -> list[dict]:
     """Returns the runs and weights that a model was started from, the latest first, as far as the workdirs exist.
 
     A run may be a stranger's: where it lies on a disk, no bucket that it names is asked.
     """
+    if checkpoint.file is not None:
+        return checkpoint.file["starts"]
     found, workdir, config = [], checkpoint.workdir, checkpoint.meta["config"]
     while (name := config.get("init_from") or "scratch") != "scratch" and len(found) < 9:
         path = workdir / "provenance.json"
         recorded: Mapping = (files.read_json(path, declared.PROVENANCE) if path.exists() else {}).get("init") or {}
-        before = epath.Path(name)
-        is_there = not files.is_foreign_bucket(name, checkpoint.workdir) and (before / "config.json").exists()
+        before, is_foreign = epath.Path(name), files.is_foreign_bucket(name, checkpoint.workdir)
+        if model_file.is_named(name) and recorded.get("step") is not None:
+            found.append({"from": name, **recorded, "kind": "model file"})
+            return found + _starts_of_file(name, recorded.get("sha256")) * (not is_foreign)
+        is_there = not is_foreign and (before / "config.json").exists()
         # A recorded step distinguishes a run from weights even if its workdir is gone.
         is_run = recorded.get("step") is not None or is_there
         start = {"step": config.get("init_step"), "from": name, **recorded, "kind": "run" if is_run else "weights"}
@@ -93,8 +98,22 @@ def starts(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     return found
 
 
-def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
-    """Returns the reports on this checkpoint in its workdir. A damaged one is left out, and a warning names it."""
+def _starts_of_file(name: str, sha256: str | None) -> list[dict]:
+    """Returns what a model file was started from; [] if it is gone or another file is in its place."""
+    try:
+        is_same = files.sha256_of(model_file.place_of(name)) == sha256
+        return model_file.read_header(name)["starts"] if is_same else []
+    except InputError:
+        return []
+
+
+def evaluations_of(checkpoint: origin.Checkpoint) -> list[dict]:
+    """Returns the reports on this checkpoint in its workdir or its model file.
+
+    A damaged one is left out, and a warning names it.
+    """
+    if checkpoint.file is not None:
+        return checkpoint.file["evaluations"]
     found = []
     for folder in loading.evaluations(checkpoint.workdir):
         try:
@@ -107,8 +126,10 @@ def evaluations_of(checkpoint: checkpoints.Checkpoint) -> list[dict]:
     return found
 
 
-def data_of(checkpoint: checkpoints.Checkpoint) -> dict:
+def data_of(checkpoint: origin.Checkpoint) -> dict:
     """Returns the data set of a checkpoint: path, hash, reader and protocol."""
+    if checkpoint.file is not None:
+        return checkpoint.file["data"]
     path, data = checkpoint.workdir / "provenance.json", checkpoint.meta["data"]
     return {
         "path": data,

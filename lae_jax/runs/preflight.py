@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from etils import epath
 
 from lae_jax.data import split_names
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, model_file
 from lae_jax.runtime.errors import InputError, missing_extra
 from lae_jax.runtime.typed import declared
 
@@ -40,21 +40,44 @@ def require_split(data: os.PathLike | str, split: str) -> None:
 
 
 def config_of(run: os.PathLike | str) -> Mapping:
-    """Returns the config of a run's folder; {} if it is missing.
+    """Returns the config of a run's folder, {} if it is missing, or of a model file.
 
     Raises:
       InputError: It is damaged.
     """
+    if model_file.is_named(run):
+        return model_file.read_header(run)["meta"]["config"]
     path = epath.Path(run) / layout.CONFIG
     return files.read_json(path, declared.CONFIG_HEAD) if path.exists() else {}
+
+
+def require_model(run: os.PathLike | str, step: int | None, *, may_be_export: bool = False) -> None:
+    """Checks what --run names: a run of stage 2 or 3 with a checkpoint of a step, a model file, or an export.
+
+    Args:
+      run: Folder of a run or of an export, a model file, or the name of a model of the package.
+      step: Step of the checkpoint; None: the best one.
+      may_be_export: Whether an export is allowed.
+
+    Raises:
+      InputError: It is none of them, or has no such step.
+    """
+    if model_file.is_named(run):
+        model_file.read_header(run)
+    elif not (may_be_export and layout.is_export(run)):
+        layout.require_run(run)
+        require_ages(run)
+    require_step(run, step)
 
 
 def require_step(run: os.PathLike | str, step: int | None) -> None:
     """Checks that a run has a checkpoint of a step; None is the best one.
 
     Raises:
-      InputError: It does not.
+      InputError: It does not, or it is a model file, which has one step.
     """
+    if step is not None and model_file.is_named(run):
+        raise InputError(f"{os.fspath(run)} is a model file, which holds one step: omit --step")
     if step is None or layout.is_export(run):
         return
     names = [path.name for path in (epath.Path(run) / layout.CHECKPOINTS).iterdir()]

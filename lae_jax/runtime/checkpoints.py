@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lae_jax.runtime import checksums, files, layout, origin, parallel
 from lae_jax.runtime.errors import InputError, SaveFailed, silence_other_writes
 from lae_jax.runtime.foreign import arrays, ocdbt
+from lae_jax.runtime.origin import Checkpoint
 from lae_jax.runtime.typed import declared
 
 logger = logging.getLogger("lae_jax")
@@ -294,16 +295,6 @@ def compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> No
                 f"{where} does not fit this run: {name} is {saved.get(name, 'missing')} in the checkpoint and"
                 f" {wanted.get(name, 'missing')} in the model of the config"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a stage starts from: a checkpoint of a finished or running run, or weights from elsewhere."""
-
-    workdir: epath.Path | str  # for weights: their source, a file or hf:owner/name@commit
-    step: int | None  # None for weights
-    variables: dict
-    meta: dict
 
 
 def recover(workdir: os.PathLike | str) -> int | None:

@@ -239,7 +239,7 @@ def read_json(path: os.PathLike | str, form: typed.Form | None = None, again: st
       InputError: The file is not strict JSON (a field twice, NaN and infinity, numbers beyond 64 bits and more than
         DEEPEST levels are refused), or has another form; the message names the file and the field.
     """
-    return _parsed(read_text(path, again), path, form, again)
+    return parse_json(read_text(path, again), path, form, again)
 
 
 def read_lines(path: os.PathLike | str, form: typed.Form | None = None, again: str = typed.RESTORE) -> list[dict]:
@@ -251,10 +251,21 @@ def read_lines(path: os.PathLike | str, form: typed.Form | None = None, again: s
     if not epath.Path(path).exists():
         return []
     *lines, _ = read_text(path, again, LINES_LIMIT).split("\n")
-    return [_parsed(line, f"{path} line {number}", form, again) for number, line in enumerate(lines, 1)]
+    return [parse_json(line, f"{path} line {number}", form, again) for number, line in enumerate(lines, 1)]
 
 
-def _parsed(text: str, where: os.PathLike | str, form: typed.Form | None, again: str) -> dict:
+def parse_json(text: str, where: os.PathLike | str, form: typed.Form | None = None, again: str = typed.RESTORE) -> dict:
+    """Returns the object that a text holds as JSON.
+
+    Args:
+      text: The text.
+      where: Where it is from, for messages.
+      form: As in `read_json`.
+      again: As in `read_json`.
+
+    Raises:
+      InputError: As `read_json`.
+    """
     try:
         content = json.loads(
             text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_integer

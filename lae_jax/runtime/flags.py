@@ -9,10 +9,20 @@ from typing import Any, NoReturn
 
 from lae_jax import __version__
 from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.model_file import builtin
 
+# What --run also takes, as part of a help text.
+MODEL_FILE = (
+    f"a model file (.safetensors); default: {builtin.DEFAULT}, the model of the package, also where a folder has that"
+    f" name (./{builtin.DEFAULT} is the folder)"
+)
 # Flags that mean the same in every program that has them.
 COMMON = {
-    "run": {"required": True, "metavar": "RUN", "help": "folder of a run of stage 2 or 3"},
+    "run": {
+        "default": builtin.DEFAULT,
+        "metavar": "RUN",
+        "help": f"folder of a run of stage 2 or 3, or {MODEL_FILE}",
+    },
     "step": {"type": int, "metavar": "STEP", "help": "step of the checkpoint to use (default: the best one)"},
     "data": {"metavar": "DIR", "help": "folder of a prepared data set"},
     "split": {"metavar": "NAME", "help": "name of a split of the data set"},

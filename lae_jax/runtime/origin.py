@@ -1,10 +1,11 @@
-"""Which run and which step a checkpoint is of, and where it lies.
+"""Checkpoints that were read: which run and which step one is of, and where it lies.
 
 Checksums do not say where a checkpoint belongs: one that was renamed, or that comes from another run, matches its own.
 So a run has an id, and each checkpoint carries it and its step.
 """
 
 import contextlib
+import dataclasses
 import os
 import uuid
 
@@ -14,6 +15,25 @@ from lae_jax.runtime import checksums, files, layout, parallel, typed
 from lae_jax.runtime.errors import InputError
 
 _FORM = typed.fields({"id": typed.text(".+")})  # of run.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model that was read, of a finished or running run, of a model file, or weights from elsewhere.
+
+    Attributes:
+      workdir: The run; for a model file or weights their name, as it was given or with the commit.
+      step: The step; None for weights.
+      variables: The model's variables.
+      meta: As `checkpoints.Checkpoints` describes it.
+      file: Content of the header of a model file; None for a run or weights.
+    """
+
+    workdir: epath.Path | str
+    step: int | None
+    variables: dict
+    meta: dict
+    file: dict | None = None
 
 
 def give_id(workdir: os.PathLike | str) -> None:

@@ -43,7 +43,7 @@ def application(
     """Returns the ASGI application that answers requests with ages by a run.
 
     Args:
-      run: Folder of a run of stage 2 or 3, or of an export.
+      run: Folder of a run of stage 2 or 3 or of an export, a model file, or 'faces-lite0', the model of the package.
       step: Step of the checkpoint (default: the best one).
       aligned: The images are face crops, cut by the crop contract of the run.
       smallest_face: Side in pixels of the smallest face to find in a photograph, at least 20 (default: a twentieth

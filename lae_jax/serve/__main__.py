@@ -1,6 +1,7 @@
 """Serves a web page and an API that estimate the ages of faces in photographs, on this machine.
 
-    python -m lae_jax.serve --run runs/classify                       # then open http://127.0.0.1:8000/
+    python -m lae_jax.serve                                           # then open http://127.0.0.1:8000/
+    python -m lae_jax.serve --run runs/classify
     curl -F images=@photo.jpg -F images=@other.jpg http://127.0.0.1:8000/v1/predict
 
 Photographs are processed in memory: nothing is stored and nothing is sent anywhere. On SIGTERM or Ctrl-C the server
@@ -15,8 +16,9 @@ import logging
 from lae_jax import serve
 from lae_jax.faces import MAX_PIXELS, search
 from lae_jax.runs import preflight
-from lae_jax.runtime import flags, layout, start
+from lae_jax.runtime import flags, start
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import builtin
 
 logger = logging.getLogger("lae_jax")
 
@@ -29,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = flags.Parser("serve", __doc__)
     add, common = parser.add_argument, parser.add_common
-    common("run", help="folder of a run of stage 2 or 3, or of an export")
+    common("run", help=f"folder of a run of stage 2 or 3 or of an export, or {flags.MODEL_FILE}")
     common("step")
     common("aligned")
     common("smallest_face")
@@ -83,11 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     checked = ("interval", "max_wait", "max_mb", "max_files", "max_pixels", "max_requests", "max_held_mb")
     serve.check(**{name: args[name] for name in (*checked, "upload_seconds", "max_batch")})
     search.check(not args["aligned"], args["smallest_face"], args["rotate"])
-    if not layout.is_export(args["run"]):
-        layout.require_run(args["run"])
-        preflight.require_ages(args["run"])
-    preflight.require_step(args["run"], args["step"])
+    preflight.require_model(args["run"], args["step"], may_be_export=True)
     preflight.require_extra("serve", ("fastapi", "fastapi_offline", "python_multipart", "uvicorn"), "serve")
+    builtin.tell(args["run"])
     start.devices(args.pop("devices"))
     from lae_jax.serve import listen
 

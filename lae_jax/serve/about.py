@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from lae_jax.export import folder
 from lae_jax.report import wording
 from lae_jax.runs import lineage
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, model_file
+from lae_jax.runtime.model_file import builtin
 from lae_jax.runtime.versions import version
 from lae_jax.serve import schema
 
@@ -44,9 +45,11 @@ def about(
       level: Level of the intervals; None: the answers have no intervals.
     """
     card, doubts = described(run, step, flip)
+    note = builtin.MODELS[run].told if builtin.is_name(run) else None
     run = os.path.abspath(run)
     return schema.About(
         model=without_places(estimator.source, run),
+        note=note,
         card=without_places(card, run),
         doubts=[without_places(doubt, run) for doubt in doubts],
         crop=estimator.crop,
@@ -77,8 +80,13 @@ def _last(path: str) -> str:
 
 
 def described(run: os.PathLike | str, step: int | None, flip: bool) -> tuple[str, list[str]]:
-    """Returns the model card and the warnings of its evaluations. The card of an export already has the warnings."""
-    if layout.is_export(run):
+    """Returns the model card and the warnings of its evaluations.
+
+    The cards of exports and of the models of the package have the warnings already.
+    """
+    if builtin.is_name(run):
+        return files.read_text(builtin.MODELS[run].card), []
+    if not model_file.is_named(run) and layout.is_export(run):
         return files.read_text(pathlib.Path(run, folder.CARD)), []
     card, evaluations = lineage.run_card(run, step, flip)
     doubts = [

@@ -73,6 +73,7 @@ class About(BaseModel):
     """The model and the limits of the server."""
 
     model: str
+    note: str | None = Field(None, description="data and expected error of the package's own model; absent for others")
     card: str = Field(description="the model card, Markdown")
     doubts: list[str] = Field([], description="warnings of the model's evaluations")
     crop: dict[str, Any] = Field(description="the crop contract: how the faces of the training data were cut")

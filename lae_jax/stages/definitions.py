@@ -43,7 +43,7 @@ class Stage:
     name: str
     head: str  # of models.create: 'age' | 'identity'
     target: str  # column of the data set that the model learns
-    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,), constants) -> (B,)
+    loss: Callable[[jax.Array, jax.Array, Mapping], jax.Array]  # (outputs, target (B,) or (B, 2), constants) -> (B,)
     trains: tuple[str, ...]  # top keys of the parameters
     order: str  # 'shuffled' | 'class_balanced'
     loads: tuple[str, ...]  # parts taken from init_from: 'backbone', 'head'; 'head' makes init_from mandatory
@@ -64,7 +64,12 @@ def _every_row(targets: np.ndarray) -> np.ndarray:
 
 
 def _age_score(columns: Mapping[str, np.ndarray], outputs: np.ndarray) -> Scores:
-    report = metrics.age_report(columns["age"], outputs)
+    ages = columns["age"]
+    if ages.ndim == 2:
+        scores = metrics.range_report(ages, outputs).to_dict()
+        parts = (scores["distance"], scores["distance_sigma"])
+        return {**scores, "distance_plus_sigma": None if None in parts else sum(parts)}
+    report = metrics.age_report(ages, outputs)
     return {**report.to_dict(), "mae_plus_sigma": None if report.missing_groups else report.mae + report.sigma}
 
 
@@ -84,29 +89,33 @@ def _newest(identities: np.ndarray, images: int) -> Selection:
 
 
 def _lowest_mae(ages: np.ndarray, images: int) -> Selection:
-    """Selects by MAE if there are enough images, else the newest."""
+    """Selects by MAE (of ranges: the mean distance to them) if there are enough images, else the newest."""
     told = f"there are {len(ages)} validation images and select_images is {images}"
-    return Selection("mae", told, lambda scores: scores["mae"]) if len(ages) >= images else Selection(None, told)
+    score = "mae" if ages.ndim == 1 else "distance"
+    return Selection(score, told, lambda scores: scores[score]) if len(ages) >= images else Selection(None, told)
 
 
 def _balanced_choice(ages: np.ndarray, images: int) -> Selection:
     """Selects by MAE + sigma, which orders checkpoints as AAR does, if every age group has at least `images` images.
 
     Otherwise by the mean of the errors of the groups that have, if they are at least two; else the newest. The error of
-    a group with one image differs between checkpoints by years, and sigma squares that.
+    a group with one image differs between checkpoints by years, and sigma squares that. Of ranges, (N, 2), the errors
+    are the distances to them.
     """
-    group = metrics.age_group(ages)
+    is_range = ages.ndim == 2
+    total, of_groups = ("distance_plus_sigma", "group_distance") if is_range else ("mae_plus_sigma", "group_mae")
+    group = metrics.age_group(metrics.label_age(ages) if is_range else ages)
     counts = np.bincount(group[group >= 0], minlength=len(metrics.GROUPS))
     large = np.flatnonzero(counts >= images).tolist()
     if len(large) == len(metrics.GROUPS):
         because = f"each of the eight age groups has at least {images} validation images"
-        return Selection("mae_plus_sigma", because, lambda scores: scores["mae_plus_sigma"])
+        return Selection(total, because, lambda scores: scores[total])
     small = ", ".join(f"{name} ({n})" for name, n in zip(metrics.GROUPS, counts, strict=True) if n < images)
     because = f"these age groups have fewer than {images} validation images: {small}"
     if len(large) < 2:
         return Selection(None, because)
     score = f"mean error of the age groups {', '.join(metrics.GROUPS[place] for place in large)}"
-    return Selection(score, because, lambda scores: float(np.mean([scores["group_mae"][place] for place in large])))
+    return Selection(score, because, lambda scores: float(np.mean([scores[of_groups][place] for place in large])))
 
 
 PRETRAIN = Stage(

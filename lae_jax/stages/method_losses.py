@@ -23,9 +23,8 @@ def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
     return np.bincount(np.clip(classes, 0, num_ages - 1), minlength=num_ages).astype(np.float64)
 
 
-def of_training(classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
-    """Returns the loss constants `counts` and `smoothed`, (num_ages,) float32, of the training ages, (N,) int."""
-    counts = count_ages(classes, num_ages)
+def of_training(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the loss constants `counts` and `smoothed`, (K,) float32, of the images of each whole age, (K,)."""
     return {"counts": counts.astype(np.float32), "smoothed": smoothed_counts(counts).astype(np.float32)}
 
 
@@ -36,15 +35,20 @@ def log_prior(counts: jax.Array) -> jax.Array:
 
 
 def adjusted_divergence(
-    logits: jax.Array, ages: jax.Array, counts: jax.Array, tau: float | jax.Array, label_sigma: float = 1.0
+    logits: jax.Array,
+    ages: jax.Array,
+    counts: jax.Array,
+    tau: float | jax.Array,
+    label_sigma: float = 1.0,
+    in_range: str = "uniform",
 ) -> jax.Array:
-    """Returns `L_ld` of softmax(logits + tau log prior): (B, K), (B,) years, (K,) -> (B,).
+    """Returns `L_ld` of softmax(logits + tau log prior): (B, K), (B,) years or (B, 2) ranges, (K,) -> (B,).
 
     With tau = 1 this is balanced softmax, p_k = n_k e^(l_k) / sum_j n_j e^(l_j) (Ren et al., NeurIPS 2020, equation 3),
     with any tau the logit-adjusted loss (Menon et al., ICLR 2021, equation 10). Our label distribution replaces their
     one-hot target.
     """
-    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages, label_sigma)
+    return losses.label_divergence(logits + tau * log_prior(counts)[None, :], ages, label_sigma, in_range)
 
 
 def power_weights(counts: jax.Array, power: float | jax.Array) -> jax.Array:
@@ -140,7 +144,12 @@ def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noi
 
 
 def of_age(table: jax.Array, ages: jax.Array) -> jax.Array:
-    """Returns the rows of a table at each age: (K, ...) and (B,) years -> (B, ...)."""
+    """Returns the rows of a table at each age: (K, ...) and (B,) years -> (B, ...).
+
+    Of ranges, (B, 2), it returns the means over the ages of each, weighted by `losses.range_weights`.
+    """
+    if ages.ndim == 2:
+        return jnp.tensordot(losses.range_weights(ages, table.shape[0]), table, 1, precision=jax.lax.Precision.HIGHEST)
     return table[jnp.clip(jnp.floor(ages + 0.5).astype(jnp.int32), 0, table.shape[0] - 1)]
 
 

@@ -16,8 +16,8 @@ from lae_jax.stages import method_losses, mixing
 
 HIDDEN = 256  # units of the hidden layer of a method with two layers, unless config.model.hidden sets another number
 
-# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae and label_sigma (years), er_weight, counts and
-# smoothed (K,).
+# (logits (B, K), ages (B,), constants, setting) -> (B,); constants: mae and label_sigma (years), er_weight, in_range,
+# counts and smoothed (K,). Ages may be ranges, (B, 2), unless the method says otherwise (`takes_ranges`).
 Loss = Callable[[jax.Array, jax.Array, Mapping, float | jax.Array | None], jax.Array]
 # (ages (B,), key, setting) -> each example's partner in the batch and its own share.
 Mix = Callable[[jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, jax.Array]]
@@ -47,6 +47,7 @@ class Method:
     setting: str = ""  # name of the setting; '': there is none
     below: float = math.inf  # the setting lies between 0 and this
     sets: str = "loss"  # | 'power' | 'finish': what the setting changes
+    takes_ranges: bool = True  # a run of stage 3 can use it where ages are ranges
 
     @property
     def training(self) -> tuple:
@@ -66,24 +67,26 @@ def representation(
     logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None
 ) -> jax.Array:
     """Returns stage 2's loss (equation 3); `setting` is not used."""
-    return losses.representation_loss(logits, ages, constants["er_weight"], constants["label_sigma"])
+    label = (constants["label_sigma"], constants["in_range"])
+    return losses.representation_loss(logits, ages, constants["er_weight"], *label)
 
 
 def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float | jax.Array | None = None) -> jax.Array:
     """Returns stage 3's loss (equation 4); `setting` is not used."""
-    return losses.classification_loss(logits, ages, constants["mae"], constants["label_sigma"])
+    return losses.classification_loss(logits, ages, constants["mae"], constants["label_sigma"], constants["in_range"])
 
 
 def _divergence(logits, ages, constants, setting):
-    return losses.label_divergence(logits, ages, constants["label_sigma"])
+    return losses.label_divergence(logits, ages, constants["label_sigma"], constants["in_range"])
 
 
 def _balanced_softmax(logits, ages, constants, setting):
-    return method_losses.adjusted_divergence(logits, ages, constants["counts"], 1.0, constants["label_sigma"])
+    return _logit_adjusted(logits, ages, constants, 1.0)
 
 
 def _logit_adjusted(logits, ages, constants, setting):
-    return method_losses.adjusted_divergence(logits, ages, constants["counts"], setting, constants["label_sigma"])
+    label = (constants["label_sigma"], constants["in_range"])
+    return method_losses.adjusted_divergence(logits, ages, constants["counts"], setting, *label)
 
 
 def _weighted(weights: Callable) -> Loss:
@@ -258,6 +261,7 @@ METHODS = {
             order="shuffled",
             settings=(2.0, 5.0),
             setting="noise in years",
+            takes_ranges=False,
         ),
         Method(
             "two_layers",
@@ -283,6 +287,7 @@ METHODS = {
             mix=mixing.c_mixup,
             settings=(1.0, 3.0),
             setting="bandwidth in years",
+            takes_ranges=False,
         ),
         Method(
             "two_layers_c_mixup",
@@ -294,6 +299,7 @@ METHODS = {
             mix=mixing.c_mixup,
             settings=(1.0, 3.0),
             setting="bandwidth in years",
+            takes_ranges=False,
         ),
         Method(
             "routing",

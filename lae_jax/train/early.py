@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.configs import common
 from lae_jax.runs import preflight
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, model_file
 from lae_jax.runtime.errors import Diverged, InputError
 
 _HUB = "hf:"
@@ -61,6 +61,9 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
             continue
         if source in {"", "scratch", *made}:
             continue
+        if model_file.is_model_file(source):
+            model_file.read_header(source)
+            continue
         place, follows = epath.Path(source), _FOLLOWS.get(config.stage)
         if not place.exists() and (place.suffix or not follows):
             raise InputError(f"config.{field}: no such file or folder: {source}{layout.hint(source)}")
@@ -69,7 +72,7 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
 
 
 def check_names(config: ConfigDict) -> None:
-    """Checks the names of the model, the stage and the method before TensorFlow is loaded; it needs JAX.
+    """Checks the names of the model, the stage, the method and the like before TensorFlow is loaded; it needs JAX.
 
     Raises:
       InputError: One of them does not exist, or the method's setting does not fit.
@@ -79,6 +82,7 @@ def check_names(config: ConfigDict) -> None:
 
     stage = stages.get(config.stage)
     stages.with_method(stage, config.classify.method, config.classify.setting)
+    build.require_in_range(config)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)
 

@@ -1,5 +1,6 @@
 """From one stage to the next: load what a run starts from, check that it fits, take over its parts."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -8,9 +9,10 @@ from ml_collections import ConfigDict
 from lae_jax import stages
 from lae_jax.models import pretrained
 from lae_jax.models.pretrained import naming
-from lae_jax.runs import fields
-from lae_jax.runtime import checkpoints, layout, parallel
+from lae_jax.runs import build, fields
+from lae_jax.runtime import checkpoints, files, layout, model_file, origin, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import builtin
 
 logger = logging.getLogger("lae_jax")
 
@@ -18,8 +20,8 @@ _SAME_FEATURES = ("data.image_size", "data.resize", "data.mean", "data.std")
 _COMMAND = "python -m lae_jax.main --config configs/{}.py"
 
 
-def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | None:
-    """Loads what a fresh run starts from: another run, or published weights; None: scratch.
+def load(config: ConfigDict, stage: stages.Stage) -> origin.Checkpoint | None:
+    """Loads what a fresh run starts from: another run, a model file, or published weights; None: scratch.
 
     Raises:
       InputError: The config names nothing, or the stage cannot start from it.
@@ -28,6 +30,8 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     layout.require_start(name, stage.name)
     if name == "scratch":
         return None
+    if model_file.is_model_file(name):
+        return _model_file(config)
     if pretrained.is_weights(name):
         return _weights(config, stage)
     init = checkpoints.load_run(name, config.init_step, _COMMAND.format(stage.follows[0]))
@@ -39,7 +43,30 @@ def load(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint | No
     return init
 
 
-def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
+def _model_file(config: ConfigDict) -> origin.Checkpoint:
+    """Loads a model file of stage 2 or 3, from which every stage can start."""
+    name = config.init_from
+    _require_no_step(config)
+    builtin.tell(name)
+    digest = files.sha256_of(model_file.place_of(name))
+    _require_same_on_hosts(name, digest)
+    init = build.load(name)
+    return dataclasses.replace(init, meta={**init.meta, "sha256": digest})
+
+
+def _require_no_step(config: ConfigDict) -> None:
+    if config.init_step is not None:
+        raise InputError(
+            f"config.init_step is {config.init_step}, but {config.init_from} is not a run and has no steps: omit it"
+        )
+
+
+def _require_same_on_hosts(name: str, digest: str) -> None:
+    if not parallel.hosts_agree(digest):
+        raise InputError(f"{name} differs between the hosts: copy one file to all of them")
+
+
+def _weights(config: ConfigDict, stage: stages.Stage) -> origin.Checkpoint:
     """Loads a backbone from a file or the Hub, in the form of a run's checkpoint."""
     name = config.init_from
     if "head" in stage.loads:
@@ -47,11 +74,9 @@ def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
             f"{name} holds a backbone only, but stage {stage.name} starts from a run of stage 2: set --config.init_from"
             f" to one ({_COMMAND.format('represent')} --config.init_from={name} makes it)"
         )
-    if config.init_step is not None:
-        raise InputError(f"config.init_step is {config.init_step}, but {name} is not a run and has no steps: omit it")
+    _require_no_step(config)
     weights = pretrained.read(name, config.model.name)
-    if not parallel.hosts_agree(weights.sha256):
-        raise InputError(f"{name} differs between the hosts: copy one file to all of them")
+    _require_same_on_hosts(name, weights.sha256)
     mean, std = (list(values) for values in weights.statistics)
     meta = {
         "model": config.model.name,
@@ -73,7 +98,7 @@ def _weights(config: ConfigDict, stage: stages.Stage) -> checkpoints.Checkpoint:
             "%s: mean %s and std %s of the images %s", weights.source, _short(mean), _short(std), weights.origin
         )
     variables = {collection: {"backbone": tree} for collection, tree in weights.variables.items()}
-    return checkpoints.Checkpoint(weights.source, None, variables, meta)
+    return origin.Checkpoint(weights.source, None, variables, meta)
 
 
 def with_statistics(config: ConfigDict, trained: dict | None, tell: bool) -> ConfigDict:
@@ -127,7 +152,7 @@ def _close(a, b) -> bool:
     return all(abs(x - y) < 1e-4 for x, y in zip(itertools.chain(*a), itertools.chain(*b), strict=True))
 
 
-def check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpoint) -> None:
+def check_features(config: ConfigDict, stage: stages.Stage, init: origin.Checkpoint) -> None:
     """Checks that the backbone is that of the model, and that the head was trained on the same features.
 
     Raises:
@@ -141,31 +166,39 @@ def check_features(config: ConfigDict, stage: stages.Stage, init: checkpoints.Ch
         told = "; ".join(f"{field} {before[field]!r}, not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
         raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another --config.init_from")
-    if "head" in stage.loads and before["loss.label_sigma"] != now["loss.label_sigma"]:
-        logger.warning(
-            "%s was trained with loss.label_sigma %g, and this run uses %g (--config.loss.label_sigma)",
-            init.workdir,
-            before["loss.label_sigma"],
-            now["loss.label_sigma"],
-        )
+    for field in ("loss.label_sigma", "loss.in_range"):
+        if "head" in stage.loads and before[field] != now[field]:
+            values = (f"{value:g}" if isinstance(value, float) else value for value in (before[field], now[field]))
+            told = "%s was trained with %s %s, and this run uses %s (--config.%s)"
+            logger.warning(told, init.workdir, field, *values, field)
 
 
-def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpoint | None) -> dict:
+def constants(config: ConfigDict, stage: stages.Stage, init: origin.Checkpoint | None) -> dict:
     """Returns the validation scores that are loss constants, of `mae_from`, or else of the run that it starts from.
 
+    Those of a model file are the ones of its header, whichever of the two stages of ages it is of.
+
     Raises:
-      InputError: That run is not of stage 2, or has no such scores.
+      InputError: That run is not of stage 2, or it or the file has no such scores.
     """
     if not stage.needs:
         return {}
-    source = checkpoints.load_run(config.mae_from, None, _COMMAND.format("represent")) if config.mae_from else init
-    if source.meta["stage"] != "represent":
+    source = build.load(config.mae_from, None, _COMMAND.format("represent")) if config.mae_from else init
+    if source.file is None and source.meta["stage"] != "represent":
         raise InputError(
             f"{source.workdir} is a run of stage {source.meta['stage']}, but mae comes from stage represent:"
             " name a run of that stage with --config.mae_from"
         )
     scores = source.meta["scores"] or {}
+    if "distance" in scores:  # where labels are ranges, the mean of L_er is the mean distance to them
+        scores = {**scores, "mae": scores["distance"]}
     missing = [name for name in stage.needs if scores.get(name) is None]
+    if missing and source.file is not None:
+        raise InputError(
+            f"{source.workdir} has no validation {', '.join(missing)}: train stage 2 on your data first"
+            f" ({_COMMAND.format('represent')} --config.init_from={source.workdir}) and start stage 3 from that run, or"
+            " name a run of stage represent with --config.mae_from"
+        )
     if missing and source.meta["config"]["data"]["split"]:
         raise InputError(
             f"{source.workdir} step {source.step} was saved without an evaluation, so it has no validation"
@@ -179,7 +212,7 @@ def constants(config: ConfigDict, stage: stages.Stage, init: checkpoints.Checkpo
     return {name: scores[name] for name in stage.needs}
 
 
-def take_over(fresh: dict, checkpoint: checkpoints.Checkpoint, parts: tuple[str, ...]) -> dict:
+def take_over(fresh: dict, checkpoint: origin.Checkpoint, parts: tuple[str, ...]) -> dict:
     """Returns `fresh` variables with parts of a checkpoint, and logs which parts were loaded and which are new.
 
     A head of another shape is not loaded.

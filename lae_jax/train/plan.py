@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lae_jax import metrics, stages
 from lae_jax.data import age_weights, records, sampling
 from lae_jax.runs import agreement, build, fields, inputs, leaks
-from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
 from lae_jax.train import handover
@@ -54,7 +54,7 @@ class Plan:
     durations: Durations
     constants: dict  # the loss constants: arguments of the loss besides outputs and targets
     history: History
-    init: checkpoints.Checkpoint | None  # what a fresh run starts from; None if the run resumes
+    init: origin.Checkpoint | None  # what a fresh run starts from; None if the run resumes
 
     @property
     def workdir(self) -> epath.Path:
@@ -123,6 +123,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     c = config.classify
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting)
     par = parallel.Parallel()
+    build.require_in_range(config)
     _check_numbers(config, par)
     if stage.mix is not None and config.accumulate > 1:
         raise InputError(
@@ -140,13 +141,19 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     _check_data(config, dataset, stage, init, resumed)
     leaking = leaks.check(config, dataset, before)
     training, num_outputs = _training(config, dataset, stage)
+    if training.targets.ndim == 2 and not methods.get(c.method).takes_ranges:
+        able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
+        raise InputError(
+            f"config.classify.method {c.method!r} needs exact ages, and in {dataset.path} some are ranges: use one of"
+            f" {able}"
+        )
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was started with {resumed['num_outputs']} outputs, but {dataset.path} needs"
             f" {num_outputs}: choose another --config.workdir"
         )
     if stage.target == "age":
-        constants = {**constants, **method_losses.of_training(metrics.age_class(training.targets), num_outputs)}
+        constants = {**constants, **method_losses.of_training(_images_by_age(training.targets, num_outputs))}
     epoch = math.ceil(len(training.rows) / config.batch_size)
     plan = Plan(
         config=config,
@@ -272,11 +279,34 @@ def _order(
     """Returns the stage's order of the training examples."""
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
+    if targets.ndim == 2:
+        return _order_of_ranges(config, targets, weights)
     classes = metrics.age_class(targets)
-    absent = sorted({*range(1, 82)} - {*classes.tolist()})
-    if absent:
-        logger.info("the class-balanced order omits these ages, which have no image: %s", absent)
+    _tell_absent(sorted({*range(1, 82)} - {*classes.tolist()}))
     if weights:
         weights.require(classes)
     by_age = weights.by_age if weights else None
     return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_age)
+
+
+def _order_of_ranges(config: ConfigDict, ranges: np.ndarray, weights: age_weights.AgeWeights | None) -> sampling.Order:
+    """Returns the class-balanced order where labels are ranges: each different label is a class."""
+    labels, classes, counts = metrics.label_classes(ranges)
+    absent = np.flatnonzero(counts @ metrics.range_weights(labels) == 0)
+    _tell_absent(absent.tolist())
+    factors = metrics.class_factors(labels, counts, config.data.power)
+    if weights:
+        factors = factors * weights.of_ranges(labels)
+    by_class = dict(enumerate(factors.tolist()))
+    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_class)
+
+
+def _tell_absent(ages: list[int]) -> None:
+    if ages := [age for age in ages if 1 <= age <= 81]:
+        logger.info("the class-balanced order omits these ages, which have no image: %s", ages)
+
+
+def _images_by_age(targets: np.ndarray, num_ages: int) -> np.ndarray:
+    if targets.ndim == 2:
+        return metrics.images_by_age(targets)
+    return method_losses.count_ages(metrics.age_class(targets), num_ages)

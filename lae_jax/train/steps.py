@@ -66,7 +66,7 @@ def train_step(
 
     Args:
       state: The state, the same on every device.
-      batch: image (b, H, W, 3) uint8, target (b,).
+      batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges.
       stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change.
       constants: The loss constants.
       model: The model.

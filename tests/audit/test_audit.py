@@ -122,7 +122,8 @@ def test_more_near_pictures_than_are_looked_at_are_counted(monkeypatch):
     hashes[:, 0] = np.arange(60)
     table = checks.Table(
         path="alike", hash="0", protocol="column", names=np.array([f"{i}.jpg" for i in range(60)]),
-        ages=np.where(np.arange(60) % 2, 20.0, 60.0), identities=np.full(60, None), sha256=np.arange(60).astype(str),
+        ranges=np.repeat(np.where(np.arange(60) % 2, 20.0, 60.0), 2).reshape(-1, 2),
+        identities=np.full(60, None), sha256=np.arange(60).astype(str),
         phash=hashes, sides=np.full(60, 99), image_size=40, faces=None, all_faces=False,
         splits={"train": np.arange(40), "validation": np.arange(40, 60)},
     )  # fmt: skip
@@ -157,12 +158,13 @@ def test_a_person_on_both_sides_is_judged_by_the_protocol(faces, tmp_path, proto
 
 def table(count, path="a", ages=None, splits=None, identities=None, **fields):
     rng = np.random.default_rng(fields.pop("seed", 0))
+    ages = rng.integers(1, 82, count).astype(float) if ages is None else np.asarray(ages, float)
     given = {
         "path": path,
         "hash": (path * 64)[:64],
         "protocol": "identity",
         "names": np.array([f"{path}{i}" for i in range(count)], object),
-        "ages": rng.integers(1, 82, count).astype(float) if ages is None else ages,
+        "ranges": ages if ages.ndim == 2 else np.stack([ages, ages], axis=1),
         "identities": np.array([f"p{i}" for i in range(count)] if identities is None else identities, object),
         "sha256": np.array([f"{path}{i}" for i in range(count)], object),
         "phash": rng.integers(0, 256, (count, 32), np.uint8),
@@ -190,7 +192,7 @@ def test_folds_are_compared_with_themselves_and_not_with_each_other():
     assert kinds(table(400, splits=folds, sha256=files)) == [set()]
     files[399] = "0"
     expected = {("same_file", f"fold{k}-train", f"fold{k}-validation") for k in (0, 1)}
-    assert kinds(table(400, splits=folds, sha256=files, ages=table(400).ages * 0 + 30)) == [
+    assert kinds(table(400, splits=folds, sha256=files, ages=np.full(400, 30.0))) == [
         expected | {("group_without_images", name) for name in folds}
     ]
 
@@ -202,7 +204,7 @@ def test_data_sets_are_compared_with_each_other_by_role():
     b = table(400, "b", splits={"test": np.arange(400)}, identities=people_b, seed=1)
     b.sha256[7] = a.sha256[9]
     b.phash[20] = a.phash[30]
-    a.ages[[9, 30]], b.ages[[7, 20]] = 10, 50
+    a.ranges[[9, 30]], b.ranges[[7, 20]] = 10, 50
     found_a, found_b = checks.audit([a, b])
     assert {f["kind"]: (f["severity"], f["count"]) for f in found_b if f["severity"] != "note"} == {
         "same_file": ("leak", 1), "near_picture": ("leak", 1), "same_identity": ("warning", 1),
@@ -211,6 +213,19 @@ def test_data_sets_are_compared_with_each_other_by_role():
     assert all(f["other"] == {"path": "a", "hash": "a" * 64} for f in found_b if f["severity"] == "leak")
     assert saved.leaks(found_b, "train", "test", "a" * 64) and not saved.leaks(found_b, "train", "test")
     assert {f["kind"] for f in found_a if f["severity"] == "leak"} == {"same_file", "near_picture"}
+
+
+def test_labels_that_contradict_each_other_are_told_for_ranges_too():
+    """0, 1: adjoining ranges; 2, 3: an age in a range; 4, 5: an age beside a range; 6, 7: ages a year apart."""
+    ranges = np.array([[20, 29], [30, 39], [20, 29], [25, 25], [40, 40], [41, 49], [7, 7], [8, 8], [70, 100], [1, 1]])
+    files = np.array(["a", "a", "b", "b", "c", "c", "d", "d", "e", "f"], object)
+    hashes = np.random.default_rng(0).integers(0, 256, (6, 32), np.uint8)[[0, 0, 1, 1, 2, 2, 3, 3, 4, 5]]
+    (found,) = checks.audit([table(10, ages=ranges.astype(float), sha256=files, phash=hashes)])
+    told = {finding["kind"]: finding for finding in found}
+    assert told["same_file_ages"]["examples"] == [["a0 (20-29)", "a1 (30-39)"], ["a4 (40)", "a5 (41-49)"]]
+    assert "more than 2 years apart, or ranges that do not overlap: 2" in told["same_file_ages"]["message"]
+    assert told["group_without_images"]["message"].endswith("51-60, 61-70: sigma is undefined there")
+    assert not {"heaped_ages", "class_numbers"} & {*told}
 
 
 def test_an_empty_group_small_images_and_missing_knowledge_are_said():

@@ -54,7 +54,7 @@ from benchmarks import train_step, jax_side
 
 
 def test_architectures_are_told_to_timm_in_its_own_words():
-    told = train_step.timm_architecture(models.efficientnet_v2.ARCHITECTURES["m"])
+    told = train_step.timm_architecture(models.efficientnet.ARCHITECTURES["v2_m"])
     assert [words for (words,) in told["blocks"]] == [
         "cn_r3_k3_s1_e1_c24_skip",
         "er_r5_k3_s2_e4_c48",
@@ -106,14 +106,14 @@ def test_sides_answer_through_their_pipe_and_say_what_went_wrong(tmp_path):
 
 
 def test_variants_change_the_form_that_they_name(monkeypatch):
-    from lae_jax.models import efficientnet_v2, layers
+    from lae_jax.models import efficientnet, layers
 
     shapes = step_variants.depthwise_shapes("efficientnet_v2_pico", 16, 2)
-    assert shapes == [((2, 4, 4, 24), 1)]
+    assert shapes == [((2, 4, 4, 24), 3, 1)]
     for module, name in (
         (layers, "shifted_depthwise"),
         (layers, "xla_convolution"),
-        (efficientnet_v2, "squeeze_excite"),
+        (efficientnet, "squeeze_excite"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
 

@@ -55,3 +55,12 @@ def test_every_age_of_the_training_images_needs_a_weight_and_one_of_them_more_th
         weights.require(np.array([4, 5, 7, 8]))
     with pytest.raises(InputError, match="the weight of every age .* is 0"):
         weights.require(np.array([5, 6]))
+
+
+def test_the_weight_of_a_range_is_the_mean_over_its_ages(tmp_path):
+    weights = age_weights.read(written(tmp_path, "age,weight\n" + "".join(f"{age},{age}\n" for age in range(20, 101))))
+    people = 0.5 ** (np.arange(31) / 5)
+    mean = (people * np.arange(70, 101)).sum() / people.sum()
+    np.testing.assert_allclose(weights.of_ranges(np.array([[20.0, 29], [34, 34], [70, 100]])), [24.5, 34, mean])
+    with pytest.raises(InputError, match="no weight for the ages 18, 19, which"):
+        weights.of_ranges(np.array([[18.0, 25]]))

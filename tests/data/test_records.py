@@ -363,6 +363,41 @@ def test_columns_whose_checksum_was_written_anew_have_the_types_that_programs_re
         records.open_dataset(out)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"age_high": None}, "of the columns age_low and age_high one is missing"),
+        ({"age_low": None}, "of the columns age_low and age_high one is missing"),
+        ({"age_low": 30.0}, "a range of ages does not lie in 0 to 100"),
+        ({"age_high": 101.0}, "a range of ages does not lie in 0 to 100"),
+        ({"age_low": -1.0}, "a range of ages does not lie in 0 to 100"),
+        ({"age_high": np.nan}, "a range of ages does not lie in 0 to 100"),
+        ({"age": 20.0}, "columns age, age_low and age_high contradict each other"),
+        ({"age_high": 20.0}, "columns age, age_low and age_high contradict each other"),
+        ({}, ""),
+    ],
+)
+def test_columns_of_ranges_that_contradict_each_other_are_refused(drawn, tmp_path, change, told):
+    """The first image is 20 to 29 years old."""
+    table = pq.read_table(drawn / "columns.parquet")
+    columns = {
+        "age": table["age"].to_numpy().copy(),
+        **{name: table["age"].to_numpy().copy() for name in parquet.RANGE},
+    }
+    for name, value in {"age": np.nan, "age_low": 20.0, "age_high": 29.0, **change}.items():
+        columns[name] = None if value is None else np.append(value, columns[name][1:])
+    table = table.drop_columns(["age"])
+    for name, values in columns.items():
+        if values is not None:
+            table = table.append_column(name, pa.array(values, pa.float64(), mask=np.isnan(values)))
+    pq.write_table(table, tmp_path / "columns.parquet")
+    if told:
+        with pytest.raises(InputError, match=rf"columns.parquet is damaged \({told}\): restore it"):
+            parquet.read_columns(tmp_path / "columns.parquet", len(table), "restore it")
+    else:
+        assert len(parquet.read_columns(tmp_path / "columns.parquet", len(table), "restore it")) == len(table)
+
+
 def with_long_list(table):
     """A list of 30 million numbers in the last row, which take 600 bytes."""
     ends = np.append(np.arange(len(table)), 30_000_000).astype(np.int32)

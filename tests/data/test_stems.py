@@ -9,16 +9,18 @@ from lae_jax.faces import perceptual_hash
 from lae_jax.prepare import assembly
 
 
-def together(names, ages=None, people=None):
-    """The sets of rows that are of one photograph."""
-    columns = (names, ages or [None] * len(names), people or [None] * len(names))
-    kinds = (pa.string(), pa.float64(), pa.string())
+def together(names, ages=None, people=None, ends=None):
+    """The sets of rows that are of one photograph; `ends`: the last ages of ranges, whose first ages are `ages`."""
+    unknown = [None] * len(names)
+    columns = (names, ages or unknown, people or unknown, ends or unknown)
+    kinds = (pa.string(), pa.float64(), pa.string(), pa.float64())
     # In pieces, as a table's columns come.
     chunks = [
         pa.chunked_array([pa.array(column[:1], kind), pa.array(column[1:], kind)])
         for column, kind in zip(columns, kinds, strict=True)
     ]
-    texts = stems.of_one_photograph(*chunks).to_pylist()
+    of_ages = [chunks[1], chunks[3]] if ends else [chunks[1]]
+    texts = stems.of_one_photograph(chunks[0], of_ages, chunks[2]).to_pylist()
     return sorted([row for row, text in enumerate(texts) if text == one] for one in {*texts} - {None})
 
 
@@ -43,6 +45,36 @@ def test_a_photograph_and_its_crops_in_other_folders_have_one_stem():
 ])  # fmt: skip
 def test_a_name_in_the_folder_of_each_person_is_no_photograph(ages, people, expected):
     assert together(["anna/0001.jpg", "ben/0001.jpg"], ages, people) == expected
+
+
+@pytest.mark.parametrize(("ranges", "expected"), [
+    ([(20, 29), (20, 29)], [[0, 1]]), ([(20, 29), (None, None)], [[0, 1]]), ([(20, 29), (30, 39)], []),
+    ([(20, 29), (20, 24)], []), ([(20, 29), (25, 25)], []), ([(70, 100), (70, 100)], [[0, 1]]),
+])  # fmt: skip
+def test_a_name_with_different_ranges_is_no_photograph(ranges, expected):
+    first, last = ([one[end] for one in ranges] for end in (0, 1))
+    assert together(["train/1.jpg", "val/1.jpg"], first, ends=last) == expected
+
+
+def test_ranges_are_split_by_the_groups_of_the_ages_that_stand_for_them():
+    """40 people of 20-29 and 10 of 70 and above: both groups are in both splits, in the ratio."""
+    ranges = [(20.0, 29.0)] * 40 + [(70.0, 100.0)] * 10
+    rng, count = np.random.default_rng(0), len(ranges)
+    columns = {
+        "name": pa.array([f"a{i}.jpg" for i in range(count)]),
+        "age": pa.nulls(count, pa.float64()),
+        "age_low": pa.array([low for low, _ in ranges]),
+        "age_high": pa.array([high for _, high in ranges]),
+        "identity": pa.nulls(count, pa.string()),
+        "split": pa.nulls(count, pa.string()),
+        "sha256": pa.array([str(i) for i in range(count)]),
+        "phash": pa.array([rng.bytes(perceptual_hash.BYTES) for _ in ranges], pa.binary(perceptual_hash.BYTES)),
+    }
+    for seed in range(3):
+        how = assembly.Splitting((4, 1), None, None, seed)
+        _, found, _ = assembly.splitter(how, lambda name: pa.chunked_array([columns[name]]))
+        old = [int((rows >= 40).sum()) for rows in (found["train"], found["validation"])]
+        assert old == [8, 2] and len(found["validation"]) == 10
 
 
 def test_a_name_that_many_rows_have_joins_none_of_them():

@@ -22,20 +22,50 @@ def column(source, name):
 
 
 @pytest.mark.parametrize(("text", "hint"), [
-    ("25-32", "a range of ages: "), ("(25, 32)", "a range of ages: "), ("25 to 32", "a range of ages: "),
-    ("25\u201332 years", "a range of ages: "), ("0-2", "a range of ages: "),
-    ("60+", "without an end"), ("more than 70", "without an end"), (">=70", "without an end"),
-    ("70 and over", "without an end"), ("under 3 years", "without an end"),
-    ("9-Mar", "range 3-9 that a spreadsheet"), ("03-Sep", "range 3-9 that"), ("Oct-19", "range 10-19 that"),
-    ("19-Oct", "range 10-19 that"), ("1992-05-03", "a date"), ("3.5.1992", "a date"), ("3-May-92", "a date"),
+    *((text, "a range of ages: write one age") for text in (
+        "25-32", "(25, 32)", "25 to 32", "25\u201332 years", "0-2", "60+", "more than 70", ">=70", "70 and over",
+        "under 3 years", "9-Mar", "Oct-19",
+    )),
+    ("25, 32", "a range of ages: write 25-32"), ("25/32", "a range of ages: write 25-32"),
+    ("1992-05-03", "a date"), ("3.5.1992", "a date"), ("3-May-92", "a date"),
     ("1992-05-03 00:00:00", "a date"), ("1992", "a year"), ("1992.0", "a year"), ("7,5", "a decimal comma"),
     ("age 34 years", "number alone"), ("34y", "number alone"), ("34 years old", "number alone"),
     ("18 months", "in years"),
 ])  # fmt: skip
 def test_what_is_no_age_is_refused_with_what_it_looks_like(text, hint):
+    """By readers whose ages are numbers."""
     with pytest.raises(age_text.BadAge, match="is not a number|is outside 0 to 100") as refused:
         age_text.parse_age(text)
     assert "it looks like" in str(refused.value) and hint in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "low", "high"), [
+    ("25-32", 25, 32), ("(25, 32)", 25, 32), ("[25; 32]", 25, 32), ("25 to 32", 25, 32), ("25\u201332 years", 25, 32),
+    ("0-2", 0, 2), ("2.5-4", 2.5, 4), ("60+", 60, 100), ("more than 70", 70, 100), (">=70", 70, 100), (">70", 70, 100),
+    ("70 and over", 70, 100), ("70 years or older", 70, 100), ("at least 18", 18, 100), ("under 3 years", 0, 2),
+    ("<18", 0, 17), ("less than 18", 0, 17), ("up to 3", 0, 3), ("<= 3", 0, 3), ("3 and under", 0, 3),
+    ("9-Mar", 3, 9), ("03-Sep", 3, 9), ("3-Sept", 3, 9), ("Oct-19", 10, 19), ("19-Oct", 10, 19), ("90-110", 90, 100),
+])  # fmt: skip
+def test_a_range_is_read(text, low, high):
+    found = age_text.parse_age_or_range(text)
+    assert (found.low, found.high) == (low, high)
+    assert bool(found.read_as) == any(month in text for month in ("Mar", "Sep", "Oct"))
+
+
+@pytest.mark.parametrize(("text", "age"), [("34", 34), ("7.5", 7.5), ("20-20", 20), ("100+", 100), ("(3, 3)", 3)])
+def test_an_age_is_read_as_before(text, age):
+    assert age_text.parse_age_or_range(text) == age
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    ("32-25", "the younger age first"), ("101-120", "up to 100"), ("110+", "up to 100"),
+    ("25, 32", "a range of ages: write 25-32"), ("1992-05-03", "a date"), ("3-May-92", "a date"), ("7,5", "a decimal"),
+    ("1992", "a year"), ("age 34 years", "number alone"), ("(25, 32", "is not a number"), ("25-", "is not a number"),
+    ("5-Foo", "is not a number"), ("nan", "no age"), ("20-30-40", "is not a number"),
+])  # fmt: skip
+def test_what_is_neither_an_age_nor_a_range_is_refused(text, hint):
+    with pytest.raises(age_text.BadAge, match=hint):
+        age_text.parse_age_or_range(text)
 
 
 @pytest.mark.parametrize("text", ["", "nan", "NA", "?", "unknown", "None"])
@@ -52,19 +82,34 @@ def test_what_looks_like_nothing_gets_no_hint(text):
 
 
 def test_many_ages_of_one_kind_are_a_warning(tmp_path, caplog):
-    ranges = "".join(f"{i}.jpg,{3 + i % 5}-Sep\n" for i in range(5))
-    (tmp_path / "faces.csv").write_text("path,age\n" + ranges + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
+    others = "".join(f"a{i}.jpg,{i}\n" for i in range(95))
+    (tmp_path / "faces.csv").write_text("path,age\n" + "".join(f"{i}.jpg,3{i} years\n" for i in range(5)) + others)
     assert len(read("csv", tmp_path / "faces.csv").rejected) == 5
-    assert "5 of 100 rows were rejected because their age looks like the range that a spreadsheet" in caplog.text
+    assert "5 of 100 rows were rejected because their age looks like an age with words" in caplog.text
     caplog.clear()
-    (tmp_path / "faces.csv").write_text("path,age\nb.jpg,1992\n" + "".join(f"a{i}.jpg,{i}\n" for i in range(95)))
+    (tmp_path / "faces.csv").write_text("path,age\nb.jpg,1992\n" + others)
     assert len(read("csv", tmp_path / "faces.csv").rejected) == 1 and not caplog.text
 
 
-def test_a_table_of_ranges_without_a_header_is_refused_with_the_hint(tmp_path):
+def test_ranges_that_a_spreadsheet_made_dates_of_are_read_with_a_warning(tmp_path, caplog):
+    rows = "".join(f"{i}.jpg,{3 + i % 2}-Sep\n" for i in range(5))
+    (tmp_path / "faces.csv").write_text("path,age\n" + rows + "x.jpg,34\n")
+    found = read("csv", tmp_path / "faces.csv")
+    assert column(found, "age_low") == [3, 4, 3, 4, 3, 34] and column(found, "age_high") == [9] * 5 + [34]
+    assert column(found, "age") == [None] * 5 + [34] and not found.rejected
+    told = "age: 5 rows have a date that a spreadsheet made of a range, such as 03-Sep of 3-9. Read as 3-9 (3), 4-9 (2)"
+    assert told in caplog.text
+
+
+def test_a_table_without_a_range_has_no_columns_of_ranges(tmp_path):
+    (tmp_path / "faces.csv").write_text("path,age\na.jpg,34\nb.jpg,20-20\n")
+    found = read("csv", tmp_path / "faces.csv")
+    assert not {"age_low", "age_high"} & {*found.table.column_names} and column(found, "age") == [34, 20]
+
+
+def test_a_table_of_ranges_without_a_header_is_read(tmp_path):
     (tmp_path / "faces.csv").write_text("a.jpg,25-32\nb.jpg,4-6\n")
-    with pytest.raises(InputError, match="the second field looks like a range of ages"):
-        read("csv", tmp_path / "faces.csv")
+    assert column(read("csv", tmp_path / "faces.csv"), "age_high") == [32, 6]
 
 
 @pytest.mark.parametrize(("begin", "end"), [

@@ -59,6 +59,7 @@ def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_pat
 @pytest.mark.parametrize(("name", "side", "fields"), [
     ("efficientnet_v2_pico", 24, {"flip": True, "temperature": 0.7, "hidden": 16}),
     ("efficientnet_v2_tiny", 25, {}),  # an odd size pads another side
+    ("efficientnet_lite0", 33, {}),
     ("resnet18", 32, {"temperature": 1.5}),
     ("resnet50", 24, {"flip": True}),
 ])  # fmt: skip

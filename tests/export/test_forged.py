@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from programs import needs_onnx, program_of
 
+from lae_jax import models
 from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
 from lae_jax.predict import estimator
 from lae_jax.runtime.errors import InputError
@@ -24,7 +25,11 @@ def test_no_batch_of_an_export_is_larger_than_the_one_whose_memory_is_checked():
 def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
     found = {"operations": set(), "custom calls": set()}
     monkeypatch.setattr(portable, "require_known", lambda path, what, names, known: found[what].update(names))
-    for name, fields in (("efficientnet_v2_pico", {"flip": True, "temperature": 0.7, "hidden": 16}), ("resnet18", {})):
+    pico = ("efficientnet_v2_pico", {"flip": True, "temperature": 0.7, "hidden": 16})
+    family, smallest = models.BACKBONES["efficientnet_v2_pico"]
+    # With the activation of Lite0, which itself takes seconds to trace.
+    monkeypatch.setitem(models.BACKBONES, "lite", (family, smallest._replace(lite=True)))
+    for name, fields in (pico, ("lite", {}), ("resnet18", {})):
         made = program_of(name, 32, **fields)
         exported = jax.export.export(jax.jit(made.portable()), platforms=program.PLATFORMS)
         module = exported(variables_as_shapes(made), made.image_spec()).mlir_module_serialized
@@ -384,6 +389,7 @@ def test_an_onnx_model_with_more_than_a_graph_of_known_operations_is_refused(cha
 def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others():
     from lae_jax.export import onnx_graph
 
-    made = [program_of("efficientnet_v2_pico", 24, hidden=16, flip=True, temperature=0.7), program_of("resnet18", 32)]
+    made = [program_of("efficientnet_v2_pico", 24, hidden=16, flip=True, temperature=0.7)]
+    made += [program_of("efficientnet_lite0", 32), program_of("resnet18", 32)]
     nodes = [node for one in made for node in onnx_graph.model_of(one).graph.node]
     assert {node.op_type for node in nodes} == onnx_model.OPERATIONS

@@ -373,7 +373,14 @@ def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
     assert {*made} == expected | {"two_layers_c_mixup"} and power.on_images
     logits, ages = jax.random.normal(jax.random.key(0), (3, 101)), jnp.array([3.0, 20.0, 80.5])
     counts = jnp.arange(1.0, 102.0)
-    constants = {"mae": 4.0, "er_weight": 1.0, "label_sigma": 1.0, "counts": counts, "smoothed": counts}
+    constants = {
+        "mae": 4.0,
+        "er_weight": 1.0,
+        "label_sigma": 1.0,
+        "in_range": "uniform",
+        "counts": counts,
+        "smoothed": counts,
+    }
     for method, setting, stage in made.values():
         assert (stage.order, stage.trains, stage.mix is None) == (method.order, ("head",), method.mix is None)
         of_bench = method.loss(logits, ages, constants, setting)

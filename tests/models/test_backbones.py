@@ -78,6 +78,7 @@ def pico_step(pico_variables, images):
         ("efficientnet_v2_s", 20_177_488, 153_872, 1280),
         ("efficientnet_v2_m", 52_858_356, 292_032, 1280),
         ("efficientnet_v2_l", 117_746_848 - 512_576, 512_576, 1280),
+        ("efficientnet_lite0", 4_652_008 - 1281 * 1000, 42_016, 1280),
         ("resnet18", 11_176_512, 9_600, 512),
         ("resnet50", 23_508_032, 53_120, 2048),
     ],
@@ -140,8 +141,15 @@ def test_identity_head_gives_class_weights_in_training_alone():
 
 
 def test_dropout_is_as_published_unless_given():
-    names = ("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l", "resnet18", "resnet50")
-    assert [models.create(name, 2).head.dropout for name in names] == [0.2, 0.3, 0.4, 0, 0]
+    names = (
+        "efficientnet_v2_s",
+        "efficientnet_v2_m",
+        "efficientnet_v2_l",
+        "efficientnet_lite0",
+        "resnet18",
+        "resnet50",
+    )
+    assert [models.create(name, 2).head.dropout for name in names] == [0.2, 0.3, 0.4, 0.2, 0, 0]
     assert models.create("efficientnet_v2_m", 2, dropout=0.0).head.dropout == 0
     assert models.create("efficientnet_v2_m", 2, stochastic_depth=0.1).backbone.stochastic_depth == 0.1
 

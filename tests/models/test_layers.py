@@ -23,6 +23,10 @@ def assert_equal(got, expected):
         ("shifted_depthwise", (3, 3, 1, 4), 7, 2, "same"),
         ("shifted_depthwise", (3, 3, 1, 4), 8, 2, "same"),
         ("shifted_depthwise", (3, 3, 1, 4), 8, 1, 1),
+        ("shifted_depthwise", (5, 5, 1, 4), 1, 1, "same"),
+        ("shifted_depthwise", (5, 5, 1, 4), 2, 1, "same"),
+        ("shifted_depthwise", (5, 5, 1, 4), 3, 2, "same"),
+        ("shifted_depthwise", (5, 5, 1, 4), 8, 2, "same"),
         ("pointwise", (1, 1, 4, 6), 8, 1, 0),
         ("pointwise", (1, 1, 4, 6), 7, 2, 0),
         ("gathered", (3, 3, 4, 6), 2, 1, "same"),
@@ -76,7 +80,7 @@ def test_max_pooling_for_a_cpu_equals_that_of_xla(size):
 
 @pytest.mark.parametrize("size", [7, 8, 97])
 def test_same_padding_is_that_of_tensorflow(size):
-    for kernel in (1, 3):
+    for kernel in (1, 3, 5):
         for stride in (1, 2):
             expected = jax.lax.padtype_to_pads((size,), (kernel,), (stride,), "SAME")
             assert [layers.same_padding(size, kernel, stride)] == [tuple(pads) for pads in expected]

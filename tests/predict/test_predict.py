@@ -312,13 +312,15 @@ def test_the_list_of_the_images_is_not_written_over(tmp_path, monkeypatch, flag)
         door.parse_args(["--run", "runs/r", *flag, "list.csv", "--out", "./list.csv"])
 
 
-def test_ages_of_arrays_need_no_tensorflow(folder, estimator):
+def test_ages_of_arrays_need_no_tensorflow_and_those_of_a_model_file_no_orbax(folder, estimator, model_file):
     code = f"""
 import sys
 for name in ("tensorflow", "tensorflow_datasets", "mtcnn", "array_record"):
     sys.modules[name] = None
 import numpy as np
 from lae_jax.predict import AgeEstimator
+AgeEstimator.from_run({str(model_file)!r}).predict([np.full((50, 40, 3), 90, np.uint8)])
+assert not {{"orbax", "scipy", "h5py"}} & {{*sys.modules}}
 estimator = AgeEstimator.from_run({str(folder / "run")!r})
 print(estimator.predict([np.full((50, 40, 3), 90, np.uint8)])[0])
 """

@@ -131,12 +131,15 @@ MACHINERY = {(m.order, m.start, m.trains, m.smooth_features, m.mix, m.sets): n f
 
 
 def test_every_loss_with_a_label_distribution_takes_the_configured_sigma():
-    counts = method_losses.of_training(np.arange(101))
+    counts = method_losses.of_training(np.ones(101))
     constants = {"mae": 2.0, "er_weight": 0.0, **jax.tree.map(jnp.asarray, counts)}
     logits, ages = jnp.zeros((2, 101)), jnp.array([20.0, 50.0])
     for name, method in TRAINED.items():
         setting = method.settings[-1]
-        one, three = (method.loss(logits, ages, {**constants, "label_sigma": s}, setting) for s in (1.0, 3.0))
+        one, three = (
+            method.loss(logits, ages, {**constants, "label_sigma": s, "in_range": "uniform"}, setting)
+            for s in (1.0, 3.0)
+        )
         # The divergence from an even distribution falls by log 3. Balanced MSE has no label distribution.
         expected = 0.0 if name == "balanced_mse" else np.log(3)
         np.testing.assert_allclose(one - three, expected, rtol=1e-3, err_msg=name)
@@ -148,9 +151,9 @@ def test_every_loss_pulls_a_head_towards_the_ages():
         "mae": 2.0,
         "er_weight": 1.0,
         "label_sigma": 1.0,
-        **method_losses.of_training(np.repeat([3, 20, 50, 81], [3, 90, 50, 5])),
+        **method_losses.of_training(method_losses.count_ages(np.repeat([3, 20, 50, 81], [3, 90, 50, 5]))),
     }
-    constants = jax.tree.map(jnp.asarray, constants)
+    constants = {**jax.tree.map(jnp.asarray, constants), "in_range": "uniform"}
     for name, method in TRAINED.items():
         slope = jax.grad(lambda x, m=method: m.loss(x, ages, constants, m.settings[-1]).mean())(jnp.zeros((3, 101)))
         assert (np.abs(slope).max(axis=1) > 1e-6).all(), name
@@ -204,7 +207,7 @@ def _alone(own):
 
 def test_the_loss_of_lae_is_stage_3s():
     logits, ages = jnp.asarray(np.random.default_rng(0).normal(size=(4, 101))), jnp.array([3.0, 20.0, 50.0, 81.0])
-    constants = {"mae": 2.0, "er_weight": 1.0, "label_sigma": 1.0}
+    constants = {"mae": 2.0, "er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform"}
     np.testing.assert_array_equal(
         METHODS["lae"].loss(logits, ages, constants, 0.0), losses.classification_loss(logits, ages, 2.0)
     )

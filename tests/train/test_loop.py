@@ -11,6 +11,7 @@ from lae_jax.data import pipeline, records
 from lae_jax.runs import build, fields, provenance
 from lae_jax.runtime import checkpoints, watch
 from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.runtime.typed import declared
 from lae_jax.train import loop, steps
 from lae_jax.train.plan import make_plan, settled
 
@@ -268,11 +269,13 @@ def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
     assert settled(small_config("represent")).reinit_head is False
 
 
-def test_a_run_older_than_the_hidden_layer_has_none(small_config):
+def test_a_run_older_than_a_field_was_trained_without_it(small_config):
     config = small_config("represent")
     older = fields.as_json(config)
-    del older["model"]["hidden"]
+    del older["model"]["hidden"], older["loss"]["in_range"]
     assert fields.from_json(older).model.hidden == 0 and not fields.differences(older, fields.as_json(config))
+    assert fields.from_json(older).loss.in_range == "uniform"
+    declared.config(older, "config")
     config.model.hidden = 8
     assert fields.differences(older, fields.as_json(config)) == ["model.hidden: 0 there, 8 now"]
 

@@ -23,8 +23,8 @@ BATCH, PIXELS, FEATURES = 4, 16, 32
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 PRODUCTS = ("dot_general", "conv_general_dilated")
 AGES = jnp.linspace(1.0, 80.0, BATCH)
-CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "mae": 5.0, "scale": 64.0, "margin": 0.35}
-CONSTANTS |= method_losses.of_training(np.arange(NUM_AGES))
+CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": 5.0, "scale": 64.0, "margin": 0.35}
+CONSTANTS |= method_losses.of_training(np.ones(NUM_AGES))
 
 
 def precisions(function, *arguments, **options) -> list:

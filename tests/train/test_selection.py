@@ -36,6 +36,15 @@ def test_stage_3_selects_by_scores_of_enough_images(counts, images, score, value
         assert group in selection.because
 
 
+def test_runs_on_ranges_select_by_the_distance():
+    ranges = np.repeat(np.stack([GROUPS - 4, GROUPS + 4], axis=1), 30, axis=0)
+    scores = {"distance": 4.0, "distance_plus_sigma": 9.5, "group_distance": [9.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}
+    assert stages.REPRESENT.select(ranges, 30).value(scores) == 4
+    chosen = stages.CLASSIFY.select(ranges, 30)
+    assert (chosen.score, chosen.value(scores)) == ("distance_plus_sigma", 9.5)
+    assert stages.CLASSIFY.select(ranges[30:], 30).value(scores) == 5
+
+
 @pytest.mark.parametrize(("count", "score"), [(30, "mae"), (29, None)])
 def test_stage_2_selects_by_the_mae_of_enough_images(count, score):
     selection = stages.REPRESENT.select(np.full(count, 25.0), 30)

@@ -51,7 +51,7 @@ class Setup:
         step = functools.partial(
             steps.train_step,
             stage=stage,
-            constants={"er_weight": 1.0, "label_sigma": 1.0, "mae": 5.0},
+            constants={"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": 5.0},
             model=self.model,
             tx=tx,
             settings=steps.Settings(1, jnp.dtype(dtype), (0.5,) * 3, (0.25,) * 3, accumulate),
@@ -192,7 +192,8 @@ def test_loss_and_weight_are_those_of_the_global_batch():
     model = models.create("efficientnet_v2_pico", 101, dropout=0.3, stochastic_depth=0.5)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0])
     logits = apply(variables, images)
-    expected = stages.REPRESENT.loss(logits, jnp.asarray(batch["target"]), {"er_weight": 1.0, "label_sigma": 1.0}).sum()
+    constants = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform"}
+    expected = stages.REPRESENT.loss(logits, jnp.asarray(batch["target"]), constants).sum()
     np.testing.assert_allclose(history[0]["loss"], [expected, BATCH], rtol=1e-5)
 
 

@@ -1,7 +1,8 @@
-"""Ages as tables have them: numbers are read, other texts are rejected with a hint at what they look like."""
+"""Ages as tables have them: numbers and ranges are read, other texts are rejected with a hint at what they are."""
 
 import math
 import re
+from typing import NamedTuple
 
 from lae_jax.data import people
 from lae_jax.faces.images import BadImage
@@ -10,11 +11,19 @@ _NUMBER = r"\d{1,3}(?:\.\d+)?"
 _UNITS = r"(?:years?(?:[ -]old)?|yrs?|yo|y/o|y|ans|jahre|años)"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = rf"({'|'.join(_MONTHS)})[a-z]*"
-_RANGE = re.compile(rf"[(\[]?\s*({_NUMBER})\s*(?:-|–|—|~|\.\.+|,|;|/|to|bis)\s*({_NUMBER})\s*[)\]]?\s*{_UNITS}?")
-_OPEN = re.compile(
-    rf"(?:[<>≤≥]=?|over|above|under|below|(?:more|less|older|younger|greater) than|at least|at most|up to)\s*"
-    rf"{_NUMBER}\s*{_UNITS}?|{_NUMBER}\s*(?:\+|plus|(?:{_UNITS}\s*)?(?:and|or) (?:over|above|older|more|under|younger))"
+_RANGE = re.compile(
+    rf"(?:({_NUMBER})\s*(?:-|–|—|~|\.\.+|to|bis)\s*({_NUMBER})"
+    rf"|[(\[]\s*({_NUMBER})\s*(?:-|–|—|~|\.\.+|,|;|to|bis)\s*({_NUMBER})\s*[)\]])\s*{_UNITS}?"
 )
+_UNSURE_RANGE = re.compile(rf"{_NUMBER}\s*[,;/]\s*{_NUMBER}\s*{_UNITS}?")
+_FROM = re.compile(
+    rf"(?:>=?|≥|over|above|(?:more|older|greater) than|at least)\s*({_NUMBER})\s*{_UNITS}?"
+    rf"|({_NUMBER})\s*(?:\+|plus|(?:{_UNITS}\s*)?(?:and|or) (?:over|above|older|more))"
+)
+_UP_TO = re.compile(
+    rf"(?:<=|≤|at most|up to)\s*({_NUMBER})\s*{_UNITS}?|({_NUMBER})\s*(?:{_UNITS}\s*)?(?:and|or) (?:under|younger)"
+)
+_BELOW = re.compile(rf"(?:<|under|below|(?:less|younger) than)\s*(\d{{1,3}})\s*{_UNITS}?")
 _DATE_OF_RANGE = re.compile(rf"(\d{{1,2}})[-. /]{{1,2}}{_MONTH}|{_MONTH}[-. /]{{1,2}}(\d{{1,2}})")
 _DATE = re.compile(
     rf"(?:\d{{4}}[-./]\d{{1,2}}[-./]\d{{1,2}}|\d{{1,2}}[-./]\d{{1,2}}[-./]\d{{2,4}}"
@@ -23,6 +32,23 @@ _DATE = re.compile(
 _COMMA = re.compile(r"\d{1,3},\d")
 _WORDS = re.compile(rf"(?:age[d:]?|is)?\s*({_NUMBER})\s*{_UNITS}?")
 _SHORT = re.compile(rf"{_NUMBER}\s*(months?|mos?|weeks?|wks?|days?)(?: old)?")
+
+
+OLDEST = 100  # years; a range that ends here has no upper end
+
+
+class AgeRange(NamedTuple):
+    """A range of ages in years.
+
+    Attributes:
+      low: The first age.
+      high: The last age, at least `low`; OLDEST if the range has no upper end.
+      read_as: '' or, of a range that a spreadsheet turned into a date, how it is read.
+    """
+
+    low: float
+    high: float
+    read_as: str = ""
 
 
 class BadAge(BadImage):
@@ -34,7 +60,7 @@ class BadAge(BadImage):
 
     def __init__(self, told: str, hint: str = ""):
         super().__init__(f"{told}: it looks like {hint}" if hint else told)
-        self.kind = re.sub(r"range \d+-\d+", "range", hint)
+        self.kind = hint
 
 
 def parse_age(text: str) -> float:
@@ -53,28 +79,67 @@ def parse_age(text: str) -> float:
         raise BadAge(f"age {text[:40]!r} is not a number", looks_like(text)) from None
     if math.isnan(age):
         raise BadAge(f"no age ({text[:40]!r})")
-    if not 0 <= age <= 100:
+    if not 0 <= age <= OLDEST:
         year = 1850 <= age <= 2100 and age == int(age)
         hint = "a year, perhaps of birth: write the age in the photograph" if year else ""
         raise BadAge(f"age {text[:40]!r} is outside 0 to 100", hint)
     return age
 
 
-def looks_like(text: str) -> str:
-    """Returns what a text that is not a number looks like, and what to do; '' if it looks like nothing known."""
+def parse_age_or_range(text: str) -> float | AgeRange:
+    """Reads an age in years, or a range of ages: `20-29`, `(25, 32)`, `60+`, `more than 70`, `under 18`.
+
+    Both ends of a range belong to it; `more than 70` is 70 and above, as tables of ranges mean it, and `under 18` ends
+    at 17. A range whose ends are equal is an age. `03-Sep` and `Oct-19`, which spreadsheets make of 3-9 and 10-19, are
+    read as these.
+
+    Raises:
+      BadAge: The text is neither a number from 0 to 100 nor a range of such.
+    """
+    found = _range(text)
+    if found is None:
+        return parse_age(text)
+    low, high, _ = found
+    if low > high or low > OLDEST:
+        raise BadAge(f"age {text[:40]!r} is a range from {low:g} to {high:g}: write the younger age first, up to 100")
+    high = min(high, float(OLDEST))
+    return low if low == high else found._replace(high=high)
+
+
+def _range(text: str) -> AgeRange | None:
+    """Returns the range that a text is, whatever its ends; None if it is none."""
     if len(text) > 60:
-        return ""
+        return None
     text = " ".join(text.casefold().split())
+    if _DATE.fullmatch(text) or _COMMA.fullmatch(text):
+        return None
     if found := _DATE_OF_RANGE.fullmatch(text):
         number = int(found[1] or found[4])
         month = 1 + _MONTHS.index((found[2] or found[3])[:3])
         low, high = sorted((month, number))
-        return f"the range {low}-{high} that a spreadsheet turned into a date: write one age"
+        return AgeRange(low, high, f"{low}-{high}")
+    if found := _RANGE.fullmatch(text):
+        return AgeRange(float(found[1] or found[3]), float(found[2] or found[4]))
+    if found := _FROM.fullmatch(text):
+        return AgeRange(float(found[1] or found[2]), float(OLDEST))
+    if found := _UP_TO.fullmatch(text):
+        return AgeRange(0.0, float(found[1] or found[2]))
+    if found := _BELOW.fullmatch(text):
+        return AgeRange(0.0, float(found[1]) - 1)
+    return None
+
+
+def looks_like(text: str) -> str:
+    """Returns what a text that is no age looks like, and what to do; '' if it looks like nothing known."""
+    if len(text) > 60:
+        return ""
+    text = " ".join(text.casefold().split())
+    if _range(text) is not None:
+        return "a range of ages: write one age"  # for readers whose ages are numbers
     for pattern, hint in (
         (_DATE, "a date, perhaps of birth: write the age in the photograph"),
         (_COMMA, "a decimal comma: write a point"),
-        (_RANGE, "a range of ages: write one age"),
-        (_OPEN, "a range of ages without an end: write one age"),
+        (_UNSURE_RANGE, "a range of ages: write 25-32"),
         (_SHORT, "an age in months, weeks or days: write it in years"),
         (_WORDS, "an age with words: write the number alone"),
     ):

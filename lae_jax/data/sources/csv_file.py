@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from lae_jax.data import people
-from lae_jax.data.sources.age_text import looks_like, parse_age
+from lae_jax.data.sources.age_text import AgeRange, BadAge, looks_like, parse_age, parse_age_or_range
+from lae_jax.data.sources.image_files import IMAGE_SUFFIXES
 from lae_jax.data.sources.interface import (
-    IMAGE_SUFFIXES,
     KNOWN,
     MAX_COLUMNS,
     MAX_FIELD,
@@ -137,7 +137,7 @@ def _table_rows(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[int, list
         raise InputError(f"{path} is empty: write one line for each image, with `path,age` and further columns")
     header = [cell.strip().lower() for cell in first]
     if not any(name in PATH_NAMES for name in header):
-        if len(first) == 2 and _is_number(first[1]):
+        if len(first) == 2 and _is_age(first[1]):
             return ["path", "age"], itertools.chain([(line, first)], rows)
         raise InputError(
             f"{path}: the first line {quoted(','.join(first), 80)} names no column {'|'.join(PATH_NAMES)}"
@@ -163,10 +163,11 @@ def separator(cell: str) -> str:
     return f", and separate the fields with commas, not {found}" if found else ""
 
 
-def _is_number(text: str) -> bool:
+def _is_age(text: str) -> bool:
+    """Whether a text is a number, or a range of ages."""
     try:
-        return math.isfinite(float(text))
-    except ValueError:
+        return isinstance(parse_age_or_range(text), AgeRange) or math.isfinite(float(text))
+    except (ValueError, BadAge):
         return False
 
 
@@ -180,6 +181,8 @@ def _split_and_path(source: str) -> tuple[str | None, pathlib.Path]:
 
 def read_csv(sources: list[str], options: Options) -> Source:
     """Reads CSVs of `path,age` and any further columns (`identity`, `split`, ...), with or without a header.
+
+    An age is a number of years or a range (`age_text.parse_age_or_range`).
 
     Args:
       sources: Paths, or `SPLIT=PATH`, which puts the rows of that file into that split.
@@ -210,10 +213,10 @@ def vggface2_identity(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _age(text: str, identity: str) -> float | None:
-    """Reads an age, which may be missing where the person is known."""
+def _age(text: str, identity: str) -> float | AgeRange | None:
+    """Reads an age or a range of ages, which may be missing where the person is known."""
     missing = not text or text[0].isalpha() and not people.normalised(text)
-    return None if missing and identity and people.normalised(identity) else parse_age(text)
+    return None if missing and identity and people.normalised(identity) else parse_age_or_range(text)
 
 
 def _read(sources: list[str], options: Options, identity_of: Callable[[str], str | None]) -> Source:

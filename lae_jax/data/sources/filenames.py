@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 from lae_jax.data import people, split_names
 from lae_jax.data.sources.age_text import parse_age
+from lae_jax.data.sources.image_files import IMAGE_SUFFIXES, entries, image_files
 from lae_jax.data.sources.interface import (
-    IMAGE_SUFFIXES,
     FileReader,
     Options,
     Rows,
     Source,
-    entries,
     folder_of,
-    image_files,
 )
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError

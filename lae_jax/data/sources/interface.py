@@ -7,29 +7,22 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lae_jax.data import people, split_names
+from lae_jax.data import parquet, people, split_names
 from lae_jax.data.rejected import Rejected
 from lae_jax.data.sources import age_text, foreign_paths
-from lae_jax.faces import images
 from lae_jax.faces.images import BadImage
-from lae_jax.runtime import layout
 from lae_jax.runtime.console import counted
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import quoted, shown
 
 logger = logging.getLogger("lae_jax")
 
-# Files in a folder with another ending, or with none, are images if they begin as one.
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff",
-    ".gif", ".pgm", ".ppm",
-)  # fmt: skip
 MAX_FILE_BYTES = 128_000_000
 MAX_COLUMNS = 64
 MAX_FIELD = 1 << 16  # characters in one field
@@ -40,8 +33,22 @@ _BATCH_CHARACTERS = 1 << 26
 _MANY = 0.05  # smallest share of rows with one kind of rejected age that gives a warning
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that were not UTF-8
 # Columns of the prepared data set. A column of the source with such a name gets the prefix 'source_'.
-RESERVED = ("name", "source_row", "sha256", "width", "height", "box", "cut_by", "scale", "phash", "faces")
+RESERVED = (
+    "name",
+    *parquet.RANGE,
+    "source_row",
+    "sha256",
+    "width",
+    "height",
+    "box",
+    "cut_by",
+    "scale",
+    "phash",
+    "faces",
+)
 KNOWN = {"age": pa.float64(), "identity": pa.string(), "split": pa.string(), "landmarks": pa.list_(pa.float32())}
+# First and last age of each image, equal where the age is exact. A table without a range has no such columns.
+RANGE = dict.fromkeys(parquet.RANGE, pa.float64())
 
 
 class Picture(NamedTuple):
@@ -61,7 +68,8 @@ class Source:
     """A table of images, and access to the images.
 
     Attributes:
-      table: Columns name, age, identity, split, landmarks (null where unknown), and every further column as text.
+      table: Columns name, age, identity, split, landmarks (null where unknown), if an age is a range also those of
+        RANGE, and every further column as text.
       read: Maps one row (a dict) to its picture; raises `images.BadImage`. It can be sent to another process.
       rejected: (name, reason) of each row that was refused before any image was read.
       recipe: The values besides the table that the images depend on.
@@ -125,18 +133,20 @@ class Rows:
                 raise InputError(f"the source has more than one column for {quoted(name)}: rename one")
         if len(further) > MAX_COLUMNS:
             raise InputError(f"the source has {len(further)} further columns; at most {MAX_COLUMNS} are allowed")
-        fields = [("name", pa.string()), *KNOWN.items(), *((name, pa.string()) for name in further)]
+        fields = [("name", pa.string()), *KNOWN.items(), *RANGE.items(), *((name, pa.string()) for name in further)]
         self._schema = pa.schema(fields)
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[tuple] = []
         self._characters = 0
         self.rejected = Rejected()
         self._bad_ages: collections.Counter[str] = collections.Counter()
+        self._damaged: collections.Counter[str] = collections.Counter()  # ranges that a spreadsheet made dates of
+        self._any_range = False
 
     def add(
         self,
         name: str,
-        age: float | None = None,
+        age: float | age_text.AgeRange | None = None,
         identity: str | None = None,
         split: str | None = None,
         landmarks: list[float] | None = None,
@@ -157,8 +167,14 @@ class Rows:
             if text and len(text) > MAX_FIELD:
                 raise BadImage(f"a field has more than {MAX_FIELD:,} characters")
             self._characters += len(text or "")
+        low, high = age, age
+        if isinstance(age, age_text.AgeRange):
+            low, high, read_as = age
+            age, self._any_range = None, True
+            if read_as:
+                self._damaged[read_as] += 1
         self._pending.append(
-            (name, age, identity or None, split or None, landmarks, *(text or None for text in further))
+            (name, age, identity or None, split or None, landmarks, low, high, *(text or None for text in further))
         )
         if len(self._pending) == _BATCH_ROWS or self._characters > _BATCH_CHARACTERS:
             self._flush()
@@ -182,6 +198,15 @@ class Rows:
         table = pa.Table.from_batches(self._batches, self._schema)
         for column, one in (("identity", _one_person), ("split", _one_split)):
             table = table.set_column(table.column_names.index(column), self._schema.field(column), one(table[column]))
+        if not self._any_range:
+            table = table.drop_columns([*RANGE])
+        if self._damaged:
+            told = ", ".join(f"{read_as} ({rows:,})" for read_as, rows in self._damaged.most_common(8))
+            logger.warning(
+                "age: %s a date that a spreadsheet made of a range, such as 03-Sep of 3-9. Read as %s",
+                counted(self._damaged.total(), "row has", "rows have"),
+                told,
+            )
         count = table.num_rows + len(self.rejected)
         for kind, rows in self._bad_ages.items():
             if rows >= _MANY * count:
@@ -294,76 +319,6 @@ def _open(root: str, top: str, name: str) -> int:
 
 def _told(error: OSError) -> str:
     return f"cannot be read ({error.strerror})"
-
-
-def image_files(top: str, tell: bool = True) -> Iterator[tuple[str, str | None]]:
-    """Finds the image files at any depth of a folder, sorted by the parts of the path.
-
-    Links to folders are not followed, so no file is read twice and no loop is entered. `read_inside` checks whether a
-    linked file is outside the folder. Files of systems and editors, and others that are not images, are left out.
-
-    Args:
-      top: The folder.
-      tell: Log in a line each how much was left out.
-
-    Yields:
-      (name below `top`, None) for an image file; (name, reason) for a link to a folder, or a folder that cannot be
-      read.
-    """
-    stack = [iter(entries(top, ""))]
-    left_out, some, others = 0, {}, collections.Counter()
-    while stack:
-        for name, kind in stack[-1]:
-            if kind == "system":
-                left_out += 1
-                if len(some) < 4:
-                    some[os.path.basename(name)] = None
-                continue
-            if kind == "other":
-                others[shown(os.path.splitext(name)[1].lower(), 12) or "without an ending"] += 1
-                continue
-            if kind == "folder":
-                stack.append(iter(entries(top, name)))
-                break
-            yield name, None if kind == "image" else kind
-        else:
-            stack.pop()
-    if others and tell:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(6)) + ", ..." * (len(others) > 6)
-        count = counted(others.total(), "file is", "files are")
-        logger.info("%s: %s ignored, because the format is not read: %s", top, count, kinds)
-    if left_out and tell:
-        logger.info("%s: %d system files or folders are ignored, such as %s", top, left_out, _quoted([*some]))
-
-
-def entries(top: str, folder: str) -> list[tuple[str, str]]:
-    """Returns sorted (name below `top`, 'folder' | 'image' | 'other' | 'system' | reason) of what is in a folder."""
-    found = []
-    try:
-        with os.scandir(os.path.join(top, folder)) as inside:
-            for entry in inside:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if layout.is_system(entry.name):
-                    found.append((name, "system"))
-                elif entry.is_dir(follow_symlinks=False):
-                    found.append((name, "folder"))
-                elif entry.is_symlink() and entry.is_dir():
-                    found.append((name, "a link to a folder: links are not followed"))
-                elif entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_image(top, name):
-                    found.append((name, "image"))
-                else:
-                    found.append((name, "other"))
-    except OSError as error:
-        found.append((folder or top, f"folder {_told(error)}"))
-    return sorted(found)
-
-
-def _is_image(top: str, name: str) -> bool:
-    """Whether a file begins as an image. True also if it cannot be read: its reader reports that."""
-    try:
-        return images.is_picture(read_inside(top, name, most=16))
-    except BadImage:
-        return True
 
 
 def refuse_images(options: Options, reader: str) -> None:

@@ -5,7 +5,7 @@ import pathlib
 
 from PIL import Image
 
-from lae_jax.data.sources import csv_file, filenames, imdb_wiki, recordio, synthetic
+from lae_jax.data.sources import csv_file, fairface, filenames, imdb_wiki, recordio, synthetic
 from lae_jax.data.sources.interface import Options, Picture, Rows, Source, refuse_images
 from lae_jax.faces import images
 from lae_jax.runtime.errors import InputError
@@ -54,6 +54,7 @@ READERS = {
     "agedb": filenames.read_agedb,
     "appa_real": csv_file.read_appa_real,
     "csv": csv_file.read_csv,
+    "fairface": fairface.read_fairface,
     "fgnet": filenames.read_fgnet,
     "folders": filenames.read_folders,
     "imdb_wiki": imdb_wiki.read_imdb_wiki,

@@ -1,8 +1,8 @@
 """Pretrained backbones: `load('hf:timm/tf_efficientnetv2_m.in21k_ft_in1k', 'efficientnet_v2_m')`.
 
-A source is a file (`.safetensors` in timm's or torchvision's layout; `.keras` or `.h5` of Keras' EfficientNetV2), a
-safetensors file on the Hub (`hf:owner/name[@revision]`), or a run. Pickles (`.pth`, `.bin`) are refused, because they
-can run code when they are read.
+A source is a file (`.safetensors` in the layout of timm, torchvision or EfficientNet-PyTorch; `.keras` or `.h5` of
+Keras' EfficientNetV2), a safetensors file on the Hub (`hf:owner/name[@revision]`), a run, or a model file of lae_jax.
+Pickles (`.pth`, `.bin`) are refused, because they can run code when they are read.
 """
 
 import dataclasses
@@ -11,15 +11,13 @@ import os
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
-from lae_jax.models import BACKBONES, create
-from lae_jax.models.efficientnet_v2 import EfficientNetV2
-from lae_jax.models.pretrained import hub, keras_file, naming, safetensors_file, tensors
+from lae_jax.models import BACKBONES, create, shapes
+from lae_jax.models.pretrained import hub, naming, safetensors_file, tensors
 from lae_jax.models.pretrained.naming import Statistics
 from lae_jax.models.pretrained.tensors import Expected, Tensor
-from lae_jax.runtime import checkpoints, files, layout
+from lae_jax.runtime import files, layout, model_file
 from lae_jax.runtime.errors import InputError
 
 SAFETENSORS, KERAS = (".safetensors",), (".keras", ".h5", ".hdf5")
@@ -51,8 +49,9 @@ def load(source: os.PathLike | str, model_name: str) -> dict:
     """Reads the variables of a backbone.
 
     Args:
-      source: A file, a run's folder, or hf:owner/name[@revision].
-      model_name: 'efficientnet_v2_{s,m,l}', 'resnet18' or 'resnet50'; from a run, any model.
+      source: A file, a run's folder, hf:owner/name[@revision], or the name of a model of the package.
+      model_name: 'efficientnet_v2_{s,m,l}', 'efficientnet_lite0', 'resnet18' or 'resnet50'; from a run or a model file,
+        any model.
 
     Returns:
       {'params': ..., 'batch_stats': ...} of `models.create(model_name, 0)`; numpy, float32.
@@ -78,7 +77,9 @@ def require(source: os.PathLike | str) -> None:
     Raises:
       InputError: The file, the run or the package huggingface_hub is missing, or the file's kind is not supported.
     """
-    if os.fspath(source).startswith(hub.PREFIX):
+    if model_file.is_model_file(source):
+        model_file.read_header(source)
+    elif os.fspath(source).startswith(hub.PREFIX):
         hub.parse(os.fspath(source))
         hub.require()
     elif is_weights(source):
@@ -92,6 +93,8 @@ def read(source: os.PathLike | str, model_name: str) -> Weights:
     name = os.fspath(source)
     if model_name not in BACKBONES:
         create(model_name, 0)  # raises the error that lists the known models
+    if model_file.is_model_file(source):
+        return _from_model_file(source, model_name)
     if not is_weights(source):
         return _from_run(source, model_name)
     on_hub = name.startswith(hub.PREFIX)
@@ -129,8 +132,12 @@ def _check_kind(path: epath.Path) -> None:
 
 def _from_file(path: epath.Path, name: str, model_name: str, config: Mapping) -> Weights:
     if path.suffix.lower() in KERAS:
-        if BACKBONES[model_name][0] is not EfficientNetV2:
-            raise InputError(f"{name}: Keras' ResNets are different networks: give {model_name} a .safetensors file")
+        if model_name not in naming.IN_KERAS:
+            raise InputError(
+                f"{name}: keras.applications has no network equal to {model_name}: give a .safetensors file"
+            )
+        from lae_jax.models.pretrained import keras_file  # loads h5py
+
         with keras_file.opened(path) as file:
             variables = _take(file.tensors, model_name, _Keras, name)
             statistics, origin, assumed = file.statistics, file.origin, file.assumed
@@ -153,20 +160,22 @@ def _config_beside(path: epath.Path) -> dict:
 
 
 class _Torch:
-    lay_out, spare = staticmethod(naming.torch_layout), staticmethod(naming.torch_spare)
+    layouts, spare = staticmethod(naming.torch_layouts), staticmethod(naming.torch_spare)
 
 
 class _Keras:
-    lay_out, spare = staticmethod(naming.keras_layout), staticmethod(naming.keras_spare)
+    layouts, spare = staticmethod(naming.keras_layouts), staticmethod(naming.keras_spare)
 
 
 def _take(found: Mapping[str, Tensor], model_name: str, kind: type[_Torch] | type[_Keras], where: str) -> dict:
     found = {name: tensor for name, tensor in found.items() if not kind.spare(name)}
-    wanted = kind.lay_out(model_name, _shapes(model_name))
+    # Of several layouts, the one that most of the file's names are from.
+    wanted = max(kind.layouts(model_name, _shapes(model_name)), key=lambda layout: len(layout.keys() & found.keys()))
     if wrong := tensors.misfit(found, wanted):
         for other in naming.ARCHITECTURES:
-            same_family = BACKBONES[other][0] is BACKBONES[model_name][0]
-            if same_family and other != model_name and not tensors.misfit(found, kind.lay_out(other, _shapes(other))):
+            if other == model_name or BACKBONES[other][0] is not BACKBONES[model_name][0]:
+                continue
+            if any(not tensors.misfit(found, layout) for layout in kind.layouts(other, _shapes(other))):
                 raise InputError(f"{where} is {other} and not {model_name}: set config.model.name, or use another file")
         raise InputError(f"{where} does not fit {model_name}: {wrong}")
     return tensors.take(found, wanted, where)
@@ -174,13 +183,8 @@ def _take(found: Mapping[str, Tensor], model_name: str, kind: type[_Torch] | typ
 
 @functools.cache
 def _shapes(model_name: str) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shapes of a backbone's variables by path, such as ('params', 'stem_conv', 'kernel')."""
-    module = create(model_name, 0, convolutions="xla")  # the form that traces fastest
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
-    return {
-        tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
-    }
+    """`shapes` of a backbone."""
+    return shapes(create(model_name, 0, convolutions="xla"))  # the form that traces fastest
 
 
 def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Statistics, str, bool]:
@@ -203,21 +207,41 @@ def _torch_statistics(config: Mapping, model_name: str, name: str) -> tuple[Stat
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: its config.json gives no mean and std of three channels ({error})") from error
         return Statistics(mean, std), "from its config.json", False
-    efficientnet = BACKBONES[model_name][0] is EfficientNetV2
-    statistics = naming.HALF if efficientnet else naming.IMAGENET
-    others = "timm has them for" if efficientnet else "timm and torchvision have them for"
-    return statistics, f"as {others} {expected}, because there is no {hub.CONFIG} with others", True
+    statistics, whose = naming.assumed(model_name)
+    return statistics, f"{whose}, because there is no {hub.CONFIG} with others", True
+
+
+def _from_model_file(source: os.PathLike | str, model_name: str) -> Weights:
+    name, meta = os.fspath(source), model_file.read_header(source)["meta"]
+    wanted, place = _own_layout(model_name, "backbone/"), model_file.place_of(source)
+    with safetensors_file.opened(place) as file:
+        found = {each: tensor for each, tensor in file.items() if each.split("/")[1:2] != ["head"]}
+        if wrong := tensors.misfit(found, wanted):
+            raise InputError(f"{name} is a model file of {meta['model']} and does not fit {model_name}: {wrong}")
+        variables = tensors.take(found, wanted, name)
+    data = meta["config"]["data"]
+    statistics = Statistics(tuple(data["mean"]), tuple(data["std"]))
+    return Weights(name, variables, statistics, "from its header", False, files.sha256_of(place))
+
+
+def _own_layout(model_name: str, below: str) -> dict[str, Expected]:
+    """Maps our own names of a backbone's variables, 'params/' and `below` and a path, to the expected tensors."""
+    return {
+        f"{path[0]}/{below}{'/'.join(path[1:])}": Expected(path, shape, tuple(range(len(shape))))
+        for path, shape in _shapes(model_name).items()
+    }
 
 
 def _from_run(source: os.PathLike | str, model_name: str) -> Weights:
+    from lae_jax.runtime import checkpoints  # loads orbax
+
     checkpoint = checkpoints.load_run(source)
-    found, wanted = {}, {}
+    found = {}
     for collection, tree in checkpoint.variables.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree.get("backbone", {}))[0]:
             name = "/".join([collection, *(key.key for key in path)])
             found[name] = Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: leaf)
-    for path, shape in _shapes(model_name).items():
-        wanted["/".join(path)] = Expected(path, shape, tuple(range(len(shape))))
+    wanted = _own_layout(model_name, "")
     where = f"{source} step {checkpoint.step}"
     if wrong := tensors.misfit(found, wanted):
         raise InputError(f"{where} is a run of {checkpoint.meta.get('model')} and does not fit {model_name}: {wrong}")

@@ -1,15 +1,16 @@
 """Names of our layers in weight files of other libraries, and the statistics that these libraries normalise with.
 
-The names are timm's for tf_efficientnetv2_{s,m,l}, torchvision's (and timm's) for resnet18 and resnet50, and Keras' for
-keras.applications.EfficientNetV2{S,M,L}.
+The names are timm's for tf_efficientnetv2_{s,m,l} and tf_efficientnet_lite0, torchvision's (and timm's) for resnet18
+and resnet50, Keras' for keras.applications.EfficientNetV2{S,M,L}, and EfficientNet-PyTorch's for EfficientNet-Lite0.
+EfficientNet-PyTorch numbers the blocks from the first to the last, without stages.
 """
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lae_jax.models import BACKBONES
-from lae_jax.models.efficientnet_v2 import EfficientNetV2
+from lae_jax.models.efficientnet import EfficientNet
 from lae_jax.models.pretrained.tensors import Expected
 
 
@@ -22,37 +23,69 @@ class Statistics(NamedTuple):
 
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Statistics((0.5,) * 3, (0.5,) * 3)
+LITE = Statistics((127 / 255,) * 3, (128 / 255,) * 3)  # (pixel - 127) / 128 of pixels in [0, 255]
 KERAS = Statistics((128 / 255,) * 3, (128 / 255,) * 3)  # Rescaling(1 / 128, offset=-1) of pixels in [0, 255]
 
 ARCHITECTURES = {
     **{f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"},
+    "efficientnet_lite0": "tf_efficientnet_lite0",
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)},
 }
 """Our name -> timm's name of the network. (Its efficientnetv2_s, without tf_, pads and normalises differently.)"""
 
-# Our layer -> (timm's name, Keras' name).
+
+def assumed(model_name: str) -> tuple[Statistics, str]:
+    """The statistics of a torch state dict that comes without them, and whose they are."""
+    network = ARCHITECTURES[model_name]
+    if model_name == "efficientnet_lite0":
+        return LITE, f"as Google trains {network.removeprefix('tf_')}"
+    if BACKBONES[model_name][0] is EfficientNet:
+        return HALF, f"as timm has them for {network}"
+    return IMAGENET, f"as timm and torchvision have them for {network}"
+
+
+IN_KERAS = tuple(f"efficientnet_v2_{size}" for size in "sml")
+NUMBERED = ("efficientnet_lite0",)
+"""Our names of the networks that EfficientNet-PyTorch's layout is read for."""
+
+
+class _Names(NamedTuple):
+    """A layer's name in other libraries; '' where the library has no network with such a layer."""
+
+    timm: str
+    keras: str = ""
+    numbered: str = ""
+
+
 _ENDS = {
-    "stem_conv": ("conv_stem", "stem_conv"),
-    "stem_bn": ("bn1", "stem_bn"),
-    "top_conv": ("conv_head", "top_conv"),
-    "top_bn": ("bn2", "top_bn"),
+    "stem_conv": _Names("conv_stem", "stem_conv", "_conv_stem"),
+    "stem_bn": _Names("bn1", "stem_bn", "_bn0"),
+    "top_conv": _Names("conv_head", "top_conv", "_conv_head"),
+    "top_bn": _Names("bn2", "top_bn", "_bn1"),
 }
-_SINGLE = {"project_conv": ("conv", "project_conv"), "project_bn": ("bn1", "project_bn")}
+_SINGLE = {"project_conv": _Names("conv", "project_conv"), "project_bn": _Names("bn1", "project_bn")}
 _FUSED = {
-    "expand_conv": ("conv_exp", "expand_conv"),
-    "expand_bn": ("bn1", "expand_bn"),
-    "project_conv": ("conv_pwl", "project_conv"),
-    "project_bn": ("bn2", "project_bn"),
+    "expand_conv": _Names("conv_exp", "expand_conv"),
+    "expand_bn": _Names("bn1", "expand_bn"),
+    "project_conv": _Names("conv_pwl", "project_conv"),
+    "project_bn": _Names("bn2", "project_bn"),
 }
 _MBCONV = {
-    "expand_conv": ("conv_pw", "expand_conv"),
-    "expand_bn": ("bn1", "expand_bn"),
-    "depthwise_conv": ("conv_dw", "dwconv2"),
-    "depthwise_bn": ("bn2", "bn"),
-    "se_reduce": ("se.conv_reduce", "se_reduce"),
-    "se_expand": ("se.conv_expand", "se_expand"),
-    "project_conv": ("conv_pwl", "project_conv"),
-    "project_bn": ("bn3", "project_bn"),
+    "expand_conv": _Names("conv_pw", "expand_conv", "_expand_conv"),
+    "expand_bn": _Names("bn1", "expand_bn", "_bn0"),
+    "depthwise_conv": _Names("conv_dw", "dwconv2", "_depthwise_conv"),
+    "depthwise_bn": _Names("bn2", "bn", "_bn1"),
+    "se_reduce": _Names("se.conv_reduce", "se_reduce"),
+    "se_expand": _Names("se.conv_expand", "se_expand"),
+    "project_conv": _Names("conv_pwl", "project_conv", "_project_conv"),
+    "project_bn": _Names("bn3", "project_bn", "_bn2"),
+}
+# An MBConv block without an expansion.
+_SEPARABLE = {
+    "depthwise_conv": _Names("conv_dw", numbered="_depthwise_conv"),
+    "depthwise_bn": _Names("bn1", numbered="_bn1"),
+    "project_conv": _Names("conv_pw", numbered="_project_conv"),
+    "project_bn": _Names("bn2", numbered="_bn2"),
 }
 _DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
 # Our leaf of a layer -> its name in the file. A layer with a `scale` is a BatchNorm.
@@ -63,16 +96,31 @@ _KERAS_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "
 Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 
+def torch_layouts(model_name: str, shapes: Shapes) -> list[dict[str, Expected]]:
+    """The layouts that a torch state dict of a model may have: `torch_layout`, and for some `numbered_layout`."""
+    layouts = [torch_layout(model_name, shapes)]
+    return [*layouts, numbered_layout(model_name, shapes)] if model_name in NUMBERED else layouts
+
+
 def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
-    """Maps names in a torch state dict to the expected tensors. Kernels are OIHW, depthwise kernels (C, 1, kh, kw).
+    """Maps timm's and torchvision's names to the expected tensors. Kernels are OIHW, depthwise kernels (C, 1, kh, kw).
 
     Args:
       model_name: Key of `ARCHITECTURES`.
       shapes: Shapes of the backbone's variables by path, such as ('params', 'stem_conv', 'kernel').
     """
+    return _state_dict(model_name, shapes, _torch_layer)
+
+
+def numbered_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
+    """As `torch_layout`, with the names of EfficientNet-PyTorch. The model is one of `NUMBERED`."""
+    return _state_dict(model_name, shapes, _numbered_layer)
+
+
+def _state_dict(model_name: str, shapes: Shapes, layer: Callable[[str, tuple[str, ...]], str]) -> dict[str, Expected]:
     result = {}
     for path, shape in shapes.items():
-        name = f"{_torch_layer(model_name, path[1:-1])}.{_TORCH[path[-1]]}"
+        name = f"{layer(model_name, path[1:-1])}.{_TORCH[path[-1]]}"
         if path[-1] == "kernel":
             height, width, inputs, outputs = shape
             result[name] = Expected(path, (outputs, inputs, height, width), (2, 3, 1, 0))
@@ -83,9 +131,13 @@ def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
 
 def torch_spare(name: str) -> bool:
     """Whether a tensor is not part of the backbone: the classifier's, or torch's count of batches."""
-    return name in ("classifier.weight", "classifier.bias", "fc.weight", "fc.bias") or name.endswith(
-        ".num_batches_tracked"
-    )
+    layer, _, leaf = name.rpartition(".")
+    return leaf == "num_batches_tracked" or (layer in ("classifier", "fc", "_fc") and leaf in ("weight", "bias"))
+
+
+def keras_layouts(model_name: str, shapes: Shapes) -> list[dict[str, Expected]]:
+    """The layout of a model that is in Keras, as a list; of others an empty list."""
+    return [keras_layout(model_name, shapes)] if model_name in IN_KERAS else []
 
 
 def keras_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
@@ -107,26 +159,37 @@ def keras_spare(name: str) -> bool:
     return layer == "predictions" or variable in ("mean", "variance", "count", "seed_generator_state")
 
 
-def _block(model_name: str, block: str) -> tuple[int, int, dict]:
+def _block(model_name: str, block: str) -> tuple[int, int, dict[str, _Names]]:
     """'block3_1' -> (3, 1, the names of its layers)."""
     stage, number = (int(n) for n in block.removeprefix("block").split("_"))
     group = BACKBONES[model_name][1].stages[stage - 1]
-    layers = _MBCONV if not group.fused else _SINGLE if group.expand == 1 else _FUSED
+    if group.fused:
+        layers = _SINGLE if group.expand == 1 else _FUSED
+    else:
+        layers = _SEPARABLE if group.expand == 1 else _MBCONV
     return stage, number, layers
 
 
 def _torch_layer(model_name: str, path: tuple[str, ...]) -> str:
-    if BACKBONES[model_name][0] is not EfficientNetV2:
+    if BACKBONES[model_name][0] is not EfficientNet:
         block, layer = path if len(path) == 2 else ("", path[0])
         return f"{block.replace('_', '.')}.{_DOWNSAMPLE.get(layer, layer)}".removeprefix(".")
     if len(path) == 1:
-        return _ENDS[path[0]][0]
+        return _ENDS[path[0]].timm
     stage, number, layers = _block(model_name, path[0])
-    return f"blocks.{stage - 1}.{number}.{layers[path[1]][0]}"
+    return f"blocks.{stage - 1}.{number}.{layers[path[1]].timm}"
+
+
+def _numbered_layer(model_name: str, path: tuple[str, ...]) -> str:
+    if len(path) == 1:
+        return _ENDS[path[0]].numbered
+    stage, number, layers = _block(model_name, path[0])
+    before = sum(group.blocks for group in BACKBONES[model_name][1].stages[: stage - 1])
+    return f"_blocks.{before + number}.{layers[path[1]].numbered}"
 
 
 def _keras_layer(model_name: str, path: tuple[str, ...]) -> str:
     if len(path) == 1:
-        return _ENDS[path[0]][1]
+        return _ENDS[path[0]].keras
     stage, number, layers = _block(model_name, path[0])
-    return f"block{stage}{string.ascii_lowercase[number]}_{layers[path[1]][1]}"
+    return f"block{stage}{string.ascii_lowercase[number]}_{layers[path[1]].keras}"

@@ -13,13 +13,11 @@ from safetensors import SafetensorError, safe_open
 from lae_jax.models.pretrained.tensors import Tensor
 from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import HEADER_LIMIT
 
 # The library's names of dtypes -> numpy's. Other dtypes keep the library's name and fit no model.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
 DTYPES |= {"I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
-
-
-HEADER_LIMIT = 16 << 20  # bytes; EfficientNetV2-L has 200,000, and a million tensors take gigabytes
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ OTHER = optional(fields({"hash": optional(DIGEST)}))  # the other data set, of a
 LEAK = {"kind": text(), "splits": many(text()), "data": text(), "message": text(), "other": OTHER}
 _FINDING = fields({"severity": text(), "message": text()})
 
-_COUNTS, _YEARS = many(whole(0)), nullable(number(0))
+_YEARS = nullable(number(0))
 # Scores of ages; null: undefined, as where an age group has no images.
 _OF_AGES = {
     "n": whole(1),
@@ -49,6 +49,24 @@ _OF_AGES = {
     "outside_bias": many(nullable(number()), 2),
     "cs": many(nullable(number(0, 1))),
     "missing_groups": many(text()),
+}
+# Scores where ages are ranges, with those of exact ages where there are any.
+_OF_RANGES = {
+    "n": whole(1),
+    "n_exact": whole(0),
+    **dict.fromkeys(("distance", "distance_sigma", "mean_group_distance"), _YEARS),
+    "distance_plus_sigma": optional(number(0)),  # only of checkpoints
+    "in_range": nullable(number(0, 1)),
+    "group_distance": many(_YEARS, 8),
+    "group_count": many(whole(0), 8),
+    # Missing: written before them.
+    "bias": optional(many(nullable(number()), 8)),
+    "missing_groups": optional(many(text())),
+    "outside_distance": optional(many(_YEARS, 2)),
+    "outside_count": optional(many(whole(0), 2)),
+    "outside_bias": optional(many(nullable(number()), 2)),
+    **dict.fromkeys(("mae", "mmae", "sigma", "aar_2021", "aar_2022"), optional(number(0))),
+    "cs": optional(many(nullable(number(0, 1)))),
 }
 _OF_IDENTITIES = {
     "equal_error_rate": optional(number(0, 1)),
@@ -69,6 +87,7 @@ _RANGES = {
     "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
+    "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),
@@ -102,9 +121,14 @@ def _of_config(default: "ConfigDict", prefix: str) -> Form:
     return fields(forms)
 
 
+def _of_ages(value: object) -> dict[str, Form]:
+    """The form of scores of ages; of ranges if there is a distance."""
+    return _OF_RANGES if isinstance(value, dict) and "distance" in value else _OF_AGES
+
+
 def _of_ages_or_identities(value: object, name: str) -> None:
-    is_of_ages = isinstance(value, dict) and ("mae" in value or "equal_error_rate" not in value)
-    fields(_OF_AGES if is_of_ages else _OF_IDENTITIES)(value, name)
+    is_of_identities = isinstance(value, dict) and "equal_error_rate" in value and "mae" not in value
+    fields(_OF_IDENTITIES if is_of_identities else _of_ages(value))(value, name)
 
 
 SCORES = _of_ages_or_identities
@@ -141,6 +165,7 @@ META = fields(
 )
 PROVENANCE = fields(
     {
+        "commit": optional(text()),
         "versions": optional(named(optional(text()))),
         "devices": optional(many(text())),
         "python": optional(text()),
@@ -157,7 +182,7 @@ _LINE = {
     "kind": optional(text()),
     "seconds": optional(number(0)),
     "skipped_steps": optional(whole(0)),
-    **dict.fromkeys(("loss", "mae", "sigma", "equal_error_rate"), optional(number())),
+    **dict.fromkeys(("loss", "mae", "sigma", "distance", "distance_sigma", "equal_error_rate"), optional(number())),
 }
 _TRAINED = fields({**_LINE, "loss": nullable(number()), "learning_rate": number(0)})
 
@@ -225,28 +250,45 @@ _REPORT = {
     "other_crop_than_training": optional(flag()),
     "unknown_crops": optional(flag()),
 }
-REPORT_OF_AGES = fields(
-    {
-        **_REPORT,
-        **_OF_AGES,
-        "interval": optional(
-            fields(
-                {
-                    "level": number(0, 1),
-                    "temperature": TEMPERATURE,
-                    "coverage": number(0, 1),
-                    "mean_width": number(0),
-                }
-            )
-        ),
-        "threshold": optional(number(0, 100)),
-        "training": optional(fields({"split": text(), "count": _COUNTS})),
-        "constant": optional(fields({"age": number(0), "mae": number(0), "difference": optional(_RANGE)})),
-        "intervals": optional(named(_RANGE)),
-        "bootstrap": optional(fields({"units": text(), "replicates": whole(1), "level": number(0, 1)})),
-        "contents": optional(_CONTENTS),
-    }
-)
+_REPORT_OF_AGES = {
+    **_REPORT,
+    "interval": optional(
+        fields(
+            {
+                "level": number(0, 1),
+                "temperature": TEMPERATURE,
+                "coverage": number(0, 1),
+                "mean_width": number(0),
+            }
+        )
+    ),
+    "threshold": optional(number(0, 100)),
+    "training": optional(fields({"split": text(), "count": many(number(0))})),  # of ranges also fractions
+    "constant": optional(
+        fields(
+            {
+                "age": number(0),
+                **dict.fromkeys(("mae", "distance"), optional(number(0))),
+                "difference": optional(_RANGE),
+            }
+        )
+    ),
+    "ranges": optional(
+        many(
+            fields({"range": text(), "n": whole(1), "in_range": number(0, 1), "distance": number(0), "bias": number()})
+        )
+    ),
+    "intervals": optional(named(_RANGE)),
+    "bootstrap": optional(fields({"units": text(), "replicates": whole(1), "level": number(0, 1)})),
+    "contents": optional(_CONTENTS),
+}
+
+
+def report_of_ages(value: object, name: str) -> None:
+    """The form of the report.json of an evaluation of ages."""
+    fields({**_REPORT_OF_AGES, **_of_ages(value)})(value, name)
+
+
 BENCH = fields(
     {
         **_LEAKS,

@@ -29,7 +29,8 @@ async function describeModel() {
   limits = model.limits;
   const what = model.aligned ? "face crops that were cut like those of its training data" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it gives no intervals.";
-  $("model").textContent = shown(`Model ${model.model}, for ${what}.${sure}`);
+  const note = model.note ? ` It was ${model.note}.` : "";
+  $("model").textContent = shown(`Model ${model.model}, for ${what}.${note}${sure}`);
   $("doubts").append(...model.doubts.map((line) => element("li", line)));
   $("doubts").hidden = !model.doubts.length;
   about = { model: model.model, versions: model.versions };

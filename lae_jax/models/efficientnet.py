@@ -1,9 +1,12 @@
-"""EfficientNetV2 (Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", arXiv:2104.00298).
+"""EfficientNetV2 and EfficientNet-Lite0.
 
-S, M and L as published, with TensorFlow's 'same' padding; `tiny`, `nano` and `pico` are smaller relatives for CPUs.
+V2: Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", arXiv:2104.00298. S, M and L are as published;
+`tiny`, `nano` and `pico` are smaller relatives for CPUs. Lite0: EfficientNet-B0 (Tan and Le, arXiv:1905.11946) without
+squeeze-excite and with ReLU6, as Google publishes it. All have TensorFlow's 'same' padding.
 Block j (from 0) of stage i (from 1) is `block{i}_{j}`: Keras' block{i}{letter j}, timm's blocks.{i-1}.{j}.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,32 +18,42 @@ EPSILON = 1e-3
 
 
 class BlockGroup(NamedTuple):
-    """Consecutive equal blocks; the first block has the stride."""
+    """Consecutive equal blocks; the first block has the stride. `kernel` is the side of the depthwise convolution."""
 
     fused: bool
     blocks: int
     stride: int
     expand: int
     features: int
+    kernel: int = 3
 
 
 class Architecture(NamedTuple):
-    """The widths of a member of the family, the dropout before its classifier and its stochastic depth."""
+    """The widths of a member of the family, the dropout before its classifier and its stochastic depth.
+
+    `lite`: ReLU6 in place of swish, and no squeeze-excite.
+    """
 
     stem: int
     stages: tuple[BlockGroup, ...]
     top: int
     dropout: float
     stochastic_depth: float = 0.2
+    lite: bool = False
+
+    @property
+    def activation(self) -> Callable[[jax.Array], jax.Array]:
+        """The function after each convolution except a projection's."""
+        return nn.relu6 if self.lite else nn.swish
 
 
 ARCHITECTURES = {
     # A few thousand parameters, total stride 4: for tests. Its last block is residual, so that stochastic depth acts.
-    "pico": Architecture(8, (BlockGroup(True, 1, 2, 2, 12), BlockGroup(False, 1, 1, 2, 12)), 32, 0.2),
+    "v2_pico": Architecture(8, (BlockGroup(True, 1, 2, 2, 12), BlockGroup(False, 1, 1, 2, 12)), 32, 0.2),
     # 0.05 million parameters, total stride 8: for the demo, which trains at 32 to 48 pixels in minutes.
-    "nano": Architecture(16, (BlockGroup(True, 1, 2, 2, 24), BlockGroup(False, 2, 2, 4, 48)), 128, 0.2),
+    "v2_nano": Architecture(16, (BlockGroup(True, 1, 2, 2, 24), BlockGroup(False, 2, 2, 4, 48)), 128, 0.2),
     # 0.6 million parameters, total stride 16: for CPUs at 32 to 96 pixels.
-    "tiny": Architecture(
+    "v2_tiny": Architecture(
         16,
         (
             BlockGroup(True, 1, 1, 1, 16),
@@ -52,7 +65,7 @@ ARCHITECTURES = {
         640,
         0.2,
     ),
-    "s": Architecture(
+    "v2_s": Architecture(
         24,
         (
             BlockGroup(True, 2, 1, 1, 24),
@@ -65,7 +78,7 @@ ARCHITECTURES = {
         1280,
         0.2,
     ),
-    "m": Architecture(
+    "v2_m": Architecture(
         24,
         (
             BlockGroup(True, 3, 1, 1, 24),
@@ -79,7 +92,7 @@ ARCHITECTURES = {
         1280,
         0.3,
     ),
-    "l": Architecture(
+    "v2_l": Architecture(
         32,
         (
             BlockGroup(True, 4, 1, 1, 32),
@@ -92,6 +105,21 @@ ARCHITECTURES = {
         ),
         1280,
         0.4,
+    ),
+    "lite0": Architecture(
+        32,
+        (
+            BlockGroup(False, 1, 1, 1, 16),
+            BlockGroup(False, 2, 2, 6, 24),
+            BlockGroup(False, 2, 2, 6, 40, kernel=5),
+            BlockGroup(False, 3, 2, 6, 80),
+            BlockGroup(False, 3, 1, 6, 112, kernel=5),
+            BlockGroup(False, 4, 2, 6, 192, kernel=5),
+            BlockGroup(False, 1, 1, 6, 320),
+        ),
+        1280,
+        0.2,
+        lite=True,
     ),
 }
 
@@ -109,13 +137,14 @@ def squeeze_excite(compute: Compute, x: jax.Array, width: int) -> jax.Array:
 class Block(nn.Module):
     """An MBConv block, or a fused one: (B, H, W, C) -> (B, H / stride, W / stride, features).
 
-    MBConv: 1x1 expansion, 3x3 depthwise, squeeze-excite, 1x1 projection. Fused: a dense 3x3 expansion replaces the
-    first three; if nothing is expanded, the block is a single 3x3 convolution. Swish follows each convolution except a
-    1x1 projection.
+    MBConv: 1x1 expansion (if anything is expanded), depthwise, squeeze-excite (unless lite), 1x1 projection. Fused: a
+    dense 3x3 expansion replaces the first three; if nothing is expanded, the block is a single 3x3 convolution. The
+    activation follows each convolution except a 1x1 projection.
     """
 
     compute: Compute
-    stage: BlockGroup
+    architecture: Architecture
+    group: BlockGroup
     stride: int
     drop_rate: float
 
@@ -127,24 +156,27 @@ class Block(nn.Module):
             x = Conv(self.compute, features, size, stride, depthwise=depthwise, name=f"{name}_conv")(x)
             return batch_norm(self.compute, train, EPSILON, f"{name}_bn")(x)
 
-        shortcut, channels, features = x, x.shape[-1], self.stage.features
-        expanded = channels * self.stage.expand
-        if self.stage.fused and self.stage.expand == 1:
-            x = nn.swish(step(x, features, 3, self.stride, "project"))
+        group, activation = self.group, self.architecture.activation
+        shortcut, channels, features = x, x.shape[-1], group.features
+        expanded = channels * group.expand
+        if group.fused and group.expand == 1:
+            x = activation(step(x, features, 3, self.stride, "project"))
         else:
-            if self.stage.fused:
-                x = nn.swish(step(x, expanded, 3, self.stride, "expand"))
+            if group.fused:
+                x = activation(step(x, expanded, 3, self.stride, "expand"))
             else:
-                x = nn.swish(step(x, expanded, 1, 1, "expand"))
-                x = nn.swish(step(x, expanded, 3, self.stride, "depthwise", depthwise=True))
-                x = squeeze_excite(self.compute, x, max(1, channels // 4))
+                if group.expand > 1:
+                    x = activation(step(x, expanded, 1, 1, "expand"))
+                x = activation(step(x, expanded, group.kernel, self.stride, "depthwise", depthwise=True))
+                if not self.architecture.lite:
+                    x = squeeze_excite(self.compute, x, max(1, channels // 4))
             x = step(x, features, 1, 1, "project")
         if self.stride == 1 and channels == features:
             x = shortcut + StochasticDepth(self.drop_rate, name="stochastic_depth")(x, rows, train)
         return x
 
 
-class EfficientNetV2(nn.Module):
+class EfficientNet(nn.Module):
     """The backbone: images (B, H, W, 3) -> pooled features (B, F), float32 or wider.
 
     Attributes:
@@ -170,18 +202,19 @@ class EfficientNetV2(nn.Module):
         train = train and train_backbone
         # `train` is the third argument after self. It decides what is traced, so remat must not make it an array.
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        activation = self.architecture.activation
         x = prepare(images, self.compute)
         x = Conv(self.compute, self.architecture.stem, 3, 2, name="stem_conv")(x)
-        x = nn.swish(batch_norm(self.compute, train, EPSILON, "stem_bn")(x))
-        total = sum(stage.blocks for stage in self.architecture.stages)
+        x = activation(batch_norm(self.compute, train, EPSILON, "stem_bn")(x))
+        total = sum(group.blocks for group in self.architecture.stages)
         index = 0
-        for i, stage in enumerate(self.architecture.stages, start=1):
-            for j in range(stage.blocks):
+        for i, group in enumerate(self.architecture.stages, start=1):
+            for j in range(group.blocks):
                 rate = self.stochastic_depth * index / total
-                stride = stage.stride if j == 0 else 1
-                x = block(self.compute, stage, stride, rate, name=f"block{i}_{j}")(x, rows, train)
+                stride = group.stride if j == 0 else 1
+                x = block(self.compute, self.architecture, group, stride, rate, name=f"block{i}_{j}")(x, rows, train)
                 index += 1
         x = Conv(self.compute, self.architecture.top, name="top_conv")(x)
-        x = nn.swish(batch_norm(self.compute, train, EPSILON, "top_bn")(x))
+        x = activation(batch_norm(self.compute, train, EPSILON, "top_bn")(x))
         features = pool(x)
         return features if train_backbone else jax.lax.stop_gradient(features)

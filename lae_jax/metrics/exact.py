@@ -1,4 +1,4 @@
-"""The scores of section 3.2 and of the contests, computed on the host in float64.
+"""The scores of section 3.2 and of the contests, of exact ages, computed on the host in float64.
 
 Ages and predictions are years. An image belongs to one of the eight age groups of Table 1 by its true age, after
 `floor(age + 0.5)`: 10.4 is in 1-10, 10.5 in 11-20. Babies (0.4 is 0 years) and people over 81 (81.5 is 82) are in two
@@ -59,7 +59,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
       InputError: There are no ages, the lengths differ, or values are not finite; the message has their number and the
         index of the first.
     """
-    ages, predictions = _finite("ages", ages), _finite("predictions", predictions)
+    ages, predictions = finite("ages", ages), finite("predictions", predictions)
     if ages.size != predictions.size:
         raise InputError(f"{ages.size} ages but {predictions.size} predictions: each age needs one prediction")
     if not ages.size:
@@ -67,11 +67,7 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
     differences = predictions - ages
     errors = np.abs(differences)
     mae = float(errors.mean())
-
-    group = extended_group(ages)
-    all_count = np.bincount(group, minlength=len(ALL_GROUPS))
-    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (errors, differences))
-    all_mae, all_bias = (np.divide(t, all_count, out=np.full(len(t), np.nan), where=all_count > 0) for t in totals)
+    all_count, all_mae, all_bias = by_group(ages, differences)
     inside, outside = slice(len(GROUPS)), slice(len(GROUPS), None)
     count, group_mae, there = all_count[inside], all_mae[inside], all_count[inside] > 0
     sigma = group_deviation(group_mae, mae)
@@ -93,6 +89,18 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         outside_count=all_count[outside],
         outside_bias=all_bias[outside],
     )
+
+
+def by_group(ages: np.ndarray, differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns images, mean absolute difference and mean difference of `ALL_GROUPS`: (n,), (n,) -> three of (10,).
+
+    A group without an image has NaN.
+    """
+    group = extended_group(ages)
+    count = np.bincount(group, minlength=len(ALL_GROUPS))
+    totals = (np.bincount(group, weights=d, minlength=len(ALL_GROUPS)) for d in (np.abs(differences), differences))
+    means = (np.divide(t, count, out=np.full(len(t), np.nan), where=count > 0) for t in totals)
+    return count, *means
 
 
 def reweighted(report: AgeReport, group_count: np.ndarray) -> AgeReport:
@@ -227,7 +235,7 @@ def epsilon_errors(means: np.ndarray, spreads: np.ndarray, predictions: np.ndarr
     Raises:
       InputError: Values are not finite, or spreads are below 0.
     """
-    means, spreads, predictions = _finite("means", means), _finite("spreads", spreads), _finite("ages", predictions)
+    means, spreads, predictions = finite("means", means), finite("spreads", spreads), finite("ages", predictions)
     if (spreads < 0).any():
         raise InputError(f"{(spreads < 0).sum()} spreads are below 0: a standard deviation is 0 or more")
     distance = np.abs(predictions - means)
@@ -277,7 +285,8 @@ def decision(ages: np.ndarray, chances: np.ndarray, threshold: float, cut: float
     return Decision(threshold, cut, *map(int, counts))
 
 
-def _finite(name: str, values: np.ndarray) -> np.ndarray:
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """Returns `values` in float64; raises InputError if they are not a list of finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise InputError(f"{name} should be a list of numbers, shape (n,), not {values.shape}")

@@ -11,25 +11,35 @@ from lae_jax import metrics
 from lae_jax.report import age_groups, overviews, scores
 from lae_jax.report.loading import Evaluation
 from lae_jax.report.pictures import BARS, GRID, INK, LINE, MARKERS, MUTED, RUNS, Picture, figure, svg
-from lae_jax.report.scores import BIAS, MAIN, Scored
+from lae_jax.report.scores import BIAS, Scored
 from lae_jax.runtime import console
 
-_OF_GROUP = {score.name.removeprefix("mae_"): score for score in MAIN if score.title in metrics.ALL_GROUPS}
 _LEVELS = np.arange(1, 20) / 20
 _MAX_CS = 20
 _CELL = 2  # years, side of a cell of the density
 
 
 def _by_age(evaluation: Evaluation, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, mean absolute error and mean signed error of each whole age 0..top; NaN for ages without images."""
+    """Images, mean absolute error and mean signed error of each whole age 0..top; NaN for ages without images.
+
+    Of ranges, the errors are the distances to them, at the age that stands for the range.
+    """
     sample = evaluation.sample
-    classes, differences = metrics.age_class(sample.ages), sample.predictions - sample.ages
+    classes, differences = metrics.age_class(sample.ages), sample.differences
     count = np.bincount(classes, minlength=top + 1)
     means = []
     for values in (np.abs(differences), differences):
         total = np.bincount(classes, values, minlength=top + 1)
         means.append(np.divide(total, count, out=np.full(top + 1, np.nan), where=count > 0))
     return count, *means
+
+
+def _images(number: np.number) -> str:
+    return f"{number:.1f}" if isinstance(number, np.floating) else str(number)
+
+
+def _error(evaluation: Evaluation) -> str:
+    return "mae" if evaluation.sample.ranges is None else "distance"
 
 
 def _top(evaluation: Evaluation) -> int:
@@ -54,8 +64,8 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     if not training:
         return None
     top = _top(evaluation)
-    images = np.zeros(top + 1, int)
-    given = np.array(training["count"])[: top + 1]
+    given = np.array(training["count"])[: top + 1]  # whole numbers, or fractions of images with a range
+    images = np.zeros(top + 1, given.dtype)
     images[: len(given)] = given
     count, error, _ = _by_age(evaluation, top)
     drawn, axis = figure()
@@ -66,26 +76,29 @@ def histogram(evaluation: Evaluation) -> Picture | None:
     over.spines[["top"]].set_visible(False)
     over.plot(np.arange(top + 1), error, ".-", color=LINE, markersize=4, linewidth=1)
     over.set_ylim(0, 1.05 * max(np.nanmax(error), 1e-3))
-    over.set_ylabel("mean absolute error, years (line)", color=LINE)
+    error_name = "mean absolute error" if evaluation.sample.ranges is None else "mean distance to the label"
+    over.set_ylabel(f"{error_name}, years (line)", color=LINE)
     most, worst = int(images.argmax()), int(np.nanargmax(error))
     rare = int(((images < 20) & (count > 0)).sum())
     finding = (
-        f"{training['split']} has the most images at {most} years ({images[most]}). The error is largest at"
-        f" {worst} years ({_years(error[worst])}, {console.counted(int(count[worst]), 'scored image')}, {images[worst]}"
-        f" training images); {rare} of the {int((count > 0).sum())} scored ages have fewer than 20 training images."
+        f"{training['split']} has the most images at {most} years ({_images(images[most])}). The error is largest at"
+        f" {worst} years ({_years(error[worst])}, {console.counted(int(count[worst]), 'scored image')},"
+        f" {_images(images[worst])} training images); {rare} of the {int((count > 0).sum())} scored ages have fewer"
+        " than 20 training images."
     )
-    rows = [(age, int(images[age]), int(count[age]), float(error[age])) for age in range(top + 1)]
-    header = ("age", "training_images", "scored_images", "mae")
+    rows = [(age, images[age].item(), int(count[age]), float(error[age])) for age in range(top + 1)]
+    header = ("age", "training_images", "scored_images", _error(evaluation))
     return Picture("histogram", "Training images and error by age", finding, svg(drawn), header, rows)
 
 
 def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Sequence[Scored]) -> Picture:
-    """Draws the MAE of the age groups with intervals, the runs side by side."""
+    """Draws the errors of the age groups with intervals, the runs side by side."""
     drawn, axis = figure()
+    error, of_group = _error(evaluations[0]), scores.error_scores(evaluations[0].sample)
     shown = age_groups.shown(evaluations[0].sample.ages)
     rows, places = [], np.arange(len(shown))
     for number, (label, one) in enumerate(zip(labels, scored, strict=True)):
-        found = [one.estimate(_OF_GROUP[group]) for group in shown]
+        found = [one.estimate(of_group[group]) for group in shown]
         value, low, high = np.array([(e.value, e.low, e.high) for e in found]).T
         shift = (number - (len(scored) - 1) / 2) * min(0.2, 0.7 / len(scored))
         style = {**_style(number), "linestyle": "none", "markersize": 5, "linewidth": 1.2}
@@ -94,26 +107,30 @@ def groups(evaluations: Sequence[Evaluation], labels: Sequence[str], scored: Seq
         rows += [(label, g, e.value, e.low, e.high) for g, e in zip(shown, found, strict=True)]
     count = dict(zip(metrics.ALL_GROUPS, scores.group_count(evaluations[0].sample.ages), strict=True))
     axis.set_xticks(places, [f"{name}\n{count[name] or 'none'}" for name in shown], fontsize=8)
-    axis.set(xlabel="true age, years, and number of images", ylabel="mean absolute error, years", ylim=(0, None))
+    title = "mean absolute error" if error == "mae" else "mean distance to the label"
+    axis.set(xlabel="true age, years, and number of images", ylabel=f"{title}, years", ylim=(0, None))
     axis.grid(axis="y", color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
     if len(scored) > 1:
         drawn.legend(loc="outside upper left", ncols=2)
     told = []
     for label, one in zip(labels, scored, strict=True):
-        known = {g: one.estimate(_OF_GROUP[g]) for g in shown if np.isfinite(one.values[f"mae_{g}"])}
+        known = {g: one.estimate(of_group[g]) for g in shown if np.isfinite(one.values[f"{error}_{g}"])}
         if known:
             best, worst = (pick(known, key=lambda g, known=known: known[g].value) for pick in (min, max))
             told.append(f"{label} is lowest at {best}, {known[best]} years, and highest at {worst}, {known[worst]}")
     finding = "; ".join(told) + ". Brackets and bars are 95 % intervals."
     return Picture(
-        "groups", "Error of the age groups", finding, svg(drawn), ("run", "group", "mae", "low", "high"), rows
+        "groups", "Error of the age groups", finding, svg(drawn), ("run", "group", error, "low", "high"), rows
     )
 
 
-def density(evaluation: Evaluation) -> Picture:
-    """Draws the number of images in cells of two years of predicted against true age."""
-    ages, predictions = evaluation.sample.ages, evaluation.sample.predictions
+def density(evaluation: Evaluation) -> Picture | None:
+    """Draws the number of images in cells of two years of predicted against exact age; None if no age is exact."""
+    sample = evaluation.sample.exact
+    ages, predictions = sample.ages, sample.predictions
+    if not len(ages):
+        return None
     top = float(np.ceil((max(82, ages.max(), predictions.max()) + 1) / _CELL) * _CELL)
     edges = np.arange(0, top + _CELL, _CELL)
     cells, _, _ = np.histogram2d(np.clip(ages, 0, top), np.clip(predictions, 0, top), [edges, edges])
@@ -198,7 +215,7 @@ def cumulative(evaluations: Sequence[Evaluation], labels: Sequence[str]) -> Pict
     drawn, axis = figure()
     years, rows, told = np.arange(0, _MAX_CS + 0.25, 0.25), [], []
     for number, (label, one) in enumerate(zip(labels, evaluations, strict=True)):
-        errors = np.sort(np.abs(one.sample.predictions - one.sample.ages))
+        errors = np.sort(np.abs(one.sample.differences))
         share = np.searchsorted(errors, years, side="right") / len(errors)
         line = {"linestyle": ("-", "--", "-.", ":")[number // len(RUNS) % 4]}
         axis.plot(years, 100 * share, color=RUNS[number % len(RUNS)], linewidth=1.6, label=label, **line)
@@ -270,7 +287,8 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
       kept: Step of the kept checkpoint.
     """
     found = [line for line in lines if line.get("kind") == "validation"]
-    names = {"mae": "MAE, years", "sigma": "sigma, years", "equal_error_rate": "equal error rate"}
+    names = {"distance": "distance, years", "distance_sigma": "sigma of the distances, years"}
+    names |= {"mae": "MAE, years", "sigma": "sigma, years", "equal_error_rate": "equal error rate"}
     names = {name: title for name, title in names.items() if any(line.get(name) is not None for line in found)}
     if not names:
         return None
@@ -301,12 +319,23 @@ def validation(lines: Sequence[dict], kept: int | None) -> Picture | None:
     )
 
 
-def distribution(probabilities: np.ndarray, age: float, prediction: float) -> str:
-    """Returns a small SVG of a distribution over the ages, with the true age (line) and the prediction (dotted)."""
+def distribution(probabilities: np.ndarray, label: tuple[float, float], prediction: float) -> str:
+    """Returns a small SVG of a distribution over the ages.
+
+    A line shows the true age, a band the range of the label, and a dotted line the prediction.
+
+    Args:
+      probabilities: (K,).
+      label: First and last age, equal where the age is exact.
+      prediction: Years.
+    """
     drawn, axis = figure(2.2, 1.0)
     axis.spines[["left"]].set_visible(False)
     axis.fill_between(np.arange(len(probabilities)), probabilities, color=RUNS[0], alpha=0.45, linewidth=0)
-    axis.axvline(age, color=LINE, linewidth=1.4)
+    if label[0] < label[1]:
+        axis.axvspan(*label, color=LINE, alpha=0.25, linewidth=0)
+    else:
+        axis.axvline(label[0], color=LINE, linewidth=1.4)
     axis.axvline(prediction, color=INK, linewidth=1.2, linestyle=":")
     axis.set(xlim=(0, len(probabilities) - 1), ylim=(0, None), yticks=[], xticks=[0, 50, 100])
     axis.tick_params(labelsize=10)

@@ -1,0 +1,39 @@
+"""The recipe of the built-in model faces-lite0: EfficientNet-Lite0 at 112 px, trained on the age ranges of FairFace.
+
+    python -m lae_jax.prepare --reader fairface --source FAIRFACE --out data/fairface
+    python -m lae_jax.main --config configs/faces.py --config.stages.represent.init_from=efficientnet_lite0.safetensors
+
+docs/training.md says how efficientnet_lite0.safetensors is made. Writes runs/faces/represent and runs/faces/classify.
+"""
+
+from ml_collections import ConfigDict
+
+from lae_jax.configs import common
+
+
+def _stage(shared: ConfigDict, name: str, epochs: float, learning_rate: float) -> ConfigDict:
+    c = common.get_config()
+    c.stage = name
+    c.seed = shared.get_ref("seed")
+    c.data.path = shared.get_ref("faces")
+    c.model.name = "efficientnet_lite0"
+    c.batch_size, c.eval_batch_size = 128, 256
+    c.optim.base_learning_rate = learning_rate * 256 / c.batch_size
+    c.optim.clip_norm = 5.0
+    # 112 of 140 pixels are the template that faces are aligned to, without its margin: FairFace's pictures end there.
+    c.data.image_size, c.data.resize = 112, 140
+    c.data.normalize = "weights"
+    c.data.augment = common.augmentation("full")
+    c.data.augment.patch = "crop"
+    c.epochs = epochs
+    c.save_steps = 100  # some minutes on two cores
+    return c
+
+
+def get_config():
+    c = ConfigDict({"workdir": "runs/faces", "order": ("represent", "classify"), "stages": {}})
+    c.faces = "data/fairface"  # prepared data set of both stages
+    c.seed = 0  # of both stages
+    c.stages.represent = _stage(c, "represent", 8.0, 0.03)
+    c.stages.classify = _stage(c, "classify", 4.0, 0.01)
+    return c
