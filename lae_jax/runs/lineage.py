@@ -117,7 +117,7 @@ def evaluations_of(checkpoint: origin.Checkpoint) -> list[dict]:
     found = []
     for folder in loading.evaluations(checkpoint.workdir):
         try:
-            report = loading.read_report(folder, declared.REPORT_OF_AGES)
+            report = loading.read_report(folder, declared.report_of_ages)
         except InputError as error:
             logger.warning("%s. The model card does not have this evaluation", error)
             continue

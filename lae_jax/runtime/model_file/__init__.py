@@ -49,7 +49,7 @@ _FORM = typed.fields(
                 "protocol": typed.optional(typed.text()),
             }
         ),
-        "evaluations": typed.many(declared.REPORT_OF_AGES),
+        "evaluations": typed.many(declared.report_of_ages),
         "made_by": typed.fields(
             {"commit": typed.nullable(typed.text()), "versions": typed.named(typed.nullable(typed.text()))}
         ),
