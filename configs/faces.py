@@ -1,8 +1,8 @@
 """The recipe of the built-in model faces-lite0: EfficientNet-Lite0 at 112 px, trained on the age ranges of FairFace.
 
     python -m lae_jax.prepare --reader fairface --source FAIRFACE --out data/fairface
-    python -m lae_jax.main --config configs/faces.py --config.stages.represent.init_from=efficientnet_lite0.safetensors \\
-                           --allow-leak --devices 2
+    python -m lae_jax.main --config configs/faces.py --allow-leak --devices 2 \\
+                           --config.stages.represent.init_from=efficientnet_lite0.safetensors
 
 docs/training.md says how efficientnet_lite0.safetensors is made. Four pictures of FairFace's validation split are in
 its training split too: --allow-leak. --devices is the number of cores. Writes runs/faces/represent and
