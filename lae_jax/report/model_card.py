@@ -146,7 +146,7 @@ def _table(scores: Mapping) -> str:
     if by_range := scores.get("ranges"):
         found += "\n\n| range | images | share in range | distance | bias |\n|---|---:|---:|---:|---:|\n"
         found += "\n".join(
-            f"| {one['range']} | {one['n']} | {_number(one['in_range'])} | {_number(one['distance'])} |"
+            f"| {in_markdown(one['range'])} | {one['n']} | {_number(one['in_range'])} | {_number(one['distance'])} |"
             f" {_number(one['bias'], '+.2f')} |"
             for one in by_range
         )

@@ -143,3 +143,26 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text(HEADER)
     with pytest.raises(InputError, match="finds its images itself; omit --images"):
         READERS["fairface"]([str(tmp_path)], Options(images=str(tmp_path)))
+
+
+@pytest.mark.parametrize("size", [-512, -513, -1, -1024, 1 << 40])
+def test_an_archive_whose_sizes_lie_is_refused(tmp_path, size):
+    (tmp_path / "labels.csv").write_text(HEADER + "train/0.jpg,20-29,,,\n")
+    member = tarfile.TarInfo("train/0.jpg")
+    member.size = size
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "images.tar").write_bytes(header + bytes(4096))
+    with pytest.raises(InputError, match=rf"images\.tar cannot be read \(a file of {size} bytes"):
+        read(tmp_path).read({"name": "train/0.jpg"})
+
+
+def test_two_tables_of_the_same_images_are_refused(tmp_path):
+    for name in ("labels.csv", "fairface_label_train.csv"):
+        (tmp_path / name).write_text(HEADER + "train/0.jpg,20-29,,,\n")
+    with pytest.raises(InputError, match="fairface_label_train.csv and labels.csv, which list the same images"):
+        read(tmp_path)
+
+
+def test_a_line_without_an_image_is_rejected(tmp_path):
+    (tmp_path / "labels.csv").write_text(HEADER + "train/0.jpg,20-29,,,\n,20-29,,,\n")
+    assert dict(read(tmp_path).rejected) == {"labels.csv line 3": "no image path"}

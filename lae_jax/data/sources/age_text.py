@@ -10,7 +10,9 @@ from lae_jax.faces.images import BadImage
 _NUMBER = r"\d{1,3}(?:\.\d+)?"
 _UNITS = r"(?:years?(?:[ -]old)?|yrs?|yo|y/o|y|ans|jahre|años)"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH = rf"({'|'.join(_MONTHS)})[a-z]*"
+_LONG = ("uary", "ruary", "ch", "il", "", "e", "y", "ust", "t(?:ember)?", "ober", "ember", "ember")
+_MONTH = rf"({'|'.join(f'{short}(?:{rest})?' for short, rest in zip(_MONTHS, _LONG, strict=True))})"
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-"))
 _RANGE = re.compile(
     rf"(?:({_NUMBER})\s*(?:-|–|—|~|\.\.+|to|bis)\s*({_NUMBER})"
     rf"|[(\[]\s*({_NUMBER})\s*(?:-|–|—|~|\.\.+|,|;|to|bis)\s*({_NUMBER})\s*[)\]])\s*{_UNITS}?"
@@ -18,7 +20,7 @@ _RANGE = re.compile(
 _UNSURE_RANGE = re.compile(rf"{_NUMBER}\s*[,;/]\s*{_NUMBER}\s*{_UNITS}?")
 _FROM = re.compile(
     rf"(?:>=?|≥|over|above|(?:more|older|greater) than|at least)\s*({_NUMBER})\s*{_UNITS}?"
-    rf"|({_NUMBER})\s*(?:\+|plus|(?:{_UNITS}\s*)?(?:and|or) (?:over|above|older|more))"
+    rf"|({_NUMBER})\s*(?:(?:{_UNITS}\s*)?(?:\+|plus)|(?:{_UNITS}\s*)?(?:and|or) (?:over|above|older|more))"
 )
 _UP_TO = re.compile(
     rf"(?:<=|≤|at most|up to)\s*({_NUMBER})\s*{_UNITS}?|({_NUMBER})\s*(?:{_UNITS}\s*)?(?:and|or) (?:under|younger)"
@@ -35,6 +37,7 @@ _SHORT = re.compile(rf"{_NUMBER}\s*(months?|mos?|weeks?|wks?|days?)(?: old)?")
 
 
 OLDEST = 100  # years; a range that ends here has no upper end
+_LONGEST_LIFE = 120  # years: a range that ends above is a typing error
 
 
 class AgeRange(NamedTuple):
@@ -99,25 +102,29 @@ def parse_age_or_range(text: str) -> float | AgeRange:
     found = _range(text)
     if found is None:
         return parse_age(text)
-    low, high, _ = found
-    if low > high or low > OLDEST:
-        raise BadAge(f"age {text[:40]!r} is a range from {low:g} to {high:g}: write the younger age first, up to 100")
+    low, high, read_as = found
+    if low > OLDEST or not 0 <= high <= _LONGEST_LIFE:
+        raise BadAge(f"age {text[:40]!r} is outside 0 to {OLDEST}")
+    if low > high:
+        raise BadAge(f"age {text[:40]!r} is a range from {low:g} to {high:g}: write the younger age first")
     high = min(high, float(OLDEST))
-    return low if low == high else found._replace(high=high)
+    return low if low == high and not read_as else found._replace(high=high)
 
 
 def _range(text: str) -> AgeRange | None:
     """Returns the range that a text is, whatever its ends; None if it is none."""
     if len(text) > 60:
         return None
-    text = " ".join(text.casefold().split())
+    text = _plain(text)
     if _DATE.fullmatch(text) or _COMMA.fullmatch(text):
         return None
     if found := _DATE_OF_RANGE.fullmatch(text):
         number = int(found[1] or found[4])
+        if not 1 <= number <= 31:  # no day: a month and a year, perhaps of birth
+            return None
         month = 1 + _MONTHS.index((found[2] or found[3])[:3])
         low, high = sorted((month, number))
-        return AgeRange(low, high, f"{low}-{high}")
+        return AgeRange(float(low), float(high), f"{low}-{high}")
     if found := _RANGE.fullmatch(text):
         return AgeRange(float(found[1] or found[3]), float(found[2] or found[4]))
     if found := _FROM.fullmatch(text):
@@ -129,17 +136,22 @@ def _range(text: str) -> AgeRange | None:
     return None
 
 
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().translate(_DASHES).split())
+
+
 def looks_like(text: str) -> str:
     """Returns what a text that is no age looks like, and what to do; '' if it looks like nothing known."""
     if len(text) > 60:
         return ""
-    text = " ".join(text.casefold().split())
+    text = _plain(text)
     if _range(text) is not None:
         return "a range of ages: write one age"  # for readers whose ages are numbers
     for pattern, hint in (
         (_DATE, "a date, perhaps of birth: write the age in the photograph"),
+        (_DATE_OF_RANGE, "a date, perhaps of birth: write the age in the photograph"),
         (_COMMA, "a decimal comma: write a point"),
-        (_UNSURE_RANGE, "a range of ages: write 25-32"),
+        (_UNSURE_RANGE, "a range of ages, or a date: write a range as 25-32"),
         (_SHORT, "an age in months, weeks or days: write it in years"),
         (_WORDS, "an age with words: write the number alone"),
     ):

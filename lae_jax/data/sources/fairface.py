@@ -19,6 +19,10 @@ _TABLES = ("fairface_label_train.csv", "fairface_label_val.csv", "labels.csv")
 _ARCHIVE = "images.tar"
 _FURTHER = ("gender", "race", "service_test")
 _SPLITS = {"train": "train", "val": "validation"}
+_WITHOUT_DATA = (
+    *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
+    *(tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
+)
 MAX_MEMBERS = 1_000_000  # of the archive
 
 
@@ -37,6 +41,9 @@ def read_fairface(sources: list[str], options: Options) -> Source:
     tables = [pathlib.Path(top) / name for name in _TABLES]
     if not (tables := [path for path in tables if path.is_file()]):
         raise InputError(f"{top} holds none of {', '.join(_TABLES)}: name the folder of the tables")
+    if len(tables) > 1 and tables[-1].name == _TABLES[-1]:
+        told = " and ".join(path.name for path in tables)
+        raise InputError(f"{top} holds {told}, which list the same images: move one away")
     rows = Rows(_FURTHER)
     for path in tables:
         for name, fields in _lines(path):
@@ -48,7 +55,7 @@ def read_fairface(sources: list[str], options: Options) -> Source:
                     further=[fields.get(column) for column in _FURTHER],
                 )
             except BadImage as reason:
-                rows.reject(name, reason)
+                rows.reject(name or fields["line"], reason)
     archive = os.path.join(top, _ARCHIVE)
     read = _ArchiveReader(archive) if os.path.exists(archive) and not os.path.isdir(f"{top}/train") else FileReader(top)
     return rows.source(read, {"images": os.path.realpath(top)})
@@ -63,7 +70,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise InputError(f"{path}: the first line must have the column {missing[0]} once: use the table of FairFace")
     for line, row in lines:
         fields = dict(itertools.zip_longest(header, (field.strip() for field in row[: len(header)]), fillvalue=""))
-        yield fields[image] or f"{path.name} line {line}", fields
+        yield fields[image], fields | {"line": f"{path.name} line {line}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +95,29 @@ class _ArchiveReader:
 
 @functools.lru_cache(maxsize=1)
 def _members(path: str) -> dict[str, tuple[int, int]]:
-    """Returns the place and size in bytes of the regular files of an archive by their names."""
-    found = {}
+    """Returns the place and size in bytes of the regular files of an archive by their names.
+
+    `tarfile` itself would follow a size below 0 in a circle and read descriptions of sparse files, so that only its
+    reader of single headers is used.
+    """
+    found, place = {}, 0
     try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isreg() and not member.issparse():
-                    found[member.name.removeprefix("./")] = (member.offset_data, member.size)
-                archive.members.clear()  # it would keep them all
+        with open_regular(path) as file:
+            length = os.fstat(file.fileno()).st_size
+            while any(block := file.read(tarfile.BLOCKSIZE)):
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                place += tarfile.BLOCKSIZE
+                if not 0 <= member.size <= length - place:
+                    raise tarfile.TarError(f"a file of {member.size} bytes at {place} of {length}")
+                if member.isreg():
+                    found[member.name.removeprefix("./")] = (place, member.size)
+                if member.type not in _WITHOUT_DATA:
+                    place += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                file.seek(place)
                 if len(found) > MAX_MEMBERS:
                     raise InputError(f"{path} holds more than {MAX_MEMBERS:,} files: unpack it, and move it away")
-    except (tarfile.TarError, OSError) as error:
+            if not block:
+                raise tarfile.TarError("it ends without an end mark")
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): unpack it, and move it away") from error
     return found

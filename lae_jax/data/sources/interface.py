@@ -170,7 +170,8 @@ class Rows:
         low, high = age, age
         if isinstance(age, age_text.AgeRange):
             low, high, read_as = age
-            age, self._any_range = None, True
+            age = low if low == high else None
+            self._any_range |= low < high
             if read_as:
                 self._damaged[read_as] += 1
         self._pending.append(
