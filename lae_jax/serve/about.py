@@ -2,13 +2,13 @@
 
 import os
 import pathlib
-import re
 from typing import TYPE_CHECKING
 
 from lae_jax.export import folder
 from lae_jax.report import wording
 from lae_jax.runs import lineage
 from lae_jax.runtime import files, layout, model_file
+from lae_jax.runtime.foreign.places import without_places
 from lae_jax.runtime.model_file import builtin
 from lae_jax.runtime.versions import version
 from lae_jax.serve import schema
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from lae_jax.predict.estimator import AgeEstimator
     from lae_jax.serve.limits import Limits
 
-# An absolute path or a place in a bucket: in code marks it may hold spaces, elsewhere it ends with the word.
-_IN_CODE = re.compile(r"`(?:(?:gs|s3|file):/)?/[^`\n]*`")
-_IN_TEXT = re.compile(r"(?<![\w/:.`])(?:(?:gs|s3|file):/)?/[^\s`'\",;()|]+")
 _PACKAGES = ("lae-jax", "jax", "tensorflow", "mtcnn", "pillow", "fastapi", "uvicorn")
 
 
@@ -60,23 +57,6 @@ def about(
         versions={package: version(package) or "not installed" for package in _PACKAGES},
         limits={"bytes": limit.bytes, "files": limit.files, "pixels": limit.pixels},
     )
-
-
-def without_places(text: str, *known: str) -> str:
-    """Returns a text in which the last part stands for each absolute path: where files are is not told to clients.
-
-    Args:
-      text: A text, such as a model card.
-      *known: Absolute paths that may be in it, with spaces.
-    """
-    for path in known:
-        text = re.sub(re.escape(path.rstrip("/")) + r"(?![\w.-])", lambda _, path=path: _last(path), text)
-    text = _IN_CODE.sub(lambda found: f"`{_last(found[0][1:-1])}`", text)
-    return _IN_TEXT.sub(lambda found: _last(found[0]), text)
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or "/"
 
 
 def described(run: os.PathLike | str, step: int | None, flip: bool) -> tuple[str, list[str]]:

@@ -341,3 +341,18 @@ def test_the_model_of_the_package_is_whole_and_the_wheel_has_it():
             assert "CC BY 4.0" in card and re.search("largest gap", card, re.IGNORECASE)
         assert model.card.exists()
         assert all(any(path.match(pattern) for pattern in patterns) for path in (model.path, model.card))
+
+
+def test_a_file_that_is_passed_on_names_no_folder_of_this_machine():
+    told = {
+        "path": "/data/of people/faces",
+        "message": "8 of 10 images of test are also in train of /home/alice/faces: see /home/alice/a/audit.json",
+        "step": 3,
+        "from": ["gs://bucket/runs/a", "runs/b", "/home/alice/faces: 4 pictures (see /home/alice/x/audit.json)"],
+    }
+    assert files_of_models.without_folders(told) == {
+        "path": "faces",
+        "message": "8 of 10 images of test are also in train of faces: see audit.json",
+        "step": 3,
+        "from": ["a", "runs/b", "faces: 4 pictures (see audit.json)"],
+    }

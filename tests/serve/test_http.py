@@ -9,7 +9,8 @@ import pytest
 import served
 
 from lae_jax.runtime import cpu
-from lae_jax.serve import about, app, connection, guard
+from lae_jax.runtime.foreign import places
+from lae_jax.serve import app, connection, guard
 
 BODY, KIND = served.multipart({"a.png": served.crop(0)})
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -287,13 +288,13 @@ def test_no_client_learns_where_the_model_is():
         "- run `gs://bucket/runs/represent` step 3. https://huggingface.co/a/b\n- (/data/faces): the same pictures\n"
         "weights `hf:a/b` and runs/relative; P(age >= 18), R/W"
     )
-    told = about.without_places(card, "/srv/my runs/classify")
+    told = places.without_places(card, "/srv/my runs/classify")
     assert told == (
         "# Model card: resnet18, classify step 8\n\nPrepared data set `faces`, hash `ab`\n"
         "- run `represent` step 3. https://huggingface.co/a/b\n- (faces): the same pictures\n"
         "weights `hf:a/b` and runs/relative; P(age >= 18), R/W"
     )
-    assert about.without_places("/e/onnx (onnx of /r/classify step 3)", "/e/onnx") == "onnx (onnx of classify step 3)"
+    assert places.without_places("/e/onnx (onnx of /r/classify step 3)", "/e/onnx") == "onnx (onnx of classify step 3)"
 
 
 def test_the_oldest_idle_connection_makes_room(monkeypatch):

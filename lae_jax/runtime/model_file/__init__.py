@@ -11,6 +11,7 @@ from etils import epath
 
 from lae_jax.runtime import files, layout, typed
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import places
 from lae_jax.runtime.model_file import builtin
 from lae_jax.runtime.typed import declared
 
@@ -131,7 +132,7 @@ def _metadata(place: epath.Path, name: os.PathLike | str) -> dict[str, str]:
 
 
 def without_folders(content: object) -> object:
-    """Returns JSON with the last part of each absolute path and each place in a bucket.
+    """Returns JSON in which the last part stands for each absolute path and each place in a bucket, also in sentences.
 
     A file that is passed on does not tell where things are on the machine that wrote it. Relative paths stay.
     """
@@ -139,6 +140,8 @@ def without_folders(content: object) -> object:
         return {name: without_folders(value) for name, value in content.items()}
     if isinstance(content, list):
         return [without_folders(value) for value in content]
-    if isinstance(content, str) and (os.path.isabs(content) or files.is_remote(content)):
-        return content.rstrip("/").rpartition("/")[2]
-    return content
+    if not isinstance(content, str):
+        return content
+    # A path by itself may hold spaces.
+    known = [content] if ": " not in content and (os.path.isabs(content) or files.is_remote(content)) else []
+    return places.without_places(content, *known)
