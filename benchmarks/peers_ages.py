@@ -28,11 +28,12 @@ import numpy as np
 
 from benchmarks import harness, peers_ages_scores, sides
 from benchmarks.peers_ages_scores import OURS
-from lae_jax.data.sources import csv_file
+from lae_jax.data.sources import age_text, csv_file
 from lae_jax.report import tables
 from lae_jax.report.tables import Table
 from lae_jax.runtime import console, files
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.model_file import builtin
 
 PEERS = sides.ROOT / ".venv-peers-ages"
 CSV = sides.ROOT / "../shared/data/utkface_lt/test.csv"
@@ -95,9 +96,11 @@ def read_images(path: pathlib.Path, folder: pathlib.Path) -> tuple[list[str], np
     for line, row in rows:
         cells = dict(zip(header, row, strict=False))
         try:
-            ages.append(float(cells.get("age", "")))
-        except ValueError:
-            raise InputError(f"{path}: line {line}: the age is not a number: {cells.get('age', '')!r}") from None
+            ages.append(age_text.parse_age(cells.get("age", "")))
+        except age_text.BadAge as error:
+            raise InputError(f"{path}: line {line}: {error}") from None
+        if not cells.get("path"):
+            raise InputError(f"{path}: line {line}: no image path")
         paths.append(str((folder / cells["path"]).resolve()))
         if not pathlib.Path(paths[-1]).is_file():
             raise InputError(f"{path}: line {line}: no such image: {paths[-1]}: name its folder with --images")
@@ -106,12 +109,20 @@ def read_images(path: pathlib.Path, folder: pathlib.Path) -> tuple[list[str], np
     return paths, np.array(ages)
 
 
+def model_hash(run: str) -> str:
+    """Returns a SHA-256 of a model file, or of the JSON files of a run or an export, which say which model it is."""
+    path = builtin.file_of(run) if builtin.is_name(run) else pathlib.Path(run)
+    described = [path] if path.is_file() else sorted(path.glob("*.json"))
+    return hashlib.sha256("".join(map(files.sha256_of, described)).encode()).hexdigest()
+
+
 class Comparison:
     """The images, and what is kept of each side in a folder."""
 
     def __init__(self, out: pathlib.Path, run: str, paths: Sequence[str], ages: np.ndarray):
         self.out, self.run, self.paths, self.ages = out, run, paths, ages
-        listed = json.dumps([[pathlib.Path(path).name for path in paths], ages.tolist()])
+        self.model = model_hash(run)
+        listed = json.dumps([[[pathlib.Path(path).name, files.sha256_of(path)] for path in paths], ages.tolist()])
         self.images = hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def about(self, name: str) -> dict | None:
@@ -133,7 +144,7 @@ class Comparison:
         return content
 
     def _key(self, name: str) -> dict:
-        return {"images": self.images} | ({"run": self.run} if name == OURS else {})
+        return {"images": self.images} | ({"run": self.run, "model": self.model} if name == OURS else {})
 
     def open(self, name: str, side: sides.Side) -> None:
         """Opens a side, and keeps what it says about itself."""
@@ -172,11 +183,11 @@ class Comparison:
         """Images a second of each side that was measured, {side: {way: {wall, cpu}}}; empty if another run was."""
         place = self.out / "rates.json"
         content = files.read_json(place) if place.exists() else {}
-        return content["sides"] if content.get("run") == self.run and content.get("images") == self.images else {}
+        return content["sides"] if content.get("model") == self.model and content.get("images") == self.images else {}
 
     def keep_rates(self, found: dict[str, dict]) -> None:
         """Keeps the rates of a measurement, in which all sides took turns."""
-        files.write_json(self.out / "rates.json", {"run": self.run, "images": self.images, "sides": found})
+        files.write_json(self.out / "rates.json", {"model": self.model, "images": self.images, "sides": found})
 
 
 def measure_rates(opened: dict[str, sides.Side], paths: list[str], turns: int, failed: dict[str, str]) -> dict:

@@ -121,6 +121,16 @@ def test_it_goes_on_where_it_stopped_and_does_nothing_twice(compared, monkeypatc
         compared({"lae_jax": third}, run="b")
 
 
+def test_a_run_that_was_trained_again_in_its_place_is_another_model(compared, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "summary.json").write_text('{"step": 1}')
+    compared({"lae_jax": StandIn()}, run=str(run), turns=0)
+    (run / "summary.json").write_text('{"step": 2}')
+    with pytest.raises(InputError, match="are for other model: .*: remove .*lae_jax"):
+        compared({"lae_jax": StandIn()}, run=str(run), turns=0)
+
+
 def test_a_package_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(peers_ages, "PEERS", tmp_path / "none")
     with pytest.raises(sides.SideError, match="human is not there: make setup-peers-ages"):
@@ -131,9 +141,11 @@ def test_a_package_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatc
     ("text", "message"),
     [
         ("name,age\na.jpg,3\n", "no columns path and age"),
-        ("path,age\na.jpg,old\n", "line 2: the age is not a number: 'old'"),
+        ("path,age\na.jpg,old\n", "line 2: age 'old' is not a number"),
         ("path,age\nb.jpg,3\n", "line 2: no such image: .*b.jpg: name its folder with --images"),
         ("path,age\na.jpg,3\na.jpg,4\n", "one twice"),
+        ("path,age\na.jpg,-5\n", "line 2: age '-5' is outside 0 to 100"),
+        ("age,path\n3\n", "line 2: no image path"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path, text, message):
