@@ -192,6 +192,12 @@ def constants(config: ConfigDict, stage: stages.Stage, init: origin.Checkpoint |
     scores = source.meta["scores"] or {}
     if "distance" in scores:  # where labels are ranges, the mean of L_er is the mean distance to them
         scores = {**scores, "mae": scores["distance"]}
+        logger.info(
+            "mae of the loss is %.2f years, the mean distance of %s to the ranges of its validation split. The error of"
+            " exact ages is larger: if yours are exact, train stage 2 on them first",
+            scores["distance"],
+            source.workdir,
+        )
     missing = [name for name in stage.needs if scores.get(name) is None]
     if missing and source.file is not None:
         raise InputError(
