@@ -118,7 +118,7 @@ lint: $(STAMP)
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
 # Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
-# features), every fault in all its rounds, loading and exporting every model with published weights, the readers and
+# features), every fault in all its rounds, what a step costs the host, loading and exporting every model with published weights, the readers and
 # the doors of folders under a fuzzer, the server under load and under attack, the search for faces compiled for
 # accelerators, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
@@ -126,6 +126,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.large_split --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
+	$(VENV)/bin/python -m benchmarks.host_cost
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(VENV)/bin/python -m benchmarks.serve_load

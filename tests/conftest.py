@@ -35,7 +35,7 @@ QUICK = {
 }
 QUICK |= {"perceptual_hash", "operations", "pipeline", "sampling", "shards", "splits", "steps", "drawing"}
 SLOW = {"evaluate", "export", "survival", "methods", "fitting", "longtail", "backbones", "predict", "pretrained"}
-SLOW |= {"records", "serve", "loop", "packing"}
+SLOW |= {"records", "serve", "loop", "packing", "parallel"}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What this was started with: pytest's workers inherit what is added below.
