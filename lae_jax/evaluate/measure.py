@@ -8,7 +8,7 @@ import numpy as np
 
 from lae_jax import metrics, stages
 from lae_jax.data import records
-from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
+from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks, precision
 from lae_jax.runs.forward import age_and_distribution
 from lae_jax.runtime import console, origin, parallel
 from lae_jax.runtime.errors import InputError
@@ -95,7 +95,7 @@ def predict(
       InputError: The split does not exist, or the faces are cut in another way.
     """
     config, stage, par = (
-        fields.from_json(checkpoint.meta["config"]),
+        precision.for_inference(fields.from_json(checkpoint.meta["config"])),
         stages.get(checkpoint.meta["stage"]),
         parallel.Parallel(),
     )

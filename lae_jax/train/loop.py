@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import models, stages
 from lae_jax.data import pipeline
-from lae_jax.runs import build, fields, inference, inputs, provenance
+from lae_jax.runs import build, fields, inference, inputs, precision, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, origin, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
@@ -56,6 +55,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         # All hosts must decide alike, whatever the first one has written by the time they look.
         begun = parallel.from_first_host((workdir / "config.json").exists())
         done = parallel.from_first_host((workdir / "summary.json").exists())
+        config = precision.resolved(config, fields.of_run(workdir) if begun else None)
         if begun:
             fields.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
@@ -98,6 +98,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 console.counted(plan.durations.epoch, "step"),
                 plan.durations.total,
             )
+            precision.tell(config)
             logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
@@ -155,7 +156,7 @@ class _Loop:
                 tx=tx,
                 settings=steps.Settings(
                     seed=config.seed,
-                    dtype=jnp.dtype(config.model.dtype),
+                    dtype=precision.dtype_of(config),
                     mean=tuple(config.data.mean),
                     std=tuple(config.data.std),
                     accumulate=config.accumulate,

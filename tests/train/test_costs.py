@@ -9,6 +9,7 @@ import pytest
 
 from lae_jax import losses, models
 from lae_jax.models.layers import xla_convolution
+from lae_jax.report import evaluation_page
 from lae_jax.runtime import parallel
 from lae_jax.runtime.typed.declared import CAUSES
 from lae_jax.train import costs
@@ -113,3 +114,11 @@ def test_a_run_logs_what_its_steps_cost_and_where_its_time_went(trained):
     assert sum(last[cause] for cause in CAUSES) == pytest.approx(1)
     assert all(last[cause] > 0 for cause in CAUSES if cause not in ("skipped", "lost"))
     assert last["skipped"] == last["lost"] == 0 and last["seconds"] >= steps[-1]["seconds"]
+
+
+def test_the_page_of_a_run_shows_its_cost(trained):
+    (cost,) = [section for section in evaluation_page.of_run(trained("represent")).sections if section.title == "Cost"]
+    assert [name for name, _ in cost.facts] == ["a step", "images a second"]
+    (table,) = cost.tables
+    rows = {row[0]: float(row[1].rstrip("%")) for row in table.rows}
+    assert sum(rows.values()) == pytest.approx(100, abs=0.5) and rows["steps that counted (goodput)"] > 0

@@ -63,23 +63,15 @@ def lines(folder, kind):
 def test_the_shares_are_those_of_the_clock_and_add_up_to_one():
     clock = Clock()
     wall = wall_time.WallTime(clock, clock())
-    for passed, cause in (
-        (3, "start"),
-        (5, "compile"),
-        (1, "data"),
-        (60, "goodput"),
-        (2, "skipped"),
-        (8, "evaluation"),
-    ):
+    counted = {"start": 3, "compile": 5, "data": 1, "goodput": 60, "skipped": 2, "evaluation": 8}
+    for cause, passed in counted.items():
         clock.now += passed
         assert wall.count(cause) == passed
     clock.now += 1  # nobody has counted this one
     assert wall.seconds == 80 and wall.goodput == 60 / 80
     row = wall.row()
     assert row["seconds"] == 80 and sum(row[cause] for cause in CAUSES) == pytest.approx(1)
-    assert seconds(row) == pytest.approx(
-        {"start": 3, "compile": 5, "data": 1, "goodput": 60, "skipped": 2, "evaluation": 8, "other": 1}
-    )
+    assert seconds(row) == pytest.approx({**counted, "other": 1})
 
 
 def test_a_run_that_was_killed_counts_the_repeated_steps_as_lost(tmp_path, clock):

@@ -1,0 +1,100 @@
+"""The dtype 'auto': what it stands for on a device, and that a run keeps the dtype of its first start."""
+
+import json
+import logging
+import pathlib
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from lae_jax import predict
+from lae_jax.configs import common
+from lae_jax.runs import fields, precision
+from lae_jax.runtime import checkpoints
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import loop
+
+TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+
+
+def gpu(capability):
+    return types.SimpleNamespace(platform="gpu", device_kind="a GPU", compute_capability=capability)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A function that makes `runs.precision` see another device; no model is run on it."""
+    real = jax.local_devices()[0]
+
+    def see(device=real):
+        monkeypatch.setattr(precision, "_device", lambda: device)
+
+    return see
+
+
+@pytest.mark.parametrize(
+    ("seen", "dtype"),
+    [
+        (TPU, "bfloat16"),
+        (gpu("8.0"), "bfloat16"),
+        (gpu("9.0"), "bfloat16"),
+        (gpu("12.0"), "bfloat16"),
+        (gpu("7.5"), "float32"),
+        (gpu("gfx90a"), "float32"),  # of another maker, which we know nothing of
+        (types.SimpleNamespace(platform="cpu", device_kind="cpu"), "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_a_device_has_it(device, seen, dtype):
+    device(seen)
+    config = common.get_config()
+    assert config.model.dtype == "auto" and precision.dtype_of(config).name == dtype
+    assert precision.resolved(config, None).model.dtype == dtype and config.model.dtype == "auto"
+    config.model.dtype = "float32"
+    assert precision.resolved(config, None).model.dtype == "float32", "what was asked for stays"
+
+
+def test_a_run_keeps_the_dtype_of_its_first_start(device):
+    device(TPU)
+    config = common.get_config()
+    for dtype in ("float32", "bfloat16"):
+        before = fields.as_json(config) | {"model": {**fields.as_json(config)["model"], "dtype": dtype}}
+        assert precision.resolved(config, before).model.dtype == dtype
+    config.model.dtype = "float32"
+    assert precision.resolved(config, before).model.dtype == "float32", "which is then refused, with both values"
+
+
+def test_a_run_of_a_tpu_resumes_and_is_used_on_a_cpu(small_config, trained, device, caplog):
+    config = small_config("classify")  # only its head is trained: the step is compiled soon
+    config.init_from = str(trained("represent"))
+    caplog.set_level(logging.INFO, "lae_jax")
+    device(TPU)
+    loop.train(config)
+    workdir = pathlib.Path(config.workdir)
+    assert json.loads((workdir / "config.json").read_text())["model"]["dtype"] == "bfloat16"
+    assert json.loads((workdir / "provenance.json").read_text())["dtype"] == {
+        "backbone": "bfloat16",
+        "head and loss": "float32",
+    }
+    assert "the backbone computes in bfloat16, the rest in float32 (TPU v5 lite)" in caplog.text
+    assert {leaf.dtype for leaf in jax.tree.leaves(checkpoints.load_run(workdir).variables)} == {np.dtype("float32")}
+
+    device()  # the CPU of this machine
+    caplog.clear()
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    with pytest.raises(InputError, match="model.dtype: 'bfloat16' there, 'float32' now"):
+        other = config.copy_and_resolve_references()
+        other.model.dtype = "float32"
+        loop.train(other)
+    loop.train(config)
+    assert json.loads((workdir / "config.json").read_text())["model"]["dtype"] == "bfloat16"
+    assert "is a run in bfloat16, which this device (cpu) only simulates" in caplog.text
+
+    caplog.clear()
+    images = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
+    found = predict.AgeEstimator.from_run(workdir).predict(images)
+    assert "was trained in bfloat16; this device (cpu) computes in float32" in caplog.text
+    assert found.dtype == np.float32 and np.isfinite(found).all()
