@@ -3,17 +3,13 @@
 import json
 import logging
 import pathlib
-import shutil
 import types
 
 import jax
-import numpy as np
 import pytest
 
-from lae_jax import predict
 from lae_jax.configs import common
 from lae_jax.runs import fields, precision
-from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import loop
 
@@ -66,35 +62,44 @@ def test_a_run_keeps_the_dtype_of_its_first_start(device):
     assert precision.resolved(config, before).model.dtype == "float32", "which is then refused, with both values"
 
 
-def test_a_run_of_a_tpu_resumes_and_is_used_on_a_cpu(small_config, trained, device, caplog):
-    config = small_config("classify")  # only its head is trained: the step is compiled soon
-    config.init_from = str(trained("represent"))
+class Begun(Exception):
+    """A run has come as far as its first step."""
+
+
+def test_a_run_that_a_tpu_began_goes_on_in_bfloat16_on_a_cpu(small_config, device, caplog, monkeypatch):
+    def run(self, state, **_):
+        raise Begun(str(self.plan.config.model.dtype))
+
+    monkeypatch.setattr(loop._Loop, "run", run)
     caplog.set_level(logging.INFO, "lae_jax")
-    device(TPU)
-    loop.train(config)
+    config = small_config("represent")
     workdir = pathlib.Path(config.workdir)
+    device(TPU)
+    with pytest.raises(Begun, match="bfloat16"):
+        loop.train(config)
     assert json.loads((workdir / "config.json").read_text())["model"]["dtype"] == "bfloat16"
-    assert json.loads((workdir / "provenance.json").read_text())["dtype"] == {
-        "backbone": "bfloat16",
-        "head and loss": "float32",
-    }
+    known = json.loads((workdir / "provenance.json").read_text())
+    assert known["dtype"] == {"backbone": "bfloat16", "head and loss": "float32"}
     assert "the backbone computes in bfloat16, the rest in float32 (TPU v5 lite)" in caplog.text
-    assert {leaf.dtype for leaf in jax.tree.leaves(checkpoints.load_run(workdir).variables)} == {np.dtype("float32")}
+    assert "simulates" not in caplog.text
 
     device()  # the CPU of this machine
-    caplog.clear()
-    (workdir / "summary.json").unlink()
-    shutil.rmtree(workdir / "checkpoints" / "3")
-    with pytest.raises(InputError, match="model.dtype: 'bfloat16' there, 'float32' now"):
-        other = config.copy_and_resolve_references()
-        other.model.dtype = "float32"
-        loop.train(other)
-    loop.train(config)
-    assert json.loads((workdir / "config.json").read_text())["model"]["dtype"] == "bfloat16"
+    with pytest.raises(Begun, match="bfloat16"):
+        loop.train(config)
     assert "is a run in bfloat16, which this device (cpu) only simulates" in caplog.text
+    config.model.dtype = "float32"
+    with pytest.raises(InputError, match="model.dtype: 'bfloat16' there, 'float32' now"):
+        loop.train(config)
 
-    caplog.clear()
-    images = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
-    found = predict.AgeEstimator.from_run(workdir).predict(images)
-    assert "was trained in bfloat16; this device (cpu) computes in float32" in caplog.text
-    assert found.dtype == np.float32 and np.isfinite(found).all()
+
+def test_a_finished_run_in_bfloat16_is_used_in_float32_where_there_is_no_bfloat16(device, caplog):
+    caplog.set_level(logging.INFO, "lae_jax")
+    config = common.get_config()
+    config.model.dtype = "bfloat16"
+    device(gpu("8.6"))
+    assert precision.for_inference(config).model.dtype == "bfloat16" and not caplog.text
+    device()
+    assert precision.for_inference(config).model.dtype == "float32" and config.model.dtype == "bfloat16"
+    assert "the run was trained in bfloat16; this device (cpu) computes in float32" in caplog.text
+    config.model.dtype = "float32"
+    assert precision.for_inference(config) is config
