@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from benchmarks import harness
 from lae_jax import stages
 from lae_jax.configs import common
-from lae_jax.runs import build
+from lae_jax.runs import build, precision
 from lae_jax.runtime import console, parallel
 from lae_jax.train import steps
 
@@ -76,7 +76,7 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
         constants={**config.loss, "mae": 2.0},
         model=module,
         tx=tx,
-        settings=steps.Settings(0, jnp.dtype(config.model.dtype), config.data.mean, config.data.std),
+        settings=steps.Settings(0, precision.dtype_of(config), config.data.mean, config.data.std),
     )
     batch = {
         "image": jax.ShapeDtypeStruct((2 * device_count, *image.shape[1:]), jnp.uint8),
