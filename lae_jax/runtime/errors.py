@@ -48,7 +48,7 @@ class SaveFailed(Ended):
 
 
 class Unreachable(Ended):
-    """A bucket did not answer, also after repetitions. What was finished before, such as a checkpoint, is complete."""
+    """A bucket did not answer, also after repetitions, or a Beam runner broke off. What was finished is complete."""
 
     status = 1
 

@@ -47,8 +47,8 @@ def require_bucket(path: os.PathLike | str) -> None:
     scheme, _, rest = os.fspath(path).partition("://")
     if scheme != "gs":
         raise InputError(
-            f"{os.fspath(path)}: a run is on a local disk, on a mount or in a bucket of Cloud Storage (gs://): mount this"
-            " bucket, and name the folder in the mount"
+            f"{os.fspath(path)}: a run is on a local disk, on a mount or in a bucket of Cloud Storage (gs://): mount"
+            " this bucket, and name the folder in the mount"
         )
     try:
         found = importlib.util.find_spec("google.cloud.storage")

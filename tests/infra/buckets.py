@@ -238,8 +238,8 @@ def _make_certificate(folder: pathlib.Path) -> None:
     new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
     for command in (
         f"{new} -keyout ca.key -out ca.pem -subj /CN=tests",
-        f"{new} -keyout server.key -out server.pem -subj /CN=server -CA ca.pem -CAkey ca.key -addext subjectAltName={names}"
-        " -addext basicConstraints=critical,CA:FALSE",
+        f"{new} -keyout server.key -out server.pem -subj /CN=server -CA ca.pem -CAkey ca.key"
+        f" -addext subjectAltName={names} -addext basicConstraints=critical,CA:FALSE",
     ):
         subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
 

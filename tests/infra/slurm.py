@@ -131,7 +131,7 @@ class Slurm:
     def stop(self) -> None:
         with contextlib.suppress(subprocess.SubprocessError):
             self.ask("scancel", "--user=root")
-        for name, process in reversed(self._daemons.items()):
+        for process in reversed(self._daemons.values()):
             left = _below(process.pid)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,14 +151,24 @@ class Slurm:
         return told.stdout
 
     def state(self, job: str) -> str:
-        """The state of a job, such as RUNNING, and how often it was queued again: `RUNNING 0`."""
-        told = self.ask("scontrol", "show", "job", job)
-        return " ".join(re.search(rf"\b{name}=(\S+)", told)[1] for name in ("JobState", "Restarts"))
+        """The state of a job, such as RUNNING."""
+        return re.search(r"\bJobState=(\S+)", self.ask("scontrol", "show", "job", job))[1]
 
-    def start_now(self, job: str) -> None:
-        """Starts a job that was queued again, which Slurm does two minutes later."""
-        wait_for(lambda: self.state(job).startswith("PENDING"), 200)
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    def ends(self, job: str, seconds: float) -> str:
+        """Waits until a job is not queued again any more and returns its state, such as COMPLETED.
+
+        Slurm starts a job that was queued again two minutes later. Here it starts at once.
+        """
+        state = ["PENDING"]
+
+        def is_over() -> bool:
+            state[0] = self.state(job)
+            if state[0] == "PENDING":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return state[0] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+
+        wait_for(is_over, seconds)
+        return state[0]
 
     def status(self, job: str) -> int:
         """The exit status of a job that ended."""
