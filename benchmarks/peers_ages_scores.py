@@ -1,4 +1,4 @@
-"""The tables of `benchmarks.peers_ages`: the scores of each side, and paired differences to ours."""
+"""The tables of `benchmarks.peers_ages`: the scores of each side, and ours minus each other side's, paired."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ def own(ages: np.ndarray, sides: Mapping[str, np.ndarray]) -> Table:
 
 
 def paired(ages: np.ndarray, sides: Mapping[str, np.ndarray]) -> Table | None:
-    """Returns scores on the images in which all sides find a face, and ours minus each other side's.
+    """Returns, for each other side, both scores on the images in which both find a face, and ours minus the other's.
 
     The differences have 95 % intervals by the bootstrap, with the same images drawn for both sides.
 
@@ -60,18 +60,26 @@ def paired(ages: np.ndarray, sides: Mapping[str, np.ndarray]) -> Table | None:
       sides: (N,) years of each side, NaN where it finds no face.
 
     Returns:
-      None if ours, another side or a common image is missing.
+      None if ours or the other sides are missing, or ours shares no image with any.
     """
-    common = np.isfinite([*sides.values()]).all(axis=0)
-    if OURS not in sides or len(sides) < 2 or not common.any():
+    ours = sides.get(OURS, np.full(len(ages), np.nan))
+    common = {name: np.isfinite(ours) & np.isfinite(one) for name, one in sides.items() if name != OURS}
+    pairs = {
+        name: (int(both.sum()), scored(ages[both], ours[both]), scored(ages[both], sides[name][both]))
+        for name, both in common.items()
+        if both.any()
+    }
+    if not pairs:
         return None
-    columns = {name: scored(ages[common], one[common]) for name, one in sides.items()}
-    others = [name for name in sides if name != OURS]
-    rows = []
+    header, rows = ["on the images that both find"], [["images"]]
+    for name, (count, *_) in pairs.items():
+        header += [f"{OURS} beside {name}", name, f"{OURS} - {name}"]
+        rows[0] += [str(count)] * 3
     for score in SCORES:
-        differences = [columns[OURS].difference(columns[name], score) for name in others]
-        rows.append([score.title, *(column.estimate(score).text for column in columns.values()), *differences])
-    header = [f"on the {common.sum()} images that all find", *sides, *(f"{OURS} - {name}" for name in others)]
+        rows.append([score.title])
+        for _, own_scores, other in pairs.values():
+            estimates = [one.estimate(score).text for one in (own_scores, other)]
+            rows[-1] += [*estimates, own_scores.difference(other, score)]
     return Table(header, rows)
 
 

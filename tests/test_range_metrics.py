@@ -54,6 +54,14 @@ def test_images_of_ranges_count_at_their_ages():
     assert metrics.images_by_age(np.zeros((0, 2))).tolist() == [0] * 101
 
 
+@pytest.mark.parametrize("low, high", [(0.2, 0.8), (19.6, 29.4), (7.3, 7.4)])
+def test_ranges_with_fractions_count_at_the_ages_that_the_loss_gives_them(low, high):
+    ranges = np.array([[low, high], [7.4, 7.4]])
+    expected = metrics.range_weights(ranges[:1])[0]
+    expected[7] += 1  # an exact age counts as its whole age
+    np.testing.assert_array_equal(metrics.images_by_age(ranges), expected)
+
+
 def test_intervals_hold_of_a_range_the_share_of_its_probability():
     below, up_to = np.array([0.2, 0.0, 0.4, 0.05]), np.array([0.6, 0.1, 0.4, 0.05])
     # The middle half is 0.25 to 0.75: 0.35 of 0.4; nothing; the exact age inside; the exact age outside.

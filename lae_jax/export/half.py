@@ -15,7 +15,8 @@ from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import version
 
-LIMIT = 0.05  # largest difference of an age in years that half precision may cause
+# Largest differences that half precision may cause: of an age in years, and of a probability.
+LIMIT, PROBABILITY_LIMIT = 0.05, 0.005
 
 
 def export(run: os.PathLike | str, out: os.PathLike | str, step: int | None = None) -> dict:
@@ -31,7 +32,7 @@ def export(run: os.PathLike | str, out: os.PathLike | str, step: int | None = No
 
     Raises:
       InputError: The run cannot be used.
-      ExportDiffers: An age differs by more than `LIMIT`. No file is written.
+      ExportDiffers: The outputs differ by more than `LIMIT` or `PROBABILITY_LIMIT`. No file is written.
     """
     with console.progress(total=3, what="export", unit="steps") as line:
         line.set_postfix_str("reading the run")
@@ -118,18 +119,18 @@ def _compared(checkpoint: origin.Checkpoint, place: os.PathLike) -> dict:
     """Reads a model file and compares it with what it was written from.
 
     Raises:
-      ExportDiffers: An age differs by more than `LIMIT`.
+      ExportDiffers: The outputs differ by more than `LIMIT` or `PROBABILITY_LIMIT`.
     """
     crops, config = convert.crops_of(checkpoint), fields.from_json(checkpoint.meta["config"])
     program, read = (convert.program_of(one, config) for one in (checkpoint, build.load_file(place)))
     forward = jax.jit(program.function("cpu" if jax.default_backend() == "cpu" else "xla"))
     outputs, halves = (forward(one.variables, crops.images) for one in (program, read))
     ages, distributions = (float(np.abs(a - b).max()) for a, b in zip(outputs, halves, strict=True))
-    if not (ages <= LIMIT and distributions <= LIMIT):  # also for NaN
+    if not (ages <= LIMIT and distributions <= PROBABILITY_LIMIT):  # also for NaN
         raise ExportDiffers(
             f"half precision changes the ages by up to {ages:.3g} years and the probabilities by up to"
-            f" {distributions:.3g} ({crops.told}). At most {LIMIT:g} is allowed, so no file was written: export the run"
-            " as another format, which is in float32"
+            f" {distributions:.3g} ({crops.told}). At most {LIMIT:g} and {PROBABILITY_LIMIT:g} are allowed, so no file"
+            " was written: export the run as another format, which is in float32"
         )
     return {
         "max_age_difference": ages,

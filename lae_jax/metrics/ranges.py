@@ -127,12 +127,14 @@ def images_by_age(ranges: np.ndarray) -> np.ndarray:
 
     An image counts at the ages of its range as `range_weights` says, and in whole where its age is exact.
     """
-    labels, count = np.unique(_whole(ranges), axis=0, return_counts=True)
+    labels, _, count = label_classes(ranges)
     return count @ range_weights(labels)
 
 
 def label_classes(ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the different labels, with whole ends, that of each image, and the number of images of each label.
+    """Returns the different labels, that of each image, and the number of images of each label.
+
+    An exact age counts as its whole age. A range keeps its ends.
 
     Args:
       ranges: (n, 2) years.
@@ -140,12 +142,11 @@ def label_classes(ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     Returns:
       (C, 2) years, (n,) int64 places among these, (C,) int64.
     """
-    labels, place, count = np.unique(_whole(ranges), axis=0, return_inverse=True, return_counts=True)
+    ranges = np.asarray(ranges, np.float64)
+    is_exact = ranges[:, :1] == ranges[:, 1:]
+    labels = np.where(is_exact, age_class(ranges), ranges)
+    labels, place, count = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
     return labels, place.ravel(), count
-
-
-def _whole(ranges: np.ndarray) -> np.ndarray:
-    return age_class(ranges).astype(np.float64)
 
 
 def class_factors(labels: np.ndarray, counts: np.ndarray, power: float) -> np.ndarray:
