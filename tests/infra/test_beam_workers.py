@@ -66,6 +66,7 @@ def start(tmp_path):
         started.append(process)
         return process
 
+    run.started = started
     yield run
     for process in started:
         with contextlib.suppress(ProcessLookupError):
@@ -95,21 +96,41 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_worker_is_killed_and_the_data_set_is_completed(start, servers, tmp_path):
+def test_a_worker_is_killed_and_a_second_command_completes_the_data_set(start, servers, tmp_path):
+    """Beam's job server waits for a killed worker without end: Ctrl-C then says what to do."""
     on_beam, pool = servers
-    out = tmp_path / "out"
+    out, pattern = tmp_path / "out", "faces-images.array_record-*-of-00006"
     words = ["-m", "lae_jax.prepare", *SOURCE, "--out", str(out)]
     first = start("first", *words, *on_beam)
-    wait_for(lambda: len([*out.glob("faces-images.array_record-*-of-00006")]) >= 1, first)
+    wait_for(lambda: [*out.glob(pattern)], first)
     assert len(workers := children(pool.pid)) == 2
     os.kill(workers[0], signal.SIGKILL)
-    status = first.wait(SECONDS)
+    time.sleep(2)
+    first.send_signal(signal.SIGINT)
+    status, told = first.wait(SECONDS), (tmp_path / "first.log").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob(pattern)}
+    assert status == 130 and "Traceback" not in told, told
+    assert f"{out} keeps {len(kept)} of 6 shards" in told and "run the same command to continue" in told, told
+    assert 1 <= len(kept) < 6
+    assert start("second", *words).wait(SECONDS) == 0, (tmp_path / "second.log").read_text()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a complete shard was made again"
+    prepare.prepare(
+        {"train": "300", "test": "60"}, tmp_path / "plain", reader="synthetic", size=64, shards=6, workers=1
+    )
+    wanted = content(tmp_path / "plain")
+    made = content(out)
+    assert {name: made[name] for name in wanted} == wanted
+
+
+def test_a_server_that_dies_is_a_sentence(start, servers, tmp_path):
+    on_beam, _ = servers
+    words = ["-m", "lae_jax.prepare", *SOURCE, "--out", str(tmp_path / "out")]
+    first = start("first", *words, *on_beam)
+    wait_for(lambda: "Starting worker" in (tmp_path / "pool.log").read_text(), first)
+    os.killpg(start.started[0].pid, signal.SIGKILL)
+    assert first.wait(SECONDS) == 1
     told = (tmp_path / "first.log").read_text()
-    if status:
-        assert "Traceback" not in told and "run the same command again" in told, told
-        kept = {path: path.stat().st_mtime_ns for path in out.glob("faces-images.array_record-*-of-00006")}
-        assert start("second", *words).wait(SECONDS) == 0, (tmp_path / "second.log").read_text()
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a complete shard was made again"
-    source = {"train": "300", "test": "60"}
-    prepare.prepare(source, tmp_path / "plain", reader="synthetic", size=64, shards=6, workers=1)
-    assert content(out) == content(tmp_path / "plain")
+    assert "Traceback" not in told and told.splitlines()[-1].startswith("error: Beam's PortableRunner broke off ("), (
+        told
+    )
+    assert told.rstrip().endswith("see its log, then run the same command again")

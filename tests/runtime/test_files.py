@@ -129,9 +129,9 @@ with files.together(sys.argv[1], "last") as place:
 
 def test_a_run_in_a_bucket_needs_a_package_and_cloud_storage(monkeypatch):
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"gs://bucket/runs/a.* needs the package google-cloud-storage: .*lae-jax\[gcs\]"):
+    with pytest.raises(InputError, match=r"gs://bucket/runs/a.* needs the package google-cloud-storage: .*\[gcs\]"):
         layout.require_workdir("gs://bucket/runs/a")
-    with pytest.raises(InputError, match=r"^s3://bucket/runs/a: a run is on a local disk, on a mount or in a bucket of"):
+    with pytest.raises(InputError, match=r"^s3://bucket/runs/a: a run is on a local disk, on a mount or in a bucket"):
         layout.require_run("s3://bucket/runs/a")
 
 
@@ -152,12 +152,12 @@ FORBIDDEN = "403 GET https://storage.googleapis.com/storage/v1/b/b: no"
 
 
 @pytest.mark.parametrize(("error", "kind", "told"), [
-    (ValueError(TENSORSTORE), errors.SaveFailed, r"^gs://b/r/7: the bucket refused access \(PERMISSION_DENIED: [^[]+ no\)"),
+    (ValueError(TENSORSTORE), errors.SaveFailed, r"^gs://b/r/7: the bucket refused access \(PERMISSION_[^[]+ no\)"),
     (_error("tensorflow.python", f"{AWAY} with body 'x'\n\t when uploading gs://b/r/7"), errors.Unreachable,
      r"^gs://b/r/7: the bucket did not answer \(All 10 retry .* code 503\); step 3 is complete: check the network"),
     (_error("google.api_core.exceptions", FORBIDDEN), errors.SaveFailed, r"refused access .*storage.buckets.get"),
     (_error("google.auth.exceptions", "Your default credentials were not found"), errors.SaveFailed, "refused access"),
-    (OSError("Could not resolve host: www.googleapis.com when uploading gs://b/r/7"), errors.Unreachable, "resolve host"),
+    (OSError("Could not resolve host: x when uploading gs://b/r/7"), errors.Unreachable, "resolve host"),
 ])  # fmt: skip
 def test_an_error_of_a_bucket_is_a_short_sentence(error, kind, told):
     with pytest.raises(kind, match=told) as found, errors.saving("gs://b/r/7", "step 3 is complete"):
