@@ -22,7 +22,7 @@ from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import steps
 
-NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
+NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo", "faces", "finetune"]
 NAMES += [f"table2:{row}" for row in table2.ROWS] + [f"small:{name}" for name in small.VARIANTS]
 
 

@@ -150,7 +150,7 @@ def require_start(source: str, stage: str, field: str = "config.init_from") -> N
         )
     if not source:
         raise InputError(
-            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of"
+            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: faces-lite0, a run, a file of"
             f" weights or hf:owner/name; docs/training.md lists some), or start without weights: --{field}=scratch"
         )
 
