@@ -17,9 +17,9 @@ from lae_jax.runtime.versions import version
 
 # Largest differences that half precision may cause: of an age in years, and of a probability.
 LIMIT, PROBABILITY_LIMIT = 0.05, 0.005
-# Smaller kernels stay in float32. They are few (2 % of the bytes of Lite0), but the first depthwise ones alone cause nine
+# Smaller kernels stay in float32. They are 2 % of the bytes of Lite0, but the first depthwise ones alone cause nine
 # tenths of the difference, because all later layers add to it.
-_SMALL = 10_000
+SMALL = 10_000
 
 
 def export(run: os.PathLike | str, out: os.PathLike | str, step: int | None = None) -> dict:
@@ -77,7 +77,7 @@ def halved(variables: dict) -> dict[str, np.ndarray]:
 
 def _halved(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array, np.float32)
-    if array.ndim < 2 or array.size < _SMALL:
+    if array.ndim < 2 or array.size < SMALL:
         return array
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)

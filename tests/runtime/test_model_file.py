@@ -44,7 +44,7 @@ def test_a_model_file_gives_the_ages_of_its_run_and_names_no_folder_of_the_machi
     np.testing.assert_allclose(halves, ages, atol=half.LIMIT)
     np.testing.assert_allclose(others, distributions, atol=1e-3)
     tensors, metadata = tensors_of(model_file)
-    kinds = {(array.dtype.name, array.ndim > 1 and array.size >= 10_000) for array in tensors.values()}
+    kinds = {(array.dtype.name, array.ndim > 1 and array.size >= 1000) for array in tensors.values()}
     assert kinds == {("float16", True), ("float32", False)}
     header, before = json.loads(metadata["lae_jax"]), build.load(run)
     assert model_file.stat().st_mode & 0o777 == pathlib.Path(__file__).stat().st_mode & 0o666
