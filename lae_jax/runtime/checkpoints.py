@@ -337,7 +337,7 @@ def _recover(workdir: epath.Path) -> int:
             number += 1
             place = workdir / DAMAGED / f"{step}-{number}"
         place.parent.mkdir(exist_ok=True)
-        path.rename(place)
+        _move(path, place)
         # A run that was killed during its first save has lost nothing.
         if complete or path != found[0]:
             aside.append(str(place))
@@ -348,6 +348,17 @@ def _recover(workdir: epath.Path) -> int:
             " command again, the run begins from its first step"
         )
     return whole[0] if whole else _NOTHING
+
+
+def _move(path: epath.Path, place: epath.Path) -> None:
+    """Renames a folder. In a bucket its files are copied first, so that a kill leaves a whole one in one place."""
+    if not files.is_remote(path):
+        path.rename(place)
+        return
+    for name in checksums.contents(path):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).copy(place / name, overwrite=True)
+    path.rmtree()
 
 
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:

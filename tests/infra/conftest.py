@@ -15,8 +15,8 @@ SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel
 # when it is loaded.
 QUICK = {
     "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "100000",
-    "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "1000000",
-    "GCS_RETRY_CONFIG_MAX_RETRIES": "6",
+    "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "2000000",
+    "GCS_RETRY_CONFIG_MAX_RETRIES": "10",
     "GCS_READ_CACHE_BLOCK_SIZE_MB": "1",
 }
 os.environ.update(QUICK)

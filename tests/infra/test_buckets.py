@@ -211,7 +211,7 @@ def test_a_place_that_cannot_hold_a_run_is_named(server, monkeypatch):
 
 @pytest.mark.parametrize(("fault", "status", "told"), [
     ("403", 2, "the bucket refused access (Error executing an HTTP request: HTTP response code 403): give the account"),
-    ("503", 1, "the bucket did not answer (All 6 retry attempts failed."),
+    ("503", 1, "the bucket did not answer (All 10 retry attempts failed."),
 ], ids=["refused", "away"])  # fmt: skip
 def test_a_program_says_what_is_wrong_with_a_bucket(server, drawn, fault, status, told):
     server.fault = lambda request: fault
