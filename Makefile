@@ -63,7 +63,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(PYTEST) -rs --ignore tests/browser
+	$(PYTEST) -rs --ignore tests/browser --ignore tests/infra
 
 # Tests of numbers that must hold on any CPU. This CPU simulates other CPUs: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.

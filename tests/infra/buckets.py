@@ -14,11 +14,13 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import ClassVar
 
 HOSTS = ("storage.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com")
 BUCKET = "bucket"
@@ -44,38 +46,49 @@ def binary() -> pathlib.Path | None:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a program asks for."""
+@dataclasses.dataclass
+class Fault:
+    """What is done to requests whose `METHOD path` the pattern finds.
 
-    method: str
-    path: str
-    body: bytes
+    Attributes:
+      pattern: A regular expression.
+      what: "503", "403" and the like: the answer; "cut": the connection is closed in the middle; a number: seconds to
+        wait first.
+      count: The first so many of them.
+      is_upload: Only those that send the content of a file.
+    """
 
-    @property
-    def is_upload(self) -> bool:
-        """Whether it sends the content of a file."""
-        return self.path.startswith("/upload/") and self.method in ("POST", "PUT") and bool(self.body)
+    pattern: str
+    what: str | float
+    count: int = 1_000_000
+    is_upload: bool = False
+
+    def meets(self, method: str, path: str, body: bytes) -> bool:
+        """Whether it is done to a request, which then counts."""
+        upload = path.startswith("/upload/") and method in ("POST", "PUT") and bool(body)
+        if not self.count or self.is_upload > upload or not re.search(self.pattern, f"{method} {path}"):
+            return False
+        self.count -= 1
+        return True
 
 
 class Server:
-    """The server and its proxy. `fault`: (request) -> what is done to it; None for nothing, "503", "403", "cut" (its
-    connection is closed in the middle) or a number of seconds to wait first."""
+    """The server and its proxy.
+
+    The proxy is a process of its own: TensorFlow sends what it failed to send once more when Python collects the file,
+    and no other thread of that process runs until it has an answer.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.port = folder, free_port()
         folder.mkdir(parents=True)
-        self.fault: Callable[[Request], str | float | None] = lambda request: None
-        self.seen: list[Request] = []
-        self.turn, self.is_up = threading.Lock(), False
+        self.is_up = False
         self._kept: dict[str, bytes] = {}
         self._process: subprocess.Popen | None = None
         _make_certificate(folder)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(folder / "server.pem", folder / "server.key")
-        handler = type("Handler", (_Handler,), {"server_of": self, "tls": context})
-        self.proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+        self.proxy_port = free_port()
+        words = [sys.executable, __file__, folder, self.port, self.proxy_port]
+        self._proxy = subprocess.Popen([str(word) for word in words])
 
     def start(self) -> None:
         """Starts the server with the files that it had. It answers no program before `is_up`.
@@ -99,21 +112,39 @@ class Server:
         self.ask("POST", "/storage/v1/b?project=tests", json.dumps({"name": BUCKET}).encode())
         for name, content in self._kept.items():
             self.ask("POST", f"/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quoted(name)}", content)
-        self.is_up = True
+        self.tell(is_up=True)
 
     def stop(self) -> None:
         """Kills the server between two requests. It forgets uploads that have begun and keeps whole files."""
-        with self.turn:
-            self.is_up = False
-            self._kept = {name: self.read(name) for name in self.names()}
-            self._process.kill()
-            self._process.wait()
-
-    def close(self) -> None:
+        self.tell(is_up=False)
+        self._kept = {name: self.read(name) for name in self.names()}
         self._process.kill()
         self._process.wait()
-        self.proxy.shutdown()
-        self.proxy.server_close()
+
+    def close(self) -> None:
+        for process in (self._process, self._proxy):
+            process.kill()
+            process.wait()
+
+    def fault(self, *faults: Fault) -> None:
+        """Replaces the faults."""
+        self.tell(faults=[dataclasses.asdict(one) for one in faults])
+
+    def tell(self, **changes) -> None:
+        """Changes the proxy between two requests."""
+        self.is_up = changes.get("is_up", self.is_up)
+        deadline = time.monotonic() + 30
+        while not self._told(json.dumps(changes)):
+            assert time.monotonic() < deadline, "there is no proxy"
+            time.sleep(0.05)
+
+    def _told(self, changes: str) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy_port, timeout=60)) as connection:
+            try:
+                connection.request("POST", "/tell", changes)
+                return connection.getresponse().read() == b""
+            except ConnectionError:
+                return False
 
     def ask(self, method: str, path: str, content: bytes | None = None) -> bytes:
         """Asks the server itself, without the proxy."""
@@ -129,7 +160,7 @@ class Server:
         """What programs need to reach it."""
         trusted = str(self.folder / "ca.pem")
         return {
-            "https_proxy": f"http://127.0.0.1:{self.proxy.server_port}",
+            "https_proxy": f"http://127.0.0.1:{self.proxy_port}",
             "no_proxy": "127.0.0.1,localhost",
             "CURL_CA_BUNDLE": trusted,
             "TENSORSTORE_CA_BUNDLE": trusted,
@@ -149,8 +180,11 @@ class Server:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_of: Server
+    port: int  # of the server
     tls: ssl.SSLContext
+    turn = threading.Lock()
+    is_up = False
+    faults: ClassVar[list[Fault]] = []
 
     def log_message(self, *_) -> None:
         pass
@@ -172,7 +206,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.close()
 
     def _pass_on(self) -> None:
-        owner = self.server_of
         # TensorFlow sends `Transfer-Encoding: identity`, which Cloud Storage takes and the server does not.
         own = ("connection", "expect", "transfer-encoding")
         head = {name: value for name, value in self.headers.items() if name.lower() not in own}
@@ -183,13 +216,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         # A request without TLS names the host in its path.
         path = self.path.removeprefix(f"http://{self.headers['Host']}")
-        request = Request(self.command, path, body)
-        owner.seen.append(request)
+        if path == "/tell":
+            self._change(**json.loads(body))
+            return
         if re.fullmatch(r"bytes \*/[1-9]\d*", self.headers.get("Content-Range", "")):
             # How much of an upload has arrived? Nothing: the server gets whole ones. It would take this for the end.
             self._answer(308, {}, b"")
             return
-        fault = owner.fault(request)
+        with self.turn:
+            fault = next((one.what for one in self.faults if one.meets(self.command, path, body)), None)
         if fault == "cut":
             self.close_connection = True
             with contextlib.suppress(OSError):
@@ -199,11 +234,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(int(fault), {}, b'{"error": {"code": %s, "message": "put in by the test"}}' % fault.encode())
             return
         time.sleep(fault or 0)
-        with owner.turn:
-            if not owner.is_up:
+        with self.turn:
+            if not self.is_up:
                 self.close_connection = True
                 return
-            to = http.client.HTTPConnection("127.0.0.1", owner.port, timeout=60)
+            to = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             to.request(self.command, path, body, head)
             answer = to.getresponse()
             content = answer.read()
@@ -211,6 +246,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(answer.status, dict(answer.getheaders()), content)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on
+
+    def _change(self, is_up: bool | None = None, faults: list[dict] | None = None) -> None:
+        kind = type(self)
+        with self.turn:
+            kind.is_up = kind.is_up if is_up is None else is_up
+            kind.faults = kind.faults if faults is None else [Fault(**one) for one in faults]
+        self._answer(200, {}, b"")
 
     def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline().split(b";")[0], 16):
@@ -253,3 +295,14 @@ def running(folder: pathlib.Path) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+def main(folder: pathlib.Path, port: int, own: int) -> None:
+    """Runs the proxy."""
+    _Handler.port, _Handler.tls = port, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _Handler.tls.load_cert_chain(folder / "server.pem", folder / "server.key")
+    http.server.ThreadingHTTPServer(("127.0.0.1", own), _Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,5 +1,5 @@
-"""Real servers on this machine: Cloud Storage, Slurm, Beam's job server. `make test-infra` fails where `make test`
-skips."""
+"""Real servers on this machine: Cloud Storage, Slurm, Beam's job server. They take minutes, so `make test` leaves them
+out. `make test-infra` fails where others skip."""
 
 import importlib.util
 import os

@@ -154,16 +154,16 @@ class Slurm:
         """The state of a job, such as RUNNING."""
         return re.search(r"\bJobState=(\S+)", self.ask("scontrol", "show", "job", job))[1]
 
-    def ends(self, job: str, seconds: float) -> str:
+    def ends(self, job: str, seconds: float, at_once: bool = True) -> str:
         """Waits until a job is not queued again any more and returns its state, such as COMPLETED.
 
-        Slurm starts a job that was queued again two minutes later. Here it starts at once.
+        Slurm starts a job that was queued again two minutes later. With `at_once` it starts at once.
         """
         state = ["PENDING"]
 
         def is_over() -> bool:
             state[0] = self.state(job)
-            if state[0] == "PENDING":
+            if state[0] == "PENDING" and at_once:
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             return state[0] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 
