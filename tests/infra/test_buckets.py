@@ -8,15 +8,15 @@ import sys
 import threading
 import time
 
-import buckets
 import flax.struct
 import jax
 import numpy as np
 import pytest
-from buckets import Fault
 from conftest import ROOT
 from etils import epath
 
+from infra import buckets
+from infra.buckets import Fault
 from lae_jax import evaluate
 from lae_jax.runtime import checkpoints, files, layout, origin, watch
 from lae_jax.runtime.errors import InputError, Preempted, SaveFailed, Unreachable

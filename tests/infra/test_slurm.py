@@ -7,9 +7,9 @@ import sys
 import tempfile
 
 import pytest
-import slurm
 from conftest import ROOT
 
+from infra import slurm
 from lae_jax.runtime import checkpoints, cpu, files
 
 STEPS = 60
