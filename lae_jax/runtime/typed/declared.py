@@ -213,6 +213,8 @@ CONFIG_HEAD = fields(
         "init_from": optional(text()),
         "init_step": optional(whole(0)),
         "model": optional(fields({"name": optional(text())})),
+        "optim": optional(fields({"name": optional(text()), "schedule": optional(text())})),
+        "ema_decay": optional(number(0, 1)),
         "data": optional(
             fields(
                 {
