@@ -93,19 +93,30 @@ def get_config() -> ConfigDict:
     c.classify.setting = placeholder(float)  # setting of the method, if it has one
 
     c.optim = ConfigDict()
-    c.optim.base_learning_rate = 0.005  # learning rate = this x batch_size / 256; one_cycle: its peak
-    c.optim.schedule = "one_cycle"  # | 'multi_step' | 'constant'
+    c.optim.name = "sgd"  # (the paper) | 'adamw'
+    c.optim.base_learning_rate = 0.005  # learning rate = this x batch_size / 256; of a schedule: its peak
+    c.optim.schedule = "one_cycle"  # | 'warmup_cosine' | 'multi_step' | 'constant'
     c.optim.pct_start = 0.3  # one_cycle: share of the steps in which the learning rate rises
-    c.optim.div_factor = 25.0  # one_cycle: peak / first learning rate
-    c.optim.final_div_factor = 1e4  # one_cycle: first / last learning rate
-    c.optim.cycle_momentum = True  # one_cycle: momentum 0.95 -> 0.85 -> 0.95 (ours); False: `momentum`
+    c.optim.warmup_epochs = 1.0  # warmup_cosine: epochs in which the learning rate rises; then it falls as a cosine
+    c.optim.div_factor = 25.0  # one_cycle, warmup_cosine: peak / first learning rate
+    c.optim.final_div_factor = 1e4  # one_cycle, warmup_cosine: first / last learning rate
+    # one_cycle: momentum (adamw: beta1) 0.95 -> 0.85 -> 0.95 (ours); False: `momentum` (adamw: `beta1`)
+    c.optim.cycle_momentum = True
     c.optim.milestones = (7, 14, 16)  # multi_step: epochs after which gamma multiplies the learning rate
     c.optim.gamma = 0.1
-    c.optim.momentum = 0.9
-    c.optim.nesterov = True
-    c.optim.weight_decay = 5e-4  # coupled, for every trained parameter (ours)
+    c.optim.momentum = 0.9  # sgd
+    c.optim.nesterov = True  # sgd
+    c.optim.beta1 = 0.9  # adamw: decay of the mean of gradients
+    c.optim.beta2 = 0.999  # adamw: decay of the mean of their squares
+    c.optim.epsilon = 1e-8  # adamw
+    c.optim.weight_decay = 5e-4  # sgd: coupled; adamw: decoupled (ours)
+    c.optim.decay_all = True  # weight decay for every trained parameter (ours); False: not for biases and norms
+    c.optim.head_factor = 1.0  # the head's learning rate = this x the learning rate
+    c.optim.layer_decay = 1.0  # the learning rate of each layer of the backbone = this x that of the layer after it
     c.optim.clip_norm = 0.0  # limit of the global norm of the trained part's gradients; 0: no clipping
 
+    # Decay of the EMA of parameters and statistics, whose weights are then scored, kept and handed on; 0: no EMA.
+    c.ema_decay = 0.0
     c.epochs = 24.0
     c.batch_size = 256  # images in a batch, over all devices and hosts
     c.accumulate = 1  # parts of a batch, computed one after the other to save memory

@@ -1,10 +1,11 @@
-"""Schedules and SGD equal to torch's (OneCycleLR, MultiStepLR, SGD), and the choice of the parts that train.
+"""Schedules, SGD and AdamW equal to torch's, weight decay without biases and norms, and the parts that train.
 
 A schedule is a function of the step, counted from 0. A Python int gives a numpy value; a JAX array or a traced step
 gives an array of the same shape. Values are float32, or float64 if JAX runs with 64 bits. Steps beyond the end keep the
 last value.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from lae_jax.runtime.errors import InputError
 PARTS = ("backbone", "head")  # the two top-level keys of every model's parameters
 
 Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
+Factor = Callable[[tuple[str, ...]], float]  # of the path of a parameter, such as ('backbone', 'stem_conv', 'kernel')
 
 
 def one_cycle(
@@ -55,6 +57,35 @@ def one_cycle_momentum(
     _check("base_momentum", base_momentum, low=0, below=1)
     _check("max_momentum", max_momentum, low=0, below=1)
     return _up_and_down(max_momentum, base_momentum, max_momentum, total_steps, pct_start)
+
+
+def warmup_cosine(
+    peak: float, total_steps: int, warmup_steps: int, div_factor: float = 25.0, final_div_factor: float = 1e4
+) -> Schedule:
+    """Returns `optax.warmup_cosine_decay_schedule`: torch's LinearLR, then CosineAnnealingLR.
+
+    It rises linearly from `peak / div_factor` to `peak`, which it reaches at step `warmup_steps`. From there it falls
+    as a cosine towards `peak / div_factor / final_div_factor`, which step `total_steps` would have.
+
+    Raises:
+      InputError: A value is out of range.
+    """
+    _check("peak", peak, low=0)
+    _check("div_factor", div_factor, above=0)
+    _check("final_div_factor", final_div_factor, above=0)
+    total, warmup = _whole("total_steps", total_steps, low=1), _whole("warmup_steps", warmup_steps, low=0)
+    if warmup >= total:
+        raise InputError(f"warmup_steps should be below the {total} steps of the run, not {warmup}")
+    start, end = peak / div_factor, peak / div_factor / final_div_factor
+
+    def schedule(step: int | jax.Array) -> jax.Array | np.ndarray:
+        dtype, xp = jnp.result_type(float), _where_it_is(step)
+        step = xp.clip(xp.asarray(step), 0, total - 1)
+        up = step.astype(dtype) / max(warmup, 1)
+        down = xp.sin(math.pi / 2 / (total - warmup) * (total - step).astype(dtype)) ** 2  # as in `_up_and_down`
+        return xp.where(step < warmup, start + (peak - start) * up, end + (peak - end) * down).astype(dtype)
+
+    return schedule
 
 
 def multi_step(base: float, boundaries: Sequence[int], gamma: float = 0.1) -> Schedule:
@@ -97,6 +128,8 @@ def sgd(
     weight_decay: float = 5e-4,
     nesterov: bool = True,
     clip_norm: float = 0.0,
+    decay_all: bool = True,
+    factor: Factor | None = None,
 ) -> optax.GradientTransformation:
     """Returns torch.optim.SGD.
 
@@ -110,6 +143,8 @@ def sgd(
       nesterov: Whether to use Nesterov momentum.
       clip_norm: If above 0, the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
         `step()` does. The norm covers the leaves passed here, so it does not suit sharded leaves.
+      decay_all: False: biases and norms have no weight decay, see `decayed`.
+      factor: Path of a parameter -> factor of its learning rate, as torch's groups of parameters have one each.
 
     Returns:
       The transformation. Its buffer and updates are float32 or wider for parameters of any dtype.
@@ -118,19 +153,97 @@ def sgd(
       InputError: A number is out of range.
       ValueError: An update with weight decay got no parameters.
     """
-    if not callable(learning_rate):
-        _check("learning_rate", learning_rate, low=0)
     if not callable(momentum):
         _check("momentum", momentum, low=0, below=1)
-    _check("weight_decay", weight_decay, low=0)
+    rule = (_decay(weight_decay, decay_all), _momentum(momentum, nesterov))
+    return _descent(rule, learning_rate, clip_norm, factor)
+
+
+def adamw(
+    learning_rate: float | Schedule,
+    beta1: float | Schedule = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    clip_norm: float = 0.0,
+    decay_all: bool = True,
+    factor: Factor | None = None,
+) -> optax.GradientTransformation:
+    """Returns torch.optim.AdamW (Loshchilov and Hutter, arXiv:1711.05101).
+
+    Args:
+      learning_rate: As of `sgd`.
+      beta1: Decay of the mean of gradients: a number or a schedule, as torch's OneCycleLR cycles it.
+      beta2: Decay of the mean of their squares.
+      epsilon: Added to the root of that mean.
+      weight_decay: Decoupled: an update subtracts learning rate x weight decay x parameter.
+      clip_norm: As of `sgd`.
+      decay_all: As of `sgd`.
+      factor: As of `sgd`; it multiplies the weight decay of a step, too.
+
+    Raises:
+      InputError: A number is out of range.
+      ValueError: An update with weight decay got no parameters.
+    """
+    if not callable(beta1):
+        _check("beta1", beta1, low=0, below=1)
+    _check("beta2", beta2, low=0, below=1)
+    _check("epsilon", epsilon, above=0)
+    adam = functools.partial(optax.scale_by_adam, b2=beta2, eps=epsilon)
+    if callable(beta1):
+        adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b2", "eps", "eps_root"))
+        adam = functools.partial(adam, b2=beta2, eps=epsilon)
+    rule = (adam(b1=beta1), _decay(weight_decay, decay_all))
+    tx = _descent(rule, learning_rate, clip_norm, factor)
+    # In one program: each leaf on its own would compile one for each shape.
+    return optax.GradientTransformation(jax.jit(tx.init), tx.update)
+
+
+def decayed(params: optax.Params) -> optax.Params:
+    """Returns which parameters are neither a bias nor of a norm: those of two axes or more that are not named bias.
+
+    Args:
+      params: A tree of arrays or shapes.
+
+    Returns:
+      The same tree of bools.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and _names(path)[-1] != "bias", params)
+
+
+def _descent(
+    rule: Sequence[optax.GradientTransformation],
+    learning_rate: float | Schedule,
+    clip_norm: float,
+    factor: Factor | None,
+) -> optax.GradientTransformation:
+    """Clips, follows the rule, and multiplies by the learning rate."""
+    if not callable(learning_rate):
+        _check("learning_rate", learning_rate, low=0)
     _check("clip_norm", clip_norm, low=0)
+    scaled = [] if factor is None else [optax.stateless(lambda updates, _: _scaled(updates, factor))]
     return optax.chain(
         optax.stateless(lambda grads, _: jax.tree.map(_widened, grads)),
         optax.stateless(lambda grads, _: _clipped(grads, clip_norm)) if clip_norm else optax.identity(),
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
-        _momentum(momentum, nesterov),
+        *rule,
         optax.scale_by_learning_rate(learning_rate),
+        *scaled,
     )
+
+
+def _decay(weight_decay: float, decay_all: bool) -> optax.GradientTransformation:
+    _check("weight_decay", weight_decay, low=0)
+    if not weight_decay:
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay, None if decay_all else decayed)
+
+
+def _scaled(updates: optax.Updates, factor: Factor) -> optax.Updates:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * factor(_names(path)), updates)
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
 
 
 def _widened(leaf: jax.Array) -> jax.Array:

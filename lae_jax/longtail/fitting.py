@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lae_jax import losses, metrics, models, optim
+from lae_jax import losses, metrics, models
 from lae_jax.data import sampling
 from lae_jax.models import initial_values
 from lae_jax.models.layers import Compute
@@ -179,9 +179,8 @@ class Bench:
         def one(order, setting, rate, seed, start, features, ages):
             key = jax.random.key(seed)
             of_pass = jax.random.fold_in(key, zlib.crc32(b"pass") >> 1)
-            tx = optim.sgd(
-                lambda step: rate * unit.learning_rate(step), unit.momentum, c.weight_decay, c.nesterov, c.clip_norm
-            )
+            scaled = build.Schedules(lambda step: rate * c.head_factor * unit.learning_rate(step), unit.momentum)
+            tx = build.rule(config, scaled, None)
 
             def mean_loss(trained, x, y, key):
                 head = self._head(method, trained)

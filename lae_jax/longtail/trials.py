@@ -276,6 +276,11 @@ def _lae_config(path: str) -> ConfigDict:
         raise InputError(
             f"{path} is not a run of LAE's stage 3 (classify, power 0, no age weights): name one with --like"
         )
+    if config.ema_decay:
+        raise InputError(
+            f"{path} was trained with config.ema_decay {config.ema_decay}, and the bench has no EMA: name a run without"
+            " one with --like"
+        )
     return config
 
 

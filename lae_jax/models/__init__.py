@@ -75,6 +75,20 @@ def shapes(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
     return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
 
 
+def layer_order(name: str) -> tuple[tuple[str, ...], ...]:
+    """Returns the layers of a backbone from the images to the features: the names of each one's parameters.
+
+    Args:
+      name: Key of `BACKBONES`.
+
+    Raises:
+      InputError: The name is unknown.
+    """
+    _choose("model", name, BACKBONES)
+    backbone_class, architecture = BACKBONES[name]
+    return backbone_class.layer_order(architecture)
+
+
 def create(
     name: str,
     num_outputs: int,

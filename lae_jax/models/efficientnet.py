@@ -190,6 +190,13 @@ class EfficientNet(nn.Module):
     stochastic_depth: float = 0.2
     remat: bool = False
 
+    @staticmethod
+    def layer_order(architecture: Architecture) -> tuple[tuple[str, ...], ...]:
+        """Returns the names of each layer's parameters: the stem, and each block (as in timm, the last has the top)."""
+        groups = enumerate(architecture.stages, start=1)
+        *blocks, last = (f"block{i}_{j}" for i, group in groups for j in range(group.blocks))
+        return ("stem_conv", "stem_bn"), *((block,) for block in blocks), (last, "top_conv", "top_bn")
+
     @nn.compact
     def __call__(
         self,

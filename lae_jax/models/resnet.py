@@ -75,6 +75,12 @@ class ResNet(nn.Module):
     stochastic_depth: float = 0.0
     remat: bool = False
 
+    @staticmethod
+    def layer_order(architecture: Architecture) -> tuple[tuple[str, ...], ...]:
+        """Returns the names of the parameters of each layer: the stem and each block."""
+        layers = enumerate(architecture.layers, start=1)
+        return ("conv1", "bn1"), *((f"layer{i}_{j}",) for i, blocks in layers for j in range(blocks))
+
     @nn.compact
     def __call__(
         self,

@@ -289,6 +289,7 @@ def _audit(report: Mapping) -> Section:
 def _provenance(report: Mapping, run: Run) -> Section:
     known = run.provenance
     versions = ", ".join(f"{name} {version}" for name, version in (known.get("versions") or {}).items() if version)
+    optim = run.config.get("optim") or {}
     devices, crop = known.get("devices") or [], report.get("crop", known.get("crop")) or {}
     facts = {
         "run": run.folder,
@@ -296,6 +297,8 @@ def _provenance(report: Mapping, run: Run) -> Section:
         "stage": report.get("stage", run.config.get("stage")),
         "model": report.get("model") or (run.config.get("model") or {}).get("name"),
         "started from": (known.get("init") or {}).get("from"),
+        "optimiser": ", ".join(filter(None, (optim.get("name"), optim.get("schedule")))) or None,
+        "weights": f"EMA of decay {decay:g}" if (decay := run.config.get("ema_decay")) else None,
         "data": report.get("data", known.get("data")),
         "data hash": report.get("data_hash", known.get("data_hash")),
         "same data as training": {True: "yes", False: "no"}.get(report.get("same_data_as_training")),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 
@@ -21,6 +22,7 @@ from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.model_file import builtin
 
 NUM_AGES = 101
+OPTIMISERS = ("sgd", "adamw")
 
 
 def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.Model:
@@ -114,7 +116,7 @@ def forward_features(config: ConfigDict, stage: stages.Stage, par: parallel.Para
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Learning rate and momentum as functions of the optimiser step."""
+    """Learning rate and momentum (of AdamW beta1) as functions of the optimiser step."""
 
     learning_rate: optim.Schedule
     momentum: optim.Schedule | float
@@ -127,26 +129,102 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
       InputError: There is no schedule of that name.
     """
     c, peak = config.optim, config.optim.base_learning_rate * config.batch_size / 256
+    momentum = c.beta1 if c.name == "adamw" else c.momentum
     if c.schedule == "one_cycle":
         rate = optim.one_cycle(peak, total_steps, c.pct_start, c.div_factor, c.final_div_factor)
-        momentum = optim.one_cycle_momentum(total_steps, c.pct_start) if c.cycle_momentum else c.momentum
+        momentum = optim.one_cycle_momentum(total_steps, c.pct_start) if c.cycle_momentum else momentum
         return Schedules(rate, momentum)
     if c.schedule == "multi_step":
-        return Schedules(
-            optim.multi_step(peak, [round(m * steps_per_epoch) for m in c.milestones], c.gamma), c.momentum
-        )
+        return Schedules(optim.multi_step(peak, [round(m * steps_per_epoch) for m in c.milestones], c.gamma), momentum)
+    if c.schedule == "warmup_cosine":
+        warmup = round(c.warmup_epochs * steps_per_epoch)
+        if warmup >= total_steps:
+            raise InputError(
+                f"config.optim.warmup_epochs is {c.warmup_epochs}, {warmup} steps, and the run has {total_steps}: lower"
+                " it, or raise config.epochs"
+            )
+        return Schedules(optim.warmup_cosine(peak, total_steps, warmup, c.div_factor, c.final_div_factor), momentum)
     if c.schedule == "constant":
-        return Schedules(optim.multi_step(peak, []), c.momentum)
-    raise InputError(f"config.optim.schedule is {c.schedule!r}: set it to 'one_cycle', 'multi_step' or 'constant'")
+        return Schedules(optim.multi_step(peak, []), momentum)
+    raise InputError(
+        f"config.optim.schedule is {c.schedule!r}: set it to 'one_cycle', 'warmup_cosine', 'multi_step' or 'constant'"
+    )
 
 
 def optimiser(
     config: ConfigDict, schedule: Schedules, params: Mapping, trains: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Returns SGD for the parts of the parameters that train."""
+    """Returns the optimiser of the config for the parts of the parameters that train."""
+    return optim.trainable(rule(config, schedule, _factor(config)), params, trains)
+
+
+def rule(config: ConfigDict, schedule: Schedules, factor: optim.Factor | None) -> optax.GradientTransformation:
+    """Returns the optimiser that config.optim names.
+
+    Args:
+      config: The config.
+      schedule: Learning rate and momentum.
+      factor: Path of a parameter -> factor of its learning rate.
+
+    Raises:
+      InputError: There is no optimiser of that name.
+    """
     c = config.optim
-    sgd = optim.sgd(schedule.learning_rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
-    return optim.trainable(sgd, params, trains)
+    shared = {"clip_norm": c.clip_norm, "decay_all": c.decay_all, "factor": factor}
+    rate, momentum = schedule.learning_rate, schedule.momentum
+    if c.name == "adamw":
+        return optim.adamw(rate, momentum, c.beta2, c.epsilon, c.weight_decay, **shared)
+    if c.name == "sgd":
+        return optim.sgd(rate, momentum, c.weight_decay, c.nesterov, **shared)
+    raise InputError("config.optim.name: " + unknown("optimiser", str(c.name), OPTIMISERS))
+
+
+def _factor(config: ConfigDict) -> optim.Factor | None:
+    """Returns the factor of each parameter's learning rate, by layer; None: all are 1."""
+    c = config.optim
+    if c.head_factor == 1 and c.layer_decay == 1:
+        return None
+    layers = models.layer_order(config.model.name)
+    # As in timm and in BEiT (arXiv:2106.08254): the head is the last layer, and each one before has one factor more.
+    power = {name: len(layers) - depth for depth, names in enumerate(layers) for name in names}
+    return lambda path: c.head_factor if path[0] == "head" else c.layer_decay ** power[path[1]]
+
+
+_SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
+_LIMITS = {
+    "ema_decay": _SHARE,
+    "optim.beta1": _SHARE,
+    "optim.beta2": _SHARE,
+    "optim.epsilon": _POSITIVE,
+    "optim.head_factor": _POSITIVE,
+    "optim.layer_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "optim.warmup_epochs": ("a number of at least 0", lambda value: 0 <= value < math.inf),
+}
+
+
+def require_optimiser(config: ConfigDict, trains: tuple[str, ...]) -> None:
+    """Checks the fields of the optimiser and of the EMA.
+
+    Args:
+      config: The config.
+      trains: Names of the parts that train.
+
+    Raises:
+      InputError: A number is out of range, an optimiser is unknown, or layer_decay is set where the backbone is frozen.
+    """
+    values = fields.flat(fields.as_json(config))
+    for name, (wanted, is_allowed) in _LIMITS.items():
+        if not is_allowed(values[name]):
+            raise InputError(f"config.{name} is {values[name]}: it must be {wanted}")
+    c = config.optim
+    if "backbone" not in trains and c.layer_decay != 1:
+        raise InputError(
+            f"config.optim.layer_decay is {c.layer_decay}, and stage {config.stage} trains the head alone, whose"
+            " learning rate it does not change: omit it"
+        )
+    constant = optim.multi_step(c.base_learning_rate, [])
+    rule(config, Schedules(constant, c.beta1 if c.name == "adamw" else c.momentum), None)
 
 
 def load(path: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> origin.Checkpoint:

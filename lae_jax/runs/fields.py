@@ -27,7 +27,20 @@ FREE_FIELDS = (
     "stall_minutes",
 )
 # Fields that were added, with the value that they had before.
-ADDED = {"model.hidden": 0, "loss.in_range": "uniform", "parallel": "auto"}
+ADDED = {
+    "model.hidden": 0,
+    "loss.in_range": "uniform",
+    "parallel": "auto",
+    "ema_decay": 0.0,
+    "optim.name": "sgd",
+    "optim.warmup_epochs": 1.0,
+    "optim.beta1": 0.9,
+    "optim.beta2": 0.999,
+    "optim.epsilon": 1e-8,
+    "optim.decay_all": True,
+    "optim.head_factor": 1.0,
+    "optim.layer_decay": 1.0,
+}
 
 
 def as_json(config: ConfigDict) -> dict:

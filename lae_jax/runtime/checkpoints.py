@@ -194,7 +194,7 @@ class Checkpoints:
             value is not finite.
         """
         saved = self._saved(step)
-        compare(shapes(saved), shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
+        arrays.compare(arrays.shapes(saved), arrays.shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
         abstract = jax.tree.map(_numpy_target, target)
         with _reading(self._directory / str(step)):
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
@@ -202,15 +202,16 @@ class Checkpoints:
         arrays.require_finite(self._directory / str(step), dataclasses.asdict(state))
         return state
 
-    def arrays(self, step: int, names: tuple[str, ...] = ("params", "batch_stats")) -> dict:
-        """Returns parts of a state (by default the model's variables) as numpy arrays, on any number of devices.
+    def arrays(self, step: int, names: tuple[str, ...] = ()) -> dict:
+        """Returns parts of a state (by default `origin.variables`) as numpy arrays, on any number of devices.
 
         Raises:
           InputError: The files are damaged, a value is not finite, or the state is of another step.
         """
         saved = self._saved(step)
         with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*names, "step")}
+            parts = names or ("params", "batch_stats", *(["ema"] if "ema" in saved else []))
+            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*parts, "step")}
             found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
@@ -219,8 +220,9 @@ class Checkpoints:
                     restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
                 ),
             )
+            kept = {name: found[name] for name in names} or origin.variables(found)
         self._require_step(step, found["step"])
-        arrays.require_finite(self._directory / str(step), kept := {name: found[name] for name in names})
+        arrays.require_finite(self._directory / str(step), kept)
         return kept
 
     def _require_step(self, step: int, found: np.ndarray) -> None:
@@ -276,31 +278,6 @@ def _absolute(path: epath.Path) -> epath.Path:
 
 def _numpy_target(leaf) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-
-
-def shapes(tree: Any) -> dict[str, tuple]:
-    """Returns {path of a leaf: its shape}."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
-    """Compares the shapes of a checkpoint with those of a model.
-
-    Args:
-      saved: `shapes` of the checkpoint.
-      wanted: `shapes` of the model.
-      where: Path of the checkpoint, for the message.
-
-    Raises:
-      InputError: Shapes differ; the message names the first such leaf.
-    """
-    for name in sorted({*saved, *wanted}):
-        if saved.get(name) != wanted.get(name):
-            raise InputError(
-                f"{where} does not fit this run: {name} is {saved.get(name, 'missing')} in the checkpoint and"
-                f" {wanted.get(name, 'missing')} in the model of the config"
-            )
 
 
 def recover(workdir: os.PathLike | str) -> int | None:

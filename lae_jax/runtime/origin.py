@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import uuid
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -34,6 +35,11 @@ class Checkpoint:
     variables: dict
     meta: dict
     file: dict | None = None
+
+
+def variables(state: Mapping) -> dict:
+    """Returns the variables of the model in a state: of the parts that have an EMA, those of the EMA."""
+    return {name: {**state[name], **state.get("ema", {}).get(name, {})} for name in ("params", "batch_stats")}
 
 
 def give_id(workdir: os.PathLike | str) -> None:

@@ -84,6 +84,7 @@ def check_names(config: ConfigDict) -> None:
     stage = stages.get(config.stage)
     stages.with_method(stage, config.classify.method, config.classify.setting)
     build.require_in_range(config)
+    build.require_optimiser(config, stage.trains)
     parallel.require_form(config.parallel)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)

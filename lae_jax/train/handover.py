@@ -12,6 +12,7 @@ from lae_jax.models.pretrained import naming
 from lae_jax.runs import build, fields
 from lae_jax.runtime import checkpoints, files, layout, model_file, origin, parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.foreign import arrays
 from lae_jax.runtime.model_file import builtin
 
 logger = logging.getLogger("lae_jax")
@@ -40,6 +41,8 @@ def load(config: ConfigDict, stage: stages.Stage) -> origin.Checkpoint | None:
             f"{name} is a run of stage {init.meta['stage']}, but stage {stage.name} starts from a run of stage"
             f" {' or '.join(stage.follows)}: name one with --config.init_from"
         )
+    if decay := init.meta["config"].get("ema_decay"):
+        logger.info("%s has an EMA (config.ema_decay %g): its weights are taken", name, decay)
     return init
 
 
@@ -236,12 +239,12 @@ def take_over(fresh: dict, checkpoint: origin.Checkpoint, parts: tuple[str, ...]
     for part in ("backbone", "head"):
         source = {name: tree.get(part, {}) for name, tree in checkpoint.variables.items()}
         target = {name: tree.get(part, {}) for name, tree in fresh.items()}
-        fits = checkpoints.shapes(source) == checkpoints.shapes(target)
+        fits = arrays.shapes(source) == arrays.shapes(target)
         if part == "backbone" and part in parts and not fits:
             model = checkpoint.meta.get("model")
-            checkpoints.compare(
-                checkpoints.shapes(source),
-                checkpoints.shapes(target),
+            arrays.compare(
+                arrays.shapes(source),
+                arrays.shapes(target),
                 f"{checkpoint.workdir} (model {model}), backbone",
             )
         if part in parts and fits:

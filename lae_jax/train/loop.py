@@ -99,6 +99,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 plan.durations.total,
             )
             precision.tell(config)
+            plan.tell_ema()
             logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
@@ -115,7 +116,7 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
         parts = ("backbone",) if config.reinit_head else stage.loads
         variables = handover.take_over(variables, plan.init, parts)
     tx = build.optimiser(config, plan.schedule, variables["params"], stage.trains)
-    return module, tx, steps.create_state(variables, tx)
+    return module, tx, steps.create_state(variables, tx, stage.trains if config.ema_decay else ())
 
 
 def _inputs_of(plan: Plan) -> dict:
@@ -160,6 +161,7 @@ class _Loop:
                     mean=tuple(config.data.mean),
                     std=tuple(config.data.std),
                     accumulate=config.accumulate,
+                    ema_decay=config.ema_decay,
                 ),
             )
         )
@@ -325,7 +327,7 @@ class _Loop:
         self.wall.count("other")
         if not self.has_evaluated:
             self.watchdog.rest()
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = origin.variables(vars(state))
         outputs = inputs.outputs_of(
             config, plan.dataset, plan.scored_rows, self.forward, variables, plan.par, config.eval_batch_size, beat
         )

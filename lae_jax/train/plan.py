@@ -78,6 +78,21 @@ class Plan:
         """The schedules of learning rate and momentum."""
         return build.schedules(self.config, self.durations.epoch, self.durations.total)
 
+    def tell_ema(self) -> None:
+        """Logs the EMA; warns if the weights that the run starts from are still in it at the end."""
+        decay, total = self.config.ema_decay, self.durations.total
+        if not decay:
+            return
+        logger.info("the EMA of the weights (config.ema_decay %g) is scored, kept and handed on", decay)
+        if (left := decay**total) > 0.01:
+            logger.warning(
+                "after the %d steps of the run, %.0f%% of the EMA are the weights that it starts from: lower"
+                " config.ema_decay (at %.4g it is 1%%), with another config.workdir",
+                total,
+                100 * left,
+                0.01 ** (1 / total),
+            )
+
 
 # Fields and their lower bounds; True: the bound itself is allowed. Nearly all of a label distribution of sigma 0.1 lies
 # on one age, and far below, float32 cannot hold it.
@@ -124,6 +139,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting)
     par = parallel.Parallel(form=config.parallel)
     build.require_in_range(config)
+    build.require_optimiser(config, stage.trains)
     _check_numbers(config, par)
     if stage.mix is not None and config.accumulate > 1:
         raise InputError(

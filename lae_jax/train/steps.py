@@ -1,7 +1,7 @@
 """The training step: a pure function that `parallel` maps over devices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import flax.linen as nn
 import flax.struct
@@ -25,11 +25,32 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def create_state(variables: Mapping, tx: optax.GradientTransformation) -> TrainState:
-    """Returns the state of step 0 with a model's variables, whose numpy arrays stay numpy arrays."""
+class AveragedState(TrainState):
+    """A state with an EMA, {'params', 'batch_stats'} of the parts that train; other states have no such field."""
+
+    ema: dict
+
+
+def create_state(
+    variables: Mapping, tx: optax.GradientTransformation, averaged: tuple[str, ...] = ()
+) -> TrainState | AveragedState:
+    """Returns the state of step 0 with a model's variables, whose numpy arrays stay numpy arrays.
+
+    Args:
+      variables: The model's variables.
+      tx: The optimiser.
+      averaged: Names of the parts that have an EMA, which starts at `variables`.
+    """
     zero = np.zeros((), np.int32)
     params = dict(variables["params"])
-    return TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
+    state = TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
+    return AveragedState(**vars(state), ema=_of_parts(state, averaged)) if averaged else state
+
+
+def _of_parts(state: TrainState, parts: Collection[str]) -> dict:
+    """Returns the variables of some parts of the model."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return {kind: {name: tree[name] for name in parts if name in tree} for kind, tree in variables.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +64,7 @@ class Settings:
       std: Standard deviation of images in [0, 1].
       accumulate: Number of parts of a shard that are computed one after the other, and whose gradients are averaged.
         BatchNorm then normalises over a part (of all devices).
+      ema_decay: Decay of the EMA of a state that has one.
     """
 
     seed: int
@@ -50,6 +72,7 @@ class Settings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     accumulate: int = 1
+    ema_decay: float = 0.0
 
 
 def train_step(
@@ -75,8 +98,8 @@ def train_step(
 
     Returns:
       The new state and {'loss': (sum, weight), 'grad_norm', 'skipped', 'skipped_steps'}, the same on every device.
-      If the loss or the gradients are not finite, the step is skipped: parameters, statistics and optimiser do not
-      change, and the skipped step is counted.
+      If the loss or the gradients are not finite, the step is skipped: parameters, statistics, optimiser and EMA do
+      not change, and the skipped step is counted.
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     fixed = {name: value for name, value in state.params.items() if name not in stage.trains}
@@ -109,7 +132,7 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
 
-    new_state = _update(state, grads, batch_stats, tx, good)
+    new_state = _update(state, grads, batch_stats, tx, good, settings.ema_decay)
     skipped = {"skipped": ~good, "skipped_steps": new_state.skipped_steps}
     return new_state, {"loss": (loss_sum, weight), "grad_norm": grad_norm, **skipped}
 
@@ -157,7 +180,12 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
 
 
 def _update(
-    state: TrainState, grads: dict, batch_stats: dict, tx: optax.GradientTransformation, good: jax.Array
+    state: TrainState,
+    grads: dict,
+    batch_stats: dict,
+    tx: optax.GradientTransformation,
+    good: jax.Array,
+    ema_decay: float,
 ) -> TrainState:
     """Returns the next state: that of the step if it was good, else the old one with one more skipped step."""
     # The top keys of `grads` are the parts that train.
@@ -170,10 +198,15 @@ def _update(
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-    return TrainState(
+    new_state = state.replace(
         step=state.step + 1,
         skipped_steps=jnp.where(good, 0, state.skipped_steps + 1),
         params={**state.params, **keep(new_trained, trained)},
         batch_stats=keep(batch_stats, state.batch_stats),
         opt_state=keep(opt_state, state.opt_state),
     )
+    if not isinstance(state, AveragedState):
+        return new_state
+    # torch's lerp. In float32, decay x old + (1 - decay) x new would move weights that do not change.
+    moved = jax.tree.map(lambda e, x: e + (1 - ema_decay) * (x - e), state.ema, _of_parts(new_state, grads))
+    return new_state.replace(ema=keep(moved, state.ema))

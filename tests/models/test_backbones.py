@@ -1,5 +1,6 @@
 """Models: published sizes, masks of a split batch, freezing, dtypes, initial values."""
 
+import itertools
 from functools import partial
 
 import flax.linen as nn
@@ -88,6 +89,16 @@ def test_backbones_have_the_published_numbers_of_parameters(name, params, statis
     assert count(shapes["params"]["backbone"]) == params
     assert count(shapes["batch_stats"]) == statistics
     assert count(shapes["params"]["head"]) == (features + 1) * 101
+    assert sorted(itertools.chain(*models.layer_order(name))) == sorted(shapes["params"]["backbone"])
+
+
+def test_every_model_names_its_layers_in_order():
+    """The large ones in the test above."""
+    assert {len(models.layer_order(name)) > 2 for name in models.BACKBONES} == {True}
+    for name in (PICO, "efficientnet_v2_nano", "efficientnet_v2_tiny"):
+        shapes = shapes_of(models.create(name, 0, convolutions="xla"))
+        assert sorted(itertools.chain(*models.layer_order(name))) == sorted(shapes["params"])
+    assert models.layer_order(PICO) == (("stem_conv", "stem_bn"), ("block1_0",), ("block2_0", "top_conv", "top_bn"))
 
 
 def test_small_models_are_small_and_divide_as_they_say():

@@ -43,3 +43,28 @@ def require_finite(path: os.PathLike | str, arrays: Mapping) -> None:
             raise InputError(
                 f"{path}: {name} has values that are not finite: restore the checkpoint, or name another step or run"
             )
+
+
+def shapes(tree: Any) -> dict[str, tuple]:
+    """Returns {path of a leaf: its shape}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+    """Compares the shapes of a checkpoint with those of a model.
+
+    Args:
+      saved: `shapes` of the checkpoint.
+      wanted: `shapes` of the model.
+      where: Path of the checkpoint, for the message.
+
+    Raises:
+      InputError: Shapes differ; the message names the first such leaf.
+    """
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise InputError(
+                f"{where} does not fit this run: {name} is {saved.get(name, 'missing')} in the checkpoint and"
+                f" {wanted.get(name, 'missing')} in the model of the config"
+            )

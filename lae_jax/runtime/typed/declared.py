@@ -89,6 +89,11 @@ _RANGES = {
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
     "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "parallel": optional(one_of(("auto", "pmap", "shard_map"))),  # likewise
+    "ema_decay": optional(number(0, 1)),  # likewise
+    "optim.name": optional(one_of(("sgd", "adamw"))),  # likewise
+    "optim.decay_all": optional(flag()),  # likewise
+    **dict.fromkeys((f"optim.{name}" for name in ("warmup_epochs", "beta1", "beta2")), optional(number(0))),  # likewise
+    **dict.fromkeys((f"optim.{name}" for name in ("epsilon", "head_factor", "layer_decay")), optional(number(above=0))),
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),
@@ -208,6 +213,8 @@ CONFIG_HEAD = fields(
         "init_from": optional(text()),
         "init_step": optional(whole(0)),
         "model": optional(fields({"name": optional(text())})),
+        "optim": optional(fields({"name": optional(text()), "schedule": optional(text())})),
+        "ema_decay": optional(number(0, 1)),
         "data": optional(
             fields(
                 {
