@@ -97,6 +97,7 @@ def sgd(
     weight_decay: float = 5e-4,
     nesterov: bool = True,
     clip_norm: float = 0.0,
+    norm: Callable[[optax.Updates], jax.Array] = optax.tree.norm,
 ) -> optax.GradientTransformation:
     """Returns torch.optim.SGD.
 
@@ -109,7 +110,8 @@ def sgd(
       weight_decay: Coupled: it is added to g before the momentum.
       nesterov: Whether to use Nesterov momentum.
       clip_norm: If above 0, the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
-        `step()` does. The norm covers the leaves passed here, so it does not suit sharded leaves.
+        `step()` does.
+      norm: The global norm, of gradients of which each device has a part as well.
 
     Returns:
       The transformation. Its buffer and updates are float32 or wider for parameters of any dtype.
@@ -126,7 +128,7 @@ def sgd(
     _check("clip_norm", clip_norm, low=0)
     return optax.chain(
         optax.stateless(lambda grads, _: jax.tree.map(_widened, grads)),
-        optax.stateless(lambda grads, _: _clipped(grads, clip_norm)) if clip_norm else optax.identity(),
+        optax.stateless(lambda grads, _: _clipped(grads, clip_norm, norm)) if clip_norm else optax.identity(),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         _momentum(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
@@ -137,9 +139,9 @@ def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def _clipped(grads: optax.Updates, norm: float) -> optax.Updates:
+def _clipped(grads: optax.Updates, limit: float, norm: Callable) -> optax.Updates:
     """Clips as torch does, with an epsilon that `optax.clip_by_global_norm` lacks."""
-    factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-6))
+    factor = jnp.minimum(1.0, limit / (norm(grads) + 1e-6))
     return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads)
 
 

@@ -19,6 +19,7 @@ from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import model_file, origin, parallel
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.model_file import builtin
+from lae_jax.runtime.parallel import rows
 
 NUM_AGES = 101
 
@@ -33,7 +34,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
     try:
         return models.create(
             c.name,
-            num_outputs,
+            rows.padded(num_outputs) if stage.split else num_outputs,
             precision.dtype_of(config),
             head=stage.head,
             embedding_size=c.embedding_size,
@@ -44,6 +45,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             remat=c.remat,
             parts=config.accumulate,
             precision=c.precision,
+            tells_quality=stage.head == "identity" and config.loss.margin_form in stages.classes.ADAPTIVE,
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
@@ -141,12 +143,12 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
 
 
 def optimiser(
-    config: ConfigDict, schedule: Schedules, params: Mapping, trains: tuple[str, ...]
+    config: ConfigDict, schedule: Schedules, params: Mapping, stage: stages.Stage
 ) -> optax.GradientTransformation:
-    """Returns SGD for the parts of the parameters that train."""
-    c = config.optim
-    sgd = optim.sgd(schedule.learning_rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm)
-    return optim.trainable(sgd, params, trains)
+    """Returns SGD for the parts of the parameters that train in a stage."""
+    c, norm = config.optim, functools.partial(rows.norm, names=stage.split)
+    sgd = optim.sgd(schedule.learning_rate, schedule.momentum, c.weight_decay, c.nesterov, c.clip_norm, norm)
+    return optim.trainable(sgd, params, stage.trains)
 
 
 def load(path: os.PathLike | str, step: int | None = None, how_to_make: str = "") -> origin.Checkpoint:

@@ -27,7 +27,14 @@ FREE_FIELDS = (
     "stall_minutes",
 )
 # Fields that were added, with the value that they had before.
-ADDED = {"model.hidden": 0, "loss.in_range": "uniform", "parallel": "auto"}
+ADDED = {
+    "model.hidden": 0,
+    "model.class_weights": "auto",
+    "model.class_sampling": 1.0,
+    "loss.in_range": "uniform",
+    "loss.margin_form": "am_softmax",
+    "parallel": "auto",
+}
 
 
 def as_json(config: ConfigDict) -> dict:

@@ -38,7 +38,8 @@ def require_finite(path: os.PathLike | str, arrays: Mapping) -> None:
       InputError: One is not; the message names the first such array.
     """
     for place, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        if not np.isfinite(leaf).all():
+        shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+        if not all(np.isfinite(part).all() for part in [shard.data for shard in shards] or [leaf]):
             name = jax.tree_util.keystr(place, simple=True, separator="/")
             raise InputError(
                 f"{path}: {name} has values that are not finite: restore the checkpoint, or name another step or run"
