@@ -284,7 +284,7 @@ def ada_margin(cosines: jax.Array, margin: float, quality: jax.Array) -> jax.Arr
     Args:
       cosines: (B,).
       margin: m.
-      quality: (B,), from -1 to 1, `norm_quality`; it counts as a constant.
+      quality: (B,), from -1 to 1: the length of an embedding beside all others; it counts as a constant.
 
     Returns:
       (B,); gradients are finite, also at -1 and 1.
@@ -295,21 +295,6 @@ def ada_margin(cosines: jax.Array, margin: float, quality: jax.Array) -> jax.Arr
     turned = jnp.where((angle < 0) & (cosines > jnp.cos(angle)), 1.0, turned)
     turned = jnp.where((angle > 0) & (cosines < -jnp.cos(angle)), -1.0, turned)
     return turned - (margin * quality + margin)
-
-
-def norm_quality(norms: jax.Array, mean: jax.Array, std: jax.Array, concentration: float = 0.333) -> jax.Array:
-    """Returns AdaFace's image quality, the length of an embedding beside all lengths (equation 12).
-
-    Args:
-      norms: (B,) lengths of embeddings.
-      mean: () their mean.
-      std: () their standard deviation.
-      concentration: h.
-
-    Returns:
-      (B,), from -1 to 1.
-    """
-    return jnp.clip((norms - mean) / (std + 1e-3) * concentration, -1.0, 1.0)
 
 
 def _turned(cosines: jax.Array, angle: float | jax.Array) -> jax.Array:

@@ -41,7 +41,8 @@ def stages_of(name):
 @functools.cache
 def check_step(stage_name: str, model: str, image_size: int):
     """Traces the step of a stage and a model (the config's part, JSON) without compiling it: shapes and dtypes."""
-    config, stage = ConfigDict({"model": json.loads(model), "accumulate": 1, "loss": common.get_config().loss}), stages.get(stage_name)
+    given = {"model": json.loads(model), "accumulate": 1, "loss": common.get_config().loss}
+    config, stage = ConfigDict(given), stages.get(stage_name)
     # M takes half a minute to trace; its own shapes are tested in test_backbones.py.
     config.model.name = config.model.name.replace("v2_m", "v2_nano")
     module = runs.model(config, stage, 101 if stage.head == "age" else 1000)

@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax import losses
 from lae_jax.models.layers import Compute, Dropout, batch_norm
 
 _Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
@@ -21,7 +20,7 @@ _Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
 class IdentityOutputs(NamedTuple):
     """Inputs of the losses of stage 1: embeddings (B, D) and class weights (C, D), neither normalised.
 
-    `quality`, (B,), is that of the images as AdaFace sees it, `losses.norm_quality`; None if the head does not tell it.
+    `quality`, (B,), is that of the images as AdaFace sees it (`LengthQuality`); None if the head does not tell it.
     """
 
     embeddings: jax.Array
@@ -84,10 +83,14 @@ class IdentityHead(nn.Module):
 
 
 class LengthQuality(nn.Module):
-    """Quality of images by the lengths of their embeddings (B, D) -> (B,), with moving statistics as in AdaFace."""
+    """Quality of images by the lengths of their embeddings, (B, D) -> (B,), from -1 to 1.
+
+    Kim et al., "AdaFace", CVPR 2022, equation 12, with the constants of the authors' code.
+    """
 
     compute: Compute
-    momentum: float = 0.99  # as in AdaFace's code, also the statistics at the start
+    momentum: float = 0.99  # of the moving statistics
+    concentration: float = 0.333  # the paper's h
 
     @nn.compact
     def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
@@ -101,4 +104,4 @@ class LengthQuality(nn.Module):
             every = lengths if axis is None else jax.lax.all_gather(lengths, axis, tiled=True)
             for statistic, now in ((mean, every.mean()), (std, every.std(ddof=1))):
                 statistic.value = self.momentum * statistic.value + (1 - self.momentum) * now
-        return losses.norm_quality(lengths, mean.value, std.value)
+        return jnp.clip((lengths - mean.value) / (std.value + 1e-3) * self.concentration, -1.0, 1.0)

@@ -195,7 +195,7 @@ class Checkpoints:
         """
         saved = self._saved(step)
         compare(shapes(saved), shapes(vars(target)), f"{self._directory}/{step}")
-        abstract = jax.tree.map(_numpy_target, target)
+        abstract = jax.tree.map(arrays.target, target)
         with _reading(self._directory / str(step)):
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         self._require_step(step, state.step)
@@ -213,7 +213,8 @@ class Checkpoints:
         """
         saved = self._saved(step)
         with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            wanted = {name: jax.tree.map(_numpy_target, _without_classes(saved[name])) for name in (*names, "step")}
+            parts = {name: arrays.without_classes(saved[name]) for name in (*names, "step")}
+            wanted = jax.tree.map(arrays.target, parts)
             found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
@@ -275,18 +276,6 @@ def _without_warnings() -> Iterator[None]:
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax needs absolute paths; a path in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def _without_classes(tree: Any) -> Any:
-    if not isinstance(tree, Mapping):
-        return tree
-    return {key: _without_classes(part) for key, part in tree.items() if key != "class_weights"}
-
-
-def _numpy_target(leaf) -> np.ndarray | jax.ShapeDtypeStruct:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def shapes(tree: Any) -> dict[str, tuple]:

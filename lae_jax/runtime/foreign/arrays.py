@@ -31,6 +31,20 @@ def _bytes(leaf: Any) -> int:
     return math.prod(map(max, leaf.shape, chunk)) * np.dtype(leaf.dtype).itemsize
 
 
+def target(leaf: Any) -> np.ndarray | jax.ShapeDtypeStruct:
+    """Returns what orbax restores an array as: a NumPy array, or what a `jax.ShapeDtypeStruct` says."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def without_classes(tree: Any) -> Any:
+    """Returns nested mappings without the class weights of stage 1."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: without_classes(part) for key, part in tree.items() if key != "class_weights"}
+
+
 def require_finite(path: os.PathLike | str, arrays: Mapping) -> None:
     """Checks that the arrays of a model are finite numbers. NaN gives scores and ages that look like any others.
 
