@@ -68,7 +68,7 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
     module = build.model(config, stage, build.NUM_AGES)
     image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
-    tx = build.optimiser(config, build.schedules(config, 100, 1000), variables["params"], stage.trains)
+    tx = build.optimiser(config, build.schedules(config, 100, 1000), variables["params"], stage)
     state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
     step = functools.partial(
         steps.train_step,

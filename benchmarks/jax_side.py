@@ -20,7 +20,15 @@ from lae_jax.train import costs, steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": MAE, "scale": 64.0, "margin": 0.35}
+CONSTANTS = {
+    "er_weight": 1.0,
+    "label_sigma": 1.0,
+    "in_range": "uniform",
+    "mae": MAE,
+    "scale": 64.0,
+    "margin": 0.35,
+    "margin_form": "am_softmax",
+}
 STAGES = {"stage 1": "pretrain", "stage 2": "represent", "stage 3": "classify"}
 
 

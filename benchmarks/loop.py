@@ -45,7 +45,7 @@ def make_loop(args: argparse.Namespace, folder: pathlib.Path, saved: checkpoints
     plan = make_plan(config)
     module = build.model(config, plan.stage, plan.num_outputs)
     variables = models.initialise(module, args.image_size, 0)
-    tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage.trains)
+    tx = build.optimiser(config, plan.schedule, variables["params"], plan.stage)
     state = plan.par.place(steps.create_state(variables, tx))
     trace = profiling.Trace(plan.workdir, None, 0, plan.durations.total)
     return train._Loop(plan, module, tx, saved, watch.Signals(), trace), state

@@ -123,7 +123,7 @@ def our_steps(stage_name: str, dataset: records.Dataset, total: int) -> tuple[di
     config.model.dtype = "float64"
     stage, par = stages.get(stage_name), parallel.Parallel(tuple(jax.local_devices()[:1]))
     module, variables = build.model(config, stage, build.NUM_AGES), initial_weights(config, config.seed)
-    tx = build.optimiser(config, build.schedules(config, total, total), variables["params"], stage.trains)
+    tx = build.optimiser(config, build.schedules(config, total, total), variables["params"], stage)
     settings = steps.Settings(0, jnp.dtype(config.model.dtype), tuple(config.data.mean), tuple(config.data.std))
     constants = {**config.loss, "mae": MAE}
     step = par.map_train(

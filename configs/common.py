@@ -77,6 +77,12 @@ def get_config() -> ConfigDict:
     c.model.dropout = placeholder(float)  # default: as published
     c.model.stochastic_depth = placeholder(float)  # default: as published
     c.model.embedding_size = 512  # stage 1 (ours)
+    # Stage 1: 'split' (each device has a part of the class weights: for many people) | 'copied' (each has all) | 'auto'
+    # (split from 300,000 people on, or with class_sampling).
+    c.model.class_weights = "auto"
+    c.model.class_sampling = (
+        1.0  # stage 1: share of the people that a step compares with, and always those of its images
+    )
     c.model.hidden = 0  # stages 2 and 3: units of a hidden layer before the FC; 0: no hidden layer (the paper)
     c.model.sync_batch_norm = True  # statistics over the images of all devices (ours)
     c.model.remat = False  # recompute blocks in the backward pass: less memory, a third more time
@@ -86,7 +92,8 @@ def get_config() -> ConfigDict:
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
     c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
     c.loss.scale = 64.0  # AM-softmax s (ours)
-    c.loss.margin = 0.35  # AM-softmax m (ours)
+    c.loss.margin = 0.35  # AM-softmax m (ours); in their papers 0.5 for arcface, 0.4 for adaface
+    c.loss.margin_form = "am_softmax"  # (the paper) | 'arcface' | 'adaface'
 
     c.classify = ConfigDict()
     c.classify.method = "lae"  # stage 3: the paper's, or a method of docs/longtail.md that can be a stage 3
@@ -121,7 +128,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 256  # images in a batch, over all devices and hosts
     c.accumulate = 1  # parts of a batch, computed one after the other to save memory
     # How JAX maps a step over the devices: 'pmap' | 'shard_map' (same numbers, less work for the host where a run has
-    # several processes); 'auto': pmap with one process, shard_map with several.
+    # several processes); 'auto': pmap with one process, shard_map with several and where class weights are split.
     c.parallel = "auto"
     c.max_skipped_steps = 10  # end the run after this many skipped steps in a row (not finite)
 

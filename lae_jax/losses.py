@@ -1,4 +1,4 @@
-"""The losses of the three stages: equations 1 to 4 of the paper, and AM-softmax.
+"""The losses of the three stages: equations 1 to 4 of the paper, AM-softmax, and the margins of its successors.
 
 B = batch, K = 101 ages (labels 0..100), D = embedding, C = identities. Each loss returns one value per example, (B,);
 the caller weights and averages them. The arithmetic is float32 or wider for any input; gradients are finite. Shapes are
@@ -8,11 +8,15 @@ Labels may be ranges of ages. `ages` is then (B, 2): the first and the last age 
 equal, the age is exact, and its losses are those of (B,) ages, bit for bit. A range that ends at 100 has no upper end.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 # A vector whose squared length is below this counts as zero, which keeps the gradient of its direction finite.
 _MIN_SQUARED_NORM = 1e-12
+_MIN_SQUARED_SINE = 1e-12
 IN_RANGE = ("uniform", "model")  # how a label distribution is spread over a range
 # The ages of a range without an upper end are weighted as in a population (`metrics.range_weights` has the same).
 OPEN_END, OLD, HALVING = 100, 70, 5.0
@@ -219,6 +223,27 @@ def am_softmax_loss(
     Raises:
       ValueError: The shapes do not match.
     """
+    return margin_loss(embeddings, class_weights, labels, lambda cosines: cosines - margin, scale)
+
+
+def margin_loss(
+    embeddings: jax.Array, class_weights: jax.Array, labels: jax.Array, with_margin: Callable, scale: float = 64.0
+) -> jax.Array:
+    """Returns the cross-entropy of cosines times `scale`, where that of the true class gets a margin.
+
+    Args:
+      embeddings: As in `am_softmax_loss`.
+      class_weights: As in `am_softmax_loss`.
+      labels: As in `am_softmax_loss`.
+      with_margin: Cosines of the true classes, (B,) -> (B,).
+      scale: s.
+
+    Returns:
+      (B,).
+
+    Raises:
+      ValueError: The shapes do not match.
+    """
     embeddings, class_weights = _matrix(embeddings, "embeddings"), _matrix(class_weights, "class_weights")
     labels = jnp.asarray(labels)
     if embeddings.shape[1] != class_weights.shape[1] or labels.shape != embeddings.shape[:1]:
@@ -227,10 +252,55 @@ def am_softmax_loss(
             f"{embeddings.shape}, {class_weights.shape}, {labels.shape}"
         )
     # With s = 64 the rounding of a bfloat16 or TF32 product would become a tenth of a nat.
-    cosines = jnp.matmul(_unit(embeddings), _unit(class_weights).T, precision=jax.lax.Precision.HIGHEST)
+    cosines = jnp.matmul(unit(embeddings), unit(class_weights).T, precision=jax.lax.Precision.HIGHEST)
     is_true = labels[:, None] == jnp.arange(class_weights.shape[0])[None, :]
-    log_p = jax.nn.log_softmax(scale * jnp.where(is_true, cosines - margin, cosines), axis=-1)
+    target = with_margin(jnp.sum(jnp.where(is_true, cosines, 0.0), axis=-1))
+    log_p = jax.nn.log_softmax(scale * jnp.where(is_true, target[:, None], cosines), axis=-1)
     return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+
+
+def arc_margin(cosines: jax.Array, margin: float) -> jax.Array:
+    """Returns cos(theta + m) of ArcFace (Deng et al., "ArcFace", CVPR 2019, equation 3), with theta = arccos(cosine).
+
+    Where theta + m is above pi, it is cos(theta) - m sin(m), as in the authors' code: the cosine would rise again.
+
+    Args:
+      cosines: (B,).
+      margin: m, radians.
+
+    Returns:
+      (B,); gradients are finite, also at -1 and 1.
+    """
+    return jnp.where(cosines > -math.cos(margin), _turned(cosines, margin), cosines - margin * math.sin(margin))
+
+
+def ada_margin(cosines: jax.Array, margin: float, quality: jax.Array) -> jax.Array:
+    """Returns cos(theta + g_angle) - g_add of AdaFace (Kim et al., "AdaFace", CVPR 2022, equations 13 and 14).
+
+    g_angle = -m quality and g_add = m quality + m: images of high quality, whose embeddings are long, get a margin of
+    the angle that makes hard examples count more, and images of low quality one that makes them count less. As in the
+    authors' code, theta + g_angle is kept between 0 and pi.
+
+    Args:
+      cosines: (B,).
+      margin: m.
+      quality: (B,), from -1 to 1: the length of an embedding beside all others; it counts as a constant.
+
+    Returns:
+      (B,); gradients are finite, also at -1 and 1.
+    """
+    quality = jax.lax.stop_gradient(quality)
+    angle = -margin * quality
+    turned = _turned(cosines, angle)
+    turned = jnp.where((angle < 0) & (cosines > jnp.cos(angle)), 1.0, turned)
+    turned = jnp.where((angle > 0) & (cosines < -jnp.cos(angle)), -1.0, turned)
+    return turned - (margin * quality + margin)
+
+
+def _turned(cosines: jax.Array, angle: float | jax.Array) -> jax.Array:
+    """Returns cos(theta + angle). Where the sine is nearly 0, its gradient counts as 0 instead of infinite."""
+    sine = jnp.sqrt(jnp.maximum((1.0 - cosines) * (1.0 + cosines), _MIN_SQUARED_SINE))
+    return cosines * jnp.cos(angle) - sine * jnp.sin(angle)
 
 
 def _labels(ages: jax.Array) -> jax.Array:
@@ -256,7 +326,8 @@ def _log_label_distribution(ages: jax.Array, sigma: float, num_ages: int) -> jax
     return jax.nn.log_softmax(-((labels[None, :] - ages[:, None]) ** 2) / (2 * sigma**2), axis=-1)
 
 
-def _unit(vectors: jax.Array) -> jax.Array:
+def unit(vectors: jax.Array) -> jax.Array:
+    """Returns vectors (N, D) scaled to length 1; a zero vector stays zero, and its gradient is finite."""
     squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squared, _MIN_SQUARED_NORM))
 

@@ -21,6 +21,7 @@ from lae_jax.runtime.errors import InputError
 PARTS = ("backbone", "head")  # the two top-level keys of every model's parameters
 
 Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
+Norm = Callable[[optax.Updates], jax.Array]
 Factor = Callable[[tuple[str, ...]], float]  # of the path of a parameter, such as ('backbone', 'stem_conv', 'kernel')
 
 
@@ -130,6 +131,7 @@ def sgd(
     clip_norm: float = 0.0,
     decay_all: bool = True,
     factor: Factor | None = None,
+    norm: Norm = optax.tree.norm,
 ) -> optax.GradientTransformation:
     """Returns torch.optim.SGD.
 
@@ -142,9 +144,10 @@ def sgd(
       weight_decay: Coupled: it is added to g before the momentum.
       nesterov: Whether to use Nesterov momentum.
       clip_norm: If above 0, the gradients are first scaled to at most this global norm, as `clip_grad_norm_` before
-        `step()` does. The norm covers the leaves passed here, so it does not suit sharded leaves.
+        `step()` does.
       decay_all: False: biases and norms have no weight decay, see `decayed`.
       factor: Path of a parameter -> factor of its learning rate, as torch's groups of parameters have one each.
+      norm: The global norm, of gradients of which each device has a part as well.
 
     Returns:
       The transformation. Its buffer and updates are float32 or wider for parameters of any dtype.
@@ -156,7 +159,7 @@ def sgd(
     if not callable(momentum):
         _check("momentum", momentum, low=0, below=1)
     rule = (_decay(weight_decay, decay_all), _momentum(momentum, nesterov))
-    return _descent(rule, learning_rate, clip_norm, factor)
+    return _descent(rule, learning_rate, clip_norm, factor, norm)
 
 
 def adamw(
@@ -168,6 +171,7 @@ def adamw(
     clip_norm: float = 0.0,
     decay_all: bool = True,
     factor: Factor | None = None,
+    norm: Norm = optax.tree.norm,
 ) -> optax.GradientTransformation:
     """Returns torch.optim.AdamW (Loshchilov and Hutter, arXiv:1711.05101).
 
@@ -180,6 +184,7 @@ def adamw(
       clip_norm: As of `sgd`.
       decay_all: As of `sgd`.
       factor: As of `sgd`; it multiplies the weight decay of a step, too.
+      norm: As of `sgd`.
 
     Raises:
       InputError: A number is out of range.
@@ -194,7 +199,7 @@ def adamw(
         adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b2", "eps", "eps_root"))
         adam = functools.partial(adam, b2=beta2, eps=epsilon)
     rule = (adam(b1=beta1), _decay(weight_decay, decay_all))
-    tx = _descent(rule, learning_rate, clip_norm, factor)
+    tx = _descent(rule, learning_rate, clip_norm, factor, norm)
     # In one program: each leaf on its own would compile one for each shape.
     return optax.GradientTransformation(jax.jit(tx.init), tx.update)
 
@@ -216,6 +221,7 @@ def _descent(
     learning_rate: float | Schedule,
     clip_norm: float,
     factor: Factor | None,
+    norm: Norm,
 ) -> optax.GradientTransformation:
     """Clips, follows the rule, and multiplies by the learning rate."""
     if not callable(learning_rate):
@@ -224,7 +230,7 @@ def _descent(
     scaled = [] if factor is None else [optax.stateless(lambda updates, _: _scaled(updates, factor))]
     return optax.chain(
         optax.stateless(lambda grads, _: jax.tree.map(_widened, grads)),
-        optax.stateless(lambda grads, _: _clipped(grads, clip_norm)) if clip_norm else optax.identity(),
+        optax.stateless(lambda grads, _: _clipped(grads, clip_norm, norm)) if clip_norm else optax.identity(),
         *rule,
         optax.scale_by_learning_rate(learning_rate),
         *scaled,
@@ -250,9 +256,9 @@ def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def _clipped(grads: optax.Updates, norm: float) -> optax.Updates:
+def _clipped(grads: optax.Updates, limit: float, norm: Callable) -> optax.Updates:
     """Clips as torch does, with an epsilon that `optax.clip_by_global_norm` lacks."""
-    factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-6))
+    factor = jnp.minimum(1.0, limit / (norm(grads) + 1e-6))
     return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads)
 
 

@@ -104,6 +104,7 @@ def create(
     convolutions: str = "auto",
     parts: int = 1,
     precision: str = "default",
+    tells_quality: bool = False,
 ) -> nn.Module:
     """Returns a model, called as `module.apply(variables, images, train=False, rows=None, train_backbone=True)`.
 
@@ -124,6 +125,7 @@ def create(
       parts: Parts of a batch that the model sees one after the other in training (gradient accumulation).
       precision: Precision of the backbone's products and convolutions of float32: 'default' (the accelerator's: TF32 on
         GPUs, bfloat16 on TPUs), 'high' or 'highest' (float32). Heads always have the highest.
+      tells_quality: Whether the identity head tells the quality of images while training, which AdaFace needs.
 
     Raises:
       ValueError: The name, head, form of convolution or precision is unknown, a rate lies outside [0, 1), the dtype is
@@ -153,5 +155,5 @@ def create(
     if num_outputs == 0:
         return backbone
     if head == "identity":
-        return Model(backbone, IdentityHead(compute, num_outputs, embedding_size))
+        return Model(backbone, IdentityHead(compute, num_outputs, embedding_size, tells_quality))
     return Model(backbone, AgeHead(compute, num_outputs, dropout, hidden))

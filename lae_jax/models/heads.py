@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lae_jax.models.layers import Compute, Dropout, batch_norm
 
@@ -17,10 +18,14 @@ _Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
 
 
 class IdentityOutputs(NamedTuple):
-    """Inputs of `losses.am_softmax_loss`: embeddings (B, D) and class weights (C, D), neither normalised."""
+    """Inputs of the losses of stage 1: embeddings (B, D) and class weights (C, D), neither normalised.
+
+    `quality`, (B,), is that of the images as AdaFace sees it (`LengthQuality`); None if the head does not tell it.
+    """
 
     embeddings: jax.Array
     class_weights: jax.Array
+    quality: jax.Array | None = None
 
 
 class AgeHead(nn.Module):
@@ -49,12 +54,14 @@ class IdentityHead(nn.Module):
     """A linear embedding without bias, then BatchNorm; and the class weights (CosFace, arXiv:1801.09414).
 
     Features (B, F) -> `IdentityOutputs` while training, embeddings (B, D) alone otherwise. The head has no dropout: the
-    margin is the regulariser.
+    margin is the regulariser. Only training needs the class weights, and takes the rows that it is given: a device may
+    have a part of them. If `tells_quality`, training keeps moving statistics of the lengths of embeddings.
     """
 
     compute: Compute
     num_outputs: int
     embedding_size: int = 512
+    tells_quality: bool = False
 
     @nn.compact
     def __call__(
@@ -63,11 +70,38 @@ class IdentityHead(nn.Module):
         """Returns the head's outputs; `rows` is not used."""
         del rows
         dtype = self.compute.param_dtype
-        # Created in both modes, so that a model initialised for inference can be trained.
-        class_weights = self.param(
-            "class_weights", nn.initializers.normal(1.0), (self.num_outputs, self.embedding_size), dtype
-        )
+        if self.is_initializing():  # in both modes, so that a model initialised for inference can be trained
+            shape = (self.num_outputs, self.embedding_size)
+            self.param("class_weights", nn.initializers.normal(1.0), shape, dtype)
         x = _Dense(self.embedding_size, use_bias=False, dtype=dtype, param_dtype=dtype, name="embedding")(features)
         wide = Compute(dtype, self.compute.axis_name)
         x = batch_norm(wide, train, 1e-5, "bn")(x)
-        return IdentityOutputs(x, class_weights) if train else x
+        if not (train or self.is_initializing()):
+            return x
+        quality = LengthQuality(wide, name="lengths")(x, train) if self.tells_quality else None
+        return IdentityOutputs(x, self.get_variable("params", "class_weights"), quality) if train else x
+
+
+class LengthQuality(nn.Module):
+    """Quality of images by the lengths of their embeddings, (B, D) -> (B,), from -1 to 1.
+
+    Kim et al., "AdaFace", CVPR 2022, equation 12, with the constants of the authors' code.
+    """
+
+    compute: Compute
+    momentum: float = 0.99  # of the moving statistics
+    concentration: float = 0.333  # the paper's h
+
+    @nn.compact
+    def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
+        """Returns the quality; the statistics are those of the images of all devices, those of this batch included."""
+        dtype = self.compute.dtype
+        mean = self.variable("batch_stats", "mean", lambda: jnp.full((), 20.0, dtype))
+        std = self.variable("batch_stats", "std", lambda: jnp.full((), 100.0, dtype))
+        lengths = jnp.clip(jnp.linalg.norm(jax.lax.stop_gradient(embeddings), axis=-1), 0.001, 100.0)
+        if train and not self.is_initializing():
+            axis = self.compute.axis_name
+            every = lengths if axis is None else jax.lax.all_gather(lengths, axis, tiled=True)
+            for statistic, now in ((mean, every.mean()), (std, every.std(ddof=1))):
+                statistic.value = self.momentum * statistic.value + (1 - self.momentum) * now
+        return jnp.clip((lengths - mean.value) / (std.value + 1e-3) * self.concentration, -1.0, 1.0)

@@ -20,6 +20,7 @@ from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import model_file, origin, parallel
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.model_file import builtin
+from lae_jax.runtime.parallel import rows
 
 NUM_AGES = 101
 OPTIMISERS = ("sgd", "adamw")
@@ -35,7 +36,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
     try:
         return models.create(
             c.name,
-            num_outputs,
+            rows.padded(num_outputs) if stage.split else num_outputs,
             precision.dtype_of(config),
             head=stage.head,
             embedding_size=c.embedding_size,
@@ -46,6 +47,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             remat=c.remat,
             parts=config.accumulate,
             precision=c.precision,
+            tells_quality=stage.head == "identity" and config.loss.margin_form in stages.classes.ADAPTIVE,
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
@@ -152,25 +154,29 @@ def schedules(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> Sch
 
 
 def optimiser(
-    config: ConfigDict, schedule: Schedules, params: Mapping, trains: tuple[str, ...]
+    config: ConfigDict, schedule: Schedules, params: Mapping, stage: stages.Stage
 ) -> optax.GradientTransformation:
-    """Returns the optimiser of the config for the parts of the parameters that train."""
-    return optim.trainable(rule(config, schedule, _factor(config)), params, trains)
+    """Returns the optimiser of the config for the parts of the parameters that train in a stage."""
+    norm = functools.partial(rows.norm, names=stage.split)
+    return optim.trainable(rule(config, schedule, _factor(config), norm), params, stage.trains)
 
 
-def rule(config: ConfigDict, schedule: Schedules, factor: optim.Factor | None) -> optax.GradientTransformation:
+def rule(
+    config: ConfigDict, schedule: Schedules, factor: optim.Factor | None, norm: optim.Norm = optax.tree.norm
+) -> optax.GradientTransformation:
     """Returns the optimiser that config.optim names.
 
     Args:
       config: The config.
       schedule: Learning rate and momentum.
       factor: Path of a parameter -> factor of its learning rate.
+      norm: The global norm of the gradients.
 
     Raises:
       InputError: There is no optimiser of that name.
     """
     c = config.optim
-    shared = {"clip_norm": c.clip_norm, "decay_all": c.decay_all, "factor": factor}
+    shared = {"clip_norm": c.clip_norm, "decay_all": c.decay_all, "factor": factor, "norm": norm}
     rate, momentum = schedule.learning_rate, schedule.momentum
     if c.name == "adamw":
         return optim.adamw(rate, momentum, c.beta2, c.epsilon, c.weight_decay, **shared)

@@ -29,7 +29,10 @@ FREE_FIELDS = (
 # Fields that were added, with the value that they had before.
 ADDED = {
     "model.hidden": 0,
+    "model.class_weights": "auto",
+    "model.class_sampling": 1.0,
     "loss.in_range": "uniform",
+    "loss.margin_form": "am_softmax",
     "parallel": "auto",
     "ema_decay": 0.0,
     "optim.name": "sgd",

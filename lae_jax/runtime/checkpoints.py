@@ -1,7 +1,6 @@
 """Checkpoints of a run (orbax): save, verify, restore."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -187,31 +186,36 @@ class Checkpoints:
 
         Args:
           step: Step of the checkpoint.
-          target: A state with the expected shapes.
+          target: A state with the expected shapes; where a leaf is a `jax.ShapeDtypeStruct` with a sharding, it is
+            restored as such an array.
 
         Raises:
           InputError: A shape differs, and the message names the first such leaf; or the state is of another step; or a
             value is not finite.
         """
         saved = self._saved(step)
-        arrays.compare(arrays.shapes(saved), arrays.shapes(dataclasses.asdict(target)), f"{self._directory}/{step}")
-        abstract = jax.tree.map(_numpy_target, target)
+        arrays.compare(arrays.shapes(saved), arrays.shapes(vars(target)), f"{self._directory}/{step}")
+        abstract = jax.tree.map(arrays.target, target)
         with _reading(self._directory / str(step)):
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
         self._require_step(step, state.step)
-        arrays.require_finite(self._directory / str(step), dataclasses.asdict(state))
+        arrays.require_finite(self._directory / str(step), vars(state))
         return state
 
     def arrays(self, step: int, names: tuple[str, ...] = ()) -> dict:
         """Returns parts of a state (by default `origin.variables`) as numpy arrays, on any number of devices.
+
+        The class weights of stage 1 are left out: only a run that resumes needs them, and those of millions of people
+        do not fit a host.
 
         Raises:
           InputError: The files are damaged, a value is not finite, or the state is of another step.
         """
         saved = self._saved(step)
         with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            parts = names or ("params", "batch_stats", *(["ema"] if "ema" in saved else []))
-            wanted = {name: jax.tree.map(_numpy_target, saved[name]) for name in (*parts, "step")}
+            names = names or ("params", "batch_stats", *(["ema"] if "ema" in saved else []))
+            parts = {name: arrays.without_classes(saved[name]) for name in (*names, "step")}
+            wanted = jax.tree.map(arrays.target, parts)
             found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
                 args=ocp.args.PyTreeRestore(
@@ -274,10 +278,6 @@ def _without_warnings() -> Iterator[None]:
 def _absolute(path: epath.Path) -> epath.Path:
     """Orbax needs absolute paths; a path in a bucket is absolute."""
     return path if files.is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def _numpy_target(leaf) -> np.ndarray:
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def recover(workdir: os.PathLike | str) -> int | None:

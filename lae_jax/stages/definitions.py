@@ -10,7 +10,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import methods, verification
+from lae_jax.stages import classes, methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
@@ -57,6 +57,10 @@ class Stage:
     # (ages of the global batch, key) -> each example's partner (place in the batch) and its own share, (B,) each: the
     # head learns mixtures of features and ages. None: nothing is mixed. The backbone must be frozen.
     mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    # Names of leaves of which each device has a part of the rows, and (targets of this device, seed, step) -> places of
+    # those of its rows that a step reads and changes; None: all.
+    split: tuple[str, ...] = ()
+    choose: Callable[[jax.Array, int, jax.Array], jax.Array] | None = None
 
 
 def _every_row(targets: np.ndarray) -> np.ndarray:
@@ -122,9 +126,7 @@ PRETRAIN = Stage(
     name="pretrain",
     head="identity",
     target="identity",
-    loss=lambda outputs, target, constants: losses.am_softmax_loss(
-        outputs.embeddings, outputs.class_weights, target, constants["scale"], constants["margin"]
-    ),
+    loss=classes.whole_loss,
     trains=("backbone", "head"),
     order="shuffled",
     loads=("backbone",),
@@ -228,6 +230,42 @@ def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
         loss=functools.partial(_set_loss, method.loss, setting),
         order=method.order,
         mix=method.mix and functools.partial(_set_mix, method.mix, setting),
+    )
+
+
+# From this number of people on, class weights that every device has whole cost more than those that are split.
+MANY_CLASSES = 300_000
+CLASS_WEIGHTS = ("auto", "split", "copied")
+
+
+def with_classes(stage: Stage, where: str, share: float, num_outputs: int) -> Stage:
+    """Returns stage 1 with class weights that are split over the devices; all other stages unchanged.
+
+    Args:
+      stage: The stage.
+      where: One of CLASS_WEIGHTS; 'auto': split from MANY_CLASSES people on, or if `share` is below 1.
+      share: Share of the classes that take part in a step.
+      num_outputs: Number of people.
+
+    Raises:
+      InputError: `where` or `share` has a value that is not allowed.
+    """
+    if where not in CLASS_WEIGHTS:
+        raise InputError("config.model.class_weights: " + unknown("word", str(where), CLASS_WEIGHTS))
+    if not 0 < share <= 1:
+        raise InputError(f"config.model.class_sampling is {share}: it must be above 0 and at most 1")
+    if share < 1 and where == "copied":
+        raise InputError(
+            f"config.model.class_sampling is {share:g}, which needs class weights that are split over the devices: set"
+            " config.model.class_weights to auto"
+        )
+    if stage is not PRETRAIN or where == "copied" or (where == "auto" and share == 1 and num_outputs < MANY_CLASSES):
+        return stage
+    return dataclasses.replace(
+        stage,
+        loss=classes.split_loss,
+        split=(classes.LEAF,),
+        choose=functools.partial(classes.choose, num_outputs, share) if share < 1 else None,
     )
 
 

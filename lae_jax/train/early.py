@@ -86,6 +86,8 @@ def check_names(config: ConfigDict) -> None:
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     parallel.require_form(config.parallel)
+    stages.with_classes(stage, config.model.class_weights, config.model.class_sampling, build.NUM_AGES)
+    stages.classes.require_form(config.loss.margin_form)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)
 

@@ -84,7 +84,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
             if resumed is not None:
                 provenance.warn_of_another_machine(workdir, known)
                 with Checkpoints(workdir, folder, read_only=True) as found:
-                    state = found.restore(newest, state)
+                    state = found.restore(newest, plan.par.targets(state))
                 logger.info("%s resumes after step %d", workdir, newest)
             else:
                 if plan.init is None:
@@ -111,11 +111,11 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
     """The model, the optimiser and the state of step 0, with what is taken over from another run."""
     config, stage = plan.config, plan.stage
     module = build.model(config, stage, plan.num_outputs)
-    variables = models.initialise(module, config.data.image_size, config.seed)
+    variables = models.initialise(module, config.data.image_size, config.seed, stage.split)
     if plan.init is not None:
         parts = ("backbone",) if config.reinit_head else stage.loads
         variables = handover.take_over(variables, plan.init, parts)
-    tx = build.optimiser(config, plan.schedule, variables["params"], stage.trains)
+    tx = build.optimiser(config, plan.schedule, variables["params"], stage)
     return module, tx, steps.create_state(variables, tx, stage.trains if config.ema_decay else ())
 
 

@@ -157,6 +157,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     _check_data(config, dataset, stage, init, resumed)
     leaking = leaks.check(config, dataset, before)
     training, num_outputs = _training(config, dataset, stage)
+    stage = stages.with_classes(stage, config.model.class_weights, config.model.class_sampling, num_outputs)
+    par = dataclasses.replace(par, split=stage.split)
     if training.targets.ndim == 2 and not methods.get(c.method).takes_ranges:
         able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
         raise InputError(
@@ -186,7 +188,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             total=max(1, round(config.epochs * epoch)),
             between_evaluations=max(1, round(config.eval_epochs * epoch)),
         ),
-        constants={**config.loss, **constants},
+        constants={**config.loss, **constants, "num_classes": num_outputs},
         history=History(
             trained_on=leaks.trained_on(config, dataset, before),
             leaks=leaking,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from lae_jax.runs.forward import normalise
-from lae_jax.runtime.parallel import AXIS
+from lae_jax.runtime.parallel import AXIS, rows
 from lae_jax.stages import Stage, mixing
 
 
@@ -88,9 +88,10 @@ def train_step(
     """One step of one device on its shard of the global batch; runs under the axis `parallel.AXIS`.
 
     Args:
-      state: The state, the same on every device.
+      state: The state, the same on every device but for the leaves that are split.
       batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges.
-      stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change.
+      stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change. Of the leaves that it
+        `split`s, a device has a part of the rows, and those that it does not `choose` do not change.
       constants: The loss constants.
       model: The model.
       tx: The optimiser.
@@ -102,16 +103,21 @@ def train_step(
       not change, and the skipped step is counted.
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    before, places = state, None
+    if stage.choose is not None:
+        places = stage.choose(batch["target"], settings.seed, state.step)
+        constants = {**constants, "places": places}
+        state = rows.apply(lambda leaf: leaf[places], stage.split, before)
     fixed = {name: value for name, value in state.params.items() if name not in stage.trains}
     trained = {name: state.params[name] for name in stage.trains}
 
-    def part_loss(trained, batch_stats, part, rows):
+    def part_loss(trained, batch_stats, part, positions):
         target, on_features = _mixed(part["target"], stage.mix, mixing.key_of(settings.seed, state.step))
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
             normalise(part["image"], settings.mean, settings.std, settings.dtype),
             train=True,
-            rows=rows,
+            rows=positions,
             train_backbone="backbone" in stage.trains,
             on_features=on_features,
             rngs={"dropout": key},
@@ -121,18 +127,20 @@ def train_step(
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 
     count = len(batch["target"])
-    rows = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
-    examples = (dict(batch), rows)
+    positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
+    examples = (dict(batch), positions)
     grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, examples, settings.accumulate)
-    grads = jax.lax.pmean(grads, AXIS)
+    grads = rows.mean(grads, stage.split)
     # Without synchronised BatchNorm each device has its own statistics. Those of frozen parts do not change.
     moved = {name: value for name, value in batch_stats.items() if name in stage.trains}
     batch_stats = {**state.batch_stats, **jax.lax.pmean(moved, AXIS)}
     loss_sum, weight = jax.lax.psum((loss_sum, jnp.asarray(count, loss_sum.dtype)), AXIS)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = rows.norm(grads, stage.split)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
 
     new_state = _update(state, grads, batch_stats, tx, good, settings.ema_decay)
+    if places is not None:
+        new_state = rows.apply(lambda old, new: old.at[places].set(new), stage.split, before, new_state)
     skipped = {"skipped": ~good, "skipped_steps": new_state.skipped_steps}
     return new_state, {"loss": (loss_sum, weight), "grad_norm": grad_norm, **skipped}
 
@@ -158,7 +166,7 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
       part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats).
       trained: Parameters that train.
       batch_stats: Statistics before the step.
-      examples: (batch, rows).
+      examples: (batch, positions).
       accumulate: Number of parts.
     """
     gradient = jax.value_and_grad(part_loss, has_aux=True)

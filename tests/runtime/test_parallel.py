@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from lae_jax import models, optim, stages
 from lae_jax.models import efficientnet
@@ -24,7 +23,16 @@ STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 TINY = efficientnet.Architecture(
     4, (efficientnet.BlockGroup(True, 1, 2, 1, 4), efficientnet.BlockGroup(True, 1, 1, 1, 4)), 8, 0.3
 )
-CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": 5.0, "scale": 64.0, "margin": 0.35}
+CONSTANTS = {
+    "er_weight": 1.0,
+    "label_sigma": 1.0,
+    "in_range": "uniform",
+    "mae": 5.0,
+    "scale": 64.0,
+    "margin": 0.35,
+    "margin_form": "am_softmax",
+    "num_classes": 5,
+}
 MIXING = stages.with_method(stages.CLASSIFY, "c_mixup", 3.0)
 
 
@@ -137,7 +145,7 @@ def test_donation_leaves_the_source_and_takes_the_copy(form):
 
 
 def test_a_part_of_the_state_may_lie_on_the_devices_in_shards():
-    form = mapping.ShardMap(tuple(jax.local_devices()), {"whole": PartitionSpec(), "rows": PartitionSpec("batch")})
+    form = mapping.ShardMap(tuple(jax.local_devices()), ("rows",))
     first = {"whole": {"a": np.zeros(3)}, "rows": np.arange(16.0).reshape(16, 1)}
 
     def step(state, batch):

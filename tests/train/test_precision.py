@@ -23,7 +23,15 @@ BATCH, PIXELS, FEATURES = 4, 16, 32
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 PRODUCTS = ("dot_general", "conv_general_dilated")
 AGES = jnp.linspace(1.0, 80.0, BATCH)
-CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": 5.0, "scale": 64.0, "margin": 0.35}
+CONSTANTS = {
+    "er_weight": 1.0,
+    "label_sigma": 1.0,
+    "in_range": "uniform",
+    "mae": 5.0,
+    "scale": 64.0,
+    "margin": 0.35,
+    "margin_form": "am_softmax",
+}
 CONSTANTS |= method_losses.of_training(np.ones(NUM_AGES))
 
 

@@ -31,6 +31,20 @@ def _bytes(leaf: Any) -> int:
     return math.prod(map(max, leaf.shape, chunk)) * np.dtype(leaf.dtype).itemsize
 
 
+def target(leaf: Any) -> np.ndarray | jax.ShapeDtypeStruct:
+    """Returns what orbax restores an array as: a NumPy array, or what a `jax.ShapeDtypeStruct` says."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def without_classes(tree: Any) -> Any:
+    """Returns nested mappings without the class weights of stage 1."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: without_classes(part) for key, part in tree.items() if key != "class_weights"}
+
+
 def require_finite(path: os.PathLike | str, arrays: Mapping) -> None:
     """Checks that the arrays of a model are finite numbers. NaN gives scores and ages that look like any others.
 
@@ -38,7 +52,8 @@ def require_finite(path: os.PathLike | str, arrays: Mapping) -> None:
       InputError: One is not; the message names the first such array.
     """
     for place, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        if not np.isfinite(leaf).all():
+        shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+        if not all(np.isfinite(part).all() for part in [shard.data for shard in shards] or [leaf]):
             name = jax.tree_util.keystr(place, simple=True, separator="/")
             raise InputError(
                 f"{path}: {name} has values that are not finite: restore the checkpoint, or name another step or run"

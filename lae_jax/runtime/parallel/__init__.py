@@ -1,7 +1,8 @@
 """Data parallelism over all local devices and all hosts.
 
-The state keeps its natural shapes and is copied to each device; batches are split over the devices. `mapping` has the
-two forms in which JAX does this: `jax.pmap`, for one process, and `jit(shard_map)` on global arrays, for several.
+The state keeps its natural shapes and is copied to each device, but for leaves whose rows are split over them (`rows`);
+batches are split over the devices. `mapping` has the two forms in which JAX does this: `jax.pmap`, for one process, and
+`jit(shard_map)` on global arrays, for several, and where leaves are split.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lae_jax.runtime import compile_cache
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.runtime.parallel.mapping import AXIS, Pmap, ShardMap
+from lae_jax.runtime.parallel import rows
+from lae_jax.runtime.parallel.mapping import Pmap, ShardMap
+from lae_jax.runtime.parallel.rows import AXIS
 
 FORMS = ("auto", "pmap", "shard_map")
 
@@ -68,23 +71,40 @@ class Parallel:
       devices: Local devices, by default all. A subset is possible only on a single host, and so are devices that only
         compile, for `lower_train`.
       form: One of FORMS; 'auto': pmap with one process, shard_map with several. Both compute the same bits.
+      split: Names of the leaves of a state of which each device has a part of the rows. Needs shard_map, which 'auto'
+        then is.
     """
 
     devices: tuple = dataclasses.field(default_factory=lambda: tuple(jax.local_devices()))
     form: str = "auto"
+    split: tuple[str, ...] = ()
 
     def __post_init__(self):
         require_form(self.form)
+        if not self.split:
+            return
+        if self.form == "pmap":
+            raise InputError(
+                "config.parallel is pmap, which cannot split the class weights over the devices: set it to auto, or"
+                " config.model.class_weights to copied"
+            )
+        if rows.MULTIPLE % self.device_count:
+            raise InputError(
+                f"the class weights cannot be split over {self.device_count} devices: use a divisor of"
+                f" {rows.MULTIPLE}, such as {2 ** (self.device_count.bit_length() - 1)}, or set"
+                " config.model.class_weights to copied"
+            )
 
     @functools.cached_property
     def _form(self) -> Pmap | ShardMap:
         hosts = jax.process_count()
-        if self.form == "pmap" or (self.form == "auto" and hosts == 1):
+        if self.form == "pmap" or (self.form == "auto" and hosts == 1 and not self.split):
             return Pmap(self.devices)
         if hosts == 1:
-            return ShardMap(self.devices)
+            return ShardMap(self.devices, self.split)
         # In the order of the hosts, as pmap has them: `local_places` counts in it.
-        return ShardMap(tuple(device for host in range(hosts) for device in jax.local_devices(process_index=host)))
+        every = tuple(device for host in range(hosts) for device in jax.local_devices(process_index=host))
+        return ShardMap(every, self.split)
 
     @property
     def device_count(self) -> int:
@@ -114,8 +134,22 @@ class Parallel:
         return jax.process_index() * count, count
 
     def place(self, state: Any) -> Any:
-        """Copies a tree of arrays to each device, in natural shapes. Donating the copy keeps the source alive."""
-        return self._form.place(jax.tree.map(np.asarray, state))
+        """Copies a tree of arrays to the devices, in natural shapes. Donating the copy keeps the source alive."""
+
+        def whole(path: tuple, leaf: Any) -> Any:
+            return leaf if rows.is_split(path, self.split) else np.asarray(leaf)
+
+        return self._form.place(jax.tree_util.tree_map_with_path(whole, state))
+
+    def targets(self, state: Any) -> Any:
+        """Returns the state with shapes, and where they lie on the devices, in place of the leaves that are split."""
+        if not self.split:
+            return state
+
+        def target(sharding: NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return rows.apply(target, self.split, self._form.shardings(state), state)
 
     def shard(self, batch: Any) -> Any:
         """Splits this host's part of a batch, (n, ...) arrays, over its devices; the mapped functions call it."""
@@ -177,14 +211,15 @@ def one_copy_a_host(state: Any) -> Any:
     of each shape, at the first checkpoint of a process: for 160 arrays on 8 devices 80 s of a core.
 
     Args:
-      state: A tree of arrays that every device holds whole, as `map_train` returns it.
+      state: A tree of arrays, as `map_train` returns it. Arrays whose rows are split over the devices stay as they are:
+        every device writes its part.
     """
     first = {device.process_index: device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([first[host] for host in sorted(first)]), ("host",))
     sharding, mine = NamedSharding(mesh, PartitionSpec()), first[jax.process_index()]
 
     def one(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        if not isinstance(array, jax.Array):
+        if not isinstance(array, jax.Array) or not array.sharding.is_fully_replicated:
             return array
         (data,) = [shard.data for shard in array.addressable_shards if shard.device == mine] or [array]
         return jax.make_array_from_single_device_arrays(array.shape, sharding, [jax.device_put(data, mine)])

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXIS = "batch"
+from lae_jax.runtime.parallel import rows
+from lae_jax.runtime.parallel.rows import AXIS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +87,36 @@ class ShardMap:
 
     Attributes:
       devices: The devices of all hosts, those of a host side by side and in the order of the hosts.
-      specs: How the state lies on the devices: PartitionSpecs, in a prefix of its tree. By default each device has all
-        of it.
+      split: Names of the leaves of the state of which each device has a part of the rows (`rows`); each device has all
+        of the other leaves.
     """
 
     devices: tuple
-    specs: Any = PartitionSpec()
+    split: tuple[str, ...] = ()
 
     @functools.cached_property
     def _mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), (AXIS,))
 
     def place(self, state: Any) -> Any:
-        """Makes global arrays of a tree of NumPy arrays, which every host has whole."""
+        """Makes global arrays of a tree.
 
-        def placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        Args:
+          state: What every host has whole: NumPy arrays, or what has a shape and gives NumPy arrays for an index; or
+            global arrays that lie on the devices as here.
+        """
 
-        shardings = jax.tree.broadcast(self._shardings(self.specs), state)
+        def placed(array: Any, sharding: NamedSharding) -> jax.Array:
+            if isinstance(array, jax.Array) and array.sharding == sharding:
+                return array
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index]))
+
+        shardings = self.shardings(state)
         return _copied(jax.tree.map(placed, state, shardings), shardings)
+
+    def shardings(self, state: Any) -> Any:
+        """Returns how each leaf of a state lies on the devices."""
+        return self._shardings(rows.specs(state, self.split))
 
     def shard(self, batch: Any) -> Any:
         """Makes global arrays of this host's part of a batch: (n, ...) -> (n x hosts, ...)."""
@@ -118,12 +130,13 @@ class ShardMap:
 
     def train(self, step: Callable, options: Mapping) -> Callable:
         """Maps (state, shards) -> (state, metrics); the state is donated."""
-        specs = {"in_specs": (self.specs, PartitionSpec(AXIS)), "out_specs": (self.specs, PartitionSpec())}
-        return self._map(step, **specs, donate_argnums=0, compiler_options=dict(options))
+        how = {"donate_argnums": 0, "compiler_options": dict(options)}
+        return self._for_state(lambda specs: self._train(step, specs, how))
 
     def forward(self, function: Callable) -> Callable:
         """Maps (variables, shards) -> shards of the outputs."""
-        return self._map(function, in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=PartitionSpec(AXIS))
+        batch = PartitionSpec(AXIS)
+        return self._for_state(lambda specs: self._map(function, in_specs=(specs, batch), out_specs=batch))
 
     def reduce(self, function: Callable) -> Callable:
         """Maps shards -> what is the same on every device."""
@@ -133,7 +146,25 @@ class ShardMap:
         """Lowers what `train` maps for arrays of these shapes; `batch`: as `shard` takes it."""
         hosts = jax.process_count()
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), batch)
-        return self.train(step, {}).lower(_shapes(state), batch)
+        specs = rows.specs(state, self.split)
+        return self._train(step, specs, {"donate_argnums": 0}).lower(_shapes(state), batch)
+
+    def _train(self, step: Callable, specs: Any, how: Mapping) -> Callable:
+        return self._map(step, in_specs=(specs, PartitionSpec(AXIS)), out_specs=(specs, PartitionSpec()), **how)
+
+    def _for_state(self, mapped: Callable[[Any], Callable]) -> Callable:
+        """Returns (state, shards) -> mapped(specs of the state)(state, shards); all states have one structure."""
+        if not self.split:
+            return mapped(PartitionSpec())
+        program = None
+
+        def call(state, shards):
+            nonlocal program
+            if program is None:
+                program = mapped(rows.specs(state, self.split))
+            return program(state, shards)
+
+        return call
 
     def _shardings(self, specs: Any) -> Any:
         is_spec = {"is_leaf": lambda x: isinstance(x, PartitionSpec)}

@@ -87,6 +87,9 @@ _RANGES = {
     "data.threads": nullable(whole(1)),
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
+    "model.class_weights": optional(one_of(("auto", "split", "copied"))),  # likewise
+    "model.class_sampling": optional(number(0, 1)),  # likewise
+    "loss.margin_form": optional(one_of(("am_softmax", "arcface", "adaface"))),  # likewise
     "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "parallel": optional(one_of(("auto", "pmap", "shard_map"))),  # likewise
     "ema_decay": optional(number(0, 1)),  # likewise
