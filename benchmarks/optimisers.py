@@ -32,7 +32,7 @@ class Side:
         par = parallel.Parallel(tuple(jax.local_devices()[:1]))
         module = build.model(config, stage, build.NUM_AGES)
         variables = models.initialise(module, args.image_size, 0)
-        tx = build.optimiser(config, build.schedules(config, 1000, 24_000), variables["params"], stage.trains)
+        tx = build.optimiser(config, build.schedules(config, 1000, 24_000), variables["params"], stage)
         settings = steps.Settings(0, precision.dtype_of(config), config.data.mean, config.data.std, ema_decay=ema_decay)
         step = functools.partial(
             steps.train_step, stage=stage, constants=dict(config.loss), model=module, tx=tx, settings=settings

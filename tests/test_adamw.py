@@ -142,13 +142,13 @@ def test_layers_and_decay_are_timms(name, layers, decayed, count):
     assert (sum(found), len(found)) == (decayed, count)
 
 
-def unit_updates(config, trains=("backbone", "head")):
+def unit_updates(config, stage=stages.REPRESENT):
     """The factor of the learning rate of each parameter, by path: gradients are 1, the rate is 1."""
     config.optim.schedule, config.optim.base_learning_rate, config.optim.weight_decay = "constant", 1.0, 0.0
     config.optim.nesterov, config.optim.momentum = False, 0.0
     params = ones_of(config.model.name)
-    build.require_optimiser(config, trains)
-    tx = build.optimiser(config, build.schedules(config, 10, 100), params, trains)
+    build.require_optimiser(config, stage.trains)
+    tx = build.optimiser(config, build.schedules(config, 10, 100), params, stage)
     updates, _ = tx.update(params, tx.init(params), params)
     found = jax.tree_util.tree_flatten_with_path(updates)[0]
     return {tuple(key.key for key in path): -leaf.item() for path, leaf in found}
@@ -165,7 +165,7 @@ def test_layers_have_the_learning_rates_of_timm_and_the_head_its_own():
     # What is frozen stays as it is, and has no factor to set.
     config = classify.get_config()
     config.model.name, config.optim.head_factor = "resnet18", 3.0
-    found = unit_updates(config, stages.CLASSIFY.trains)
+    found = unit_updates(config, stages.CLASSIFY)
     assert {value for path, value in found.items() if path[0] == "head"} == {3.0}
     assert {value for path, value in found.items() if path[0] == "backbone"} == {0.0}
     config.optim.layer_decay = 0.5
@@ -177,7 +177,7 @@ def test_stage_3_with_adamw_moves_the_head_alone():
     config = classify.get_config()
     config.optim.name, config.optim.decay_all = "adamw", False
     params = {"backbone": {"conv": {"kernel": np.ones((2, 2), np.float32)}}, "head": {"fc": {"bias": np.ones(2)}}}
-    tx = build.optimiser(config, build.schedules(config, 10, 100), params, ("head",))
+    tx = build.optimiser(config, build.schedules(config, 10, 100), params, stages.CLASSIFY)
     state = tx.init(params)
     assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (2,)}
     updates, _ = jax.jit(tx.update)(params, state, params)
@@ -198,7 +198,7 @@ def test_the_papers_optimiser_is_the_same_program_as_before_there_were_others():
     texts, states = [], []
     for tx in (
         optim.trainable(before, params, ("backbone", "head")),
-        build.optimiser(config, schedule, params, ("backbone", "head")),
+        build.optimiser(config, schedule, params, stages.REPRESENT),
     ):
         states.append(tx.init(params))
         texts.append(str(jax.make_jaxpr(tx.update)(params, states[-1], params)))

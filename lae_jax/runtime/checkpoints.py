@@ -213,8 +213,8 @@ class Checkpoints:
         """
         saved = self._saved(step)
         with _reading(self._directory / str(step)), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            names = names or ("params", "batch_stats", *(["ema"] if "ema" in saved else []))
-            parts = {name: arrays.without_classes(saved[name]) for name in (*names, "step")}
+            read = names or ("params", "batch_stats", *(["ema"] if "ema" in saved else []))
+            parts = {name: arrays.without_classes(saved[name]) for name in (*read, "step")}
             wanted = jax.tree.map(arrays.target, parts)
             found = reader.restore(
                 _absolute(self._directory / str(step) / "state"),
