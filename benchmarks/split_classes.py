@@ -36,7 +36,18 @@ BATCH, PIXELS, PEOPLE, WIDTH = 32, 8, 1500, 4
 TINY = efficientnet.Architecture(4, (efficientnet.BlockGroup(True, 1, 1, 1, 4),), 8, 0.3)
 
 
-def make(devices, where, form="am_softmax", share=1.0, dtype="float64", accumulate=1, clip=0.5, people=PEOPLE):
+def make(
+    devices,
+    where,
+    form="am_softmax",
+    share=1.0,
+    dtype="float64",
+    accumulate=1,
+    clip=0.5,
+    people=PEOPLE,
+    optimiser=optim.sgd,
+    ema_decay=0.0,
+):
     """The parallel form, the mapped step and the first state."""
     stage = stages.with_classes(stages.PRETRAIN, where, share, people)
     par = parallel.Parallel(tuple(jax.local_devices()[:devices]), split=stage.split)
@@ -46,13 +57,13 @@ def make(devices, where, form="am_softmax", share=1.0, dtype="float64", accumula
     model = models.Model(efficientnet.EfficientNet(compute, TINY, 0.0), head)
     variables = models.initialise(model, PIXELS, seed=0, split=stage.split)
     norm = functools.partial(rows.norm, names=stage.split)
-    tx = optim.trainable(optim.sgd(0.2, clip_norm=clip, norm=norm), variables["params"], stage.trains)
+    tx = optim.trainable(optimiser(0.2, clip_norm=clip, norm=norm), variables["params"], stage.trains)
     constants = {"scale": 16.0, "margin": 0.35, "margin_form": form, "num_classes": people}
-    settings = steps.Settings(1, jnp.dtype(dtype), (0.5,) * 3, (0.25,) * 3, accumulate)
+    settings = steps.Settings(1, jnp.dtype(dtype), (0.5,) * 3, (0.25,) * 3, accumulate, ema_decay)
     step = functools.partial(
         steps.train_step, stage=stage, constants=constants, model=model, tx=tx, settings=settings
     )  # fmt: skip
-    return par, par.map_train(step), steps.create_state(variables, tx)
+    return par, par.map_train(step), steps.create_state(variables, tx, stage.trains if ema_decay else ())
 
 
 def batches(count, people=PEOPLE):

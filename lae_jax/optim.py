@@ -200,8 +200,7 @@ def adamw(
         adam = functools.partial(adam, b2=beta2, eps=epsilon)
     rule = (adam(b1=beta1), _decay(weight_decay, decay_all))
     tx = _descent(rule, learning_rate, clip_norm, factor, norm)
-    # In one program: each leaf on its own would compile one for each shape.
-    return optax.GradientTransformation(jax.jit(tx.init), tx.update)
+    return optax.GradientTransformation(functools.partial(_alike, tx.init), tx.update)
 
 
 def decayed(params: optax.Params) -> optax.Params:
@@ -235,6 +234,16 @@ def _descent(
         optax.scale_by_learning_rate(learning_rate),
         *scaled,
     )
+
+
+def _alike(init: Callable, params: optax.Params) -> optax.OptState:
+    """Returns init(params), where each leaf of the state has one value, as numpy views of that value.
+
+    It compiles nothing for the shapes of the parameters, and needs no memory for leaves that are split over devices.
+    """
+    shapes = jax.eval_shape(init, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params))
+    values = init(jax.tree.map(lambda p: np.zeros((), p.dtype), params))
+    return jax.tree.map(lambda value, shape: np.broadcast_to(np.asarray(value), shape.shape), values, shapes)
 
 
 def _decay(weight_decay: float, decay_all: bool) -> optax.GradientTransformation:

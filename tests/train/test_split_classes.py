@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.split_classes import PEOPLE, WIDTH, batches, furthest, make, run
+from lae_jax import optim
 from lae_jax.runtime import files, origin
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.parallel import rows
@@ -26,6 +27,20 @@ def test_split_class_weights_train_as_copies_do_in_float64(form, accumulate):
         first = make(8, "copied", **how)[2]
         assert furthest(copied.params, first.params) > 1e-3
         assert min(one["grad_norm"] for one in told) > 0.5  # so that gradients are clipped
+
+
+def test_adamw_and_an_ema_go_over_split_class_weights_as_over_copies():
+    with jax.enable_x64(True):
+        how = {"optimiser": optim.adamw, "ema_decay": 0.5}
+        _, copied, _ = run(2, 4, "copied", **how)
+        split, state, _ = run(2, 4, "split", **how)
+        moments = [
+            leaf for path, leaf in jax.tree_util.tree_leaves_with_path(split) if rows.is_split(path, ("class_weights",))
+        ]
+        assert len(moments) == 4  # weights, two moments, EMA
+        assert {leaf.addressable_shards[0].data.shape for leaf in moments} == {(512, WIDTH)}
+        # AdamW divides by the root of the mean square: rounding of a gradient near 0 is a share of the rate.
+        assert furthest(state, copied) < 1e-6
 
 
 def test_the_number_of_devices_changes_nothing():
