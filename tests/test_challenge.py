@@ -34,8 +34,8 @@ def test_a_range_counts_where_it_is_wholly_below_or_above():
 @pytest.mark.parametrize(
     ("lower", "upper", "minors", "adults", "cost"),
     [
-        # pass, refer, deny of the six minors and of the four adults; then 100 x minors who pass + 10 x adults denied + 1 x
-        # referred, over ten people.
+        # pass, refer, deny of the six minors and of the four adults; then 100 x minors who pass + 10 x adults denied
+        # + 1 x referred, over ten people.
         (0, 25, (2, 4, 0), (1, 3, 0), (200 + 0 + 7) / 10),
         (18, 18, (2, 0, 4), (3, 0, 1), (200 + 10 + 0) / 10),
         (16, 27, (0, 4, 2), (1, 3, 0), (0 + 0 + 7) / 10),

@@ -1,9 +1,8 @@
 """The numbers of age checks: who passes, who is referred, what that costs, how far the estimates of one person differ.
 
-A check lets people pass who are at least `threshold` years old. A challenge age above the threshold makes up for errors:
-people whose estimated age is below it are referred to another check. The terms and the ages are those of NIST IR 8525,
-"Face Analysis Technology Evaluation: Age Estimation and Verification", 2024 (challenge 25, online chats for 13 to 16
-years); what is defined here says so.
+A check lets people pass who are at least `threshold` years old. A challenge age above the threshold makes up for
+errors: people whose estimated age is below it are referred to another check. The terms are those of NIST IR 8525, "Face
+Analysis Technology Evaluation: Age Estimation and Verification", 2024. What is defined here says so.
 """
 
 import math
@@ -100,8 +99,8 @@ def policy_costs(photographs: Photographs, threshold: float, lower: float, upper
 def cheapest_policy(photographs: Photographs, threshold: float, costs: Costs) -> tuple[int, int]:
     """Returns the lower and the upper cut, whole years from 0 to 101, with the lowest cost on these photographs.
 
-    Of equal costs, it is the policy with the highest upper cut, which lets the fewest people pass, and then the one with
-    the lowest lower cut.
+    Of equal costs, it is the policy with the highest upper cut, which lets the fewest people pass, and then the one
+    with the lowest lower cut.
     """
     younger, older = photographs.younger(threshold), photographs.older(threshold)
     # Weight of those who are estimated at each cut or older.
@@ -146,8 +145,8 @@ def within_people(people: np.ndarray, differences: np.ndarray) -> np.ndarray:
     """Returns how the errors of each person with several photographs differ.
 
     The definitions are ours. The square of the spread within a person is the sum of the squares of all people, divided
-    by the sum of their degrees of freedom. The error of the age difference of two photographs is the difference of their
-    errors; its mean absolute value is over the pairs of a person first, and then over the people.
+    by the sum of their degrees of freedom. The error of the age difference of two photographs is the difference of
+    their errors; its mean absolute value is over the pairs of a person first, and then over the people.
 
     Args:
       people: (N,) numbers of people, -1 where unknown.

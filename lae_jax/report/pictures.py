@@ -44,7 +44,7 @@ _STYLE = DEFAULTS | {
 }
 
 
-# Names of the files of all pictures and tables. If a page lacks one of them, files of that name are from an earlier page.
+# Names of the files of all pictures and tables. If a page lacks one, files of that name are from an earlier page.
 NAMES = frozenset(
     {"histogram", "groups", "density", "ranges", "bias", "cs", "coverage", "loss", "validation", "head_tail"}
     | {"challenge", "severity", "age_check", "age_check_by_year", "challenge_ages", "policies", "severity_by_year"}

@@ -9,10 +9,10 @@ from lae_jax.report.page import Section
 
 
 def sections(evaluation: Evaluation) -> list[Section]:
-    """Returns the sections of an evaluation with a challenge age, otherwise none. Figures are drawn in `pictures.style`.
+    """Returns the sections of an evaluation with a challenge age, otherwise none; call it within `pictures.style()`.
 
-    The numbers are those of `metrics.Photographs`, with 95 % intervals of people with all their photographs, or of images
-    where people are unknown.
+    The numbers are those of `metrics.Photographs`, with 95 % intervals of people with all their photographs, or of
+    images where people are unknown.
     """
     check = cases.of_evaluation(evaluation)
     if check is None:
@@ -62,8 +62,8 @@ def sections(evaluation: Evaluation) -> list[Section]:
 def _opening(check: Check, label: str) -> list[str]:
     old, from_age = f"{check.threshold:g}", f"{check.challenge:g}"
     texts = [
-        f"Of {label} only. Who is estimated at {from_age} or older passes; everyone else is referred to another check. A"
-        f" false positive is a person below {old} who passes."
+        f"Of {label} only. A person who is estimated at {from_age} or older passes; everyone else is referred to another"
+        f" check. A false positive is a person below {old} who passes."
     ]
     photographs = check.photographs
     unsure = int(((check.younger == 0) & (check.older == 0) & (photographs.weights > 0)).sum())
@@ -82,40 +82,41 @@ def _failures(check: Check) -> str:
     told = f"No face was found on {undetected} photographs of the split: they do not pass. " if undetected else ""
     if check.rejected is None:
         return told + (
-            "The data set does not tell the ages of rejected photographs, or this evaluation did not read them. They are"
-            " not counted, so fewer people may pass and more be referred than these rates say. Prepare the data set and"
-            " evaluate the run again to count them."
+            "Whether photographs were rejected when the data set was prepared, and of which ages, is unknown. They are"
+            " not counted, so fewer people may pass and more be referred than these rates say. To count them, prepare"
+            " the data set again and evaluate on it."
         )
     if check.rejected:
         told += f"{check.rejected} rejected photographs of known age count as not passed"
         if check.share < 1:
             told += (
-                f". They belong to no split, so each counts as {check.share:.3g} of a photograph, which is the share of the"
-                " data set that this split has"
+                f". They belong to no split, so each counts as {check.share:.3g} of a photograph, the share of the data"
+                " set that is in this split"
             )
         told += ". "
     elif not check.of_unknown_age:
         told += "No photograph was rejected when the data set was prepared. "
     if check.of_unknown_age:
-        told += f"{check.of_unknown_age} rejected photographs of unknown age are not counted. "
+        told += f"{check.of_unknown_age} further rejected rows have no known age and are not counted. "
     return told.strip()
 
 
 def _chosen(check: Check) -> str:
     return (
         "The rows 'rate' have the smallest challenge age whose false positive rate on these photographs is at most the"
-        " target. The rows 'upper end' have the smallest one whose 95 % interval ends at most there: this needs some 370"
-        " people below the threshold for 1 %, and 3,700 for 0.1 %, even if none of them passes."
+        " target. The rows 'upper end' have the smallest one whose 95 % interval ends at the target or below it. That"
+        " needs some 370 people below the threshold for 1 %, and 3,700 for 0.1 %, even if none of them passes."
     )
 
 
 def _costs(check: Check) -> str:
     costs = check.costs
     return (
-        f"A policy has two cuts. Costs: a person below {check.threshold:g} who passes {costs.passing:g}, an adult who is"
-        f" denied {costs.denial:g}, a referral {costs.referral:g} (set them with --costs). The cost of a person is a mean"
-        " over these photographs; with another share of young people it differs. What was not processed is referred, or"
-        " denied where a policy refers nobody."
+        f"A policy has two cuts. A person below {check.threshold:g} who passes costs {costs.passing:g}, an older person"
+        f" who is denied {costs.denial:g}, a referral {costs.referral:g} (set them with --costs). The cost of a person"
+        " is a mean over these photographs; with another share of young people it differs. A person whose photograph"
+        " was not processed is referred, or denied where a policy refers nobody. The interval of the cost does not hold"
+        f" the cost of rare passes below {check.threshold:g} if these photographs have none."
     )
 
 

@@ -16,6 +16,11 @@ _MOST = 10  # gaps of a column and rate
 _RATES = {"false positives": "younger", "referred": "older"}
 
 
+def _titles(check: Check) -> dict[str, str]:
+    return {"false positives": f"below {check.threshold:g}, pass",
+            "referred": f"{check.threshold:g} and older, referred"}  # fmt: skip
+
+
 def _sums(check: Check, masks: Mapping[str, np.ndarray]) -> Sums:
     younger, older, passes = check.younger, check.older, check.passes
 
@@ -45,8 +50,8 @@ def rates(check: Check) -> Table:
                 estimate = sums.share(f"{rate} {group}", f"{whole} {group}")
                 row += [estimate, number(sums.people[f"{whole} {group}"])]
             rows.append(row)
-    young, old = f"below {check.threshold:g}", f"{check.threshold:g} and older"
-    header = ("group", "slice", f"{young}, pass", f"{check.who} {young}", f"{old}, referred", f"{check.who} {old}")
+    young, old = _titles(check).values()
+    header = ("group", "slice", young, check.who, old, check.who)
     return Table(header, rows, "Rates of groups", file="rates_of_groups")
 
 
@@ -55,7 +60,7 @@ def gaps(check: Check) -> Table | None:
 
     Groups of at most three people have no gap: `bootstrap.TOO_FEW`.
     """
-    rows = []
+    rows, titles = [], _titles(check)
     for column in check.slices:
         masks = _groups(check, column)
         sums = _sums(check, masks) if masks else None
@@ -67,11 +72,12 @@ def gaps(check: Check) -> Table | None:
                 for pair in itertools.combinations(known, 2)
             ]
             pairs.sort(key=lambda pair, shares=shares: shares[pair[1]].value - shares[pair[0]].value)
-            title = "pass" if rate == "false positives" else "referred"
-            kind = f"{'below' if whole == 'younger' else 'from'} {check.threshold:g}, {title}"
+            kind = titles[rate]
             for pair in pairs[:_MOST]:
                 people = " and ".join(number(sums.people[f"{whole} {group}"]) for group in pair)
-                rows.append((f"{pair[0]} minus {pair[1]}", column, kind, *_compared(*(shares[g] for g in pair)), people))
+                rows.append(
+                    (f"{pair[0]} minus {pair[1]}", column, kind, *_compared(*(shares[g] for g in pair)), people)
+                )
     if not rows:
         return None
     rows.sort(key=lambda row: -row[3].value)

@@ -22,7 +22,7 @@ def number(value: float) -> str:
 
 
 def overall(check: Check) -> Table:
-    """The false positive rate and the share of adults who are referred, with and without what was not processed."""
+    """The false positive rate and the share of older people who are referred, with and without what was not processed."""
     younger, older, passes, processed = check.younger, check.older, check.passes, check.processed
     wholes = {"younger": younger, "older": older}
     columns = [(name, whole) for name, whole in wholes.items()]
@@ -62,7 +62,7 @@ def by_year(check: Check) -> Table:
 
 
 def at_challenges(check: Check) -> tuple[np.ndarray, list[Estimate], list[Estimate]]:
-    """Returns whole challenge ages from the threshold on, and the two rates at each: false positives, adults referred."""
+    """Returns whole challenge ages, and two rates at each: younger people who pass, older people who are referred."""
     younger, older, passes = check.younger, check.older, check.photographs.passes
     ages = np.arange(math.ceil(check.threshold), _OLDEST + 1)
 
@@ -116,8 +116,8 @@ def curve(check: Check, found: tuple[np.ndarray, Sequence[Estimate], Sequence[Es
     drawn.legend(loc="outside upper left", ncols=2)
     place = int(np.argmin(np.abs(ages - check.challenge)))
     finding = (
-        f"At a challenge age of {ages[place]}, {accepted[place]} of the people below {old} pass, and {referred[place]} of"
-        f" the people of {old} and older are referred. The bands are 95 % intervals."
+        f"At a challenge age of {ages[place]}, {accepted[place]} of the people below {old} pass, and {referred[place]}"
+        f" of the people of {old} and older are referred. The bands are 95 % intervals."
     )
     rows = [
         (int(age), one.value, one.low, one.high, other.value, other.low, other.high)

@@ -21,28 +21,25 @@ def ages(check: Check) -> Table | None:
         return None
     below = np.where(cases > 0, check.threshold - check.photographs.low, 0.0)
     shown = np.unique(years[cases > 0]).tolist()
-    columns = [("all", cases), ("below", cases * below), *((f"{year}", cases * (years == year)) for year in shown)]
+    parts = {f"{year}": cases * (years == year) for year in shown} | {"all": cases}
+    columns = [*parts.items(), *((f"{name} below", part * below) for name, part in parts.items())]
     sums = resample(check.people, columns)
-    rows = [
-        (f"{year}", number(sums.totals[f"{year}"]), number(sums.people[f"{year}"]), sums.share(f"{year}", "all", 1))
-        for year in shown
-    ]
-    years_below = sums.statistic(mean, "all", "below")
-    rows.append(("all", number(sums.totals["all"]), number(sums.people["all"]), years_below))
-    header = ("true age", "false positives", check.who, "share; last row: mean years below the threshold")
+    rows = []
+    for name in parts:
+        counts = number(sums.totals[name]), number(sums.people[name])
+        rows.append((name, *counts, sums.share(name, "all", 1), sums.statistic(mean, name, f"{name} below")))
+    header = ("true age", "false positives", check.who, "share", f"years below {check.threshold:g}, mean")
     return Table(header, rows, "False positives by completed years of age", file="severity_by_year")
 
 
 def picture(check: Check) -> Picture | None:
-    """Draws the false positives of each year of age on all photographs of that year; None below the threshold without."""
+    """Draws the false positives of each year of age on all photographs of that year; None without an exact age."""
     cases, years, younger = _too_young(check), check.photographs.years, check.younger
     exact = (years >= 0) & (younger > 0)
     if not exact.any():
         return None
     shown = np.arange(years[exact].min(), years[exact].max() + 1)
-    whole, found = (
-        np.bincount(years[exact] - shown[0], weights[exact], len(shown)) for weights in (younger, cases)
-    )
+    whole, found = (np.bincount(years[exact] - shown[0], weights[exact], len(shown)) for weights in (younger, cases))
     drawn, axis = figure(4.8, 2.6)
     axis.bar(shown, whole, width=0.9, color=BARS, linewidth=0, label="all photographs")
     axis.bar(shown, found, width=0.9, color=LINE, linewidth=0, label="pass")
@@ -53,8 +50,10 @@ def picture(check: Check) -> Picture | None:
     if found.any():
         youngest = int(shown[np.flatnonzero(found)[0]])
         finding = (
-            f"{number(found.sum())} of the {number(whole.sum())} photographs of people below {check.threshold:g} pass. The"
-            f" youngest of these people are {youngest}."
+            f"Photographs of people below {check.threshold:g} that pass: {number(found.sum())} of {number(whole.sum())}."
+            f" The youngest person on them is {youngest}."
         )
     rows = list(zip(shown.tolist(), whole.tolist(), found.tolist(), strict=True))
-    return Picture("severity", "Who passes below the threshold", finding, svg(drawn), ("age", "photographs", "pass"), rows)
+    return Picture(
+        "severity", "Who passes below the threshold", finding, svg(drawn), ("age", "photographs", "pass"), rows
+    )
