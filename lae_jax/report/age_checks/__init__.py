@@ -62,8 +62,8 @@ def sections(evaluation: Evaluation) -> list[Section]:
 def _opening(check: Check, label: str) -> list[str]:
     old, from_age = f"{check.threshold:g}", f"{check.challenge:g}"
     texts = [
-        f"Of {label} only. A person who is estimated at {from_age} or older passes; everyone else is referred to another"
-        f" check. A false positive is a person below {old} who passes."
+        f"Of {label} only. A person who is estimated at {from_age} or older passes; everyone else is referred to"
+        f" another check. A false positive is a person below {old} who passes."
     ]
     photographs = check.photographs
     unsure = int(((check.younger == 0) & (check.older == 0) & (photographs.weights > 0)).sum())

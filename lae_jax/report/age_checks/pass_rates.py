@@ -22,7 +22,7 @@ def number(value: float) -> str:
 
 
 def overall(check: Check) -> Table:
-    """The false positive rate and the share of older people who are referred, with and without what was not processed."""
+    """The two rates at the challenge age, with and without what was not processed."""
     younger, older, passes, processed = check.younger, check.older, check.passes, check.processed
     wholes = {"younger": younger, "older": older}
     columns = [(name, whole) for name, whole in wholes.items()]

@@ -50,8 +50,8 @@ def picture(check: Check) -> Picture | None:
     if found.any():
         youngest = int(shown[np.flatnonzero(found)[0]])
         finding = (
-            f"Photographs of people below {check.threshold:g} that pass: {number(found.sum())} of {number(whole.sum())}."
-            f" The youngest person on them is {youngest}."
+            f"Photographs of people below {check.threshold:g} that pass: {number(found.sum())} of"
+            f" {number(whole.sum())}. The youngest person on them is {youngest}."
         )
     rows = list(zip(shown.tolist(), whole.tolist(), found.tolist(), strict=True))
     return Picture(
