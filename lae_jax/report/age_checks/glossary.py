@@ -21,8 +21,8 @@ def words(check: Check) -> list[str]:
         f"Challenge age: the estimated age from which people pass, here {from_age}; everyone else is referred (NIST IR"
         " 8525: challenge-T).",
         "Refer: ask for another check, such as a document. Deny: turn away without one.",
-        f"False positive rate: of the people below {old}, the share that passes.",
-        f"False negative rate: of the people of {old} and older, the share that does not pass.",
+        f"Below {old}, pass: the false positive rate, the share of the people below {old} who pass.",
+        f"{old} and older, referred: the false negative rate, the share of these people who do not pass.",
         "Not processed: the photograph cannot be read, or no face is found. Such a photograph does not pass.",
         "SD: the standard deviation of the errors. Bias: their mean, above 0 where estimates are too old.",
         "Macro MAE: the mean of the MAEs of single years of age, so that frequent ages do not count more.",

@@ -32,13 +32,13 @@ def overall(check: Check) -> Table:
     sums, old = resample(check.people, columns), f"{check.threshold:g}"
     rows = []
     for whole, part, processed_part, title in (
-        ("younger", "false positives", "false positives", f"below {old}, pass (false positive rate)"),
-        ("older", "referred", "referred processed", f"{old} and older, referred (false negative rate)"),
+        ("younger", "false positives", "false positives", f"below {old}, pass"),
+        ("older", "referred", "referred processed", f"{old} and older, referred"),
     ):
         held = sums.totals[whole], sums.totals[whole] - sums.totals[f"{whole} processed"]
         rates = sums.share(part, whole), sums.share(processed_part, f"{whole} processed")
         rows.append((title, *rates, *map(number, held), number(sums.people[whole])))
-    header = ("people who are", "all photographs", "processed only", "photographs", "not processed", check.who)
+    header = ("rate", "all photographs", "processed only", "photographs", "not processed", check.who)
     return Table(header, rows, f"At a challenge age of {check.challenge:g}", file="age_check")
 
 
@@ -54,10 +54,10 @@ def by_year(check: Check) -> Table:
     rows = []
     for year in shown:
         whole = sums.totals[f"{year}"]
-        counts = whole, whole - sums.totals[f"{year} processed"], sums.people[f"{year}"], sums.totals[f"{year} pass"]
+        counts = sums.totals[f"{year} pass"], whole, whole - sums.totals[f"{year} processed"], sums.people[f"{year}"]
         kind = "too young" if year + 1 <= check.threshold else "old enough" if year >= check.threshold else "both"
-        rows.append((f"{year}", kind, *map(number, counts), sums.share(f"{year} pass", f"{year}")))
-    header = ("age", "", "photographs", "not processed", check.who, "pass", "share that passes")
+        rows.append((f"{year}", sums.share(f"{year} pass", f"{year}"), *map(number, counts), kind))
+    header = ("age", "share that passes", "pass", "photographs", "not processed", check.who, "for the threshold")
     return Table(header, rows, "By completed years of age", file="age_check_by_year")
 
 
@@ -132,17 +132,17 @@ def policies(check: Check) -> Table:
     """Rates and costs of policies that let pass, refer and deny."""
     threshold, challenge, photographs = check.threshold, check.challenge, check.photographs
     best = metrics.cheapest_policy(photographs, threshold, check.costs)
-    tried = {f"threshold alone: deny below {threshold:g}": (threshold, threshold)}
-    tried[f"challenge {challenge:g}: refer below {challenge:g}"] = (0.0, challenge)
-    lower = 2 * threshold - challenge
-    if 0 < lower < threshold:
-        tried[f"two cuts: deny below {lower:g}, refer below {challenge:g}"] = (lower, challenge)
-    refer = f", refer below {best[1]}" if best[0] < best[1] else ""
-    tried[f"lowest cost here: deny below {best[0]}{refer}"] = best
-    rows = [(name, *_policy(check, *cuts)) for name, cuts in tried.items()]
+    tried = {"threshold alone": (threshold, threshold), "challenge age": (0.0, challenge)}
+    if 0 < 2 * threshold - challenge < threshold:
+        tried["two cuts"] = (2 * threshold - challenge, challenge)
+    tried["lowest cost here"] = best
+    rows = []
+    for name, (lower, upper) in tried.items():
+        cuts = f"{lower:g}" if lower else "–", f"{upper:g}" if lower < upper else "–"
+        rows.append((name, *cuts, *_policy(check, lower, upper)))
     young, old = f"below {threshold:g}", f"{threshold:g} and older"
-    header = ("policy", f"{young}, pass", f"{young}, referred", f"{old}, pass", f"{old}, referred", f"{old}, denied",
-              "cost of a person")  # fmt: skip
+    header = ("policy", "deny below", "refer below", f"{young}, pass", f"{young}, referred", f"{old}, pass",
+              f"{old}, referred", f"{old}, denied", "cost of a person")  # fmt: skip
     return Table(header, rows, "Policies", file="policies")
 
 
