@@ -195,6 +195,8 @@ def not_processed(path: pathlib.Path, split: str | None) -> NotProcessed | None:
         with open(path, newline="", encoding="utf-8") as file:
             rows = spreadsheets.rows(file)
             header = tuple(next(rows, ()))
+            if header[:2] != COLUMNS[:2]:
+                return None
             for row in rows:
                 if header != COLUMNS:
                     return None
