@@ -152,9 +152,7 @@ def check(
     if threshold is not None and not 0 < threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
     if challenge is not None and threshold is None:
-        raise InputError(
-            f"challenge is {challenge}, without a threshold: add --threshold AGE, the age that people need"
-        )
+        raise InputError(f"challenge is {challenge}, but there is no threshold: add --threshold AGE")
     if challenge is not None and not threshold <= challenge <= 100:
         raise InputError(f"challenge is {challenge}: it must be an age from the threshold, {threshold:g}, to 100")
     if costs is not None and challenge is None:
