@@ -6,6 +6,9 @@ import numpy as np
 
 from lae_jax.metrics import Costs, Photographs
 from lae_jax.report.loading import Evaluation
+from lae_jax.runtime.errors import InputError
+
+_MOST = 20_000_000  # rejected photographs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,13 +72,19 @@ class Check:
 
 
 def of_evaluation(evaluation: Evaluation) -> Check | None:
-    """Returns the age check of an evaluation; None if it has no challenge age."""
-    shown = evaluation.report.get("contents") or {}
-    if shown.get("challenge") is None:
+    """Returns the age check of an evaluation; None if it has no threshold or no challenge age.
+
+    Raises:
+      InputError: Its report.json is damaged.
+    """
+    shown, threshold = evaluation.report.get("contents") or {}, evaluation.report.get("threshold")
+    if threshold is None or shown.get("challenge") is None:
         return None
     sample, found = evaluation.sample, evaluation.report.get("unprocessed") or {}
     labels = np.array(found.get("labels") or np.zeros((0, 3)), np.float64)
     count, share = labels[:, 2].astype(np.int64), float(found.get("share", 1.0))
+    if count.sum() > _MOST:
+        raise InputError(f"{evaluation.folder} is damaged ({count.sum():,} rejected images): evaluate the run again")
     low, high = np.repeat(labels[:, :2], count, axis=0).T
     estimates = np.where(evaluation.no_face, np.nan, np.asarray(sample.predictions, np.float64))
     first, last = (sample.ages, sample.ages) if sample.ranges is None else sample.ranges.T
@@ -87,7 +96,7 @@ def of_evaluation(evaluation: Evaluation) -> Check | None:
         np.concatenate([np.ones(len(estimates)), np.full(rejected, share)]),
     )
     return Check(
-        shown.get("threshold", evaluation.report["threshold"]),
+        threshold,
         shown["challenge"],
         Costs(*shown["costs"]) if shown.get("costs") else Costs(),
         photographs,

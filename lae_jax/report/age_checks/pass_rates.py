@@ -7,7 +7,7 @@ import numpy as np
 
 from lae_jax import metrics
 from lae_jax.report.age_checks.cases import Check
-from lae_jax.report.age_checks.resampled import Sums, mean, resample
+from lae_jax.report.age_checks.resampled import mean, resample
 from lae_jax.report.pictures import GRID, LINE, RUNS, Picture, figure, svg
 from lae_jax.report.tables import Estimate, Table
 
@@ -149,7 +149,7 @@ def policies(check: Check) -> Table:
 def _policy(check: Check, lower: float, upper: float) -> list[Estimate]:
     photographs, younger, older = check.photographs, check.younger, check.older
     passes, referred, denied = metrics.outcomes(photographs.estimates, lower, upper)
-    sums: Sums = resample(
+    sums = resample(
         check.people,
         [
             ("younger", younger),

@@ -275,7 +275,7 @@ _REPORT_OF_AGES = {
     "unprocessed": optional(
         fields(
             {
-                "labels": many(many(number(0), 3)),  # first and last age, number of photographs
+                "labels": many(many(number(0, 1e9), 3)),  # first and last age, number of photographs
                 "of_unknown_age": whole(0),
                 "share": number(0, 1),  # of a photograph that each of them counts as
             }
