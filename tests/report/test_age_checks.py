@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,3 +190,18 @@ def test_a_page_with_an_age_check_says_where_the_numbers_are(tmp_path):
         )
     assert "of which ages, is unknown" in first[0].texts[-1] and len(first) > 5
     assert len(second) == 1 and second[0].texts[-1].startswith("No photograph shows a person who is below 18")
+
+
+def test_labels_that_are_all_ranges_have_rates_and_no_rows_by_year(ten, monkeypatch):
+    low = np.array([0, 3, 10, 10, 10, 20, 20, 30, 10, 17], np.float64)
+    photographs = dataclasses.replace(ten.photographs, low=low, high=low + 5)
+    monkeypatch.setattr(cases, "of_evaluation", lambda _: dataclasses.replace(ten, photographs=photographs))
+    with pictures.style():
+        made = age_checks.sections(SimpleNamespace(label="run"))
+    assert made[0].texts[1:3] == [
+        "1 of the 10 photographs do not count: 18 lies in the range of their label.",
+        "10 labels are ranges: they are in no row of a single year.",
+    ]
+    # Below 18 are the first five and the ninth: the estimates 26 and 25 pass.
+    assert made[0].tables[0].rows[0][1].value == pytest.approx(2 / 6) and made[0].tables[1].rows == []
+    assert made[2].is_empty and "2 of 6" not in page.html(page.Page("t", [], made))
