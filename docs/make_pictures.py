@@ -100,7 +100,7 @@ def main() -> None:
             below.append(("", marked(crop, template)))
         sheet(HERE / "aligned.png", above + below, len(above), [0.75, 1])
         with open(folder / "out" / "rejected.csv", newline="") as file:
-            refused = list(csv.reader(file))[1:]
+            refused = [row[:2] for row in csv.reader(file)][1:]
         blank = Image.new("RGB", (480, 360), (240, 240, 240))
         titled = [(f"{name}\n{why}", scenes.get(name, blank)) for name, why in refused]
         sheet(HERE / "rejected.png", titled, 4, [0.75, 0.75])

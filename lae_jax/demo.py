@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     overrides = {"workdir": runs, "faces": faces, "seed": args.seed}
     fields = [f"--config.{name}={value}" for name, value in overrides.items()]
     call(out, ["main", "--config", "demo", "--devices", str(args.devices), *fields])
-    on_test = ["--split", "test", "--devices", str(args.devices)]
+    on_test = ["--split", "test", "--threshold", "18", "--challenge", "25", "--devices", str(args.devices)]
     call(out, *(["evaluate", "--run", str(runs / row), *on_test] for row in ROWS))
     call(out, ["report", *(str(runs / row) for row in ROWS), "--split", "test", "--out", str(comparison)])
 

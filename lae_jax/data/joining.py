@@ -174,11 +174,11 @@ def _columns_of(task: ShardTask, count: int) -> pa.Table:
     return parquet.read_columns(task.columns_path, count, _again(task))
 
 
-def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The rows that the reader refused, then those that each shard did."""
+def _rejected(tasks: Sequence[ShardTask], rejected: Iterable[tuple[str, str]]) -> Iterator[Sequence[str]]:
+    """The rows that the reader refused, then those that each shard did, which have ages."""
     yield from rejected
     for task in tasks:
-        yield from map(tuple, task.part()["rejected"])
+        yield from task.part()["rejected"]
 
 
 def _doubled(columns_path: pathlib.Path, doubled: np.ndarray) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 faces-images.array_record-00000-of-00004   tf.Example: image (encoded bytes), row (number of the source row)
 columns.parquet                         one row per image, in the order of the shards
 splits/<name>.npz                       rows (int64) of a split
-rejected.csv                            name, reason
+rejected.csv                            name, reason, age and split
 recipe.json                             everything that determines the shards; written first
 dataset.json                            manifest: counts, sizes and SHA-256 of the files above; written last
 dataset_info.json, features.json        TFDS metadata, for other programs: tfds.builder_from_directory opens the folder

@@ -1,16 +1,26 @@
-"""Rejected rows: a list that stays small in memory, their counts by reason, and rejected.csv."""
+"""Rejected rows: a list that stays small in memory, their counts by reason, and rejected.csv.
 
+rejected.csv has the columns of `COLUMNS`. Ages and split are empty where they are unknown, and for rows whose image was
+not read. Files of earlier versions have the first two columns alone.
+"""
+
+import csv
 import functools
+import math
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
+from lae_jax.data import parquet
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.foreign import spreadsheets
 
 FILE = layout.REJECTED
+COLUMNS = ("name", "reason", "age_low", "age_high", "split")
 LOUD = 0.2  # smallest share of rejected images that gives a warning
 
 _BATCH_ROWS = 1 << 13
@@ -77,9 +87,10 @@ class Reasons:
         # Kind -> count, first name, and what stands in the places of the kind: '…' where reasons differ.
         self._found: dict[str, tuple[int, str, tuple[str, ...]]] = {}
 
-    def counting(self, rows: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        """Yields the rows (name, reason) and counts them."""
-        for name, reason in rows:
+    def counting(self, rows: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+        """Yields the rows (name, reason and what follows) and counts them."""
+        for row in rows:
+            name, reason = row[:2]
             kind, parts = _kind(reason)
             if kind not in self._found and len(self._found) >= self._KINDS:
                 kind, parts = "other reasons", ()
@@ -87,7 +98,7 @@ class Reasons:
             if known != parts:
                 known = tuple(a if a == b else "…" for a, b in zip(known, parts, strict=True))
             self._found[kind] = count + 1, first, known
-            yield name, reason
+            yield row
 
     def _often(self) -> list[tuple[str, int, str]]:
         """Reason, count and first name of each kind, the most frequent first."""
@@ -130,9 +141,73 @@ def cause(counts: Mapping[str, int], align: str) -> str:
     return "Correct the source"
 
 
-def write(path: pathlib.Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Writes rejected.csv with the rows (name, reason)."""
+# How reasons begin that do not say whether the photograph can be processed: there was none, or it is in the data set.
+_WITHOUT_PHOTOGRAPH = ("file not found", "path ", "not a regular file", "cannot be read", "removed from split")
+
+
+def with_label(name: str, reason: str, row: Mapping) -> list[str]:
+    """Returns the values of `COLUMNS` for a row of a source whose image was rejected.
+
+    Args:
+        name: Name of the image.
+        reason: Why it was rejected.
+        row: The row of the source: age, split and, where some ages are ranges, `parquet.RANGE`.
+    """
+    ages = [row.get(end, row.get("age")) for end in parquet.RANGE]
+    texts = ["" if age is None else repr(float(age)) for age in ages]
+    return [name, reason, *texts, row.get("split") or ""]
+
+
+def write(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes rejected.csv with rows of `COLUMNS`, or of their first ones; the rest is then unknown."""
     with files.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = spreadsheets.Writer(file)
-        writer.writerow(("name", "reason"))
-        writer.writerows(rows)
+        writer.writerow(COLUMNS)
+        writer.writerows([*row, *[""] * (len(COLUMNS) - len(row))] for row in rows)
+
+
+class NotProcessed(NamedTuple):
+    """Photographs that were rejected because they could not be processed.
+
+    Attributes:
+        labels: (first age, last age) in years -> number of photographs.
+        of_unknown_age: Number of further rejected rows, whose age is unknown.
+    """
+
+    labels: dict[tuple[float, float], int]
+    of_unknown_age: int
+
+
+def not_processed(path: pathlib.Path, split: str | None) -> NotProcessed | None:
+    """Reads the photographs that could not be processed from rejected.csv.
+
+    Rows without a photograph do not count, such as those whose file did not exist.
+
+    Args:
+        path: rejected.csv.
+        split: Split of the source; rows of other splits do not count. None: all rows count.
+
+    Returns:
+        The photographs; None if there is no such file, it is damaged, or it is of an earlier version and has no ages.
+    """
+    labels, unknown = Counter(), 0
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = spreadsheets.rows(file)
+            header = tuple(next(rows, ()))
+            if header[:2] != COLUMNS[:2]:
+                return None
+            for row in rows:
+                if header != COLUMNS:
+                    return None
+                _, reason, *ages, of_split = row
+                low, high = (float(age) if age else math.nan for age in ages)
+                if reason.startswith(_WITHOUT_PHOTOGRAPH):
+                    continue
+                if not 0 <= low <= high < math.inf:
+                    unknown += split is None or of_split in ("", split)  # the reader refused a row before its split
+                elif split is None or of_split == split:
+                    labels[low, high] += 1
+    except (OSError, ValueError, csv.Error):
+        return None
+    return NotProcessed(dict(sorted(labels.items())), unknown)

@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lae_jax.data import rejected, stored
+from lae_jax.data import parquet, rejected, stored
 from lae_jax.data.records import FORMAT
 from lae_jax.data.sources.readers import Picture, Source
 from lae_jax.faces import crops, images
@@ -53,9 +53,15 @@ def template(out: pathlib.Path) -> naming.ShardedFileTemplate:
     )
 
 
+def _refused(value: object, name: str) -> None:
+    """The form of a rejected row: the columns of rejected.csv; parts of earlier versions have the first two."""
+    old = isinstance(value, list) and len(value) == 2
+    typed.many(typed.text(), 2 if old else len(rejected.COLUMNS))(value, name)
+
+
 _PART = typed.fields(
     {
-        "rejected": typed.many(typed.many(typed.text(), 2)),
+        "rejected": typed.many(_refused),
         **declared.BYTES,
         "columns": typed.optional(typed.fields(declared.BYTES)),
     }
@@ -115,8 +121,8 @@ class ShardTask:
     def part_path(self) -> pathlib.Path:
         """JSON about the shard.
 
-        rejected: [name, reason] of each row that is not in the shard. bytes, sha256: of the shard. columns: bytes and
-        sha256 of its columns.
+        rejected: `rejected.COLUMNS` of each row that is not in the shard. bytes, sha256: of the shard. columns: bytes
+        and sha256 of its columns.
         """
         return self.out / "parts" / f"{self.index:05d}.json"
 
@@ -174,11 +180,13 @@ def write_shard(
     with open(task.source) if open else builtins.open(task.source, "rb") as file, pa.ipc.open_file(file) as reader:
         table = pa.Table.from_batches([reader.get_batch(task.index)])
     with files.replacing(task.path) as temporary:
+        labels = table.select([name for name in ("age", *parquet.RANGE, "split") if name in table.column_names])
         writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
         made, refused = [], []
         for number, name, result in stored.stored(_ticking(_rows(table), tick), task.first_row, task.read, task.recipe):
             if isinstance(result, images.BadImage):
-                refused.append([name, str(result)])
+                row = labels.slice(number - task.first_row, 1).to_pylist()[0]
+                refused.append(rejected.with_label(name, str(result), row))
                 continue
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(result.encoded)

@@ -1,5 +1,6 @@
 """Evaluations: score a run on a split and write the results into a folder."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,6 +36,8 @@ def evaluate(
     interval: float = 0.9,
     baseline: str | os.PathLike | None = None,
     threshold: float | None = None,
+    challenge: float | None = None,
+    costs: Sequence[float] | None = None,
     slices: Sequence[str] = (),
     spread: str | None = None,
     show_faces: bool = False,
@@ -53,6 +56,9 @@ def evaluate(
       interval: Share of a predicted distribution that its interval holds, between 0 and 1.
       baseline: Run that the page compares this one with; it must have an evaluation of the same images.
       threshold: Age in years; the report scores P(age >= threshold) as a decision.
+      challenge: Estimated age in years from which people pass; the report scores an age check with it and `threshold`.
+      costs: What the outcomes of a policy of an age check cost: a person below the threshold passes, an older one is
+        denied, a person is referred (default: 100, 10, 1).
       slices: Columns of the data set; the report also scores the images of each of their values.
       spread: Column of the labels' standard deviation, or 'MEAN,STD', for the epsilon-error.
       show_faces: Show the best, a typical and the worst face of each age group on the page.
@@ -67,8 +73,14 @@ def evaluate(
       InputError: An argument, the run or the data set cannot be used.
       SaveFailed: The run's folder could not be written; an earlier evaluation stays as it was.
     """
-    check(interval, threshold, batch_size)
-    of_ages = {"threshold": threshold, "slice": slices, "spread": spread, "show-faces": show_faces}
+    check(interval, threshold, challenge, costs, batch_size)
+    of_ages = {
+        "threshold": threshold,
+        "challenge": challenge,
+        "slice": slices,
+        "spread": spread,
+        "show-faces": show_faces,
+    }
     of_ages |= {"calibrate": calibrate, "baseline": baseline}
     if given := [f"--{flag}" for flag, value in of_ages.items() if value]:
         preflight.require_ages(run, f"omit {', '.join(given)}, or name")
@@ -79,6 +91,8 @@ def evaluate(
     contents = showing.Contents(
         interval=interval,
         threshold=threshold,
+        challenge=challenge,
+        costs=tuple(costs or ()),
         slices=tuple(dict.fromkeys(layout.names(slices))),
         spread=spread or "",
         faces=show_faces,
@@ -117,13 +131,19 @@ def _require_home(run: str | os.PathLike) -> None:
     layout.require_writable(home, words)
 
 
-def check(interval: float, threshold: float | None, batch_size: int | None) -> None:
+def check(
+    interval: float,
+    threshold: float | None,
+    challenge: float | None,
+    costs: Sequence[float] | None,
+    batch_size: int | None,
+) -> None:
     """Checks numbers of `evaluate` without loading anything.
 
     Raises:
       InputError: One of them cannot be used.
     """
-    require_numbers(interval=interval, threshold=threshold)
+    require_numbers(interval=interval, threshold=threshold, challenge=challenge)
     require_whole_numbers(batch_size=batch_size)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
@@ -131,6 +151,15 @@ def check(interval: float, threshold: float | None, batch_size: int | None) -> N
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if threshold is not None and not 0 < threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
+    if challenge is not None and threshold is None:
+        raise InputError(f"challenge is {challenge}, but there is no threshold: add --threshold AGE")
+    if challenge is not None and not threshold <= challenge <= 100:
+        raise InputError(f"challenge is {challenge}: it must be an age from the threshold, {threshold:g}, to 100")
+    if costs is not None and challenge is None:
+        raise InputError("costs are of the policies of an age check: add --challenge AGE")
+    require_numbers(**{f"costs[{place}]": cost for place, cost in enumerate(costs or ())})
+    if costs is not None and not (len(costs) == 3 and all(0 <= cost < math.inf for cost in costs)):
+        raise InputError(f"costs are {', '.join(map(str, costs))}: they must be three numbers that are 0 or more")
 
 
 def check_inputs(

@@ -26,6 +26,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("interval")
     common("threshold", help="age in years, such as 18: score P(age >= AGE) as a decision")
     add(
+        "--challenge",
+        type=float,
+        metavar="AGE",
+        help="estimated age in years from which people pass an age check, such as 25; needs --threshold",
+    )
+    add(
+        "--costs",
+        type=_costs,
+        metavar="PASS,DENY,REFER",
+        help="what it costs in an age check that a person below the threshold passes, that an older one is denied, and"
+        " that a person is referred (default: 100,10,1)",
+    )
+    add(
         "--baseline",
         metavar="RUN",
         help="run to compare with on the page; it must have an evaluation of the same images",
@@ -41,6 +54,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         " eval_batch_size)")  # fmt: skip
     common("devices")
     return parser.parse_args(argv)
+
+
+def _costs(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers: write them as 100,10,1") from error
 
 
 _OF_RANGE = " (of a range: the share of its probability that is in the interval)"
@@ -113,7 +133,7 @@ def tell(report: dict) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
-    evaluate.check(args["interval"], args["threshold"], args["batch_size"])
+    evaluate.check(*(args[name] for name in ("interval", "threshold", "challenge", "costs", "batch_size")))
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     builtin.tell(args["run"])
     start.devices(args.pop("devices"))

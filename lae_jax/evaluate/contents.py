@@ -24,6 +24,9 @@ class Contents:
     Attributes:
       interval: Share of a distribution whose coverage is reported.
       threshold: Age in years for P(age >= threshold).
+      challenge: Estimated age in years from which people pass.
+      costs: Costs of a person below the threshold who passes, of an older one who is denied, of a referral; (): those
+        of `metrics.Costs`.
       slices: Columns of the data set to score by.
       spread: 'STD' or 'MEAN,STD', columns of the data set, for the epsilon-error.
       faces: Whether the page shows faces.
@@ -32,6 +35,8 @@ class Contents:
 
     interval: float = 0.9
     threshold: float | None = None
+    challenge: float | None = None
+    costs: Sequence[float] = ()
     slices: Sequence[str] = ()
     spread: str = ""
     faces: bool = False
@@ -120,12 +125,23 @@ def _joined(contents: Contents, earlier: dict, dataset: records.Dataset, split: 
     joined = dataclasses.replace(
         contents,
         threshold=old.threshold if contents.threshold is None else contents.threshold,
+        challenge=old.challenge if contents.challenge is None else contents.challenge,
+        costs=contents.costs or tuple(old.costs),
         slices=(*contents.slices, *slices),
         spread=contents.spread or old.spread * all(map(dataset.has_column, old.spread.split(","))),
         faces=contents.faces or old.faces,
         baseline=contents.baseline or old.baseline * (_matching(old.baseline, dataset, split, flip) is not None),
     )
-    flags = {"threshold": "--threshold", "slices": "--slice", "spread": "--spread", "faces": "--show-faces"}
+    if joined.challenge is not None and joined.challenge < joined.threshold:  # of an earlier, lower threshold
+        joined = dataclasses.replace(joined, challenge=None)
+    flags = {
+        "threshold": "--threshold",
+        "challenge": "--challenge",
+        "costs": "--costs",
+        "slices": "--slice",
+        "spread": "--spread",
+        "faces": "--show-faces",
+    }
     flags["baseline"] = "--baseline"
     kept = [flag for name, flag in flags.items() if getattr(joined, name) != getattr(contents, name)]
     if kept:
@@ -138,7 +154,7 @@ def _joined(contents: Contents, earlier: dict, dataset: records.Dataset, split: 
 
 def as_json(contents: Contents) -> dict:
     """Returns the contents for report.json; the interval has a field of its own."""
-    result = dataclasses.asdict(contents) | {"slices": list(contents.slices)}
+    result = dataclasses.asdict(contents) | {"slices": list(contents.slices), "costs": list(contents.costs) or None}
     del result["interval"]
     return result
 

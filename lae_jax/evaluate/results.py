@@ -9,7 +9,7 @@ from etils import epath
 from PIL import Image
 
 from lae_jax import metrics
-from lae_jax.data import people, pipeline
+from lae_jax.data import people, pipeline, rejected
 from lae_jax.data.sources.interface import read_inside
 from lae_jax.evaluate import contents as showing
 from lae_jax.evaluate import measure
@@ -42,8 +42,8 @@ def write(done: measure.Evaluated, folder: epath.Path, contents: Contents, *, fl
     above = done.checkpoint.workdir if done.checkpoint.file is None else None
     with files.together(folder, loading.REPORT, above) as place:
         report = _write(done, place, contents, flip)
-        pictures = {path.stem for path in (place / "report").glob("*.svg")}
-    page.remove_pictures(folder, but=pictures)
+        shown = {path.stem for path in (place / "report").iterdir()}
+    page.remove_files(folder, but=shown)
     if done.checkpoint.file is None:
         _publish(done, folder)
     return report
@@ -76,6 +76,7 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
     temperature = calibration.temperature_of(checkpoint)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
     report["threshold"] = contents.threshold
+    report["unprocessed"] = None if contents.challenge is None else _not_processed(done)
     report[showing.FIELD] = showing.as_json(contents)
     report["training"] = _training(done)
     files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature))
@@ -137,6 +138,22 @@ def _is_current(workdir: epath.Path) -> bool:
         return True
     folder = showing.place(workdir, config.data.path, inputs.split_name(config, config.data.split))
     return (folder / loading.REPORT).exists() and loading.read_report(folder).get("step") == kept["step"]
+
+
+def _not_processed(done: measure.Evaluated) -> dict | None:
+    """The rejected photographs of the split, with their ages; None if the data set does not tell them.
+
+    Where the splits were made here, after some photographs had been rejected, these belong to no split: each counts as
+    much as the split is of the data set.
+    """
+    dataset, split = done.dataset, done.split
+    own = split == "all" or dataset.manifest["protocol"] == "column"
+    found = rejected.not_processed(dataset.path / rejected.FILE, split if own and split != "all" else None)
+    if found is None:
+        return None
+    labels = [[low, high, count] for (low, high), count in found.labels.items()]
+    share = 1.0 if own else len(dataset.rows(split)) / len(dataset)
+    return {"labels": labels, "of_unknown_age": found.of_unknown_age, "share": share}
 
 
 def _training(done: measure.Evaluated) -> dict | None:
@@ -203,6 +220,8 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         **({"up_to": up_to} if done.has_ranges else {}),
         "person": ["" if number < 0 else str(number) for number in person],
     }
+    if dataset.has_column("cut_by") and (no_face := dataset.column("cut_by")[rows] == "centre").any():
+        columns[loading.NO_FACE] = no_face.astype(np.int64)
     if contents.threshold is not None:
         columns[f"p_at_least_{contents.threshold:g}"] = distributions.at_least(probabilities, contents.threshold)
     if contents.spread:

@@ -1,5 +1,14 @@
-"""The scores of predicted ages: of exact ages, as in the paper, and of ranges of ages."""
+"""The scores of predicted ages: of exact ages, as in the paper, of ranges of ages, and of age checks."""
 
+from lae_jax.metrics.challenge import (
+    Costs,
+    Photographs,
+    cheapest_policy,
+    deviation,
+    outcomes,
+    policy_costs,
+    within_people,
+)
 from lae_jax.metrics.exact import (
     ALL_GROUPS,
     GROUPS,
@@ -51,18 +60,22 @@ __all__ = [
     "OUTSIDE",
     "SHOTS",
     "AgeReport",
+    "Costs",
     "Decision",
+    "Photographs",
     "RangeReport",
     "aar_2021",
     "aar_2022",
     "age_class",
     "age_group",
     "age_report",
+    "cheapest_policy",
     "check_finite",
     "class_factors",
     "class_mae",
     "coverage",
     "decision",
+    "deviation",
     "epsilon_errors",
     "extended_group",
     "geometric_mean",
@@ -72,10 +85,13 @@ __all__ = [
     "label_classes",
     "label_text",
     "log_errors",
+    "outcomes",
     "plain",
+    "policy_costs",
     "range_differences",
     "range_report",
     "range_weights",
     "reweighted",
     "shots",
+    "within_people",
 ]

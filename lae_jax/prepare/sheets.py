@@ -101,7 +101,7 @@ def _rejected(dataset: Dataset) -> Image.Image | None:
     if root is None:
         return None
     with open(dataset.path / rejected.FILE, newline="", encoding="utf-8") as file:
-        rows = [tuple(row) for row in itertools.islice(spreadsheets.rows(file), 1, _SEARCHED)]
+        rows = [tuple(row[:2]) for row in itertools.islice(spreadsheets.rows(file), 1, _SEARCHED)]
     tiles, any_readable = [], False
     for name, reason in in_turn(rows, _REFUSED):
         picture = None

@@ -81,4 +81,4 @@ def _remove_earlier(out: epath.Path, made: "Page", named: Mapping) -> None:
     for name in {*_TABLES}.difference(named):
         for kind in _KINDS:
             (out / f"{name}.{kind}").unlink(missing_ok=True)
-    page.remove_pictures(out, but={picture.name for section in made.sections for picture in section.pictures})
+    page.remove_files(out, but=page.names(made))

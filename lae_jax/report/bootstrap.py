@@ -5,7 +5,7 @@ the sums of all replicates. Two lists of predictions for the same images share t
 """
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -14,6 +14,8 @@ MOST_UNITS = 5_000
 _CHUNK = 100
 # A score that is undefined in a larger share of replicates has no interval: its group has a handful of images.
 _MOST_UNDEFINED = 0.05
+_FEW_CASES = 5  # people or images
+_ROUNDING = 1e-9  # of a number of cases
 # With at most this many people or images, resampling says nothing about others: there are no intervals.
 TOO_FEW = 3
 
@@ -90,10 +92,11 @@ def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def share_interval(estimate: float, values: np.ndarray, count: int) -> tuple[float, float]:
+def share_interval(estimate: float, values: np.ndarray, count: float) -> tuple[float, float]:
     """Returns the interval of a share of `count` people or images.
 
-    For a share of 0 or 1 all replicates are equal: the interval is then Wilson's ("Probable Inference", 1927).
+    Replicates vary too little where fewer than five people are for or against, and not at all for a share of 0 or 1:
+    the interval is then that of `exact_interval`.
 
     Args:
       estimate: The share in the sample.
@@ -103,9 +106,54 @@ def share_interval(estimate: float, values: np.ndarray, count: int) -> tuple[flo
     Returns:
       The low and the high end, as in `interval`.
     """
-    if estimate in (0.0, 1.0):
-        # One end is the share itself. (scipy.stats has this too, but takes half a second to import.)
-        odds = ndtri((1 + LEVEL) / 2) ** 2 / count
-        length = float(odds / (1 + odds))
-        return (0.0, length) if estimate == 0 else (1 - length, 1.0)
+    if min(estimate, 1 - estimate) * count < _FEW_CASES:
+        return exact_interval(estimate * count, count)
     return interval(estimate, values)
+
+
+def exact_interval(cases: float, count: float) -> tuple[float, float]:
+    """Returns the exact binomial interval of a share of independent people or images.
+
+    Source: Clopper and Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial",
+    1934. (scipy.stats has this too, but takes half a second to import.)
+
+    Args:
+      cases: The number of cases; where people have several images, it need not be whole.
+      count: Number of people or images.
+    """
+    tail, others = (1 - LEVEL) / 2, count - cases
+    low = float(betaincinv(cases, others + 1, tail)) if cases > _ROUNDING else 0.0
+    return low, float(betaincinv(cases + 1, others, 1 - tail)) if others > _ROUNDING else 1.0
+
+
+Interval = tuple[float, float]
+
+
+def difference_interval(one: float, other: float, of_one: Interval, of_other: Interval) -> Interval:
+    """Returns the interval of the share `one` minus the share `other` of other people, from their own intervals.
+
+    Source: Newcombe, "Interval Estimation for the Difference between Independent Proportions", 1998, method 10, which
+    works for shares of 0 as well.
+    """
+    difference = one - other
+    below = np.hypot(one - of_one[0], of_other[1] - other)
+    above = np.hypot(of_one[1] - one, other - of_other[0])
+    return float(max(difference - below, -1.0)), float(min(difference + above, 1.0))
+
+
+def ratio_interval(one: float, other: float, of_one: Interval, of_other: Interval) -> Interval:
+    """Returns the interval of the share `one` divided by the share `other` of other people, from their own intervals.
+
+    It has no upper end (infinity) if that of `other` begins at 0. Source: the method of `difference_interval` for
+    logarithms (Zou and Donner, "Construction of Confidence Limits about Effect Measures", 2008).
+    """
+    if not other > 0:
+        return np.nan, np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log([one, other]), np.log(of_one), np.log(of_other)
+    (value, base), (low, high), (base_low, base_high) = logs
+    if not one > 0:
+        return 0.0, float(np.exp(high - base_low)) if base_low > -np.inf else np.inf
+    below = np.hypot(value - low, base_high - base)
+    above = np.hypot(high - value, base - base_low)
+    return float(np.exp(value - base - below)), float(np.exp(value - base + above))

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from lae_jax import metrics
-from lae_jax.report import bootstrap, charts, loading, pictures, scores, wording
+from lae_jax.report import age_checks, bootstrap, charts, loading, pictures, scores, wording
 from lae_jax.report.charts import by_range
 from lae_jax.report.loading import Evaluation, Run
 from lae_jax.report.page import Face, Page, Section
@@ -75,6 +75,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             ),
             Section("Further scores", tables=[_more_table(labels, scored)]),
             _decision(everyone, labels),
+            *age_checks.sections(evaluation),
             _ranges(evaluation),
             _slices(evaluation),
             curves,

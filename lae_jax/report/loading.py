@@ -17,6 +17,7 @@ from lae_jax.runtime.typed import declared
 
 REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.md", "report.html"
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
+NO_FACE = "no_face"  # in predictions.csv, 1 where the detector found no face, where there is such an image
 RANGE = ("age_low", "age_high")  # in predictions.csv, first and last age, where some ages are ranges
 SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
@@ -35,6 +36,7 @@ class Evaluation:
         follows; None if predictions.csv does not have it.
       up_to: (N,) share up to the end of the range; where the age is exact, that of `below`.
       chances: (N,) P(age >= report['threshold']); None without a threshold.
+      no_face: (N,) whether no face was found on the photograph, whose centre was taken.
       slices: Column -> (N,) texts.
     """
 
@@ -45,6 +47,7 @@ class Evaluation:
     below: np.ndarray | None
     up_to: np.ndarray | None
     chances: np.ndarray | None
+    no_face: np.ndarray
     slices: dict[str, np.ndarray]
 
     @property
@@ -124,6 +127,7 @@ def read(folder: epath.Path) -> Evaluation:
             below,
             up_to,
             columns[chance].astype(np.float64) if chance else None,
+            _numbers(columns.get(NO_FACE), len(rows), 0) > 0,
             {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
         )
         for name, shares in (("below", found.below), ("up_to", found.up_to), (chance, found.chances)):

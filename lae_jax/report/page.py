@@ -16,7 +16,7 @@ from etils import epath
 
 from lae_jax.report import markdown
 from lae_jax.report.pictures import NAMES, Picture, inline
-from lae_jax.report.tables import Estimate, Table, csv_text
+from lae_jax.report.tables import Estimate, Table, csv_of, csv_text
 from lae_jax.runtime import files, foreign
 
 
@@ -106,8 +106,9 @@ def _template(name: str) -> str:
     return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
-def _csv_link(picture: Picture) -> str:
-    return "data:text/csv;charset=utf-8;base64," + _base64(csv_text(picture.header, picture.rows).encode())
+def _csv_link(shown: Picture | Table) -> str:
+    text = csv_of(shown) if isinstance(shown, Table) else csv_text(shown.header, shown.rows)
+    return "data:text/csv;charset=utf-8;base64," + _base64(text.encode())
 
 
 def _jpeg_link(content: bytes) -> str:
@@ -128,22 +129,31 @@ def html(page: Page) -> str:
 
 
 def write(path: epath.Path, page: Page) -> None:
-    """Writes a page, and into the folder `report` beside it each picture (SVG) and its numbers (CSV).
+    """Writes a page, and into the folder `report` beside it the files that it shows.
 
-    Deletes the files of pictures that an earlier page had and this page does not have.
+    These are each picture (SVG), its numbers (CSV), and each table that names a file (CSV). Deletes the files that an
+    earlier page had and this page does not have.
     """
     folder = path.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [picture for section in page.sections for picture in section.pictures]
+    for table in (table for section in page.sections for table in section.tables if table.file):
+        files.write_text(folder / f"{table.file}.csv", csv_of(table))
     for picture in pictures:
         files.write_text(folder / f"{picture.name}.csv", csv_text(picture.header, picture.rows))
         files.write_text(folder / f"{picture.name}.svg", picture.svg + "\n")
     files.write_text(path, html(page))
-    remove_pictures(path.parent, but={picture.name for picture in pictures})
+    remove_files(path.parent, but=names(page))
 
 
-def remove_pictures(folder: epath.Path, but: Collection[str]) -> None:
-    """Deletes the files of pictures that an earlier page in `folder` had, except those of the names in `but`."""
+def names(page: Page) -> set[str]:
+    """Returns the names of the files of a page's pictures and tables."""
+    parts = {picture.name for section in page.sections for picture in section.pictures}
+    return parts | {table.file for section in page.sections for table in section.tables if table.file}
+
+
+def remove_files(folder: epath.Path, but: Collection[str]) -> None:
+    """Deletes the files of pictures and tables that an earlier page in `folder` had, except those named in `but`."""
     for name in NAMES.difference(but):
         for suffix in ("csv", "svg"):
             (folder / "report" / f"{name}.{suffix}").unlink(missing_ok=True)

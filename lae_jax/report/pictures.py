@@ -44,9 +44,11 @@ _STYLE = DEFAULTS | {
 }
 
 
-# Names of all pictures. If a page lacks one of them, files of that name are from an earlier page.
+# Names of the files of all pictures and tables. If a page lacks one, files of that name are from an earlier page.
 NAMES = frozenset(
     {"histogram", "groups", "density", "ranges", "bias", "cs", "coverage", "loss", "validation", "head_tail"}
+    | {"challenge", "severity", "age_check", "age_check_by_year", "challenge_ages", "policies", "severity_by_year"}
+    | {"errors_by_year", "macro_mae", "window", "disparity", "rates_of_groups", "within_person"}
 )
 
 

@@ -63,12 +63,18 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts and estimates; the first `names` columns name the row."""
+    """A table of texts and estimates.
+
+    Attributes:
+      names: Number of the first columns, which name the row.
+      file: Name of the CSV that a page writes of it, one of `pictures.NAMES`; '': none.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Estimate]]
     caption: str = ""
     names: int = 1
+    file: str = ""
 
 
 def cut(table: Table, apart: Collection[str]) -> list[Table]:

@@ -136,7 +136,7 @@ def test_where_no_image_can_be_used_a_bucket_gets_only_the_reasons(source, tmp_p
     few.write_text("path,age\n0.png,20\n1.png,x\n")
     with pytest.raises(InputError, match="1 image: too few.* bucket://faces/c/rejected.csv lists all"):
         run("bucket://faces/c", *words[:3], few, *words[4:])
-    assert (bucket / "c" / "rejected.csv").read_text().splitlines()[1:] == ["1.png,age 'x' is not a number"]
+    assert (bucket / "c" / "rejected.csv").read_text().splitlines()[1:] == ["1.png,age 'x' is not a number,,,"]
 
 
 @needs_beam

@@ -1,5 +1,7 @@
 """The prepared data set: resumable, checked, open to TFDS, with the splits that were asked for."""
 
+import csv
+import functools
 import io
 import json
 import os
@@ -18,6 +20,7 @@ from PIL import Image
 from sources import make_source, rejected, run
 
 from lae_jax.data import chunks, parquet, records, shards
+from lae_jax.data.rejected import not_processed
 from lae_jax.data.sources import readers
 from lae_jax.faces import crops, images, perceptual_hash
 from lae_jax.prepare import assembly
@@ -181,6 +184,56 @@ def test_splits_of_several_csvs_keep_a_doubled_file_on_one_side(source, tmp_path
     )
     assert manifest["splits"] == {"train": 19, "validation": 6} and manifest["protocol"] == "column"
     assert "same file" in rejected(tmp_path / "out")["3.jpg"]
+
+
+def test_rejected_photographs_keep_their_age_and_split(tmp_path):
+    """An age check counts those that could not be processed, and not those that were no photographs."""
+    ages = [*map(str, range(12)), "16", "20-29", "17.5", "30", "x"]
+    names = [f"{i}.png" for i in range(12)] + ["broken.png", "cut.png", "empty.png", "lost.png", "1.png"]
+    splits = ["train" if i % 2 else "test" for i in range(12)] + ["test", "test", "train", "test", "test"]
+    rows = [(name, age, split) for name, age, split in zip(names, ages, splits, strict=True)]
+    path = make_source(tmp_path / "source", rows, "path,age,split")
+    for name, content in (("broken.png", b"no image"), ("cut.png", b"neither"), ("empty.png", b"")):
+        (path.parent / name).write_bytes(content)
+    (path.parent / "lost.png").unlink()
+    out = tmp_path / "out"
+    assert run(out, "--source", path)["protocol"] == "column"
+    with open(out / "rejected.csv") as file:
+        found = {row["name"]: [*row.values()][2:] for row in csv.DictReader(file)}
+    assert found == {
+        "broken.png": ["16.0", "16.0", "test"],
+        "cut.png": ["20.0", "29.0", "test"],
+        "empty.png": ["17.5", "17.5", "train"],
+        "lost.png": ["30.0", "30.0", "test"],
+        "1.png": ["", "", ""],
+    }
+    read = functools.partial(not_processed, out / "rejected.csv")
+    assert read("test") == ({(16, 16): 1, (20, 29): 1}, 1) and read("train") == ({(17.5, 17.5): 1}, 1)
+    assert read(None) == ({(16, 16): 1, (17.5, 17.5): 1, (20, 29): 1}, 1)
+
+
+def test_lists_of_rejected_rows_that_do_not_tell_ages_are_read_as_unknown(tmp_path):
+    listed = tmp_path / "rejected.csv"
+    for text, known in (("name,reason\na,no face found\n", None), ("name,reason\n", ({}, 0)), ("name,rea", None)):
+        listed.write_text(text)
+        assert not_processed(listed, None) == known
+    listed.write_text("name,reason,age_low,age_high,split\na,no face found,1\n")
+    assert not_processed(listed, None) is None and not_processed(tmp_path / "no.csv", None) is None
+    listed.write_text("name,reason,age_low,age_high,split\na,no face found,nan,-3,\n")
+    assert not_processed(listed, None) == ({}, 1)
+    # A part that an earlier version wrote.
+    out = tmp_path / "out"
+    source = make_source(tmp_path / "source", [(f"{i}.png", i, f"p{i}") for i in range(12)])
+    (source.parent / "3.png").write_bytes(b"no image")
+    run(out, "--source", source, "--shards", 2)
+    for name in ("dataset.json", "rejected.csv"):
+        (out / name).unlink()
+    part = out / "parts" / "00000.json"
+    content = json.loads(part.read_text())
+    assert [row[2:] for row in content["rejected"]] == [["3.0", "3.0", ""]]
+    part.write_text(json.dumps(content | {"rejected": [row[:2] for row in content["rejected"]]}))
+    assert run(out, "--source", source, "--shards", 2)["rejected"] == 1
+    assert not_processed(out / "rejected.csv", None) == ({}, 1)
 
 
 def test_a_folder_a_person(tmp_path):

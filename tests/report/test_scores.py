@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from samples import sample
+from scipy import stats
 
 from lae_jax import metrics
 from lae_jax.report import age_groups, bootstrap, charts, scores, tables
@@ -93,7 +94,7 @@ def test_sigma_of_few_images_lies_in_its_interval_and_a_handful_has_none():
 def test_shares_of_none_and_of_few_images_are_not_taken_for_sure():
     ages = np.linspace(10, 60, 40)
     cs5 = next(s for s in scores.MAIN if s.name == "cs5")
-    for off, expected in ((1, (0.912, 1)), (9, (0, 0.088))):  # Wilson's of 40 of 40, and of none
+    for off, expected in ((1, (0.9119, 1)), (9, (0, 0.0881))):  # 0.025 ** (1 / 40) is 0.9119
         found = scores.score(scores.Sample(ages, ages + off, np.full(40, -1))).estimate(cs5)
         assert (found.low, found.high) == pytest.approx(expected, abs=1e-3)
     few = scores.score(scores.Sample(ages[:3], ages[:3] + [1, 2, 9], np.full(3, -1)))
@@ -118,9 +119,31 @@ def test_a_share_of_many_images_is_as_sure_as_they_are_many(monkeypatch):
     monkeypatch.setattr(bootstrap, "MOST_UNITS", 50)
     ages, cs5 = np.linspace(10, 60, 400), next(s for s in scores.MAIN if s.name == "cs5")
     lone = scores.Sample(ages, ages, np.full(400, -1))
-    assert scores.score(lone).estimate(cs5).low == pytest.approx(1 - 3.84 / 403.84, abs=1e-4)
+    assert scores.score(lone).estimate(cs5).low == pytest.approx(0.025 ** (1 / 400), abs=1e-4)
     ((_, accepts, _),) = scores.decisions(lone, np.zeros(400), 40, (0.5,))
-    assert accepts.high == pytest.approx(3.84 / (240 + 3.84), abs=1e-3)
+    assert accepts.high == pytest.approx(1 - 0.025 ** (1 / 240), abs=1e-3)
+
+
+def test_a_share_of_few_cases_has_the_exact_interval():
+    for cases, count in ((0, 40), (1, 30), (4, 9), (26, 30), (7, 7)):
+        exact = stats.binomtest(cases, count).proportion_ci(0.95, "exact")
+        assert bootstrap.exact_interval(cases, count) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    replicates = np.linspace(0.3, 0.5, 1000)
+    assert bootstrap.share_interval(0.4, replicates, 10) == bootstrap.exact_interval(4, 10)
+    assert bootstrap.share_interval(0.4, replicates, 20) == bootstrap.interval(0.4, replicates)
+
+
+def test_differences_and_ratios_of_shares_of_different_people():
+    # 56 of 70 and 48 of 80, of Newcombe's paper (example a, method 10: 0.0524 to 0.3339), from Wilson's intervals.
+    one, other = (0.6918335550, 0.8769526075), (0.4904546501, 0.7003817240)
+    assert bootstrap.difference_interval(0.8, 0.6, one, other) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert bootstrap.difference_interval(0, 0, (0, 0.1), (0, 0.2)) == (-0.2, 0.1)
+    low, high = bootstrap.ratio_interval(0.8, 0.6, one, other)
+    assert low == pytest.approx(4 / 3 * np.exp(-np.hypot(np.log(0.8 / one[0]), np.log(other[1] / 0.6))))
+    assert high == pytest.approx(4 / 3 * np.exp(np.hypot(np.log(one[1] / 0.8), np.log(0.6 / other[0]))))
+    assert bootstrap.ratio_interval(0, 0.5, (0, 0.1), (0.25, 0.7)) == pytest.approx((0, 0.4))
+    assert bootstrap.ratio_interval(0.1, 0.05, (0.05, 0.2), (0, 0.1))[1] == np.inf
+    assert np.isnan(bootstrap.ratio_interval(0.1, 0, (0.05, 0.2), (0, 0.1))).all()
 
 
 def test_the_rates_of_a_decision_have_intervals_of_people():

@@ -246,6 +246,8 @@ _HEAD = {"data": text(), "data_hash": DIGEST, "split": text()}
 _CONTENTS = fields(
     {
         "threshold": optional(number(0, 100)),
+        "challenge": optional(number(0, 100)),
+        "costs": optional(many(number(0), 3)),
         "slices": optional(many(text())),
         "spread": optional(text()),
         "faces": optional(flag()),
@@ -280,6 +282,15 @@ _REPORT_OF_AGES = {
         )
     ),
     "threshold": optional(number(0, 100)),
+    "unprocessed": optional(
+        fields(
+            {
+                "labels": many(many(number(0, 1e9), 3)),  # first and last age, number of photographs
+                "of_unknown_age": whole(0),
+                "share": number(0, 1),  # of a photograph that each of them counts as
+            }
+        )
+    ),
     "training": optional(fields({"split": text(), "count": many(number(0))})),  # of ranges also fractions
     "constant": optional(
         fields(
