@@ -15,12 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax.models import efficientnet, resnet
+from lae_jax.models import convnext, efficientnet, resnet, vit
+from lae_jax.models.convnext import ConvNeXt
 from lae_jax.models.efficientnet import EfficientNet
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
 from lae_jax.models.initial_values import initialise
 from lae_jax.models.layers import Compute
 from lae_jax.models.resnet import ResNet
+from lae_jax.models.vit import ViT
 from lae_jax.runtime.errors import InputError, unknown
 
 __all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
@@ -28,6 +30,8 @@ __all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "
 BACKBONES = {
     **{f"efficientnet_{member}": (EfficientNet, widths) for member, widths in efficientnet.ARCHITECTURES.items()},
     **{f"resnet{depth}": (ResNet, blocks) for depth, blocks in resnet.ARCHITECTURES.items()},
+    **{f"vit_{size}": (ViT, architecture) for size, architecture in vit.ARCHITECTURES.items()},
+    **{f"convnext_{size}": (ConvNeXt, architecture) for size, architecture in convnext.ARCHITECTURES.items()},
 }
 HEADS = ("age", "identity")
 CONVOLUTIONS = ("auto", "xla", "cpu")
