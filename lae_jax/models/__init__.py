@@ -25,7 +25,20 @@ from lae_jax.models.resnet import ResNet
 from lae_jax.models.vit import ViT
 from lae_jax.runtime.errors import InputError, unknown
 
-__all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
+__all__ = [
+    "AgeHead",
+    "BACKBONES",
+    "ConvNeXt",
+    "EfficientNet",
+    "IdentityHead",
+    "IdentityOutputs",
+    "Model",
+    "ResNet",
+    "ViT",
+    "create",
+    "initialise",
+    "require_size",
+]
 
 BACKBONES = {
     **{f"efficientnet_{member}": (EfficientNet, widths) for member, widths in efficientnet.ARCHITECTURES.items()},
@@ -70,6 +83,21 @@ class Model(nn.Module):
 def _choose(what: str, name: str, choices) -> None:
     if name not in choices:
         raise InputError(unknown(what, str(name), choices))
+
+
+def require_size(name: str, image_size: int) -> None:
+    """Checks that a model takes square images of a size.
+
+    Args:
+      name: Key of `BACKBONES`.
+      image_size: Pixels on a side.
+
+    Raises:
+      InputError: It does not. The message has sizes that it takes.
+    """
+    backbone, architecture = BACKBONES[name]
+    if backbone in (ViT, ConvNeXt) and (wrong := architecture.wrong_size(image_size, image_size)):
+        raise InputError(f"config.data.image_size: {name} {wrong}")
 
 
 def shapes(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:

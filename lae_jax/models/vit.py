@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lae_jax.models.layers import Compute, Conv, StochasticDepth, prepare
 from lae_jax.models.tokens import Dense, attention, gelu, layer_norm, quick_gelu
@@ -58,13 +59,24 @@ ARCHITECTURES = {
 }
 
 
+def interpolation(old: int, new: int) -> np.ndarray:
+    """Weights of bicubic, antialiased interpolation along one axis, (new, old), float64; each row's sum is 1.
+
+    They are those of Pillow, of torch and of `jax.image.resize`, which would be compiled to find them.
+    """
+    step = old / new
+    distance = np.abs(np.arange(old) - ((np.arange(new) + 0.5) * step - 0.5)[:, None]) / max(step, 1)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
 def resized(positions: jax.Array, old: int, new: int) -> jax.Array:
-    """Interpolates position embeddings of a square grid, bicubic and antialiased: (old^2, C) -> (new^2, C)."""
+    """Interpolates position embeddings of a square grid, by `interpolation`: (old^2, C) -> (new^2, C)."""
     if old == new:
         return positions
-    # The weights are numbers of the trace: neither the gradient nor an export computes them again.
-    with jax.ensure_compile_time_eval():
-        weights = jax.image.resize(jnp.eye(old, dtype=positions.dtype), (new, old), "bicubic", antialias=True)
+    weights = jnp.asarray(interpolation(old, new), positions.dtype)
     square = positions.reshape(old, old, -1)
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("ai,bj,ijc->abc", weights, weights, square, precision=highest).reshape(new * new, -1)
