@@ -25,7 +25,7 @@ _ARITHMETIC = {
 }
 # Operations whose results have the shape of what they take, but for padding and joining.
 _LIKE = {
-    "add", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum", "multiply",
+    "add", "clamp", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum", "multiply",
     "negate", "pad", "reduce_window", "reverse", "rsqrt", "slice", "subtract",
 }  # fmt: skip
 
@@ -60,6 +60,12 @@ class _Tensor:
     def key(self) -> tuple:
         dims = (one if isinstance(one, int) else one.tobytes() for one in self.dims)
         return *dims, None if self.content is None else self.content.tobytes()
+
+
+def callee(operation) -> str | None:
+    """Returns the function that an operation calls; of a composite, the one that says what it computes. None: none."""
+    name = {"func.call": "callee", "stablehlo.composite": "decomposition"}.get(operation.name)
+    return None if name is None else operation.attributes[name].value
 
 
 def of_main(functions: Mapping[str, object]) -> tuple[float, float]:
@@ -115,8 +121,8 @@ class _Module:
         self, one, given: Sequence[_Tensor], known: dict
     ) -> tuple[np.ndarray | float, list[_Tensor], np.ndarray | float]:
         """Returns the bytes that an operation takes while it runs, besides its results, its results, and its work."""
-        if one.name == "func.call":
-            key = (name := one.attributes["callee"].value, *(tensor.key for tensor in given))
+        if (name := callee(one)) is not None:
+            key = (name, *(tensor.key for tensor in given))
             if key not in self.done:
                 block = self.functions[name].regions[0].blocks[0]
                 self.done[key] = self.of_block(block, dict(zip(block.arguments, given, strict=True)))
@@ -187,6 +193,8 @@ def _computed(one, given: Sequence[_Tensor], kind) -> list:
         dims = [None] * kind.rank
         dims[numbers.output_batch_dimension] = given[0].dims[numbers.input_batch_dimension]
         return dims
+    if name == "transpose":
+        return [given[0].dims[place] for place in one.attributes["permutation"]]
     if name == "reduce":
         return _without(given[0].dims, {*one.attributes["dimensions"]})
     if name not in _LIKE:
