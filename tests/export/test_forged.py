@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from programs import needs_onnx, program_of
+from programs import TOWERS, needs_onnx, program_of
 
 from lae_jax import models
 from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
@@ -23,18 +23,25 @@ def test_no_batch_of_an_export_is_larger_than_the_one_whose_memory_is_checked():
 
 
 def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
-    found = {"operations": set(), "custom calls": set()}
+    found = {"operations": set(), "custom calls": set(), "composites": set()}
     monkeypatch.setattr(portable, "require_known", lambda path, what, names, known: found[what].update(names))
     pico = ("efficientnet_v2_pico", {"flip": True, "temperature": 0.7, "hidden": 16})
     family, smallest = models.BACKBONES["efficientnet_v2_pico"]
     # With the activation of Lite0, which itself takes seconds to trace.
     monkeypatch.setitem(models.BACKBONES, "lite", (family, smallest._replace(lite=True)))
-    for name, fields in (pico, ("lite", {}), ("resnet18", {})):
+    for name, tower in TOWERS.items():
+        monkeypatch.setitem(models.BACKBONES, name, tower)
+    for name, fields in (pico, ("lite", {}), ("resnet18", {}), ("vit_pico", {}), ("convnext_pico", {})):
         made = program_of(name, 32, **fields)
         exported = jax.export.export(jax.jit(made.portable()), platforms=program.PLATFORMS)
         module = exported(variables_as_shapes(made), made.image_spec()).mlir_module_serialized
         portable.require_only_computes("", module)
-    assert found == {"operations": portable.OPERATIONS, "custom calls": portable.CUSTOM_CALLS}
+    known = {
+        "operations": portable.OPERATIONS,
+        "custom calls": portable.CUSTOM_CALLS,
+        "composites": portable.COMPOSITES,
+    }
+    assert found == known
 
 
 @pytest.mark.parametrize("target", ["xla_ffi_python_cpu_callback", "shape_assertion_of_mine"])
@@ -71,6 +78,20 @@ PRODUCTS = [
     for i in range(9)
 ]
 PRODUCT = f"%0 = stablehlo.dot_general %x, %x, contracting_dims = [1] x [0] : ({SQUARE}, {SQUARE}) -> {SQUARE}"
+
+
+# A composite of another name, one that calls itself, and chains of composites.
+COMPOSITE = '%{} = stablehlo.composite "{}" %x {{decomposition = @{}}} : (tensor<f32>) -> tensor<f32>'
+
+
+def composed(name, *bodies):
+    """`main` and functions f0, f1, ..., each of composites that name their functions."""
+    functions = [("main", ["f0"]), *((f"f{i}", body) for i, body in enumerate(bodies))]
+    return " ".join(
+        f"func.func {'public' if one == 'main' else 'private'} @{one}(%x: tensor<f32>) -> tensor<f32> {{"
+        f" {' '.join(COMPOSITE.format(i, name, other) for i, other in enumerate(body))} return %x : tensor<f32> }}"
+        for one, body in functions
+    )
 
 
 IMAGES = "tensor<?x8x8x3xui8>"
@@ -160,6 +181,9 @@ def grown(*lines):
             r"needs 1.6e\+15 multiplications",
         ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
+        (composed("my.kernel", []), "composites that no export of lae_jax holds .my.kernel"),
+        (composed("chlo.erf", ["f0"]), "inf operations"),
+        (composed("chlo.erf", *[[f"f{i + 1}"] * 2 for i in range(40)], []), r"\d{13} operations"),
         (
             f"func.func @main() -> {HUGE} {{ %0 = stablehlo.constant dense<0.0> : {HUGE} return %0 : {HUGE} }}",
             "40.0 GB of memory for 32 images",

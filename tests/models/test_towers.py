@@ -8,26 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import TOWERS
 
 from benchmarks import foreign_models as foreign
 from lae_jax import export, models, predict
-from lae_jax.models import convnext, pretrained, vit
+from lae_jax.models import pretrained, vit
 from lae_jax.models.layers import StochasticDepth
 from lae_jax.models.pretrained import naming
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import costs, loop
 
-TINY = {
-    "vit_pico": (models.ViT, vit.Architecture(12, 2, 3, patch=4, grid=5)),
-    "vit_pico_clip": (models.ViT, vit.Architecture(12, 2, 3, patch=4, grid=5, clip=True)),
-    "convnext_pico": (models.ConvNeXt, convnext.Architecture((1, 2), (8, 12), patch=2)),
-}
 SIZE = 24
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    for name, entry in TINY.items():
+    for name, entry in TOWERS.items():
         monkeypatch.setitem(models.BACKBONES, name, entry)
 
 
@@ -110,12 +106,12 @@ def convnext_in_numpy(p, x, _):
 
 
 @pytest.mark.parametrize("convolutions", ["xla", "cpu"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TOWERS)
 def test_features_are_those_of_the_papers_stated_in_numpy(name, convolutions):
     with jax.enable_x64(True):
         module, variables = models.create(name, 0, "float64", convolutions=convolutions), variables_of(name)
         images = np.random.default_rng(1).standard_normal((2, SIZE, SIZE, 3))
-        backbone, architecture = TINY[name]
+        backbone, architecture = TOWERS[name]
         in_numpy = vit_in_numpy if backbone is models.ViT else convnext_in_numpy
         expected = in_numpy(variables["params"], images, architecture)
         ours = jax.jit(module.apply)(variables, images)
@@ -166,7 +162,7 @@ def test_a_run_with_such_a_size_is_refused(small_config):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TOWERS)
 def test_parameters_norms_and_features_are_float32_and_activations_the_dtype(name, dtype):
     module = models.create(name, 0, dtype)
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
@@ -186,7 +182,7 @@ def test_parameters_norms_and_features_are_float32_and_activations_the_dtype(nam
     assert {each.name for each in found.values()} == {dtype}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TOWERS)
 def test_stochastic_depth_grows_linearly_to_its_rate(name):
     rates = {}
 
@@ -246,7 +242,7 @@ def test_initial_values_have_timms_variances():
     ):
         assert leaf(path, shape).std() == pytest.approx(deviation, rel=0.06)
     assert np.all(leaf(("block1_0", "layer_scale"), (3,)) == np.float32(1e-6))
-    for name in ("vit_s16", "convnext_tiny", *TINY):
+    for name in ("vit_s16", "convnext_tiny", *TOWERS):
         for path, shape in models.shapes(models.create(name, 0, convolutions="xla")).items():
             assert path[-1] in models.initial_values.CONSTANTS or models.initial_values.standard_deviation(
                 path[1:], shape
@@ -259,7 +255,8 @@ def test_initial_values_have_timms_variances():
         {
             "cls_token": (1, 1, 384), "pos_embed": (1, 197, 384), "patch_embed.proj.weight": (384, 3, 16, 16),
             "patch_embed.proj.bias": (384,), "blocks.11.attn.qkv.weight": (1152, 384),
-            "blocks.0.attn.proj.bias": (384,), "blocks.3.mlp.fc1.weight": (1536, 384), "blocks.3.norm2.weight": (384,), "norm.bias": (384,),
+            "blocks.0.attn.proj.bias": (384,), "blocks.3.mlp.fc1.weight": (1536, 384),
+            "blocks.3.norm2.weight": (384,), "norm.bias": (384,),
         },
         150,
     ),
@@ -300,7 +297,7 @@ def state_of(layout, variables):
 @pytest.fixture
 def published(monkeypatch):
     """The tiny models, as if timm had them."""
-    monkeypatch.setattr(naming, "ARCHITECTURES", {**naming.ARCHITECTURES, **{name: name for name in TINY}})
+    monkeypatch.setattr(naming, "ARCHITECTURES", {**naming.ARCHITECTURES, **{name: name for name in TOWERS}})
 
 
 @pytest.mark.parametrize(("name", "place"), [("vit_pico", 0), ("vit_pico_clip", 0), ("vit_pico_clip", 1),
