@@ -25,8 +25,8 @@ _ARITHMETIC = {
 }
 # Operations whose results have the shape of what they take, but for padding and joining.
 _LIKE = {
-    "add", "clamp", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum", "multiply",
-    "negate", "pad", "reduce_window", "reverse", "rsqrt", "slice", "subtract",
+    "add", "clamp", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum",
+    "multiply", "negate", "pad", "reduce_window", "reverse", "rsqrt", "slice", "subtract",
 }  # fmt: skip
 
 

@@ -18,10 +18,10 @@ OPERATIONS = frozenset(
         f"stablehlo.{name}"
         for name in (
             "add", "broadcast_in_dim", "case", "clamp", "compare", "composite", "concatenate", "constant", "convert",
-            "convolution", "custom_call", "divide", "dot_general", "dynamic_broadcast_in_dim", "dynamic_gather", "dynamic_reshape",
-            "exponential", "get_dimension_size", "iota", "log", "maximum", "minimum", "multiply", "negate", "pad",
-            "real_dynamic_slice", "reduce", "reduce_window", "reshape", "return", "reverse", "rsqrt", "slice",
-            "subtract", "transpose",
+            "convolution", "custom_call", "divide", "dot_general", "dynamic_broadcast_in_dim", "dynamic_gather",
+            "dynamic_reshape", "exponential", "get_dimension_size", "iota", "log", "maximum", "minimum", "multiply",
+            "negate", "pad", "real_dynamic_slice", "reduce", "reduce_window", "reshape", "return", "reverse", "rsqrt",
+            "slice", "subtract", "transpose",
         )
     }
 )  # fmt: skip

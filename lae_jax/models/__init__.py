@@ -134,7 +134,7 @@ def create(
       embedding_size: Size of the identity head's embedding.
       hidden: Units of the age head's hidden layer; 0: no hidden layer.
       dropout: Rate before the age head's last layer; None: as published for the model. The identity head has none.
-      stochastic_depth: Rate that the deepest blocks approach; None: as published for the model.
+      stochastic_depth: Rate that the deepest blocks approach, or have (ViT, ConvNeXt); None: as published.
       axis_name: Mapped axis over which BatchNorm is synchronised in training; None: not synchronised.
       remat: Recompute the blocks' activations in the backward pass: less memory, about a third more time.
       convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or

@@ -1,4 +1,4 @@
-"""Layers that both families of backbones are built from.
+"""Layers that several families of backbones are built from.
 
 Shapes: B = batch, H and W = rows and columns of pixels or features, C = channels, always in the order (B, H, W, C).
 """
