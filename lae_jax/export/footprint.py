@@ -25,8 +25,8 @@ _ARITHMETIC = {
 }
 # Operations whose results have the shape of what they take, but for padding and joining.
 _LIKE = {
-    "add", "clamp", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum",
-    "multiply", "negate", "pad", "reduce_window", "reverse", "rsqrt", "slice", "subtract",
+    "add", "compare", "concatenate", "convert", "divide", "exponential", "log", "maximum", "minimum", "multiply",
+    "negate", "pad", "reduce_window", "reverse", "rsqrt", "slice", "subtract",
 }  # fmt: skip
 
 
@@ -60,12 +60,6 @@ class _Tensor:
     def key(self) -> tuple:
         dims = (one if isinstance(one, int) else one.tobytes() for one in self.dims)
         return *dims, None if self.content is None else self.content.tobytes()
-
-
-def callee(operation) -> str | None:
-    """Returns the function that an operation calls; of a composite, the one that says what it computes. None: none."""
-    name = {"func.call": "callee", "stablehlo.composite": "decomposition"}.get(operation.name)
-    return None if name is None else operation.attributes[name].value
 
 
 def of_main(functions: Mapping[str, object]) -> tuple[float, float]:
@@ -121,8 +115,8 @@ class _Module:
         self, one, given: Sequence[_Tensor], known: dict
     ) -> tuple[np.ndarray | float, list[_Tensor], np.ndarray | float]:
         """Returns the bytes that an operation takes while it runs, besides its results, its results, and its work."""
-        if (name := callee(one)) is not None:
-            key = (name, *(tensor.key for tensor in given))
+        if one.name == "func.call":
+            key = (name := one.attributes["callee"].value, *(tensor.key for tensor in given))
             if key not in self.done:
                 block = self.functions[name].regions[0].blocks[0]
                 self.done[key] = self.of_block(block, dict(zip(block.arguments, given, strict=True)))

@@ -17,17 +17,15 @@ OPERATIONS = frozenset(
     | {
         f"stablehlo.{name}"
         for name in (
-            "add", "broadcast_in_dim", "case", "clamp", "compare", "composite", "concatenate", "constant", "convert",
-            "convolution", "custom_call", "divide", "dot_general", "dynamic_broadcast_in_dim", "dynamic_gather",
-            "dynamic_reshape", "exponential", "get_dimension_size", "iota", "log", "maximum", "minimum", "multiply",
-            "negate", "pad", "real_dynamic_slice", "reduce", "reduce_window", "reshape", "return", "reverse", "rsqrt",
-            "slice", "subtract", "transpose",
+            "add", "broadcast_in_dim", "case", "compare", "concatenate", "constant", "convert", "convolution",
+            "custom_call", "divide", "dot_general", "dynamic_broadcast_in_dim", "dynamic_gather", "dynamic_reshape",
+            "exponential", "get_dimension_size", "iota", "log", "maximum", "minimum", "multiply", "negate", "pad",
+            "real_dynamic_slice", "reduce", "reduce_window", "reshape", "return", "reverse", "rsqrt", "slice",
+            "subtract", "transpose",
         )
     }
 )  # fmt: skip
 CUSTOM_CALLS = frozenset({"shape_assertion"})  # the runtimes resolve it while they compile
-# Names by which a runtime may take an implementation of its own in place of the function that is in the file.
-COMPOSITES = frozenset({"chlo.erf"})
 # A bound on work that a small file can ask for: operations when all calls are inlined. The largest model has 1e5 with
 # flip.
 MAX_OPERATIONS = 1_000_000
@@ -59,8 +57,6 @@ def require_only_computes(path: os.PathLike | str, module: bytes) -> None:
         require_known(path, "operations", {operation.name for operation in inside}, OPERATIONS)
         calls = {one.attributes["call_target_name"].value for one in inside if one.name == "stablehlo.custom_call"}
         require_known(path, "custom calls", calls, CUSTOM_CALLS)
-        composites = {one.attributes["name"].value for one in inside if one.name == "stablehlo.composite"}
-        require_known(path, "composites", composites, COMPOSITES)
         count = _inlined(functions)
         if count > MAX_OPERATIONS:
             raise InputError(f"{path} has {count} operations: more than {MAX_OPERATIONS} are not opened")
@@ -83,7 +79,7 @@ def _walk(operation) -> Iterator:
 def _inlined(functions: dict[str, list]) -> float:
     """The number of operations when each call is replaced by what it calls; infinite if a function calls itself."""
     called = {
-        name: [other for one in some if (other := footprint.callee(one)) is not None]
+        name: [one.attributes["callee"].value for one in some if one.name == "func.call"]
         for name, some in functions.items()
     }
     counts: dict[str, float] = {}

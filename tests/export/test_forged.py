@@ -23,7 +23,7 @@ def test_no_batch_of_an_export_is_larger_than_the_one_whose_memory_is_checked():
 
 
 def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch):
-    found = {"operations": set(), "custom calls": set(), "composites": set()}
+    found = {"operations": set(), "custom calls": set()}
     monkeypatch.setattr(portable, "require_known", lambda path, what, names, known: found[what].update(names))
     pico = ("efficientnet_v2_pico", {"flip": True, "temperature": 0.7, "hidden": 16})
     family, smallest = models.BACKBONES["efficientnet_v2_pico"]
@@ -36,12 +36,7 @@ def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch
         exported = jax.export.export(jax.jit(made.portable()), platforms=program.PLATFORMS)
         module = exported(variables_as_shapes(made), made.image_spec()).mlir_module_serialized
         portable.require_only_computes("", module)
-    known = {
-        "operations": portable.OPERATIONS,
-        "custom calls": portable.CUSTOM_CALLS,
-        "composites": portable.COMPOSITES,
-    }
-    assert found == known
+    assert found == {"operations": portable.OPERATIONS, "custom calls": portable.CUSTOM_CALLS}
 
 
 @pytest.mark.parametrize("target", ["xla_ffi_python_cpu_callback", "shape_assertion_of_mine"])
@@ -78,20 +73,6 @@ PRODUCTS = [
     for i in range(9)
 ]
 PRODUCT = f"%0 = stablehlo.dot_general %x, %x, contracting_dims = [1] x [0] : ({SQUARE}, {SQUARE}) -> {SQUARE}"
-
-
-# A composite of another name, one that calls itself, and chains of composites.
-COMPOSITE = '%{} = stablehlo.composite "{}" %x {{decomposition = @{}}} : (tensor<f32>) -> tensor<f32>'
-
-
-def composed(name, *bodies):
-    """`main` and functions f0, f1, ..., each of composites that name their functions."""
-    functions = [("main", ["f0"]), *((f"f{i}", body) for i, body in enumerate(bodies))]
-    return " ".join(
-        f"func.func {'public' if one == 'main' else 'private'} @{one}(%x: tensor<f32>) -> tensor<f32> {{"
-        f" {' '.join(COMPOSITE.format(i, name, other) for i, other in enumerate(body))} return %x : tensor<f32> }}"
-        for one, body in functions
-    )
 
 
 IMAGES = "tensor<?x8x8x3xui8>"
@@ -181,9 +162,6 @@ def grown(*lines):
             r"needs 1.6e\+15 multiplications",
         ),
         ("func.func public @main() { func.call @main() : () -> () return }", "inf operations"),
-        (composed("my.kernel", []), "composites that no export of lae_jax holds .my.kernel"),
-        (composed("chlo.erf", ["f0"]), "inf operations"),
-        (composed("chlo.erf", *[[f"f{i + 1}"] * 2 for i in range(40)], []), r"\d{13} operations"),
         (
             f"func.func @main() -> {HUGE} {{ %0 = stablehlo.constant dense<0.0> : {HUGE} return %0 : {HUGE} }}",
             "40.0 GB of memory for 32 images",
@@ -410,10 +388,14 @@ def test_an_onnx_model_with_more_than_a_graph_of_known_operations_is_refused(cha
 
 
 @needs_onnx
-def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others():
+def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others(monkeypatch):
     from lae_jax.export import onnx_graph
+
+    for name, tower in TOWERS.items():
+        monkeypatch.setitem(models.BACKBONES, name, tower)
 
     made = [program_of("efficientnet_v2_pico", 24, hidden=16, flip=True, temperature=0.7)]
     made += [program_of("efficientnet_lite0", 32), program_of("resnet18", 32)]
+    made += [program_of(name, 24) for name in ("vit_pico", "convnext_pico")]
     nodes = [node for one in made for node in onnx_graph.model_of(one).graph.node]
     assert {node.op_type for node in nodes} == onnx_model.OPERATIONS

@@ -12,7 +12,7 @@ from programs import TOWERS
 
 from benchmarks import foreign_models as foreign
 from lae_jax import export, models, predict
-from lae_jax.models import pretrained, vit
+from lae_jax.models import pretrained, tokens, vit
 from lae_jax.models.layers import StochasticDepth
 from lae_jax.models.pretrained import naming
 from lae_jax.runtime.errors import InputError
@@ -126,6 +126,13 @@ def test_towers_have_timms_numbers_of_parameters_and_no_statistics(name, params)
     shapes = models.shapes(models.create(name, 0, convolutions="xla"))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == params
     assert {path[0] for path in shapes} == {"params"}
+
+
+def test_gelu_in_float32_and_its_gradient_are_those_of_the_error_function():
+    x = jnp.linspace(-7, 7, 1401, dtype=jnp.float32)
+    np.testing.assert_allclose(tokens.gelu(x), bent(np.float64(x)), atol=2e-6)
+    slope = jax.vmap(jax.grad(tokens.gelu))(x)
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(partial(jax.nn.gelu, approximate=False)))(x), atol=2e-6)
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 6), (14, 15), (14, 1), (5, 40)])
