@@ -215,7 +215,7 @@ def test_remat_and_a_split_batch_change_nothing(name):
         variables = random_of(models.initialise(models.create(name, 5, "float64"), SIZE, 0))
 
         def gradients(remat, parts):
-            module = models.create(name, 5, "float64", dropout=0.5, stochastic_depth=0.5, remat=remat)
+            module = models.create(name, 5, "float64", dropout=0.5, stochastic_depth=0.3, remat=remat)
 
             @jax.jit
             def step(images, rows):
@@ -344,18 +344,19 @@ def test_the_names_of_clip_are_openais():
 
 
 @pytest.mark.parametrize("name", ["vit_pico", "convnext_pico"])
-def test_the_operations_of_a_tower_are_counted_with_its_attention(name):
+def test_the_products_of_a_tower_are_counted_with_its_attention(name, monkeypatch):
+    monkeypatch.setattr(costs, "_ELEMENTWISE", ())
     module = models.create(name, 0, convolutions="xla")
-    variables = models.initialise(module, SIZE, 0)
-    images = jnp.ones((2, SIZE, SIZE, 3))
+    images = jax.ShapeDtypeStruct((2, 20, 20, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
     counted = costs.flops(jax.make_jaxpr(module.apply)(variables, images).jaxpr)
-    tokens, width = 37, 12
+    tokens, width = 26, 12
     block = tokens * width * (3 * width + width + 8 * width) + 2 * tokens**2 * width
-    products = 36 * 48 * width + 2 * block
+    products = 25 * 48 * width + 2 * block
     if name == "convnext_pico":
-        products = 144 * 12 * 8 + 144 * (49 * 8 + 64 * 8) + 36 * 32 * 12 + 2 * 36 * (49 * 12 + 96 * 12)
-    # Further operations are those of norms, GELU, softmax and biases.
-    assert 2 * 2 * products < counted < 1.35 * 2 * 2 * products
+        first, second = 49 * 8 + 8 * 8**2, 49 * 12 + 8 * 12**2
+        products = 100 * 12 * 8 + 100 * first + 25 * 32 * 12 + 2 * 25 * second
+    assert counted == 2 * 2 * products
 
 
 @pytest.fixture(scope="module")
