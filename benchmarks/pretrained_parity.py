@@ -4,9 +4,10 @@
     python -m benchmarks.pretrained_parity efficientnet_v2_l
 
 Float64, images of 65 x 64 pixels (an odd and an even side). EfficientNetV2 is held against Keras (a .keras file and one
-in timm's layout), ResNet against torchvision's stated in TensorFlow, EfficientNet-Lite0 against timm's in the peers'
-environment (`make setup-peers`; without it this row is left out). Fails where a relative error is above 1e-10, or
-where reading a file takes more than 10 seconds, or adds more than three times its size to the process.
+in timm's layout), ResNet against torchvision's stated in TensorFlow, EfficientNet-Lite0, the ViTs and ConvNeXt against
+timm's in the peers' environment (`make setup-peers`; without it these rows are left out). A ViT sees 224 pixels, and 96
+and 240, for which its position embeddings are interpolated. Fails where a relative error is above 1e-10, or where
+reading a file takes more than 10 seconds, or adds more than three times its size to the process.
 """
 
 import pathlib
@@ -23,6 +24,7 @@ from lae_jax.models import pretrained
 from lae_jax.runtime import console
 
 NAMES = [f"efficientnet_v2_{size}" for size in "sml"] + ["efficientnet_lite0", "resnet18", "resnet50"]
+NAMES += ["vit_s16", "vit_b16", "vit_b16_clip", "convnext_tiny"]
 PEERS = pathlib.Path(".venv-peers/bin/python")
 SECONDS, SIZES = 10.0, 3.0
 _MEASURE = """
@@ -55,17 +57,18 @@ def rows(name: str, folder: pathlib.Path):
         theirs = foreign.resnet_features(depth, state, images)
         yield "torchvision", path, foreign.relative_error(ours_of(path, name, images), theirs)
         return
-    if name == "efficientnet_lite0":
+    if name.startswith(("efficientnet_lite", "vit", "convnext")):
         if not PEERS.exists():
             print(f"{name} left out: there is no {PEERS}; make setup-peers installs it", file=sys.stderr)
             return
         images = (pixels - 127) / 128
-        np.save(folder / "images.npy", images)
-        subprocess.run([PEERS, "-m", "benchmarks.timm_features", f"tf_{name}", str(folder)], check=True)
-        theirs = np.load(folder / "features.npy")
-        for layout in ("timm", "EfficientNet-PyTorch"):
-            path = folder / f"{layout}.safetensors"
-            yield layout, path, foreign.relative_error(ours_of(path, name, images), theirs)
+        if not name.startswith("vit"):
+            yield from rows_of_timm(name, images, folder)
+            return
+        for side in (224, 96, 240):
+            images = rng.standard_normal((1, side, side, 3))
+            for layout, *row in rows_of_timm(name, images, folder):
+                yield f"{layout}, {side} px", *row
         return
     with foreign.keras_in_float64() as keras:
         model = foreign.keras_model(keras, name[-1], pixels)
@@ -76,6 +79,16 @@ def rows(name: str, folder: pathlib.Path):
     (folder / "model.keras").unlink()
     foreign.write_safetensors(path, foreign.timm_state(model))
     yield "timm", path, foreign.relative_error(ours_of(path, name, images), theirs)
+
+
+def rows_of_timm(name: str, images: np.ndarray, folder: pathlib.Path):
+    """The rows of a model that is held against timm's, one for each library whose names it is read under."""
+    np.save(folder / "images.npy", images)
+    network = pretrained.naming.ARCHITECTURES[name]
+    subprocess.run([PEERS, "-m", "benchmarks.timm_features", network, str(folder)], check=True)
+    theirs = np.load(folder / "features.npy")
+    for path in sorted(folder.glob("*.safetensors")):
+        yield path.stem, path, foreign.relative_error(ours_of(path, name, images), theirs)
 
 
 def ours_of(path: pathlib.Path, name: str, images: np.ndarray) -> np.ndarray:

@@ -26,7 +26,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def backbone(architecture: dict | None, timm_name: str | None) -> torch.nn.Module:
     """timm's own model, or one of its layers; called with images it gives pooled features."""
     if timm_name:
-        return timm.create_model(timm_name, num_classes=0, **({"drop_path_rate": 0.2} if "effic" in timm_name else {}))
+        rates = {"effic": 0.2, "convn": 0.1}  # as our models have them
+        rate = rates.get(timm_name.removeprefix("tf_")[:5])
+        return timm.create_model(timm_name, num_classes=0, **({"drop_path_rate": rate} if rate else {}))
     return efficientnet.EfficientNet(
         decode_arch_def(architecture["blocks"]), num_classes=0, num_features=architecture["top"],
         stem_size=architecture["stem"], round_chs_fn=round, act_layer=torch.nn.SiLU, pad_type="same",

@@ -28,7 +28,9 @@ MODES = ("stage 2", "inference", "stage 3", "stage 1")  # the most asked for fir
 TIMM = (
     {f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"}
     | {f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)}
-    | {"efficientnet_lite0": "tf_efficientnet_lite0"}
+    | {"efficientnet_lite0": "tf_efficientnet_lite0", "convnext_tiny": "convnext_tiny"}
+    | {"vit_s16": "vit_small_patch16_224", "vit_b16": "vit_base_patch16_224"}
+    | {"vit_b16_clip": "vit_base_patch16_clip_quickgelu_224"}
 )
 
 

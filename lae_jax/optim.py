@@ -18,6 +18,7 @@ import optax
 
 from lae_jax.runtime.errors import InputError
 
+_UNDECAYED = ("bias", "positions")
 PARTS = ("backbone", "head")  # the two top-level keys of every model's parameters
 
 Schedule = Callable[[int | jax.Array], jax.Array | np.ndarray]
@@ -204,7 +205,9 @@ def adamw(
 
 
 def decayed(params: optax.Params) -> optax.Params:
-    """Returns which parameters are neither a bias nor of a norm: those of two axes or more that are not named bias.
+    """Returns which parameters are neither a bias, nor of a norm, nor a token of ViT, nor its position embeddings.
+
+    They have two axes or more, and other names than _UNDECAYED.
 
     Args:
       params: A tree of arrays or shapes.
@@ -212,7 +215,9 @@ def decayed(params: optax.Params) -> optax.Params:
     Returns:
       The same tree of bools.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and _names(path)[-1] != "bias", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and _names(path)[-1] not in _UNDECAYED, params
+    )
 
 
 def _descent(

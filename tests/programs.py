@@ -8,9 +8,18 @@ import pytest
 
 from lae_jax import models
 from lae_jax.export import program
+from lae_jax.models import convnext, vit
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxruntime are not installed (the extra onnx)")
+
+
+# Small relatives of ViT and ConvNeXt for 24 px, to be put into `models.BACKBONES` by a test.
+TOWERS = {
+    "vit_pico": (models.ViT, vit.Architecture(12, 2, 3, patch=4, grid=5)),
+    "vit_pico_clip": (models.ViT, vit.Architecture(12, 2, 3, patch=4, grid=5, clip=True)),
+    "convnext_pico": (models.ConvNeXt, convnext.Architecture((1, 2), (8, 12), patch=2)),
+}
 
 
 def random_variables(name, side, hidden=0, seed=0):

@@ -134,6 +134,9 @@ def ones_of(name):
         ("resnet50", 17, 54, 161),
         ("efficientnet_lite0", 17, 50, 149),
         ("efficientnet_v2_s", 41, 171, 452),
+        ("vit_s16", 13, 50, 152),
+        ("vit_b16_clip", 13, 50, 153),
+        ("convnext_tiny", 19, 59, 182),
     ],
 )
 def test_layers_and_decay_are_timms(name, layers, decayed, count):

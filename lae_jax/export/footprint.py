@@ -187,6 +187,8 @@ def _computed(one, given: Sequence[_Tensor], kind) -> list:
         dims = [None] * kind.rank
         dims[numbers.output_batch_dimension] = given[0].dims[numbers.input_batch_dimension]
         return dims
+    if name == "transpose":
+        return [given[0].dims[place] for place in one.attributes["permutation"]]
     if name == "reduce":
         return _without(given[0].dims, {*one.attributes["dimensions"]})
     if name not in _LIKE:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lae_jax.export.program import TINY, Program
-from lae_jax.models import efficientnet, resnet
+from lae_jax.models import BACKBONES, ConvNeXt, EfficientNet, ResNet, ViT, convnext, efficientnet, resnet, vit
 from lae_jax.models.layers import same_padding
 
 OPSET, IR_VERSION = 17, 8
@@ -93,6 +93,51 @@ class _Layers:
         return self.graph.add("Conv", x, kernel, self.graph.weight(f"{name}/bias", params["bias"]))
 
 
+class _Tokens:
+    """Layers of ViT and ConvNeXt; the channels are the last axis of x, but those of a convolution the second."""
+
+    def __init__(self, graph: _Graph, params: dict, epsilon: float):
+        self.graph, self.params, self.epsilon = graph, params, epsilon
+
+    def weight(self, *path: str, scale: np.ndarray | float = 1.0) -> str:
+        """Adds a variable as it is, times `scale`; a bias that the layer does not have is zeros."""
+        layer = _at(self.params, path[:-1])
+        value = layer[path[-1]] if path[-1] in layer else np.zeros(layer["kernel"].shape[-1])
+        return self.graph.weight("/".join(path), np.asarray(value, np.float64) * scale)
+
+    def numbers(self, *values: int) -> str:
+        return self.graph.weight(f"numbers/{'_'.join(map(str, values))}", np.array(values), np.int64)
+
+    def norm(self, x: str, *path: str) -> str:
+        scale, bias = (self.weight(*path, name) for name in ("scale", "bias"))
+        return self.graph.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=self.epsilon)
+
+    def dense(self, x: str, *path: str, scale: np.ndarray | float = 1.0) -> str:
+        kernel, bias = (self.weight(*path, name, scale=scale) for name in ("kernel", "bias"))
+        return self.graph.add("Add", self.graph.add("MatMul", x, kernel), bias)
+
+    def conv(self, x: str, *path: str, stride: int = 1, padding: int = 0, group: int = 1) -> str:
+        kernel = np.asarray(_at(self.params, path)["kernel"])
+        name = self.graph.weight("/".join((*path, "kernel")), kernel.transpose(3, 2, 0, 1))
+        sizes = {"kernel_shape": [*kernel.shape[:2]], "strides": [stride] * 2, "pads": [padding] * 4, "group": group}
+        return self.graph.add("Conv", x, name, self.weight(*path, "bias"), **sizes)
+
+    def gelu(self, x: str) -> str:
+        root, one, half = (self.graph.weight(f"gelu/{value:.3g}", np.array(value)) for value in (0.5**0.5, 1.0, 0.5))
+        bent = self.graph.add("Add", self.graph.add("Erf", self.graph.add("Mul", x, root)), one)
+        return self.graph.add("Mul", x, self.graph.add("Mul", bent, half))
+
+    def quick_gelu(self, x: str) -> str:
+        factor = self.graph.weight("quick_gelu/factor", np.array(1.702))
+        return self.graph.add("Mul", x, self.graph.add("Sigmoid", self.graph.add("Mul", x, factor)))
+
+    def channels_last(self, x: str) -> str:
+        return self.graph.add("Transpose", x, perm=[0, 2, 3, 1])
+
+    def channels_second(self, x: str) -> str:
+        return self.graph.add("Transpose", x, perm=[0, 3, 1, 2])
+
+
 def _at(tree, path: tuple):
     for key in path:
         tree = tree[key]
@@ -156,17 +201,67 @@ def _resnet(graph: _Graph, x: str, side: int, params: dict, statistics: dict, ar
     return graph.add("GlobalAveragePool", x)
 
 
-_FAMILIES = {
-    **{f"efficientnet_{key}": (_efficientnet, value) for key, value in efficientnet.ARCHITECTURES.items()},
-    **{f"resnet{key}": (_resnet, value) for key, value in resnet.ARCHITECTURES.items()},
-}
+def _vit(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
+    layers, width, heads = _Tokens(graph, params, architecture.epsilon), architecture.width, architecture.heads
+    new, old, each = side // architecture.patch, architecture.grid, width // heads
+    x = layers.conv(x, "patches", stride=architecture.patch)
+    x = graph.add("Transpose", graph.add("Reshape", x, layers.numbers(0, width, new * new)), perm=[0, 2, 1])
+    # A token of zeros in front of the patches, then what is added to every token.
+    x = graph.add("Pad", x, layers.numbers(0, 1, 0, 0, 0, 0))
+    first, *square = np.asarray(params["positions"], np.float64)
+    weights = vit.interpolation(old, new) if old != new else np.eye(old)
+    square = np.einsum("ai,bj,ijc->abc", weights, weights, np.reshape(square, (old, old, width)))
+    first = first + np.asarray(params["class_token"], np.float64)
+    x = graph.add("Add", x, graph.weight("positions", np.concatenate([first[None], square.reshape(-1, width)])[None]))
+    if architecture.clip:
+        x = layers.norm(x, "norm_pre")
+    for index in range(architecture.blocks):
+        block = f"block{index}"
+        y = layers.dense(layers.norm(x, block, "norm1"), block, "qkv")
+        y = graph.add("Reshape", y, layers.numbers(0, new * new + 1, 3 * heads, each))
+        parts = [
+            graph.add("Slice", y, layers.numbers(part * heads), layers.numbers((part + 1) * heads), layers.numbers(2))
+            for part in range(3)
+        ]
+        query, value = (graph.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (parts[0], parts[2]))
+        scores = graph.add("MatMul", query, graph.add("Transpose", parts[1], perm=[0, 2, 3, 1]))
+        scores = graph.add("Mul", scores, graph.weight("attention/scale", np.array(each**-0.5)))
+        y = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
+        y = graph.add("Reshape", graph.add("Transpose", y, perm=[0, 2, 1, 3]), layers.numbers(0, new * new + 1, width))
+        x = graph.add("Add", x, layers.dense(y, block, "proj"))
+        y = layers.dense(layers.norm(x, block, "norm2"), block, "fc1")
+        y = layers.quick_gelu(y) if architecture.clip else layers.gelu(y)
+        x = graph.add("Add", x, layers.dense(y, block, "fc2"))
+    x = graph.add("Slice", x, layers.numbers(0), layers.numbers(1), layers.numbers(1))
+    return layers.norm(x, "norm")
+
+
+def _convnext(graph: _Graph, x: str, side: int, params: dict, statistics: dict, architecture) -> str:
+    layers = _Tokens(graph, params, convnext.EPSILON)
+    for i, (blocks, width) in enumerate(zip(architecture.blocks, architecture.widths, strict=True), start=1):
+        if i == 1:
+            x = layers.channels_last(layers.conv(x, "stem", stride=architecture.patch))
+            x = layers.channels_second(layers.norm(x, "stem_norm"))
+        else:
+            x = layers.channels_second(layers.norm(layers.channels_last(x), f"downsample{i}_norm"))
+            x = layers.conv(x, f"downsample{i}", stride=2)
+        for j in range(blocks):
+            block = f"block{i}_{j}"
+            y = layers.channels_last(layers.conv(x, block, "conv", padding=convnext.KERNEL // 2, group=width))
+            y = layers.gelu(layers.dense(layers.norm(y, block, "norm"), block, "fc1"))
+            y = layers.dense(y, block, "fc2", scale=np.asarray(params[block]["layer_scale"], np.float64))
+            x = graph.add("Add", x, layers.channels_second(y))
+    return layers.norm(graph.add("Flatten", graph.add("GlobalAveragePool", x)), "norm")
+
+
+_FAMILIES = {EfficientNet: _efficientnet, ResNet: _resnet, ViT: _vit, ConvNeXt: _convnext}
 
 
 def _probabilities(graph: _Graph, x: str, program: Program) -> str:
     """Adds the model: normalised images (B, 3, S, S) -> probabilities (B, K)."""
-    family, architecture = _FAMILIES[program.name]
-    params, statistics = program.variables["params"], program.variables["batch_stats"]
-    x = family(graph, x, program.image_size, params["backbone"], statistics["backbone"], architecture)
+    backbone, architecture = BACKBONES[program.name]
+    params, statistics = program.variables["params"], program.variables.get("batch_stats", {}).get("backbone", {})
+    x = _FAMILIES[backbone](graph, x, program.image_size, params["backbone"], statistics, architecture)
     x = graph.add("Flatten", x)
     if "hidden" in params["head"]:
         x = graph.add("Relu", _dense(graph, x, params["head"], "hidden"))

@@ -16,8 +16,9 @@ FILE = "model.onnx"
 # Operations in the exports of all models, with and without flip, temperature and hidden layer.
 OPERATIONS = frozenset(
     {
-        "Add", "Cast", "Clip", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "Log", "MatMul", "Max",
-        "MaxPool", "Mul", "Relu", "Sigmoid", "Slice", "Softmax", "Squeeze", "Transpose",
+        "Add", "Cast", "Clip", "Conv", "Erf", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "LayerNormalization",
+        "Log", "MatMul", "Max", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Squeeze",
+        "Transpose",
     }
 )  # fmt: skip
 # Fields of the messages that a model consists of. Others hold functions, training, settings of a session, quantisation
@@ -27,7 +28,7 @@ _FIELDS = {
     "OperatorSetIdProto": {"domain", "version"},
     "GraphProto": {"node", "name", "initializer", "input", "output"},
     "NodeProto": {"input", "output", "name", "op_type", "attribute"},
-    "AttributeProto": {"name", "type", "i", "ints"},
+    "AttributeProto": {"name", "type", "f", "i", "ints"},
     "TensorProto": {"dims", "data_type", "name", "raw_data"},
 }
 

@@ -21,7 +21,7 @@ OPERATIONS = frozenset(
             "custom_call", "divide", "dot_general", "dynamic_broadcast_in_dim", "dynamic_gather", "dynamic_reshape",
             "exponential", "get_dimension_size", "iota", "log", "maximum", "minimum", "multiply", "negate", "pad",
             "real_dynamic_slice", "reduce", "reduce_window", "reshape", "return", "reverse", "rsqrt", "slice",
-            "subtract",
+            "subtract", "transpose",
         )
     }
 )  # fmt: skip

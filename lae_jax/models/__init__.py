@@ -15,19 +15,36 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lae_jax.models import efficientnet, resnet
+from lae_jax.models import convnext, efficientnet, resnet, vit
+from lae_jax.models.convnext import ConvNeXt
 from lae_jax.models.efficientnet import EfficientNet
 from lae_jax.models.heads import AgeHead, IdentityHead, IdentityOutputs
 from lae_jax.models.initial_values import initialise
 from lae_jax.models.layers import Compute
 from lae_jax.models.resnet import ResNet
+from lae_jax.models.vit import ViT
 from lae_jax.runtime.errors import InputError, unknown
 
-__all__ = ["AgeHead", "BACKBONES", "IdentityHead", "IdentityOutputs", "Model", "create", "initialise"]
+__all__ = [
+    "AgeHead",
+    "BACKBONES",
+    "ConvNeXt",
+    "EfficientNet",
+    "IdentityHead",
+    "IdentityOutputs",
+    "Model",
+    "ResNet",
+    "ViT",
+    "create",
+    "initialise",
+    "require_size",
+]
 
 BACKBONES = {
     **{f"efficientnet_{member}": (EfficientNet, widths) for member, widths in efficientnet.ARCHITECTURES.items()},
     **{f"resnet{depth}": (ResNet, blocks) for depth, blocks in resnet.ARCHITECTURES.items()},
+    **{f"vit_{size}": (ViT, architecture) for size, architecture in vit.ARCHITECTURES.items()},
+    **{f"convnext_{size}": (ConvNeXt, architecture) for size, architecture in convnext.ARCHITECTURES.items()},
 }
 HEADS = ("age", "identity")
 CONVOLUTIONS = ("auto", "xla", "cpu")
@@ -66,6 +83,21 @@ class Model(nn.Module):
 def _choose(what: str, name: str, choices) -> None:
     if name not in choices:
         raise InputError(unknown(what, str(name), choices))
+
+
+def require_size(name: str, image_size: int) -> None:
+    """Checks that a model takes square images of a size.
+
+    Args:
+      name: Key of `BACKBONES`.
+      image_size: Pixels on a side.
+
+    Raises:
+      InputError: It does not. The message has sizes that it takes.
+    """
+    backbone, architecture = BACKBONES[name]
+    if backbone in (ViT, ConvNeXt) and (wrong := architecture.wrong_size(image_size, image_size)):
+        raise InputError(f"config.data.image_size: {name} {wrong}")
 
 
 def shapes(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -117,7 +149,7 @@ def create(
       embedding_size: Size of the identity head's embedding.
       hidden: Units of the age head's hidden layer; 0: no hidden layer.
       dropout: Rate before the age head's last layer; None: as published for the model. The identity head has none.
-      stochastic_depth: Rate that the deepest blocks approach; None: as published for the model.
+      stochastic_depth: Rate that the deepest blocks approach, or have (ViT, ConvNeXt); None: as published.
       axis_name: Mapped axis over which BatchNorm is synchronised in training; None: not synchronised.
       remat: Recompute the blocks' activations in the backward pass: less memory, about a third more time.
       convolutions: 'cpu' (depthwise as shifted products, 1x1 as matrix products), 'xla' (all as XLA's convolutions) or

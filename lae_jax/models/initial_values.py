@@ -16,7 +16,9 @@ from numpy.typing import DTypeLike
 
 from lae_jax.runtime import compile_cache
 
-CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "layer_scale": 1e-6}
+# Layers of ViT and ConvNeXt with a kernel that timm draws with a standard deviation of 0.02.
+_NARROW = {"qkv", "proj", "fc1", "fc2", "stem", "conv", *(f"downsample{i}" for i in (2, 3, 4))}
 _LENGTHS = {"mean": 20.0, "std": 100.0}  # of embeddings, as in AdaFace's code
 _BLOCK = 1024
 
@@ -28,6 +30,9 @@ def standard_deviation(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
     |---|---|
     | convolution (kh, kw, C, C') | 2 / (kh kw C'), as in EfficientNet and torchvision's ResNet (arXiv:1502.01852) |
     | depthwise convolution (kh, kw, 1, C) | 2 / (kh kw) |
+    | ViT's patches (16, 16, 3, C) | 1 / (3 * 16 * 16 * 3), that of torch's convolutions |
+    | dense layers of ViT and ConvNeXt, other convolutions of ConvNeXt, position embeddings | 0.02^2, as in timm |
+    | ViT's class token (C,) | 1e-6^2, as in timm |
     | age head's layer (F, K) | 0.01^2 |
     | age head's hidden layer (F, H) | 2 / F |
     | identity embedding (F, D) | 1 / F |
@@ -39,6 +44,14 @@ def standard_deviation(path: tuple[str, ...], shape: tuple[int, ...]) -> float:
     match path[-2:]:
         case ("depthwise_conv", "kernel"):
             return math.sqrt(2 / (shape[0] * shape[1]))
+        case ("patches", "kernel"):
+            return math.sqrt(1 / (3 * shape[0] * shape[1] * shape[2]))
+        case (name, "kernel") if name in _NARROW:
+            return 0.02
+        case (*_, "positions"):
+            return 0.02
+        case (*_, "class_token"):
+            return 1e-6
         case ("fc", "kernel"):
             return 0.01
         case ("hidden", "kernel"):
@@ -62,7 +75,7 @@ def leaf(path: tuple[str, ...], shape: tuple[int, ...], dtype: DTypeLike, seed: 
         return np.asarray(Rows(path, shape, np.dtype(dtype), seed))
     scale = standard_deviation(path, shape)
     generator = np.random.default_rng((seed, zlib.crc32("/".join(path).encode())))
-    if path[-2] == "hidden":
+    if path[-2:-1] == ("hidden",):
         # Drawn in float64, as for the heads on cached features (longtail.fitting).
         return (scale * generator.standard_normal(shape)).astype(np.float32).astype(dtype)
     return (np.float32(scale) * generator.standard_normal(shape, np.float32)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Layers that both families of backbones are built from.
+"""Layers that several families of backbones are built from.
 
 Shapes: B = batch, H and W = rows and columns of pixels or features, C = channels, always in the order (B, H, W, C).
 """
@@ -168,7 +168,7 @@ def _kernel_gradient(padded: jax.Array, grad: jax.Array, stride: int, kernel: ja
     return jnp.stack([total.sum(axis=1) for total in sums], axis=1)[:, :, None].astype(kernel.dtype)
 
 
-def _rows_times(x: jax.Array, matrix: jax.Array, precision: jax.lax.Precision) -> jax.Array:
+def rows_times(x: jax.Array, matrix: jax.Array, precision: jax.lax.Precision) -> jax.Array:
     """(B, H, W, C), (C, C') -> (B, H, W, C'), as a product of two matrices.
 
     XLA transposes an array of more axes before it multiplies it, which makes the gradient of the matrix 1.5 to 3 times
@@ -190,7 +190,7 @@ def gathered(
     pixels), XLA's convolution takes 80 times as long.
     """
     windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[0], stride)
-    return _rows_times(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[3]), precision)
+    return rows_times(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[3]), precision)
 
 
 def pointwise(
@@ -202,7 +202,7 @@ def pointwise(
     """
     if stride > 1:
         x = x[:, ::stride, ::stride]
-    return _rows_times(x, kernel[0, 0], precision)
+    return rows_times(x, kernel[0, 0], precision)
 
 
 def _pool_windows(x: jax.Array) -> list[jax.Array]:

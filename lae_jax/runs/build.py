@@ -30,11 +30,11 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
     """Returns the linen module of a config.
 
     Raises:
-      InputError: A field of config.model has a value that is not allowed.
+      InputError: A field of config.model has a value that is not allowed, or the model takes no images of this size.
     """
     c = config.model
     try:
-        return models.create(
+        module = models.create(
             c.name,
             rows.padded(num_outputs) if stage.split else num_outputs,
             precision.dtype_of(config),
@@ -51,6 +51,8 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
         )
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
+    models.require_size(c.name, config.data.image_size)
+    return module
 
 
 def require_in_range(config: ConfigDict) -> None:

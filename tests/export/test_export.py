@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT
 from etils import epath
 from PIL import Image
-from programs import needs_onnx, program_of
+from programs import TOWERS, needs_onnx, program_of
 
-from lae_jax import evaluate, export, predict
+from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
 from lae_jax.data import records
 from lae_jax.export import convert, folder, onnx_model, program, saved_model, stablehlo
@@ -55,6 +55,14 @@ def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_pat
     assert_equal_in_batches(readable, made)
 
 
+def test_a_saved_model_of_a_vit_gives_its_ages(tmp_path, monkeypatch):
+    # TensorFlow reads an older StableHLO than JAX writes: jax.lax.erf would be unknown to it.
+    monkeypatch.setitem(models.BACKBONES, "vit_pico", TOWERS["vit_pico"])
+    made = program_of("vit_pico", 24)
+    saved_model.write(tmp_path, made)
+    assert_equal_in_batches(saved_model.read(tmp_path), made)
+
+
 @needs_onnx
 @pytest.mark.parametrize(("name", "side", "fields"), [
     ("efficientnet_v2_pico", 24, {"flip": True, "temperature": 0.7, "hidden": 16}),
@@ -62,8 +70,14 @@ def test_another_program_gives_the_models_ages_at_any_batch_size(module, tmp_pat
     ("efficientnet_lite0", 33, {}),
     ("resnet18", 32, {"temperature": 1.5}),
     ("resnet50", 24, {"flip": True}),
+    ("vit_pico", 24, {"flip": True}),
+    ("vit_pico", 20, {}),  # as large as its position embeddings
+    ("vit_pico_clip", 24, {}),
+    ("convnext_pico", 27, {}),  # a side that the strides do not divide
 ])  # fmt: skip
-def test_the_graph_of_onnx_is_the_model(name, side, fields, tmp_path):
+def test_the_graph_of_onnx_is_the_model(name, side, fields, tmp_path, monkeypatch):
+    for tower, entry in TOWERS.items():
+        monkeypatch.setitem(models.BACKBONES, tower, entry)
     made = program_of(name, side, **fields)
     onnx_model.write(tmp_path, made)
     readable = onnx_model.read(tmp_path)

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from programs import needs_onnx, program_of
+from programs import TOWERS, needs_onnx, program_of
 
 from lae_jax import models
 from lae_jax.export import convert, folder, form, onnx_model, portable, program, saved_model, stablehlo
@@ -29,7 +29,9 @@ def test_the_known_operations_are_those_of_the_exports_and_no_others(monkeypatch
     family, smallest = models.BACKBONES["efficientnet_v2_pico"]
     # With the activation of Lite0, which itself takes seconds to trace.
     monkeypatch.setitem(models.BACKBONES, "lite", (family, smallest._replace(lite=True)))
-    for name, fields in (pico, ("lite", {}), ("resnet18", {})):
+    for name, tower in TOWERS.items():
+        monkeypatch.setitem(models.BACKBONES, name, tower)
+    for name, fields in (pico, ("lite", {}), ("resnet18", {}), ("vit_pico", {}), ("convnext_pico", {})):
         made = program_of(name, 32, **fields)
         exported = jax.export.export(jax.jit(made.portable()), platforms=program.PLATFORMS)
         module = exported(variables_as_shapes(made), made.image_spec()).mlir_module_serialized
@@ -386,10 +388,14 @@ def test_an_onnx_model_with_more_than_a_graph_of_known_operations_is_refused(cha
 
 
 @needs_onnx
-def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others():
+def test_the_known_operations_of_onnx_are_those_of_the_exports_and_no_others(monkeypatch):
     from lae_jax.export import onnx_graph
+
+    for name, tower in TOWERS.items():
+        monkeypatch.setitem(models.BACKBONES, name, tower)
 
     made = [program_of("efficientnet_v2_pico", 24, hidden=16, flip=True, temperature=0.7)]
     made += [program_of("efficientnet_lite0", 32), program_of("resnet18", 32)]
+    made += [program_of(name, 24) for name in ("vit_pico", "convnext_pico")]
     nodes = [node for one in made for node in onnx_graph.model_of(one).graph.node]
     assert {node.op_type for node in nodes} == onnx_model.OPERATIONS

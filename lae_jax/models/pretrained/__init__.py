@@ -1,8 +1,8 @@
 """Pretrained backbones: `load('hf:timm/tf_efficientnetv2_m.in21k_ft_in1k', 'efficientnet_v2_m')`.
 
-A source is a file (`.safetensors` in the layout of timm, torchvision or EfficientNet-PyTorch; `.keras` or `.h5` of
-Keras' EfficientNetV2), a safetensors file on the Hub (`hf:owner/name[@revision]`), a run, or a model file of lae_jax.
-Pickles (`.pth`, `.bin`) are refused, because they can run code when they are read.
+A source is a file (`.safetensors` in the layout of timm, torchvision, EfficientNet-PyTorch or OpenAI's CLIP; `.keras`
+or `.h5` of Keras' EfficientNetV2), a safetensors file on the Hub (`hf:owner/name[@revision]`), a run, or a model file
+of lae_jax. Pickles (`.pth`, `.bin`) are refused, because they can run code when they are read.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def load(source: os.PathLike | str, model_name: str) -> dict:
 
     Args:
       source: A file, a run's folder, hf:owner/name[@revision], or the name of a model of the package.
-      model_name: 'efficientnet_v2_{s,m,l}', 'efficientnet_lite0', 'resnet18' or 'resnet50'; from a run or a model file,
+      model_name: Key of `naming.ARCHITECTURES`, such as 'efficientnet_v2_m' or 'vit_b16'; from a run or a model file,
         any model.
 
     Returns:

@@ -1,8 +1,9 @@
 """Names of our layers in weight files of other libraries, and the statistics that these libraries normalise with.
 
-The names are timm's for tf_efficientnetv2_{s,m,l} and tf_efficientnet_lite0, torchvision's (and timm's) for resnet18
-and resnet50, Keras' for keras.applications.EfficientNetV2{S,M,L}, and EfficientNet-PyTorch's for EfficientNet-Lite0.
-EfficientNet-PyTorch numbers the blocks from the first to the last, without stages.
+The names are timm's for tf_efficientnetv2_{s,m,l}, tf_efficientnet_lite0, the ViTs and convnext_tiny, torchvision's
+(and timm's) for resnet18 and resnet50, Keras' for keras.applications.EfficientNetV2{S,M,L}, EfficientNet-PyTorch's for
+EfficientNet-Lite0, and OpenAI's for CLIP's ViT. EfficientNet-PyTorch numbers the blocks from the first to the last,
+without stages.
 """
 
 import string
@@ -10,8 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lae_jax.models import BACKBONES
+from lae_jax.models.convnext import ConvNeXt
 from lae_jax.models.efficientnet import EfficientNet
+from lae_jax.models.pretrained import tower_names
 from lae_jax.models.pretrained.tensors import Expected
+from lae_jax.models.vit import ViT
 
 
 class Statistics(NamedTuple):
@@ -24,12 +28,17 @@ class Statistics(NamedTuple):
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Statistics((0.5,) * 3, (0.5,) * 3)
 LITE = Statistics((127 / 255,) * 3, (128 / 255,) * 3)  # (pixel - 127) / 128 of pixels in [0, 255]
+CLIP = Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 KERAS = Statistics((128 / 255,) * 3, (128 / 255,) * 3)  # Rescaling(1 / 128, offset=-1) of pixels in [0, 255]
 
 ARCHITECTURES = {
     **{f"efficientnet_v2_{size}": f"tf_efficientnetv2_{size}" for size in "sml"},
     "efficientnet_lite0": "tf_efficientnet_lite0",
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 50)},
+    "vit_s16": "vit_small_patch16_224",
+    "vit_b16": "vit_base_patch16_224",
+    "vit_b16_clip": "vit_base_patch16_clip_quickgelu_224",
+    "convnext_tiny": "convnext_tiny",
 }
 """Our name -> timm's name of the network. (Its efficientnetv2_s, without tf_, pads and normalises differently.)"""
 
@@ -39,8 +48,13 @@ def assumed(model_name: str) -> tuple[Statistics, str]:
     network = ARCHITECTURES[model_name]
     if model_name == "efficientnet_lite0":
         return LITE, f"as Google trains {network.removeprefix('tf_')}"
-    if BACKBONES[model_name][0] is EfficientNet:
+    backbone, architecture = BACKBONES[model_name]
+    if backbone is ViT and architecture.clip:
+        return CLIP, "as OpenAI has them for CLIP"
+    if backbone in (EfficientNet, ViT):
         return HALF, f"as timm has them for {network}"
+    if backbone is ConvNeXt:
+        return IMAGENET, f"as timm has them for {network}"
     return IMAGENET, f"as timm and torchvision have them for {network}"
 
 
@@ -97,9 +111,14 @@ Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 
 def torch_layouts(model_name: str, shapes: Shapes) -> list[dict[str, Expected]]:
-    """The layouts that a torch state dict of a model may have: `torch_layout`, and for some `numbered_layout`."""
+    """The layouts that a torch state dict of a model may have: `torch_layout`, and for some that of another package."""
     layouts = [torch_layout(model_name, shapes)]
-    return [*layouts, numbered_layout(model_name, shapes)] if model_name in NUMBERED else layouts
+    if model_name in NUMBERED:
+        layouts.append(numbered_layout(model_name, shapes))
+    backbone, architecture = BACKBONES[model_name]
+    if backbone is ViT and architecture.clip:
+        layouts.append(_state_dict(model_name, shapes, lambda _, path: tower_names.of_clip(path)))
+    return layouts
 
 
 def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
@@ -109,30 +128,31 @@ def torch_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
       model_name: Key of `ARCHITECTURES`.
       shapes: Shapes of the backbone's variables by path, such as ('params', 'stem_conv', 'kernel').
     """
-    return _state_dict(model_name, shapes, _torch_layer)
+    return _state_dict(model_name, shapes, _torch_name)
 
 
 def numbered_layout(model_name: str, shapes: Shapes) -> dict[str, Expected]:
     """As `torch_layout`, with the names of EfficientNet-PyTorch. The model is one of `NUMBERED`."""
-    return _state_dict(model_name, shapes, _numbered_layer)
+    return _state_dict(model_name, shapes, _numbered_name)
 
 
-def _state_dict(model_name: str, shapes: Shapes, layer: Callable[[str, tuple[str, ...]], str]) -> dict[str, Expected]:
+def _state_dict(model_name: str, shapes: Shapes, name_of: Callable[[str, tuple[str, ...]], str]) -> dict[str, Expected]:
     result = {}
     for path, shape in shapes.items():
-        name = f"{layer(model_name, path[1:-1])}.{_TORCH[path[-1]]}"
+        name, axes = name_of(model_name, path[1:]), tuple(range(len(shape)))
         if path[-1] == "kernel":
-            height, width, inputs, outputs = shape
-            result[name] = Expected(path, (outputs, inputs, height, width), (2, 3, 1, 0))
-        else:
-            result[name] = Expected(path, shape, (0,))
+            axes = (2, 3, 1, 0) if len(shape) == 4 else (1, 0)
+        extra = tower_names.EXTRA.get(name, 0)
+        in_file = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+        result[name] = Expected(path, (1,) * extra + in_file, axes, extra)
     return result
 
 
 def torch_spare(name: str) -> bool:
-    """Whether a tensor is not part of the backbone: the classifier's, or torch's count of batches."""
+    """Whether a tensor is not part of the backbone: the classifier's, CLIP's texts', or torch's count of batches."""
     layer, _, leaf = name.rpartition(".")
-    return leaf == "num_batches_tracked" or (layer in ("classifier", "fc", "_fc") and leaf in ("weight", "bias"))
+    classifier = layer in ("classifier", "fc", "_fc") and leaf in ("weight", "bias")
+    return classifier or leaf == "num_batches_tracked" or tower_names.is_spare(name)
 
 
 def keras_layouts(model_name: str, shapes: Shapes) -> list[dict[str, Expected]]:
@@ -170,6 +190,16 @@ def _block(model_name: str, block: str) -> tuple[int, int, dict[str, _Names]]:
     return stage, number, layers
 
 
+def _torch_name(model_name: str, path: tuple[str, ...]) -> str:
+    backbone, _ = BACKBONES[model_name]
+    if backbone is ViT:
+        return tower_names.of_vit(path)
+    if backbone is ConvNeXt:
+        return tower_names.of_convnext(path)
+    *layer, leaf = path
+    return f"{_torch_layer(model_name, tuple(layer))}.{_TORCH[leaf]}"
+
+
 def _torch_layer(model_name: str, path: tuple[str, ...]) -> str:
     if BACKBONES[model_name][0] is not EfficientNet:
         block, layer = path if len(path) == 2 else ("", path[0])
@@ -180,12 +210,13 @@ def _torch_layer(model_name: str, path: tuple[str, ...]) -> str:
     return f"blocks.{stage - 1}.{number}.{layers[path[1]].timm}"
 
 
-def _numbered_layer(model_name: str, path: tuple[str, ...]) -> str:
-    if len(path) == 1:
-        return _ENDS[path[0]].numbered
-    stage, number, layers = _block(model_name, path[0])
+def _numbered_name(model_name: str, path: tuple[str, ...]) -> str:
+    *layer, leaf = path
+    if len(layer) == 1:
+        return f"{_ENDS[layer[0]].numbered}.{_TORCH[leaf]}"
+    stage, number, layers = _block(model_name, layer[0])
     before = sum(group.blocks for group in BACKBONES[model_name][1].stages[: stage - 1])
-    return f"_blocks.{before + number}.{layers[path[1]].numbered}"
+    return f"_blocks.{before + number}.{layers[layer[1]].numbered}.{_TORCH[leaf]}"
 
 
 def _keras_layer(model_name: str, path: tuple[str, ...]) -> str:

@@ -24,7 +24,8 @@ class Expected(NamedTuple):
 
     path: tuple[str, ...]  # in the model's variables: ('params', 'stem_conv', 'kernel')
     shape: tuple[int, ...]  # in the file
-    axes: tuple[int, ...]  # axes of the file's array, in the model's order
+    axes: tuple[int, ...]  # axes of the file's array without its `extra`, in the model's order
+    extra: int = 0  # leading axes of length 1 that the model does not have
 
 
 def listed(names: Iterable[str]) -> str:
@@ -74,7 +75,8 @@ def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Expected], where: s
     for name, want in wanted.items():
         # Values beyond float32 become infinite, and are reported as infinite.
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(tensors[name].read().transpose(want.axes), np.float32)
+            array = tensors[name].read().reshape(want.shape[want.extra :]).transpose(want.axes)
+            array = np.ascontiguousarray(array, np.float32)
         # The sum of magnitudes in float64 is finite if the array is, and needs no mask of the array's size.
         if not np.isfinite(np.add.reduce(np.abs(array), axis=None, dtype=np.float64)):
             wrong.append(f"{name} (NaN or infinite)")
