@@ -364,7 +364,7 @@ def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, told):
 def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
     """On images these, and no other, say what they are for; what they learn is what the bench learns."""
     expected = {"lae", "lae_no_mse", "lae_new_head", "crt", "logit_adjusted_loss", "balanced_softmax", "inverse"}
-    expected |= {"inverse_root", "effective_number", "lds", "balanced_mse", "two_layers", "two_layers_crt", "c_mixup"}
+    expected |= {"lae_new_head_mae", "absolute_error", "crt_kept_head", "inverse_root", "effective_number", "lds", "balanced_mse", "two_layers", "two_layers_crt", "c_mixup"}
     made, power = {}, METHODS["lae_power"]
     for method in METHODS.values():
         if method.on_images and method is not power:

@@ -179,16 +179,16 @@ def test_what_cannot_take_ranges_says_so(configs, trained_on_ranges, mixed, tmp_
             check(config)
 
 
-def test_exact_ages_in_the_form_of_ranges_are_drawn_as_exact_ages(configs):
-    config = configs("classify")
+def test_exact_ages_in_the_form_of_ranges_are_drawn_as_exact_ages():
     ages = np.random.default_rng(0).integers(1, 82, 300).astype(np.float64)
     ages[::7] += 0.4
     for power in (0.0, 0.5):
-        config.data.power = power
-        order = plan._order_of_ranges(config, np.stack([ages, ages], axis=1), None)
-        exact = sampling.class_balanced(metrics.age_class(ages), config.batch_size, config.seed, power)
+        order = sampling.balanced_ages(np.stack([ages, ages], axis=1), 16, 3, power)
+        exact = sampling.balanced_ages(ages, 16, 3, power)
+        classes = sampling.class_balanced(metrics.age_class(ages), 16, 3, power)
         for step in (0, 5):
             np.testing.assert_array_equal(order(step).numpy(), exact(step).numpy())
+            np.testing.assert_array_equal(order(step).numpy(), classes(step).numpy())
 
 
 def test_weights_of_stage_3s_methods_are_means_over_the_range(configs, trained_on_ranges):
