@@ -153,7 +153,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             f" {num_outputs}: choose another --config.workdir"
         )
     if stage.target == "age":
-        constants = {**constants, **method_losses.of_training(method_losses.images_by_age(training.targets, num_outputs))}
+        constants = {
+            **constants,
+            **method_losses.of_training(method_losses.images_by_age(training.targets, num_outputs)),
+        }
     epoch = math.ceil(len(training.rows) / config.batch_size)
     plan = Plan(
         config=config,

@@ -19,7 +19,7 @@ from lae_jax.report import loading
 from lae_jax.runs import calibration, distributions, lineage
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import early, loop, plan
+from lae_jax.train import early, loop
 from lae_jax.train.plan import make_plan
 
 LABELS = ("0-2", "03-Sep", "10-19", "34", "(25, 32)", "40 - 49", "more than 70", "81")
