@@ -114,21 +114,24 @@ def _units(labels: Labels) -> int:
 def _replicates(one: Trial, split: str) -> dict[str, np.ndarray]:
     """Returns the scores of each training in the image replicates: score -> (B, R, S).
 
-    Runs that are scored on the same images share the replicates.
+    Where the runs are of folds, each with images of its own, the scatter of the images is in that of the runs, and the
+    images are not drawn.
     """
-    parts: list[list[np.ndarray]] = [[], []]
-    first = one.labels[split][0]
-    for number, (labels, predicted) in enumerate(zip(one.labels[split], one.predictions[split], strict=True)):
-        is_same = np.array_equal(labels.rows, first.rows)
-        unit = bootstrap.units(labels.people)
-        group = labels.group[:, None] == np.arange(_GROUPS)
-        errors = [np.abs(labels.differences(of_seed))[:, None] for of_seed in predicted]
-        columns = np.concatenate([np.ones((len(unit), 1)), group, *(np.hstack([e, group * e]) for e in errors)], axis=1)
-        sums = bootstrap.by_unit(unit, columns, int(unit.max()) + 1)
-        drawn = bootstrap.replicates(sums, 0 if is_same else number).reshape(-1, len(predicted) + 1, _GROUPS + 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            of_groups = drawn[:, 1:] / drawn[:, :1]
-        mae, of_groups = of_groups[..., 0], of_groups[..., 1:]
-        for part, values in zip(parts, (mae, metrics.group_deviation(of_groups, mae)), strict=True):
-            part.append(values)
-    return {score: np.stack(part, axis=1) for score, part in zip(SCORES, parts, strict=True)}
+    labels, predictions = one.labels[split], one.predictions[split]
+    if all(np.array_equal(each.rows, labels[0].rows) for each in labels):
+        drawn = _drawn(labels[0], np.concatenate(predictions))
+        return {score: values.reshape(len(values), one.runs, one.seeds) for score, values in drawn.items()}
+    shape = (bootstrap.REPLICATES, one.runs, one.seeds)
+    return {score: np.broadcast_to(one.values(split, score).reshape(shape[1:]), shape) for score in SCORES}
+
+
+def _drawn(labels: Labels, predictions: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the scores of predictions (H, N) in the replicates: score -> (B, H)."""
+    unit, group = bootstrap.units(labels.people), labels.group[:, None] == np.arange(_GROUPS)
+    errors = [np.abs(labels.differences(each))[:, None] for each in predictions]
+    columns = np.hstack([np.ones((len(unit), 1)), group, *(np.hstack([e, group * e]) for e in errors)])
+    sums = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1))
+    sums = sums.reshape(len(sums), len(errors) + 1, _GROUPS + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = sums[:, 1:] / sums[:, :1]  # over all images, then over those of each group
+    return {"mae": means[..., 0], "sigma": metrics.group_deviation(means[..., 1:], means[..., 0])}

@@ -103,15 +103,17 @@ def methods_for(dataset: records.Dataset, training: Sequence[str], names: Sequen
       InputError: A name is unknown, or its method needs exact ages and a training label is a range.
     """
     chosen = [get(name) for name in dict.fromkeys(names or METHODS)]
-    if all(dataset.targets("age", dataset.rows(name)).ndim == 1 for name in training):
-        return chosen
     unable = [method.name for method in chosen if not method.takes_ranges]
-    if unable and names:
+    if not unable or all(dataset.targets("age", dataset.rows(name)).ndim == 1 for name in training):
+        return chosen
+    if names:
         raise InputError(
             f"--methods {','.join(unable)}: each needs exact ages, and in {dataset.path} some are ranges: use any of"
             f" {', '.join(name for name, method in METHODS.items() if method.takes_ranges)}"
         )
-    logger.info("in %s some ages are ranges; methods that need exact ages are left out: %s", dataset.path, unable)
+    logger.info(
+        "%s: some ages are ranges, so methods that need exact ages are left out: %s", dataset.path, ", ".join(unable)
+    )
     return [method for method in chosen if method.takes_ranges]
 
 
