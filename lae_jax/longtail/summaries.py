@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from lae_jax import metrics
-from lae_jax.longtail import joint
-from lae_jax.longtail.joint import Difference
+from lae_jax.longtail import certainty
+from lae_jax.longtail.certainty import Difference
 from lae_jax.longtail.outcomes import EXPECTED, STAGE3, TEST, VALIDATION, Trial
 from lae_jax.report import tables, wording
 from lae_jax.report.scores import UNCLEAR
@@ -65,7 +65,7 @@ def compared(all_trials: Sequence[Trial]) -> Differences:
     named.append(choose_improvement(all_trials))
     shown = [*best_of_each(all_trials), *(one for one in named if one is not None)]
     shown = [one for one in shown if one.method is not reference.method]
-    return joint.differences(shown, reference, reference.told_on)
+    return certainty.differences(shown, reference, reference.told_on)
 
 
 def paired(one: Trial, other: Trial, split: str, score: str) -> tuple[float, float]:
@@ -155,8 +155,9 @@ def verdict(difference: Difference) -> str:
 
 def over_all(one: Trial, found: Differences) -> str:
     """Returns what joint intervals are over, and the number of differences that the verdicts are corrected for."""
-    labels = one.labels[one.told_on][0]
-    over = wording.over_all(one.runs, one.seeds, len(labels.rows), (labels.people >= 0).any())
+    labels = one.labels[one.told_on]
+    images = len(np.unique(np.concatenate([each.rows for each in labels])))
+    over = wording.over_all(one.runs, one.seeds, images, any((each.people >= 0).any() for each in labels))
     count = sum(math.isfinite(each.p) for of in found.values() for each in of.values())
     return f"{over}; verdicts after Holm's correction for {count} differences"
 
@@ -168,7 +169,7 @@ def choose_improvement(all_trials: Sequence[Trial]) -> Trial | None:
     itself. None if LAE was not trained or one of its scores is undefined. Runs of stage 3 on images are not candidates.
     """
     reference = reference_of(all_trials)
-    at_most = {score: reference.mean(EXPECTED, score) for score in joint.SCORES} if reference else {}
+    at_most = {score: reference.mean(EXPECTED, score) for score in certainty.SCORES} if reference else {}
     if not at_most or not all(math.isfinite(value) for value in at_most.values()):
         return None
     others = [one for one in all_trials if one.method is not STAGE3]
@@ -184,12 +185,12 @@ def _improvement(all_trials: Sequence[Trial], found: Differences) -> str:
             f"It is unknown whether a method improves on {REFERENCE}: {REFERENCE} was not trained, or one of its scores"
             " is undefined."
         )
-    error, sigma = (_title(words, score) for score in joint.SCORES)
+    error, sigma = (_title(words, score) for score in certainty.SCORES)
     if chosen is reference:
         return f"No other method has an expected {error} and an expected {sigma} no higher than those of {REFERENCE}."
     expected = ", ".join(
         f"{_title(words, score)} {_pm(chosen, EXPECTED, score)} against {_pm(reference, EXPECTED, score)}"
-        for score in joint.SCORES
+        for score in certainty.SCORES
     )
     return (
         f"Among the methods whose expected {error} and expected {sigma} are no higher than those of {REFERENCE},"
@@ -216,17 +217,17 @@ def _tables(all_trials: Sequence[Trial], found: Differences) -> list[tables.Tabl
     shown = [*metrics.GROUPS, *(name for name, there in zip(metrics.OUTSIDE, outside, strict=True) if there)]
     header = ["method", "setting", *words.titles.values(), *shown]
     if reference:
-        header += [f"{_title(words, score)} - {REFERENCE}" for score in joint.SCORES]
-        header += [f"{_title(words, score)} - {REFERENCE}, joint" for score in joint.SCORES]
+        header += [f"{_title(words, score)} - {REFERENCE}" for score in certainty.SCORES]
+        header += [f"{_title(words, score)} - {REFERENCE}, joint" for score in certainty.SCORES]
     rows = []
     for one in all_trials:
         setting = f"{one.method.setting} {one.setting:g}" if one.method.setting else ""
         row = [one.method.name, setting, *(_pm(one, split, score) for score in words.scores.values())]
         row += [_number(value) for value in [*one.group_mae(split), *one.outside_mae(split)[outside]]]
         if one is reference:
-            row += [""] * 2 * len(joint.SCORES)
+            row += [""] * 2 * len(certainty.SCORES)
         elif reference:
-            for score in joint.SCORES:
+            for score in certainty.SCORES:
                 mean, half = paired(one, reference, split, score)
                 row.append(_interval(mean, mean - half, mean + half))
             for each in found[one].values():
@@ -263,7 +264,7 @@ def csv_of(all_trials: Sequence[Trial], found: Differences | None = None) -> str
                 one.skipped_steps,
             ]
             to_reference: list[float] = []
-            for score in joint.SCORES if reference else ():
+            for score in certainty.SCORES if reference else ():
                 if one is reference:
                     to_reference += [math.nan] * (1 + len(JOINT))
                     continue

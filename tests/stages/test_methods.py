@@ -1,5 +1,7 @@
 """Every method is what its record says; what finishes a head or its ages is the papers' closed form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,6 +207,16 @@ def test_every_machinery_learns(bench, name):
         np.testing.assert_allclose(predicted, before, atol=1e-3)
     else:
         assert np.abs(predicted - bench.ages).mean() < 0.75 * np.abs(before - bench.ages).mean()
+
+
+@pytest.mark.parametrize(("name", "setting"), [("lae", 0.0), ("lds", 1.0)])
+def test_exact_ages_in_the_form_of_ranges_train_the_same_head(bench, name, setting):
+    as_ranges = dataclasses.replace(bench, ages=np.stack([bench.ages] * 2, axis=1))
+    (exact, _), (ranges, _) = (one.train(METHODS[name], [setting], [0.5], [0], steps=6) for one in (bench, as_ranges))
+    jax.tree.map(np.testing.assert_array_equal, exact, ranges)
+    assert np.abs(exact["fc"]["kernel"]).max() > 0
+    for constant in ("counts", "smoothed"):
+        np.testing.assert_array_equal(bench.constants[constant], as_ranges.constants[constant])
 
 
 def test_lws_learns_factors_and_no_weights(bench):

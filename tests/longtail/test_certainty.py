@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lae_jax.longtail import joint
+from lae_jax.longtail import certainty
 from lae_jax.longtail.outcomes import Labels, Trial
 from lae_jax.stages.methods import METHODS
 
@@ -22,7 +22,7 @@ def trial(name, errors, people=None, rows=None):
 
 
 def difference(one, other, score="mae"):
-    return joint.differences([one], other, "validation")[one][score]
+    return certainty.differences([one], other, "validation")[one][score]
 
 
 def drawn(rng, runs, seeds, of_backbones, of_seeds, of_images):
@@ -71,7 +71,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(levels):
     """Of three backbones, with trainings alone and with all levels. A plain bootstrap holds it in 80 % of the cases."""
     rng, reference = np.random.default_rng(2), trial("lae", [np.full((2, len(AGES)), 20.0)] * 3)
     trials = [trial("crt", drawn(rng, 3, 2, *levels)) for _ in range(100)]
-    found = [of["mae"] for of in joint.differences(trials, reference, "validation").values()]
+    found = [of["mae"] for of in certainty.differences(trials, reference, "validation").values()]
     held = np.mean([one.low <= 0 <= one.high for one in found])
     assert 0.9 <= held <= 0.99
     assert np.mean([one.p < 0.05 for one in found]) == pytest.approx(1 - held)
@@ -88,11 +88,11 @@ def test_sigma_has_an_interval_and_a_group_without_images_none():
 
 def test_holm_is_the_step_down_of_his_paper():
     p = np.array([0.01, np.nan, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(joint.holm(p), [0.03, np.nan, 0.06, 0.06, 0.02])
-    assert joint.holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(certainty.holm(p), [0.03, np.nan, 0.06, 0.06, 0.02])
+    assert certainty.holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0]
 
 
 def test_trials_of_other_seeds_are_not_compared():
     one, reference = trial("crt", [np.full((1, len(AGES)), 4.0)]), trial("lae", [np.full((2, len(AGES)), 5.0)])
-    found = joint.differences([one], reference, "validation")[one]["mae"]
+    found = certainty.differences([one], reference, "validation")[one]["mae"]
     assert np.isnan(found.mean) and not found.is_sure
