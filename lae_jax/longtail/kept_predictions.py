@@ -100,6 +100,8 @@ def _require_whole(trial: Trial) -> None:
     for split, of in trial.predictions.items():
         for labels, predicted in zip(trial.labels[split], of, strict=True):
             shape = predicted.shape[1:]
+            if labels.ages.shape not in (labels.rows.shape, (*labels.rows.shape, 2)):
+                raise ValueError("the ages are neither a list nor ranges")
             if not labels.rows.shape == labels.people.shape == labels.ages.shape[:1] == shape:
                 raise ValueError("predictions and labels differ in their number")
             if not (np.isfinite(predicted).all() and np.isfinite(labels.ages).all()):
