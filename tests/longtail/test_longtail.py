@@ -68,7 +68,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     assert float(of_test["lws"]["mae_minus_lae_low"]) < difference < float(of_test["lws"]["mae_minus_lae_high"])
     p = [float(of_test["lws"][f"mae_minus_lae_{end}"]) for end in ("p", "p_corrected")]
     assert (
-        0 < p[0] <= p[1] <= 1 and "joint 95 % intervals over 2 seeds of one backbone and 24 images" in report["joint"]
+        0 < p[0] <= p[1] <= 1 and "joint 95 % intervals over 2 seeds of one backbone and the people of 16" in report["joint"]
     )
     assert (out / "head_tail.png").read_bytes().startswith(b"\x89PNG")
     tex = (out / "table.tex").read_text()

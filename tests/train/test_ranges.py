@@ -203,7 +203,7 @@ def test_the_bench_takes_ranges_as_stage_3_does(configs, trained_on_ranges, mixe
     made = setup.prepare(extractor, plan.config, 0, "", False)
     orders = made.bench.orders("class_balanced", 0.0, (plan.config.seed,))
     np.testing.assert_array_equal(orders[0], [plan.order(step).numpy() for step in range(plan.durations.total)])
-    assert made.bench.mae == plan.constants["mae"] and len(orders[0]) == 3
+    assert made.bench.mae == plan.constants["mae"] and len(orders[0]) == 2
     for name in ("counts", "smoothed"):
         np.testing.assert_array_equal(made.bench.constants[name], plan.constants[name])
 
