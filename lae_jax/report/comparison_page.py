@@ -148,7 +148,8 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
         points: dict[str, list] = {}
         for line in (line for line in all_trials if line["split"] == told_on):
             group_mae = np.array([float(line[f"{words.error}_{group}"] or "nan") for group in metrics.GROUPS])
-            point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
+            known = [group_mae[side][np.isfinite(group_mae[side])] for side in (head, tail)]
+            point = tuple(float(part.mean()) if len(part) else math.nan for part in known)
             points.setdefault(line["method"], []).append(point)
         if not points:
             raise ValueError(f"trials.csv has no trial on {told_on}")
