@@ -161,6 +161,12 @@ def _longtail(top: pathlib.Path) -> object:
     return report["sentences"]
 
 
+def _tabled(top: pathlib.Path) -> object:
+    from lae_jax import longtail
+
+    return longtail.again(top / "bench")["sentences"]
+
+
 def _prepared(top: pathlib.Path) -> object:
     """Shards and parts that are damaged are made again."""
     from lae_jax import prepare
@@ -191,6 +197,7 @@ DOORS: dict[str, tuple[Callable[[pathlib.Path], object], tuple[str, ...]]] = {
     "export": (_exported, ("represent/config", "represent/calib", "represent/checkpoints", "represent/provenance")),
     "card": (_carded, ("represent/", "data/recipe.json")),
     "longtail": (_longtail, ("bench/features",)),
+    "longtail again": (_tabled, ("bench/predictions", "bench/report")),
 }
 # These have no checksum, so that a wrong value that a run could have written is an answer. The scores of summary.json,
 # report.json and predictions.csv are compared with others that say the same.

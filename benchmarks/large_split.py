@@ -118,7 +118,7 @@ def drawn_extractor(checkpoint, dataset: Drawn, folder: pathlib.Path, width: int
 def longtail(clock: Clock, checkpoint, dataset: Drawn, flags, folder: pathlib.Path) -> None:
     """The phases of `lae_jax.longtail`."""
     from lae_jax.configs import classify
-    from lae_jax.longtail import fitting, trials
+    from lae_jax.longtail import fitting, outcomes, setup, trials
     from lae_jax.stages.methods import METHODS as KNOWN
 
     with clock.phase("features streamed into a file"):
@@ -131,12 +131,13 @@ def longtail(clock: Clock, checkpoint, dataset: Drawn, flags, folder: pathlib.Pa
     bench = fitting.Bench(features.values, features.ages, extractor.own_head(), 5.0, config, 0.2)
     with clock.phase("statistics by age, smoothed"):
         assert bench._statistics["scale"].shape[1] == flags.width
-    scored = {trials.VALIDATION: features, trials.TEST: features}
-    prepared = trials.Prepared(extractor, bench, scored)
+    scored = {outcomes.VALIDATION: features, outcomes.TEST: features}
+    labels = outcomes.Labels(features.ages, features.rows, np.full(len(features.rows), -1))
+    prepared = setup.Prepared(extractor, bench, scored, dict.fromkeys(scored, labels), outcomes.VALIDATION)
     for name in METHODS:
         with clock.phase(f"{name}, {SEEDS} seeds, trained and scored"):
             (trial, *_) = trials.run([prepared], [KNOWN[name]], range(SEEDS), [config.optim.base_learning_rate])
-        assert np.isfinite(trial.mean(trials.TEST, "mae"))
+        assert np.isfinite(trial.mean(outcomes.TEST, "mae"))
 
 
 def evaluation(clock: Clock, checkpoint, dataset: Drawn, folder: pathlib.Path) -> None:

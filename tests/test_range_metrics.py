@@ -39,6 +39,21 @@ def test_without_exact_ages_there_is_no_mae_and_without_ranges_no_share_in_range
     np.testing.assert_array_equal(exact.group_distance, plain.group_mae)
 
 
+def test_distances_take_the_place_of_errors_and_of_exact_ages_they_are_the_errors():
+    rng = np.random.default_rng(0)
+    ages, predictions = rng.uniform(0, 90, 200), rng.uniform(0, 90, 200)
+    exact, as_ranges = (
+        metrics.age_report(ages, predictions),
+        metrics.distance_report(np.stack([ages] * 2, 1), predictions),
+    )
+    assert exact.to_dict() == as_ranges.to_dict() and exact.sigma > 0
+    ranges = np.stack([np.floor(ages / 10) * 10, np.floor(ages / 10) * 10 + 9], axis=1)
+    found, known = metrics.distance_report(ranges, predictions), metrics.range_report(ranges, predictions)
+    assert (found.mae, found.sigma) == (known.distance, known.distance_sigma)
+    np.testing.assert_array_equal(found.group_mae, known.group_distance)
+    assert found.cs[0] == known.in_range and found.mmae == known.mean_group_distance
+
+
 def test_the_age_of_a_range_is_its_middle_and_that_of_an_open_one_the_mean_of_a_population():
     people = 0.5 ** (np.arange(31) / 5)
     mean = (people * np.arange(70, 101)).sum() / people.sum()

@@ -4,11 +4,16 @@ An order is a function step -> (batch_size,) int64 positions. It consists of Ten
 inside tf.data (where the step is a tensor) and eagerly with a Python int.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lae_jax import metrics
+from lae_jax.data import age_weights
 from lae_jax.faces.tensorflow import tf
+
+logger = logging.getLogger("lae_jax")
 
 _WORD = 2**31
 
@@ -121,6 +126,43 @@ def _factors(classes: np.ndarray, weights: Mapping[int, float]) -> np.ndarray:
     if not (np.isfinite(factors).all() and (factors >= 0).all() and factors.any()):
         raise ValueError("weights must be finite and at least 0, and one of them above 0")
     return factors / factors.max()
+
+
+def balanced_ages(
+    targets: np.ndarray, batch_size: int, seed: int, power: float = 0.0, weights: age_weights.AgeWeights | None = None
+) -> Order:
+    """Returns the class-balanced order of labels of ages.
+
+    Each different label is a class. Where labels are ranges, ages and not labels are equally likely at power 0
+    (`metrics.class_factors`); where all are exact, the order is that of the whole ages.
+
+    Args:
+      targets: (N,) years, or (N, 2) ranges.
+      batch_size: Examples in a batch.
+      seed: Seed of the draws.
+      power: From 0 (ages are equally likely) to 1 (as frequent as they are).
+      weights: Weights of ages; None: all are 1.
+
+    Raises:
+      InputError: An age has no weight, or all weights are 0.
+    """
+    if targets.ndim == 1:
+        classes = metrics.age_class(targets)
+        _tell_absent(sorted({*range(1, 82)} - {*classes.tolist()}))
+        if weights:
+            weights.require(classes)
+        return class_balanced(classes, batch_size, seed, power, weights.by_age if weights else None)
+    labels, classes, counts = metrics.label_classes(targets)
+    _tell_absent(np.flatnonzero(counts @ metrics.range_weights(labels) == 0).tolist())
+    factors = metrics.class_factors(labels, counts, power)
+    if weights:
+        factors = factors * weights.of_ranges(labels)
+    return class_balanced(classes, batch_size, seed, power, dict(enumerate(factors.tolist())))
+
+
+def _tell_absent(ages: list[int]) -> None:
+    if ages := [age for age in ages if 1 <= age <= 81]:
+        logger.info("the class-balanced order omits these ages, which have no image: %s", ages)
 
 
 def sequential(num_examples: int, batch_size: int) -> Order:

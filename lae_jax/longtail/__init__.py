@@ -4,11 +4,17 @@ import os
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
 from lae_jax.runs import preflight
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
+from lae_jax.runtime.typed import declared
+
+# Peak learning rates at batch 256 that are tried for every method; validation chooses.
+BASE_LEARNING_RATES = (0.001, 0.01, 0.1)
+TABLES = ("table.csv", "table.md", "table.tex", "trials.csv", "head_tail.png", "report.json")
 
 
 def compare(
@@ -29,20 +35,22 @@ def compare(
 ) -> dict:
     """Trains a head with every method on the features of one or more runs, and scores all heads.
 
-    Writes `out`: features/, heads/, table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json.
+    Writes `out`: features/, heads/, predictions.npz, table.csv, table.md, table.tex, trials.csv, head_tail.png,
+    report.json.
 
     Args:
       runs: Runs of stage represent.
       data: Folder of the prepared data set that they were trained on.
       out: Folder to write; its features and heads are reused while what they were made from is the same.
-      methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS`).
+      methods: Names of methods (default: all of `lae_jax.stages.methods.METHODS` that can take the labels).
       like: Runs of stage classify, which give batch size, epochs and optimiser of the heads and are scored too.
-      test: Split that is only reported on, not used to choose.
+      test: Split that is only reported on, not used to choose; '': none, the results are those on validation.
       passes: Passes over the augmented training images; 0: plain images.
       seeds: Number of seeds of the sample order, dropout and new heads.
       epochs: Epochs of the heads (default: those of `like`, else 8).
       batch_size: Batch size of the heads (default: that of `like`, else the run's).
-      base_learning_rates: Peaks at batch 256, of which validation chooses one (default: that of `like`, else 0.001).
+      base_learning_rates: Peaks at batch 256, of which validation chooses one for each method (default:
+        `BASE_LEARNING_RATES`, and that of `like`).
       by_fold: There is one run for each fold of the data set.
       allow_leak: Continue although splits share images or people; the report states the leak.
 
@@ -65,24 +73,28 @@ def compare(
     # Imported here, so that a program shows its flags without loading these; TensorFlow comes after the names.
     from lae_jax.stages import methods as known
 
-    chosen = [known.get(name) for name in dict.fromkeys(methods or known.METHODS)]
-    from lae_jax.longtail import extraction, trials
-    from lae_jax.runs import leaks
+    for name in methods:
+        known.get(name)
+    from lae_jax.longtail import extraction, kept_predictions, setup, summaries, trials
+    from lae_jax.runs import inputs, leaks
     from lae_jax.runtime import checkpoints
 
     out, data = epath.Path(out), os.fspath(data)
     started = time.perf_counter()
     extractors = [extraction.open_run(run, data, out / "features") for run in dict.fromkeys(runs)]
-    trials.check_folds(extractors, by_fold)
+    setup.check_folds(extractors, by_fold)
+    training = [inputs.split_name(one.config, one.config.data.train) for one in extractors]
+    chosen = setup.methods_for(extractors[0].dataset, training, methods)
     changed = {"epochs": epochs, "batch_size": batch_size}
     changed = {name: value for name, value in changed.items() if value is not None}
     prepared = []
     for extractor in extractors:
-        config = trials.recipe(extractor, like, changed)
+        config = setup.recipe(extractor, like, changed)
         with saving(out):
-            prepared.append(trials.prepare(extractor, config, passes, test, allow_leak))
+            prepared.append(setup.prepare(extractor, config, passes, test, allow_leak))
     config = prepared[0].bench.config
-    rates = sorted({*(base_learning_rates or [config.optim.base_learning_rate])})
+    of_like = [config.optim.base_learning_rate] if like else []
+    rates = sorted({*(base_learning_rates or (*BASE_LEARNING_RATES, *of_like))})
     with_features = time.perf_counter()
     with saving(out):
         all_trials = trials.run(prepared, chosen, range(seeds), rates)
@@ -102,12 +114,38 @@ def compare(
         **leaks.of_evaluations(
             [one.checkpoint.meta for one in extractors] + [checkpoints.load_run(run).meta for run in like],
             extractors[0].dataset,
-            test,
+            test or prepared[0].validation,
         ),
     }
+    head, tail = summaries.head_and_tail(prepared[0].bench.ages)
+    report["head_groups"], report["tail_groups"] = head.tolist(), tail.tolist()
     with saving(out), files.together(out, "report.json") as place:
-        report["sentences"] = _write(place, all_trials, prepared[0].bench.ages, report)
-    return report
+        kept_predictions.write(place, all_trials)
+        return _write(place, all_trials, report)
+
+
+def again(out: str | os.PathLike) -> dict:
+    """Makes the tables, the picture and the sentences of a bench again, from the predictions that it keeps.
+
+    Args:
+      out: Folder that `compare` wrote.
+
+    Returns:
+      The content of report.json.
+
+    Raises:
+      InputError: The folder holds no bench, or a damaged one.
+      SaveFailed: `out` could not be written.
+    """
+    out = epath.Path(out)
+    if not (out / "report.json").exists():
+        raise InputError(f"{out} holds no report.json of lae_jax.longtail: name the --out of a bench that has ended")
+    report = files.read_json(out / "report.json", declared.BENCH, "run lae_jax.longtail with --run and --data again")
+    from lae_jax.longtail import kept_predictions
+
+    all_trials = kept_predictions.read(out)
+    with saving(out), files.together(out, "report.json") as place:
+        return _write(place, all_trials, report)
 
 
 def require_place(out: str | os.PathLike) -> None:
@@ -116,8 +154,8 @@ def require_place(out: str | os.PathLike) -> None:
     Raises:
       InputError: It holds other files, or cannot be written.
     """
-    tables = {"table.csv", "table.md", "table.tex", "trials.csv", "head_tail.png", "report.json"}
-    layout.require_place_for_results(out, {"features", "heads", *tables}, {"trials.csv", "report.json"})
+    own = {"features", "heads", "predictions.npz", *TABLES}
+    layout.require_place_for_results(out, own, {"trials.csv", "report.json"})
 
 
 def check(
@@ -166,23 +204,26 @@ def _described(extractors: Sequence) -> dict:
     }
 
 
-def _write(out: epath.Path, all_trials: list, training_ages, report: dict) -> dict[str, str]:
-    from lae_jax.longtail import summaries, trials
+def _write(out: epath.Path, all_trials: list, report: dict) -> dict:
+    """Writes all but the predictions into a folder, and returns the content of report.json."""
+    from lae_jax.longtail import summaries
     from lae_jax.report import overviews
 
-    best = summaries.best_of_each(all_trials)
-    sentences = {aim: summaries.sentence(all_trials, aim) for aim in summaries.AIMS}
-    sentences["improvement"] = summaries.improvement(all_trials)
-    files.write_text(out / "table.csv", summaries.csv_of(best))
+    words, told_on = all_trials[0].words, all_trials[0].told_on
+    best, found = summaries.best_of_each(all_trials), summaries.compared(all_trials)
+    files.write_text(out / "table.csv", summaries.csv_of(best, found))
     files.write_text(out / "trials.csv", summaries.csv_of(all_trials))
-    files.write_text(out / "table.md", summaries.markdown(best, trials.TEST))
-    files.write_text(out / "table.tex", summaries.latex(best, trials.TEST))
-    head, tail = summaries.head_and_tail(training_ages)
+    files.write_text(out / "table.md", summaries.markdown(best, found))
+    files.write_text(out / "table.tex", summaries.latex(best, found))
+    head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
     points: dict[str, list] = {}
     for one in all_trials:
-        point = summaries.curve_point(one, trials.TEST, head, tail)
+        point = summaries.curve_point(one, told_on, head, tail)
         points.setdefault(one.method.name, []).append(point)
-    overviews.head_tail(out / "head_tail.png", points, (head, tail), f"{', '.join(report['runs'])} on {report['test']}")
-    report["head_groups"], report["tail_groups"] = head.tolist(), tail.tolist()
-    files.write_json(out / "report.json", {**report, "sentences": sentences})
-    return sentences
+    title = f"{', '.join(report['runs'])} on {report['test'] or told_on}"
+    overviews.head_tail(out / "head_tail.png", points, (head, tail), title, words.title)
+    report = {**report, "error": words.error, "sentences": summaries.sentences(all_trials, found)}
+    if found:
+        report["joint"] = summaries.over_all(next(iter(found)), found)
+    files.write_json(out / "report.json", report)
+    return report

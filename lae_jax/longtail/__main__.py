@@ -2,10 +2,11 @@
 
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
+    python -m lae_jax.longtail --again --out runs/longtail
 
-Writes OUT: features/ and heads/ (reused while what they were made from is the same), table.csv, table.md and table.tex
-(each method on test, with the setting that validation chose), trials.csv (every setting and rate), head_tail.png,
-report.json.
+Writes OUT: features/ and heads/ (reused while what they were made from is the same), predictions.npz, table.csv,
+table.md and table.tex (each method on test, with the setting that validation chose), trials.csv (every setting and
+rate), head_tail.png, report.json. --again makes the tables, the picture and the sentences from predictions.npz alone.
 """
 
 import argparse
@@ -20,11 +21,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags."""
     parser = flags.Parser("longtail", __doc__)
     add, common = parser.add_argument, parser.add_common
-    common("run", action="append", dest="runs", required=True, default=None,
+    common("run", action="append", dest="runs", default=[],
         help="folder of a run of stage represent; may be repeated")  # fmt: skip
-    common("data", required=True, help="folder of the prepared data set that the runs were trained on")
+    common("data", help="folder of the prepared data set that the runs were trained on")
     common("out", help="folder of the features and the results")
-    add("--test", default="test", metavar="NAME", help="name of the split that is only reported on, not used to choose")
+    add("--test", default="test", metavar="NAME", help="name of the split that is only reported on, not used to"
+        " choose; '': none, the results are those on validation")  # fmt: skip
     add("--passes", type=int, default=4, metavar="N", help="passes over the augmented training images (default: 4);"
         " 0: plain images")  # fmt: skip
     add("--seeds", type=int, default=5, metavar="N", help="number of seeds of the sample order, dropout and new heads")
@@ -34,12 +36,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=float, metavar="N", help="epochs of the heads (default: of --like, else 8)")
     add("--batch-size", type=int, metavar="N", help="batch size of the heads (default: of --like, else the run's)")
     add("--base-learning-rate", type=float, action="append", default=[], dest="base_learning_rates", metavar="RATE",
-        help="peak learning rate at batch 256 (default: of --like, else 0.001); may be repeated: validation chooses"
-    )  # fmt: skip
+        help="peak learning rate at batch 256; may be repeated: validation chooses one for each method (default: "
+        f"{', '.join(map(str, longtail.BASE_LEARNING_RATES))}, and that of --like)")  # fmt: skip
     add("--by-fold", action="store_true", help="there is one run for each fold of the data set")
+    add("--again", action="store_true", help="make the tables in --out again from the predictions that are kept there")
     common("allow_leak")
     common("devices")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.again:
+        others = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"again", "out"}
+        if others:
+            parser.error("--again takes --out alone, the folder of a bench that has ended: omit the other flags")
+    elif not (args.runs and args.data):
+        parser.error("--run and --data are required, or --again")
+    return args
 
 
 def tell(report: dict, out: str) -> list[str]:
@@ -59,17 +69,23 @@ def tell(report: dict, out: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Runs the program."""
     args = vars(parse_args(argv))
+    if args.pop("again"):
+        _finish(longtail.again(args["out"]), args["out"])
+        return
     args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
     longtail.check(**{name: args[name] for name in checked})
     longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
-    report = longtail.compare(**args)
+    _finish(longtail.compare(**args), args["out"])
+
+
+def _finish(report: dict, out: str) -> None:
     console.write(
-        *tell(report, args["out"]),
-        f"{args['out']}/: table.csv, table.md, table.tex, trials.csv, head_tail.png, report.json",
-        f"look at {args['out']}/head_tail.png",
-        f"next: python -m lae_jax.report {args['out']} --out reports/longtail",
+        *tell(report, out),
+        f"{out}/: {', '.join(longtail.TABLES)}, predictions.npz",
+        f"look at {out}/head_tail.png",
+        f"next: python -m lae_jax.report {out} --out reports/longtail",
     )
 
 

@@ -40,7 +40,7 @@ class Bench:
 
     Attributes:
       features: (P, N, F).
-      ages: (N,) years.
+      ages: (N,) years, or (N, 2) ranges.
       own: Stage 2's head.
       mae: Equation 5, years.
       config: Config of a stage 3, for batch size, epochs and optimiser.
@@ -65,11 +65,6 @@ class Bench:
         return max(1, round(self.config.epochs * self.steps_per_epoch))
 
     @functools.cached_property
-    def classes(self) -> np.ndarray:
-        """The whole ages, (N,)."""
-        return metrics.age_class(self.ages)
-
-    @functools.cached_property
     def constants(self) -> dict:
         """The loss constants."""
         return {
@@ -77,13 +72,13 @@ class Bench:
             "er_weight": self.config.loss.er_weight,
             "label_sigma": self.config.loss.label_sigma,
             "in_range": self.config.loss.in_range,
-            **method_losses.of_training(method_losses.count_ages(self.classes, build.NUM_AGES)),
+            **method_losses.of_training(method_losses.images_by_age(self.ages, build.NUM_AGES)),
         }
 
     @functools.cached_property
     def _statistics(self) -> dict[str, np.ndarray]:
-        every = self.features
-        return method_losses.smooth_statistics(every.reshape(-1, every.shape[-1]), np.tile(self.classes, len(every)))
+        every, classes = self.features, metrics.age_class(self.ages)
+        return method_losses.smooth_statistics(every.reshape(-1, every.shape[-1]), np.tile(classes, len(every)))
 
     @functools.cached_property
     def _module(self) -> models.Model:
@@ -111,7 +106,7 @@ class Bench:
             if order == "shuffled":
                 draw = sampling.shuffled(count, size, seed)
             else:
-                draw = sampling.class_balanced(self.classes, size, seed, power)
+                draw = sampling.balanced_ages(self.ages, size, seed, power)
             for step in range(self.total_steps):
                 result[number, step] = draw(step).numpy()
         return result

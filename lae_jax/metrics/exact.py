@@ -64,7 +64,11 @@ def age_report(ages: np.ndarray, predictions: np.ndarray) -> AgeReport:
         raise InputError(f"{ages.size} ages but {predictions.size} predictions: each age needs one prediction")
     if not ages.size:
         raise InputError("there are no ages to score")
-    differences = predictions - ages
+    return of_differences(ages, predictions - ages)
+
+
+def of_differences(ages: np.ndarray, differences: np.ndarray) -> AgeReport:
+    """Computes `AgeReport` from signed errors: (n,) years, which give the age groups, and (n,) years."""
     errors = np.abs(differences)
     mae = float(errors.mean())
     all_count, all_mae, all_bias = by_group(ages, differences)

@@ -17,6 +17,7 @@ from lae_jax.metrics.exact import (
     by_group,
     finite,
     group_deviation,
+    of_differences,
     plain,
 )
 from lae_jax.runtime.errors import InputError
@@ -70,13 +71,8 @@ def range_report(ranges: np.ndarray, predictions: np.ndarray) -> RangeReport:
     Raises:
       InputError: There are no ranges, the lengths differ, or values are not finite.
     """
-    ranges = np.asarray(ranges, np.float64)
-    low, high = finite("ages", ranges[:, 0]), finite("ages", ranges[:, 1])
-    predictions = finite("predictions", predictions)
-    if low.size != predictions.size:
-        raise InputError(f"{low.size} ages but {predictions.size} predictions: each age needs one prediction")
-    if not low.size:
-        raise InputError("there are no ages to score")
+    ranges, predictions = _scorable(ranges, predictions)
+    low, high = ranges.T
     differences, exact = range_differences(ranges, predictions), low == high
     distances = np.abs(differences)
     all_count, all_distance, all_bias = by_group(label_age(ranges), differences)
@@ -99,6 +95,34 @@ def range_report(ranges: np.ndarray, predictions: np.ndarray) -> RangeReport:
         outside_bias=all_bias[outside],
         exact=age_report(low[exact], predictions[exact]) if exact.any() else None,
     )
+
+
+def distance_report(ranges: np.ndarray, predictions: np.ndarray) -> AgeReport:
+    """Computes the scores of `AgeReport` with the distance to the range in place of the absolute error.
+
+    An image belongs to the age group of `label_age`. If both ends of every range are equal, the scores are those of
+    `age_report`, bit for bit.
+
+    Args:
+      ranges: (n, 2) years.
+      predictions: (n,) years.
+
+    Raises:
+      InputError: As in `range_report`.
+    """
+    ranges, predictions = _scorable(ranges, predictions)
+    return of_differences(label_age(ranges), range_differences(ranges, predictions))
+
+
+def _scorable(ranges: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ranges and predictions in float64, checked."""
+    ranges = np.stack([finite("ages", end) for end in np.asarray(ranges, np.float64).T], axis=1)
+    predictions = finite("predictions", predictions)
+    if len(ranges) != predictions.size:
+        raise InputError(f"{len(ranges)} ages but {predictions.size} predictions: each age needs one prediction")
+    if not len(ranges):
+        raise InputError("there are no ages to score")
+    return ranges, predictions
 
 
 def range_differences(ranges: np.ndarray, predictions: np.ndarray) -> np.ndarray:

@@ -68,6 +68,18 @@ def replicates(sums: np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.n
     return np.concatenate(parts).astype(np.float64)
 
 
+def weights(count: int, seed: int = 0, number: int = REPLICATES) -> np.ndarray:
+    """Draws the weights of `count` trainings in each replicate, with replacement: (number, count), rows sum to 1.
+
+    The deviations from 1 / count are stretched by sqrt(count / (count - 1)). Without that the variance of a mean over a
+    handful of trainings is too small by (count - 1) / count (Efron and Tibshirani, 1993, section 5.3).
+    """
+    if count == 1:
+        return np.ones((number, 1))
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), number) / count
+    return 1 / count + np.sqrt(count / (count - 1)) * (drawn - 1 / count)
+
+
 def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:
     """Returns the bias-corrected percentile interval of a score.
 

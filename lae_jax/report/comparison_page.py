@@ -21,6 +21,7 @@ from lae_jax.runtime.foreign import spreadsheets
 from lae_jax.runtime.typed import declared
 
 _AGAIN = "run lae_jax.longtail again"
+_SURE = 1 - bootstrap.LEVEL  # a difference of the bench is certain if its corrected p-value is below this
 _OF_GROUP = [f"mae_{group}" for group in metrics.ALL_GROUPS]
 # Where ages are ranges, they are listed by the scores of ranges first.
 _ALL = (*scores.OF_RANGES, *MAIN)
@@ -71,7 +72,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         differing,
         Section("Pictures", pictures=[one for one in shown if one is not None]),
         Section("Further scores", tables=[more]),
-        Section("What the scores mean", items=wording.meanings(evaluations)),
+        Section("What the scores mean", items=wording.meanings(evaluations[0].sample.ranges is not None)),
         Section("Provenance", facts=provenance),
     ]
     title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
@@ -137,34 +138,37 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
       InputError: The folder is damaged.
     """
     report = files.read_json(folder / loading.REPORT, declared.BENCH, _AGAIN)
+    words = wording.BENCH_OF_RANGES if report.get("error") == "distance" else wording.BENCH
+    told_on = "test" if report["test"] else "validation"  # without a test split, the results are those on validation
     try:
         best, all_trials = (_lines(folder / name) for name in ("table.csv", "trials.csv"))
         head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
         if not (len(head) and len(tail)):
             raise ValueError("head_groups or tail_groups is empty")
         points: dict[str, list] = {}
-        for line in (line for line in all_trials if line["split"] == "test"):
-            group_mae = np.array([float(line[f"mae_{group}"] or "nan") for group in metrics.GROUPS])
-            point = tuple(float(np.nanmean(group_mae[side])) for side in (head, tail))
+        for line in (line for line in all_trials if line["split"] == told_on):
+            group_mae = np.array([float(line[f"{words.error}_{group}"] or "nan") for group in metrics.GROUPS])
+            known = [group_mae[side][np.isfinite(group_mae[side])] for side in (head, tail)]
+            point = tuple(float(part.mean()) if len(part) else math.nan for part in known)
             points.setdefault(line["method"], []).append(point)
         if not points:
-            raise ValueError("trials.csv has no trial on test")
-        of_test = [line for line in best if line["split"] == "test"]
-        shown = [group for group in metrics.ALL_GROUPS if group in metrics.GROUPS or of_test[0][f"mae_{group}"]]
-        rows = [_bench_row(line, shown) for line in of_test]
-        sentences = [report["sentences"][name] for name in _SENTENCES if name in report["sentences"]]
+            raise ValueError(f"trials.csv has no trial on {told_on}")
+        lines = [line for line in best if line["split"] == told_on]
+        shown = [g for g in metrics.ALL_GROUPS if g in metrics.GROUPS or lines[0][f"{words.error}_{g}"]]
+        rows = [_bench_row(line, shown, words) for line in lines]
+        sentences = [report["sentences"][name] for name in (*words.aims, "improvement") if name in report["sentences"]]
         seeds = report["seeds"]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise InputError(f"{folder} is damaged ({error!r}): {_AGAIN}") from error
-    to = [title for name, title in _DIFFERENCES.items() if best and name in best[0]]
-    table = Table(("method", "setting", *_BENCH.values(), *shown, *to), rows, names=2)
+    to = [title for name, title in _differences_of_bench(words).items() if name in best[0]]
+    table = Table(("method", "setting", *words.titles.values(), *shown, *to), rows, names=2)
     with pictures.style():
-        picture = charts.head_tail(points, (head, tail))
+        picture = charts.head_tail(points, (head, tail), words.title)
     several = any(line["n"] != "1" for line in best)
     count = len(report["runs"])
     spread = ": mean ± standard deviation over the seeds and runs" if several else ""
     told = (
-        f"Each method on {report['test']}{spread} ({seeds}"
+        f"Each method on {report['test'] or 'validation, on which it was chosen'}{spread} ({seeds}"
         f" seed{'s' * (seeds != 1)} of the head on the features of {count} run{'s' * (count != 1)})."
     )
     if several and to:
@@ -173,9 +177,12 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
             f" The differences to lae are paired; in brackets {over}. They show how much other training runs"
             " differ, and nothing about other images."
         )
+    if joint := report.get("joint"):
+        told += f" The columns 'joint' have {joint}. An asterisk marks a difference that is certain after it."
     told += (
-        " The setting of each method is the one with the lowest MAE + sigma on validation. Each sentence above chooses"
-        " by its own score, also on validation: it may name another setting, or a method that does not win on test."
+        f" The setting of each method is the one with the lowest {words.title} + sigma on validation. Each sentence"
+        " above chooses by its own score, also on validation: it may name another setting, or a method that does"
+        " not win on test."
     )
     names_of_facts = (
         "runs",
@@ -193,41 +200,43 @@ def of_bench(folder: epath.Path) -> tuple[Page, Table]:
     sections = [
         Section("Scores", texts=[told], tables=cut(table)),
         Section("Head and tail", pictures=[picture]),
-        Section("What the scores mean", items=wording.MEANINGS),
+        Section("What the scores mean", items=wording.meanings(words is wording.BENCH_OF_RANGES)),
         Section("Provenance", facts=facts),
     ]
-    title = f"Long-tail bench on {report['test']} of {report['data']}"
+    title = f"Long-tail bench on {report['test'] or 'validation'} of {report['data']}"
     return Page(title, sentences, sections, wording.warnings(report)), table
 
 
-_SENTENCES = ("lowest MAE", "lowest sigma", "highest AAR (2021)", "improvement")
-_BENCH = {"mae": "MAE", "sigma": "sigma", "aar_2021": "AAR 2021", "aar_2022": "AAR 2022", "mmae": "mMAE", "cs5": "CS@5"}
-
-
-# The names of `longtail.summaries.DIFFERENCES`, whose imports a report does not need.
-_DIFFERENCES = {"mae_minus_lae": "MAE - lae", "sigma_minus_lae": "sigma - lae"}
+def _differences_of_bench(words: wording.BenchWords) -> dict[str, str]:
+    """Start of the names of columns of table.csv -> title, first with intervals over trainings, then joint ones."""
+    found = {name: f"{words.titles[score]} - lae" for name, score in words.differences.items()}
+    return found | {f"{name}_low": f"{title}, joint" for name, title in found.items()}
 
 
 def _lines(path: epath.Path) -> list[dict]:
     return list(spreadsheets.records(io.StringIO(files.read_text(path, _AGAIN), newline="")))
 
 
-def _bench_row(line: dict, shown: Sequence[str]) -> list[str | Estimate]:
-    cells = []
-    for score in _BENCH:
-        digits = 3 if score == "cs5" else 2
-        if not line[score]:
+def _bench_row(line: dict, shown: Sequence[str], words: wording.BenchWords) -> list[str | Estimate]:
+    cells: list[str | Estimate] = []
+    for name, field in words.scores.items():
+        digits = 3 if field == "cs5" else 2
+        if not line[name]:
             cells.append("–")
             continue
-        spread = f" ± {float(line[f'{score}_spread']):.{digits}f}" * (line["n"] != "1")
-        cells.append(f"{float(line[score]):.{digits}f}{spread}")
-    groups = [line[f"mae_{group}"] for group in shown]
+        spread = f" ± {float(line[f'{name}_spread']):.{digits}f}" * (line["n"] != "1")
+        cells.append(f"{float(line[name]):.{digits}f}{spread}")
+    groups = [line[f"{words.error}_{group}"] for group in shown]
     cells += [f"{float(mae):.2f}" if mae else "–" for mae in groups]
-    for name in _DIFFERENCES:
+    joint = []
+    for name in words.differences:
         if name in line:
             value, half = (float(line[key] or "nan") for key in (name, f"{name}_half"))
             cells.append(Estimate(value, value - half, value + half, signed=True))
-    return [line["method"], f"{line.get('parameter') or ''} {line['setting']}".strip(), *cells]
+        if f"{name}_low" in line:
+            low, high, p = (float(line[f"{name}_{end}"] or "nan") for end in ("low", "high", "p_corrected"))
+            joint.append(f"{Estimate(value, low, high, signed=True)}{'*' * (p < _SURE)}")
+    return [line["method"], f"{line.get('parameter') or ''} {line['setting']}".strip(), *cells, *joint]
 
 
 def _plain(value) -> str:

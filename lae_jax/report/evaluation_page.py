@@ -82,7 +82,9 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             _cost(run),
         ]
     sections.append(Section("Faces", texts=[_FACES] * bool(faces), faces=faces))
-    sections.append(Section("What the scores mean", items=wording.meanings(everyone)))
+    sections.append(
+        Section("What the scores mean", items=wording.meanings(any(one.sample.ranges is not None for one in everyone)))
+    )
     sections += [_audit(evaluation.report), _provenance(evaluation.report, run), _card(folder)]
     title = f"{evaluation.label} on {evaluation.report['split']} of {evaluation.report['data']}"
     return Page(title, verdict, sections, wording.warnings(evaluation.report))

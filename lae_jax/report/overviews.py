@@ -84,23 +84,28 @@ def age_histogram(path: epath.Path, ages: dict[str, np.ndarray], title: str) -> 
 
 
 @matplotlib.rc_context(DEFAULTS)
-def head_tail(path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str) -> None:
-    """Writes the head-tail curve (PNG): mean MAE of the head groups against that of the tail groups, and the frontier.
+def head_tail(
+    path: epath.Path, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], title: str, error: str = "MAE"
+) -> None:
+    """Writes the head-tail curve (PNG): mean error of the head groups against that of the tail, and the frontier.
 
     Args:
       path: File to write.
-      points: Method -> its (head MAE, tail MAE) in years, one per setting, joined in their order.
+      points: Method -> its (head, tail) errors in years, one per setting, joined in their order.
       groups: Places in GROUPS of the head groups and of the tail groups.
       title: Title of the picture.
+      error: 'MAE', or 'distance' where ages are ranges.
     """
     figure, axis = _plain_axes(9, 6)
-    draw_head_tail(axis, points, groups)
+    draw_head_tail(axis, points, groups, error)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.set_title(title, fontsize=9)
     _finish(figure, path)
 
 
-def draw_head_tail(axis: Axes, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) -> None:
+def draw_head_tail(
+    axis: Axes, points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], error: str = "MAE"
+) -> None:
     """Draws the head-tail curve on the axes of any figure, with labels for a legend."""
     markers, colours = "osD^vP*X", plt.get_cmap("tab10").colors
     for number, (name, found) in enumerate(points.items()):
@@ -109,8 +114,8 @@ def draw_head_tail(axis: Axes, points: dict[str, list], groups: tuple[np.ndarray
     best = frontier(np.array([point for found in points.values() for point in found]))
     axis.plot(*best.T, color=INK, linewidth=1.2, linestyle="--", label="frontier", zorder=0)
     labels = [", ".join(metrics.GROUPS[place] for place in places) for places in groups]
-    axis.set_xlabel(f"MAE of the head groups ({labels[0]}), years")
-    axis.set_ylabel(f"MAE of the tail groups ({labels[1]}), years")
+    axis.set_xlabel(f"{error} of the head groups ({labels[0]}), years")
+    axis.set_ylabel(f"{error} of the tail groups ({labels[1]}), years")
 
 
 def frontier(points: np.ndarray) -> np.ndarray:

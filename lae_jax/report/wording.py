@@ -1,5 +1,6 @@
 """Sentences of a report: the warnings, the verdict, and the meanings of the scores."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -37,12 +38,64 @@ _OF_IDENTITIES = {
     "pairs": "pairs",
     "genuine_pairs": "genuine pairs",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchWords:
+    """The scores that the long-tail bench shows.
+
+    Attributes:
+      error: Start of the names of the errors of age groups in table.csv.
+      title: Title of the error.
+      scores: Name in table.csv -> field of `AgeReport`, or 'cs5'.
+      titles: Name in table.csv -> title.
+      aims: Aim of a sentence -> field of `AgeReport`.
+    """
+
+    error: str
+    title: str
+    scores: Mapping[str, str]
+    titles: Mapping[str, str]
+    aims: Mapping[str, str]
+
+    @property
+    def differences(self) -> dict[str, str]:
+        """Name in table.csv of the differences to LAE -> the name of their score there."""
+        return {f"{name}_minus_lae": name for name, field in self.scores.items() if field in ("mae", "sigma")}
+
+
+_OF_BENCH = {
+    "mae": "MAE",
+    "sigma": "sigma",
+    "aar_2021": "AAR 2021",
+    "aar_2022": "AAR 2022",
+    "mmae": "mMAE",
+    "cs5": "CS@5",
+}
+BENCH = BenchWords(
+    "mae",
+    "MAE",
+    {name: name for name in _OF_BENCH},
+    _OF_BENCH,
+    {"lowest MAE": "mae", "lowest sigma": "sigma", "highest AAR (2021)": "aar_2021"},
+)
+# Where ages are ranges, the errors are the distances to them, and the scores of the contests are undefined.
+BENCH_OF_RANGES = BenchWords(
+    "distance",
+    "distance",
+    {"distance": "mae", "distance_sigma": "sigma", "mean_group_distance": "mmae"},
+    {
+        "distance": "distance",
+        "distance_sigma": "sigma of the distances",
+        "mean_group_distance": "mean group distance",
+    },
+    {"lowest distance": "mae", "lowest sigma of the distances": "sigma"},
+)
 _BY_NAME = {score.name: score for score in (*MAIN, *OF_RANGES, *BIAS)}
 
 
-def meanings(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Returns the meanings of the scores of a page."""
-    has_ranges = any(one.sample.ranges is not None for one in evaluations)
+def meanings(has_ranges: bool) -> list[str]:
+    """Returns the meanings of the scores of a page, with or without those of ranges."""
     return [*_MEANINGS_OF_RANGES * has_ranges, *MEANINGS]
 
 
@@ -172,6 +225,23 @@ def comparison(scored: Scored, other: Scored, what: str) -> str:
         else:
             told.append(f"{score.title} {difference.text}{_between(difference)}, {word}")
     return f"{what}: {'; '.join(told)}."
+
+
+def over_all(runs: int, seeds: int, images: int, has_people: bool) -> str:
+    """Returns what the joint intervals of the long-tail bench are over.
+
+    Args:
+      runs: Number of backbones.
+      seeds: Seeds of the heads on each.
+      images: Number of images that are scored.
+      has_people: Whether people, and not single images, are drawn.
+    """
+    of_images = f"the people of {images} images" if has_people else f"{images} images"
+    if runs > 1:
+        return f"joint 95 % intervals over {runs} backbones with {seeds} seed{'s' * (seeds != 1)} each and {of_images}"
+    if seeds > 1:
+        return f"joint 95 % intervals over {seeds} seeds of one backbone and {of_images}, nothing about other backbones"
+    return f"95 % intervals over {of_images}, one head, nothing about other trainings"
 
 
 def over_trainings(runs: int, seeds: int) -> str:

@@ -217,11 +217,12 @@ def with_method(stage: Stage, name: str, setting: float | None) -> Stage:
         )
     if setting is not None and not method.setting:
         raise InputError(f"method {name!r} has no setting: omit --config.classify.setting")
-    if setting is not None and not 0 < setting < method.below:
+    if setting is not None and not method.takes_setting(setting):
+        above = "above 0" if method.least is None else f"of at least {method.least:g}"
         below = f" and below {method.below:g}" if math.isfinite(method.below) else ""
         raise InputError(
-            f"config.classify.setting is {setting:g}: the {method.setting} of method {name!r} must be a number above"
-            f" 0{below}"
+            f"config.classify.setting is {setting:g}: the {method.setting} of method {name!r} must be a number"
+            f" {above}{below}"
         )
     if name == "lae":
         return stage

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lae_jax import losses
+from lae_jax import losses, metrics
 
 # From DIR's code (Yang et al., ICML 2021): a kernel of 5 ages, sigma 2.
 LDS_SIZE, LDS_SIGMA = 5, 2.0
@@ -21,6 +21,16 @@ _BLOCK = 8192  # rows of features
 def count_ages(classes: np.ndarray, num_ages: int = 101) -> np.ndarray:
     """Returns the images of each whole age: (N,) int -> (num_ages,) float64. Ages outside count as the nearest age."""
     return np.bincount(np.clip(classes, 0, num_ages - 1), minlength=num_ages).astype(np.float64)
+
+
+def images_by_age(targets: np.ndarray, num_ages: int = 101) -> np.ndarray:
+    """Returns the images of each whole age: (N,) years or (N, 2) ranges -> (num_ages,) float64.
+
+    A range counts at its ages as `metrics.range_weights` says.
+    """
+    if targets.ndim == 2:
+        return metrics.images_by_age(targets)
+    return count_ages(metrics.age_class(targets), num_ages)
 
 
 def of_training(counts: np.ndarray) -> dict[str, np.ndarray]:

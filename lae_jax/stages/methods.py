@@ -45,15 +45,20 @@ class Method:
     finish_outputs: FinishOutputs | None = None
     settings: tuple[float, ...] = (0.0,)  # values that a sweep tries; (0.0,) if there is no setting
     setting: str = ""  # name of the setting; '': there is none
-    below: float = math.inf  # the setting lies between 0 and this
+    below: float = math.inf  # the setting lies below this
+    least: float | None = None  # the smallest setting; None: any above 0
     sets: str = "loss"  # | 'power' | 'finish': what the setting changes
-    takes_ranges: bool = True  # a run of stage 3 can use it where ages are ranges
+    takes_ranges: bool = True  # it can be used where ages are ranges
 
     @property
     def training(self) -> tuple:
         """All that determines the trained head: methods with equal values share one."""
         how = (self.loss, self.order, self.power, self.start, self.trains, self.smooth_features, self.mix)
         return (*how, self.sets == "power")
+
+    def takes_setting(self, value: float) -> bool:
+        """Whether a value is a setting that the method can use."""
+        return (0 < value if self.least is None else self.least <= value) and value < self.below
 
     @property
     def on_images(self) -> bool:
@@ -78,6 +83,14 @@ def lae(logits: jax.Array, ages: jax.Array, constants: Mapping, setting: float |
 
 def _divergence(logits, ages, constants, setting):
     return losses.label_divergence(logits, ages, constants["label_sigma"], constants["in_range"])
+
+
+def _scaled_mae(logits, ages, constants, setting):
+    return lae(logits, ages, {**constants, "mae": setting * constants["mae"]})
+
+
+def _error(logits, ages, constants, setting):
+    return losses.regression_error(logits, ages)
 
 
 def _balanced_softmax(logits, ages, constants, setting):
@@ -165,11 +178,33 @@ METHODS = {
         ),
         Method("lae_new_head", "LAE, 'retrain' read literally", "LAE from a new head", loss=lae, start="new"),
         Method(
+            "lae_new_head_mae",
+            "LAE from a new head, with another mae in equation 4 (ours)",
+            "ages equally likely, a new head, L_ld + (L_er - factor mae)^2; with factor 0 the squared error",
+            loss=_scaled_mae,
+            start="new",
+            settings=(0.0, 0.5, 2.0),
+            setting="factor of mae",
+            least=0.0,
+        ),
+        Method(
+            "absolute_error",
+            "LAE, equation 2 alone",
+            "ages equally likely, the absolute error L_er without L_ld",
+            loss=_error,
+        ),
+        Method(
             "crt",
             "Kang et al., Decoupling representation and classifier, ICLR 2020 (cRT)",
             "ages equally likely, a new head, stage 2's loss",
             loss=representation,
             start="new",
+        ),
+        Method(
+            "crt_kept_head",
+            "cRT (Kang et al., ICLR 2020) from stage 2's head (ours)",
+            "ages equally likely, stage 2's head and loss",
+            loss=representation,
         ),
         Method(
             "lws",
@@ -252,6 +287,7 @@ METHODS = {
             loss=representation,
             order="shuffled",
             smooth_features=True,
+            takes_ranges=False,
         ),
         Method(
             "balanced_mse",

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax import metrics, stages
+from lae_jax import stages
 from lae_jax.data import age_weights, records, sampling
 from lae_jax.runs import agreement, build, fields, inputs, leaks, precision
 from lae_jax.runtime import origin, parallel
@@ -171,7 +171,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             f" {num_outputs}: choose another --config.workdir"
         )
     if stage.target == "age":
-        constants = {**constants, **method_losses.of_training(_images_by_age(training.targets, num_outputs))}
+        constants = {
+            **constants,
+            **method_losses.of_training(method_losses.images_by_age(training.targets, num_outputs)),
+        }
     epoch = math.ceil(len(training.rows) / config.batch_size)
     plan = Plan(
         config=config,
@@ -297,34 +300,4 @@ def _order(
     """Returns the stage's order of the training examples."""
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
-    if targets.ndim == 2:
-        return _order_of_ranges(config, targets, weights)
-    classes = metrics.age_class(targets)
-    _tell_absent(sorted({*range(1, 82)} - {*classes.tolist()}))
-    if weights:
-        weights.require(classes)
-    by_age = weights.by_age if weights else None
-    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_age)
-
-
-def _order_of_ranges(config: ConfigDict, ranges: np.ndarray, weights: age_weights.AgeWeights | None) -> sampling.Order:
-    """Returns the class-balanced order where labels are ranges: each different label is a class."""
-    labels, classes, counts = metrics.label_classes(ranges)
-    absent = np.flatnonzero(counts @ metrics.range_weights(labels) == 0)
-    _tell_absent(absent.tolist())
-    factors = metrics.class_factors(labels, counts, config.data.power)
-    if weights:
-        factors = factors * weights.of_ranges(labels)
-    by_class = dict(enumerate(factors.tolist()))
-    return sampling.class_balanced(classes, config.batch_size, config.seed, config.data.power, by_class)
-
-
-def _tell_absent(ages: list[int]) -> None:
-    if ages := [age for age in ages if 1 <= age <= 81]:
-        logger.info("the class-balanced order omits these ages, which have no image: %s", ages)
-
-
-def _images_by_age(targets: np.ndarray, num_ages: int) -> np.ndarray:
-    if targets.ndim == 2:
-        return metrics.images_by_age(targets)
-    return method_losses.count_ages(metrics.age_class(targets), num_ages)
+    return sampling.balanced_ages(targets, config.batch_size, config.seed, config.data.power, weights)

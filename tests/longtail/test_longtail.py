@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from lae_jax import longtail, losses, metrics, stages
+from lae_jax import longtail, losses, stages
 from lae_jax.configs import classify, represent
 from lae_jax.data import pipeline
 from lae_jax.evaluate import measure
 from lae_jax.longtail import __main__ as door
-from lae_jax.longtail import extraction, summaries, trials
-from lae_jax.report import comparison_page
+from lae_jax.longtail import extraction, setup
+from lae_jax.report import comparison_page, wording
 from lae_jax.runtime import checkpoints as saved
 from lae_jax.runtime.errors import InputError, SaveFailed
 from lae_jax.stages.methods import METHODS
@@ -43,7 +44,7 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
     assert "For the lowest MAE" in told and "| lae |" in told
     report = json.loads((out / "report.json").read_text())
     assert (
-        set(report["sentences"]) == {*summaries.AIMS, "improvement"}
+        set(report["sentences"]) == {*wording.BENCH.aims, "improvement"}
         and report["data_hash"]
         and len(report["checkpoints"]) == 1
     )
@@ -60,18 +61,62 @@ def test_a_run_becomes_tables_a_picture_and_three_sentences(finished, drawn, tmp
         best = list(csv.DictReader(file))
     assert [r["method"] for r in best][::3] == [*dict.fromkeys(r["method"] for r in rows)]
     of_test = {r["method"]: r for r in best if r["split"] == "test"}
-    assert {name for name in comparison_page._DIFFERENCES if name in best[0]} == set(summaries.DIFFERENCES)
+    assert {name for name in best[0] if name.endswith("_minus_lae")} == set(wording.BENCH.differences)
     difference = float(of_test["lws"]["mae"]) - float(of_test["lae"]["mae"])
     assert float(of_test["lws"]["mae_minus_lae"]) == pytest.approx(difference, abs=1e-5)
     assert float(of_test["lws"]["mae_minus_lae_half"]) > 0 and of_test["lae"]["mae_minus_lae"] == ""
+    assert float(of_test["lws"]["mae_minus_lae_low"]) < difference < float(of_test["lws"]["mae_minus_lae_high"])
+    p = [float(of_test["lws"][f"mae_minus_lae_{end}"]) for end in ("p", "p_corrected")]
+    assert (
+        0 < p[0] <= p[1] <= 1
+        and "joint 95 % intervals over 2 seeds of one backbone and the people of 16" in report["joint"]
+    )
     assert (out / "head_tail.png").read_bytes().startswith(b"\x89PNG")
     tex = (out / "table.tex").read_text()
-    assert r"tau\_norm" in tex and len({line.count(" & ") for line in tex.splitlines() if "&" in line}) == 1
+    assert r"tau\_norm" in tex and {line.count(" & ") for line in tex.splitlines() if "&" in line} == {11, 9}
     # Stage 2's own head and the run of stage 3 score as the programs for images say.
     for run, name in (("represent", "stage2"), ("classify", "stage3")):
         real = measure.predict(saved.load_run(finished / run), split="test").scores()
         row = next(r for r in rows if r["method"] == name and r["split"] == "test")
         assert float(row["mae"]) == pytest.approx(real["mae"], rel=1e-4)
+    # All but the features and the heads is made again from the predictions, without the run and the data set.
+    names = ("table.csv", "table.md", "table.tex", "trials.csv", "report.json")
+    before = {name: (out / name).read_text() for name in names}
+    other = tmp_path / "moved"
+    other.mkdir()
+    for name in ("report.json", "predictions.npz"):
+        shutil.copy(out / name, other)
+    door.main(["--again", "--out", str(other)])
+    assert {name: (other / name).read_text() for name in names} == before
+    (other / "predictions.npz").write_bytes((out / "predictions.npz").read_bytes()[:-1000])
+    with pytest.raises(InputError, match="predictions.npz is damaged .*: run lae_jax.longtail with --run and --data"):
+        longtail.again(other)
+    (other / "predictions.npz").unlink()
+    with pytest.raises(InputError, match="has no predictions.npz: run lae_jax.longtail with --run and --data"):
+        longtail.again(other)
+    assert (other / "table.csv").read_text() == before["table.csv"]
+
+
+def test_tables_are_made_again_of_a_finished_bench_alone(tmp_path):
+    with pytest.raises(InputError, match="holds no report.json of lae_jax.longtail"):
+        door.main(["--again", "--out", str(tmp_path)])
+    with pytest.raises(InputError, match="--again takes --out alone"):
+        door.main(["--again", "--out", str(tmp_path), "--seeds", "3"])
+    with pytest.raises(InputError, match="--run and --data are required, or --again"):
+        door.main(["--out", str(tmp_path)])
+
+
+def test_without_a_test_split_methods_are_chosen_and_told_on_validation(finished, drawn, tmp_path):
+    out = tmp_path / "out"
+    how = {"methods": ["stage2", "lae", "crt"], "passes": 0, "seeds": 1, "epochs": 0.3}
+    report = longtail.compare([finished / "represent"], drawn, out, test="", **how)
+    assert report["base_learning_rates"] == [0.001, 0.01, 0.1] and report["test"] == ""
+    assert "; on validation" not in report["sentences"]["lowest MAE"] and ": on validation" in str(report["sentences"])
+    with (out / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"validation"} and len(rows) == 1 + 3 + 3
+    page, table = comparison_page.of_bench(epath.Path(out))
+    assert "on validation of" in page.title and len(table.rows) == 3
 
 
 def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_config, drawn, tmp_path):
@@ -88,16 +133,16 @@ def test_a_head_with_a_hidden_layer_scores_as_the_program_for_images_says(make_c
 def test_runs_that_are_compared_have_one_recipe(finished, drawn, tmp_path, monkeypatch):
     extractor = extraction.open_run(str(finished / "represent"), drawn, tmp_path)
     like = str(finished / "classify")
-    taken = trials.recipe(extractor, [like, like], {"epochs": 3.0})
+    taken = setup.recipe(extractor, [like, like], {"epochs": 3.0})
     assert (taken.epochs, taken.batch_size, taken.optim.base_learning_rate) == (3.0, 32, 0.001)
-    own = trials.recipe(extractor, [], {})
+    own = setup.recipe(extractor, [], {})
     assert (own.epochs, own.batch_size, own.model.name) == (8.0, 32, "efficientnet_v2_pico")
     longer = classify.get_config()
     longer.batch_size, longer.epochs = 32, 4.0
     known = {"like": taken, "longer": longer}
-    monkeypatch.setattr(trials, "_lae_config", known.get)
+    monkeypatch.setattr(setup, "_lae_config", known.get)
     with pytest.raises(InputError, match=r"differ in epochs: 3.0 there, 4.0 now"):
-        trials.recipe(extractor, ["like", "longer"], {})
+        setup.recipe(extractor, ["like", "longer"], {})
 
 
 def test_features_are_kept_and_known_again(finished, drawn, tmp_path, monkeypatch):
@@ -192,7 +237,7 @@ class _Splits:
 ])  # fmt: skip
 def test_without_a_split_to_judge_methods_on_it_is_told_how_to_make_one(dataset, told):
     _, validation, *_ = dataset.manifest["splits"]
-    assert told in trials._what_works(dataset, validation, np.arange(10))
+    assert told in setup._what_works(dataset, validation, np.arange(10))
 
 
 def test_a_data_set_that_the_run_has_not_seen_is_refused(finished, drawn, tmp_path):
@@ -225,122 +270,12 @@ class _Fold:
 
 
 def test_folds_need_a_run_for_each():
-    trials.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
+    setup.check_folds([_Fold(2), _Fold(0), _Fold(1)], True)
     for folds in ([None], [0, 1], [0, 0, 1, 2]):
         with pytest.raises(InputError, match="A single backbone for all folds"):
-            trials.check_folds([_Fold(fold) for fold in folds], True)
+            setup.check_folds([_Fold(fold) for fold in folds], True)
     with pytest.raises(InputError, match="set --by-fold"):
-        trials.check_folds([_Fold(0), _Fold(1)], False)
-
-
-def one_try(name, validation, test, seeds, setting=0.0):
-    """Reports whose eight groups all have the error given: MAE is it, sigma 0."""
-    ages = np.arange(1, 82, dtype=float)
-
-    def reports(errors):
-        return [metrics.age_report(ages, ages + error) for error in errors]
-
-    both = {"validation": reports(validation), "test": reports(test)}
-    return trials.Trial(METHODS[name], setting, 1.0, 0, both, seeds)
-
-
-def test_validation_chooses_and_test_is_only_told():
-    all_trials = [
-        one_try("lae", [5.0, 5.2], [4.0, 4.2], 2),
-        one_try("lae_power", [4.0, 4.0], [9.0, 9.2], 2, 0.25),
-        one_try("lae_power", [4.5, 4.5], [1.0, 1.0], 2, 0.5),
-    ]
-    assert summaries.choose(all_trials, "lowest MAE") is all_trials[1]
-    assert summaries.best_of_each(all_trials) == all_trials[:2]
-    told = summaries.sentence(all_trials, "lowest MAE")
-    assert "use lae_power, power 0.25 (base_learning_rate 1): its expected MAE (from validation) is 4.00 ± 0.00" in told
-    assert "; on test MAE 9.10 ± 0.14" in told
-    over = "95 % intervals over 2 seeds of one backbone, one test set"
-    assert f"Difference to lae on test ({over}): MAE +5.00 (+5.00 to +5.00), higher; sigma +0.00 (" in told
-    assert told.endswith("), not distinguishable.")
-
-
-def made(name, error, of_children, of_test=None):
-    """A try whose errors are those of children and of all others, of two seeds; a validation split of few children
-    and, with `of_test` children, a test split of its own."""
-
-    def reports(children):
-        ages = np.concatenate([np.tile(np.arange(1, 11.0), children), np.tile(np.arange(11, 82.0), 20)])
-        predictions = [ages + np.where(ages < 11, of_children, error) + shift for shift in (0.0, 0.1)]
-        return [metrics.age_report(ages, predicted) for predicted in predictions]
-
-    validation = reports(1)
-    test = validation if of_test is None else reports(of_test)
-    return trials.Trial(METHODS[name], 0.0, 1.0, 0, {"validation": validation, "test": test}, 2)
-
-
-def test_an_improvement_is_worse_in_nothing():
-    lae, even, dear = made("lae", 3.0, 9.0), made("crt", 3.0, 6.0), made("inverse", 5.0, 5.0)
-    told = summaries.improvement([lae, even, dear])
-    assert "crt has the lowest expected MAE + sigma" in told and told.count(", lower") == 2
-    assert "(95 % intervals over 2 seeds of one backbone, one test set): MAE -" in told
-    assert "No other method has an expected MAE and an" in summaries.improvement([lae, dear])
-    assert "It is unknown" in summaries.improvement([even, dear])
-
-
-def test_the_choice_is_for_the_groups_of_the_test_split():
-    """What costs the frequent ages a little and gives the children much is chosen where the children count."""
-    dear, cheap = (made(name, *errors, 20) for name, errors in (("crt", (3.5, 5.0)), ("lae", (3.2, 9.0))))
-    assert summaries.choose([dear, cheap], "lowest MAE") is dear
-    assert dear.mean("validation", "mae") > cheap.mean("validation", "mae")
-    for one in (dear, cheap):
-        assert one.mean("expected", "mae") == pytest.approx(one.mean("test", "mae"))
-        assert one.mean("expected", "sigma") == pytest.approx(one.mean("test", "sigma"))
-    few = [made(name, *errors, 1) for name, errors in (("crt", (3.5, 5.0)), ("lae", (3.2, 9.0)))]
-    assert summaries.choose(few, "lowest MAE") is few[1]
-
-
-def test_pairs_are_seeds_of_one_run_and_means_of_several():
-    one, other = one_try("lae", [1.0], [5.0, 6.0, 7.0], 3), one_try("crt", [1.0], [4.0, 5.5, 5.0], 3)
-    mean, half = summaries.paired(one, other, "test", "mae")
-    differences = np.array([1.0, 0.5, 2.0])
-    assert mean == pytest.approx(differences.mean())
-    assert half == pytest.approx(4.30265 * differences.std(ddof=1) / 3**0.5, rel=1e-4)
-    several = one_try("lae", [1.0], [5.0, 7.0, 8.0, 8.0], 2), one_try("crt", [1.0], [5.0, 5.0, 6.0, 5.0], 2)
-    mean, half = summaries.paired(*several, "test", "mae")
-    assert mean == pytest.approx(1.75) and half == pytest.approx(12.7062 * 0.75 * 2**0.5 / 2**0.5, rel=1e-4)
-    assert np.isnan(summaries.paired(one, several[0], "test", "mae")).all()
-
-
-@pytest.mark.parametrize(("errors", "seeds", "over", "told"), [
-    # Means of three backbones, each over its two seeds.
-    ([4.0, 4.0, 5.0, 5.0, 4.5, 4.5], 2, "95 % intervals over 3 backbones, one test set",
-     "MAE -0.50 (-1.74 to +0.74), not distinguishable; sigma +0.00"),
-    ([2.0, 2.0, 2.5, 1.5, 1.9, 2.1], 2, "95 % intervals over 3 backbones, one test set",
-     "MAE -3.00 (-3.00 to -3.00), lower; sigma"),
-    ([4.5], 1, "one seed, no interval", "MAE -0.50, not distinguishable; sigma +0.00, not distinguishable."),
-])  # fmt: skip
-def test_a_difference_is_told_with_what_its_interval_is_over(errors, seeds, over, told):
-    lae = one_try("lae", [5.0] * len(errors), [5.0] * len(errors), seeds)
-    other = one_try("crt", [4.0] * len(errors), errors, seeds)
-    for sentence in (summaries.sentence([lae, other], "lowest MAE"), summaries.improvement([lae, other])):
-        assert f"({over}): {told}" in sentence
-
-
-def test_an_undefined_aim_is_said():
-    ages = np.arange(11, 82, dtype=float)
-    report = [metrics.age_report(ages, ages)]
-    one = trials.Trial(METHODS["lae"], 0.0, 1.0, 0, {"validation": report, "test": report}, 1)
-    assert "no image of age 1-10" in summaries.sentence([one], "lowest sigma")
-    assert "use lae" in summaries.sentence([one], "lowest MAE")
-
-
-def test_the_tables_show_babies_and_people_over_81_where_there_are_any():
-    ages = np.append(np.arange(1, 82.0), 90.0)
-    with_old = [metrics.age_report(ages, ages + 2)]
-    one = trials.Trial(METHODS["lae"], 0.0, 1.0, 0, {"validation": with_old, "test": with_old}, 1)
-    assert "| 71-81 | 82+ |" in summaries.markdown([one], "test") and "mae_82+" in summaries.csv_of([one])
-    assert "82+" not in summaries.markdown([one_try("lae", [1.0], [1.0], 1)], "test")
-
-
-def test_head_groups_have_an_equal_share_or_more():
-    head, tail = summaries.head_and_tail(np.repeat([5.0, 15, 25, 35, 45, 55, 65, 75], [1, 10, 40, 20, 20, 10, 5, 2]))
-    assert head.tolist() == [2, 3, 4] and tail.tolist() == [0, 1, 5, 6, 7]
+        setup.check_folds([_Fold(0), _Fold(1)], False)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +299,18 @@ def test_a_method_that_does_not_fit_stage_3_is_refused(method, setting, told):
 def test_the_methods_that_can_be_a_stage_3_train_by_their_own_loss():
     """On images these, and no other, say what they are for; what they learn is what the bench learns."""
     expected = {"lae", "lae_no_mse", "lae_new_head", "crt", "logit_adjusted_loss", "balanced_softmax", "inverse"}
-    expected |= {"inverse_root", "effective_number", "lds", "balanced_mse", "two_layers", "two_layers_crt", "c_mixup"}
+    expected |= {
+        "lae_new_head_mae",
+        "absolute_error",
+        "crt_kept_head",
+        "inverse_root",
+        "effective_number",
+        "lds",
+        "balanced_mse",
+        "two_layers",
+        "two_layers_crt",
+        "c_mixup",
+    }
     made, power = {}, METHODS["lae_power"]
     for method in METHODS.values():
         if method.on_images and method is not power:

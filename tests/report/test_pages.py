@@ -18,7 +18,7 @@ from samples import sample
 
 from lae_jax import metrics
 from lae_jax.report import __main__ as report
-from lae_jax.report import charts, comparison_page, evaluation_page, loading, page, tables, wording
+from lae_jax.report import charts, evaluation_page, loading, page, tables, wording
 from lae_jax.runtime.errors import InputError
 
 HOSTILE = '<script>alert("1")</script><img src="https://evil.example/x.png">'
@@ -342,9 +342,10 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     bench = tmp_path / "bench"
     bench.mkdir()
     header = ["method", "parameter", "setting", "base_learning_rate", "split", "n"]
-    header += [name for score in comparison_page._BENCH for name in (score, f"{score}_spread")]
+    header += [name for score in wording.BENCH.scores for name in (score, f"{score}_spread")]
     header += [f"mae_{group}" for group in metrics.ALL_GROUPS]
-    header += [name for score in comparison_page._DIFFERENCES for name in (score, f"{score}_half")]
+    ends = ("", "_half", "_low", "_high", "_p", "_p_corrected")
+    header += [score + end for score in wording.BENCH.differences for end in ends]
     lines = [
         [
             method,
@@ -358,7 +359,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
             mae + 3,
             "",
             mae + 5,
-            *[mae - 4, 0.25] * 2,
+            *[mae - 4, 0.25, mae - 4.5, mae - 3.5, 0.01, 0.04] * 2,
         ]
         for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
         for split in ("validation", "test")
@@ -366,7 +367,8 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     for name in ("table.csv", "trials.csv"):
         (bench / name).write_text(tables.csv_text(header, lines))
     content = {"sentences": {"lowest MAE": "take lae"}, "head_groups": [0, 1], "tail_groups": [7], "test": "test",
-               "runs": ["runs/a"], "data": "d", "data_hash": "a", "seeds": 2, "audit": "read", "leaks": []}  # fmt: skip
+               "runs": ["runs/a"], "data": "d", "data_hash": "a", "seeds": 2, "audit": "read", "leaks": [],
+               "joint": "joint intervals over images"}  # fmt: skip
     (bench / "report.json").write_text(json.dumps(content))
     report.main([str(bench), "--out", str(tmp_path / "out")])
     assert "take lae" in capsys.readouterr().out
@@ -377,7 +379,11 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     assert wording.over_trainings(3, 2) == "95 % intervals over 3 backbones, one test set"
     assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
     assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()
-    assert "+1.00 (+0.75 to +1.25)" in (tmp_path / "out" / "table.md").read_text()
+    assert (
+        "| +1.00 (+0.75 to +1.25) | +1.00 (+0.75 to +1.25) | +1.00 (+0.50 to +1.50)\\* |"
+        in (tmp_path / "out" / "table.md").read_text()
+    )
+    assert "The columns &#39;joint&#39; have joint intervals over images. An asterisk" in text
     with pytest.raises(InputError, match="--split is for runs"):
         report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="name it alone"):
@@ -409,4 +415,4 @@ print(len(table.rows), *page.verdict)
 
 def test_a_bench_without_images_of_the_tail_has_a_curve_that_says_so():
     drawn = charts.head_tail({"lae": [(3.0, float("nan"))]}, (np.array([2]), np.array([7])))
-    assert drawn.finding == "The test split has no image of the head groups, or none of the tail groups."
+    assert drawn.finding == "The split has no image of the head groups, or none of the tail groups."

@@ -1,5 +1,7 @@
 """Every method is what its record says; what finishes a head or its ages is the papers' closed form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,11 +109,12 @@ def test_methods_share_a_trained_head_where_they_train_alike_and_no_other():
     ("c_mixup", 0.0, r"the bandwidth in years of method 'c_mixup' must be a number above 0$"),
     ("logit_adjusted_loss", float("nan"), "setting is nan: the tau"),
     ("balanced_mse", -2.0, "the noise in years of method 'balanced_mse'"),
+    ("lae_new_head_mae", -0.5, r"the factor of mae of method 'lae_new_head_mae' must be a number of at least 0$"),
     ("efective_number", 0.9, "did you mean 'effective_number'"),
 ])  # fmt: skip
 def test_a_setting_that_its_method_cannot_use_is_refused(name, setting, message):
     for method in METHODS.values():
-        assert not method.setting or all(0 < value < method.below for value in method.settings), method.name
+        assert not method.setting or all(map(method.takes_setting, method.settings)), method.name
     with pytest.raises(InputError, match=message):
         stages.with_method(stages.CLASSIFY, name, setting)
 
@@ -140,9 +143,38 @@ def test_every_loss_with_a_label_distribution_takes_the_configured_sigma():
             method.loss(logits, ages, {**constants, "label_sigma": s, "in_range": "uniform"}, setting)
             for s in (1.0, 3.0)
         )
-        # The divergence from an even distribution falls by log 3. Balanced MSE has no label distribution.
-        expected = 0.0 if name == "balanced_mse" else np.log(3)
+        # The divergence from an even distribution falls by log 3. Two losses have no label distribution.
+        expected = 0.0 if name in ("balanced_mse", "absolute_error") else np.log(3)
         np.testing.assert_allclose(one - three, expected, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("ages", [np.array([3.0, 40.0, 81.0]), np.array([[0.0, 9.0], [40.0, 40.0], [70.0, 100.0]])])
+def test_the_square_of_heads_and_losses_is_complete(ages):
+    """New or kept head; L_ld, L_er, stage 2's sum of both, LAE's square about a share of mae: in numpy."""
+    logits = np.random.default_rng(4).normal(size=(3, 101)) * 2
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    predicted, low, high = p @ np.arange(101), *(ages.reshape(3, -1)[:, [0, -1]].T)
+    error = np.maximum(np.maximum(low - predicted, predicted - high), 0)
+    assert (error > 1).sum() >= 2
+    constants = {"mae": 4.0, "er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform"}
+    divergence = np.asarray(losses.label_divergence(jnp.asarray(logits), jnp.asarray(ages)))
+    expected = {
+        ("absolute_error", 0.0): error,
+        ("lae_no_mse", 0.0): divergence,
+        ("crt_kept_head", 0.0): divergence + error,
+        ("crt", 0.0): divergence + error,
+        ("lae", 0.0): divergence + (error - 4) ** 2,
+        ("lae_new_head_mae", 0.0): divergence + error**2,
+        ("lae_new_head_mae", 0.5): divergence + (error - 2) ** 2,
+        ("lae_new_head_mae", 2.0): divergence + (error - 8) ** 2,
+    }
+    for (name, setting), value in expected.items():
+        got = METHODS[name].loss(jnp.asarray(logits), jnp.asarray(ages), constants, setting)
+        np.testing.assert_allclose(got, value, rtol=1e-4, err_msg=name)
+    starts = {name: METHODS[name].start for name, _ in expected}
+    new = {"crt": "new", "lae_new_head_mae": "new"}
+    assert starts == {**dict.fromkeys(starts, "kept"), **new}
+    assert {METHODS[name].order for name, _ in expected} == {"class_balanced"}
 
 
 def test_every_loss_pulls_a_head_towards_the_ages():
@@ -175,6 +207,17 @@ def test_every_machinery_learns(bench, name):
         np.testing.assert_allclose(predicted, before, atol=1e-3)
     else:
         assert np.abs(predicted - bench.ages).mean() < 0.75 * np.abs(before - bench.ages).mean()
+
+
+@pytest.mark.parametrize(("name", "setting"), [("lae", 0.0), ("lds", 1.0)])
+def test_exact_ages_in_the_form_of_ranges_train_the_same_head(bench, name, setting):
+    as_ranges = dataclasses.replace(bench, ages=np.stack([bench.ages] * 2, axis=1))
+    (exact, _), (ranges, _) = (one.train(METHODS[name], [setting], [0.5], [0], steps=6) for one in (bench, as_ranges))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), ranges, exact)
+    orders = [one.orders("class_balanced", 0.5, (0, 1)) for one in (bench, as_ranges)]
+    np.testing.assert_array_equal(*orders)
+    for constant in ("counts", "smoothed"):
+        np.testing.assert_array_equal(bench.constants[constant], as_ranges.constants[constant])
 
 
 def test_lws_learns_factors_and_no_weights(bench):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -13,13 +14,15 @@ from lae_jax import evaluate, metrics, report
 from lae_jax.audit import saved as audited
 from lae_jax.data import records, sampling
 from lae_jax.evaluate import __main__ as door
-from lae_jax.longtail import compare
+from lae_jax.evaluate import measure
+from lae_jax.longtail import compare, extraction, setup
 from lae_jax.prepare import sheets
 from lae_jax.report import loading
 from lae_jax.runs import calibration, distributions, lineage
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import early, loop, plan
+from lae_jax.stages import methods
+from lae_jax.train import early, loop
 from lae_jax.train.plan import make_plan
 
 LABELS = ("0-2", "03-Sep", "10-19", "34", "(25, 32)", "40 - 49", "more than 70", "81")
@@ -166,8 +169,10 @@ def test_what_cannot_take_ranges_says_so(configs, trained_on_ranges, mixed, tmp_
     config.classify.method = "c_mixup"
     with pytest.raises(InputError, match="'c_mixup' needs exact ages"):
         make_plan(config)
-    with pytest.raises(InputError, match=r"in split 'train' some ages are ranges, and the bench needs exact ages"):
-        compare([trained_on_ranges[0]], mixed, tmp_path / "bench", test="validation", seeds=1)
+    with pytest.raises(
+        InputError, match=r"--methods balanced_mse: each needs exact ages, and in .* use any of stage2,"
+    ):
+        compare([trained_on_ranges[0]], mixed, tmp_path / "bench", test="", methods=["lae", "balanced_mse"])
     with pytest.raises(InputError, match="--spread width: in split validation of .* write --spread MEAN,STD"):
         evaluate.evaluate(trained_on_ranges[0], spread="width")
     config = configs("represent", "-other")
@@ -179,16 +184,48 @@ def test_what_cannot_take_ranges_says_so(configs, trained_on_ranges, mixed, tmp_
             check(config)
 
 
-def test_exact_ages_in_the_form_of_ranges_are_drawn_as_exact_ages(configs):
-    config = configs("classify")
+def test_exact_ages_in_the_form_of_ranges_are_drawn_as_exact_ages():
     ages = np.random.default_rng(0).integers(1, 82, 300).astype(np.float64)
     ages[::7] += 0.4
     for power in (0.0, 0.5):
-        config.data.power = power
-        order = plan._order_of_ranges(config, np.stack([ages, ages], axis=1), None)
-        exact = sampling.class_balanced(metrics.age_class(ages), config.batch_size, config.seed, power)
+        order = sampling.balanced_ages(np.stack([ages, ages], axis=1), 16, 3, power)
+        exact = sampling.balanced_ages(ages, 16, 3, power)
+        classes = sampling.class_balanced(metrics.age_class(ages), 16, 3, power)
         for step in (0, 5):
             np.testing.assert_array_equal(order(step).numpy(), exact(step).numpy())
+            np.testing.assert_array_equal(order(step).numpy(), classes(step).numpy())
+
+
+def test_the_bench_takes_ranges_as_stage_3_does(configs, trained_on_ranges, mixed, tmp_path, caplog, monkeypatch):
+    """The same order, counts and mae as in training; distances as an evaluation has them, and so they are called."""
+    plan = make_plan(configs("classify"))
+    extractor = extraction.open_run(trained_on_ranges[0], mixed, tmp_path)
+    made = setup.prepare(extractor, plan.config, 0, "", False)
+    orders = made.bench.orders("class_balanced", 0.0, (plan.config.seed,))
+    np.testing.assert_array_equal(orders[0], [plan.order(step).numpy() for step in range(plan.durations.total)])
+    assert made.bench.mae == plan.constants["mae"] and len(orders[0]) == 2
+    for name in ("counts", "smoothed"):
+        np.testing.assert_array_equal(made.bench.constants[name], plan.constants[name])
+
+    how = {"test": "", "passes": 0, "seeds": 1, "base_learning_rates": 0.01, "epochs": 0.5}
+    found = compare(trained_on_ranges[0], mixed, tmp_path / "out", methods=["stage2", "lae", "crt"], **how)
+    assert found["error"] == "distance" and {"lowest distance", "lowest sigma of the distances"} < {*found["sentences"]}
+    assert "on validation distance " in found["sentences"]["lowest distance"]
+    real = measure.predict(checkpoints.load_run(trained_on_ranges[0])).scores()
+    page, table = report.compare([tmp_path / "out"], tmp_path / "page")
+    assert [*table.header][2:6] == ["distance", "sigma of the distances", "mean group distance", "1-10"]
+    assert "distance - lae, joint" in table.header and "distance of the head groups" in page.sections[1].pictures[0].svg
+    with (tmp_path / "out" / "table.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["method"] == "stage2" and float(row["distance"]) == pytest.approx(real["distance"], rel=1e-4)
+    np.testing.assert_allclose([float(row[f"distance_{g}"] or "nan") for g in metrics.GROUPS],
+                               [np.nan if v is None else v for v in real["group_distance"]], rtol=1e-3)  # fmt: skip
+    assert "mae" not in row and "aar_2021" not in row
+    monkeypatch.setattr(logging.getLogger("lae_jax"), "propagate", True)
+    with caplog.at_level("INFO"):
+        chosen = {method.name for method in setup.methods_for(extractor.dataset, ["train"], [])}
+    left = {"feature_calibration", "balanced_mse", "c_mixup", "two_layers_c_mixup"}
+    assert chosen == {*methods.METHODS} - left and ", ".join(n for n in methods.METHODS if n in left) in caplog.text
 
 
 def test_weights_of_stage_3s_methods_are_means_over_the_range(configs, trained_on_ranges):

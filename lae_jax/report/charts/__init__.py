@@ -342,30 +342,31 @@ def distribution(probabilities: np.ndarray, label: tuple[float, float], predicti
     return svg(drawn)
 
 
-def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray]) -> Picture:
+def head_tail(points: dict[str, list], groups: tuple[np.ndarray, np.ndarray], error: str = "MAE") -> Picture:
     """Draws the head-tail curve of the long-tail bench.
 
     Args:
-      points: Method -> its (head MAE, tail MAE) in years, one per setting.
+      points: Method -> its (head, tail) errors in years, one per setting.
       groups: Places in metrics.GROUPS of the head groups and of the tail groups.
+      error: 'MAE', or 'distance' where ages are ranges.
     """
     drawn, axis = figure(5.2, 5.4)
-    overviews.draw_head_tail(axis, points, groups)
+    overviews.draw_head_tail(axis, points, groups, error)
     axis.grid(color=GRID, linewidth=0.6)
     drawn.legend(loc="outside lower left", ncols=3, fontsize=7)
     best = overviews.frontier(np.array([point for found in points.values() for point in found]))
     on = [name for name, found in points.items() if any((np.array(p) == best).all(axis=1).any() for p in found)]
     finding = f"On the frontier, where no method has lower means for both head and tail: {', '.join(on)}. "
     if not len(best):
-        finding = "The test split has no image of the head groups, or none of the tail groups."
+        finding = "The split has no image of the head groups, or none of the tail groups."
     elif len(best) == 1:
         head, tail = best[0]
-        finding += f"There the MAE of the head groups is {head:.2f} and that of the tail groups {tail:.2f} years."
+        finding += f"There the {error} of the head groups is {head:.2f} and that of the tail groups {tail:.2f} years."
     else:
         (head, tail), (last_head, last_tail) = best[0], best[-1]
         finding += (
-            f"Along it the MAE of the head groups goes from {head:.2f} to {last_head:.2f} while that of the tail groups"
-            f" goes from {tail:.2f} to {last_tail:.2f} years."
+            f"Along it the {error} of the head groups goes from {head:.2f} to {last_head:.2f} while that of the"
+            f" tail groups goes from {tail:.2f} to {last_tail:.2f} years."
         )
     rows = [(name, *map(float, point)) for name, found in points.items() for point in found]
     return Picture("head_tail", "Head against tail", finding, svg(drawn), ("method", "head_mae", "tail_mae"), rows)

@@ -327,5 +327,7 @@ BENCH = fields(
         "head_groups": many(whole(0, 7)),
         "tail_groups": many(whole(0, 7)),
         "sentences": named(text()),
+        "error": optional(one_of(("mae", "distance"))),
+        "joint": optional(text()),
     }
 )

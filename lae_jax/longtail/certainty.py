@@ -1,0 +1,137 @@
+"""Differences between trials with intervals over trainings and images together, corrected for the number of them.
+
+A replicate of the bootstrap draws backbones, with replacement, and the images (or people) of the test set, the same for
+all trials and trainings, which pairs them. A backbone is drawn with all its seeds, because the scatter of the seeds is
+in that of the backbones (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). With one
+backbone the seeds are drawn in its place.
+
+The standard deviation of the replicates is the standard error. A handful of backbones makes it uncertain itself.
+Therefore the interval is Student's t, with degrees of freedom of the sum of both variances (Satterthwaite, "An
+Approximate Distribution of Estimates of Variance Components", 1946). The p-values are corrected after Holm ("A Simple
+Sequentially Rejective Multiple Test Procedure", 1979), which holds whatever the dependence.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lae_jax import metrics
+from lae_jax.longtail.outcomes import Labels, Trial
+from lae_jax.report import bootstrap
+
+SCORES = ("mae", "sigma")
+SURE = 1 - bootstrap.LEVEL  # a difference is sure if its corrected p-value is below this
+_GROUPS = len(metrics.GROUPS)
+_MOST_UNDEFINED = 0.05  # of the replicates: a group with a handful of images may have none in some
+
+
+class Difference(NamedTuple):
+    """A paired difference of a score, in years; NaN where undefined."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    corrected: float = math.nan  # p after Holm, over all differences of a table
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the difference is not 0, after the correction."""
+        return self.corrected < SURE
+
+
+_UNKNOWN = Difference(*[math.nan] * 4)
+
+
+def differences(trials: Sequence[Trial], reference: Trial, split: str) -> dict[Trial, dict[str, Difference]]:
+    """Compares trials with a reference.
+
+    Args:
+      trials: The trials, without the reference.
+      reference: The trial to compare with.
+      split: The split that they are compared on.
+
+    Returns:
+      Trial -> score -> its score minus that of the reference. It is undefined for a trial of other seeds or runs, and
+      where there are too few images.
+    """
+    of_reference = _replicates(reference, split)
+    found = {one: _compared(one, reference, split, of_reference) for one in dict.fromkeys(trials)}
+    places = [(one, score) for one, of in found.items() for score in of]
+    corrected = holm(np.array([found[one][score].p for one, score in places]))
+    for (one, score), value in zip(places, corrected, strict=True):
+        found[one][score] = found[one][score]._replace(corrected=float(value))
+    return found
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Returns p-values (M,) after Holm's correction; undefined ones (NaN) do not count and stay undefined."""
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    result = np.full(len(p), np.nan)
+    factors = len(known) - np.arange(len(known))
+    result[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1.0)
+    return result
+
+
+def _compared(one: Trial, reference: Trial, split: str, of_reference: dict) -> dict[str, Difference]:
+    if (one.runs, one.seeds) != (reference.runs, reference.seeds):
+        return dict.fromkeys(SCORES, _UNKNOWN)
+    drawn, units = _replicates(one, split), min(_units(labels) for labels in one.labels[split])
+    found = {}
+    for score in SCORES:
+        sample = (one.values(split, score) - reference.values(split, score)).reshape(one.runs, one.seeds)
+        found[score] = _difference(sample, drawn[score] - of_reference[score], units)
+    return found
+
+
+def _difference(sample: np.ndarray, drawn: np.ndarray, units: int) -> Difference:
+    """Returns a difference from those of each training, (R, S), and their image replicates, (B, R, S)."""
+    inner = 1 if len(sample) > 1 else 0  # the trainings are the backbones, or the seeds of the only one
+    of_training, drawn = sample.mean(axis=inner), drawn.mean(axis=1 + inner)
+    count, mean = len(of_training), float(sample.mean())
+    defined = np.isfinite(drawn).all(axis=1)
+    if units <= bootstrap.TOO_FEW or not math.isfinite(mean) or defined.mean() < 1 - _MOST_UNDEFINED:
+        return _UNKNOWN._replace(mean=mean)
+    weights = bootstrap.weights(count, number=len(drawn))
+    error = float((weights * drawn)[defined].sum(axis=1).std(ddof=1))
+    if not error > 1e-6:  # years; below, it is the rounding of the replicates
+        return Difference(mean, mean, mean, float(abs(mean) < 1e-6))
+    of_trainings = of_training.var(ddof=1) / count if count > 1 else 0.0
+    of_images = drawn[defined].mean(axis=1).var(ddof=1)
+    freedom = (of_trainings + of_images) ** 2 / (of_trainings**2 / max(count - 1, 1) + of_images**2 / (units - 1))
+    half = float(stats.t.ppf((1 + bootstrap.LEVEL) / 2, freedom) * error)
+    return Difference(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))
+
+
+def _units(labels: Labels) -> int:
+    return int(bootstrap.units(labels.people).max()) + 1
+
+
+def _replicates(one: Trial, split: str) -> dict[str, np.ndarray]:
+    """Returns the scores of each training in the image replicates: score -> (B, R, S).
+
+    Where the runs are of folds, each with images of its own, the scatter of the images is in that of the runs, and the
+    images are not drawn.
+    """
+    labels, predictions = one.labels[split], one.predictions[split]
+    if all(np.array_equal(each.rows, labels[0].rows) for each in labels):
+        drawn = _drawn(labels[0], np.concatenate(predictions))
+        return {score: values.reshape(len(values), one.runs, one.seeds) for score, values in drawn.items()}
+    shape = (bootstrap.REPLICATES, one.runs, one.seeds)
+    return {score: np.broadcast_to(one.values(split, score).reshape(shape[1:]), shape) for score in SCORES}
+
+
+def _drawn(labels: Labels, predictions: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the scores of predictions (H, N) in the replicates: score -> (B, H)."""
+    unit, group = bootstrap.units(labels.people), labels.group[:, None] == np.arange(_GROUPS)
+    errors = [np.abs(labels.differences(each))[:, None] for each in predictions]
+    columns = np.hstack([np.ones((len(unit), 1)), group, *(np.hstack([e, group * e]) for e in errors)])
+    sums = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1))
+    sums = sums.reshape(len(sums), len(errors) + 1, _GROUPS + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = sums[:, 1:] / sums[:, :1]  # over all images, then over those of each group
+    return {"mae": means[..., 0], "sigma": metrics.group_deviation(means[..., 1:], means[..., 0])}
