@@ -50,7 +50,16 @@ def main(argv: list[str] | None = None) -> None:
     os.environ[api_key.VARIABLE] = key
     with serve_load.server(pathlib.Path(builtin.DEFAULT), "--aligned", "--allow-other-crop") as (host, port, _):
         command = [
-            *(args.fuzzer, "run", f"http://{host}:{port}/openapi.json", "--checks", "all", "--no-color"),
+            *(
+                args.fuzzer,
+                "--config-file",
+                str(HOOKS / "schemathesis.toml"),
+                "run",
+                f"http://{host}:{port}/openapi.json",
+                "--checks",
+                "all",
+                "--no-color",
+            ),
             *("--max-time", str(args.seconds), "--continue-on-failure", "--max-failures", "20"),
             *("--header", f"Authorization: Bearer {key}"),
         ]

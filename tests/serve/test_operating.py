@@ -31,7 +31,7 @@ def ask(address: str, contents=None, **headers) -> httpx2.Response:
 
 
 def numbers(address: str) -> dict:
-    """{(name, values of its labels): value} of /metrics."""
+    """{(name, values of its labels by their names): value} of /metrics."""
     text = httpx2.get(f"{address}/metrics").text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {(one.name, *one.labels.values()): one.value for one in samples}
@@ -54,15 +54,15 @@ def test_what_the_server_did_is_counted_and_no_label_holds_what_a_client_sent():
         httpx2.request("BREW", f"{address}/healthz")
         assert b" 400 " in served.reply(served.begun(address, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"))
         found = until(
-            lambda: (all_ := numbers(address)).get(("lae_jax_requests_total", "/healthz", "other", "405")) and all_
+            lambda: (all_ := numbers(address)).get(("lae_jax_requests_total", "other", "/healthz", "405")) and all_
         )
         text = httpx2.get(f"{address}/metrics").text
-    assert found["lae_jax_requests_total", "/v1/predict", "POST", "200"] == 1
-    assert found["lae_jax_requests_total", "/v1/predict", "POST", "422"] == 1
-    assert found["lae_jax_requests_total", "other", "GET", "404"] == 2
+    assert found["lae_jax_requests_total", "POST", "/v1/predict", "200"] == 1
+    assert found["lae_jax_requests_total", "POST", "/v1/predict", "422"] == 1
+    assert found["lae_jax_requests_total", "GET", "other", "404"] == 2
     assert (
-        found["lae_jax_requests_total", "/static", "GET", "404"]
-        == found["lae_jax_requests_total", "/static", "GET", "200"]
+        found["lae_jax_requests_total", "GET", "/static", "404"]
+        == found["lae_jax_requests_total", "GET", "/static", "200"]
         == 1
     )
     assert found["lae_jax_images_total", "age"] == 2 and found["lae_jax_images_total", "no age"] == 2
@@ -83,14 +83,14 @@ def test_a_batch_that_fails_and_a_client_that_leaves_are_counted():
     with served.serving(given, metrics=True) as address:
         body, kind = served.multipart({"a.png": served.crop(0)})
         served.begun(address, served.post(body, kind)).close()
-        until(lambda: numbers(address).get(("lae_jax_requests_total", "/v1/predict", "POST", str(app.LEFT))))
+        until(lambda: numbers(address).get(("lae_jax_requests_total", "POST", "/v1/predict", str(app.LEFT))))
         free.set()
         until(lambda: given.ready)
         object.__setattr__(estimator, "forward", lambda batch: 1 / 0)
         assert ask(address).status_code == 500
         found = until(lambda: numbers(address))
     assert found["lae_jax_batch_failures_total", "faces"] == 1
-    assert found["lae_jax_requests_total", "/v1/predict", "POST", "500"] == 1
+    assert found["lae_jax_requests_total", "POST", "/v1/predict", "500"] == 1
 
 
 def test_the_numbers_are_there_only_if_asked_for_and_also_when_the_server_is_full(monkeypatch):
@@ -99,7 +99,7 @@ def test_the_numbers_are_there_only_if_asked_for_and_also_when_the_server_is_ful
     monkeypatch.setattr(guard, "MOST_OPEN", 0)
     with served.serving(served.aligned(served.stand_in([])), metrics=True) as address:
         assert httpx2.get(f"{address}/v1/model").status_code == 503
-        assert numbers(address)["lae_jax_requests_total", "/v1/model", "GET", "503"] == 1
+        assert numbers(address)["lae_jax_requests_total", "GET", "/v1/model", "503"] == 1
         kind = httpx2.get(f"{address}/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
         assert kind.headers["content-type"].startswith("application/openmetrics-text") and kind.text.endswith("# EOF\n")
 
