@@ -40,7 +40,8 @@ _AUTHORITY = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?", re.ASCII)
 class Guard:
     """Adds headers to every answer, and refuses requests of other sites, without a key, and beyond `MOST_OPEN`.
 
-    HEAD is answered as GET; the server leaves out the body. Each answer is counted, and logged for programs.
+    HEAD is answered as GET; the server leaves out the body. Each answer is counted and, except those to probes, logged
+    for programs.
 
     Attributes:
       app: The application behind the guard.
@@ -113,7 +114,7 @@ class Guard:
         route, method = route_of(scope["path"]), method_of(scope["method"])
         status = state.get("status", 500)
         self.counts.request(route, method, status, seconds)
-        if log_lines.is_used():
+        if log_lines.is_used() and route not in _ALWAYS:  # those come every few seconds
             told = {name: state[name] for name in ("images", "faces") if name in state}
             log_lines.request(route=route, method=method, status=status, seconds=round(seconds, 4), **told)
 
