@@ -13,6 +13,7 @@ pip install 'lae-jax[serve]'
 import argparse
 import ipaddress
 import logging
+import os
 
 from lae_jax import serve
 from lae_jax.faces import MAX_PIXELS, search
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     preflight.require_model(args["run"], args["step"], may_be_export=True)
     preflight.require_extra("serve", _PACKAGES, "serve")
     args["keys"] = api_key.given(args.pop("key_file"))
+    os.environ.pop(api_key.VARIABLE, None)  # the decoders of photographs need no key
     builtin.tell(args["run"])
     start.devices(args.pop("devices"))
     from lae_jax.serve import listen
