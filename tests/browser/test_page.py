@@ -144,8 +144,10 @@ def test_the_api_is_described_without_another_host(opened, address):
 
 
 @pytest.mark.parametrize("width", ["phone", "desktop"])
-def test_a_server_with_a_key_asks_for_it_and_then_gives_ages(opened, width):
+def test_a_server_with_a_key_asks_for_it_and_then_gives_ages(opened, width, monkeypatch):
     key = "a-key-of-many-letters"
+    limits = {"bytes": 1_000_000, "files": 4, "pixels": 10_000}
+    monkeypatch.setattr(served, "ABOUT", served.ABOUT.model_copy(update={"limits": limits}))
     opened.allowed.append("401")
     with served.serving(served.aligned(served.stand_in([])), keys=(key,)) as own:
         page = opened(f"{own}/", width)
