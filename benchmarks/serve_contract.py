@@ -24,8 +24,8 @@ from lae_jax.data.sources import synthetic
 from lae_jax.runtime.model_file import builtin
 from lae_jax.serve.operating import api_key
 
-OUT = pathlib.Path("build/serve_contract")
-HOOKS = pathlib.Path(__file__).parent / "contract"
+OUT = pathlib.Path("build/serve_contract").absolute()
+HOOKS = pathlib.Path(__file__).absolute().parent / "contract"
 
 
 def pictures(folder: pathlib.Path) -> None:
@@ -43,32 +43,24 @@ def pictures(folder: pathlib.Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--seconds", type=int, default=1200, help="time of the fuzzer")
-    parser.add_argument("--fuzzer", default=".venv-contract/bin/schemathesis", help="the program")
+    parser.add_argument("--fuzzer", type=pathlib.Path, default=".venv-contract/bin/schemathesis", help="the program")
     args = parser.parse_args(argv)
     pictures(OUT / "pictures")
     key = secrets.token_hex(16)
     os.environ[api_key.VARIABLE] = key
     with serve_load.server(pathlib.Path(builtin.DEFAULT), "--aligned", "--allow-other-crop") as (host, port, _):
-        command = [
-            *(
-                args.fuzzer,
-                "--config-file",
-                str(HOOKS / "schemathesis.toml"),
-                "run",
-                f"http://{host}:{port}/openapi.json",
-                "--checks",
-                "all",
-                "--no-color",
-            ),
-            *("--max-time", str(args.seconds), "--continue-on-failure", "--max-failures", "20"),
-            *("--header", f"Authorization: Bearer {key}"),
-        ]
+        command = [str(args.fuzzer.absolute()), "--config-file", str(HOOKS / "schemathesis.toml"), "run"]
+        command += [f"http://{host}:{port}/openapi.json", "--header", f"Authorization: Bearer {key}", "--no-color"]
+        command += ["--checks", "all", "--max-time", str(args.seconds), "--continue-on-failure", "--max-failures", "20"]
         environment = os.environ | {
             "PICTURES": str(OUT / "pictures"),
             "PYTHONPATH": str(HOOKS),
             "SCHEMATHESIS_HOOKS": "hooks",
         }
-        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # It writes a folder of its own where it is started.
+        result = subprocess.run(
+            command, cwd=OUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     (OUT / "found.txt").write_text(result.stdout)
     print(result.stdout[-4000:])
     if result.returncode:
