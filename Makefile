@@ -8,11 +8,14 @@ PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.installed
 PEERS_AGES_VENV ?= .venv-peers-ages
 PEERS_AGES_STAMP := $(PEERS_AGES_VENV)/.installed
+CONTRACT_VENV ?= .venv-contract
+CONTRACT_STAMP := $(CONTRACT_VENV)/.installed
+CONTRACT_SECONDS ?= 1200
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers setup-peers-ages demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
-  test-browser test-beam test-infra test-buckets fuzz lint check-long clean
+.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+  test-browser test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
 
 setup: $(STAMP)
 
@@ -58,6 +61,15 @@ $(PEERS_AGES_STAMP): requirements-peers-ages.txt benchmarks/node/package.json be
 	npm ci --prefix $(PEERS_AGES_VENV)/node --ignore-scripts --no-audit --no-fund --loglevel error
 	touch $@
 
+# The fuzzer of the server's API, for benchmarks/serve_contract.py. This project is not installed there.
+setup-contract: $(CONTRACT_STAMP)
+
+$(CONTRACT_STAMP): requirements-contract.txt
+	@echo 'Installing schemathesis into $(CONTRACT_VENV): 0.1 GB, once, a minute'
+	test -x $(CONTRACT_VENV)/bin/python || $(PYTHON) -m venv $(CONTRACT_VENV)
+	$(CONTRACT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-contract.txt
+	touch $@
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
@@ -98,10 +110,11 @@ test-browser: $(STAMP)
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py --durations 5
 
-# Real servers on 127.0.0.1: Cloud Storage with faults put in, Slurm with two nodes, Beam's job server with two workers.
-# Slurm, as root: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
+# Real servers on 127.0.0.1: Cloud Storage with faults put in, Slurm with two nodes, Beam's job server with two workers,
+# Prometheus, nginx and Caddy at the server of ages. As root: apt-get install --no-install-recommends slurmctld slurmd
+# slurm-client munge prometheus nginx-light caddy
 test-infra: $(STAMP) $(BEAM_STAMP)
-	$(MAKE) test-buckets
+	$(MAKE) test-buckets test-service
 	INFRA=required $(PYTEST) tests/infra/test_slurm.py -rs --numprocesses 0 --durations 5
 	INFRA=required $(BEAM_VENV)/bin/python -m pytest tests/infra/test_beam_workers.py -rs --numprocesses 0 --durations 5
 
@@ -110,11 +123,18 @@ test-buckets: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/infra -r requirements-infra.txt
 	INFRA=required PYTHONPATH=build/infra $(PYTEST) tests/infra/test_buckets.py -rs --numprocesses 0 --durations 5
 
+test-service: $(STAMP)
+	INFRA=required $(PYTEST) tests/infra/test_service.py -rs --numprocesses 0 --durations 5
+
 # Atheris exists only for Linux, so requirements-test.txt does not list it.
 fuzz: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
 	$(VENV)/bin/python -m benchmarks.fuzz_readers --seconds 60 all
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.fuzz_folders --seconds 600
+
+# Requests to the server that openapi.json allows, and some that it forbids: make fuzz-contract CONTRACT_SECONDS=120
+fuzz-contract: $(STAMP) $(CONTRACT_STAMP)
+	$(VENV)/bin/python -m benchmarks.serve_contract --seconds $(CONTRACT_SECONDS) --fuzzer $(CONTRACT_VENV)/bin/schemathesis
 
 # Compiles the search for faces for a TPU and for a GPU on a machine without them. The compilers are not for training.
 compile-faces: $(STAMP)
@@ -131,8 +151,8 @@ lint: $(STAMP)
 
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
-# exporting every model with published weights, the readers and the doors of folders under a fuzzer, the server under load
-# and under attack, the search for faces compiled for accelerators, numbers on every kind of CPU, and the demo's effect
+# exporting every model with published weights, the readers, the doors of folders and the API under a fuzzer, the server
+# under load and under attack, the search for faces compiled for accelerators, numbers on every kind of CPU, and the demo's effect
 # with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
@@ -146,6 +166,7 @@ check-long: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.serve_load
 	$(VENV)/bin/python -m benchmarks.serve_attacks
 	$(MAKE) fuzz
+	$(MAKE) fuzz-contract
 	$(MAKE) compile-faces
 	$(MAKE) test-portable
 	rm -rf build/demos
@@ -154,4 +175,4 @@ check-long: $(STAMP)
 	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV)
+	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV)

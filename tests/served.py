@@ -32,15 +32,27 @@ def stand_in(seen: list[int], temperature: float = 1.0) -> AgeEstimator:
 
 
 @contextlib.contextmanager
-def serving(given: ages.Ages, hosts=("127.0.0.1", "localhost"), seconds=8.0, told: list | None = None, buffer=None):
+def serving(
+    given: ages.Ages,
+    hosts=("127.0.0.1", "localhost"),
+    seconds=8.0,
+    told: list | None = None,
+    buffer=None,
+    applications: list | None = None,
+    **choices,
+):
     """The address of a server of `given`, in a thread of this process.
 
-    `told` gets what became of its requests. `buffer`: bytes of answers that the system buffers for a client.
+    `told` gets what became of its requests, `applications` the application, which `app.create` makes with `choices`.
+    `buffer`: bytes of answers that the system buffers for a client.
     """
     listening = listen.bind("127.0.0.1", 0)
     if buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-    server = listen.Server(app.create(given, ABOUT, hosts), seconds)
+    application = app.create(given, ABOUT, hosts, **choices)
+    if applications is not None:
+        applications.append(application)
+    server = listen.Server(application, seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

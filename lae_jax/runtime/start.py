@@ -149,8 +149,9 @@ def _drop_rest(stream: io.TextIOBase) -> None:
 def stay() -> None:
     """Prepares a loaded program that answers requests for long: garbage is collected as often as Python does it.
 
-    What was loaded is not garbage, so it is not scanned again.
+    What was loaded is not garbage, so it is not scanned again. Call it again when something else was loaded.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_DEFAULT)

@@ -1,6 +1,7 @@
 """A page and an API for a run.
 
-Sockets (listen, connection), answers (guard, app), uploads (limits, multipart), shared batches (batching, ages).
+Sockets (listen, connection), answers (guard, app), uploads (limits, multipart), shared batches (lanes, batching, ages),
+another model (swap), and what those who run it need (operating).
 """
 
 import os
@@ -39,8 +40,13 @@ def application(
     upload_seconds: float = 60,
     max_batch: int = 32,
     max_wait: float = 5,
+    keys: Collection[str] = (),
+    metrics: bool = False,
 ) -> "ASGIApp":
     """Returns the ASGI application that answers requests with ages by a run.
+
+    Its method `reload`, which any thread may call, loads the model that the run has now and uses it from the next
+    request on. If that fails, the log says why and the model before goes on.
 
     Args:
       run: Folder of a run of stage 2 or 3 or of an export, a model file, or 'faces-lite0', the model of the package.
@@ -62,6 +68,8 @@ def application(
       upload_seconds: Most seconds that an upload may take (more: status 408).
       max_batch: Most faces in a batch of the model.
       max_wait: Most milliseconds that a face waits for other faces.
+      keys: Keys of clients, which they send as `Authorization: Bearer KEY`; none: no client needs a key.
+      metrics: Whether /metrics has numbers for Prometheus.
 
     Raises:
       InputError: An argument or the run cannot be used.
@@ -80,9 +88,8 @@ def application(
     search.check(not aligned, smallest_face, rotate)
     # Imported here, so that a program can print its help at once.
     from lae_jax.predict import AgeEstimator, answers
-    from lae_jax.serve import about, ages, app, limits
+    from lae_jax.serve import about, ages, app, limits, swap
 
-    estimator = AgeEstimator.from_run(run, step, flip)
     limit = limits.Limits(
         bytes=int(max_mb * 1e6),
         files=max_files,
@@ -92,17 +99,24 @@ def application(
         upload_seconds=upload_seconds,
     )
     how = {"faces": "all", "smallest_face": smallest_face, "rotate": rotate}
-    given = ages.Ages(
-        estimator,
-        None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, **how),
-        limits=limit,
-        batch=max_batch,
-        wait=max_wait / 1000,
-        interval=interval,
-    )
-    level = interval if given.calibrated else None
-    told = about.about(run, estimator, limit, step=step, flip=flip, aligned=aligned, level=level)
-    return app.create(given, told, None if hosts is None else {*layout.names(hosts)})
+
+    def load(old: swap.Model | None) -> swap.Model:
+        estimator = AgeEstimator.from_run(run, step, flip)
+        given = ages.Ages(
+            estimator,
+            None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, **how),
+            limits=limit,
+            batch=max_batch,
+            wait=max_wait / 1000,
+            interval=interval,
+            lanes=old and old.ages.lanes,
+            counts=old and old.ages.counts,
+        )
+        told = about.about(run, estimator, limit, step=step, flip=flip, aligned=aligned, level=given.level)
+        return swap.Model(given, told)
+
+    first, named = load(None), None if hosts is None else {*layout.names(hosts)}
+    return app.create(first.ages, first.about, named, load=load, keys=keys, metrics=metrics)
 
 
 def check(interval: float, max_wait: float, **limits: float) -> None:

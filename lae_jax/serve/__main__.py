@@ -6,12 +6,14 @@
 
 Photographs are processed in memory: nothing is stored and nothing is sent anywhere. On SIGTERM or Ctrl-C the server
 answers the requests in progress, cuts off those that take too long (--stop-seconds), and exits with status 0. A second
-signal ends it at once. It needs the extra: pip install 'lae-jax[serve]'
+signal ends it at once. On SIGHUP it loads --run again and changes the model between two batches. It needs the extra:
+pip install 'lae-jax[serve]'
 """
 
 import argparse
 import ipaddress
 import logging
+import os
 
 from lae_jax import serve
 from lae_jax.faces import MAX_PIXELS, search
@@ -19,8 +21,11 @@ from lae_jax.runs import preflight
 from lae_jax.runtime import flags, start
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.model_file import builtin
+from lae_jax.serve.operating import api_key, hangup, log_lines
 
 logger = logging.getLogger("lae_jax")
+
+_PACKAGES = ("fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,6 +55,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--upload-seconds", type=float, default=60, metavar="S", help="most seconds for an upload; more: status 408")
     add("--max-batch", type=int, default=32, metavar="N", help="most faces in a batch of the model")
     add("--max-wait", type=float, default=5, metavar="MS", help="most milliseconds that a face waits for other faces")
+    add(
+        "--key-file",
+        metavar="FILE",
+        help=f"file of keys of clients, one per line; or {api_key.VARIABLE}",
+    )
+    add("--metrics", action="store_true", help="answer /metrics with numbers for Prometheus")
+    add("--json-log", action="store_true", help="log JSON, an object per line, with a line for each request")
     add("--stop-seconds", type=float, default=serve.STOP_SECONDS, metavar="S", help="most seconds that a stop takes")
     common("devices")
     args = parser.parse_args(argv)
@@ -82,11 +94,16 @@ def hosts_of(host: str, more: list[str]) -> set[str] | None:
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line until the server is stopped."""
     args = vars(parse_args(argv))
+    hangup.handle(lambda: None)  # what is being loaded is new anyway
+    if args.pop("json_log"):
+        log_lines.use()
     checked = ("interval", "max_wait", "max_mb", "max_files", "max_pixels", "max_requests", "max_held_mb")
     serve.check(**{name: args[name] for name in (*checked, "upload_seconds", "max_batch")})
     search.check(not args["aligned"], args["smallest_face"], args["rotate"])
     preflight.require_model(args["run"], args["step"], may_be_export=True)
-    preflight.require_extra("serve", ("fastapi", "fastapi_offline", "python_multipart", "uvicorn"), "serve")
+    preflight.require_extra("serve", _PACKAGES, "serve")
+    args["keys"] = api_key.given(args.pop("key_file"))
+    os.environ.pop(api_key.VARIABLE, None)  # the decoders of photographs need no key
     builtin.tell(args["run"])
     start.devices(args.pop("devices"))
     from lae_jax.serve import listen

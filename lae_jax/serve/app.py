@@ -3,22 +3,26 @@
 import asyncio
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator, Collection, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from lae_jax.report import markdown
 from lae_jax.runtime import cpu
-from lae_jax.serve import guard, schema
+from lae_jax.serve import guard, schema, swap
 from lae_jax.serve.ages import Ages
 from lae_jax.serve.ascii_json import AsciiJSON, encoded
 from lae_jax.serve.limits import Gate, Refused
+from lae_jax.serve.operating import api_key
+from lae_jax.serve.operating.counts import Counts
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
 # Seconds between two returns of freed memory to the system. Pictures and batches of all sizes, freed in any order,
@@ -26,6 +30,8 @@ STATIC = importlib.resources.files("lae_jax.serve") / "static"
 TIDY_SECONDS = 10.0
 # The script and the style of swagger-ui, which FastAPI loads from another host by default.
 SWAGGER = importlib.resources.files("fastapi_offline") / "static"
+# Nobody gets this status: the counts and the log have it for a client that left, as those of other servers do.
+LEFT = 499
 # Statuses of every path: of the connection, of the guard, and of errors in this program.
 _ANYWHERE = {
     400: "the request is not valid HTTP",
@@ -54,7 +60,15 @@ def _documented(statuses: dict[int, str]) -> dict:
     }
 
 
-def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None) -> guard.Guard:
+def create(
+    ages: Ages,
+    about: schema.About,
+    hosts: Collection[str] | None = None,
+    *,
+    load: Callable[[swap.Model], swap.Model] | None = None,
+    keys: Collection[str] = (),
+    metrics: bool = False,
+) -> guard.Guard:
     """Returns the ASGI application.
 
     Args:
@@ -62,28 +76,39 @@ def create(ages: Ages, about: schema.About, hosts: Collection[str] | None = None
       about: Answer of /v1/model.
       hosts: Host names that clients may use; None: any. They keep out the page of another site whose host name has the
         address of this machine (DNS rebinding).
+      load: As in `swap.Models`.
+      keys: Keys of clients; none: no client needs one.
+      metrics: Whether /metrics has numbers for Prometheus.
     """
-    gate = Gate(ages.limits)
-    warming: set[asyncio.Task] = set()
+    gate, models, counts = Gate(ages.limits), swap.Models(swap.Model(ages, about), load), ages.counts
 
     @contextlib.asynccontextmanager
     async def lifespan(_) -> AsyncIterator[None]:
-        warming.add(asyncio.create_task(ages.start()))
+        models.start()
         tidying = asyncio.create_task(_tidy())
         yield
         tidying.cancel()
-        await asyncio.gather(*warming)
-        await ages.close()
+        await models.close()
 
     app = FastAPI(
         title="lae_jax", version=about.versions["lae-jax"], lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False, default_response_class=AsciiJSON,
         description="Ages of the faces in photographs. Nothing is stored, and nothing is sent anywhere.",
     )  # fmt: skip
-    _add_pages(app, about)
-    _add_api(app, ages, gate, about)
+    _add_pages(app, models)
+    _add_api(app, models, gate, bool(keys))
     _add_errors(app)
-    return guard.Guard(app, hosts, gate.stop)
+    own = guard.Guard(app, hosts, gate.stop, models.reload, api_key.Keys(keys) if keys else None, counts)
+    if metrics:
+        _add_metrics(app, counts)
+        gauges = {
+            "open_requests": ("Requests whose client has not taken the answer", lambda: own.open),
+            "working_requests": ("Requests whose images are processed", lambda: gate.busy),
+            "held_bytes": ("Bytes of uploads in memory", lambda: gate.held),
+            "ready": ("1 if the model is warm, else 0", lambda: models.current.ages.ready),
+        }
+        counts.watch(gauges, lambda: models.current.ages.waiting)
+    return own
 
 
 async def _tidy() -> None:
@@ -92,7 +117,14 @@ async def _tidy() -> None:
         await asyncio.to_thread(cpu.return_freed)
 
 
-def _add_pages(app: FastAPI, about: schema.About) -> None:
+def _add_metrics(app: FastAPI, counts: Counts) -> None:
+    @app.get("/metrics", include_in_schema=False)
+    def metrics(request: Request) -> Response:
+        content, kind = counts.shown(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})
+
+
+def _add_pages(app: FastAPI, models: swap.Models) -> None:
     app.mount("/static", StaticFiles(directory=str(STATIC)))
     app.mount("/swagger", StaticFiles(directory=str(SWAGGER)))
 
@@ -102,23 +134,27 @@ def _add_pages(app: FastAPI, about: schema.About) -> None:
 
     @app.get("/card", include_in_schema=False)
     def card() -> Response:
-        return HTMLResponse(markdown.html(about.card, below=2))
+        return HTMLResponse(markdown.html(models.current.about.card, below=2))
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         return FileResponse(str(STATIC / "docs.html"))
 
 
-def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
-    level = ages.fields.interval if ages.calibrated else None
+def _add_api(app: FastAPI, models: swap.Models, gate: Gate, needs_key: bool) -> None:
+    # The guard asks for the key: this says so in the description.
+    bearer = HTTPBearer(auto_error=False, description="the key that the operator of this server gave you")
+    secured = {"dependencies": [Depends(bearer)]} if needs_key else {}
+    no_key = {401: "the header Authorization has no key, or a wrong one"} if needs_key else {}
 
     @app.post(
         "/v1/predict",
         response_model=schema.Prediction,
         response_model_exclude_none=True,
-        responses=_documented(_REFUSALS),
-        openapi_extra={"requestBody": schema.body(ages.limits.files)},
+        responses=_documented(_REFUSALS | no_key),
+        openapi_extra={"requestBody": schema.body(gate.limits.files)},
         summary="Ages of the faces in one or many images",
+        **secured,
     )
     async def predict(
         request: Request,
@@ -127,23 +163,28 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
         ] = False,
     ):
         async with gate.received(request) as uploads:
-            async with gate.working():
-                results = await _unless_left(request, ages(uploads))
+            async with gate.working(), models.using() as model:
+                started = time.perf_counter()
+                results = await _unless_left(request, model.ages(uploads))
+        faces = [len(found.inputs) for found, _ in results]
+        model.ages.counts.images(faces, time.perf_counter() - started)
+        request.state.images, request.state.faces = len(faces), sum(faces)
         # In a thread, which gives way to the event loop after each image.
-        return await asyncio.to_thread(_answered, about.model, results, level, tolerant)
+        return await asyncio.to_thread(_answered, model.about.model, results, model.ages.level, tolerant)
 
     @app.get(
         "/v1/model",
         response_model_exclude_none=True,
-        responses=_documented(_FULL),
+        responses=_documented(_FULL | no_key),
         summary="Model card, crop contract, limits, versions",
+        **secured,
     )
     def model() -> schema.About:
-        return about
+        return models.current.about
 
     @app.get("/healthz", responses=_documented({}), summary="Whether the server is running")
     def healthz() -> schema.Health:
-        return schema.Health(status="ok", ready=ages.ready)
+        return schema.Health(status="ok", ready=models.current.ages.ready)
 
     @app.get(
         "/readyz",
@@ -151,8 +192,9 @@ def _add_api(app: FastAPI, ages: Ages, gate: Gate, about: schema.About) -> None:
         responses=_documented({}) | {503: {"model": schema.Health, "description": "not warm yet: requests wait"}},
     )
     def readyz(response: Response) -> schema.Health:
-        response.status_code = 200 if ages.ready else 503
-        return schema.Health(status="ok" if ages.ready else "warming up", ready=ages.ready)
+        ready = models.current.ages.ready
+        response.status_code = 200 if ready else 503
+        return schema.Health(status="ok" if ready else "warming up", ready=ready)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -178,7 +220,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     def left(*_) -> Response:
-        return Response(status_code=400)
+        return Response(status_code=LEFT)
 
     @app.exception_handler(Exception)
     def failed(*_) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 
 
@@ -17,15 +18,29 @@ class Batcher:
       size: Most items in a batch.
       wait: Most seconds that an item waits for others.
       threads: Number of batches at once.
+      done: Called after each batch with its size, its seconds, and whether it failed.
     """
 
-    def __init__(self, work: Callable[[list], Sequence], *, size: int, wait: float, threads: int = 1):
-        self._work, self._size, self._wait = work, size, wait
+    def __init__(
+        self,
+        work: Callable[[list], Sequence],
+        *,
+        size: int,
+        wait: float,
+        threads: int = 1,
+        done: Callable[[int, float, bool], None] = lambda *_: None,
+    ):
+        self._work, self._size, self._wait, self._done = work, size, wait, done
         self._queue: asyncio.Queue = asyncio.Queue()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads)
         self._free = asyncio.Semaphore(threads)
         self._running: set[asyncio.Task] = set()
         self._collector: asyncio.Task | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Number of items that wait for a batch."""
+        return self._queue.qsize()
 
     def start(self) -> None:
         """Starts the processing; items that came before have waited for it."""
@@ -71,9 +86,11 @@ class Batcher:
 
     async def _do(self, batch: list[tuple]) -> None:
         items, futures = zip(*batch, strict=True)
+        started, failed = time.perf_counter(), False
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._pool, self._work, list(items))
         except Exception as error:
+            failed = True
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
@@ -83,3 +100,4 @@ class Batcher:
                     future.set_result(result)
         finally:
             self._free.release()
+            self._done(len(items), time.perf_counter() - started, failed)

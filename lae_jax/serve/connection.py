@@ -142,6 +142,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are not a request, as every error is answered, and closes the connection."""
         self._refused = True
+        self.app.counts.malformed()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.drop()
             return

@@ -1,12 +1,15 @@
-"""The outer layer of the application: headers of every answer, requests of other sites, HEAD, open requests."""
+"""The outer layer of the application: headers of every answer, refusals before the body is read, HEAD, counts."""
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from lae_jax.serve.ascii_json import AsciiJSON
+from lae_jax.serve.operating import api_key, log_lines
+from lae_jax.serve.operating.counts import Counts, method_of, route_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -25,9 +28,9 @@ HEADERS = {
     "cache-control": "no-store",
 }
 # Most requests open at once, including those still being received and those whose answer is not yet read. It bounds
-# open files and memory. The health checks are always answered.
+# open files and memory. The health checks and the numbers for Prometheus are always answered.
 MOST_OPEN = 500
-_ALWAYS = ("/healthz", "/readyz")
+_ALWAYS = ("/healthz", "/metrics", "/readyz")
 _PORTS = {"http": 80, "https": 443}
 # A name, an IPv4 address or an IPv6 address, and a port.
 _AUTHORITY = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?", re.ASCII)
@@ -35,20 +38,27 @@ _AUTHORITY = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d*)?", re.ASCII)
 
 @dataclasses.dataclass
 class Guard:
-    """Adds headers to every answer and refuses requests of other sites and requests beyond `MOST_OPEN`.
+    """Adds headers to every answer, and refuses requests of other sites, without a key, and beyond `MOST_OPEN`.
 
-    HEAD is answered as GET; the server leaves out the body.
+    HEAD is answered as GET; the server leaves out the body. Each answer is counted and, except those to probes, logged
+    for programs.
 
     Attributes:
       app: The application behind the guard.
       hosts: As in `app.create`.
       stop: Called when the server is stopped, with the seconds that it may take.
+      reload: Called when the server should use the model that its run has now.
+      keys: Keys of clients; None: no client needs one.
+      counts: Counts the requests.
       open: Number of open requests.
     """
 
     app: "ASGIApp"
     hosts: Collection[str] | None
     stop: Callable[[float], None]
+    reload: Callable[[], None] = lambda: None
+    keys: api_key.Keys | None = None
+    counts: Counts = dataclasses.field(default_factory=Counts)
     open: int = 0
 
     async def __call__(self, scope, receive, send) -> None:
@@ -56,6 +66,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        state, started = scope.setdefault("state", {}), time.perf_counter()
         # A client that expects "100 Continue" and gets an answer instead may or may not send the body. What comes next
         # could be the body or another request, so the connection is closed.
         undecided = any(name == b"expect" for name, _ in scope["headers"])
@@ -67,7 +78,7 @@ class Guard:
 
         async def answered(message) -> None:
             if message["type"] == "http.response.start":
-                scope.setdefault("state", {})["status"] = message["status"]
+                state["status"] = message["status"]
                 added = HEADERS | ({"connection": "close"} if undecided else {})
                 added = [(name.encode(), value.encode()) for name, value in added.items()]
                 await send({**message, "headers": [*message["headers"], *added]})
@@ -82,6 +93,9 @@ class Guard:
         app = self.app
         if sentence := self._foreign(scope):
             app = AsciiJSON({"error": sentence}, 403)
+        elif self.keys is not None and not api_key.is_open(scope["path"]) and not self.keys.fit(scope["headers"]):
+            told = "this server needs a key: send it as the header Authorization: Bearer KEY"
+            app = AsciiJSON({"error": told}, 401, {"www-authenticate": "Bearer"})
         elif self.open >= MOST_OPEN and scope["path"] not in _ALWAYS:
             told = f"{self.open} requests are open already: try again in a second"
             app = AsciiJSON({"error": told}, 503, {"retry-after": "1"})
@@ -93,6 +107,16 @@ class Guard:
             await app({**scope, "method": method, "headers": headers}, asked, answered)
         finally:
             self.open -= 1
+            self._tell(scope, state, time.perf_counter() - started)
+
+    def _tell(self, scope, state: dict, seconds: float) -> None:
+        """Counts and logs an answer, with nothing that the client chose: path and method are among known ones."""
+        route, method = route_of(scope["path"]), method_of(scope["method"])
+        status = state.get("status", 500)
+        self.counts.request(route, method, status, seconds)
+        if log_lines.is_used() and route not in _ALWAYS:  # those come every few seconds
+            told = {name: state[name] for name in ("images", "faces") if name in state}
+            log_lines.request(route=route, method=method, status=status, seconds=round(seconds, 4), **told)
 
     def _foreign(self, scope) -> str:
         hosts, origins = (

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import time
 import types
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 from lae_jax.runtime.errors import InputError
 from lae_jax.serve import STOP_SECONDS, connection
 from lae_jax.serve.connection import Connection
+from lae_jax.serve.operating import hangup, log_lines
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -130,6 +132,8 @@ class Server(uvicorn.Server):
 
 def _end(status: int, text: str) -> NoReturn:
     """Ends the process. Not through logging, whose lock another thread may hold, and without waiting for a reader."""
+    if log_lines.is_used():
+        text = log_lines.line("warning", text, time.time())
     if select.select([], [_STDERR], [], 0)[1]:
         os.write(_STDERR, f"{text}\n".encode())
     os._exit(status)
@@ -141,7 +145,7 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     What is not answered in time is cut off, and work that hangs ends with the process.
 
     Args:
-      app: An application with a method `stop` (`app.create`).
+      app: An application with the methods `stop` and `reload` (`app.create`); SIGHUP calls the second one.
       listening: The socket.
       seconds: Most seconds between a signal and the end.
     """
@@ -149,6 +153,7 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     # After the shutdown uvicorn raises the signal again. These handlers ignore it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    hangup.handle(app.reload)
     # Each connection needs a file descriptor, and the default limit of many systems is 1,024.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):

@@ -105,7 +105,12 @@ def body(files: int) -> dict[str, Any]:
         "maxItems": files,
         "description": "one file per image; any other name than images does too; a field that is not a file is refused",
     }
-    form = {"type": "object", "required": ["images"], "properties": {"images": images}}
+    form = {
+        "type": "object",
+        "required": ["images"],
+        "properties": {"images": images},
+        "additionalProperties": False,
+    }
     return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
 
 

@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+import served
 from PIL import Image
 
 from browser.conftest import barriers, fits, shoot
@@ -140,3 +141,26 @@ def test_the_api_is_described_without_another_host(opened, address):
     page.get_by_text("/v1/predict").first.wait_for()
     assert page.get_by_text("Ages of the faces in one or many images").first.is_visible()
     shoot(page, "docs-desktop-light")
+
+
+@pytest.mark.parametrize("width", ["phone", "desktop"])
+def test_a_server_with_a_key_asks_for_it_and_then_gives_ages(opened, width, monkeypatch):
+    key = "a-key-of-many-letters"
+    limits = {"bytes": 1_000_000, "files": 4, "pixels": 10_000}
+    monkeypatch.setattr(served, "ABOUT", served.ABOUT.model_copy(update={"limits": limits}))
+    opened.allowed.append("401")
+    with served.serving(served.aligned(served.stand_in([])), keys=(key,)) as own:
+        page = opened(f"{own}/", width)
+        page.get_by_text("This server needs a key.").wait_for()
+        assert barriers(page) == [] and fits(page)
+        shoot(page, f"key-{width}")
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_text("The key is wrong.").wait_for()
+        page.get_by_label("Key", exact=True).fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_text("Model stand-in").wait_for()
+        assert page.locator("#key-form").is_hidden()
+        page.set_input_files("#files", [{"name": "a.png", "mimeType": "image/png", "buffer": served.crop(0)}])
+        wait_for(page, "1 of 1 photograph done.")
+        page.get_by_text("years").first.wait_for()

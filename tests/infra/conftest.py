@@ -1,5 +1,5 @@
-"""Real servers on this machine: Cloud Storage, Slurm, Beam's job server. They take minutes, so `make test` leaves them
-out. `make test-infra` fails where others skip."""
+"""Real servers on this machine: Cloud Storage, Slurm, Beam's job server, Prometheus, nginx, Caddy. They take minutes,
+so `make test` leaves them out. `make test-infra` fails where others skip."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
+SERVICE = ("prometheus", "nginx", "caddy")
 # So that a bucket that stays away is missed in seconds, and each file is not read into 64 MB. TensorFlow reads these
 # when it is loaded.
 QUICK = {
@@ -40,6 +41,10 @@ def _missing(kind: str) -> str:
         lacking = [name for name in SLURM if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
         if lacking:
             return f"no {lacking[0]}: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    if kind == "test_service":
+        lacking = [name for name in SERVICE if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+        if lacking:
+            return f"no {lacking[0]}: apt-get install --no-install-recommends prometheus nginx-light caddy"
     if kind == "test_beam_workers" and importlib.util.find_spec("apache_beam") is None:
         return "no apache_beam: it has its own environment, make setup-beam"
     return ""

@@ -64,7 +64,7 @@ def test_the_unit_starts_the_server_with_flags_that_exist_and_in_time(unit):
     args = words_of(unit["ExecStart"].split())
     assert args["run"] == "/srv/lae-jax" and args["host"] == "127.0.0.1"
     assert args["stop_seconds"] < int(unit["TimeoutStopSec"]) and unit["KillMode"] == "mixed"
-    assert unit["RestartPreventExitStatus"] == "2"
+    assert unit["RestartPreventExitStatus"] == "2" and unit["ExecReload"] == "/bin/kill -HUP $MAINPID"
 
 
 def test_the_container_starts_the_server_with_flags_that_exist_and_in_time(service):

@@ -260,6 +260,8 @@ def test_the_description_says_what_the_code_asks(address, described):
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     images = form["properties"]["images"]
     assert form["required"] == ["images"] and operation["requestBody"]["required"]
+    # A field that is not a file is refused, whatever its name.
+    assert form["additionalProperties"] is False
     for number, status in ((images["minItems"] - 1, 422), (images["minItems"], 200), (images["maxItems"], 200),
                            (images["maxItems"] + 1, 413)):  # fmt: skip
         body, kind = served.multipart({f"{k}.png": served.crop(k) for k in range(number)})

@@ -11,12 +11,12 @@ import pytest
 import served
 
 from lae_jax.predict import photographs
-from lae_jax.serve import ages, limits
+from lae_jax.serve import ages, lanes, limits
 
 
 @pytest.fixture(autouse=True)
 def a_short_quick_lane(monkeypatch):
-    monkeypatch.setattr(ages, "_QUICK", 0.01)
+    monkeypatch.setattr(lanes, "_QUICK", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def decoding(given: ages.Ages):
     """The process of the slow lane that decodes, as soon as there is one."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        decoders = given._slow.decoders
+        decoders = given.lanes.slow.decoders
         for process in [*decoders._all]:
             if process._is_ready and process not in decoders._idle:
                 return process._child
@@ -72,8 +72,7 @@ def test_a_server_that_closes_ends_its_decoders_at_once(slow):
     with served.serving(given) as address, concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, address, slow)
         child = decoding(given)
-        for lane in (given._quick, given._slow):
-            lane.close()
+        given.lanes.close()
         assert child.returncode == -9 and waiting.result().status_code == 503
 
 

@@ -99,6 +99,7 @@ from lae_jax.serve import listen
 
 class Stub:
     def stop(self, seconds): pass
+    def reload(self): pass
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             for kind in ("startup", "shutdown"):

@@ -8,6 +8,7 @@ const TRIES = 6;
 const $ = (id) => document.getElementById(id);
 const [input, drop, output, results, status, progress] = ["files", "drop", "output", "results", "status", "progress"].map($);
 
+let key = ""; // of a server that asks for one; it is kept until the page is left
 let limits = { bytes: Infinity };
 let about = {};
 let waiting = [];
@@ -23,9 +24,19 @@ function element(name, content, ...classes) {
   return made;
 }
 
+function request(path, options = {}) {
+  return fetch(path, { ...options, headers: key ? { authorization: `Bearer ${key}` } : {} });
+}
+
 async function describeModel() {
-  const reply = await fetch("v1/model");
+  const reply = await request("v1/model");
   const model = await reply.json();
+  $("key-form").hidden = reply.status !== 401;
+  if (reply.status === 401) {
+    $("model").textContent = key ? "The key is wrong." : "This server needs a key.";
+    $("key").focus();
+    return;
+  }
   limits = model.limits;
   const what = model.aligned ? "face crops that were cut like those of its training data" : "photographs";
   const sure = model.interval ? "" : " It is not calibrated, so it gives no intervals.";
@@ -34,7 +45,7 @@ async function describeModel() {
   $("doubts").append(...model.doubts.map((line) => element("li", line)));
   $("doubts").hidden = !model.doubts.length;
   about = { model: model.model, versions: model.versions };
-  const card = await fetch("card");
+  const card = await request("card");
   if (!card.ok) throw new Error(card.statusText);
   $("card").innerHTML = await card.text();
 }
@@ -81,7 +92,7 @@ async function ask(file) {
     for (let attempt = 1; ; attempt++) {
       const body = new FormData();
       body.append("images", file);
-      const reply = await fetch("v1/predict?tolerant=true", { method: "POST", body });
+      const reply = await request("v1/predict?tolerant=true", { method: "POST", body });
       const content = await reply.json();
       if ([429, 503].includes(reply.status) && attempt < TRIES) {
         await new Promise((resume) => setTimeout(resume, 1000 * (reply.headers.get("retry-after") ?? 1) * attempt));
@@ -193,4 +204,10 @@ $("clear").addEventListener("click", () => {
   output.hidden = true;
   input.focus();
 });
-describeModel().catch(() => ($("card").textContent = "The server did not answer."));
+const begin = () => describeModel().catch(() => ($("card").textContent = "The server did not answer."));
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = $("key").value.trim();
+  begin();
+});
+begin();
