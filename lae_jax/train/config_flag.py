@@ -4,9 +4,10 @@ import itertools
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 import lae_jax
 from lae_jax.runtime.errors import InputError, unknown
@@ -27,8 +28,28 @@ def parse() -> list[str]:
     # ml_collections reads the fields of the config from sys.argv itself.
     argv = sys.argv[:] = find_shipped_config(with_underscores(sys.argv))
     _require_config_flag(argv)
+    return _parsed(flags.FLAGS, argv)
+
+
+def read(words: Sequence[str]) -> ConfigDict:
+    """Returns the config that `--config` and the fields of a command line give, and leaves absl's flags as they are.
+
+    Args:
+      words: `--config=FILE` and then `--config.<field>=<value>`.
+
+    Raises:
+      InputError: A word is wrong; the message is one line.
+    """
+    values = flags.FlagValues()
+    argv = find_shipped_config(["", *words])
+    found = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
+    _parsed(values, argv)
+    return found.value
+
+
+def _parsed(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except ModuleNotFoundError as error:
         raise InputError(
             f"--config: the config imports {error.name}, which is not installed. Modules of the current folder are not"
