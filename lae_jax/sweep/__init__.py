@@ -13,7 +13,8 @@ from lae_jax.runtime.errors import Diverged, Ended, FolderInUse, InputError, Run
 if TYPE_CHECKING:
     from lae_jax.report.page import Page
     from lae_jax.report.tables import Table
-    from lae_jax.sweep.grid import Run, Sweep
+    from lae_jax.sweep.claims import Run
+    from lae_jax.sweep.grid import Sweep
 
 logger = logging.getLogger("lae_jax")
 
@@ -28,7 +29,7 @@ def sweep(
     *,
     seeds: Sequence[int] = (0,),
     folds: Sequence[int] | str = (),
-    fields: Mapping[str, Sequence] | None = None,
+    fields: Mapping | None = None,
     settings: Mapping[str, Mapping] | None = None,
     split: str | None = None,
     only: tuple[int, int] | None = None,
@@ -44,7 +45,7 @@ def sweep(
       out: Folder of the sweep: the runs, sweep.json, and at the end report.html and the tables.
       seeds: Seeds of the runs.
       folds: Numbers of the folds, one model each; 'all': those of the data set; empty: none.
-      fields: Field of the config -> values to compare; the settings are all combinations.
+      fields: Field of the config -> list of values to compare, or one value; the settings are all combinations.
       settings: Name of a setting -> field -> value; each is combined with `fields`. The field 'config' names another
         config. `{seed}` and `{fold}` in a value stand for those of the run.
       split: Split to score the runs on (default: the validation split of each run).
@@ -64,9 +65,8 @@ def sweep(
     from lae_jax.sweep import grid
 
     require_whole_numbers(**{f"seeds[{place}]": seed for place, seed in enumerate(seeds)})
-    texts = {name: [str(value) for value in layout.names(values)] for name, values in (fields or {}).items()}
-    named = {name: {key: str(value) for key, value in each.items()} for name, each in (settings or {}).items()}
-    return run(grid.Sweep(os.fspath(config), seeds, folds, texts, named), out, split=split, only=only, flags=flags)
+    wanted = grid.of_values(os.fspath(config), seeds, folds, fields or {}, settings or {})
+    return run(wanted, out, split=split, only=only, flags=flags)
 
 
 def run(
@@ -83,7 +83,7 @@ def run(
 
     if files.is_remote(out):
         raise InputError(f"--out {out}: a sweep locks its runs: name a folder on a local disk or a mount")
-    folders = {grid.RUNS, claims.CLAIMS, claims.LOGS, claims.FAILED}
+    folders = {claims.RUNS, claims.CLAIMS, claims.LOGS, claims.FAILED}
     layout.require_place_for_results(out, {PLAN, *folders, *_FILES}, {PLAN})
     number, count = only or (1, 1)
     if not 1 <= number <= count:

@@ -1,6 +1,7 @@
 """Trains the runs of a sweep, each in a process of its own; a lock keeps two sweeps from training one run."""
 
 import ctypes
+import dataclasses
 import logging
 import os
 import signal
@@ -14,11 +15,10 @@ from etils import epath
 from lae_jax.report import loading
 from lae_jax.runtime import files, lock, typed, watch
 from lae_jax.runtime.errors import FolderInUse, Preempted, SaveFailed
-from lae_jax.sweep.grid import RUNS, Run
 
 logger = logging.getLogger("lae_jax")
 
-CLAIMS, LOGS, FAILED = "claims", "logs", "failed"
+RUNS, CLAIMS, LOGS, FAILED = "runs", "claims", "logs", "failed"  # in the folder of the sweep
 # A scheduler that ends a job may signal all its processes. The trainer that has the signal must not get it again from
 # here, because a second one ends it at once. SIGUSR1 counts only as a first one, so it is sent, and later than theirs.
 _FORWARD_SECONDS = 1.0
@@ -26,6 +26,33 @@ _POLL_SECONDS = 0.1
 _PREEMPTED = {Preempted.status, *(-number for number in watch.ASKING), *(128 + number for number in watch.ASKING)}
 _PR_SET_PDEATHSIG = 1
 _FAILURE = typed.fields({"status": typed.whole(), "message": typed.text(), "time": typed.number(0)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of a sweep.
+
+    Attributes:
+      name: Name of its folder in OUT/runs.
+      setting: Name of its setting.
+      seed: Its seed.
+      fold: Number of its fold; None without folds.
+      words: Command line of `lae_jax.main`, without the workdir.
+      folder: Folder of its last stage, from OUT.
+      data: Its data set.
+      split: The data set's name of its validation split.
+    """
+
+    name: str
+    setting: str
+    seed: int
+    fold: int | None
+    words: tuple[str, ...]
+    folder: str
+    data: str
+    split: str
+
+
 Command = Callable[[Run, str], list[list[str]]]  # run, its workdir -> the command lines that are left to do
 
 

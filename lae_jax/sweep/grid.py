@@ -15,9 +15,9 @@ from lae_jax.data import split_names
 from lae_jax.runs import fields, preflight
 from lae_jax.runtime import files, layout
 from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.sweep.claims import RUNS, Run
 from lae_jax.train import config_flag, early
 
-RUNS = "runs"
 _LONGEST = 200  # characters of a folder's name
 # Fields that the sweep itself sets -> how to choose them.
 _OWN = {"seed": "--seeds", "data.fold": "--folds", "workdir": "--out"}
@@ -42,31 +42,6 @@ class Sweep:
     folds: Sequence[int] | str = ()
     fields: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run of a sweep.
-
-    Attributes:
-      name: Name of its folder in OUT/runs.
-      setting: Name of its setting.
-      seed: Its seed.
-      fold: Number of its fold; None without folds.
-      words: Command line of `lae_jax.main`, without the workdir.
-      folder: Folder of its last stage, from OUT.
-      data: Its data set.
-      split: The data set's name of its validation split.
-    """
-
-    name: str
-    setting: str
-    seed: int
-    fold: int | None
-    words: tuple[str, ...]
-    folder: str
-    data: str
-    split: str
 
 
 def read(path: str | os.PathLike) -> Sweep:
@@ -99,19 +74,25 @@ def read(path: str | os.PathLike) -> Sweep:
     for name, setting in content.get("settings", {}).items():
         if not isinstance(setting, dict):
             raise InputError(f"{path}: settings.{name} is {setting!r}: it must be a table of fields")
-    varied = {
-        name: [_text(value) for value in (values if isinstance(values, list) else [values])]
-        for name, values in fields.flat(content.get("set", {})).items()
-    }
-    settings = {
-        name: {field: _text(value) for field, value in fields.flat(setting).items()}
-        for name, setting in content.get("settings", {}).items()
-    }
-    return Sweep(config, seeds, folds, varied, settings)
+    return of_values(config, seeds, folds, content.get("set", {}), content.get("settings", {}))
+
+
+def of_values(
+    config: str, seeds: Sequence[int], folds: Sequence[int] | str, varied: Mapping, settings: Mapping[str, Mapping]
+) -> Sweep:
+    """Returns a sweep whose fields have values of Python, as in a file; a list in `varied` has the values to compare."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in fields.flat(varied).items()}
+    return Sweep(
+        config,
+        seeds,
+        folds,
+        {name: [_text(value) for value in values] for name, values in lists.items()},
+        {name: {field: _text(value) for field, value in fields.flat(one).items()} for name, one in settings.items()},
+    )
 
 
 def _text(value: object) -> str:
-    """Returns a value of a file as a word of a command line."""
+    """Returns a value as a word of a command line."""
     return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
 
 

@@ -12,7 +12,7 @@ from lae_jax.report.loading import Evaluation
 from lae_jax.report.scores import Scored
 from lae_jax.report.tables import Estimate
 from lae_jax.runtime.errors import InputError
-from lae_jax.sweep.grid import Run
+from lae_jax.sweep.claims import Run
 
 SURE = 1 - bootstrap.LEVEL  # a difference is sure if its corrected p-value is below this
 

@@ -6,7 +6,7 @@ from lae_jax.report import bootstrap, comparison_page, scores, wording
 from lae_jax.report.loading import Evaluation
 from lae_jax.report.page import Page, Section
 from lae_jax.report.tables import Table
-from lae_jax.sweep.grid import Run
+from lae_jax.sweep.claims import Run
 from lae_jax.sweep.pooled import Pooled
 
 _OF_RUN = ("n", "mae", "sigma", "aar_2021", "aar_2022", "mmae", "distance", "distance_sigma", "in_range")
