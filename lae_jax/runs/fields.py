@@ -73,23 +73,6 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
     ]
 
 
-def require_same(workdir: epath.Path, config: ConfigDict) -> None:
-    """Compares a config with that of the run in a folder.
-
-    Raises:
-      InputError: They differ in a field that must not change.
-    """
-    before, now = of_run(workdir), as_json(config)
-    if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
-        # The first start of the run has set them.
-        now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
-    if differing := differences(before, now):
-        raise InputError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}):"
-            f" use that config, or choose another --config.workdir"
-        )
-
-
 def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes the workdir with the run's id and `config.json`, or compares the config with that of an earlier start.
 
@@ -97,12 +80,21 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
       InputError: The workdir holds a run with another config, or is not the same folder on all hosts.
     """
     path = workdir / "config.json"
+    now = as_json(config)
     if path.exists():
-        require_same(workdir, config)
+        before = of_run(workdir)
+        if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
+            # The first start of the run has set them.
+            now["data"] |= {name: before["data"][name] for name in ("mean", "std")}
+        if differing := differences(before, now):
+            raise InputError(
+                f"{workdir} holds a run with another config ({'; '.join(differing)}):"
+                f" use that config, or choose another --config.workdir"
+            )
     elif parallel.is_first_host():
         workdir.mkdir(parents=True, exist_ok=True)
         origin.give_id(workdir)
-        files.write_json(path, as_json(config))
+        files.write_json(path, now)
     parallel.wait_for_hosts("config")
     if missing := parallel.hosts_that_differ("0" * 8 if path.exists() else "f" * 8):
         raise InputError(

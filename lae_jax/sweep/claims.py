@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
@@ -19,6 +19,7 @@ from lae_jax.runtime.errors import FolderInUse, Preempted, SaveFailed
 logger = logging.getLogger("lae_jax")
 
 RUNS, CLAIMS, LOGS, FAILED = "runs", "claims", "logs", "failed"  # in the folder of the sweep
+CONFIG = "config.json"  # in the folder of a claim, from the first start of the run
 # A scheduler that ends a job may signal all its processes. The trainer that has the signal must not get it again from
 # here, because a second one ends it at once. SIGUSR1 counts only as a first one, so it is sent, and later than theirs.
 _FORWARD_SECONDS = 1.0
@@ -41,6 +42,7 @@ class Run:
       folder: Folder of its last stage, from OUT.
       data: Its data set.
       split: The data set's name of its validation split.
+      config: Name of a stage ('' where there is one) -> its fields, without the folder of the run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Run:
     folder: str
     data: str
     split: str
+    config: Mapping[str, Mapping] = dataclasses.field(default_factory=dict, compare=False)
 
 
 Command = Callable[[Run, str], list[list[str]]]  # run, its workdir -> the command lines that are left to do
@@ -116,6 +119,7 @@ def train(
             with lock.hold(claim):
                 if is_done(run):
                     continue
+                files.write_json(claim / CONFIG, run.config)
                 _train(out, run, f"run {number} of {len(runs)}, {run.name}", commands, signals)
         except FolderInUse:
             logger.info("run %d of %d, %s: another process trains it", number, len(runs), run.name)

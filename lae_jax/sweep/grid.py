@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 from lae_jax import train
 from lae_jax.data import split_names
 from lae_jax.runs import fields, preflight
-from lae_jax.runtime import files, layout
+from lae_jax.runtime import files, layout, typed
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.sweep.claims import RUNS, Run
+from lae_jax.sweep.claims import CLAIMS, CONFIG, RUNS, Run
 from lae_jax.train import config_flag, early
 
 _LONGEST = 200  # characters of a folder's name
 # Fields that the sweep itself sets -> how to choose them.
 _OWN = {"seed": "--seeds", "data.fold": "--folds", "workdir": "--out"}
+_STARTED = typed.named(typed.fields({}))
 _KEYS = ("config", "seeds", "folds", "set", "settings")
 
 
@@ -80,7 +81,7 @@ def read(path: str | os.PathLike) -> Sweep:
 def of_values(
     config: str, seeds: Sequence[int], folds: Sequence[int] | str, varied: Mapping, settings: Mapping[str, Mapping]
 ) -> Sweep:
-    """Returns a sweep whose fields have values of Python, as in a file; a list in `varied` has the values to compare."""
+    """Returns a sweep from values as a file has them; a list in `varied` has the values to compare."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in fields.flat(varied).items()}
     return Sweep(
         config,
@@ -148,11 +149,11 @@ def runs_of(sweep: Sweep, out: str | os.PathLike) -> list[Run]:
     runs, seen = [], {}
     for seed, fold in itertools.product(sweep.seeds, folds):
         for setting, words in settings.items():
-            run, content = _run(out, setting, checked[setting], words, seed, fold)
+            run = _run(out, setting, checked[setting], words, seed, fold)
             for other, before in seen.items():
-                if before == content:
+                if before == run.config:
                     raise InputError(f"settings {other} and {setting} are the same: omit one of them")
-            seen[setting] = content
+            seen[setting] = run.config
             runs.append(run)
         seen.clear()
     names = [run.name for run in runs]
@@ -255,8 +256,12 @@ def _folds(wanted: Sequence[int] | str, data: str, split: str) -> list[int | Non
 
 def _run(
     out: str | os.PathLike, setting: str, config: ConfigDict, words: Sequence[str], seed: int, fold: int | None
-) -> tuple[Run, dict[str, dict]]:
-    """Returns a run and the configs of its stages, without their workdirs, as JSON."""
+) -> Run:
+    """Returns a run.
+
+    Raises:
+      InputError: A path or a split of its stages does not exist, or its folder holds another run.
+    """
     place = {"{seed}": str(seed), "{fold}": str(fold)}
     words = [re.sub(r"\{(seed|fold)\}", lambda match: place[match[0]], word) for word in words]
     stages, is_recipe = list(train.stages_of(config)), "stages" in config
@@ -283,17 +288,36 @@ def _run(
         try:
             with early.naming(part, config):
                 early.check_stage(stage, stage.workdir, made, number == 0)
-                if (epath.Path(stage.workdir) / layout.CONFIG).exists():
-                    fields.require_same(epath.Path(stage.workdir), stage)
         except InputError as error:
             told = re.sub(r"(--)?config\.workdir", "--out", str(error))
             raise InputError(f"run {name}: {told}") from error
     last, split = stages[-1], preflight.split_of(stages[-1], stages[-1].data.split)
     folder = os.path.join(RUNS, name, order[-1]) if is_recipe else os.path.join(RUNS, name)
-    content = {part: _without_workdir(stage, workdir) for part, stage in zip(order, stages, strict=True)}
-    return Run(name, setting, seed, fold, tuple(words), folder, last.data.path, split), content
+    content = {part: _without_folder(stage, workdir) for part, stage in zip(order, stages, strict=True)}
+    _require_unchanged(epath.Path(out) / CLAIMS / name / CONFIG, name, content)
+    return Run(name, setting, seed, fold, tuple(words), folder, last.data.path, split, content)
 
 
-def _without_workdir(stage: ConfigDict, workdir: str) -> dict:
+def _without_folder(stage: ConfigDict, workdir: str) -> dict:
+    """Returns the fields of a stage without the folder of its run, which tells no settings apart and may be moved."""
     content = fields.flat(fields.as_json(stage))
-    return {name: str(value).replace(workdir, "") for name, value in content.items() if name != "workdir"}
+    content |= {name: content[name].replace(workdir, "") for name in ("init_from", "mae_from")}
+    return {name: value for name, value in content.items() if name != "workdir"}
+
+
+def _require_unchanged(path: epath.Path, name: str, config: Mapping[str, Mapping]) -> None:
+    """Checks that a run which an earlier start began has the same config now.
+
+    Raises:
+      InputError: It does not.
+    """
+    if not path.exists():
+        return
+    before = files.read_json(path, _STARTED, "train the sweep into a new folder")
+    told = [] if {*before} == {*config} else [f"stages {', '.join(before)} there, {', '.join(config)} now"]
+    for part in config if not told else ():
+        told += fields.differences(before[part], config[part])
+    if told:
+        raise InputError(
+            f"run {name} was begun with another config ({'; '.join(told)}): use that config, or choose another --out"
+        )

@@ -144,16 +144,19 @@ def test_settings_of_other_data_are_refused(drawn, folded, tmp_path):
         grid.runs_of(grid.Sweep("represent", settings=settings, fields={"init_from": ["scratch"]}), tmp_path)
 
 
-def test_a_run_that_is_there_with_another_config_is_refused(drawn, tmp_path):
-    from etils import epath
+def test_a_run_that_was_begun_with_another_config_is_refused(drawn, tmp_path):
+    from lae_jax.runtime import files
 
-    from lae_jax.runs import fields
-    from lae_jax.train import config_flag
-
-    settings = {"a": {"epochs": "2"}}
-    (run,) = grid.runs_of(sweep(drawn, settings=settings), tmp_path)
-    workdir = tmp_path / run.folder
-    fields.claim_folder(epath.Path(workdir), config_flag.read([*run.words, f"--config.workdir={workdir}"]))
-    assert grid.runs_of(sweep(drawn, settings=settings), tmp_path) == [run]
-    with pytest.raises(InputError, match=r"epochs: 2.0 there, 3.0 now.*choose another --out"):
-        grid.runs_of(sweep(drawn, settings={"a": {"epochs": "3"}}), tmp_path)
+    wanted = grid.Sweep("small:tuned", fields={"faces": [str(drawn)], "stages.classify.epochs": ["2"]})
+    (run,) = grid.runs_of(wanted, tmp_path / "a")
+    (tmp_path / "a" / "claims" / run.name).mkdir(parents=True)
+    files.write_json(tmp_path / "a" / "claims" / run.name / "config.json", run.config)
+    assert grid.runs_of(wanted, tmp_path / "a") == [run]
+    (tmp_path / "a").rename(tmp_path / "b")  # a folder that was moved has the same runs
+    assert grid.runs_of(wanted, tmp_path / "b") == [run]
+    changed = {**wanted.fields, "stages.classify.epochs": ["3"], "stages.classify.save_steps": ["7"]}
+    with pytest.raises(InputError, match=r"begun with another config .epochs: 2.0 there, 3.0 now.: .*another --out"):
+        grid.runs_of(grid.Sweep("small:tuned", fields=changed), tmp_path / "b")
+    with pytest.raises(InputError, match="stages classify, represent there, represent now"):
+        order = {**wanted.fields, "order": ["('represent',)"]}
+        grid.runs_of(grid.Sweep("small:tuned", fields=order), tmp_path / "b")
