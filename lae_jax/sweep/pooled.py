@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lae_jax import metrics
 from lae_jax.report import bootstrap, loading, scores
 from lae_jax.report.loading import Evaluation
 from lae_jax.report.scores import Scored
@@ -76,6 +77,7 @@ class Pooled:
       differences: Of each pair of settings, in the error and in sigma.
       images: Number of different images.
       unit: What is drawn: 'people', 'images' or 'folds'.
+      missing: Age groups without an image, which sigma and AAR need.
       incomplete: Names of runs that do not count, because a run of another fold of their seed is missing.
     """
 
@@ -84,6 +86,7 @@ class Pooled:
     differences: Sequence[Difference]
     images: int
     unit: str
+    missing: Sequence[str]
     incomplete: Sequence[str]
 
 
@@ -131,6 +134,11 @@ def pool(found: Mapping[Run, Evaluation], same_images: bool) -> Pooled:
         _differences(settings, [score for score in shown if score.name in _COMPARED]),
         len(pooled.ages),
         "folds" if draws_folds else pooled.unit,
+        [
+            group
+            for group, count in zip(metrics.ALL_GROUPS, scores.group_count(pooled.ages), strict=True)
+            if group in metrics.GROUPS and not count
+        ],
         incomplete,
     )
 

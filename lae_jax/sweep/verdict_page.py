@@ -1,5 +1,7 @@
 """The page and the tables of a sweep, with the sentences which setting is surely better than which."""
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from lae_jax.report import bootstrap, comparison_page, scores, wording
@@ -47,7 +49,7 @@ def made(
     if differences.rows:
         text = (
             "Each pair of settings, training by training and image by image (paired). The intervals are of one"
-            f" comparison alone; the p-values are corrected for all {len(differences.rows)} comparisons (Holm)."
+            f" comparison alone; the p-values are corrected for all comparisons, {_count(pooled)} (Holm)."
         )
         told["differences"] = Section("Differences", texts=[text], tables=[differences])
     told["runs"] = Section("Runs", tables=[runs])
@@ -63,33 +65,37 @@ def made(
     if pooled.incomplete:
         names = ", ".join(pooled.incomplete)
         warnings.append(f"these runs do not count, because another fold of their seed is missing: {names}")
-    warnings += comparison_page.warnings_of([run.name for run in found], list(found.values()))
+    # A fold may lack an age group that all folds together have.
+    whole = [dataclasses.replace(one, report=one.report | {"missing_groups": pooled.missing}) for one in found.values()]
+    warnings += comparison_page.warnings_of([run.name for run in found], whole)
     title = f"{len(pooled.settings)} setting{'s' * (len(pooled.settings) != 1)} on {first.report['data']}"
     return Page(title, sentences(pooled), sections, warnings), tables
 
 
 def sentences(pooled: Pooled) -> list[str]:
     """Returns which setting is surely better than which, by each score that is compared."""
-    lines = []
+    lines, how = [], f"after Holm's correction for {_count(pooled)}"
     for score in dict.fromkeys(one.score for one in pooled.differences):
+        values = {one.name: one.estimate(score) for one in pooled.settings}
+        order = sorted((name for name in values if values[name].is_known), key=lambda name: values[name].value)
+        if not order:
+            continue
         of_score = [one for one in pooled.differences if one.score == score]
-        value = {one.name: one.estimate(score).value for one in pooled.settings}
-        order = sorted(value, key=value.get)
         better: dict[str, list[str]] = {}
         for one in of_score:
             if one.verdict in ("better", "worse"):
                 winner, loser = (one.setting, one.other) if one.verdict == "better" else (one.other, one.setting)
                 better.setdefault(winner, []).append(loser)
-        count = len(pooled.differences)
-        how = f"after Holm's correction for {count} comparison{'s' * (count != 1)}"
-        begin = f"{comparison_page.title_of(score)}: lowest for {order[0]}"
-        if not better:
-            lines.append(f"{begin}, but no setting is surely better than another {how}.")
-            continue
-        lines.append(f"{begin}. Surely better {how}:")
+        begin = f"{comparison_page.title_of(score)} is lowest for {order[0]} ({values[order[0]].text})"
+        if not any(math.isfinite(one.p) for one in of_score):
+            lines.append(f"{begin}; too few {pooled.unit} to say whether that is sure.")
+        elif not better:
+            lines.append(f"{begin}; no setting is surely better than another {how}.")
+        else:
+            lines.append(f"{begin}; what is surely better than what, {how}:")
         winners = [name for name in order if name in better]
         for name in winners[:_MOST_SENTENCES]:
-            losers = sorted(better[name], key=value.get)
+            losers = sorted(better[name], key=order.index)
             lines.append(f"{name} is surely better than {', '.join(losers)} in {comparison_page.title_of(score)}.")
         if len(winners) > _MOST_SENTENCES:
             lines.append(f"The table of differences has the other {len(winners) - _MOST_SENTENCES} settings.")
@@ -101,6 +107,11 @@ def sentences(pooled: Pooled) -> list[str]:
             if score.name in ("distance", "mae")
         ]
     return lines
+
+
+def _count(pooled: Pooled) -> str:
+    count = sum(math.isfinite(one.p) for one in pooled.differences)
+    return f"{count} comparison{'s' * (count != 1)}"
 
 
 def _p(p: float) -> str:

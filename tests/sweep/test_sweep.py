@@ -132,6 +132,17 @@ def test_the_folds_of_one_seed_are_drawn_in_place_of_images(tmp_path):
     assert result.unit == "folds" and (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.1)
 
 
+def test_with_few_folds_and_without_an_age_group_nothing_is_sure(tmp_path):
+    rng = np.random.default_rng(2)
+    found = dict(each for name in "ab" for each in folds_of(tmp_path, name, 0, [0.0, 1.0], rng, count=2))
+    result = pooled.pool(found, False)
+    assert result.missing == ["41-50", "51-60", "61-70", "71-81"]  # 40 images a fold, of ages 1 to 40
+    (line,) = verdict_page.sentences(result)  # sigma is undefined
+    assert line.startswith("MAE is lowest for ") and line.endswith("; too few folds to say whether that is sure.")
+    page, _ = verdict_page.made(found, result, {}, [])
+    assert sum("sigma and AAR are undefined: no image of age 41-50, 51-60" in one for one in page.warnings) == 1
+
+
 def test_on_a_test_split_each_model_of_a_fold_is_a_training(tmp_path):
     rng = np.random.default_rng(2)
     found = dict(made_run(tmp_path, "a", 0, rng.normal(0, 3, COUNT), fold, split="test") for fold in range(3))
