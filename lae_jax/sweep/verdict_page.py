@@ -12,6 +12,7 @@ from lae_jax.sweep.claims import Run
 from lae_jax.sweep.pooled import Pooled
 
 _OF_RUN = ("n", "mae", "sigma", "aar_2021", "aar_2022", "mmae", "distance", "distance_sigma", "in_range")
+_MOST_NAMES = 5  # in a warning
 _MOST_SENTENCES = 10  # for each score; the table of differences has all pairs
 
 
@@ -65,8 +66,16 @@ def made(
     if pooled.incomplete:
         names = ", ".join(pooled.incomplete)
         warnings.append(f"these runs do not count, because another fold of their seed is missing: {names}")
+    # Each run's own page compares it with a constant, in words.
+    plain = {run: one.report | {"constant": None} for run, one in found.items()}
+    poor = [run.name for run, one in found.items() if wording.doubts(one.report) != wording.doubts(plain[run])]
+    if poor:
+        named = f"{', '.join(poor[:_MOST_NAMES])}{', ...' * (len(poor) > _MOST_NAMES)}"
+        warnings.append(f"not better than one age for everyone: {len(poor)} of {len(found)} runs ({named})")
     # A fold may lack an age group that all folds together have.
-    whole = [dataclasses.replace(one, report=one.report | {"missing_groups": pooled.missing}) for one in found.values()]
+    whole = [
+        dataclasses.replace(one, report=plain[run] | {"missing_groups": pooled.missing}) for run, one in found.items()
+    ]
     warnings += comparison_page.warnings_of([run.name for run in found], whole)
     title = f"{len(pooled.settings)} setting{'s' * (len(pooled.settings) != 1)} on {first.report['data']}"
     return Page(title, sentences(pooled), sections, warnings), tables

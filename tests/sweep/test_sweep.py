@@ -139,7 +139,11 @@ def test_with_few_folds_and_without_an_age_group_nothing_is_sure(tmp_path):
     assert result.missing == ["41-50", "51-60", "61-70", "71-81"]  # 40 images a fold, of ages 1 to 40
     (line,) = verdict_page.sentences(result)  # sigma is undefined
     assert line.startswith("MAE is lowest for ") and line.endswith("; too few folds to say whether that is sure.")
+    for one in found.values():
+        one.report["constant"] = {"age": 20.0, "mae": 3.0, "difference": [1.0, 2.0]}
     page, _ = verdict_page.made(found, result, {}, [])
+    (poor,) = [one for one in page.warnings if "not better than one age" in one]
+    assert poor.endswith("for everyone: 4 of 4 runs (a-0-0, a-1-0, b-0-0, b-1-0)")
     assert sum("sigma and AAR are undefined: no image of age 41-50, 51-60" in one for one in page.warnings) == 1
 
 
