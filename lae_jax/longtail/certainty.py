@@ -5,10 +5,7 @@ all trials and trainings, which pairs them. A backbone is drawn with all its see
 in that of the backbones (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). With one
 backbone the seeds are drawn in its place.
 
-The standard deviation of the replicates is the standard error. A handful of backbones makes it uncertain itself.
-Therefore the interval is Student's t, with degrees of freedom of the sum of both variances (Satterthwaite, "An
-Approximate Distribution of Estimates of Variance Components", 1946). The p-values are corrected after Holm ("A Simple
-Sequentially Rejective Multiple Test Procedure", 1979), which holds whatever the dependence.
+`bootstrap.joint` has the interval, and `bootstrap.holm` corrects the p-values for their number.
 """
 
 import math
@@ -16,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lae_jax import metrics
 from lae_jax.longtail.outcomes import Labels, Trial
@@ -25,7 +21,6 @@ from lae_jax.report import bootstrap
 SCORES = ("mae", "sigma")
 SURE = 1 - bootstrap.LEVEL  # a difference is sure if its corrected p-value is below this
 _GROUPS = len(metrics.GROUPS)
-_MOST_UNDEFINED = 0.05  # of the replicates: a group with a handful of images may have none in some
 
 
 class Difference(NamedTuple):
@@ -61,20 +56,10 @@ def differences(trials: Sequence[Trial], reference: Trial, split: str) -> dict[T
     of_reference = _replicates(reference, split)
     found = {one: _compared(one, reference, split, of_reference) for one in dict.fromkeys(trials)}
     places = [(one, score) for one, of in found.items() for score in of]
-    corrected = holm(np.array([found[one][score].p for one, score in places]))
+    corrected = bootstrap.holm(np.array([found[one][score].p for one, score in places]))
     for (one, score), value in zip(places, corrected, strict=True):
         found[one][score] = found[one][score]._replace(corrected=float(value))
     return found
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Returns p-values (M,) after Holm's correction; undefined ones (NaN) do not count and stay undefined."""
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    result = np.full(len(p), np.nan)
-    factors = len(known) - np.arange(len(known))
-    result[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1.0)
-    return result
 
 
 def _compared(one: Trial, reference: Trial, split: str, of_reference: dict) -> dict[str, Difference]:
@@ -92,19 +77,7 @@ def _difference(sample: np.ndarray, drawn: np.ndarray, units: int) -> Difference
     """Returns a difference from those of each training, (R, S), and their image replicates, (B, R, S)."""
     inner = 1 if len(sample) > 1 else 0  # the trainings are the backbones, or the seeds of the only one
     of_training, drawn = sample.mean(axis=inner), drawn.mean(axis=1 + inner)
-    count, mean = len(of_training), float(sample.mean())
-    defined = np.isfinite(drawn).all(axis=1)
-    if units <= bootstrap.TOO_FEW or not math.isfinite(mean) or defined.mean() < 1 - _MOST_UNDEFINED:
-        return _UNKNOWN._replace(mean=mean)
-    weights = bootstrap.weights(count, number=len(drawn))
-    error = float((weights * drawn)[defined].sum(axis=1).std(ddof=1))
-    if not error > 1e-6:  # years; below, it is the rounding of the replicates
-        return Difference(mean, mean, mean, float(abs(mean) < 1e-6))
-    of_trainings = of_training.var(ddof=1) / count if count > 1 else 0.0
-    of_images = drawn[defined].mean(axis=1).var(ddof=1)
-    freedom = (of_trainings + of_images) ** 2 / (of_trainings**2 / max(count - 1, 1) + of_images**2 / (units - 1))
-    half = float(stats.t.ppf((1 + bootstrap.LEVEL) / 2, freedom) * error)
-    return Difference(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)))
+    return Difference(*bootstrap.joint(of_training, drawn[:0] if units <= bootstrap.TOO_FEW else drawn, units))
 
 
 def _units(labels: Labels) -> int:

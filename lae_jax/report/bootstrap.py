@@ -2,10 +2,15 @@
 
 A score is a function of sums over images. A replicate is therefore a weight for each unit, and one matrix product gives
 the sums of all replicates. Two lists of predictions for the same images share the weights, which pairs them.
+
+`joint` also draws trainings.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 REPLICATES = 1000
 LEVEL = 0.95
@@ -78,6 +83,61 @@ def weights(count: int, seed: int = 0, number: int = REPLICATES) -> np.ndarray:
         return np.ones((number, 1))
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), number) / count
     return 1 / count + np.sqrt(count / (count - 1)) * (drawn - 1 / count)
+
+
+class Joint(NamedTuple):
+    """A mean over trainings, or of paired differences, with its interval over trainings and units; NaN: undefined."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan  # of the hypothesis that the mean is 0
+
+
+def joint(sample: np.ndarray, drawn: np.ndarray, count: int) -> Joint:
+    """Returns the interval of a score over trainings and units (people or images) together.
+
+    A replicate draws units, the same for all trainings, and trainings. Their standard deviation is the standard error.
+    A handful of trainings makes it uncertain itself, so the interval is Student's t, with the degrees of freedom of
+    the sum of both variances (Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946).
+
+    Args:
+      sample: (T,) the score of each training, or its difference.
+      drawn: (B, T) the same in the replicates of the units; B = 0 if there are too few units.
+      count: Number of units.
+    """
+    trainings, mean = len(sample), float(np.mean(sample))
+    defined = np.isfinite(drawn).all(axis=1)
+    if not len(drawn) or not math.isfinite(mean) or defined.mean() < 1 - _MOST_UNDEFINED:
+        return Joint(mean)
+    # Few units (folds) need the same stretch as few trainings.
+    drawn = sample + math.sqrt(count / (count - 1)) * (drawn - sample)
+    error = float((weights(trainings, number=len(drawn)) * drawn)[defined].sum(axis=1).std(ddof=1))
+    if not error > 1e-6:  # below, it is the rounding of the replicates
+        return Joint(mean, mean, mean, float(abs(mean) < 1e-6))
+    of_trainings = sample.var(ddof=1) / trainings if trainings > 1 else 0.0
+    of_units = drawn[defined].mean(axis=1).var(ddof=1)
+    freedom = (of_trainings + of_units) ** 2 / (of_trainings**2 / max(trainings - 1, 1) + of_units**2 / (count - 1))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return Joint(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Corrects p-values for their number, whatever their dependence.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+
+    Args:
+      p: (M,) p-values, NaN where undefined.
+
+    Returns:
+      (M,) corrected p-values; undefined ones do not count and stay undefined.
+    """
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    result = np.full(len(p), np.nan)
+    result[order] = np.minimum(np.maximum.accumulate((len(known) - np.arange(len(known))) * p[order]), 1.0)
+    return result
 
 
 def interval(estimate: float, values: np.ndarray) -> tuple[float, float]:

@@ -37,7 +37,7 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
     labels, scored = names(evaluations), [scores.score(one.sample) for one in evaluations]
     main = scores.main_scores(evaluations[0].sample)
     table = Table(
-        ("run", *(_title(score) for score in main)),
+        ("run", *(title_of(score) for score in main)),
         [(label, *(one.estimate(score) for score in main)) for label, one in zip(labels, scored, strict=True)],
     )
     differences = _differences(labels, scored)
@@ -76,11 +76,11 @@ def of_runs(evaluations: Sequence[Evaluation]) -> tuple[Page, Table, Table]:
         Section("Provenance", facts=provenance),
     ]
     title = f"{len(evaluations)} run{'s' * (len(evaluations) != 1)} on {report['split']} of {report['data']}"
-    return Page(title, verdict, sections, _warnings(labels, evaluations)), table, differences
+    return Page(title, verdict, sections, warnings_of(labels, evaluations)), table, differences
 
 
-def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
-    """Each warning once; a warning that only some runs have starts with their names."""
+def warnings_of(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Returns each warning of evaluations once; a warning that only some of them have starts with their labels."""
     of: dict[str, list[str]] = {}
     for label, one in zip(labels, evaluations, strict=True):
         for line in wording.warnings(one.report):
@@ -88,7 +88,8 @@ def _warnings(labels: Sequence[str], evaluations: Sequence[Evaluation]) -> list[
     return [line if len(named) == len(labels) else f"{', '.join(named)}: {line}" for line, named in of.items()]
 
 
-def _title(score: scores.Score) -> str:
+def title_of(score: scores.Score) -> str:
+    """Returns the heading of a score's column in a table of settings or runs."""
     return f"MAE {score.title}" if score.name in _OF_GROUP else score.title
 
 
@@ -97,7 +98,7 @@ def _differences(labels: Sequence[str], scored: Sequence[Scored]) -> Table:
     for label, one in zip(labels[1:], scored[1:], strict=True):
         found = [(score, one.difference(scored[0], score)) for score in _ALL]
         rows += [
-            (label, labels[0], _title(score), cell, scores.verdict(cell, score))
+            (label, labels[0], title_of(score), cell, scores.verdict(cell, score))
             for score, cell in found
             if cell.is_known
         ]
@@ -251,7 +252,7 @@ def cut(table: Table) -> list[Table]:
         table,
         [
             *metrics.ALL_GROUPS,
-            *(_title(score) for score in _ALL if score.name in _OF_GROUP or score.title.startswith("distance ")),
+            *(title_of(score) for score in _ALL if score.name in _OF_GROUP or score.title.startswith("distance ")),
         ],
     )
 

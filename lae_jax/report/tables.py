@@ -21,6 +21,7 @@ class Estimate:
       digits: Digits after the point.
       percent: Whether the number is a share that is shown in per cent.
       signed: Whether a plus sign is shown.
+      spread: Standard deviation over trainings, NaN if undefined.
     """
 
     value: float
@@ -29,6 +30,7 @@ class Estimate:
     digits: int = 2
     percent: bool = False
     signed: bool = False
+    spread: float = math.nan
 
     def _text(self, number: float) -> str:
         if not math.isfinite(number):
@@ -44,8 +46,10 @@ class Estimate:
 
     @property
     def text(self) -> str:
-        """The value without its interval."""
-        return self._text(self.value)
+        """The value without its interval, and ± the spread."""
+        if not math.isfinite(self.spread):
+            return self._text(self.value)
+        return f"{self._text(self.value)} ± {dataclasses.replace(self, signed=False)._text(self.spread)}"
 
     @property
     def interval(self) -> str:
@@ -157,17 +161,24 @@ def _rounded(cell):
 
 
 def csv_of(table: Table) -> str:
-    """Returns a table as CSV; an estimate takes three columns, value, low and high, and per cent become fractions."""
-    estimated = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.header))]
+    """Returns a table as CSV, in which per cent become fractions.
+
+    An estimate takes three columns, value, low and high, and a fourth if any of its column has a spread.
+    """
+    parts = []
+    for i in range(len(table.header)):
+        found = [row[i] for row in table.rows if isinstance(row[i], Estimate)]
+        has_spread = any(math.isfinite(cell.spread) for cell in found)
+        parts.append(("low", "high", *("spread",) * has_spread) if found else ())
     header, rows = [], []
-    for name, three in zip(table.header, estimated, strict=True):
-        header += [name, f"{name} low", f"{name} high"] if three else [name]
+    for name, further in zip(table.header, parts, strict=True):
+        header += [name, *(f"{name} {part}" for part in further)]
     for row in table.rows:
         cells = []
-        for cell, three in zip(row, estimated, strict=True):
+        for cell, further in zip(row, parts, strict=True):
             if isinstance(cell, Estimate):
-                cells += [cell.value, cell.low, cell.high]
+                cells += [cell.value, *(getattr(cell, part) for part in further)]
             else:
-                cells += [cell, "", ""] if three else [cell]
+                cells += [cell, *[""] * len(further)]
         rows.append(cells)
     return csv_text(header, rows)

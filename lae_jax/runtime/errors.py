@@ -72,6 +72,12 @@ class NothingPredicted(Ended):
     status = 1
 
 
+class RunsFailed(Ended):
+    """Runs of a sweep failed, for several reasons; the message states them. The other runs are complete."""
+
+    status = 1
+
+
 class ExportDiffers(Ended):
     """The outputs of an export differ from those of the model; the export was deleted."""
 

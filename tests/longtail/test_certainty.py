@@ -86,12 +86,6 @@ def test_sigma_has_an_interval_and_a_group_without_images_none():
     assert 0 < found.low < found.mean < found.high and found.is_sure
 
 
-def test_holm_is_the_step_down_of_his_paper():
-    p = np.array([0.01, np.nan, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(certainty.holm(p), [0.03, np.nan, 0.06, 0.06, 0.02])
-    assert certainty.holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0]
-
-
 def test_trials_of_other_seeds_are_not_compared():
     one, reference = trial("crt", [np.full((1, len(AGES)), 4.0)]), trial("lae", [np.full((2, len(AGES)), 5.0)])
     found = certainty.differences([one], reference, "validation")[one]["mae"]
