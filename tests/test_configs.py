@@ -20,7 +20,7 @@ from lae_jax.runs import build as runs
 from lae_jax.runs import fields, inputs
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import steps
+from lae_jax.train import config_flag, steps
 
 NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
 NAMES += [f"table2:{row}" for row in table2.ROWS] + [f"small:{name}" for name in small.VARIANTS]
@@ -164,7 +164,7 @@ def test_help_lists_the_flags(monkeypatch, capsys):
 
 
 def test_a_shipped_config_is_found_by_its_name():
-    found = main.find_shipped_config(["main", "--config", "represent", "--config=table2.py:baseline"])
+    found = config_flag.find_shipped_config(["main", "--config", "represent", "--config=table2.py:baseline"])
     assert found[2].endswith("configs/represent.py") and found[3].endswith("configs/table2.py:baseline")
     with pytest.raises(InputError, match="unknown config of the package"):
-        main.find_shipped_config(["main", "--config=nothing"])
+        config_flag.find_shipped_config(["main", "--config=nothing"])

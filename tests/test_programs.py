@@ -70,7 +70,7 @@ def test_hyphens_and_underscores_are_the_same():
     words = ["--reader", "csv", "--source", "train=my_faces.csv", "--out", "my_data"]
     args = preparing.parse_args([*words, "--beam_option", "num_workers=2", "--beam-option=a_b=c_d"])
     assert args["beam_options"] == ["num_workers=2", "a_b=c_d"] and args["source"] == ["train=my_faces.csv"]
-    code = "import sys; from lae_jax import main; print(main.with_underscores(sys.argv))"
+    code = "import sys; from lae_jax.train import config_flag; print(config_flag.with_underscores(sys.argv))"
     told = run("-c", code, "--allow-leak", "--config.optim.base-learning-rate=1e-3", "--config", "a-b.py").stdout
     assert told.strip() == "['-c', '--allow_leak', '--config.optim.base_learning_rate=1e-3', '--config', 'a-b.py']"
 

@@ -15,7 +15,7 @@ from lae_jax.report import model_card, wording
 from lae_jax.runs import fields, leaks
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import loop
+from lae_jax.train import config_flag, loop
 from lae_jax.train.plan import make_plan
 
 
@@ -231,10 +231,10 @@ def test_both_spellings_of_the_flag_reach_every_stage(spelling, monkeypatch):
         monkeypatch.setattr(main, "check_paths", lambda config: None)
         monkeypatch.setattr(main, "set_up_devices", lambda: None)
         monkeypatch.setattr(main, "run", lambda c, signals, profile, got=got: got.append(c))
-        monkeypatch.setattr(main, "CONFIG", type("Flag", (), {"value": config}))
+        monkeypatch.setattr(config_flag, "CONFIG", type("Flag", (), {"value": config}))
         main.flags.FLAGS.unparse_flags()
         try:
-            main.flags.FLAGS(main.with_underscores(["main", spelling]))
+            main.flags.FLAGS(config_flag.with_underscores(["main", spelling]))
             main.main(["main"], None)
         finally:
             main.flags.FLAGS["allow_leak"].unparse()

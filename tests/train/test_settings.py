@@ -21,7 +21,7 @@ from lae_jax import main, metrics, prepare, stages
 from lae_jax.data import records
 from lae_jax.runtime import checkpoints, parallel, start, watch
 from lae_jax.runtime.errors import InputError, Preempted
-from lae_jax.train import events, handover, hosts, loop
+from lae_jax.train import config_flag, events, handover, hosts, loop
 from lae_jax.train.plan import make_plan
 
 
@@ -245,7 +245,7 @@ print(parallel.is_deterministic())
     asked = []
     monkeypatch.setattr(start, "devices", lambda *given: asked.append(given))
     try:
-        main.flags.FLAGS(main.with_underscores(["main", "--deterministic", "--devices", "8"]))
+        main.flags.FLAGS(config_flag.with_underscores(["main", "--deterministic", "--devices", "8"]))
         main.set_up_devices()
     finally:
         main.flags.FLAGS.unparse_flags()
