@@ -24,8 +24,14 @@ from lae_jax.runtime.model_file import builtin
 NUM_AGES = 101
 
 
-def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.Model:
+def model(config: ConfigDict, stage: stages.Stage, num_outputs: int, convolutions: str = "auto") -> models.Model:
     """Returns the linen module of a config.
+
+    Args:
+      config: The config.
+      stage: The stage, whose head it has.
+      num_outputs: Number of ages or people; 0: the backbone alone.
+      convolutions: Their form, as in `models.create`.
 
     Raises:
       InputError: A field of config.model has a value that is not allowed.
@@ -45,6 +51,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             stochastic_depth=c.stochastic_depth,
             axis_name=parallel.AXIS if c.sync_batch_norm else None,
             remat=c.remat,
+            convolutions=convolutions,
             parts=config.accumulate,
             precision=c.precision,
         )

@@ -1,0 +1,170 @@
+"""Compiles the step of a config for a machine that need not be there: does it fit, and how fast can it be?
+
+    python -m lae_jax.compile --config configs/represent.py --topology v5e-8
+    python -m lae_jax.compile --config configs/represent.py --topology h100-16 --per-device 32 --vary bfloat16 remat
+    python -m lae_jax.compile --config configs/represent.py --topology v4-8 --find-batch
+    python -m lae_jax.compile --config configs/pretrain.py --topology v6e-256 --people 85742 --per-device 32
+    python -m lae_jax.compile --config configs/classify.py --topology cpu-8 --config.model.name=resnet18
+
+The machine's own compiler makes the very step that a run takes, forward, backward and update, and never runs it. `make
+setup-tpu` and `make setup-gpu` install the compilers, each into an environment of its own (.venv-tpu, .venv-gpu); cpu-N
+needs neither. Machines: v4-8, v5e-8, v5p-64, v6e-256, a100-8, h100-8, h200-16 and other sizes, as clouds name them.
+
+`peak` is what the compiler plans for a device. Libraries that a GPU uses may take more. `least` is the longest of three
+times: the operations at the published peak of the device, the bytes that the step reads and writes at the bandwidth of
+its memory, the exchanged bytes at that of its links. A real step takes longer. `of peak` is the share of the device's
+peak that the operations would have at that time.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+# Imports no JAX, which reads the environment when it is imported.
+from lae_jax import compile as room
+from lae_jax.compile import environment
+from lae_jax.runtime import console, files, flags, start
+from lae_jax.runtime.errors import InputError
+from lae_jax.train import config_flag
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from lae_jax.compile.forecast import Forecast
+
+logger = logging.getLogger("lae_jax")
+
+CHANGES = {
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "float32": {"model.dtype": "float32"},
+    "remat": {"model.remat": True},
+    "accumulate": {"accumulate": 4},
+}
+HEADER = (
+    "step", "images", "peak GiB", "parameters", "optimiser", "activations", "fits", "GFLOP", "GB moved", "exchanged MB",
+    "least ms", "bound by", "images/s", "of peak", "compiled in s",
+)  # fmt: skip
+
+
+def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Reads the flags of this program.
+
+    Returns:
+      The flags, and the words that are --config or fields of the config.
+
+    Raises:
+      InputError: A flag cannot be used.
+    """
+    parser = flags.Parser("compile", __doc__)
+    add = parser.add_argument
+    add("--topology", required=True, metavar="NAME", help="machine to compile for, such as v5e-8 or h100-16")
+    add("--per-device", type=int, metavar="N", help="images of a device (default: the config's batch, divided)")
+    add("--form", default="auto", metavar="FORM", help="auto, pmap or shard_map: how JAX maps the step over the devices"
+        " (default: as a run on that machine does)")  # fmt: skip
+    add("--people", type=int, metavar="N", help="people to classify, for stage 1")
+    add("--forward", action="store_true", help="compile the forward step of an evaluation instead, on one device")
+    add("--find-batch", action="store_true", help="also look for the largest batch of a device that fits")
+    add("--vary", nargs="+", default=[], choices=CHANGES, metavar="CHANGE",
+        help=f"compile the step with these changes as well: {', '.join(CHANGES)} (in 4 parts)")  # fmt: skip
+    add("--out", metavar="FILE", help="write the numbers, .json")
+    own = [word for word in argv if not _is_config(word)]
+    args = parser.parse_args(own)
+    return args, [word for word in argv if _is_config(word)]
+
+
+def _is_config(word: str) -> bool:
+    return word.startswith(("--config=", "--config.", "-config="))
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Returns a command line in which `--config FILE` is one word."""
+    joined, rest = [], iter(argv)
+    for word in rest:
+        joined.append(f"{word}={next(rest, '')}" if word in ("--config", "-config") else word)
+    return joined
+
+
+def stages_of(config: "ConfigDict") -> dict[str, "ConfigDict"]:
+    """Returns the stages of a config by name."""
+    if "stages" in config:
+        return {name: config.stages[name] for name in config.order}
+    return {config.stage: config}
+
+
+def row(name: str, one: "Forecast") -> list[str]:
+    """Returns the row of a table."""
+
+    def scaled(value: float | None, factor: float, form: str = ".3g") -> str:
+        return "–" if value is None else format(value * factor, form)
+
+    gib = 1 / 2**30
+    fits = "yes" if one.fits else "no"
+    if one.memory is not None and one.peak_bytes is not None:
+        fits += f", {abs(one.memory - one.peak_bytes) * gib:.3g} GiB {'left' if one.fits else 'missing'}"
+    exchanged = ", ".join(f"{each.bytes / 1e6:.3g} in {each.count} {each.kind}" for each in one.exchanges) or "–"
+    return [
+        name,
+        str(one.per_device),
+        scaled(one.peak_bytes, gib),
+        scaled(one.parts["parameters"], gib),
+        scaled(one.parts.get("optimiser"), gib),
+        scaled(one.activations, gib),
+        fits if one.memory is not None or not one.fits else "–",
+        scaled(one.flops, 1e-9, ".4g"),
+        scaled(one.traffic, 1e-9),
+        exchanged,
+        scaled(one.seconds, 1e3),
+        one.bound or "–",
+        scaled(one.images_per_second, 1, ".4g"),
+        scaled(one.utilisation, 1, ".0%"),
+        f"{one.compile_seconds:.0f}",
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compiles what the flags ask for, and prints a table.
+
+    Raises:
+      InputError: A flag, the config or the machine cannot be used.
+    """
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    args, of_config = parse_args(words)
+    if args.per_device is not None and args.per_device < 1:
+        raise InputError(f"--per-device is {args.per_device}: it must be at least 1")
+    if args.out and not args.out.endswith(".json"):
+        raise InputError(f"--out {args.out}: the name must end in .json")
+    sys.argv = [sys.argv[0], *of_config]
+    config_flag.parse()
+    config = config_flag.CONFIG.value
+    if config is None:
+        raise InputError("name a config: python -m lae_jax.compile --config configs/represent.py --topology v5e-8")
+    from lae_jax.compile import topologies
+
+    topologies.target(args.topology)  # a wrong name ends the program before anything is loaded
+    rows, written = [], {}
+    for name, stage in stages_of(config).items():
+        wish = room.Wish(args.topology, args.per_device, args.form, args.people, args.forward, args.find_batch)
+
+        def tell(what: str, one: "Forecast", name=name) -> None:
+            logger.info("%s, %s: %s", name, what, _told(one))
+
+        found = room.forecasts(stage, wish, {one: CHANGES[one] for one in args.vary}, tell)
+        rows += [row(f"{name}, {what}", one) for what, one in found.items()]
+        written[name] = {what: dataclasses.asdict(one) for what, one in found.items()}
+    console.write(*console.table(HEADER, rows).splitlines())
+    if args.out:
+        files.write_json(args.out, {"topology": args.topology, "stages": written})
+
+
+def _told(one: "Forecast") -> str:
+    if one.peak_bytes is None:
+        return f"too large for a device, compiled in {one.compile_seconds:.0f} s"
+    fits = "fits" if one.fits else "does not fit"
+    return f"{one.peak_bytes / 2**30:.3g} GiB a device, {fits}, compiled in {one.compile_seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    environment.prepare()
+    start.program(main, interrupt_at_once=True)

@@ -1,0 +1,202 @@
+"""What a step needs on a machine: memory, operations, bytes, exchanges, and the least time that these take."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+
+import jax
+
+from lae_jax.compile import hlo, lowering, topologies
+from lae_jax.runtime.errors import InputError
+
+_TOO_LARGE = re.compile(r"([\d.]+)([KMGT])\)? (?:exceeds|of) (?:the )?(?:available )?[a-zA-Z]* ?\(?([\d.]+)([KMGT])")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A compiled step on one device of a machine. Bytes and operations are of one step and device.
+
+    Attributes:
+      per_device: Images of a device.
+      peak_bytes: Most memory in use at once. None: the compiler refuses the step as too large and does not say by how
+        much.
+      parts: Bytes of the parameters, the optimiser's state, the statistics and the batch; they are in `peak_bytes`.
+      memory: Bytes of the device; None: not published.
+      flops: Operations that the step asks for, before the compiler changes it.
+      compiled_flops: Operations of the compiled step; None: the compiler does not count them.
+      traffic: Bytes that it reads and writes; of a GPU and a CPU about (`hlo.traffic`).
+      exchanges: Collectives by kind.
+      seconds: Least time of a step: the longest of `flops` at the device's peak, `traffic` at the bandwidth of its
+        memory, and the exchanged bytes at that of its links. None: nothing is published of the device.
+      bound: What takes that time: 'compute', 'memory' or 'exchange'.
+      utilisation: Share of the device's peak at that time.
+      compile_seconds: What lowering and compiling took.
+    """
+
+    per_device: int
+    peak_bytes: int | None
+    parts: dict[str, int]
+    memory: float | None
+    flops: float | None
+    compiled_flops: float | None
+    traffic: float | None
+    exchanges: tuple[hlo.Exchange, ...]
+    seconds: float | None
+    bound: str | None
+    utilisation: float | None
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step has room on a device; true where its memory is not published."""
+        return self.peak_bytes is not None and (self.memory is None or self.peak_bytes <= self.memory)
+
+    @property
+    def activations(self) -> int | None:
+        """Bytes of the peak that are none of `parts`: activations, gradients and workspace."""
+        return None if self.peak_bytes is None else max(0, self.peak_bytes - sum(self.parts.values()))
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of one device, at the least time of a step."""
+        return self.seconds and self.per_device / self.seconds
+
+
+def compile_step(
+    step: lowering.Lowering, target: topologies.Target, devices: tuple, per_device: int, form: str = "auto"
+) -> Forecast:
+    """Lowers and compiles a step for a machine.
+
+    Args:
+      step: The step.
+      target: The machine.
+      devices: Its devices, `target.load()`.
+      per_device: Images of a device.
+      form: How JAX maps the step over the devices; 'auto': as a run on that machine does.
+    """
+    if form == "auto":
+        form = "pmap" if target.hosts == 1 else "shard_map"
+    flops = step.flops(per_device)
+    begun = time.perf_counter()
+    parts, memory = step.bytes_by_part(per_device), target.chip and target.chip.memory
+    try:
+        program = step.lower(devices, per_device, form).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed, available = _too_large(str(error))
+        taken = time.perf_counter() - begun
+        return Forecast(per_device, needed, parts, available or memory, flops, None, None, (), None, None, None, taken)
+    taken = time.perf_counter() - begun
+    text, cost = program.as_text(), program.cost_analysis() or {}
+    exchanges = tuple(hlo.exchanges(text))
+    traffic = cost.get("bytes accessed") or hlo.traffic(text)
+    seconds, bound = _least_time(step, target, flops, traffic, exchanges)
+    return Forecast(
+        per_device=per_device,
+        peak_bytes=_peak(program.memory_analysis()),
+        parts=parts,
+        memory=memory,
+        flops=flops,
+        compiled_flops=cost.get("flops"),
+        traffic=traffic,
+        exchanges=exchanges,
+        seconds=seconds,
+        bound=bound,
+        utilisation=flops / seconds / _peak_flops(step, target) if seconds and flops else None,
+        compile_seconds=taken,
+    )
+
+
+def _peak(memory) -> int:
+    """The compilers name the peak; one that does not plans what it names as arguments, results and temporary memory."""
+    named = getattr(memory, "peak_memory_in_bytes", 0)
+    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return max(named, 0) or planned - memory.alias_size_in_bytes
+
+
+def _too_large(message: str) -> tuple[int | None, float | None]:
+    """Returns the bytes that a refused step needs, and those that there are, as far as the compiler says them."""
+    found = _TOO_LARGE.search(message)
+    if not found:
+        return None, None
+    needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+    return int(needed), available
+
+
+def _peak_flops(step: lowering.Lowering, target: topologies.Target) -> float:
+    return target.chip.bfloat16 if step.config.model.dtype == "bfloat16" else target.chip.float32
+
+
+def _least_time(
+    step: lowering.Lowering,
+    target: topologies.Target,
+    flops: float | None,
+    traffic: float,
+    exchanges: tuple[hlo.Exchange, ...],
+) -> tuple[float | None, str | None]:
+    if target.chip is None:
+        return None, None
+    # A ring passes a sum on twice, and what is gathered or scattered once.
+    sent = sum(one.bytes * (2 if one.kind == "all-reduce" else 1) for one in exchanges)
+    share = (target.devices - 1) / target.devices
+    times = {
+        "compute": (flops or 0.0) / _peak_flops(step, target),
+        "memory": traffic / target.chip.bandwidth,
+        "exchange": share * sent / target.link,
+    }
+    bound = max(times, key=times.get)
+    return times[bound], bound
+
+
+def largest_batch(
+    compiled: Callable[[int], Forecast], first: Forecast, parts: int, at_most: int = 6
+) -> Forecast | None:
+    """Finds the largest batch of a device that fits, in multiples of 8 for each part.
+
+    The memory of a step grows in proportion to its batch, above what it needs without one; two sizes tell how. What
+    they promise is compiled.
+
+    Args:
+      compiled: Images of a device -> Forecast.
+      first: The forecast of a batch that fits or not.
+      parts: Parts of a device's batch that are computed one after the other.
+      at_most: Most steps to compile.
+
+    Returns:
+      The forecast of the largest batch found; None: none fits.
+
+    Raises:
+      InputError: The memory of the device is not known.
+    """
+    if first.memory is None:
+        raise InputError("--find-batch needs a machine whose memory is published: name another --topology")
+    unit = 8 * parts
+    tried = {first.per_device: first}
+    second = max(unit, (2 * first.per_device if first.fits else first.per_device // 2) // unit * unit)
+    while len(tried) < at_most and second not in tried:
+        tried[second] = compiled(second)
+        second = _next_batch(tried, unit)
+    fitting = [one for one in tried.values() if one.fits]
+    return max(fitting, key=lambda one: one.per_device, default=None)
+
+
+def _next_batch(tried: dict[int, Forecast], unit: int) -> int:
+    """Returns the batch to try next; one that was tried ends the search."""
+    known = sorted((size, one.peak_bytes) for size, one in tried.items() if one.peak_bytes is not None)
+    fits = [size for size, one in tried.items() if one.fits]
+    too_large = [size for size, one in tried.items() if not one.fits]
+    memory = next(iter(tried.values())).memory
+    if len(known) > 1 and known[-1][1] > known[0][1]:
+        (low, low_bytes), (high, high_bytes) = known[0], known[-1]
+        slope = (high_bytes - low_bytes) / (high - low)
+        size = int((memory - low_bytes) / slope + low) // unit * unit
+    else:
+        size = (min(too_large) + max(fits, default=0)) // 2 if too_large else 2 * max(fits)
+    if fits:
+        size = max(size, max(fits))
+    if too_large:
+        size = min(size, (min(too_large) - 1) // unit * unit)
+    return max(unit, size // unit * unit)

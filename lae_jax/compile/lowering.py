@@ -1,0 +1,160 @@
+"""Lowers the step of a config for a machine, from shapes alone: no data set, no weights."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lae_jax import stages
+from lae_jax.runs import build
+from lae_jax.runs.forward import forward_step
+from lae_jax.runtime import parallel
+from lae_jax.runtime.errors import InputError
+from lae_jax.stages import method_losses
+from lae_jax.train import plan, steps
+
+# Values that change no shape.
+_STEPS, _MAE = 1000, 2.0
+
+
+class Lowering:
+    """The training step of a stage, or its evaluation forward, to be lowered for devices and batches."""
+
+    def __init__(self, config: ConfigDict, people: int | None = None, *, forward: bool = False, on_cpu: bool = False):
+        """Takes the config of one stage.
+
+        Args:
+          config: The config.
+          people: Number of people to classify, for stage 1.
+          forward: Whether it is the forward step of an evaluation, on one device.
+          on_cpu: Whether the model has the form that is fast on CPUs.
+
+        Raises:
+          InputError: The config cannot be used, or `people` is missing.
+        """
+        self.config = config = plan.settled(config)
+        self.stage = stages.with_method(stages.get(config.stage), config.classify.method, config.classify.setting)
+        self.forward = forward
+        if self.stage.target == "identity" and not people:
+            raise InputError(f"stage {config.stage} classifies people: say how many with --people N")
+        self._outputs = people if self.stage.target == "identity" else build.NUM_AGES
+        self._model = build.model(config, self.stage, self._outputs, "cpu" if on_cpu else "xla")
+        side = config.data.image_size
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        self.variables = jax.eval_shape(lambda x: self._model.init(jax.random.key(0), x), image)
+
+    @functools.cached_property
+    def state(self) -> steps.TrainState:
+        """The shapes of the state."""
+        return jax.eval_shape(lambda variables: steps.create_state(variables, self._optimiser), self.variables)
+
+    @functools.cached_property
+    def _optimiser(self):
+        config = self.config
+        schedules = build.schedules(config, _STEPS, _STEPS)
+        return build.optimiser(config, schedules, self.variables["params"], self.stage.trains)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a device's batch that are computed one after the other."""
+        return 1 if self.forward else self.config.accumulate
+
+    def divided(self, devices: int) -> int:
+        """Returns the images of a device: the config's batch, divided by the devices.
+
+        Raises:
+          InputError: It cannot be divided.
+        """
+        name = "eval_batch_size" if self.forward else "batch_size"
+        count, rest = divmod(self.config[name], devices)
+        if rest or not count or count % self.parts:
+            raise InputError(
+                f"config.{name} {self.config[name]} cannot be divided over {devices} devices"
+                f"{f' with {self.parts} parts each' * (self.parts > 1)}: choose another, or name the images of a device"
+                " with --per-device"
+            )
+        return count
+
+    def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch."""
+        side = self.config.data.image_size
+        dtype = jnp.int32 if self.stage.target == "identity" else jnp.float32
+        image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
+        return {"image": image, "target": jax.ShapeDtypeStruct((size,), dtype)}
+
+    def lower(self, devices: tuple, per_device: int, form: str) -> jax.stages.Lowered:
+        """Lowers the step for devices that need not be able to run it.
+
+        Args:
+          devices: The devices of all hosts.
+          per_device: Images of a device.
+          form: How JAX maps the step over them, of `parallel.FORMS`.
+        """
+        if self.forward:
+            where = jax.sharding.SingleDeviceSharding(devices[0])
+            step = jax.jit(self._forward_step())
+            images = self.batch(per_device)["image"]
+            return step.lower(*jax.tree.map(functools.partial(_placed, where), (self.variables, images)))
+        par = parallel.Parallel(tuple(devices), form)
+        return par.lower_train(self._train_step(), self.state, self.batch(per_device * len(devices)))
+
+    def flops(self, per_device: int) -> float | None:
+        """Returns the operations that the step asks for on a device, as XLA counts them in its program for one CPU.
+
+        XLA counts the body of a loop once, so the number is multiplied by the parts of a batch.
+        """
+        lowered = self.lower(tuple(jax.devices("cpu")[:1]), per_device, "pmap")
+        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
+        return flops * self.parts if flops > 0 else None
+
+    def bytes_by_part(self, per_device: int) -> dict[str, int]:
+        """Returns the bytes of what a device holds from step to step, and of its part of the batch."""
+        batch = self.batch(per_device)
+        variables = {"parameters": self.variables["params"], "statistics": self.variables.get("batch_stats", {})}
+        parts = {**variables, "batch": batch["image"] if self.forward else batch}
+        if not self.forward:
+            parts["optimiser"] = self.state.opt_state
+        return {name: _bytes(tree) for name, tree in parts.items()}
+
+    def _train_step(self):
+        config = self.config
+        constants = {**config.loss, "mae": _MAE}
+        if self.stage.target == "age":
+            constants |= method_losses.of_training(np.ones(self._outputs))
+        return functools.partial(
+            steps.train_step,
+            stage=self.stage,
+            constants=constants,
+            model=self._model,
+            tx=self._optimiser,
+            settings=steps.Settings(
+                seed=config.seed,
+                dtype=jnp.dtype(config.model.dtype),
+                mean=tuple(config.data.mean),
+                std=tuple(config.data.std),
+                accumulate=config.accumulate,
+            ),
+        )
+
+    def _forward_step(self):
+        config = self.config
+        return functools.partial(
+            forward_step,
+            model=self._model,
+            output=self.stage.output,
+            dtype=jnp.dtype(config.model.dtype),
+            mean=tuple(config.data.mean),
+            std=tuple(config.data.std),
+            flip=False,
+        )
+
+
+def _placed(where, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def _bytes(tree: Mapping) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
