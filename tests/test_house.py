@@ -121,13 +121,13 @@ def test_texts_leave_by_doors_that_make_them_safe():
         assert reads or not by_hand, f"{module}: {by_hand}"
 
 
-def test_only_one_file_names_pmap():
+def test_only_one_file_names_pmap_and_shard_map():
     uses = {
         module: {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
         for module, path in MODULES.items()
     }
-    named = [name for name, attributes in uses.items() if "pmap" in attributes]
-    assert named == ["lae_jax.runtime.parallel"]
+    named = [name for name, attributes in uses.items() if attributes & {"pmap", "shard_map"}]
+    assert named == ["lae_jax.runtime.parallel.mapping"]
 
 
 def test_models_steps_and_losses_run_without_tensorflow():

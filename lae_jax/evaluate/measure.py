@@ -94,11 +94,8 @@ def predict(
     Raises:
       InputError: The split does not exist, or the faces are cut in another way.
     """
-    config, stage, par = (
-        fields.from_json(checkpoint.meta["config"]),
-        stages.get(checkpoint.meta["stage"]),
-        parallel.Parallel(),
-    )
+    config, stage = fields.from_json(checkpoint.meta["config"]), stages.get(checkpoint.meta["stage"])
+    par = parallel.Parallel(form=config.parallel)
     dataset = records.open_dataset(data or config.data.path, config.data.verify)
     split = split or validation_split(checkpoint)
     if allow_other_crop and (told := agreement.other_crops(checkpoint, dataset)):

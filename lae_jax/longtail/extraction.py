@@ -50,7 +50,7 @@ class Extractor:
         self.stage = stages.get(checkpoint.meta["stage"])
         build.model(self.config, self.stage, 0)  # checks the names in the config
         self.digest = hash_of(checkpoint.variables)
-        self.par = parallel.Parallel()
+        self.par = parallel.Parallel(form=self.config.parallel)
         self._mapped = None
 
     def features(self, split: str, passes: int = 0) -> Features:

@@ -62,7 +62,7 @@ class AgeEstimator:
         from lae_jax.runtime import parallel
 
         checkpoint, config, stage = build.load_ages(path, step)
-        par = parallel.Parallel()
+        par = parallel.Parallel(form=config.parallel)
         module = build.model(config, stage, checkpoint.meta["num_outputs"])
         gathered = dataclasses.replace(stage, output=forward.age_and_distribution)
         mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(checkpoint.variables)

@@ -10,7 +10,7 @@ from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.typed import declared
 
-# Fields that may change when a run resumes: paths, logging, evaluation, saving.
+# Fields that may change when a run resumes: paths, logging, evaluation, saving, how a step is mapped over the devices.
 FREE_FIELDS = (
     "workdir",
     "data.path",
@@ -18,6 +18,7 @@ FREE_FIELDS = (
     "data.verify",
     "data.allow_leak",
     "data.age_weights",  # the weights themselves are compared
+    "parallel",
     "eval_batch_size",
     "save_steps",
     "async_save",
@@ -26,7 +27,7 @@ FREE_FIELDS = (
     "stall_minutes",
 )
 # Fields that were added, with the value that they had before.
-ADDED = {"model.hidden": 0, "loss.in_range": "uniform"}
+ADDED = {"model.hidden": 0, "loss.in_range": "uniform", "parallel": "auto"}
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -38,9 +39,10 @@ def from_json(content: dict) -> ConfigDict:
     """Returns the config of a checkpoint or of `config.json`; fields of `ADDED` have that value in an older one."""
     config = ConfigDict(content)
     for name, value in ADDED.items():
-        room, field = name.split(".")
-        if room in config:  # the config of weights has few fields
-            config[room][field] = config[room].get(field, value)
+        room, _, field = name.rpartition(".")
+        if not room or room in config:  # the config of weights has few fields
+            place = config[room] if room else config
+            place[field] = place.get(field, value)
     return config
 
 

@@ -79,10 +79,12 @@ def check_names(config: ConfigDict) -> None:
     """
     from lae_jax import stages
     from lae_jax.runs import build
+    from lae_jax.runtime import parallel
 
     stage = stages.get(config.stage)
     stages.with_method(stage, config.classify.method, config.classify.setting)
     build.require_in_range(config)
+    parallel.require_form(config.parallel)
     build.model(config, stage, build.NUM_AGES)
     build.schedules(config, 100, 1000)
 

@@ -122,7 +122,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     config = settled(config)
     c = config.classify
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting)
-    par = parallel.Parallel()
+    par = parallel.Parallel(form=config.parallel)
     build.require_in_range(config)
     _check_numbers(config, par)
     if stage.mix is not None and config.accumulate > 1:

@@ -233,6 +233,7 @@ def test_the_names_of_models_methods_and_schedules_are_checked_before_the_data_i
     for field, value, message in (
         ("model.name", "resnet81", r"config.stages.represent.model: .*resnet81.*did you mean"),
         ("optim.schedule", "cosine", "config.stages.represent.optim.schedule is 'cosine'"),
+        ("parallel", "shardmap", "config.stages.represent.parallel: unknown form 'shardmap'; did you mean 'shard_map'"),
     ):
         config = small.get_config("tuned")
         config.stages.represent.update_from_flattened_dict({field: value})

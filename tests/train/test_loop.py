@@ -78,26 +78,33 @@ def test_the_three_stages_hand_over(small_config, trace_count):
 
 @pytest.mark.parametrize("stage", ["represent", "classify"])
 def test_a_run_stopped_in_mid_epoch_ends_as_the_one_that_was_not(small_config, trained, monkeypatch, stage):
+    """Two times, between which the checkpoints go from pmap to shard_map and back."""
     config = small_config(stage)
     if stage == "classify":
         config.init_from = str(trained("represent"))
         # With more to go on with than LAE: draws of partners, and two layers that are new.
         config.classify.method, config.classify.setting = "two_layers_c_mixup", 3.0
         config.optim.base_learning_rate = 0.1
-    config.epochs, config.save_steps = 2.0, 2
+    config.epochs, config.save_steps = 2.0, 1
     whole = config.copy_and_resolve_references()
     whole.workdir += "_whole"
     loop.train(whole)
 
-    signals = watch.Signals()
+    signals, used = watch.Signals(), []
 
     def save(self, state, number, scores, original=loop._Loop.save):
         original(self, state, number, scores)
-        signals.asked = number == 3
+        used.append(self.plan.par.form)
+        signals.asked = number in (1, 3)
 
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved at step 4 of 6"):
+    with monkeypatch.context() as patch:
         patch.setattr(loop._Loop, "save", save)
-        loop.train(config, signals)
+        for form, step in (("pmap", 2), ("shard_map", 4)):
+            config.parallel, signals.asked = form, False
+            with pytest.raises(Preempted, match=f"saved at step {step} of 6"):
+                loop.train(config, signals)
+    assert used == ["pmap", "pmap", "shard_map", "shard_map"]
+    config.parallel = "pmap"
     loop.train(config)
     one, two = leaves(whole.workdir, 6), leaves(config.workdir, 6)
     assert one.keys() == two.keys()
@@ -272,9 +279,9 @@ def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
 def test_a_run_older_than_a_field_was_trained_without_it(small_config):
     config = small_config("represent")
     older = fields.as_json(config)
-    del older["model"]["hidden"], older["loss"]["in_range"]
+    del older["model"]["hidden"], older["loss"]["in_range"], older["parallel"]
     assert fields.from_json(older).model.hidden == 0 and not fields.differences(older, fields.as_json(config))
-    assert fields.from_json(older).loss.in_range == "uniform"
+    assert fields.from_json(older).loss.in_range == "uniform" and fields.from_json(older).parallel == "auto"
     declared.config(older, "config")
     config.model.hidden = 8
     assert fields.differences(older, fields.as_json(config)) == ["model.hidden: 0 there, 8 now"]

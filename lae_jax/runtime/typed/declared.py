@@ -88,6 +88,7 @@ _RANGES = {
     "model.embedding_size": whole(1, 1 << 16),
     "model.hidden": optional(whole(0, 1 << 16)),  # missing: written before that field
     "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
+    "parallel": optional(one_of(("auto", "pmap", "shard_map"))),  # likewise
     "batch_size": whole(1),
     "eval_batch_size": whole(1, 1 << 20),
     "epochs": number(above=0),

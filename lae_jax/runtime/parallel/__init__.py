@@ -1,11 +1,12 @@
-"""Data parallelism over all local devices and all hosts; the only file that uses pmap.
+"""Data parallelism over all local devices and all hosts.
 
-The state keeps its natural shapes and is copied to each device; batches are split along a new leading axis. Without
-pmap, this would be `jit(shard_map(..., check_vma=False))` with the specs P() and P('batch').
+The state keeps its natural shapes and is copied to each device; batches are split over the devices. `mapping` has the
+two forms in which JAX does this: `jax.pmap`, for one process, and `jit(shard_map)` on global arrays, for several.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +17,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lae_jax.runtime import compile_cache
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, unknown
+from lae_jax.runtime.parallel.mapping import AXIS, Pmap, ShardMap
 
-AXIS = "batch"
+FORMS = ("auto", "pmap", "shard_map")
 
 
 def simulate_devices(count: int) -> None:
@@ -48,11 +50,41 @@ def is_deterministic() -> bool:
     return jax.default_backend() != "gpu" or _DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
 
 
+def require_form(form: str) -> None:
+    """Checks the name of a form.
+
+    Raises:
+      InputError: It is not one of FORMS.
+    """
+    if form not in FORMS:
+        raise InputError("config.parallel: " + unknown("form", str(form), FORMS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """The local devices to use, by default all. A subset is possible only on a single host."""
+    """The devices to train and predict on, and how JAX maps a function over them.
+
+    Attributes:
+      devices: Local devices, by default all. A subset is possible only on a single host, and so are devices that only
+        compile, for `lower_train`.
+      form: One of FORMS; 'auto': pmap with one process, shard_map with several. Both compute the same bits.
+    """
 
     devices: tuple = dataclasses.field(default_factory=lambda: tuple(jax.local_devices()))
+    form: str = "auto"
+
+    def __post_init__(self):
+        require_form(self.form)
+
+    @functools.cached_property
+    def _form(self) -> Pmap | ShardMap:
+        hosts = jax.process_count()
+        if self.form == "pmap" or (self.form == "auto" and hosts == 1):
+            return Pmap(self.devices)
+        if hosts == 1:
+            return ShardMap(self.devices)
+        # In the order of the hosts, as pmap has them: `local_places` counts in it.
+        return ShardMap(tuple(device for host in range(hosts) for device in jax.local_devices(process_index=host)))
 
     @property
     def device_count(self) -> int:
@@ -82,62 +114,44 @@ class Parallel:
         return jax.process_index() * count, count
 
     def place(self, state: Any) -> Any:
-        """Copies a tree of arrays to each local device, in natural shapes. Donating the copy keeps the source alive."""
-        mesh = Mesh(np.array(self.devices), (AXIS,))
-        # A copy on the device: device_put alone may alias its source, which the first donating step would delete.
-        copy = jax.jit(
-            lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree),
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
-        return copy(jax.tree.map(np.asarray, state))
+        """Copies a tree of arrays to each device, in natural shapes. Donating the copy keeps the source alive."""
+        return self._form.place(jax.tree.map(np.asarray, state))
 
     def shard(self, batch: Any) -> Any:
-        """Splits this host's part of a batch: (n, ...) arrays -> (local devices, n / local devices, ...)."""
-        return jax.tree.map(lambda x: x.reshape(len(self.devices), -1, *x.shape[1:]), batch)
-
-    def _pmap(self, function, **axes) -> Callable:
-        # With several processes pmap needs the devices of all of them, which is its default.
-        devices = self.devices if jax.process_count() == 1 else None
-        return jax.pmap(function, axis_name=AXIS, devices=devices, **axes)
-
-    def _pmap_train(self, step: Callable) -> Callable:
-        return self._pmap(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+        """Splits this host's part of a batch, (n, ...) arrays, over its devices; the mapped functions call it."""
+        return self._form.shard(batch)
 
     def lower_train(self, step: Callable, state: Any, batch: Any) -> jax.stages.Lowered:
-        """Returns what `map_train` compiles for arrays of these shapes, in a single process."""
+        """Returns what `map_train` compiles for arrays of these shapes, without running anything.
+
+        Args:
+          step: The step on one device.
+          state: The state: arrays, or `jax.ShapeDtypeStruct`s.
+          batch: This host's part of a batch, likewise. Where the devices only compile, it is the whole batch.
+        """
         with compile_cache.without_collector():
-            return self._pmap_train(step).lower(state, jax.eval_shape(self.shard, batch))
+            return self._form.lower(step, state, batch)
 
     def map_train(self, step: Callable, compiler_options: Mapping | None = None) -> Callable:
         """Maps a step over the devices: (state, batch) -> (state, metrics); the state is donated.
 
         Args:
           step: The step on one device.
-          compiler_options: Options of XLA. With options the step is compiled at the first call, and all later calls
-            must have the same shapes. With several processes they are ignored, because a program that pmap compiles
-            ahead of time does not accept one host's part of a batch.
+          compiler_options: Options of XLA. With pmap the step is then compiled at the first call, and all later calls
+            must have the same shapes; with pmap and several processes they are ignored.
         """
-        if not compiler_options or jax.process_count() > 1:
-            mapped = self._pmap_train(step)
-            return lambda state, batch: self._call(mapped, state, batch)
-        program = None
-
-        def run(state, batch):
-            nonlocal program
-            if program is None:
-                program = self.lower_train(step, state, batch).compile(compiler_options)
-            return program(state, self.shard(batch))
-
-        return run
+        return self._sharding(self._form.train(step, compiler_options or {}))
 
     def map_forward(self, function: Callable) -> Callable:
         """Maps a function: (variables, images of this host) -> output shards, which `collect` joins into one array."""
-        mapped = self._pmap(function, in_axes=(None, 0), out_axes=0)
-        return lambda variables, batch: self._call(mapped, variables, batch)
+        return self._sharding(self._form.forward(function))
 
-    def _call(self, mapped: Callable, held, batch):
-        with compile_cache.without_collector():  # the first call traces
-            return mapped(held, self.shard(batch))
+    def _sharding(self, mapped: Callable) -> Callable:
+        def call(held, batch):
+            with compile_cache.without_collector():  # the first call traces
+                return mapped(held, self.shard(batch))
+
+        return call
 
     def map_any(self) -> Callable[[bool], jax.Array | bool]:
         """Returns a function: flag of this host -> whether any host has it set, the same on all hosts.
@@ -147,13 +161,13 @@ class Parallel:
         """
         if jax.process_count() == 1:
             return bool
-        mapped = self._pmap(lambda flag: jax.lax.pmax(flag, AXIS), in_axes=0, out_axes=None)
-        return lambda flag: mapped(np.full(len(self.devices), flag, np.int32))
+        mapped = self._form.reduce(lambda flags: jax.lax.pmax(flags.max(), AXIS))
+        unset, is_set = (self.shard(np.full(len(self.devices), flag, np.int32)) for flag in (0, 1))
+        return lambda flag: mapped(is_set if flag else unset)
 
     def collect(self, outputs: jax.Array) -> np.ndarray:
         """Joins the outputs of `map_forward` into one host array (n, ...) for the n images of this host."""
-        outputs = np.asarray(outputs)
-        return outputs.reshape(-1, *outputs.shape[2:])
+        return self._form.collect(outputs)
 
 
 def one_copy_a_host(state: Any) -> Any:
