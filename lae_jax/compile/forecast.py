@@ -111,10 +111,9 @@ def compile_step(
 
 
 def _peak(memory) -> int:
-    """The compilers name the peak; one that does not plans what it names as arguments, results and temporary memory."""
-    named = getattr(memory, "peak_memory_in_bytes", 0)
+    """Returns the larger of the peak that the compiler names and its plan: a CPU's peak lacks temporary memory."""
     planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return max(named, 0) or planned - memory.alias_size_in_bytes
+    return max(memory.peak_memory_in_bytes, planned - memory.alias_size_in_bytes)
 
 
 def _too_large(message: str) -> tuple[int | None, float | None]:
@@ -152,7 +151,7 @@ def _least_time(
 
 
 def largest_batch(
-    compiled: Callable[[int], Forecast], first: Forecast, parts: int, at_most: int = 6
+    compiled: Callable[[int], Forecast], first: Forecast, parts: int, at_most: int = 8
 ) -> Forecast | None:
     """Finds the largest batch of a device that fits, in multiples of 8 for each part.
 
