@@ -16,7 +16,7 @@ LEVELS = [
     {"audit"},
     {"runs"},
     {"train", "evaluate", "export"},
-    {"prepare", "predict", "longtail"},
+    {"prepare", "predict", "longtail", "compile"},
     {"serve", "main", "demo"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

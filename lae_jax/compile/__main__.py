@@ -27,7 +27,6 @@ from lae_jax import compile as room
 from lae_jax.compile import environment
 from lae_jax.runtime import console, files, flags, start
 from lae_jax.runtime.errors import InputError
-from lae_jax.train import config_flag
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -48,33 +47,40 @@ HEADER = (
 )  # fmt: skip
 
 
-def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Reads the flags of this program.
-
-    Returns:
-      The flags, and the words that are --config or fields of the config.
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the flags (`argv`, or the command line). Words of the config are in `of_config`.
 
     Raises:
-      InputError: A flag cannot be used.
+      InputError: A flag cannot be used, or no config is named.
     """
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    of_config = [word for word in words if _is_of_config(word)]
     parser = flags.Parser("compile", __doc__)
     add = parser.add_argument
+    add("--config", metavar="FILE", help="config file, or the name of a config that the package ships; its fields are"
+        " set with --config.<field>=<value>")  # fmt: skip
     add("--topology", required=True, metavar="NAME", help="machine to compile for, such as v5e-8 or h100-16")
     add("--per-device", type=int, metavar="N", help="images of a device (default: the config's batch, divided)")
-    add("--form", default="auto", metavar="FORM", help="auto, pmap or shard_map: how JAX maps the step over the devices"
+    add("--form", default="auto", choices=("auto", "pmap", "shard_map"), help="how JAX maps the step over the devices"
         " (default: as a run on that machine does)")  # fmt: skip
     add("--people", type=int, metavar="N", help="people to classify, for stage 1")
     add("--forward", action="store_true", help="compile the forward step of an evaluation instead, on one device")
     add("--find-batch", action="store_true", help="also look for the largest batch of a device that fits")
     add("--vary", nargs="+", default=[], choices=CHANGES, metavar="CHANGE",
         help=f"compile the step with these changes as well: {', '.join(CHANGES)} (in 4 parts)")  # fmt: skip
-    add("--out", metavar="FILE", help="write the numbers, .json")
-    own = [word for word in argv if not _is_config(word)]
-    args = parser.parse_args(own)
-    return args, [word for word in argv if _is_config(word)]
+    parser.add_common("out", required=False, metavar="FILE", help="write the numbers, .json")
+    args = parser.parse_args([word for word in words if word not in of_config])
+    if not any(word.startswith(("--config=", "-config=")) for word in of_config):
+        raise InputError("name a config: python -m lae_jax.compile --config configs/represent.py --topology v5e-8")
+    for name in ("per_device", "people"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    if args.out and not args.out.endswith(".json"):
+        raise InputError(f"--out {args.out}: the name must end in .json")
+    return argparse.Namespace(**vars(args), of_config=of_config)
 
 
-def _is_config(word: str) -> bool:
+def _is_of_config(word: str) -> bool:
     return word.startswith(("--config=", "--config.", "-config="))
 
 
@@ -129,19 +135,13 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
       InputError: A flag, the config or the machine cannot be used.
     """
-    words = _joined(sys.argv[1:] if argv is None else argv)
-    args, of_config = parse_args(words)
-    if args.per_device is not None and args.per_device < 1:
-        raise InputError(f"--per-device is {args.per_device}: it must be at least 1")
-    if args.out and not args.out.endswith(".json"):
-        raise InputError(f"--out {args.out}: the name must end in .json")
-    sys.argv = [sys.argv[0], *of_config]
+    args = parse_args(argv)
+    from lae_jax.compile import topologies
+    from lae_jax.train import config_flag
+
+    sys.argv = [sys.argv[0], *args.of_config]
     config_flag.parse()
     config = config_flag.CONFIG.value
-    if config is None:
-        raise InputError("name a config: python -m lae_jax.compile --config configs/represent.py --topology v5e-8")
-    from lae_jax.compile import topologies
-
     topologies.target(args.topology)  # a wrong name ends the program before anything is loaded
     rows, written = [], {}
     for name, stage in stages_of(config).items():

@@ -148,9 +148,7 @@ class ShardMap:
 
 def _copied(tree: Any, shardings: Any) -> Any:
     # A copy on the device: device_put alone may alias its source, which the first donating step would delete.
-    copy = jax.jit(
-        lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree), out_shardings=shardings
-    )
+    copy = jax.jit(lambda tree: jax.tree.map(lambda x: x + 0 if x.dtype != bool else x, tree), out_shardings=shardings)
     return copy(tree)
 
 
