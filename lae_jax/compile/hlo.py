@@ -14,7 +14,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|token|[suf]\d+(?:e\d+m\d+\w*)?|c64|c128)\[([\
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.-]+)")
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # What moves no bytes by itself. A `-done` belongs to its `-start`.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -45,7 +45,12 @@ class Exchange:
 
 def size(text: str) -> int:
     """Returns the bytes of a type: 'f32[8,3]{1,0}' -> 96; of a tuple the sum."""
-    return sum(_width(dtype) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in _ARRAY.findall(text))
+    return sum(_width(array.partition("[")[0]) * math.prod(shape) for array, shape in arrays(text))
+
+
+def arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the arrays of a type with their shapes: '(f32[8,3], s32[])' -> [('f32[8,3]', (8, 3)), ('s32[]', ())]."""
+    return [(f"{dtype}[{dims}]", tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(text)]
 
 
 def _width(dtype: str) -> int:
@@ -65,7 +70,7 @@ def exchanges(text: str) -> list[Exchange]:
     found: dict[str, list[int]] = {}
     for one in instructions(text):
         kind = one.operation.removesuffix("-start")
-        if kind in _COLLECTIVES:
+        if kind in COLLECTIVES:
             found.setdefault(kind, []).extend([size(_result(one))] * one.times)
     totals = [Exchange(kind, len(sizes), sum(sizes)) for kind, sizes in found.items()]
     return sorted(totals, key=lambda one: -one.bytes)
@@ -74,8 +79,8 @@ def exchanges(text: str) -> list[Exchange]:
 def _result(one: Instruction) -> str:
     """A started all-gather or permutation has the type (operands, results); that of an all-reduce is its result."""
     if one.operation.endswith("-start") and not one.operation.startswith("all-reduce"):
-        arrays = _ARRAY.findall(one.type)
-        half = [f"{dtype}[{dims}]" for dtype, dims in arrays[len(arrays) // 2 :]]
+        every = [array for array, _ in arrays(one.type)]
+        half = every[len(every) // 2 :]
         return " ".join(half[:1] if one.operation.startswith("collective-permute") else half)
     return one.type
 
