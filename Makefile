@@ -16,7 +16,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
 .PHONY: setup setup-beam setup-peers setup-peers-ages setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
-  test-browser test-beam fuzz lint check-long clean
+  test-browser test-beam test-infra test-buckets fuzz lint check-long clean
 
 setup: $(STAMP)
 
@@ -91,7 +91,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(PYTEST) -rs --ignore tests/browser
+	$(PYTEST) -rs --ignore tests/browser --ignore tests/infra
 
 # Tests of numbers that must hold on any CPU. This CPU simulates other CPUs: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.
@@ -126,6 +126,18 @@ test-browser: $(STAMP)
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py --durations 5
 
+# Real servers on 127.0.0.1: Cloud Storage with faults put in, Slurm with two nodes, Beam's job server with two workers.
+# Slurm, as root: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
+test-infra: $(STAMP) $(BEAM_STAMP)
+	$(MAKE) test-buckets
+	INFRA=required $(PYTEST) tests/infra/test_slurm.py -rs --numprocesses 0 --durations 5
+	INFRA=required $(BEAM_VENV)/bin/python -m pytest tests/infra/test_beam_workers.py -rs --numprocesses 0 --durations 5
+
+# The packages are not for training, so they are not installed into $(VENV).
+test-buckets: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/infra -r requirements-infra.txt
+	INFRA=required PYTHONPATH=build/infra $(PYTEST) tests/infra/test_buckets.py -rs --numprocesses 0 --durations 5
+
 # Atheris exists only for Linux, so requirements-test.txt does not list it.
 fuzz: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
@@ -149,15 +161,18 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	git ls-files | grep -vE "\.(png|svg)$$|^LICENSE" | xargs $(VENV)/bin/codespell
 
-# Checks that are too long for CI: shards on Beam, ten million rows (4 GB), a split of 500,000 rows (4 GB beside its
-# features), every fault in all its rounds, loading and exporting every model with published weights, the readers and
-# the doors of folders under a fuzzer, the server under load and under attack, the search for faces compiled for
-# accelerators, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
+# Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
+# 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
+# exporting every model with published weights, the readers and the doors of folders under a fuzzer, the server under load
+# and under attack, the search for faces compiled for accelerators, numbers on every kind of CPU, and the demo's effect
+# with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
+	$(MAKE) test-infra
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
 	$(VENV)/bin/python -m benchmarks.large_split --at-most 4
 	$(VENV)/bin/python -m benchmarks.survival
+	$(VENV)/bin/python -m benchmarks.host_cost
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
 	$(VENV)/bin/python -m benchmarks.serve_load

@@ -58,8 +58,9 @@ def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, 
     """The optimised HLO of the train step that `train` maps, and the shapes of its state."""
     config = common.get_config()
     config.stage, config.model.name, config.data.image_size = stage_name, model, IMAGE_SIZE
-    step = lowering.Lowering(config, on_cpu=True)
-    return step.lower(tuple(jax.local_devices()[:device_count]), 2, "pmap").compile().as_text(), step.state
+    step = lowering.Lowering(config, tuple(jax.local_devices()[:device_count]))
+    lowered, _ = step.lower(2, "pmap")
+    return lowered.compile().as_text(), step.state
 
 
 def exchange(text: str, state: steps.TrainState, trains: tuple[str, ...]) -> Exchange:

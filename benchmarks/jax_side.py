@@ -16,18 +16,12 @@ from benchmarks import sides, step_variants
 from lae_jax import losses, models, optim, stages
 from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import cpu, parallel
-from lae_jax.train import steps
+from lae_jax.train import costs, steps
 
 AGES, MAE = 101, 2.0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", "mae": MAE, "scale": 64.0, "margin": 0.35}
 STAGES = {"stage 1": "pretrain", "stage 2": "represent", "stage 3": "classify"}
-# Dense bfloat16 of the data sheets, in TFLOP/s, without sparsity; the SXM parts.
-PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5p": 459.0}
-
-
-def peak_tflops(device_kind: str) -> float | None:
-    return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
 
 
 def multiply_adds(module, image_size: int) -> int:
@@ -124,6 +118,7 @@ class Ours:
         device = jax.local_devices()[0]
         in_use = (device.memory_stats() or {}).get("peak_bytes_in_use")
         macs = multiply_adds(make_model({**case, "dtype": "float32"}, "xla"), case["image_size"])
+        peak = costs.peak_flops(device.device_kind)
         return {
             "device": device.device_kind,
             "platform": device.platform,
@@ -132,7 +127,7 @@ class Ours:
             # Forward, and twice that for the gradients of activations and of weights.
             "gflop_image": 2e-9 * macs * (3 if case["mode"] in ("stage 1", "stage 2") else 1),
             "xla_gflop_image": 1e-9 * self._step.cost_analysis().get("flops", float("nan")) / case["batch"],
-            "peak_tflops": peak_tflops(device.device_kind),
+            "peak_tflops": peak and peak / 1e12,
             "peak_bytes": in_use or memory.temp_size_in_bytes + memory.argument_size_in_bytes,
             "temp_bytes": memory.temp_size_in_bytes,
         }

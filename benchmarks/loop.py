@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import pathlib
 import tempfile
+import time
 
 from benchmarks import harness
 from lae_jax.runtime import start
@@ -71,7 +72,7 @@ def of_loop(loop: train._Loop, state: steps.TrainState, clock: Clock, turn: int)
     durations = dataclasses.replace(loop.plan.durations, total=steps_now, between_evaluations=steps_now)
     loop.plan = dataclasses.replace(loop.plan, durations=durations)
     loop.batches = lambda start: iter(clock)
-    loop.run(state, scored=True)
+    loop.run(state, scored=True, began=time.perf_counter())
     return clock.seconds()
 
 

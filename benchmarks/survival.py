@@ -144,10 +144,9 @@ def bereft(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
 
 
 def frozen(bench: Bench, rounds: int, rng: np.random.Generator) -> str:
-    """SIGSTOP of one of two processes, in stage 3, with pmap."""
+    """SIGSTOP of one of two processes, in stage 3, with pmap; all other pairs use shard_map, their default."""
     alone = bench.folder / "frozen_alone"
-    stage = {"stage": "classify", "init_from": str(bench.whole(1, 8)), "optim.schedule": "constant"}
-    stage["parallel"] = "pmap"  # all other pairs use shard_map, the default of several processes
+    stage = {"stage": "classify", "init_from": str(bench.whole(1, 8)), "optim.schedule": "constant", "parallel": "pmap"}
     loop.train(bench.config(alone, epochs=4.0, **stage))
     for number in range(rounds):
         workdir = bench.folder / f"frozen{number}"

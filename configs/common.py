@@ -69,7 +69,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "efficientnet_v2_m"
-    c.model.dtype = "float32"  # type of the computation: 'bfloat16' | 'float32'; parameters and losses are float32
+    # Type of the backbone's computation: 'bfloat16' | 'float32' | 'auto' (bfloat16 on TPUs and on GPUs of compute
+    # capability 8.0 and more, else float32). Parameters, heads and losses are float32.
+    c.model.dtype = "auto"
     # Precision of the backbone's float32 products: 'default' (TF32 on GPUs, bfloat16 on TPUs) | 'high' | 'highest'.
     c.model.precision = "default"  # heads and losses always use 'highest'
     c.model.dropout = placeholder(float)  # default: as published

@@ -136,8 +136,8 @@ def next_commands() -> list[str]:
     python = sys.executable if python.startswith("..") else python
     return [
         f"{python} -m lae_jax.prepare --reader csv --source faces.csv --out data/faces   # columns path and age",
-        f"{python} -m lae_jax.main --config configs/small.py:tuned                       # trains stages 2 and 3",
-        f"{python} -m lae_jax.predict --run runs/tuned/classify photo.jpg",
+        f"{python} -m lae_jax.main --config configs/finetune.py                          # trains stages 2 and 3",
+        f"{python} -m lae_jax.predict --run runs/finetune/classify photo.jpg",
     ]
 
 

@@ -53,7 +53,7 @@ TRIES=${TRIES:-5}
 RETRY_WAIT=${RETRY_WAIT:-30}
 # The workers' own Python may be too old.
 SETUP=${SETUP:-"python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --python 3.12 .venv &&
-  python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.txt -e '.[tpu]'"}
+  python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.txt -e '.[tpu,gcs]'"}
 
 tpu() { # verb, flags
   gcloud compute tpus tpu-vm "$1" "$TPU" --zone="$ZONE" --quiet "${@:2}"

@@ -35,7 +35,7 @@ QUICK = {
 }
 QUICK |= {"perceptual_hash", "operations", "pipeline", "sampling", "shards", "splits", "steps", "drawing"}
 SLOW = {"evaluate", "export", "survival", "methods", "fitting", "longtail", "backbones", "predict", "pretrained"}
-SLOW |= {"records", "serve", "loop", "packing"}
+SLOW |= {"records", "serve", "loop", "packing", "parallel"}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What this was started with: pytest's workers inherit what is added below.
@@ -153,12 +153,15 @@ def trained(once, make_config) -> Callable[[str], pathlib.Path]:
 
 @pytest.fixture(scope="session")
 def model_file(once, trained) -> pathlib.Path:
-    """A model file of the run of stage 3."""
+    """A model file of the run of stage 3, whose larger kernels are in half precision, as those of real models are."""
     from lae_jax import export
+    from lae_jax.export import half
 
     def make(folder):
         folder.mkdir()
-        export.export(trained("classify"), "safetensors", folder / "tiny.safetensors")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(half, "SMALL", 1000)
+            export.export(trained("classify"), "safetensors", folder / "tiny.safetensors")
 
     return once("model_file", make) / "tiny.safetensors"
 

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from lae_jax import main, optim, stages
 from lae_jax.configs import common, small, table2
 from lae_jax.runs import build as runs
-from lae_jax.runs import fields, inputs
+from lae_jax.runs import fields, inputs, precision
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.train import config_flag, steps
 
-NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo"]
+NAMES = ["pretrain", "represent", "classify", "baseline", "submission", "demo", "faces", "finetune"]
 NAMES += [f"table2:{row}" for row in table2.ROWS] + [f"small:{name}" for name in small.VARIANTS]
 
 
@@ -55,7 +55,7 @@ def check_step(stage_name: str, model: str, image_size: int):
         constants={**common.get_config().loss, "mae": 1.9},
         model=module,
         tx=tx,
-        settings=steps.Settings(0, jnp.dtype(config.model.dtype), (0.5,) * 3, (0.25,) * 3),
+        settings=steps.Settings(0, precision.dtype_of(config), (0.5,) * 3, (0.25,) * 3),
     )
     target = jax.ShapeDtypeStruct((1, 2), jnp.float32 if stage.head == "age" else jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((1, 2, *image.shape[1:]), jnp.uint8), "target": target}

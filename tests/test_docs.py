@@ -139,6 +139,7 @@ NO_BOUNDS = {
     "data.sources.interface.MAX_PIXEL",
     "data.stems.MOST",
     "export.convert.LIMIT",
+    "export.half.PROBABILITY_LIMIT",
     "export.half.LIMIT",
     "metrics.exact.MAX_CS",
     "report.bootstrap.MOST_UNITS",

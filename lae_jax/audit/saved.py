@@ -248,5 +248,5 @@ def next_commands(dataset: records.Dataset, place: str) -> list[str]:
     config = "represent.py" if has_ages else "pretrain.py"
     lines = [f"next: {main}/{config} --config.data.path={place}{' --config.data.fold=0' * folds} {_START}"]
     if has_ages and not folds:
-        lines.append(f"  or, on a CPU: {main}/small.py:tuned --config.faces={place}")
+        lines.append(f"  or, with few images or on a CPU: {main}/finetune.py --config.faces={place}")
     return lines

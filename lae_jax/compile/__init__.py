@@ -65,15 +65,15 @@ def forecasts(
     for name, fields in {CONFIGURED: {}, **(changes or {})}.items():
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(dict(fields))
-        step = lowering.Lowering(changed, wish.people, forward=wish.forward, on_cpu=target.kind == "cpu")
-        per_device = wish.per_device or step.divided(len(devices))
-        first = forecast.compile_step(step, target, devices, per_device, wish.form)
+        step = lowering.Lowering(changed, devices, wish.people, forward=wish.forward)
+        per_device = wish.per_device or step.divided()
+        first = forecast.compile_step(step, target, per_device, wish.form)
         found[name] = first
         tell(name, first)
         if wish.find_batch:
 
             def compiled(size: int, step=step) -> "Forecast":
-                one = forecast.compile_step(step, target, devices, size, wish.form)
+                one = forecast.compile_step(step, target, size, wish.form)
                 tell(f"{size} images a device", one)
                 return one
 

@@ -10,14 +10,12 @@ The machine's own compiler makes the very step that a run takes, forward, backwa
 setup-tpu` and `make setup-gpu` install the compilers, each into an environment of its own (.venv-tpu, .venv-gpu); cpu-N
 needs neither. Machines: v4-8, v5e-8, v5p-64, v6e-256, a100-8, h100-8, h200-16 and other sizes, as clouds name them.
 
-`peak` is what the compiler plans for a device. Libraries that a GPU uses may take more. `least` is the longest of three
-times: the operations at the published peak of the device, the bytes that the step reads and writes at the bandwidth of
-its memory, the exchanged bytes at that of its links. A real step takes longer. `of peak` is the share of the device's
-peak that the operations would have at that time.
+The memory is what the compiler plans for a device. Libraries that a GPU uses may take more. The least time is the
+longest of three: the operations at the published peak of the device, the bytes that the step reads and writes at the
+bandwidth of its memory, the exchanged bytes at that of its links. A real step takes longer.
 """
 
 import argparse
-import dataclasses
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -41,10 +39,6 @@ CHANGES = {
     "remat": {"model.remat": True},
     "accumulate": {"accumulate": 4},
 }
-HEADER = (
-    "step", "images", "peak GiB", "parameters", "optimiser", "activations", "fits", "GFLOP", "GB moved", "exchanged MB",
-    "least ms", "bound by", "images/s", "of peak", "compiled in s",
-)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,51 +93,20 @@ def stages_of(config: "ConfigDict") -> dict[str, "ConfigDict"]:
     return {config.stage: config}
 
 
-def row(name: str, one: "Forecast") -> list[str]:
-    """Returns the row of a table."""
-
-    def scaled(value: float | None, factor: float, form: str = ".3g") -> str:
-        return "–" if value is None else format(value * factor, form)
-
-    gib = 1 / 2**30
-    fits = "yes" if one.fits else "no"
-    if one.memory is not None and one.peak_bytes is not None:
-        fits += f", {abs(one.memory - one.peak_bytes) * gib:.3g} GiB {'left' if one.fits else 'missing'}"
-    exchanged = ", ".join(f"{each.bytes / 1e6:.3g} in {each.count} {each.kind}" for each in one.exchanges) or "–"
-    return [
-        name,
-        str(one.per_device),
-        scaled(one.peak_bytes, gib),
-        scaled(one.parts["parameters"], gib),
-        scaled(one.parts.get("optimiser"), gib),
-        scaled(one.activations, gib),
-        fits if one.memory is not None or not one.fits else "–",
-        scaled(one.flops, 1e-9, ".4g"),
-        scaled(one.traffic, 1e-9),
-        exchanged,
-        scaled(one.seconds, 1e3),
-        one.bound or "–",
-        scaled(one.images_per_second, 1, ".4g"),
-        scaled(one.utilisation, 1, ".0%"),
-        f"{one.compile_seconds:.0f}",
-    ]
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Compiles what the flags ask for, and prints a table.
+    """Compiles what the flags ask for, and prints what each step needs.
 
     Raises:
       InputError: A flag, the config or the machine cannot be used.
     """
     args = parse_args(argv)
-    from lae_jax.compile import topologies
+    from lae_jax.compile import plain_words, topologies
     from lae_jax.train import config_flag
 
     sys.argv = [sys.argv[0], *args.of_config]
     config_flag.parse()
     config = config_flag.CONFIG.value
-    topologies.target(args.topology)  # a wrong name ends the program before anything is loaded
-    rows, written = [], {}
+    target, written = topologies.target(args.topology), {}
     for name, stage in stages_of(config).items():
         wish = room.Wish(args.topology, args.per_device, args.form, args.people, args.forward, args.find_batch)
 
@@ -151,9 +114,10 @@ def main(argv: list[str] | None = None) -> None:
             logger.info("%s, %s: %s", name, what, _told(one))
 
         found = room.forecasts(stage, wish, {one: CHANGES[one] for one in args.vary}, tell)
-        rows += [row(f"{name}, {what}", one) for what, one in found.items()]
-        written[name] = {what: dataclasses.asdict(one) for what, one in found.items()}
-    console.write(*console.table(HEADER, rows).splitlines())
+        for what, one in found.items():
+            console.write(*plain_words.lines(f"{name}, {what}", one), "")
+        written[name] = {what: one.as_json() for what, one in found.items()}
+    console.write(*plain_words.figures(target))
     if args.out:
         files.write_json(args.out, {"topology": args.topology, "stages": written})
 

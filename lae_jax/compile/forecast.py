@@ -19,33 +19,36 @@ class Forecast:
     """A compiled step on one device of a machine. Bytes and operations are of one step and device.
 
     Attributes:
+      devices: Number of devices that the step runs on.
+      form: How JAX maps the step over them; 'one device' for a forward step.
+      dtype: What the model computes in.
       per_device: Images of a device.
       peak_bytes: Most memory in use at once. None: the compiler refuses the step as too large and does not say by how
         much.
       parts: Bytes of the parameters, the optimiser's state, the statistics and the batch; they are in `peak_bytes`.
       memory: Bytes of the device; None: not published.
-      flops: Operations that the step asks for, before the compiler changes it.
+      flops: Operations of the step as it is written, before the compiler changes it (`train.costs.flops`).
       compiled_flops: Operations of the compiled step; None: the compiler does not count them.
       traffic: Bytes that it reads and writes; of a GPU and a CPU about (`hlo.traffic`).
       exchanges: Collectives by kind.
-      seconds: Least time of a step: the longest of `flops` at the device's peak, `traffic` at the bandwidth of its
-        memory, and the exchanged bytes at that of its links. None: nothing is published of the device.
-      bound: What takes that time: 'compute', 'memory' or 'exchange'.
-      utilisation: Share of the device's peak at that time.
+      times: Seconds that a step takes at least: 'operations' (`flops` at the device's peak), 'memory' (`traffic` at the
+        bandwidth of its memory) and 'exchange' (the exchanged bytes at that of its links). Empty: nothing is published
+        of the device, or the compiler refuses the step.
       compile_seconds: What lowering and compiling took.
     """
 
+    devices: int
+    form: str
+    dtype: str
     per_device: int
     peak_bytes: int | None
     parts: dict[str, int]
     memory: float | None
-    flops: float | None
+    flops: int
     compiled_flops: float | None
     traffic: float | None
     exchanges: tuple[hlo.Exchange, ...]
-    seconds: float | None
-    bound: str | None
-    utilisation: float | None
+    times: dict[str, float]
     compile_seconds: float
 
     @property
@@ -59,53 +62,76 @@ class Forecast:
         return None if self.peak_bytes is None else max(0, self.peak_bytes - sum(self.parts.values()))
 
     @property
+    def bound(self) -> str | None:
+        """What takes the longest of `times`."""
+        return max(self.times, key=self.times.get, default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Least time of a step: the longest of `times`, as if the three went on at once."""
+        return max(self.times.values(), default=None)
+
+    @property
     def images_per_second(self) -> float | None:
         """Of one device, at the least time of a step."""
         return self.seconds and self.per_device / self.seconds
 
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the device's peak at the least time of a step."""
+        return self.seconds and self.times["operations"] / self.seconds
 
-def compile_step(
-    step: lowering.Lowering, target: topologies.Target, devices: tuple, per_device: int, form: str = "auto"
-) -> Forecast:
+    def as_json(self) -> dict:
+        """Returns all attributes and properties."""
+        names = ("fits", "activations", "bound", "seconds", "images_per_second", "utilisation")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+
+
+def compile_step(step: lowering.Lowering, target: topologies.Target, per_device: int, form: str = "auto") -> Forecast:
     """Lowers and compiles a step for a machine.
 
     Args:
       step: The step.
-      target: The machine.
-      devices: Its devices, `target.load()`.
+      target: The machine, whose devices the step has.
       per_device: Images of a device.
       form: How JAX maps the step over the devices; 'auto': as a run on that machine does.
     """
-    if form == "auto":
+    if step.forward:
+        form = "one device"
+    elif form == "auto":
         form = "pmap" if target.hosts == 1 else "shard_map"
-    flops = step.flops(per_device)
+    known = {
+        "devices": 1 if step.forward else target.devices,
+        "form": form,
+        "dtype": step.config.model.dtype,
+        "per_device": per_device,
+        "parts": step.bytes_by_part(per_device),
+    }
+    memory = target.chip and target.chip.memory
     begun = time.perf_counter()
-    parts, memory = step.bytes_by_part(per_device), target.chip and target.chip.memory
+    lowered, flops = step.lower(per_device, form)
     try:
-        program = step.lower(devices, per_device, form).compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed, available = _too_large(str(error))
         taken = time.perf_counter() - begun
-        return Forecast(per_device, needed, parts, available or memory, flops, None, None, (), None, None, None, taken)
+        known |= {"peak_bytes": needed, "memory": available or memory, "flops": flops, "compile_seconds": taken}
+        return Forecast(**known, compiled_flops=None, traffic=None, exchanges=(), times={})
     taken = time.perf_counter() - begun
     text, cost = program.as_text(), program.cost_analysis() or {}
     exchanges = tuple(hlo.exchanges(text))
     traffic = cost.get("bytes accessed") or hlo.traffic(text)
-    seconds, bound = _least_time(step, target, flops, traffic, exchanges)
     return Forecast(
-        per_device=per_device,
+        **known,
         peak_bytes=_peak(program.memory_analysis()),
-        parts=parts,
         memory=memory,
         flops=flops,
         compiled_flops=cost.get("flops"),
         traffic=traffic,
         exchanges=exchanges,
-        seconds=seconds,
-        bound=bound,
-        utilisation=flops / seconds / _peak_flops(step, target) if seconds and flops else None,
+        times=_least_times(step.config.model.dtype, target, flops, traffic, exchanges),
         compile_seconds=taken,
     )
 
@@ -125,29 +151,24 @@ def _too_large(message: str) -> tuple[int | None, float | None]:
     return int(needed), available
 
 
-def _peak_flops(step: lowering.Lowering, target: topologies.Target) -> float:
-    return target.chip.bfloat16 if step.config.model.dtype == "bfloat16" else target.chip.float32
-
-
-def _least_time(
-    step: lowering.Lowering,
+def _least_times(
+    dtype: str,
     target: topologies.Target,
-    flops: float | None,
+    flops: int,
     traffic: float,
     exchanges: tuple[hlo.Exchange, ...],
-) -> tuple[float | None, str | None]:
+) -> dict[str, float]:
     if target.chip is None:
-        return None, None
-    # A ring passes a sum on twice, and what is gathered or scattered once.
-    sent = sum(one.bytes * (2 if one.kind == "all-reduce" else 1) for one in exchanges)
+        return {}
+    # A ring passes a sum on twice, and what is gathered or scattered once; the result of scattering is one part of it.
+    rounds = {"all-reduce": 2, "reduce-scatter": target.devices}
+    sent = sum(one.bytes * rounds.get(one.kind, 1) for one in exchanges)
     share = (target.devices - 1) / target.devices
-    times = {
-        "compute": (flops or 0.0) / _peak_flops(step, target),
+    return {
+        "operations": flops / target.chip.peak_of(dtype),
         "memory": traffic / target.chip.bandwidth,
         "exchange": share * sent / target.link,
     }
-    bound = max(times, key=times.get)
-    return times[bound], bound
 
 
 def largest_batch(

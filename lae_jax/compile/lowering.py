@@ -9,39 +9,44 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lae_jax import stages
-from lae_jax.runs import build
+from lae_jax.runs import build, precision
 from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses
-from lae_jax.train import plan, steps
+from lae_jax.train import costs, plan, steps
 
 # Values that change no shape.
 _STEPS, _MAE = 1000, 2.0
 
 
 class Lowering:
-    """The training step of a stage, or its evaluation forward, to be lowered for devices and batches."""
+    """The training step of a stage, or its evaluation forward, to be lowered for devices and batches.
 
-    def __init__(self, config: ConfigDict, people: int | None = None, *, forward: bool = False, on_cpu: bool = False):
+    Attributes:
+      config: The config, with the dtype that the devices compute in.
+    """
+
+    def __init__(self, config: ConfigDict, devices: tuple, people: int | None = None, *, forward: bool = False):
         """Takes the config of one stage.
 
         Args:
           config: The config.
+          devices: The devices of all hosts, which need not be able to run the step.
           people: Number of people to classify, for stage 1.
           forward: Whether it is the forward step of an evaluation, on one device.
-          on_cpu: Whether the model has the form that is fast on CPUs.
 
         Raises:
           InputError: The config cannot be used, or `people` is missing.
         """
-        self.config = config = plan.settled(config)
+        self.config = config = precision.resolved(plan.settled(config), None, devices[0])
+        self.devices = devices
         self.stage = stages.with_method(stages.get(config.stage), config.classify.method, config.classify.setting)
         self.forward = forward
         if self.stage.target == "identity" and not people:
             raise InputError(f"stage {config.stage} classifies people: say how many with --people N")
         self._outputs = people if self.stage.target == "identity" else build.NUM_AGES
-        self._model = build.model(config, self.stage, self._outputs, "cpu" if on_cpu else "xla")
+        self._model = build.model(config, self.stage, self._outputs, "cpu" if devices[0].platform == "cpu" else "xla")
         side = config.data.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         self.variables = jax.eval_shape(lambda x: self._model.init(jax.random.key(0), x), image)
@@ -62,13 +67,13 @@ class Lowering:
         """Parts of a device's batch that are computed one after the other."""
         return 1 if self.forward else self.config.accumulate
 
-    def divided(self, devices: int) -> int:
+    def divided(self) -> int:
         """Returns the images of a device: the config's batch, divided by the devices.
 
         Raises:
           InputError: It cannot be divided.
         """
-        name = "eval_batch_size" if self.forward else "batch_size"
+        name, devices = "eval_batch_size" if self.forward else "batch_size", len(self.devices)
         count, rest = divmod(self.config[name], devices)
         if rest or not count or count % self.parts:
             raise InputError(
@@ -85,30 +90,26 @@ class Lowering:
         image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
         return {"image": image, "target": jax.ShapeDtypeStruct((size,), dtype)}
 
-    def lower(self, devices: tuple, per_device: int, form: str) -> jax.stages.Lowered:
-        """Lowers the step for devices that need not be able to run it.
+    def lower(self, per_device: int, form: str) -> tuple[jax.stages.Lowered, int]:
+        """Lowers the step.
 
         Args:
-          devices: The devices of all hosts.
           per_device: Images of a device.
-          form: How JAX maps the step over them, of `parallel.FORMS`.
+          form: How JAX maps the step over the devices, of `parallel.FORMS`.
+
+        Returns:
+          The lowered step, and its floating-point operations on a device as it is written (`costs.flops`).
         """
         if self.forward:
-            where = jax.sharding.SingleDeviceSharding(devices[0])
-            step = jax.jit(self._forward_step())
-            images = self.batch(per_device)["image"]
-            return step.lower(*jax.tree.map(functools.partial(_placed, where), (self.variables, images)))
-        par = parallel.Parallel(tuple(devices), form)
-        return par.lower_train(self._train_step(), self.state, self.batch(per_device * len(devices)))
-
-    def flops(self, per_device: int) -> float | None:
-        """Returns the operations that the step asks for on a device, as XLA counts them in its program for one CPU.
-
-        XLA counts the body of a loop once, so the number is multiplied by the parts of a batch.
-        """
-        lowered = self.lower(tuple(jax.devices("cpu")[:1]), per_device, "pmap")
-        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
-        return flops * self.parts if flops > 0 else None
+            where = jax.sharding.SingleDeviceSharding(self.devices[0])
+            shapes = (self.variables, self.batch(per_device)["image"])
+            traced = jax.jit(self._forward_step()).trace(*jax.tree.map(functools.partial(_placed, where), shapes))
+            return traced.lower(), costs.flops(traced.jaxpr.jaxpr)
+        cost = costs.StepCost(len(self.devices), self.devices[0].device_kind)
+        par = parallel.Parallel(self.devices, form)
+        batch = self.batch(per_device * len(self.devices))
+        lowered = par.lower_train(cost.counted(self._train_step()), self.state, batch)
+        return lowered, cost.flops // len(self.devices)
 
     def bytes_by_part(self, per_device: int) -> dict[str, int]:
         """Returns the bytes of what a device holds from step to step, and of its part of the batch."""
@@ -132,7 +133,7 @@ class Lowering:
             tx=self._optimiser,
             settings=steps.Settings(
                 seed=config.seed,
-                dtype=jnp.dtype(config.model.dtype),
+                dtype=precision.dtype_of(config),
                 mean=tuple(config.data.mean),
                 std=tuple(config.data.std),
                 accumulate=config.accumulate,
@@ -145,7 +146,7 @@ class Lowering:
             forward_step,
             model=self._model,
             output=self.stage.output,
-            dtype=jnp.dtype(config.model.dtype),
+            dtype=precision.dtype_of(config),
             mean=tuple(config.data.mean),
             std=tuple(config.data.std),
             flip=False,

@@ -1,8 +1,6 @@
 """Machines to compile for: the topology of each, and the published figures of its devices.
 
-Figures are those of Google's pages of the TPU versions (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) and of
-NVIDIA's data sheets of the SXM parts (dense, without sparsity). What joins the hosts of a GPU cluster is assumed: a
-400 Gb/s port for each GPU.
+What joins the hosts of a GPU cluster is assumed: a 400 Gb/s port for each GPU.
 """
 
 import dataclasses
@@ -14,38 +12,52 @@ from jax.experimental import topologies
 
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
+from lae_jax.train import costs
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of a device.
+    """Published figures of a device. Its peak is in `train.costs`.
 
     Attributes:
+      device_kind: Its name in JAX.
       memory: Bytes.
       bandwidth: Of the memory, bytes a second.
-      bfloat16: Peak of products of bfloat16, FLOP a second.
-      float32: Peak of products of float32 at JAX's default precision, FLOP a second: TF32 on GPUs; on TPUs they are
-        computed in bfloat16.
       link: Bytes a second that a device sends to others of its host or slice.
+      source: Where the figures are published.
+      float32: Speed of products of float32 at JAX's default precision, as a share of those of bfloat16: TF32 on GPUs;
+        TPUs compute them in bfloat16.
     """
 
+    device_kind: str
     memory: float
     bandwidth: float
-    bfloat16: float
-    float32: float
     link: float
+    source: str
+    float32: float = 1.0
+
+    @property
+    def peak(self) -> float:
+        """Of products of bfloat16, FLOP a second, dense."""
+        return costs.peak_flops(self.device_kind)
+
+    def peak_of(self, dtype: str) -> float:
+        """Returns the peak of products of a dtype, FLOP a second."""
+        return self.peak if dtype == "bfloat16" else self.peak * self.float32
 
 
+_GOOGLE = "docs.cloud.google.com/tpu/docs/"
+_NVIDIA = "NVIDIA's data sheet of the SXM part"
 CHIPS = {
-    "v4": Chip(32 * GIB, 1228e9, 275e12, 275e12, 300e9),
-    "v5e": Chip(16 * GIB, 819e9, 197e12, 197e12, 200e9),
-    "v5p": Chip(95 * GIB, 2765e9, 459e12, 459e12, 600e9),
-    "v6e": Chip(32 * GIB, 1640e9, 918e12, 918e12, 400e9),
-    "a100": Chip(85_094_825_984, 2039e9, 312e12, 156e12, 300e9),
-    "h100": Chip(84_929_347_584, 3352e9, 989.5e12, 494.7e12, 450e9),
-    "h200": Chip(150_754_820_096, 4800e9, 989.5e12, 494.7e12, 450e9),
+    "v4": Chip("TPU v4", 32 * GIB, 1228e9, 300e9, f"{_GOOGLE}v4"),
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 819e9, 200e9, f"{_GOOGLE}v5e"),
+    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 600e9, f"{_GOOGLE}v5p"),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 1640e9, 400e9, f"{_GOOGLE}v6e"),
+    "a100": Chip("NVIDIA A100-SXM4-80GB", 85_094_825_984, 2039e9, 300e9, _NVIDIA, 0.5),
+    "h100": Chip("NVIDIA H100 80GB HBM3", 84_929_347_584, 3352e9, 450e9, _NVIDIA, 0.5),
+    "h200": Chip("NVIDIA H200", 150_754_820_096, 4800e9, 450e9, _NVIDIA, 0.5),
 }
 _PER_HOST, _BETWEEN_HOSTS = 8, 50e9  # GPUs of a host; bytes a second that a GPU sends to another host
 # Chips of a slice -> its shape.
@@ -54,11 +66,11 @@ _DEEP = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x
 _SHAPES = {"v4": _DEEP, "v5p": _DEEP, "v5e": _FLAT, "v6e": _FLAT}
 _CORES = ("v4", "v5p")  # the number in their names is that of cores, two a chip
 # What XLA knows of a GPU, whose kernels depend on it: (multiprocessors, shared memory of one in bytes, and of a block
-# that asks for it, L2 cache in bytes, GHz, compute capability, name).
+# that asks for it, L2 cache in bytes, GHz, compute capability).
 _GPUS = {
-    "a100": (108, 167936, 166912, 41943040, 1.41, (8, 0), "NVIDIA A100-SXM4-80GB"),
-    "h100": (132, 233472, 232448, 52428800, 1.98, (9, 0), "NVIDIA H100 80GB HBM3"),
-    "h200": (132, 233472, 232448, 52428800, 1.98, (9, 0), "NVIDIA H200"),
+    "a100": (108, 167936, 166912, 41943040, 1.41, (8, 0)),
+    "h100": (132, 233472, 232448, 52428800, 1.98, (9, 0)),
+    "h200": (132, 233472, 232448, 52428800, 1.98, (9, 0)),
 }
 KNOWN = "v4-8, v5e-8, v5p-64, v6e-256, a100-8, h100-8, h200-16 or, for this machine, cpu-8"
 
@@ -158,7 +170,7 @@ def _hosts(kind: str, chips: int) -> int:
 
 
 def _gpu_config(kind: str) -> str:
-    count, shared, optin, cache, clock, (major, minor), name = _GPUS[kind]
+    count, shared, optin, cache, clock, (major, minor) = _GPUS[kind]
     chip = CHIPS[kind]
     return f"""
 gpu_device_info {{
@@ -173,5 +185,5 @@ gpu_device_info {{
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 2 }}
 runtime_version {{ major: 12 minor: 9 patch: 0 }}
-device_description_str: "{name}"
+device_description_str: "{chip.device_kind}"
 """

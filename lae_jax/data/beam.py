@@ -16,18 +16,20 @@ import pathlib
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import apache_beam
+import grpc
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from lae_jax.data import shards
 from lae_jax.runtime import layout
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, Unreachable
 from lae_jax.runtime.files import is_remote
 
 logger = logging.getLogger("lae_jax")
@@ -132,6 +134,9 @@ class Beam:
         Args:
             tasks: Tasks of the shards to write.
             tick: Called once, at the end, with the number of source rows of these shards.
+
+        Raises:
+            Unreachable: The runner broke off.
         """
         if not tasks:
             return
@@ -140,7 +145,7 @@ class Beam:
             self._put(folder, ["recipe.json", "parts/source.arrow"])
         task = dataclasses.replace(tasks[0], source=FileSystems.join(self._out, "parts", "source.arrow"))
         logger.info("writing %d shards with Beam's %s", len(tasks), self._runner)
-        with apache_beam.Pipeline(options=self._options) as pipeline:
+        with _naming(self._runner), apache_beam.Pipeline(options=self._options) as pipeline:
             numbers = pipeline | apache_beam.Create([task.index for task in tasks]) | apache_beam.Reshuffle()
             numbers | "shard" >> apache_beam.Map(write_shard, task, self._out)
         if is_remote(self._out):
@@ -182,6 +187,25 @@ class Beam:
         self._delete(lambda name: name == "parts/source.arrow" or name.startswith("splits/") and name not in names)
         self._put(folder, [name for name in names if name != "dataset.json"])
         self._put(folder, ["dataset.json"])
+
+
+@contextlib.contextmanager
+def _naming(runner: str) -> Iterator[None]:
+    """Turns the errors of a runner that breaks off into a sentence, also those that its threads print."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, grpc.RpcError) else before(args)
+    try:
+        yield
+    except (grpc.RpcError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Pipeline "):
+            raise
+        reason = error.details() if isinstance(error, grpc.Call) else str(error)
+        last = (reason or type(error).__name__).strip().splitlines()[-1][:200]
+        raise Unreachable(
+            f"Beam's {runner} broke off ({last}): see its log, then run the same command again"
+        ) from error
+    finally:
+        threading.excepthook = before
 
 
 def write_shard(index: int, task: shards.ShardTask, out: str) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lae_jax import metrics, stages
 from lae_jax.data import records
-from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks
+from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks, precision
 from lae_jax.runs.forward import age_and_distribution
 from lae_jax.runtime import console, origin, parallel
 from lae_jax.runtime.errors import InputError
@@ -94,7 +94,10 @@ def predict(
     Raises:
       InputError: The split does not exist, or the faces are cut in another way.
     """
-    config, stage = fields.from_json(checkpoint.meta["config"]), stages.get(checkpoint.meta["stage"])
+    config, stage = (
+        precision.for_inference(fields.from_json(checkpoint.meta["config"])),
+        stages.get(checkpoint.meta["stage"]),
+    )
     par = parallel.Parallel(form=config.parallel)
     dataset = records.open_dataset(data or config.data.path, config.data.verify)
     split = split or validation_split(checkpoint)

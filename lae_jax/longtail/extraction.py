@@ -14,7 +14,7 @@ import numpy as np
 
 from lae_jax import stages
 from lae_jax.data import pipeline, records, sampling
-from lae_jax.runs import agreement, build, fields, inference, inputs
+from lae_jax.runs import agreement, build, fields, inference, inputs, precision
 from lae_jax.runtime import checkpoints, files, origin, parallel, typed
 from lae_jax.runtime.errors import InputError, SaveFailed
 from lae_jax.runtime.typed import declared
@@ -46,7 +46,7 @@ class Extractor:
 
     def __init__(self, checkpoint: origin.Checkpoint, dataset: records.Dataset, folder: pathlib.Path):
         self.checkpoint, self.dataset, self.folder = checkpoint, dataset, pathlib.Path(folder)
-        self.config = fields.from_json(checkpoint.meta["config"])
+        self.config = precision.for_inference(fields.from_json(checkpoint.meta["config"]))
         self.stage = stages.get(checkpoint.meta["stage"])
         build.model(self.config, self.stage, 0)  # checks the names in the config
         self.digest = hash_of(checkpoint.variables)

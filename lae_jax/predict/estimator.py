@@ -58,11 +58,11 @@ class AgeEstimator:
         """
         if not model_file.is_named(path) and layout.is_export(path):
             return cls._from_export(path, step, flip)
-        from lae_jax.runs import build, forward
+        from lae_jax.runs import build, forward, precision
         from lae_jax.runtime import parallel
 
         checkpoint, config, stage = build.load_ages(path, step)
-        par = parallel.Parallel(form=config.parallel)
+        config, par = precision.for_inference(config), parallel.Parallel(form=config.parallel)
         module = build.model(config, stage, checkpoint.meta["num_outputs"])
         gathered = dataclasses.replace(stage, output=forward.age_and_distribution)
         mapped, variables = build.forward(config, gathered, module, par, flip=flip), par.place(checkpoint.variables)

@@ -21,7 +21,7 @@ from lae_jax.data import joining, parquet, shards, splits, stems
 from lae_jax.data.sources import interface
 from lae_jax.faces import crops, perceptual_hash
 from lae_jax.runtime import console, cpu, files, start
-from lae_jax.runtime.errors import InputError, end_all
+from lae_jax.runtime.errors import InputError, Unreachable, end_all
 
 if TYPE_CHECKING:
     from lae_jax.data import beam
@@ -187,7 +187,7 @@ def prepare(
         try:
             with console.progress(total=sum(task.num_rows for task in missing), what="prepare", unit="images") as line:
                 way.write(missing, line.update)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Unreachable):
             logger.info("%s", _kept(out, tasks))
             raise
         return joining.finish(tasks, rejected, lambda column: splitter(how, column))

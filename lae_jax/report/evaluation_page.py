@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from etils import epath
 
 from lae_jax import metrics
@@ -21,6 +22,19 @@ _NO_HISTOGRAM = (
     "The number of training images of each age is not shown, because the run was trained on another data set."
 )
 _CUTS = (0.5, 0.75, 0.9, 0.95, 0.99)
+# The causes of a line of kind 'time' in metrics.jsonl.
+_SPENT = {
+    "goodput": "steps that counted (goodput)",
+    "start": "starting and restoring",
+    "compile": "compiling (the first step, the first batch of an evaluation)",
+    "data": "waiting for data",
+    "evaluation": "evaluation",
+    "saving": "saving",
+    "skipped": "skipped steps",
+    "lost": "lost to restarts",
+    "other": "other",
+}
+_SELDOM = ("skipped", "lost", "other")  # shown where there is something to tell
 
 
 def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces: Sequence[Face] = ()) -> Page:
@@ -64,6 +78,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
             _ranges(evaluation),
             _slices(evaluation),
             curves,
+            _cost(run),
         ]
     sections.append(Section("Faces", texts=[_FACES] * bool(faces), faces=faces))
     sections.append(Section("What the scores mean", items=wording.meanings(everyone)))
@@ -92,7 +107,7 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     with pictures.style():
         curves = _curves(run)
     scores_of = Section("Scores", tables=[Table(("score", "value"), rows)] if rows else [])
-    sections = [scores_of, curves, _audit(report), _provenance(report, run)]
+    sections = [scores_of, curves, _cost(run), _audit(report), _provenance(report, run)]
     return Page(f"{run.folder.name}, stage {stage}", [verdict], sections, wording.warnings(report))
 
 
@@ -241,6 +256,24 @@ def _parts(evaluation: Evaluation, column: str, masks: Mapping, names: Sequence[
 def _curves(run: Run) -> Section:
     kept = run.summary.get("step")
     return Section("Training", pictures=_there(charts.loss(run.lines), charts.validation(run.lines, kept)))
+
+
+def _cost(run: Run) -> Section:
+    """What a step took, and where the wall time of the run went."""
+    steps = [line for line in run.lines if line.get("kind") == "train" and line.get("flops_per_step")]
+    facts = [("a step", f"{steps[-1]['flops_per_step'] / 1e9:,.4g} GFLOP on all devices")] if steps else []
+    for name, title, form in (("images_per_second", "images a second", ",.4g"), ("utilisation", "of the peak", ".1%")):
+        if values := [line[name] for line in steps if line.get(name) is not None]:
+            facts.append((title, f"{np.median(values):{form}} (median of the logged steps)"))
+    tables = []
+    for last in [line for line in run.lines if line.get("kind") == "time"][-1:]:
+        rows = [
+            (title, f"{last[cause]:.1%}", f"{last[cause] * last['seconds']:,.1f} s")
+            for cause, title in _SPENT.items()
+            if last[cause] or cause not in _SELDOM
+        ]
+        tables.append(Table(("wall time", "share", "time"), rows, f"Wall time of the run, {last['seconds']:,.0f} s"))
+    return Section("Cost", facts=facts, tables=tables)
 
 
 def _audit(report: Mapping) -> Section:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.errors import FlaxError
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import losses, models, optim, stages
 from lae_jax.models.pretrained import safetensors_file, tensors
-from lae_jax.runs import fields
+from lae_jax.runs import fields, precision
 from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import model_file, origin, parallel
 from lae_jax.runtime.errors import InputError, unknown
@@ -37,13 +36,11 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int, convolution
       InputError: A field of config.model has a value that is not allowed.
     """
     c = config.model
-    if c.dtype not in ("float32", "bfloat16", "float64"):
-        raise InputError(f"config.model.dtype is {c.dtype!r}: set it to 'float32' or 'bfloat16'")
     try:
         return models.create(
             c.name,
             num_outputs,
-            jnp.dtype(c.dtype),
+            precision.dtype_of(config),
             head=stage.head,
             embedding_size=c.embedding_size,
             hidden=c.hidden,
@@ -85,7 +82,7 @@ def forward(
         forward_step,
         model=module,
         output=stage.output,
-        dtype=jnp.dtype(config.model.dtype),
+        dtype=precision.dtype_of(config),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         flip=flip,

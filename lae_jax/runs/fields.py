@@ -46,6 +46,15 @@ def from_json(content: dict) -> ConfigDict:
     return config
 
 
+def of_run(workdir: epath.Path) -> dict:
+    """Returns the config of a run's first start, as JSON.
+
+    Raises:
+      InputError: It is damaged.
+    """
+    return files.read_json(workdir / "config.json", declared.config)
+
+
 def flat(config: Mapping, prefix: str = "") -> dict:
     """Returns a nested dict as {'data.path': ...}."""
     result = {}
@@ -73,7 +82,7 @@ def claim_folder(workdir: epath.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     now = as_json(config)
     if path.exists():
-        before = files.read_json(path, declared.config)
+        before = of_run(workdir)
         if now["data"]["normalize"] == "weights" == before["data"].get("normalize"):
             # The first start of the run has set them.
             now["data"] |= {name: before["data"][name] for name in ("mean", "std")}

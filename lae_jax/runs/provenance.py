@@ -12,6 +12,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from lae_jax.runs import precision
 from lae_jax.runtime import cpu, files, parallel
 from lae_jax.runtime.typed import declared
 from lae_jax.runtime.versions import versions
@@ -62,6 +63,7 @@ def provenance(config: ConfigDict, dataset: "records.Dataset") -> dict:
         "cpu": cpu.name(),
         "cores": cpu.cores(),
         "deterministic": parallel.is_deterministic(),
+        "dtype": {"backbone": config.model.dtype, "head and loss": precision.wide(config)},
         "precision": {"backbone": config.model.precision, "head and loss": "highest"},
         "data": str(dataset.path),
         "data_hash": dataset.hash,

@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lae_jax.runtime import checksums, files, layout, origin, parallel
-from lae_jax.runtime.errors import InputError, SaveFailed, silence_other_writes
+from lae_jax.runtime.errors import InputError, SaveFailed, of_a_bucket, silence_other_writes
 from lae_jax.runtime.foreign import arrays, ocdbt
 from lae_jax.runtime.origin import Checkpoint
 from lae_jax.runtime.typed import declared
@@ -116,6 +116,7 @@ class Checkpoints:
 
         Raises:
           SaveFailed: This checkpoint or the one before could not be saved.
+          Unreachable: Neither could they, because the bucket does not answer; `poll` and `wait` raise it, too.
         """
         self.wait()
         state = parallel.one_copy_a_host(state)
@@ -169,11 +170,14 @@ class Checkpoints:
         except Exception as error:
             failed, self._saving = self._saving, None
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            newest = self.latest()
+            newest = None
+            with contextlib.suppress(Exception):  # a bucket may not answer
+                newest = self.latest()
             before = (
                 "those saved before are complete" if newest is None else f"the newest complete one is of step {newest}"
             )
-            raise SaveFailed(
+            path = self._directory / str(failed)
+            raise of_a_bucket(error, path, before) or SaveFailed(
                 f"the checkpoint of step {failed} could not be saved in {self._directory} ({reason[0]}); {before}."
                 " Remove the cause and start the same command again"
             ) from error
@@ -245,6 +249,8 @@ def _reading(path: epath.Path) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # orbax raises many types
+        if failed := of_a_bucket(error):
+            raise failed from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{path} cannot be read ({reason[0][:200]}): restore it, or move it away and start the run's command again"
@@ -331,7 +337,7 @@ def _recover(workdir: epath.Path) -> int:
             number += 1
             place = workdir / DAMAGED / f"{step}-{number}"
         place.parent.mkdir(exist_ok=True)
-        path.rename(place)
+        _move(path, place)
         # A run that was killed during its first save has lost nothing.
         if complete or path != found[0]:
             aside.append(str(place))
@@ -342,6 +348,17 @@ def _recover(workdir: epath.Path) -> int:
             " command again, the run begins from its first step"
         )
     return whole[0] if whole else _NOTHING
+
+
+def _move(path: epath.Path, place: epath.Path) -> None:
+    """Renames a folder. In a bucket its files are copied first, so that a kill leaves a whole one in one place."""
+    if not files.is_remote(path):
+        path.rename(place)
+        return
+    for name in checksums.contents(path):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).copy(place / name, overwrite=True)
+    path.rmtree()
 
 
 def read_meta(workdir: os.PathLike | str, step: int, folder: str = FOLDER) -> dict:

@@ -27,8 +27,8 @@ def require_no_link(path: epath.Path) -> None:
         raise InputError(f"{path} is a link: put what it leads to in its place")
 
 
-def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
-    """Names of the files in a folder and its subfolders, without what systems create (`layout.is_system`).
+def contents(folder: epath.Path, but: str = "", below: str = "") -> list[str]:
+    """Returns the names of the files in a folder and its subfolders, without what systems create (`layout.is_system`).
 
     Raises:
       InputError: One is a link.
@@ -37,7 +37,7 @@ def _contents(folder: epath.Path, but: str, below: str = "") -> list[str]:
     for name in layout.contents(folder):
         require_no_link(folder / name)
         if (folder / name).is_dir():
-            names += _contents(folder / name, but, below + name + "/")
+            names += contents(folder / name, but, below + name + "/")
         elif below + name != but:
             names.append(below + name)
     return names
@@ -52,13 +52,13 @@ def entries(folder: epath.Path, but: str = NAME) -> dict[str, dict]:
     """
     return {
         name: {"bytes": (folder / name).stat().length, "sha256": files.sha256_of(folder / name)}
-        for name in _contents(folder, but)
+        for name in contents(folder, but)
     }
 
 
 def size(folder: epath.Path) -> int:
     """Returns the bytes of all files in a folder."""
-    return sum((folder / name).stat().length for name in _contents(folder, NAME))
+    return sum((folder / name).stat().length for name in contents(folder, NAME))
 
 
 def write(folder: epath.Path) -> None:
@@ -95,7 +95,7 @@ def difference(folder: epath.Path, written: dict[str, dict], but: str = NAME) ->
     """
     expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
     try:
-        found = _contents(folder, but)
+        found = contents(folder, but)
     except InputError as error:
         return str(error)
     for name in sorted({*expected, *found}):

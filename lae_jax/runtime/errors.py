@@ -11,6 +11,7 @@ import functools
 import logging
 import numbers
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -44,6 +45,12 @@ class SaveFailed(Ended):
     """A file could not be written. What was finished before, such as an earlier checkpoint, is complete."""
 
     status = 5
+
+
+class Unreachable(Ended):
+    """A bucket did not answer, also after repetitions, or a Beam runner broke off. What was finished is complete."""
+
+    status = 1
 
 
 class FolderInUse(Ended):
@@ -143,6 +150,7 @@ def saving(place: os.PathLike | str, kept: str = "") -> Iterator[None]:
 
     Raises:
       SaveFailed: `place` is full, over a quota, read-only, not permitted or broken.
+      Unreachable: It is in a bucket that does not answer.
     """
     try:
         yield
@@ -154,7 +162,51 @@ def saving(place: os.PathLike | str, kept: str = "") -> Iterator[None]:
         raise
 
 
-def save_failed(error: BaseException, place: os.PathLike | str = "", kept: str = "") -> SaveFailed | None:
+_FOREIGN = ("google", "requests", "tensorflow", "urllib3")  # packages whose errors about a bucket are their own
+_URL = re.compile(r"gs://[^\s'\"\]]+|https://(?:storage|www)\.googleapis\.com")
+_STATUS = re.compile(r"[A-Z]{2}[A-Z_]+: ")  # begin of an error of tensorstore
+_REFUSED = re.compile(r"\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED|[Cc]redentials")
+
+
+def of_a_bucket(
+    error: BaseException, place: os.PathLike | str = "", kept: str = "", refused: type[Ended] | None = None
+) -> Ended | None:
+    """Returns what an error says about a bucket.
+
+    TensorFlow, tensorstore and google-cloud-storage raise types of their own, and their texts are long.
+
+    Args:
+      error: Any error.
+      place: Folder or file in the bucket that was being written, if it is known.
+      kept: What is complete although it failed, as a sentence.
+      refused: Type of the error where access was refused (default: SaveFailed with a place, else InputError).
+
+    Returns:
+      The error to raise in its place: access was refused, or the bucket did not answer. None if it is another error.
+    """
+    text, package = str(error), type(error).__module__.partition(".")[0]
+    is_foreign = package in _FOREIGN or isinstance(error, OSError) or bool(_STATUS.match(text))
+    found = _URL.search(text)
+    of_cloud_storage = found or package == "google" or "Error executing an HTTP request" in text
+    if isinstance(error, Ended) or not is_foreign or not of_cloud_storage:
+        return None
+    reason = re.split(r" with body| \[|\n", text.strip(), maxsplit=1)[0].rstrip(".")[:200]
+    shown = os.fspath(place) or (found[0] if found else "the bucket")
+    if _REFUSED.search(text):
+        return (refused or (SaveFailed if place else InputError))(
+            f"{shown}: the bucket refused access ({reason}){kept and f'; {kept}'}: give the account of this machine the"
+            " right to read and write the bucket's objects and to get the bucket (storage.buckets.get), then start the"
+            " same command again"
+        )
+    return Unreachable(
+        f"{shown}: the bucket did not answer ({reason}){kept and f'; {kept}'}: check the network, then start the same"
+        " command again"
+    )
+
+
+def save_failed(
+    error: BaseException, place: os.PathLike | str = "", kept: str = ""
+) -> SaveFailed | InputError | Unreachable | None:
     """Returns what an error says about writing.
 
     Args:
@@ -163,8 +215,11 @@ def save_failed(error: BaseException, place: os.PathLike | str = "", kept: str =
       kept: What is complete although it failed, as a sentence.
 
     Returns:
-      The error to raise in its place; None if the error is not about writing, or another file could not be read.
+      The error to raise in its place; None if the error is not about writing, or another file could not be read. About
+      a bucket it may also be one of reading.
     """
+    if failed := of_a_bucket(error, place, kept):
+        return failed
     place = os.fspath(place)
     name = getattr(error, "filename", None)
     name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from etils import epath
 
 from lae_jax.runtime import foreign, typed
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.errors import InputError, missing_extra, of_a_bucket
 
 logger = logging.getLogger("lae_jax")
 
@@ -30,6 +31,39 @@ DEEPEST = 64  # levels of JSON
 def is_remote(path: os.PathLike | str) -> bool:
     """Whether a path is in a bucket, where files can be replaced but not appended to or locked."""
     return "://" in os.fspath(path)
+
+
+def require_bucket(path: os.PathLike | str) -> None:
+    """Checks that a run can be in a bucket, if the path names one.
+
+    Args:
+      path: The folder of the run.
+
+    Raises:
+      InputError: It is not on Cloud Storage, there is no such bucket, or a package of the extra gcs is missing.
+    """
+    if not is_remote(path):
+        return
+    scheme, _, rest = os.fspath(path).partition("://")
+    if scheme != "gs":
+        raise InputError(
+            f"{os.fspath(path)}: a run is on a local disk, on a mount or in a bucket of Cloud Storage (gs://): mount"
+            " this bucket, and name the folder in the mount"
+        )
+    try:
+        found = importlib.util.find_spec("google.cloud.storage")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise InputError(missing_extra("gcs", "google-cloud-storage", f"a run in a bucket ({os.fspath(path)})"))
+    bucket = epath.Path(f"gs://{rest.partition('/')[0]}")
+    try:
+        exists = bucket.exists()
+    except Exception as error:  # of TensorFlow
+        raise of_a_bucket(error, bucket, refused=InputError) or error from error
+    # TensorFlow would try without end to create a folder in a bucket that does not exist.
+    if not exists:
+        raise InputError(f"{os.fspath(path)}: there is no bucket {bucket}: create it, or name another")
 
 
 def is_foreign_bucket(path: os.PathLike | str, folder: os.PathLike | str) -> bool:
@@ -190,7 +224,7 @@ def open_regular(path: os.PathLike | str) -> BinaryIO:
     path = epath.Path(path)
     try:
         if is_remote(path):
-            return path.open("rb")
+            return _open_remote(path)
         # A pipe without a writer would block when it is opened.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -201,6 +235,16 @@ def open_regular(path: os.PathLike | str) -> BinaryIO:
         raise InputError(f"{path} is missing: restore it, or choose another folder") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): restore it, or choose another folder") from error
+
+
+@contextlib.contextmanager
+def _open_remote(path: epath.Path) -> Iterator[BinaryIO]:
+    """Opens a file in a bucket, which is missing only when it is read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: restore it, or choose another folder") from None
 
 
 def read_text(path: os.PathLike | str, again: str = typed.RESTORE, limit: int = LIMIT) -> str:

@@ -123,7 +123,7 @@ def require_run(path: os.PathLike | str, how_to_make: str = "") -> None:
     Raises:
       InputError: It is not; the message says what it is, or how to make the run.
     """
-    path = epath.Path(path)
+    files.require_bucket(path := epath.Path(path))
     if is_run(path):
         return
     reason = told(path) or _inside(path, is_run)
@@ -150,7 +150,7 @@ def require_start(source: str, stage: str, field: str = "config.init_from") -> N
         )
     if not source:
         raise InputError(
-            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: a run, a file of"
+            f"{field} is empty: name what the backbone starts from (--{field}=SOURCE: faces-lite0, a run, a file of"
             f" weights or hf:owner/name; docs/training.md lists some), or start without weights: --{field}=scratch"
         )
 
@@ -301,7 +301,7 @@ def require_workdir(workdir: os.PathLike | str) -> None:
     Raises:
       InputError: It holds something else, or cannot be written.
     """
-    path = epath.Path(workdir)
+    files.require_bucket(path := epath.Path(workdir))
     if not os.fspath(workdir) or is_dataset(path) or (path.exists() and not path.is_dir()):
         raise InputError(f"config.workdir is {os.fspath(workdir)!r}: name a folder that is only for the run")
     names = {*contents(path)} - _LOCKED

@@ -13,8 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lae_jax.runtime import files
-from lae_jax.runtime.errors import InputError, end_all, saving
+from lae_jax.runtime.errors import InputError, SaveFailed, end_all, saving
 from lae_jax.runtime.typed import declared
+from lae_jax.train import wall_time
+from lae_jax.train.costs import StepCost
 from lae_jax.train.events import Events
 
 logger = logging.getLogger("lae_jax")
@@ -31,8 +33,8 @@ class Lines:
         self._path = path
         if os.path.islink(path):
             raise InputError(f"{path} is a link, and lines are added to the file: put what it leads to in its place")
-        rows = files.read_lines(path, declared.line, "restore it, or remove this line")
-        self.rows = [r for r in rows if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
+        self.found = files.read_lines(path, declared.line, "restore it, or remove this line")  # with those removed
+        self.rows = [r for r in self.found if r["step"] < start or r["step"] == start and r.get("kind", "") != again]
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         self._file = None  # opened for the first line
         # A kill may have interrupted the last line: the next one must not continue it.
@@ -80,38 +82,64 @@ class Journal:
 
     Only the first host (`active`) writes. Lines of steps after `start` are removed, and the scores of `start` if it is
     not `scored`: they come again.
+
+    Attributes:
+      wall: Where the wall time of the run goes.
+      skipped_steps: Skipped steps of the run.
     """
 
     def __init__(
-        self, workdir: epath.Path, start: int, schedule, config: ConfigDict, *, active: bool, scored: bool = True
+        self,
+        workdir: epath.Path,
+        start: int,
+        schedule,
+        config: ConfigDict,
+        *,
+        active: bool,
+        scored: bool = True,
+        began: float | None = None,
+        cost: StepCost | None = None,
     ):
+        """Continues the records after step `start`.
+
+        Args:
+          workdir: The workdir of the run.
+          start: Steps that are done.
+          schedule: Gives `learning_rate`.
+          config: The config.
+          active: Whether this host writes.
+          scored: Whether the scores of `start` are complete.
+          began: When this start began, of `time.perf_counter`; None: now.
+          cost: What a step costs; None: not known.
+        """
         self._workdir, self._schedule, self._config, self._active = workdir, schedule, config, active
+        self._cost = cost
+        self._step = start
         self.skipped_steps = 0
-        self._seconds_before = 0.0
-        self._started = time.perf_counter()
+        began = time.perf_counter() if began is None else began
+        self.wall = wall_time.WallTime(time.perf_counter, began)
         self._reset()
         if not active:
             return
         self._metrics = Lines(workdir / "metrics.jsonl", start, None if scored else "validation")
         self._divergence = Lines(workdir / "divergence.jsonl", start)
         self.skipped_steps = len(self._divergence.rows)
-        rows = [row for row in self._metrics.rows if row.get("kind") == "train"]
-        self._seconds_before = rows[-1].get("seconds") or 0.0 if rows else 0.0
+        self.wall = wall_time.WallTime(time.perf_counter, began, wall_time.of_lines(self._metrics.found, start))
         remote = files.is_remote(workdir)
         self._events_folder = pathlib.Path(tempfile.mkdtemp() if remote else os.fspath(workdir / "tensorboard"))
         self._events = Events(self._events_folder, start)
+        if len(self._metrics.found) > len(self._metrics.rows):
+            self._write_time()  # now: the lines that told of the lost steps are gone
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._active:
-            end_all(kind, self.publish, self._metrics.close, self._divergence.close, self._events.close)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all starts of the run."""
-        return self._seconds_before + time.perf_counter() - self._started
+        if not self._active:
+            return
+        # After a line that a full disk has cut off, another one would be damage.
+        last = [] if kind is not None and issubclass(kind, SaveFailed) else [self._write_time]
+        end_all(kind, *last, self._upload, self._metrics.close, self._divergence.close, self._events.close)
 
     def _reset(self) -> None:
         self._loss, self._weight, self._steps, self._waiting = 0.0, 0.0, 0, 0.0
@@ -130,7 +158,7 @@ class Journal:
         loss, weight = (float(value) for value in metrics["loss"])
         if not metrics["skipped"]:
             self._loss, self._weight = self._loss + loss, self._weight + weight
-        self._steps += 1
+        self._steps, self._step = self._steps + 1, step
         if step % self._config.log_steps and self._steps < self._config.log_steps:
             return ""
         seconds = max(time.perf_counter() - self._begun, 1e-9)
@@ -141,7 +169,9 @@ class Journal:
             "images_per_second": self._steps * self._config.batch_size / seconds,
             "waiting": self._waiting / seconds,
             "skipped_steps": self.skipped_steps,
-            "seconds": self.seconds,
+            "seconds": self.wall.seconds,
+            "goodput": self.wall.goodput,
+            **(self._cost.row(seconds / self._steps) if self._cost else {}),
         }
         self._write(step, "train", row)
         self._reset()
@@ -177,8 +207,16 @@ class Journal:
         self._reset()
 
     def publish(self) -> None:
-        """Uploads the records of a run in a bucket; does nothing for other runs."""
-        if not self._active or not files.is_remote(self._workdir):
+        """Writes where the wall time went, before a checkpoint of the last step, and uploads records in a bucket."""
+        if self._active:
+            self._write_time()
+            self._upload()
+
+    def _write_time(self) -> None:
+        self._write(self._step, "time", self.wall.row())
+
+    def _upload(self) -> None:
+        if not files.is_remote(self._workdir):
             return
         self._metrics.publish()
         self._divergence.publish()

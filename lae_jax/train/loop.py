@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -15,14 +14,15 @@ from ml_collections import ConfigDict
 
 from lae_jax import models, stages
 from lae_jax.data import pipeline
-from lae_jax.runs import build, fields, inference, inputs, provenance
+from lae_jax.runs import build, fields, inference, inputs, precision, provenance
 from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, origin, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
-from lae_jax.train import handover, hosts, profiling, steps
+from lae_jax.train import costs, handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
 from lae_jax.train.plan import Plan, make_plan, settled
+from lae_jax.train.wall_time import WallTime
 
 logger = logging.getLogger("lae_jax")
 
@@ -45,6 +45,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
       SaveFailed: A checkpoint or a record could not be written.
       FolderInUse: Another process trains in the workdir.
     """
+    began = time.perf_counter()
     workdir, config = epath.Path(config.workdir), settled(config)
     signals = signals or watch.Signals()
     layout.require_workdir(config.workdir)
@@ -54,6 +55,7 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         # All hosts must decide alike, whatever the first one has written by the time they look.
         begun = parallel.from_first_host((workdir / "config.json").exists())
         done = parallel.from_first_host((workdir / "summary.json").exists())
+        config = precision.resolved(config, fields.of_run(workdir) if begun else None)
         if begun:
             fields.claim_folder(workdir, config)
         newest = checkpoints.recover(workdir)
@@ -96,10 +98,12 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
                 console.counted(plan.durations.epoch, "step"),
                 plan.durations.total,
             )
+            precision.tell(config)
             logger.info("%s", plan.selection)
             state = plan.par.place(state)
             trace = profiling.Trace(workdir, profile, int(state.step), plan.durations.total)
-            return _Loop(plan, module, tx, saved, signals, trace).run(state, scored=folder == checkpoints.FOLDER)
+            loop = _Loop(plan, module, tx, saved, signals, trace)
+            return loop.run(state, scored=folder == checkpoints.FOLDER, began=began)
 
 
 def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps.TrainState]:
@@ -141,8 +145,9 @@ class _Loop:
     ):
         self.plan, self.saved, self.signals, self.trace = plan, saved, signals, trace
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
-        config = plan.config
-        self.step = plan.par.map_train(
+        config, par = plan.config, plan.par
+        self.cost = costs.StepCost(par.device_count, par.devices[0].device_kind)
+        step = self.cost.counted(
             functools.partial(
                 steps.train_step,
                 stage=plan.stage,
@@ -151,17 +156,18 @@ class _Loop:
                 tx=tx,
                 settings=steps.Settings(
                     seed=config.seed,
-                    dtype=jnp.dtype(config.model.dtype),
+                    dtype=precision.dtype_of(config),
                     mean=tuple(config.data.mean),
                     std=tuple(config.data.std),
                     accumulate=config.accumulate,
                 ),
-            ),
-            cpu.train_options(plan.stage.trains),
+            )
         )
-        self.forward = build.forward(config, plan.stage, module, plan.par)
-        self.any_host = plan.par.map_any()
+        self.step = par.map_train(step, cpu.train_options(plan.stage.trains))
+        self.forward = build.forward(config, plan.stage, module, par)
+        self.any_host = par.map_any()
         self.has_evaluated = False
+        self.wall: WallTime  # of `run`
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Returns this host's part of the batches after step `start`."""
@@ -179,12 +185,21 @@ class _Loop:
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
         )
 
-    def run(self, state: steps.TrainState, *, scored: bool) -> dict:
-        """Trains to the last step and returns the summary; `scored`: no evaluation of the state was interrupted."""
+    def run(self, state: steps.TrainState, *, scored: bool, began: float) -> dict:
+        """Trains to the last step and returns the summary.
+
+        Args:
+          state: The state to start from.
+          scored: No evaluation of the state was interrupted.
+          began: When this start of the run began, of `time.perf_counter`.
+        """
         plan, config = self.plan, self.plan.config
         start = int(state.step)
         active = parallel.is_first_host()
-        journal = Journal(plan.workdir, start, plan.schedule, config, active=active, scored=scored)
+        journal = Journal(
+            plan.workdir, start, plan.schedule, config, active=active, scored=scored, began=began, cost=self.cost
+        )
+        wall = self.wall = journal.wall
         line = console.progress(
             total=plan.durations.total, initial=start, what=plan.stage.name, unit="steps", active=active
         )
@@ -192,20 +207,23 @@ class _Loop:
         with journal, line, self.watchdog, self.trace:
             batches = self.batches(start)
             self.watchdog.beat()
+            wall.count("start")
             if not scored:
                 self._score_and_save(journal, state, start, is_saved=True)
                 self.saved.wait()
             origin.discard_unscored(plan.workdir)
             for number in range(start + 1, plan.durations.total + 1):
                 self.trace.begin(number)
-                waiting = time.perf_counter()
+                wall.count("other")
                 batch = next(batches)
-                journal.waited(time.perf_counter() - waiting)
+                journal.waited(wall.count("data"))
                 if number == start + 1:
                     self.watchdog.rest()  # the first step compiles
                 # The metrics of the step before are fetched after this step is dispatched: the device never waits.
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                if number == start + 1:
+                    wall.count("compile")
                 dispatched["stop"] = self.any_host(self.signals.asked)
                 if pending is not None:
                     stop = self._account(journal, line, number - 1, pending)
@@ -220,6 +238,7 @@ class _Loop:
                     else:
                         journal.publish()
                         self.save(state, number, None)
+                        wall.count("saving")
                 if stop and number < plan.durations.total:
                     self.saved.wait()
                     parallel.wait_for_hosts("stopped")
@@ -227,11 +246,13 @@ class _Loop:
                         f"{plan.workdir} is saved at step {number} of {plan.durations.total}; to resume, start it again"
                     )
             self.saved.wait()
+            wall.count("saving")
             return self._summary(journal)
 
     def _account(self, journal: Journal, line, number: int, dispatched) -> bool:
         """Fetches and records the metrics of a step; returns whether a host was asked to stop."""
         metrics = jax.device_get(dispatched)  # one transfer for all
+        self.wall.count("skipped" if metrics["skipped"] else "goodput")
         self.watchdog.beat()
         self.trace.end(number)
         if metrics["skipped"]:
@@ -277,6 +298,7 @@ class _Loop:
         journal.evaluated(number, scores, plan.durations.epoch)
         journal.publish()
         self.save(state, number, scores)
+        self.wall.count("saving")
 
     def evaluate(self, state: steps.TrainState, stop: bool = False) -> stages.Scores | None:
         """Returns the scores of the validation split, None without one.
@@ -291,13 +313,18 @@ class _Loop:
             raise inference.Interrupted
         interrupt = inference.until_asked(self.any_host, self.signals)
 
-        def beat():
+        def count() -> None:
+            self.wall.count("evaluation" if self.has_evaluated else "compile")  # the first batch compiles
+            self.has_evaluated = True
+
+        def beat() -> None:
             self.watchdog.beat()
+            count()
             interrupt()
 
+        self.wall.count("other")
         if not self.has_evaluated:
-            self.watchdog.rest()  # the first batch compiles
-            self.has_evaluated = True
+            self.watchdog.rest()
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         outputs = inputs.outputs_of(
             config, plan.dataset, plan.scored_rows, self.forward, variables, plan.par, config.eval_batch_size, beat
@@ -309,7 +336,9 @@ class _Loop:
                 f"step {int(state.step)}: the model's outputs on the validation split are not finite; the last"
                 f" checkpoint of {plan.workdir} is step {self.saved.latest()}. {_WHAT_TO_DO}"
             )
-        return plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
+        scores = plan.stage.score({plan.stage.target: plan.validation.targets}, outputs)
+        count()
+        return scores
 
     def save(
         self,
@@ -355,7 +384,7 @@ class _Loop:
             "selected_because": self.plan.selection.because,
             "constants": meta["constants"],
             "skipped_steps": journal.skipped_steps,
-            "seconds": round(journal.seconds, 1),
+            "seconds": round(journal.wall.seconds, 1),
         }
         if parallel.is_first_host():
             files.write_json(self.plan.workdir / "summary.json", summary)

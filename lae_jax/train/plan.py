@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lae_jax import metrics, stages
 from lae_jax.data import age_weights, records, sampling
-from lae_jax.runs import agreement, build, fields, inputs, leaks
+from lae_jax.runs import agreement, build, fields, inputs, leaks, precision
 from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
@@ -119,7 +119,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     Raises:
       InputError: A check failed.
     """
-    config = settled(config)
+    config = precision.resolved(settled(config), resumed and resumed["config"])
     c = config.classify
     stage = stages.with_method(stages.get(config.stage), c.method, c.setting)
     par = parallel.Parallel(form=config.parallel)

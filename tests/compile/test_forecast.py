@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import re
+import types
 
 import jax
 import pytest
 
-from lae_jax.compile import forecast, hlo, lowering, topologies
+from lae_jax.compile import forecast, hlo, lowering, plain_words, topologies
 from lae_jax.configs import pretrain, small
 from lae_jax.runtime.errors import InputError
 
@@ -39,23 +40,23 @@ def test_another_machine_is_refused(name, message):
         topologies.target(name)
 
 
-def step_of(config):
-    return dataclasses.make_dataclass("Step", ["config"])(config)
-
-
 def test_the_least_time_is_the_longest_of_three():
-    config = small.get_config("tuned").stages.represent
-    config.model.dtype = "bfloat16"
-    target, chip = topologies.target("h100-16"), topologies.CHIPS["h100"]
+    target = topologies.target("h100-16")
     ring = (hlo.Exchange("all-reduce", 3, 10**8), hlo.Exchange("all-gather", 1, 10**6))
-    sent = 15 / 16 * (2e8 + 1e6) / 50e9  # between hosts, 400 Gb/s a GPU
-    step = step_of(config)
-    assert forecast._least_time(step, target, 1e12, 1e9, ring) == (pytest.approx(sent), "exchange")
-    assert forecast._least_time(step, target, 1e13, 1e9, ring) == (pytest.approx(1e13 / chip.bfloat16), "compute")
-    assert forecast._least_time(step, target, 1e12, 1e11, ring) == (pytest.approx(1e11 / chip.bandwidth), "memory")
-    config.model.dtype = "float32"
-    assert forecast._least_time(step, target, 1e13, 1e9, ring)[0] == pytest.approx(1e13 / chip.float32)
-    assert forecast._least_time(step, topologies.target("cpu-8"), 1e12, 1e9, ring) == (None, None)
+    scattered = (hlo.Exchange("reduce-scatter", 1, 10**6),)
+    times = forecast._least_times("bfloat16", target, 10**13, 1e9, ring)
+    assert times == {
+        "operations": pytest.approx(1e13 / 989.5e12),
+        "memory": pytest.approx(1e9 / 3352e9),
+        "exchange": pytest.approx(15 / 16 * (2e8 + 1e6) / 50e9),  # between hosts, 400 Gb/s a GPU
+    }
+    assert forecast._least_times("float32", target, 10**13, 1e9, ring)["operations"] == pytest.approx(1e13 / 494.75e12)
+    assert forecast._least_times("float32", target, 1, 1.0, scattered)["exchange"] == pytest.approx(15e6 / 50e9)
+    assert forecast._least_times("bfloat16", topologies.target("cpu-8"), 10**12, 1e9, ring) == {}
+    one = dataclasses.replace(made(32, 2**30), times=times)
+    assert (one.bound, one.seconds) == ("operations", times["operations"]) and one.utilisation == 1
+    assert one.images_per_second == pytest.approx(32 * 989.5e12 / 1e13)
+    assert made(32, 2**30).bound is None and made(32, 2**30).as_json()["utilisation"] is None
 
 
 def test_a_refused_step_says_what_it_needs():
@@ -69,7 +70,7 @@ def test_a_refused_step_says_what_it_needs():
 
 
 def made(per_device, needed, memory=16 * 2**30):
-    return forecast.Forecast(per_device, needed, {}, memory, 1.0, None, 1.0, (), None, None, None, 0.0)
+    return forecast.Forecast(8, "pmap", "bfloat16", per_device, needed, {}, memory, 1, None, 1.0, (), {}, 0.0)
 
 
 @pytest.mark.parametrize("start", [8, 32, 512])
@@ -100,25 +101,44 @@ def test_where_no_batch_fits_none_is_found():
 
 def test_stage_1_needs_the_number_of_people_and_a_batch_that_divides():
     with pytest.raises(InputError, match="--people N"):
-        lowering.Lowering(pretrain.get_config())
+        lowering.Lowering(pretrain.get_config(), tuple(jax.devices()[:8]))
     config = small.get_config("tuned").stages.represent
-    step = lowering.Lowering(config, on_cpu=True)
-    assert step.divided(8) == 8
+    assert lowering.Lowering(config, tuple(jax.devices()[:8])).divided() == 8
     with pytest.raises(InputError, match="config.batch_size 64 cannot be divided over 7 devices"):
-        step.divided(7)
+        lowering.Lowering(config, tuple(jax.devices()[:7])).divided()
 
 
 def test_a_step_on_this_machine_is_what_its_compiler_says():
     """The smallest network, stage 3, on 2 simulated devices: parts, operations, and one all-reduce of the gradients."""
     config = small.get_config("tuned").stages.classify
     config.model.name, config.data.image_size = "efficientnet_v2_pico", 32
-    step = lowering.Lowering(config, on_cpu=True)
+    step = lowering.Lowering(config, tuple(jax.devices()[:2]))
     target = topologies.target("cpu-2")
-    one = forecast.compile_step(step, target, tuple(jax.devices()[:2]), 4)
+    one = forecast.compile_step(step, target, 4)
     head = step.variables["params"]["head"]
     sizes = [math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(head)]
     (exchange,) = one.exchanges
     assert exchange.kind == "all-reduce" and sum(sizes) <= exchange.bytes <= sum(sizes) + 64
     assert one.parts["optimiser"] >= sum(sizes) and one.parts["batch"] == 4 * (32 * 32 * 3 + 4)
     assert one.peak_bytes >= sum(one.parts.values()) and one.activations > 0 and one.fits and one.memory is None
-    assert one.flops > 1e6 and one.seconds is None and one.utilisation is None
+    assert one.flops > 1e6 and one.seconds is None and one.form == "pmap"
+
+
+def test_a_forecast_is_told_with_what_is_missing():
+    big = dataclasses.replace(made(32, 40 * 2**30), parts={"parameters": 2**29, "optimiser": 2**28})
+    told = "\n".join(plain_words.lines("represent", big))
+    assert "represent: 32 images on each of 8 devices, pmap, bfloat16" in told
+    assert "40 of 16 GiB a device: does not fit, 24 GiB are missing" in told
+    assert "parameters 0.5, optimiser 0.25; the rest, activations and gradients, 39.2 GiB" in told
+    assert "does not say how much it needs" in "\n".join(plain_words.lines("represent", made(32, None)))
+    (figures,) = plain_words.figures(topologies.target("h100-16"))
+    assert "989.5 in bfloat16, 494.8 in float32; memory 79.1 GiB" in figures and "assumed" in figures
+    assert plain_words.figures(topologies.target("cpu-8")) == []
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("tpu", "bfloat16"), ("cpu", "float32")])
+def test_auto_is_the_dtype_of_the_target(platform, dtype):
+    config = small.get_config("tuned").stages.represent
+    config.model.dtype = "auto"
+    device = types.SimpleNamespace(platform=platform, device_kind="TPU v4")
+    assert lowering.Lowering(config, (device,)).config.model.dtype == dtype

@@ -125,9 +125,9 @@ def test_an_estimator_of_an_export_gives_what_the_run_gives(run, exported, drawn
     images = [rng.integers(0, 256, (40, 36, 3)).astype(np.uint8) for _ in range(9)]
     expected, expected_distributions = of_run.predict(images, distribution=True)
     ages, distributions = of_export.predict(images, distribution=True)
-    # The run computes in bfloat16, the export in float32.
-    np.testing.assert_allclose(ages, expected, atol=0.3)
-    np.testing.assert_allclose(distributions, expected_distributions, atol=2e-3)
+    # The run was trained in bfloat16. On a CPU both compute in float32.
+    np.testing.assert_allclose(ages, expected, atol=1e-3)
+    np.testing.assert_allclose(distributions, expected_distributions, atol=1e-5)
     assert of_export.temperature == of_run.temperature == 1.3 and of_export.crop == of_run.crop
     assert of_export.input == of_run.input and form in of_export.source
     np.testing.assert_allclose(of_export.predict(images[:2]), ages[:2], atol=1e-4)

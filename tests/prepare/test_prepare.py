@@ -165,7 +165,7 @@ def test_the_program_shows_groups_crops_and_reasons_and_warns_of_many_rejected(t
 
 
 @pytest.mark.parametrize(("splits", "has_ages", "commands"), [
-    (("train", "validation"), True, ["main --config configs/represent.py --config.data.path=o", "configs/small.py"]),
+    (("train", "validation"), True, ["main --config configs/represent.py --config.data.path=o", "configs/finetune.py"]),
     (("train", "validation"), False, ["main --config configs/pretrain.py --config.data.path=o"]),
     (("fold0-train", "fold0-validation"), True, ["configs/represent.py --config.data.path=o --config.data.fold=0"]),
     (("test",), True, ["evaluate --run RUN --data o --split test"]),

@@ -46,6 +46,7 @@ def folder(request, tmp_path, monkeypatch):
     if request.param == "bucket":
         monkeypatch.setattr(gpath._GPath, "_backend", property(lambda self: backend.tf_backend))
         monkeypatch.setattr(files, "is_remote", lambda path: True)
+        monkeypatch.setattr(files, "require_bucket", lambda path: None)
     folder = epath.Path(tmp_path) / "checkpoints" / "7"
     (folder / "state").mkdir(parents=True)
     write_meta(folder)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from lae_jax.runtime import files, typed
+from lae_jax.runtime import errors, files, layout, typed
 from lae_jax.runtime.errors import InputError
 
 
@@ -125,3 +125,52 @@ with files.together(sys.argv[1], "last") as place:
         assert (first / "one").exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two", ".lae_jax-link"}
     assert (tmp_path / "elsewhere" / "mine").exists()
+
+
+def test_a_run_in_a_bucket_needs_a_package_and_cloud_storage(monkeypatch):
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"gs://bucket/runs/a.* needs the package google-cloud-storage: .*\[gcs\]"):
+        layout.require_workdir("gs://bucket/runs/a")
+    with pytest.raises(InputError, match=r"^s3://bucket/runs/a: a run is on a local disk, on a mount or in a bucket"):
+        layout.require_run("s3://bucket/runs/a")
+
+
+class _Of(Exception):
+    """An error of a library, by the name of its module."""
+
+
+def _error(module: str, text: str) -> Exception:
+    return type("Error", (_Of,), {"__module__": module})(text)
+
+
+TENSORSTORE = (
+    'PERMISSION_DENIED: Error opening "zarr" driver: Error writing "a/.zarray" in OCDBT database at gs://b/r/: no'
+    " [http_response_code='403'] [tensorstore_spec='" + "x" * 3000 + "']"
+)
+AWAY = "All 10 retry attempts failed. The last failure: Error executing an HTTP request: HTTP response code 503"
+FORBIDDEN = "403 GET https://storage.googleapis.com/storage/v1/b/b: no"
+
+
+@pytest.mark.parametrize(("error", "kind", "told"), [
+    (ValueError(TENSORSTORE), errors.SaveFailed, r"^gs://b/r/7: the bucket refused access \(PERMISSION_[^[]+ no\)"),
+    (_error("tensorflow.python", f"{AWAY} with body 'x'\n\t when uploading gs://b/r/7"), errors.Unreachable,
+     r"^gs://b/r/7: the bucket did not answer \(All 10 retry .* code 503\); step 3 is complete: check the network"),
+    (_error("google.api_core.exceptions", FORBIDDEN), errors.SaveFailed, r"refused access .*storage.buckets.get"),
+    (_error("google.auth.exceptions", "Your default credentials were not found"), errors.SaveFailed, "refused access"),
+    (OSError("Could not resolve host: x when uploading gs://b/r/7"), errors.Unreachable, "resolve host"),
+])  # fmt: skip
+def test_an_error_of_a_bucket_is_a_short_sentence(error, kind, told):
+    with pytest.raises(kind, match=told) as found, errors.saving("gs://b/r/7", "step 3 is complete"):
+        raise error
+    assert len(str(found.value)) < 600 and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("gs://b/r is no number"),
+    _error("tensorflow.python", "Invalid JPEG data: /disk/a.jpg"),
+    InputError("gs://b/r: choose another folder"),
+])  # fmt: skip
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error)) as found, errors.saving("gs://b/r/7"):
+        raise error
+    assert found.value is error

@@ -154,9 +154,17 @@ def test_a_part_of_the_state_may_lie_on_the_devices_in_shards():
     assert {shard.data.shape for shard in state["whole"]["a"].addressable_shards} == {(3,)}
 
 
-def test_auto_is_pmap_with_one_process():
+def test_auto_is_pmap_with_one_process_and_shard_map_over_the_hosts_in_their_order_with_several(monkeypatch):
     assert isinstance(parallel.Parallel()._form, mapping.Pmap)
     assert isinstance(parallel.Parallel(form="shard_map")._form, mapping.ShardMap)
+    devices = jax.local_devices()
+    hosts = devices[4:], devices[:4]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_devices", lambda process_index=1: hosts[process_index])
+    par = parallel.Parallel()
+    assert par.devices == tuple(hosts[1]) and par.device_count == 8
+    assert isinstance(par._form, mapping.ShardMap) and par._form.devices == (*hosts[0], *hosts[1])
+    assert isinstance(parallel.Parallel(form="pmap")._form, mapping.Pmap)
 
 
 def test_a_form_that_does_not_exist_is_named():

@@ -66,7 +66,8 @@ def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
         assert "loss 2.0000" in journal.stepped(2, metrics(float("nan"), True, 1))
         journal.evaluated(2, {"mae": 3.0}, 2)
         journal.publish()
-        train, validation = rows(tmp_path / "metrics.jsonl")
+        train, validation, spent = rows(tmp_path / "metrics.jsonl")
+        assert spent["kind"] == "time" and spent["step"] == 2
         assert train["loss"] == 2.0 and train["skipped_steps"] == 1 and validation["mae"] == 3.0
         # The optimiser did not count the skipped step.
         assert train["learning_rate"] == pytest.approx(0.1)
@@ -75,7 +76,8 @@ def test_a_journal_is_whole_after_each_publish(tmp_path, remote):
     assert scalars(tmp_path / "tensorboard")["validation/mae"] == [(2, 3.0)]
     with Journal(epath.Path(tmp_path), 1, schedule, config, active=True) as journal:
         assert journal.skipped_steps == 0
-    assert rows(tmp_path / "metrics.jsonl") == rows(tmp_path / "divergence.jsonl") == []
+    assert rows(tmp_path / "divergence.jsonl") == []
+    assert {(row["kind"], row["step"]) for row in rows(tmp_path / "metrics.jsonl")} == {("time", 1)}
 
 
 def test_lines_are_not_added_where_a_link_leads_to(tmp_path):

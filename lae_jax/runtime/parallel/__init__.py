@@ -140,13 +140,13 @@ class Parallel:
           compiler_options: Options of XLA. With pmap the step is then compiled at the first call, and all later calls
             must have the same shapes; with pmap and several processes they are ignored.
         """
-        return self._sharding(self._form.train(step, compiler_options or {}))
+        return self._taking_batches(self._form.train(step, compiler_options or {}))
 
     def map_forward(self, function: Callable) -> Callable:
         """Maps a function: (variables, images of this host) -> output shards, which `collect` joins into one array."""
-        return self._sharding(self._form.forward(function))
+        return self._taking_batches(self._form.forward(function))
 
-    def _sharding(self, mapped: Callable) -> Callable:
+    def _taking_batches(self, mapped: Callable) -> Callable:
         def call(held, batch):
             with compile_cache.without_collector():  # the first call traces
                 return mapped(held, self.shard(batch))

@@ -178,21 +178,27 @@ PROVENANCE = fields(
         ),
     }
 )
+# Where the wall time of a run goes: steps that counted, and everything else by cause (`train.wall_time`).
+CAUSES = ("goodput", "start", "compile", "data", "evaluation", "saving", "skipped", "lost", "other")
 _LINE = {
     "step": whole(0),
     "kind": optional(text()),
     "seconds": optional(number(0)),
+    **dict.fromkeys(("images_per_second", "flops_per_step", "utilisation"), optional(number(0))),
     "skipped_steps": optional(whole(0)),
     **dict.fromkeys(("loss", "mae", "sigma", "distance", "distance_sigma", "equal_error_rate"), optional(number())),
 }
-_TRAINED = fields({**_LINE, "loss": nullable(number()), "learning_rate": number(0)})
+_KINDS = {
+    "train": fields({"loss": nullable(number()), "learning_rate": number(0)}),
+    "time": fields({"seconds": number(0), **dict.fromkeys(CAUSES, number(0, 1))}),
+}
 
 
 def line(value: object, name: str) -> None:
     """The form of a line of metrics.jsonl and divergence.jsonl; null: not finite."""
     fields(_LINE)(value, name)
-    if value.get("kind") == "train":
-        _TRAINED(value, name)
+    if (kind := value.get("kind")) in _KINDS:
+        _KINDS[kind](value, name)
 
 
 # What is read of config.json where the run itself is not needed.

@@ -1,0 +1,60 @@
+"""Forecasts in words."""
+
+from lae_jax.compile import topologies
+from lae_jax.compile.forecast import Forecast
+from lae_jax.runtime import console
+
+GIB = 2**30
+
+
+def lines(title: str, one: Forecast) -> list[str]:
+    """Returns the forecast of a step, for a person."""
+    told = [
+        f"{title}: {console.counted(one.per_device, 'image')} on each of"
+        f" {console.counted(one.devices, 'device')}, {one.form}, {one.dtype}",
+        f"  memory      {_memory(one)}",
+    ]
+    if one.activations is not None:
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in one.parts.items())
+        told.append(f"              {parts}; the rest, activations and gradients, {_gib(one.activations)} GiB")
+    told.append(f"  operations  {one.flops / 1e9:.4g} GFLOP a step and device")
+    if one.traffic is not None:
+        told.append(f"  traffic     {one.traffic / 1e9:.3g} GB read and written a step and device")
+        every = ", ".join(f"{each.bytes / 1e6:.3g} MB in {each.count} {each.kind}" for each in one.exchanges)
+        told.append(f"  exchange    {every or 'none'}")
+    if one.seconds is not None:
+        times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in one.times.items())
+        told.append(f"  least time  {one.seconds * 1e3:.3g} ms a step ({times})")
+        rate = one.images_per_second
+        told.append(
+            f"  at most     {rate:,.0f} images/s a device, {rate * one.devices:,.0f} in all, at"
+            f" {one.utilisation:.2g} of the peak"
+        )
+    return [*told, f"  compiled in {one.compile_seconds:.0f} s"]
+
+
+def figures(target: topologies.Target) -> list[str]:
+    """Returns the published figures that the least times come from."""
+    chip = target.chip
+    if chip is None:
+        return []
+    peaks = ", ".join(f"{chip.peak_of(dtype) / 1e12:.4g} in {dtype}" for dtype in ("bfloat16", "float32"))
+    assumed = " (assumed, between hosts)" * (target.link != chip.link)
+    return [
+        f"Published figures of {chip.device_kind}: TFLOP/s {peaks}; memory {_gib(chip.memory)} GiB,"
+        f" {chip.bandwidth / 1e9:.4g} GB/s; links {target.link / 1e9:.4g} GB/s{assumed}. Source: {chip.source}"
+    ]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3g}"
+
+
+def _memory(one: Forecast) -> str:
+    if one.peak_bytes is None:
+        return "does not fit: the compiler refuses the step and does not say how much it needs"
+    if one.memory is None:
+        return f"{_gib(one.peak_bytes)} GiB a device"
+    left = one.memory - one.peak_bytes
+    fits = f"fits, {_gib(left)} GiB left" if one.fits else f"does not fit, {_gib(-left)} GiB are missing"
+    return f"{_gib(one.peak_bytes)} of {_gib(one.memory)} GiB a device: {fits}"
