@@ -1,4 +1,4 @@
-"""Compiles the paper's settings for accelerators, one after the other, and prints the table of docs/scaling.md.
+"""Compiles the paper's settings for accelerators, one after the other, and prints the table of docs/compile.md.
 
     make setup-tpu setup-gpu
     python -m benchmarks.compile_paper --out build/compile_paper             # hours on two cores
@@ -15,7 +15,6 @@ import subprocess
 import time
 
 from benchmarks import harness
-from lae_jax.runtime import console
 
 PEOPLE = 85_742  # of MS1MV2, the cleaned MS-Celeb-1M
 STAGES = {"classify": "3", "represent": "2", "pretrain": "1"}
@@ -61,7 +60,8 @@ def main() -> None:
     folder = pathlib.Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for kind, stage, machine in ((kind, *each) for kind in KINDS for each in itertools.product(STAGES, KINDS[kind])):
+    steps = [(kind, *each) for kind, machines in KINDS.items() for each in itertools.product(STAGES, machines)]
+    for kind, stage, machine in steps:
         out = folder / f"{machine}-{stage}.json"
         if not out.exists() and not args.show:
             begun = time.perf_counter()
@@ -69,7 +69,8 @@ def main() -> None:
             print(f"{machine}, {stage}: status {ended} after {time.perf_counter() - begun:.0f} s", flush=True)
         if out.exists():
             rows.append(row(machine, stage, json.loads(out.read_text())))
-    print(console.table(HEADER, rows))
+    for line in (HEADER, ["---"] * len(HEADER), *rows):
+        print(f"| {' | '.join(line)} |")
 
 
 if __name__ == "__main__":

@@ -123,10 +123,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _told(one: "Forecast") -> str:
+    from lae_jax.compile import plain_words
+
     if one.peak_bytes is None:
         return f"too large for a device, compiled in {one.compile_seconds:.0f} s"
     fits = "fits" if one.fits else "does not fit"
-    return f"{one.peak_bytes / 2**30:.3g} GiB a device, {fits}, compiled in {one.compile_seconds:.0f} s"
+    return f"{plain_words.size_of(one.peak_bytes)} a device, {fits}, compiled in {one.compile_seconds:.0f} s"
 
 
 if __name__ == "__main__":

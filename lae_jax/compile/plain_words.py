@@ -4,7 +4,7 @@ from lae_jax.compile import topologies
 from lae_jax.compile.forecast import Forecast
 from lae_jax.runtime import console
 
-GIB = 2**30
+_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 
 def lines(title: str, one: Forecast) -> list[str]:
@@ -15,8 +15,8 @@ def lines(title: str, one: Forecast) -> list[str]:
         f"  memory      {_memory(one)}",
     ]
     if one.activations is not None:
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in one.parts.items())
-        told.append(f"              {parts}; the rest, activations and gradients, {_gib(one.activations)} GiB")
+        parts = ", ".join(f"{name} {size_of(size)}" for name, size in one.parts.items())
+        told.append(f"              {parts}; the rest, activations and gradients, {size_of(one.activations)}")
     told.append(f"  operations  {one.flops / 1e9:.4g} GFLOP a step and device")
     if one.traffic is not None:
         told.append(f"  traffic     {one.traffic / 1e9:.3g} GB read and written a step and device")
@@ -28,7 +28,7 @@ def lines(title: str, one: Forecast) -> list[str]:
         rate = one.images_per_second
         told.append(
             f"  at most     {rate:,.0f} images/s a device, {rate * one.devices:,.0f} in all, at"
-            f" {one.utilisation:.2g} of the peak"
+            f" {100 * one.utilisation:.2g} % of the peak"
         )
     return [*told, f"  compiled in {one.compile_seconds:.0f} s"]
 
@@ -41,20 +41,22 @@ def figures(target: topologies.Target) -> list[str]:
     peaks = ", ".join(f"{chip.peak_of(dtype) / 1e12:.4g} in {dtype}" for dtype in ("bfloat16", "float32"))
     assumed = " (assumed, between hosts)" * (target.link != chip.link)
     return [
-        f"Published figures of {chip.device_kind}: TFLOP/s {peaks}; memory {_gib(chip.memory)} GiB,"
+        f"Published figures of {chip.device_kind}: TFLOP/s {peaks}; memory {size_of(chip.memory)},"
         f" {chip.bandwidth / 1e9:.4g} GB/s; links {target.link / 1e9:.4g} GB/s{assumed}. Source: {chip.source}"
     ]
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.3g}"
+def size_of(count: float) -> str:
+    """Returns a number of bytes in words: 2**29 -> '512 MiB'."""
+    unit, factor = next(((unit, factor) for unit, factor in _UNITS if count >= factor), _UNITS[-1])
+    return f"{count / factor:.{max(3, len(str(int(count / factor))))}g} {unit}"
 
 
 def _memory(one: Forecast) -> str:
     if one.peak_bytes is None:
         return "does not fit: the compiler refuses the step and does not say how much it needs"
     if one.memory is None:
-        return f"{_gib(one.peak_bytes)} GiB a device"
+        return f"{size_of(one.peak_bytes)} a device"
     left = one.memory - one.peak_bytes
-    fits = f"fits, {_gib(left)} GiB left" if one.fits else f"does not fit, {_gib(-left)} GiB are missing"
-    return f"{_gib(one.peak_bytes)} of {_gib(one.memory)} GiB a device: {fits}"
+    fits = f"fits, {size_of(left)} left" if one.fits else f"does not fit, {size_of(-left)} missing"
+    return f"{size_of(one.peak_bytes)} of {size_of(one.memory)} a device: {fits}"
