@@ -20,7 +20,7 @@ class Forecast:
 
     Attributes:
       devices: Number of devices that the step runs on.
-      form: How JAX maps the step over them; 'one device' for a forward step.
+      form: How JAX maps the step over them; 'forward' for the forward step of an evaluation.
       dtype: What the model computes in.
       per_device: Images of a device.
       peak_bytes: Most memory in use at once. None: the compiler refuses the step as too large and does not say by how
@@ -97,7 +97,7 @@ def compile_step(step: lowering.Lowering, target: topologies.Target, per_device:
       form: How JAX maps the step over the devices; 'auto': as a run on that machine does.
     """
     if step.forward:
-        form = "one device"
+        form = "forward"
     elif form == "auto":
         form = "pmap" if target.hosts == 1 else "shard_map"
     known = {

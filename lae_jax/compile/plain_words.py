@@ -9,14 +9,14 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
 def lines(title: str, one: Forecast) -> list[str]:
     """Returns the forecast of a step, for a person."""
+    where = f"each of {one.devices} devices" if one.devices > 1 else "one device"
     told = [
-        f"{title}: {console.counted(one.per_device, 'image')} on each of"
-        f" {console.counted(one.devices, 'device')}, {one.form}, {one.dtype}",
+        f"{title}: {console.counted(one.per_device, 'image')} on {where}, {one.form}, {one.dtype}",
         f"  memory      {_memory(one)}",
     ]
     if one.activations is not None:
         parts = ", ".join(f"{name} {size_of(size)}" for name, size in one.parts.items())
-        told.append(f"              {parts}; the rest, activations and gradients, {size_of(one.activations)}")
+        told.append(f"              {parts}, activations and the rest {size_of(one.activations)}")
     told.append(f"  operations  {one.flops / 1e9:.4g} GFLOP a step and device")
     if one.traffic is not None:
         told.append(f"  traffic     {one.traffic / 1e9:.3g} GB read and written a step and device")
@@ -26,9 +26,9 @@ def lines(title: str, one: Forecast) -> list[str]:
         times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in one.times.items())
         told.append(f"  least time  {one.seconds * 1e3:.3g} ms a step ({times})")
         rate = one.images_per_second
+        in_all = f", {rate * one.devices:,.0f} in all" * (one.devices > 1)
         told.append(
-            f"  at most     {rate:,.0f} images/s a device, {rate * one.devices:,.0f} in all, at"
-            f" {100 * one.utilisation:.2g} % of the peak"
+            f"  at most     {rate:,.0f} images/s a device{in_all}, at {100 * one.utilisation:.2g} % of the peak"
         )
     return [*told, f"  compiled in {one.compile_seconds:.0f} s"]
 

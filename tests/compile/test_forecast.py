@@ -129,7 +129,9 @@ def test_a_forecast_is_told_with_what_is_missing():
     told = "\n".join(plain_words.lines("represent", big))
     assert "represent: 32 images on each of 8 devices, pmap, bfloat16" in told
     assert "40 GiB of 16 GiB a device: does not fit, 24 GiB missing" in told
-    assert "parameters 512 MiB, optimiser 256 MiB; the rest, activations and gradients, 39.2 GiB" in told
+    assert "parameters 512 MiB, optimiser 256 MiB, activations and the rest 39.2 GiB" in told
+    alone = "\n".join(plain_words.lines("represent", dataclasses.replace(big, devices=1, form="forward")))
+    assert "represent: 32 images on one device, forward, bfloat16" in alone
     assert "does not say how much it needs" in "\n".join(plain_words.lines("represent", made(32, None)))
     (figures,) = plain_words.figures(topologies.target("h100-16"))
     assert "989.5 in bfloat16, 494.8 in float32; memory 79.1 GiB, 3352 GB/s" in figures and "assumed" in figures
