@@ -164,8 +164,8 @@ lint: $(STAMP)
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
 # exporting every model with published weights, the readers and the doors of folders under a fuzzer, the server under load
-# and under attack, the search for faces and the steps compiled for accelerators, numbers on every kind of CPU, and the demo's effect
-# with five seeds, on an older CPU and on one core.
+# and under attack, the search for faces and the training steps compiled for accelerators, numbers on every kind of CPU,
+# and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(MAKE) test-infra

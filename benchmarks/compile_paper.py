@@ -1,4 +1,4 @@
-"""Compiles the paper's settings for accelerators, one after the other, and prints the table of docs/compile.md.
+"""Compiles the paper's settings for accelerators, one after the other, and prints the table of docs/scaling.md.
 
     make setup-tpu setup-gpu
     python -m benchmarks.compile_paper --out build/compile_paper             # hours on two cores

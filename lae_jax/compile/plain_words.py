@@ -25,11 +25,9 @@ def lines(title: str, one: Forecast) -> list[str]:
     if one.seconds is not None:
         times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in one.times.items())
         told.append(f"  least time  {one.seconds * 1e3:.3g} ms a step ({times})")
-        rate = one.images_per_second
+        rate, share = one.images_per_second, 100 * one.utilisation
         in_all = f", {rate * one.devices:,.0f} in all" * (one.devices > 1)
-        told.append(
-            f"  at most     {rate:,.0f} images/s a device{in_all}, at {100 * one.utilisation:.2g} % of the peak"
-        )
+        told.append(f"  at most     {rate:,.0f} images/s a device{in_all}, at {share:.2g} % of the peak")
     return [*told, f"  compiled in {one.compile_seconds:.0f} s"]
 
 
