@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from lae_jax.runtime.errors import InputError
+
 if TYPE_CHECKING:
     from lae_jax.compile.forecast import Forecast
 
@@ -61,12 +63,14 @@ def forecasts(
     from lae_jax.compile import forecast, lowering, topologies
 
     target = topologies.target(wish.topology)
+    if wish.find_batch and target.chip is None:
+        raise InputError("--find-batch needs a machine whose memory is published: name another --topology")
     devices, found = target.load(), {}
     for name, fields in {CONFIGURED: {}, **(changes or {})}.items():
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(dict(fields))
         step = lowering.Lowering(changed, devices, wish.people, forward=wish.forward)
-        per_device = wish.per_device or step.divided()
+        per_device = step.per_device(wish.per_device)
         first = forecast.compile_step(step, target, per_device, wish.form)
         found[name] = first
         tell(name, first)

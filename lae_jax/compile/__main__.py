@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 # Imports no JAX, which reads the environment when it is imported.
 from lae_jax import compile as room
 from lae_jax.compile import environment
-from lae_jax.runtime import console, files, flags, start
-from lae_jax.runtime.errors import InputError
+from lae_jax.runtime import console, files, flags, layout, start
+from lae_jax.runtime.errors import InputError, saving
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -71,6 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
     if args.out and not args.out.endswith(".json"):
         raise InputError(f"--out {args.out}: the name must end in .json")
+    if args.out:
+        layout.require_file_place(args.out)
     return argparse.Namespace(**vars(args), of_config=of_config)
 
 
@@ -117,9 +119,10 @@ def main(argv: list[str] | None = None) -> None:
         for what, one in found.items():
             console.write(*plain_words.lines(f"{name}, {what}", one), "")
         written[name] = {what: one.as_json() for what, one in found.items()}
+        if args.out:  # after each stage: the next one may take an hour
+            with saving(args.out):
+                files.write_json(args.out, {"topology": args.topology, "stages": written})
     console.write(*plain_words.figures(target))
-    if args.out:
-        files.write_json(args.out, {"topology": args.topology, "stages": written})
 
 
 def _told(one: "Forecast") -> str:

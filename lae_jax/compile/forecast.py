@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 
 from lae_jax.compile import hlo, lowering, topologies
-from lae_jax.runtime.errors import InputError
 
 _TOO_LARGE = re.compile(r"([\d.]+)([KMGT])\)? (?:exceeds|of) (?:the )?(?:available )?[a-zA-Z]* ?\(?([\d.]+)([KMGT])")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -181,18 +180,13 @@ def largest_batch(
 
     Args:
       compiled: Images of a device -> Forecast.
-      first: The forecast of a batch that fits or not.
+      first: The forecast of a batch that fits or not, on a device whose memory is published.
       parts: Parts of a device's batch that are computed one after the other.
       at_most: Most steps to compile.
 
     Returns:
       The forecast of the largest batch found; None: none fits.
-
-    Raises:
-      InputError: The memory of the device is not known.
     """
-    if first.memory is None:
-        raise InputError("--find-batch needs a machine whose memory is published: name another --topology")
     unit = 8 * parts
     tried = {first.per_device: first}
     second = max(unit, (2 * first.per_device if first.fits else first.per_device // 2) // unit * unit)

@@ -67,12 +67,22 @@ class Lowering:
         """Parts of a device's batch that are computed one after the other."""
         return 1 if self.forward else self.config.accumulate
 
-    def divided(self) -> int:
-        """Returns the images of a device: the config's batch, divided by the devices.
+    def per_device(self, wanted: int | None) -> int:
+        """Returns the images of a device.
+
+        Args:
+          wanted: Their number; None: the config's batch, divided by the devices.
 
         Raises:
-          InputError: It cannot be divided.
+          InputError: The batch cannot be divided.
         """
+        if wanted is not None:
+            if wanted % self.parts:
+                raise InputError(
+                    f"config.accumulate {self.parts} does not divide the {wanted} images of a device: choose another"
+                    " --per-device"
+                )
+            return wanted
         name, devices = "eval_batch_size" if self.forward else "batch_size", len(self.devices)
         count, rest = divmod(self.config[name], devices)
         if rest or not count or count % self.parts:

@@ -35,12 +35,12 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int, convolution
     Raises:
       InputError: A field of config.model has a value that is not allowed.
     """
-    c = config.model
+    c, dtype = config.model, precision.dtype_of(config)
     try:
         return models.create(
             c.name,
             num_outputs,
-            precision.dtype_of(config),
+            dtype,
             head=stage.head,
             embedding_size=c.embedding_size,
             hidden=c.hidden,

@@ -8,6 +8,7 @@ import types
 import jax
 import pytest
 
+from lae_jax import compile as room
 from lae_jax.compile import forecast, hlo, lowering, plain_words, topologies
 from lae_jax.configs import pretrain, small
 from lae_jax.runtime.errors import InputError
@@ -96,16 +97,19 @@ def test_where_no_batch_fits_none_is_found():
     largest = forecast.largest_batch(lambda size: made(size, 2**40 + size), made(64, 2**40), 1)
     assert largest is None
     with pytest.raises(InputError, match="whose memory is published"):
-        forecast.largest_batch(lambda size: made(size, 1), made(8, 1, None), 1)
+        room.forecasts(small.get_config("tuned").stages.represent, room.Wish("cpu-1", 8, find_batch=True))
 
 
 def test_stage_1_needs_the_number_of_people_and_a_batch_that_divides():
     with pytest.raises(InputError, match="--people N"):
         lowering.Lowering(pretrain.get_config(), tuple(jax.devices()[:8]))
     config = small.get_config("tuned").stages.represent
-    assert lowering.Lowering(config, tuple(jax.devices()[:8])).divided() == 8
+    assert lowering.Lowering(config, tuple(jax.devices()[:8])).per_device(None) == 8
     with pytest.raises(InputError, match="config.batch_size 64 cannot be divided over 7 devices"):
-        lowering.Lowering(config, tuple(jax.devices()[:7])).divided()
+        lowering.Lowering(config, tuple(jax.devices()[:7])).per_device(None)
+    config.accumulate = 4
+    with pytest.raises(InputError, match="config.accumulate 4 does not divide the 6 images of a device"):
+        lowering.Lowering(config, tuple(jax.devices()[:1])).per_device(6)
 
 
 def test_a_step_on_this_machine_is_what_its_compiler_says():
