@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Wish", "forecasts"]
 
-CONFIGURED, LARGEST = "as configured", "largest batch"
+CONFIGURED, FILLED = "as configured", "largest batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,5 +83,5 @@ def forecasts(
 
             largest = forecast.largest_batch(compiled, first, step.parts)
             if largest is not None:
-                found[f"{name}, {LARGEST}"] = largest
+                found[f"{name}, {FILLED}"] = largest
     return found

@@ -19,8 +19,8 @@ def lines(title: str, one: Forecast) -> list[str]:
         told.append(f"              {parts}, activations and the rest {size_of(one.activations)}")
     told.append(f"  operations  {one.flops / 1e9:.4g} GFLOP a step and device")
     if one.traffic is not None:
-        told.append(f"  traffic     {one.traffic / 1e9:.3g} GB read and written a step and device")
-        every = ", ".join(f"{each.bytes / 1e6:.3g} MB in {each.count} {each.kind}" for each in one.exchanges)
+        told.append(f"  traffic     {size_of(one.traffic)} read and written a step and device")
+        every = ", ".join(f"{size_of(each.bytes)} in {each.count} {each.kind}" for each in one.exchanges)
         told.append(f"  exchange    {every or 'none'}")
     if one.seconds is not None:
         times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in one.times.items())
