@@ -27,7 +27,6 @@ class Forecast:
       parts: Bytes of the parameters, the optimiser's state, the statistics and the batch; they are in `peak_bytes`.
       memory: Bytes of the device; None: not published.
       flops: Operations of the step as it is written, before the compiler changes it (`train.costs.flops`).
-      compiled_flops: Operations of the compiled step; None: the compiler does not count them.
       traffic: Bytes that it reads and writes; of a GPU and a CPU about (`hlo.traffic`).
       exchanges: Collectives by kind.
       times: Seconds that a step takes at least: 'operations' (`flops` at the device's peak), 'memory' (`traffic` at the
@@ -44,7 +43,6 @@ class Forecast:
     parts: dict[str, int]
     memory: float | None
     flops: int
-    compiled_flops: float | None
     traffic: float | None
     exchanges: tuple[hlo.Exchange, ...]
     times: dict[str, float]
@@ -117,17 +115,18 @@ def compile_step(step: lowering.Lowering, target: topologies.Target, per_device:
         needed, available = _too_large(str(error))
         taken = time.perf_counter() - begun
         known |= {"peak_bytes": needed, "memory": available or memory, "flops": flops, "compile_seconds": taken}
-        return Forecast(**known, compiled_flops=None, traffic=None, exchanges=(), times={})
+        return Forecast(**known, traffic=None, exchanges=(), times={})
     taken = time.perf_counter() - begun
     text, cost = program.as_text(), program.cost_analysis() or {}
     exchanges = tuple(hlo.exchanges(text))
-    traffic = cost.get("bytes accessed") or hlo.traffic(text)
+    # The compiler's own number has the body of a loop once.
+    counted = cost.get("bytes accessed")
+    traffic = counted * hlo.loop_factor(text) if counted else hlo.traffic(text)
     return Forecast(
         **known,
         peak_bytes=_peak(program.memory_analysis()),
         memory=memory,
         flops=flops,
-        compiled_flops=cost.get("flops"),
         traffic=traffic,
         exchanges=exchanges,
         times=_least_times(step.config.model.dtype, target, flops, traffic, exchanges),
@@ -173,7 +172,7 @@ def _least_times(
 def largest_batch(
     compiled: Callable[[int], Forecast], first: Forecast, parts: int, at_most: int = 8
 ) -> Forecast | None:
-    """Finds the largest batch of a device that fits, in multiples of 8 for each part.
+    """Finds the largest batch of a device that fits, in multiples of 8 for each part, or one at most 2 % smaller.
 
     The memory of a step grows in proportion to its batch, above what it needs without one; two sizes tell how. What
     they promise is compiled.
@@ -199,18 +198,20 @@ def largest_batch(
 
 def _next_batch(tried: dict[int, Forecast], unit: int) -> int:
     """Returns the batch to try next; one that was tried ends the search."""
-    known = sorted((size, one.peak_bytes) for size, one in tried.items() if one.peak_bytes is not None)
-    fits = [size for size, one in tried.items() if one.fits]
-    too_large = [size for size, one in tried.items() if not one.fits]
-    memory = next(iter(tried.values())).memory
-    if len(known) > 1 and known[-1][1] > known[0][1]:
-        (low, low_bytes), (high, high_bytes) = known[0], known[-1]
+    memory = min(one.memory for one in tried.values())  # a compiler that refuses a step says how much it may take
+    fits = max((size for size, one in tried.items() if one.fits), default=0)
+    too_large = min((size for size, one in tried.items() if not one.fits), default=None)
+    if too_large is not None and too_large - fits <= max(unit, fits // 50):
+        return max(unit, fits)
+    known = [(size, one.peak_bytes) for size, one in tried.items() if one.peak_bytes is not None]
+    known.sort(key=lambda each: abs(each[1] - memory))
+    near = sorted(known[:2])  # the two that are nearest to what fits
+    if len(near) == 2 and near[0][1] < near[1][1]:
+        (low, low_bytes), (high, high_bytes) = near
         slope = (high_bytes - low_bytes) / (high - low)
-        size = int((memory - low_bytes) / slope + low) // unit * unit
+        size = max(fits, int((memory - low_bytes) / slope + low))
     else:
-        size = (min(too_large) + max(fits, default=0)) // 2 if too_large else 2 * max(fits)
-    if fits:
-        size = max(size, max(fits))
-    if too_large:
-        size = min(size, (min(too_large) - 1) // unit * unit)
+        size = 2 * fits if too_large is None else (too_large + fits) // 2
+    if too_large is not None:
+        size = min(size, too_large - max(unit, too_large // 100))
     return max(unit, size // unit * unit)

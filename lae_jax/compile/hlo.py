@@ -1,7 +1,8 @@
 """What a compiled step exchanges and reads, from the text of its HLO.
 
-The text is a list of computations. An instruction has a name, a result type, an operation and operands; the body of a
-loop is a computation that runs `known_trip_count` times.
+The text is a list of computations. An instruction has a name, a result type, an operation and operands. The body of a
+loop is a computation that runs `known_trip_count` times; where that is not written (TPU), until the counter, which
+begins at 0, reaches the constant of the loop's condition.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Instruction:
     name: str
     type: str  # of the result
     operation: str
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # of a constant its value
     rest: str  # what follows the operands
     times: int  # how often it runs in a step
 
@@ -85,12 +86,22 @@ def _result(one: Instruction) -> str:
     return one.type
 
 
+def loop_factor(text: str) -> float:
+    """Returns how many times as much a step moves as it would if the body of each loop ran once."""
+    every = instructions(text)
+    once = _moved([dataclasses.replace(one, times=1) for one in every])
+    return _moved(every) / once if once else 1.0
+
+
 def traffic(text: str) -> int:
     """Returns about how many bytes a step reads and writes: operands and results of all instructions that it runs.
 
     What a kernel keeps near itself, such as the inside of a fusion, does not count; what it reads twice counts once.
     """
-    every = instructions(text)
+    return _moved(instructions(text))
+
+
+def _moved(every: list[Instruction]) -> int:
     sizes = {one.name: size(one.type) for one in every}
     moved = (one for one in every if one.operation not in _FREE and not one.operation.endswith("-done"))
     return sum((size(_result(one)) + sum(sizes.get(name, 0) for name in one.operands)) * one.times for one in moved)
@@ -114,7 +125,8 @@ def _parts(text: str) -> tuple[str, str, tuple[str, ...], str]:
     kind, text = text[:end], text[end:].lstrip()
     operation, _, text = text.partition("(")
     end = _closing("(" + text, 0) - 1
-    return kind, operation, tuple(_NAME.findall(text[:end])), text[end:]
+    operands = (text[: end - 1],) if operation == "constant" else tuple(_NAME.findall(text[:end]))
+    return kind, operation, operands, text[end:]
 
 
 def _closing(text: str, start: int) -> int:
@@ -131,10 +143,22 @@ def _run(computations: Mapping[str, list[tuple]], name: str, times: int) -> Iter
     for own, kind, operation, operands, rest in computations.get(name, ()):
         yield Instruction(own, kind, operation, operands, rest, times)
         if operation == "while":
-            trips = re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', rest)
             for inner in re.findall(r"\bbody=%?([\w.-]+)", rest):
-                yield from _run(computations, inner, times * (int(trips[1]) if trips else 1))
+                yield from _run(computations, inner, times * _trips(computations, rest))
         elif operation in ("call", "async-start", "conditional"):
             called = re.findall(r"\b(?:to_apply|calls)=%?([\w.-]+)", rest)
             for inner in called[:1] + re.findall(r"(?:true|false)_computation=%?([\w.-]+)", rest):
                 yield from _run(computations, inner, times)
+
+
+def _trips(computations: Mapping[str, list[tuple]], rest: str) -> int:
+    """Returns how often the body of a loop runs; 1 if the text does not tell."""
+    if known := re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', rest):
+        return int(known[1])
+    named = re.search(r"\bcondition=%?([\w.-]+)", rest)
+    condition = computations.get(named[1], []) if named else []
+    constants = {own: operands[0] for own, _, operation, operands, _ in condition if operation == "constant"}
+    for _, _, operation, operands, after in condition:
+        if operation == "compare" and "direction=LT" in after and constants.get(operands[-1], "").isdigit():
+            return int(constants[operands[-1]])
+    return 1

@@ -71,7 +71,7 @@ def test_a_refused_step_says_what_it_needs():
 
 
 def made(per_device, needed, memory=16 * 2**30):
-    return forecast.Forecast(8, "pmap", "bfloat16", per_device, needed, {}, memory, 1, None, 1.0, (), {}, 0.0)
+    return forecast.Forecast(8, "pmap", "bfloat16", per_device, needed, {}, memory, 1, 1.0, (), {}, 0.0)
 
 
 @pytest.mark.parametrize("start", [8, 32, 512])
@@ -91,6 +91,19 @@ def test_the_largest_batch_that_fits_is_found(start, parts, tells):
     largest = forecast.largest_batch(compile_batch, first, parts, at_most=12)
     assert largest.fits and largest.per_device == (304 if parts == 1 else 288)
     assert len(compiled) <= 12 and all(size % (8 * parts) == 0 for size in compiled[1:])
+
+
+def test_a_search_takes_the_memory_that_the_compiler_names():
+    """A TPU's compiler keeps a part of the memory. Its refusals say how much there is; 281,729 images fit."""
+    compiled = []
+
+    def compile_batch(size):
+        compiled.append(size)
+        needed, there = 7 * 2**20 + size * 60_000, 15.75 * 2**30
+        return made(size, needed, there if needed > there else 16 * 2**30)
+
+    largest = forecast.largest_batch(compile_batch, compile_batch(32), 1)
+    assert 0.98 * 281_729 < largest.per_device <= 281_729 and largest.fits and len(compiled) <= 6
 
 
 def test_where_no_batch_fits_none_is_found():

@@ -50,6 +50,21 @@ def test_collectives_count_as_often_as_they_run():
     assert rest == [hlo.Exchange("all-reduce", 4, (64 * 4 + 128 * 2) + 3 * 64 * 4)]
 
 
+def test_a_loop_of_a_tpu_runs_until_its_counter_reaches_a_constant():
+    """The compiler of TPUs writes no trip count."""
+    told = TEXT.replace(', config={"known_trip_count":{"n":"3"}}', "").replace(
+        "  ROOT %less = pred[]{:T(512)} constant(true)\n",
+        "  %three = s32[]{:T(128)} constant(3)\n"
+        "  %counter = s32[]{:T(128)} get-tuple-element(%arg.2), index=0\n"
+        "  ROOT %less = pred[]{:T(512)} compare(%counter, %three), direction=LT\n",
+    )
+    assert "known_trip_count" not in told
+    assert hlo.exchanges(told) == hlo.exchanges(TEXT) and hlo.traffic(told) == hlo.traffic(TEXT)
+    unknown = told.replace("direction=LT", "direction=NE")
+    assert hlo.traffic(unknown) == hlo.traffic(TEXT) - 2 * 512
+    assert hlo.loop_factor(TEXT) == hlo.traffic(TEXT) / hlo.traffic(unknown) and hlo.loop_factor(unknown) == 1
+
+
 def test_the_bytes_that_instructions_move():
     gather, fused, pair = 256 + 512, 512 + 256, (256 + 256) * 2
     assert hlo.traffic(TEXT) == gather + fused + pair + 3 * 512
