@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 STAMP := $(VENV)/.installed
+TPU_VENV ?= .venv-tpu
+TPU_STAMP := $(TPU_VENV)/.installed
+GPU_VENV ?= .venv-gpu
+GPU_STAMP := $(GPU_VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_STAMP := $(BEAM_VENV)/.installed
 PEERS_VENV ?= .venv-peers
@@ -14,7 +18,7 @@ CONTRACT_SECONDS ?= 1200
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract demo compile-faces test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
   test-browser test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
 
 setup: $(STAMP)
@@ -26,6 +30,30 @@ $(STAMP): requirements.txt requirements-test.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 	@echo 'Installed. Next: . $(VENV)/bin/activate, then make demo, or python -m lae_jax for a list of programs'
+
+# The compilers of TPUs and GPUs, for lae_jax.compile on a machine without them. Their environments hold the plugins alone
+# and find all else in $(VENV), which stays without them.
+SITE = import site; print(site.getsitepackages()[0])
+define beside_venv
+	$(VENV)/bin/python -m venv $(1)
+	echo "import site; site.addsitedir('$$(cd $(VENV) && bin/python -c '$(SITE)')')" > "$$($(1)/bin/python -c '$(SITE)')/beside.pth"
+endef
+
+setup-tpu: $(TPU_STAMP)
+setup-gpu: $(GPU_STAMP)
+
+$(TPU_STAMP): $(STAMP)
+	@echo 'Installing the compiler of TPUs into $(TPU_VENV): 0.6 GB, once, a minute'
+	$(call beside_venv,$(TPU_VENV))
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps libtpu==0.0.42.1
+	touch $@
+
+$(GPU_STAMP): $(STAMP)
+	@echo 'Installing the compiler of GPUs into $(GPU_VENV): 1.2 GB, once, a minute'
+	$(call beside_venv,$(GPU_VENV))
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
+	touch $@
 
 # Apache Beam, for --beam-runner. It needs other versions than those of requirements.txt.
 setup-beam: $(BEAM_STAMP)
@@ -136,13 +164,17 @@ fuzz: $(STAMP)
 fuzz-contract: $(STAMP) $(CONTRACT_STAMP)
 	$(VENV)/bin/python -m benchmarks.serve_contract --seconds $(CONTRACT_SECONDS) --fuzzer $(CONTRACT_VENV)/bin/schemathesis
 
-# Compiles the search for faces for a TPU and for a GPU on a machine without them. The compilers are not for training.
-compile-faces: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/tpu libtpu==0.0.42.1
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/cuda \
-	  jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
-	PYTHONPATH=build/tpu $(VENV)/bin/python -m benchmarks.face_compile tpu
-	PYTHONPATH=build/cuda $(VENV)/bin/python -m benchmarks.face_compile cuda
+# Compiles the search for faces for a TPU and for a GPU on a machine without them.
+compile-faces: $(TPU_STAMP) $(GPU_STAMP)
+	$(TPU_VENV)/bin/python -m benchmarks.face_compile v5e-4
+	$(GPU_VENV)/bin/python -m benchmarks.face_compile h100-1
+
+# Compiles the steps of a small model for each kind of accelerator.
+SMALL = --config configs/small.py --people 1000 --config.stages.pretrain.model.name=efficientnet_v2_pico \
+  --config.stages.represent.model.name=efficientnet_v2_pico --config.stages.classify.model.name=efficientnet_v2_pico
+compile-steps: $(TPU_STAMP) $(GPU_STAMP)
+	for name in v4-8 v5e-8 v5p-8 v6e-8; do $(TPU_VENV)/bin/python -m lae_jax.compile $(SMALL) --topology $$name || exit 1; done
+	for name in a100-8 h100-8 h200-16; do $(GPU_VENV)/bin/python -m lae_jax.compile $(SMALL) --topology $$name || exit 1; done
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -152,8 +184,8 @@ lint: $(STAMP)
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
 # exporting every model with published weights, the readers, the doors of folders and the API under a fuzzer, the server
-# under load and under attack, the search for faces compiled for accelerators, numbers on every kind of CPU, and the demo's effect
-# with five seeds, on an older CPU and on one core.
+# under load and under attack, the search for faces and the training steps compiled for accelerators, numbers on every
+# kind of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
 check-long: $(STAMP)
 	$(MAKE) test-beam
 	$(MAKE) test-infra
@@ -168,6 +200,7 @@ check-long: $(STAMP)
 	$(MAKE) fuzz
 	$(MAKE) fuzz-contract
 	$(MAKE) compile-faces
+	$(MAKE) compile-steps
 	$(MAKE) test-portable
 	rm -rf build/demos
 	for seed in 0 1 2 3 4; do $(VENV)/bin/python -m lae_jax.demo --out build/demos --seed $$seed || exit 1; done
@@ -175,4 +208,4 @@ check-long: $(STAMP)
 	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV)
+	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV) $(TPU_VENV) $(GPU_VENV)

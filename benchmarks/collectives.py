@@ -8,30 +8,23 @@ with. The images are small: neither sizes nor numbers of collectives depend on t
 """
 
 import dataclasses
-import functools
 import math
 import os
-import re
 
 # Only what XLA's passes make of the step is read, not how fast the machine code is: half the time to compile.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks import harness
 from lae_jax import stages
+from lae_jax.compile import hlo, lowering
 from lae_jax.configs import common
-from lae_jax.runs import build, precision
 from lae_jax.runtime import console, parallel
 from lae_jax.train import steps
 
 STEPS = ("efficientnet_v2_m:represent", "efficientnet_v2_m:classify", "resnet18:represent")
 IMAGE_SIZE = 64
-BYTES = {"f32": 4, "bf16": 2, "f64": 8, "s32": 4, "u32": 4, "pred": 1}
-COLLECTIVE = re.compile(r" = (\(?\w+\[.*) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)\(.*")
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-
 # Images a second of V2-M at 224 px: what an H100 is expected to train (others' figures, not measured), a TPU v5e with a
 # fifth of its peak, and what a core decodes and augments when loaded and when quiet (measured, docs/results.md).
 H100_RATES = (2000, 3500)
@@ -63,55 +56,39 @@ def size(tree) -> int:
 
 def compiled_step(model: str, stage_name: str, device_count: int) -> tuple[str, steps.TrainState]:
     """The optimised HLO of the train step that `train` maps, and the shapes of its state."""
-    config, stage = common.get_config(), stages.get(stage_name)
-    config.model.name = model
-    module = build.model(config, stage, build.NUM_AGES)
-    image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
-    tx = build.optimiser(config, build.schedules(config, 100, 1000), variables["params"], stage)
-    state = jax.eval_shape(lambda v: steps.create_state(v, tx), variables)
-    step = functools.partial(
-        steps.train_step,
-        stage=stage,
-        constants={**config.loss, "mae": 2.0},
-        model=module,
-        tx=tx,
-        settings=steps.Settings(0, precision.dtype_of(config), config.data.mean, config.data.std),
-    )
-    batch = {
-        "image": jax.ShapeDtypeStruct((2 * device_count, *image.shape[1:]), jnp.uint8),
-        "target": jax.ShapeDtypeStruct((2 * device_count,), jnp.float32),
-    }
-    par = parallel.Parallel(tuple(jax.local_devices()[:device_count]))
-    return par.lower_train(step, state, batch).compile().as_text(), state
+    config = common.get_config()
+    config.stage, config.model.name, config.data.image_size = stage_name, model, IMAGE_SIZE
+    step = lowering.Lowering(config, tuple(jax.local_devices()[:device_count]))
+    lowered, _ = step.lower(2, "pmap")
+    return lowered.compile().as_text(), step.state
 
 
-def exchange(hlo: str, state: steps.TrainState, trains: tuple[str, ...]) -> Exchange:
+def exchange(text: str, state: steps.TrainState, trains: tuple[str, ...]) -> Exchange:
     """Adds up the collectives of a compiled step. Raises ValueError where the state does not explain them.
 
     XLA merges collectives, so the parts are told apart by their shapes: BatchNorm exchanges (2, channels), metrics are
     scalars, and the rest must be the gradients of what is trained and its running statistics, each of them once.
     """
     forward = backward = metrics = rest = count = chained = 0
-    for match in COLLECTIVE.finditer(hlo):
-        if match[2] != "all-reduce":
-            raise ValueError(f"data parallelism needs no {match[2]}: {match[0][:200]}")
+    for one in hlo.instructions(text):
+        if one.operation not in hlo.COLLECTIVES:
+            continue
+        if one.operation != "all-reduce":
+            raise ValueError(f"data parallelism needs no {one.operation}: {one.name}")
         count += 1
         chains = False
-        for dtype, dims in ARRAY.findall(match[1]):
-            shape = [int(n) for n in dims.split(",") if n]
-            volume = math.prod(shape) * BYTES[dtype]
+        for array, shape in hlo.arrays(one.type):
             if not shape:
-                metrics += volume
+                metrics += hlo.size(array)
             elif len(shape) == 2 and shape[0] == 2:
                 chains = True
                 # XLA names an operation of the backward pass after the transposed forward pass.
-                if "transpose(" in match[0]:
-                    backward += volume
+                if "transpose(" in one.rest:
+                    backward += hlo.size(array)
                 else:
-                    forward += volume
+                    forward += hlo.size(array)
             else:
-                rest += volume
+                rest += hlo.size(array)
         chained += chains
     trained = size({k: v for k, v in state.params.items() if k in trains})
     running = size({k: v for k, v in state.batch_stats.items() if k in trains})
@@ -199,8 +176,8 @@ def main() -> None:
     for name in args.steps:
         model, _, stage_name = name.partition(":")
         for device_count in args.devices:
-            hlo, state = compiled_step(model, stage_name, device_count)
-            rows.append((name, device_count, exchange(hlo, state, stages.get(stage_name).trains)))
+            text, state = compiled_step(model, stage_name, device_count)
+            rows.append((name, device_count, exchange(text, state, stages.get(stage_name).trains)))
     print(measured_table(rows), end="\n\n")
     for name, device_count, found in rows:
         if (name, device_count) != (STEPS[0], args.devices[0]):

@@ -13,6 +13,7 @@ PROGRAMS = {
     "audit": "find leaks and wrong labels in a prepared data set",
     "main": "train: a stage, or a recipe of stages",
     "sweep": "train settings x folds x seeds of a config and compare the settings",
+    "compile": "compile a training step for a TPU or GPU that is not here: does it fit, how fast can it be",
     "evaluate": "score a run on a split and write a report page",
     "predict": "estimate the ages of the faces in photographs",
     "report": "compare runs that were evaluated on the same images",

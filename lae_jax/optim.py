@@ -247,7 +247,8 @@ def _alike(init: Callable, params: optax.Params) -> optax.OptState:
     It compiles nothing for the shapes of the parameters, and needs no memory for leaves that are split over devices.
     """
     shapes = jax.eval_shape(init, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params))
-    values = init(jax.tree.map(lambda p: np.zeros((), p.dtype), params))
+    with jax.ensure_compile_time_eval():  # values, also where `params` are traced
+        values = init(jax.tree.map(lambda p: np.zeros((), p.dtype), params))
     return jax.tree.map(lambda value, shape: np.broadcast_to(np.asarray(value), shape.shape), values, shapes)
 
 

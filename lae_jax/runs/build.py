@@ -26,18 +26,24 @@ NUM_AGES = 101
 OPTIMISERS = ("sgd", "adamw")
 
 
-def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.Model:
+def model(config: ConfigDict, stage: stages.Stage, num_outputs: int, convolutions: str = "auto") -> models.Model:
     """Returns the linen module of a config.
+
+    Args:
+      config: The config.
+      stage: The stage, whose head it has.
+      num_outputs: Number of ages or people; 0: the backbone alone.
+      convolutions: Their form, as in `models.create`.
 
     Raises:
       InputError: A field of config.model has a value that is not allowed, or the model takes no images of this size.
     """
-    c = config.model
+    c, dtype = config.model, precision.dtype_of(config)
     try:
         module = models.create(
             c.name,
             rows.padded(num_outputs) if stage.split else num_outputs,
-            precision.dtype_of(config),
+            dtype,
             head=stage.head,
             embedding_size=c.embedding_size,
             hidden=c.hidden,
@@ -45,6 +51,7 @@ def model(config: ConfigDict, stage: stages.Stage, num_outputs: int) -> models.M
             stochastic_depth=c.stochastic_depth,
             axis_name=parallel.AXIS if c.sync_batch_norm else None,
             remat=c.remat,
+            convolutions=convolutions,
             parts=config.accumulate,
             precision=c.precision,
             tells_quality=stage.head == "identity" and config.loss.margin_form in stages.classes.ADAPTIVE,

@@ -31,21 +31,25 @@ def has_bfloat16(device: jax.Device) -> bool:
     return device.platform == "tpu" or is_new
 
 
-def dtype_of(config: ConfigDict) -> jnp.dtype:
-    """Returns the dtype of a config's model; 'auto' is that of this process's first device.
+def dtype_of(config: ConfigDict, device: jax.Device | None = None) -> jnp.dtype:
+    """Returns the dtype of a config's model.
+
+    Args:
+      config: The config.
+      device: The device that 'auto' is for; None: this process's first one.
 
     Raises:
       InputError: It is not a dtype that models compute in.
     """
     name = config.model.dtype
     if name == AUTO:
-        name = "bfloat16" if has_bfloat16(_device()) else "float32"
+        name = "bfloat16" if has_bfloat16(device or _device()) else "float32"
     if name not in _DTYPES:
         raise InputError(f"config.model.dtype is {name!r}: set it to 'auto', 'float32' or 'bfloat16'")
     return jnp.dtype(name)
 
 
-def resolved(config: ConfigDict, before: Mapping | None) -> ConfigDict:
+def resolved(config: ConfigDict, before: Mapping | None, device: jax.Device | None = None) -> ConfigDict:
     """Returns the config of a run with the dtype in place of 'auto'. Repeating is harmless.
 
     A run that resumes keeps the dtype that it was started with, on any device.
@@ -53,11 +57,12 @@ def resolved(config: ConfigDict, before: Mapping | None) -> ConfigDict:
     Args:
       config: The config.
       before: The config of the run's first start, as JSON; None: this is the first start.
+      device: The device that 'auto' is for; None: this process's first one.
     """
     if config.model.dtype != AUTO:
         return config
     config = config.copy_and_resolve_references()
-    config.model.dtype = before["model"]["dtype"] if before else dtype_of(config).name
+    config.model.dtype = before["model"]["dtype"] if before else dtype_of(config, device).name
     return config
 
 
