@@ -96,7 +96,7 @@ def compile_step(step: lowering.Lowering, target: topologies.Target, per_device:
     if step.forward:
         form = "forward"
     elif form == "auto":
-        form = "pmap" if target.hosts == 1 else "shard_map"
+        form = "pmap" if target.hosts == 1 and not step.stage.split else "shard_map"
     known = {
         "devices": 1 if step.forward else target.devices,
         "form": form,

@@ -125,6 +125,21 @@ def test_stage_1_needs_the_number_of_people_and_a_batch_that_divides():
         lowering.Lowering(config, tuple(jax.devices()[:1])).per_device(6)
 
 
+def test_a_device_holds_its_part_of_class_weights_that_are_split():
+    """2,000 people in 2,048 rows of 512 values on 8 devices: weights, momentum and EMA."""
+    config = pretrain.get_config()
+    config.model.name, config.data.image_size, config.ema_decay = "efficientnet_v2_pico", 32, 0.9
+    found = {}
+    for where in ("split", "copied"):
+        config.model.class_weights = where
+        found[where] = lowering.Lowering(config, tuple(jax.devices()[:8]), 2000).bytes_by_part(4)
+    for name in ("parameters", "optimiser", "EMA"):
+        assert found["copied"][name] - found["split"][name] == (2000 - 2048 // 8) * 512 * 4
+    config.model.class_weights = "split"
+    step = lowering.Lowering(config, tuple(jax.devices()[:8]), 2000)
+    assert step.stage.split and step.lower(4, "shard_map")[1] > 0
+
+
 def test_a_step_on_this_machine_is_what_its_compiler_says():
     """The smallest network, stage 3, on 2 simulated devices: parts, operations, and one all-reduce of the gradients."""
     config = small.get_config("tuned").stages.classify
