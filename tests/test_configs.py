@@ -42,6 +42,7 @@ def stages_of(name):
 def check_step(stage_name: str, model: str, image_size: int):
     """Traces the step of a stage and a model (the config's part, JSON) without compiling it: shapes and dtypes."""
     given = {"model": json.loads(model), "accumulate": 1, "loss": common.get_config().loss}
+    given["data"] = {"image_size": image_size}
     config, stage = ConfigDict(given), stages.get(stage_name)
     # M takes half a minute to trace; its own shapes are tested in test_backbones.py.
     config.model.name = config.model.name.replace("v2_m", "v2_nano")

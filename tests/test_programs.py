@@ -11,10 +11,10 @@ from conftest import ROOT
 
 from lae_jax import __main__ as programs
 from lae_jax import __version__, audit, evaluate, longtail, predict, prepare
-from lae_jax import main as training
 from lae_jax.prepare import __main__ as preparing
 from lae_jax.runtime import flags
 from lae_jax.runtime.errors import InputError
+from lae_jax.train import config_flag
 
 HEAVY = {"jax", "tensorflow", "pyarrow", "matplotlib", "scipy", "numpy", "orbax"}
 # Runs a program and tells its status and which of these it loaded.
@@ -168,15 +168,17 @@ def test_fields_of_a_config_may_have_hyphens_too(tmp_path):
 ])  # fmt: skip
 def test_a_word_without_its_flag_is_told_the_flag(words, message):
     with pytest.raises(InputError, match=message):
-        training._require_config_flag(["lae_jax.main", *words])
-    training._require_config_flag(["lae_jax.main", "--devices", "2", "--config", "a.py", "--profile=3", "--allow_leak"])
+        config_flag._require_config_flag(["lae_jax.main", *words])
+    config_flag._require_config_flag(
+        ["lae_jax.main", "--devices", "2", "--config", "a.py", "--profile=3", "--allow_leak"]
+    )
 
 
 def test_a_flag_that_is_a_field_is_told_its_name():
     for given, wanted in (("epochs", "epochs"), ("image_size", "data.image_size"), ("data.path", "data.path")):
-        assert training._field_like(given) == f"; did you mean --config.{wanted}?"
-    assert "a field of the config is set with" in training._field_like("epoch_count")
-    told = training.flag_error(
+        assert config_flag._field_like(given) == f"; did you mean --config.{wanted}?"
+    assert "a field of the config is set with" in config_flag._field_like("epoch_count")
+    told = config_flag.flag_error(
         TypeError("Traceback ...\nTypeError: get_config() takes 0 positional arguments but 1 was given")
     )
     assert told == "--config: this config takes no argument: omit the colon and what follows it"

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Sequence
 
-import numpy as np
 from etils import epath
 
 from lae_jax.runs import preflight
@@ -215,7 +214,7 @@ def _write(out: epath.Path, all_trials: list, report: dict) -> dict:
     files.write_text(out / "trials.csv", summaries.csv_of(all_trials))
     files.write_text(out / "table.md", summaries.markdown(best, found))
     files.write_text(out / "table.tex", summaries.latex(best, found))
-    head, tail = (np.array(report[f"{side}_groups"], int) for side in ("head", "tail"))
+    head, tail = report["head_groups"], report["tail_groups"]
     points: dict[str, list] = {}
     for one in all_trials:
         point = summaries.curve_point(one, told_on, head, tail)

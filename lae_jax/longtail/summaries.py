@@ -99,11 +99,11 @@ def head_and_tail(training_ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(is_head), np.flatnonzero(~is_head)
 
 
-def curve_point(one: Trial, split: str, head: np.ndarray, tail: np.ndarray) -> tuple[float, float]:
+def curve_point(one: Trial, split: str, head: Sequence[int], tail: Sequence[int]) -> tuple[float, float]:
     """Returns the mean MAE of the head groups and of the tail groups, without groups that have no image."""
     groups = one.group_mae(split)
     return tuple(float(np.mean(part[np.isfinite(part)])) if np.isfinite(part).any() else math.nan
-                 for part in (groups[head], groups[tail]))  # fmt: skip
+                 for part in (groups[np.asarray(head, int)], groups[np.asarray(tail, int)]))  # fmt: skip
 
 
 def sentences(all_trials: Sequence[Trial], found: Differences) -> dict[str, str]:

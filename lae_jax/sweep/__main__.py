@@ -1,7 +1,7 @@
 """Trains settings x folds x seeds of a config, and says which setting is surely better than which.
 
     python -m lae_jax.sweep --config represent --seeds 0 1 2 --set config.optim.base_learning_rate=0.01,0.1 --out runs/a
-    python -m lae_jax.sweep --config configs/small.py:tuned --folds all --out runs/folds
+    python -m lae_jax.sweep --config configs/small.py:tuned --fold all --out runs/folds
     python -m lae_jax.sweep --file sweep.toml --out runs/mine
 
 Each run is trained by lae_jax.main in a process of its own and is an ordinary run: OUT/runs/<setting>-fold<k>-seed<s>.
@@ -33,8 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--file", metavar="FILE", help="file of the sweep (.toml or .json) with config, seeds, folds, set, settings;"
         " flags replace what it says")  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the runs (default: 0)")
-    add("--folds", type=_folds, nargs="+", metavar="K", help="numbers of folds, one model each; all: those of the data"
-        " set (default: no folds)")  # fmt: skip
+    add("--fold", dest="folds", type=_folds, nargs="+", metavar="K", help="numbers of folds, one model each; all: those"
+        " of the data set (default: no folds)")  # fmt: skip
     add("--set", action="append", default=[], metavar="FIELD=VALUE,VALUE", help="values of a field of the config to"
         " compare, or one value for all runs; may be repeated: the settings are all combinations")  # fmt: skip
     common("out", help="folder of the sweep")
@@ -58,7 +58,7 @@ def _wanted(args: argparse.Namespace):
         changed["seeds"] = args.seeds
     if args.folds:
         if "all" in args.folds and len(args.folds) > 1:
-            raise InputError("--folds: name numbers, or all")
+            raise InputError("--fold: name numbers, or all")
         changed["folds"] = "all" if "all" in args.folds else args.folds
     pairs = [grid.values_of(word) for word in args.set]
     if len({field for field, _ in pairs}) < len(pairs):

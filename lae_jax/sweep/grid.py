@@ -20,7 +20,7 @@ from lae_jax.train import config_flag, early
 
 _LONGEST = 200  # characters of a folder's name
 # Fields that the sweep itself sets -> how to choose them.
-_OWN = {"seed": "--seeds", "data.fold": "--folds", "workdir": "--out"}
+_OWN = {"seed": "--seeds", "data.fold": "--fold", "workdir": "--out"}
 _STARTED = typed.named(typed.fields({}))
 _KEYS = ("config", "seeds", "folds", "set", "settings")
 

@@ -160,7 +160,7 @@ def _require_disjoint(folds: Sequence[Evaluation]) -> None:
     if len({*names}) < len(names):
         raise InputError(
             f"the folds of {folds[0].report['data']} share images, so their predictions cannot be joined: prepare it"
-            " again with --folds"
+            " again with --fold"
         )
 
 

@@ -48,7 +48,7 @@ def made(photographs, out, **how):
     """The data set that `prepare` makes, and the reasons in rejected.csv by name."""
     prepare.prepare(photographs / "faces.csv", out, workers=1, size=96, **how)
     with open(out / "rejected.csv", newline="") as file:
-        return records.open_dataset(out), dict(list(csv.reader(file))[1:])
+        return records.open_dataset(out), {name: reason for name, reason, *_ in [*csv.reader(file)][1:]}
 
 
 def test_the_largest_face_is_cut_and_what_has_none_is_rejected(photographs, tmp_path):

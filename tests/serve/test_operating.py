@@ -285,6 +285,7 @@ for _ in range(600):
 """
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # the child becomes another program at once
 def test_a_hangup_reloads_and_the_end_of_the_terminal_ends_the_server():
     process = subprocess.Popen(
         [sys.executable, "-c", HANGUP], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -121,7 +121,7 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
     ({"fields": {"epochs": ["2", "2.0"]}}, "settings epochs=2 and epochs=2.0 are the same"),
     ({"fields": {"epochs": ["2"], "config.epochs": ["3"]}}, "names a field twice"),
     ({"fields": {"config.seed": ["2"]}}, "config.seed is set by the sweep: choose it with --seeds"),
-    ({"fields": {"config.data.fold": ["2"]}}, "choose it with --folds"),
+    ({"fields": {"config.data.fold": ["2"]}}, "choose it with --fold"),
     ({"fields": {"workdir": ["a"]}}, "choose it with --out"),
     ({"fields": {"data.split": ["train", "validation"]}}, "on split train of .* on split validation .* same images"),
     ({"fields": {"data.split": [""]}}, "has no validation split"),

@@ -272,7 +272,7 @@ def test_runs_that_fail_are_on_the_page_and_decide_the_status(drawn, tmp_path, t
 @pytest.mark.parametrize(("more", "message"), [
     (["--only", "4/3"], "--only 4/3"),
     (["--only", "x"], "--only x: write I/N"),
-    (["--folds", "all", "1"], "--folds: name numbers, or all"),
+    (["--fold", "all", "1"], "--fold: name numbers, or all"),
     (["--set", "epochs"], "--set epochs: write FIELD=VALUE"),
     (["--set", "epochs=1", "--set", "epochs=2"], "names a field twice"),
     (["--split", "tset"], "unknown split 'tset'; did you mean 'test'"),
