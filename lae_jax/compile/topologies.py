@@ -137,6 +137,8 @@ class Target:
             named["chip_config_name"] = "megacore"
         if self.kind in ("v5e", "v6e") and self.devices == 256:  # a whole pod is closed to a torus
             named["wrap"] = (True, True, False)
+        if self.devices == 1:  # otherwise a host has 4 chips at least
+            named["chips_per_host_bounds"] = (1, 1, 1)
         return named
 
 
@@ -170,7 +172,7 @@ def _hosts(kind: str, chips: int) -> int:
 
 
 def _gpu_config(kind: str) -> str:
-    count, shared, optin, cache, clock, (major, minor) = _GPUS[kind]
+    count, shared, per_block, cache, clock, (major, minor) = _GPUS[kind]
     chip = CHIPS[kind]
     return f"""
 gpu_device_info {{
@@ -178,7 +180,7 @@ gpu_device_info {{
   threads_per_core_limit: 2048 core_count: {count} fpus_per_core: {64 if major == 8 else 128}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: {int(chip.bandwidth)} l2_cache_size: {cache} clock_rate_ghz: {clock}
-  device_memory_size: {int(chip.memory)} shared_memory_per_block_optin: {optin}
+  device_memory_size: {int(chip.memory)} shared_memory_per_block_optin: {per_block}
   cuda_compute_capability {{ major: {major} minor: {minor} }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }}
