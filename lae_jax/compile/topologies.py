@@ -137,6 +137,8 @@ class Target:
             named["chip_config_name"] = "megacore"
         if self.kind in ("v5e", "v6e") and self.devices == 256:  # a whole pod is closed to a torus
             named["wrap"] = (True, True, False)
+        if self.devices == 1:  # otherwise a host has 4 chips at least
+            named["chips_per_host_bounds"] = (1, 1, 1)
         return named
 
 

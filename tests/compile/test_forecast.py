@@ -17,6 +17,7 @@ from lae_jax.runtime.errors import InputError
 @pytest.mark.parametrize(("name", "devices", "hosts", "described"), [
     ("v4-8", 4, 1, {"topology_name": "v4:2x2x1", "chip_config_name": "megacore"}),
     ("v5e-8", 8, 1, {"topology_name": "v5e:2x4"}),
+    ("v5e-1", 1, 1, {"topology_name": "v5e:1x1", "chips_per_host_bounds": (1, 1, 1)}),
     ("v5p-64", 32, 8, {"topology_name": "v5p:2x4x4"}),
     ("v6e-256", 256, 64, {"topology_name": "v6e:16x16", "wrap": (True, True, False)}),
     ("h100-8", 8, 1, {"topology_name": "h100", "topology": "1x1x8"}),
