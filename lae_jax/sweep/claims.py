@@ -1,6 +1,5 @@
 """Trains the runs of a sweep, each in a process of its own; a lock keeps two sweeps from training one run."""
 
-import ctypes
 import dataclasses
 import logging
 import os
@@ -25,7 +24,18 @@ CONFIG = "config.json"  # in the folder of a claim, from the first start of the 
 _FORWARD_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _PREEMPTED = {Preempted.status, *(-number for number in watch.ASKING), *(128 + number for number in watch.ASKING)}
-_PR_SET_PDEATHSIG = 1
+# Runs a module as `python -m` does. On Linux it first asks for SIGTERM when its parent (the first argument) is killed.
+# It asks itself, because a process that has loaded JAX must not run anything between fork and exec.
+_START = """
+import ctypes, os, runpy, signal, sys
+parent, *sys.argv = sys.argv[1:]
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("the sweep has ended")
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 _FAILURE = typed.fields({"status": typed.whole(), "message": typed.text(), "time": typed.number(0)})
 
 
@@ -157,12 +167,11 @@ def _call(words: Sequence[str], log: epath.Path, signals: watch.Signals) -> int:
     with open(log, "ab") as file:
         # A session of its own: Ctrl-C in a terminal goes to all processes of one.
         child = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-c", _START, str(os.getpid()), *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_ends_with_its_parent(),
         )
     try:
         asked = None
@@ -178,14 +187,6 @@ def _call(words: Sequence[str], log: epath.Path, signals: watch.Signals) -> int:
         if child.poll() is None:
             child.terminate()
             child.wait()
-
-
-def _ends_with_its_parent() -> Callable[[], object] | None:
-    """Returns what a child calls to get SIGTERM when this process is killed; None where the system has no such call."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec a child must not load anything
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_line(log: epath.Path) -> str:
