@@ -172,7 +172,10 @@ def _least_times(
 def largest_batch(
     compiled: Callable[[int], Forecast], first: Forecast, parts: int, at_most: int = 8
 ) -> Forecast | None:
-    """Finds the largest batch of a device that fits, in multiples of 8 for each part, or one at most 2 % smaller.
+    """Finds the largest batch of a device that fits, in multiples of 8 for each part.
+
+    The search ends when a batch fits and one 2 % larger does not, or after `at_most` steps, so a somewhat larger batch
+    may fit.
 
     The memory of a step grows in proportion to its batch, above what it needs without one; two sizes tell how. What
     they promise is compiled.
