@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from lae_jax import stages
 from lae_jax.runs import build, precision
-from lae_jax.runs.forward import forward_step
 from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.parallel import rows
@@ -120,7 +119,9 @@ class Lowering:
         if self.forward:
             where = jax.sharding.SingleDeviceSharding(self.devices[0])
             shapes = (self.variables, self.batch(per_device)["image"])
-            traced = jax.jit(self._forward_step()).trace(*jax.tree.map(functools.partial(_placed, where), shapes))
+            traced = jax.jit(build.plain_forward(self.config, self.stage, self._model)).trace(
+                *jax.tree.map(functools.partial(_placed, where), shapes)
+            )
             return traced.lower(), costs.flops(traced.jaxpr.jaxpr)
         cost = costs.StepCost(len(self.devices), self.devices[0].device_kind)
         par = parallel.Parallel(self.devices, form, self.stage.split)
@@ -151,33 +152,7 @@ class Lowering:
         constants = {**config.loss, "mae": _MAE, "num_classes": self._outputs}
         if self.stage.target == "age":
             constants |= method_losses.of_training(np.ones(self._outputs))
-        return functools.partial(
-            steps.train_step,
-            stage=self.stage,
-            constants=constants,
-            model=self._model,
-            tx=self._optimiser,
-            settings=steps.Settings(
-                seed=config.seed,
-                dtype=precision.dtype_of(config),
-                mean=tuple(config.data.mean),
-                std=tuple(config.data.std),
-                accumulate=config.accumulate,
-                ema_decay=config.ema_decay,
-            ),
-        )
-
-    def _forward_step(self):
-        config = self.config
-        return functools.partial(
-            forward_step,
-            model=self._model,
-            output=self.stage.output,
-            dtype=precision.dtype_of(config),
-            mean=tuple(config.data.mean),
-            std=tuple(config.data.std),
-            flip=False,
-        )
+        return plan.train_step(config, self.stage, constants, self._model, self._optimiser)
 
 
 def _placed(where, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -84,7 +84,18 @@ def forward(
       par: The devices.
       flip: Average the outputs of the images and of their mirror images.
     """
-    step = functools.partial(
+    mapped = par.map_forward(plain_forward(config, stage, module, flip))
+
+    def fitting(variables: Mapping, images: np.ndarray) -> object:
+        with fits(config.workdir):
+            return mapped(variables, images)
+
+    return fitting
+
+
+def plain_forward(config: ConfigDict, stage: stages.Stage, module: nn.Module, flip: bool = False) -> Callable:
+    """Returns the inference step of one device, as `forward` maps it."""
+    return functools.partial(
         forward_step,
         model=module,
         output=stage.output,
@@ -93,13 +104,6 @@ def forward(
         std=tuple(config.data.std),
         flip=flip,
     )
-    mapped = par.map_forward(step)
-
-    def fitting(variables: Mapping, images: np.ndarray) -> object:
-        with fits(config.workdir):
-            return mapped(variables, images)
-
-    return fitting
 
 
 @contextlib.contextmanager

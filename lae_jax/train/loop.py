@@ -1,6 +1,5 @@
 """The training loop, which all stages share."""
 
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
 from lae_jax.train import costs, handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
-from lae_jax.train.plan import Plan, make_plan, settled
+from lae_jax.train.plan import Plan, make_plan, settled, train_step
 from lae_jax.train.wall_time import WallTime
 
 logger = logging.getLogger("lae_jax")
@@ -148,23 +147,7 @@ class _Loop:
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config, par = plan.config, plan.par
         self.cost = costs.StepCost(par.device_count, par.devices[0].device_kind)
-        step = self.cost.counted(
-            functools.partial(
-                steps.train_step,
-                stage=plan.stage,
-                constants=plan.constants,
-                model=module,
-                tx=tx,
-                settings=steps.Settings(
-                    seed=config.seed,
-                    dtype=precision.dtype_of(config),
-                    mean=tuple(config.data.mean),
-                    std=tuple(config.data.std),
-                    accumulate=config.accumulate,
-                    ema_decay=config.ema_decay,
-                ),
-            )
-        )
+        step = self.cost.counted(train_step(config, plan.stage, plan.constants, module, tx))
         self.step = par.map_train(step, cpu.train_options(plan.stage.trains))
         self.forward = build.forward(config, plan.stage, module, par)
         self.any_host = par.map_any()

@@ -4,8 +4,11 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -15,7 +18,7 @@ from lae_jax.runs import agreement, build, fields, inputs, leaks, precision
 from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
-from lae_jax.train import handover
+from lae_jax.train import handover, steps
 
 logger = logging.getLogger("lae_jax")
 
@@ -301,3 +304,22 @@ def _order(
     if stage.order == "shuffled":
         return sampling.shuffled(len(targets), config.batch_size, config.seed)
     return sampling.balanced_ages(targets, config.batch_size, config.seed, config.data.power, weights)
+
+
+def train_step(
+    config: ConfigDict,
+    stage: stages.Stage,
+    constants: Mapping,
+    module: nn.Module,
+    tx: optax.GradientTransformation,
+) -> Callable:
+    """Returns the step of a config, (state, shard of a batch) -> (state, metrics), for `Parallel.map_train`."""
+    settings = steps.Settings(
+        seed=config.seed,
+        dtype=precision.dtype_of(config),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    return functools.partial(steps.train_step, stage=stage, constants=constants, model=module, tx=tx, settings=settings)
