@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
+    # Where a label has a spread (prepare --label-spread), it is that standard deviation, but at least label_sigma; False:
+    # label_sigma for all.
+    c.loss.label_spread = True
     c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours); in their papers 0.5 for arcface, 0.4 for adaface

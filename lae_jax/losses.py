@@ -22,7 +22,7 @@ IN_RANGE = ("uniform", "model")  # how a label distribution is spread over a ran
 OPEN_END, OLD, HALVING = 100, 70, 5.0
 
 
-def label_distribution(ages: jax.Array, sigma: float = 1.0, num_ages: int = 101) -> jax.Array:
+def label_distribution(ages: jax.Array, sigma: float | jax.Array = 1.0, num_ages: int = 101) -> jax.Array:
     """Returns the target z of section 2.1, a Gaussian about each age.
 
     `z_k ~ exp(-(k - y)^2 / (2 sigma^2))` for k = 0..num_ages - 1. The paper writes the density's factor
@@ -31,7 +31,7 @@ def label_distribution(ages: jax.Array, sigma: float = 1.0, num_ages: int = 101)
 
     Args:
       ages: (B,) years, or (B, 2) ranges.
-      sigma: Standard deviation, in years.
+      sigma: Standard deviation in years, of all labels or (B,) of each.
       num_ages: Number of ages.
 
     Returns:
@@ -89,7 +89,7 @@ def expected_age(logits: jax.Array) -> jax.Array:
 
 
 def label_divergence(
-    logits: jax.Array, ages: jax.Array, label_sigma: float = 1.0, in_range: str = "uniform"
+    logits: jax.Array, ages: jax.Array, label_sigma: float | jax.Array = 1.0, in_range: str = "uniform"
 ) -> jax.Array:
     """Returns equation 1, `L_ld = sum_k z_k log(z_k / p_k)`.
 
@@ -99,7 +99,8 @@ def label_divergence(
     Args:
       logits: (B, K).
       ages: (B,) years, or (B, 2) ranges.
-      label_sigma: Standard deviation of the label distribution in years, 1 in the paper.
+      label_sigma: Standard deviation of the label distribution in years, 1 in the paper; (B,) if each image has its
+        own.
       in_range: How z is spread over the ages of a range, before the Gaussian blurs it: 'uniform' (`range_weights`), or
         'model': as the model's own p inside the range, which counts as a constant. That is the E step of expectation
         maximisation, and the gradient is the M step's.
@@ -153,7 +154,7 @@ def representation_loss(
     logits: jax.Array,
     ages: jax.Array,
     er_weight: float = 1.0,
-    label_sigma: float = 1.0,
+    label_sigma: float | jax.Array = 1.0,
     in_range: str = "uniform",
 ) -> jax.Array:
     """Returns equation 3, the loss of stage 2: `L_fe = L_ld + lambda L_er`.
@@ -178,7 +179,7 @@ def classification_loss(
     logits: jax.Array,
     ages: jax.Array,
     mae: float | jax.Array,
-    label_sigma: float = 1.0,
+    label_sigma: float | jax.Array = 1.0,
     in_range: str = "uniform",
 ) -> jax.Array:
     """Returns equation 4, the loss of stage 3: `L_cl = L_ld + (L_er - mae)^2`.
@@ -314,15 +315,21 @@ def _is_exact(ranges: jax.Array) -> jax.Array:
     return ranges[:, 0] == ranges[:, 1]
 
 
-def _blurred(weights: jax.Array, sigma: float) -> jax.Array:
+def _blurred(weights: jax.Array, sigma: float | jax.Array) -> jax.Array:
     """Returns the mean, weighted by (B, K), of the label distributions of the whole ages."""
-    bells = jnp.exp(_log_label_distribution(jnp.arange(weights.shape[1], dtype=weights.dtype), sigma, weights.shape[1]))
+    num_ages = weights.shape[1]
+    ages = jnp.arange(num_ages, dtype=weights.dtype)
+    if jnp.ndim(sigma):
+        bells = jax.vmap(lambda one: jnp.exp(_log_label_distribution(ages, one, num_ages)))(sigma)
+        return jnp.einsum("bj,bjk->bk", weights, bells, precision=jax.lax.Precision.HIGHEST)
+    bells = jnp.exp(_log_label_distribution(ages, sigma, num_ages))
     return jnp.matmul(weights, bells, precision=jax.lax.Precision.HIGHEST)
 
 
-def _log_label_distribution(ages: jax.Array, sigma: float, num_ages: int) -> jax.Array:
+def _log_label_distribution(ages: jax.Array, sigma: float | jax.Array, num_ages: int) -> jax.Array:
     """Returns the logarithm of `label_distribution` for (B,) years."""
     labels = jnp.arange(num_ages, dtype=ages.dtype)
+    sigma = sigma[:, None] if jnp.ndim(sigma) else sigma
     return jax.nn.log_softmax(-((labels[None, :] - ages[:, None]) ** 2) / (2 * sigma**2), axis=-1)
 
 

@@ -39,6 +39,7 @@ class Table:
     faces: np.ndarray | None  # number found in the photograph, NaN where none was searched; None: prepared without
     all_faces: bool  # whether each face of a photograph is a separate image
     splits: Mapping[str, np.ndarray]  # name -> rows
+    spreads: np.ndarray | None = None  # float64, standard deviation of the label in years, NaN where unknown; None: all
 
 
 def _finding(kind: str, severity: str, count: int, message: str, splits=(), examples=()) -> dict:
@@ -294,6 +295,14 @@ def _of_one(table: Table) -> Iterator[dict]:
             yield _finding("group_without_images", "warning", len(empty), message, (split,), [[g] for g in empty])
     for finding in implausible.findings(table.names[exact], table.ranges[exact, 0]):  # of ranges nothing is expected
         yield _finding(*finding)
+    if table.spreads is not None and not np.isnan(table.spreads).all():
+        spreads = table.spreads[~np.isnan(table.spreads)]
+        quartiles = ", ".join(f"{value:.1f}" for value in np.quantile(spreads, (0.25, 0.5, 0.75)))
+        message = (
+            f"{len(spreads)} of {len(table.names)} labels have a spread: quartiles {quartiles} years, from"
+            f" {spreads.min():.1f} to {spreads.max():.1f}"
+        )
+        yield _finding("label_spread", "note", len(spreads), message)
     several = np.flatnonzero(table.faces > 1) if table.faces is not None else ()
     if len(several):
         taken = "all have its age" if table.all_faces else "one was taken, and it may not be the face of that age"

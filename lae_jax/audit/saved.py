@@ -127,6 +127,7 @@ def _table(dataset: records.Dataset, image_size: int | None) -> checks.Table:
         faces=dataset.column("faces").astype(np.float64) if dataset.has_column("faces") else None,
         all_faces=len(np.unique(dataset.column("source_row"))) < len(dataset),
         splits={name: dataset.rows(name) for name in dataset.manifest["splits"]},
+        spreads=dataset.spreads() if dataset.has_spreads else None,
     )
 
 
@@ -212,7 +213,7 @@ def between(training: records.Dataset, train: str, scored: records.Dataset, spli
 def _of_split(dataset: records.Dataset, split: str) -> checks.Table:
     """Returns the rows of one split, so that the rest of a large data set is not searched."""
     table, rows = _table(dataset, IMAGE_SIZE), dataset.rows(split)
-    columns = ("names", "ranges", "identities", "sha256", "phash", "sides", "faces")
+    columns = ("names", "ranges", "spreads", "identities", "sha256", "phash", "sides", "faces")
     kept = {name: None if getattr(table, name) is None else getattr(table, name)[rows] for name in columns}
     return dataclasses.replace(table, **kept, splits={split: np.arange(len(rows))})
 

@@ -38,6 +38,9 @@ _OWN = {
     "source_row": pa.int64(),
 }
 RANGE = ("age_low", "age_high")  # first and last age where a label is a range, equal where it is exact
+# Standard deviation of each label in years, null where it is unknown. A column of texts with this name is one of the
+# source, in a data set that was prepared before there were spreads.
+SPREAD = "age_spread"
 _OPTIONAL = {
     "phash": pa.binary(32),
     "scale": pa.float32(),
@@ -129,6 +132,10 @@ def _wrong(table: pa.Table) -> str:
     # Comparisons with NaN, an unknown age, are false.
     if ((ages < 0) | (ages > MAX_AGE)).any():
         return f"an age is below 0 or above {MAX_AGE}"
+    if kinds.get(SPREAD) == pa.float64():
+        spreads = table[SPREAD].drop_null().to_numpy()
+        if not ((spreads >= 0) & (spreads <= MAX_AGE)).all():
+            return f"a spread of a label does not lie in 0 to {MAX_AGE}"
     if not (there := [name for name in RANGE if name in kinds]):
         return ""
     if len(there) < len(RANGE):

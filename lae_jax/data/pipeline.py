@@ -7,7 +7,8 @@ run therefore resumes by starting at a step.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -79,6 +80,7 @@ def train_batches(
     stop: int,
     places: Places,
     threads: int,
+    further: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's part of the batches of steps `start` up to `stop`.
 
@@ -93,9 +95,10 @@ def train_batches(
         stop: The step after the last one.
         places: The places that this host reads.
         threads: Number of threads.
+        further: Further values of those rows, (N, ...), by name.
 
     Yields:
-        image (count, H, W, 3) uint8, target (count,) or (count, 2), row (count,) int64.
+        image (count, H, W, 3) uint8, target (count,) or (count, 2), row (count,) int64, and those of `further`.
 
     Raises:
         InputError: A record does not decode, or would take too much work. The message names its shard and row. Other
@@ -103,7 +106,7 @@ def train_batches(
     """
     recent = collections.deque(maxlen=_IN_FLIGHT)
     load = _records(dataset, rows, order, places, recent)
-    target_of = tf.constant(targets)
+    values_of = {name: tf.constant(values) for name, values in {"target": targets, "row": rows, **further}.items()}
     words = sampling.seed_words(seed, "augment")
 
     def batch(step):
@@ -117,8 +120,7 @@ def train_batches(
     def example(position, encoded, key):
         return {
             "image": augmentation.train(encoded, key),
-            "target": tf.gather(target_of, position),
-            "row": tf.gather(tf.constant(rows, tf.int64), position),
+            **{name: tf.gather(values, position) for name, values in values_of.items()},
         }
 
     return _iterate(dataset, tf.data.Dataset.range(start, stop), batch, example, places, threads, recent)

@@ -121,6 +121,15 @@ class Dataset:
         """Returns the age that stands for each label, (N,) float64: exact, or that of its range; NaN where unknown."""
         return metrics.label_age(self.age_ranges()) if self.has_ranges else self.column("age")
 
+    @property
+    def has_spreads(self) -> bool:
+        """Whether the labels of some images have a spread."""
+        return self.has_column(parquet.SPREAD) and pa.types.is_floating(self._columns[parquet.SPREAD].type)
+
+    def spreads(self) -> np.ndarray:
+        """Returns the standard deviation of each label, (N,) float64 years; NaN where unknown."""
+        return self.column(parquet.SPREAD) if self.has_spreads else np.full(len(self), np.nan)
+
     def targets(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Returns what a stage learns of rows: a column's values, (N,), or ranges, (N, 2), if an age among them is one.
 

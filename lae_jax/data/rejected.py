@@ -136,6 +136,8 @@ def cause(counts: Mapping[str, int], align: str) -> str:
         return "Name the folder that the paths start from with --images"
     if most.startswith("landmarks "):
         return "Correct the column `landmarks`, or omit it: the faces are then found here"
+    if most.startswith("spread "):
+        return "Write years from 0 to 100 into the column of --label-spread"
     if most.startswith("age "):
         return "Write years from 0 to 100 into the column of ages"
     return "Correct the source"

@@ -45,6 +45,7 @@ class Bench:
       mae: Equation 5, years.
       config: Config of a stage 3, for batch size, epochs and optimiser.
       dropout: Dropout rate of the head.
+      label_sigma: (N,) years, of `inputs.label_sigma`; None: the same for all.
     """
 
     features: np.ndarray
@@ -53,6 +54,7 @@ class Bench:
     mae: float
     config: ConfigDict
     dropout: float
+    label_sigma: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,7 +135,8 @@ class Bench:
         starts = _stack([self._start(method, seed) for seed in seeds])
         run = self._compiled(method, steps or self.total_steps)
         # Arguments and not constants of the program, which would hold copies of them.
-        data = _on_device(self.features), jnp.asarray(self.ages, jnp.float32)
+        own = {} if self.label_sigma is None else {"label_sigma": jnp.asarray(self.label_sigma)}
+        data = _on_device(self.features), jnp.asarray(self.ages, jnp.float32), own
         settings, rates = np.asarray(settings, np.float32), np.asarray(rates, np.float32)
         parts, places = [], []
         # All heads of a call share an order, so each power has its own call; the program is compiled once.
@@ -171,13 +174,13 @@ class Bench:
         tables = jax.tree.map(jnp.asarray, self._statistics) if method.smooth_features else None
         rows = jnp.arange(config.batch_size)
 
-        def one(order, setting, rate, seed, start, features, ages):
+        def one(order, setting, rate, seed, start, features, ages, own):
             key = jax.random.key(seed)
             of_pass = jax.random.fold_in(key, zlib.crc32(b"pass") >> 1)
             scaled = build.Schedules(lambda step: rate * c.head_factor * unit.learning_rate(step), unit.momentum)
             tx = build.rule(config, scaled, None)
 
-            def mean_loss(trained, x, y, key):
+            def mean_loss(trained, x, y, own, key):
                 head = self._head(method, trained)
                 logits = self._module.apply(
                     {"params": {"head": {"fc": head["fc"]}}},
@@ -186,19 +189,20 @@ class Bench:
                     rows=rows,
                     rngs={"dropout": key},
                 )
-                return method.loss(logits, y, self.constants, setting).mean()
+                return method.loss(logits, y, {**self.constants, **own}, setting).mean()
 
             def step(carry, drawn):
                 trained, state, skipped = carry
                 number, position = drawn
                 among = jax.random.randint(jax.random.fold_in(of_pass, number), position.shape, 0, count)
                 x, y = features[among, position], ages[position]
+                z = {name: values[position] for name, values in own.items()}
                 if tables is not None:
                     x = x * method_losses.of_age(tables["scale"], y) + method_losses.of_age(tables["shift"], y)
                 if method.mix is not None:
                     partner, share = method.mix(y, mixing.key_of(seed, number), setting)
-                    x, y = (mixing.mixed(values, values[partner], share) for values in (x, y))
-                loss, grads = jax.value_and_grad(mean_loss)(trained, x, y, jax.random.fold_in(key, number))
+                    x, y, z = jax.tree.map(lambda a: mixing.mixed(a, a[partner], share), (x, y, z))
+                loss, grads = jax.value_and_grad(mean_loss)(trained, x, y, z, jax.random.fold_in(key, number))
                 good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
                 updates, new_state = tx.update(grads, state, trained)
                 new = optax.apply_updates(trained, updates), new_state
@@ -209,8 +213,8 @@ class Bench:
             (trained, _, skipped), _ = jax.lax.scan(step, start_state, (jnp.arange(steps), order))
             return self._head(method, trained), skipped
 
-        over_seeds = jax.vmap(one, in_axes=(0, None, None, 0, 0, None, None))
-        return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None, None, None)))
+        over_seeds = jax.vmap(one, in_axes=(0, None, None, 0, 0, None, None, None))
+        return jax.jit(jax.vmap(over_seeds, in_axes=(None, 0, 0, None, None, None, None, None)))
 
     def predict(self, method: Method, heads: Mapping, features: np.ndarray, settings: Sequence[float]) -> np.ndarray:
         """Predicts ages, (M, S, N) float32 years, of features (N, F) with heads (M, S, ...) and settings (M,)."""

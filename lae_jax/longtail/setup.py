@@ -87,7 +87,8 @@ def prepare(extractor: extraction.Extractor, config: ConfigDict, passes: int, te
     scored = {split: extractor.features(name) for split, name in names.items()}
     person = people.codes(dataset.column("identity"))[0]
     labels = {split: Labels(one.ages, one.rows, person[one.rows]) for split, one in scored.items()}
-    bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config))
+    label_sigma = inputs.label_sigma(config, dataset, training.rows)
+    bench = Bench(training.values, training.ages, extractor.own_head(), mae, config, _dropout(config), label_sigma)
     return Prepared(extractor, bench, scored, labels, names[VALIDATION])
 
 
@@ -195,9 +196,9 @@ def recipe(extractor: extraction.Extractor, like: Sequence[str], changed: dict) 
         config.model = own.model.copy_and_resolve_references()
     for name, value in changed.items():
         config[name] = value
-    label_sigma = (config if like else own).loss.label_sigma
+    label = {name: (config if like else own).loss[name] for name in ("label_sigma", "label_spread")}
     config.loss = own.loss.copy_and_resolve_references()
-    config.loss.label_sigma = label_sigma
+    config.loss.update(label)
     if config.batch_size < 1 or config.epochs <= 0:
         raise InputError(f"--batch-size {config.batch_size} and --epochs {config.epochs} must be above 0")
     return config

@@ -31,6 +31,7 @@ def prepare(
     *,
     reader: Reader = "csv",
     images: str | os.PathLike | None = None,
+    label_spread: str | None = None,
     ratio: str | None = None,
     folds: int | None = None,
     by: Literal["identity", "image"] | None = None,
@@ -55,6 +56,7 @@ def prepare(
       out: Folder of the prepared data set; with `beam_runner` it may be in a bucket.
       reader: Kind of the source (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
+      label_spread: Column of the source with the standard deviation of each age in years (docs/data.md).
       ratio: Relative sizes of train, validation and, if there are three, test, where the source names no splits
         (default: '8:1:1'). With `folds`: relative sizes of all folds together and of a test split.
       folds: Number of folds: splits fold0-train, fold0-validation, and so on; a test split only with `ratio`.
@@ -107,7 +109,7 @@ def prepare(
     align = align or ("none" if reader in ("synthetic", "recordio") else "landmarks")
     recipe = crops.Recipe(align, size, margin, quality, faces, undetected, smallest_face, rotate)
     from lae_jax.data import splits
-    from lae_jax.data.sources import readers
+    from lae_jax.data.sources import readers, spreads
     from lae_jax.prepare import assembly
 
     shares = None if folds is not None and ratio is None else splits.parse_ratio(ratio or "8:1:1")
@@ -115,6 +117,11 @@ def prepare(
         raise InputError(f"--folds {folds} with --ratio {ratio}: write 9:1, all folds : test, or omit --ratio")
     how = assembly.Splitting(shares, folds, by, seed)
     options = readers.Options(None if images is None else os.fspath(images), size, quality, seed)
+
+    def read() -> readers.Source:
+        found = readers.READERS[reader](_named(source), options)
+        return found if label_spread is None else spreads.with_spreads(found, label_spread)
+
     if beam_runner is None:
         way = assembly.Processes(os.fspath(out), workers)
     else:
@@ -123,7 +130,7 @@ def prepare(
         way = beam.Beam(os.fspath(out), beam_runner, options_of_beam)
     with saving(out, "the finished shards are kept"):
         return assembly.prepare(
-            lambda: readers.READERS[reader](_named(source), options),
+            read,
             os.fspath(out),
             way,
             reader=reader,

@@ -33,6 +33,8 @@ def parse_args(argv: list[str] | None = None) -> dict:
         help=f"kind of the source: {', '.join(readers)}")  # fmt: skip
     add("--source", action="append", required=True, help="CSV or folder, or SPLIT=CSV; repeat the flag for each split")
     parser.add_common("images")
+    add("--label-spread", metavar="COLUMN", help="column of the source with the standard deviation of each age in"
+        " years, such as APPA-REAL's apparent_age_std: the width of its label distribution in training")  # fmt: skip
     parser.add_common("out", help="folder of the prepared data set")
     add("--ratio", metavar="A:B[:C]", help="relative sizes of train, validation and test, where the source names no"
         " splits (default: 8:1:1); with --folds: of all folds together and of a test split")  # fmt: skip

@@ -32,6 +32,7 @@ ADDED = {
     "model.class_weights": "auto",
     "model.class_sampling": 1.0,
     "loss.in_range": "uniform",
+    "loss.label_spread": True,
     "loss.margin_form": "am_softmax",
     "parallel": "auto",
     "ema_decay": 0.0,

@@ -29,6 +29,7 @@ class Examples:
     rows: np.ndarray  # (N,) int64
     # (N,) float32 ages or int32 classes (training), or the column's own values (validation); (N, 2) ranges of ages
     targets: np.ndarray
+    label_sigma: np.ndarray | None = None  # of `label_sigma`, in training
 
 
 def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examples:
@@ -50,6 +51,31 @@ def examples(dataset: records.Dataset, split: str, stage: stages.Stage) -> Examp
             "split %s: %d of %d images have no %s and are skipped", split, (~known).sum(), len(rows), stage.target
         )
     return Examples(rows[known], targets[known])
+
+
+def label_sigma(config: ConfigDict, dataset: records.Dataset, rows: np.ndarray) -> np.ndarray | None:
+    """Returns the standard deviation of the label distribution of each row.
+
+    It is the spread of the label, but at least `config.loss.label_sigma`: a label without a spread, or with one of 0,
+    has the paper's distribution and not all of its weight on one age.
+
+    Returns:
+      (N,) float32, years; None if it is `config.loss.label_sigma` for all rows.
+    """
+    least = config.loss.label_sigma
+    if not (config.loss.label_spread and dataset.has_spreads):
+        return None
+    sigma = np.fmax(dataset.spreads()[rows], least)  # fmax: a missing spread is NaN
+    count = (sigma > least).sum()
+    if not count:
+        return None
+    logger.info(
+        "%d of %d labels have a spread above config.loss.label_sigma (%g): it is the width of their label distribution",
+        count,
+        len(rows),
+        least,
+    )
+    return sigma.astype(np.float32)
 
 
 def augmentation(config: ConfigDict) -> Augmentation:

@@ -169,7 +169,7 @@ def check_features(config: ConfigDict, stage: stages.Stage, init: origin.Checkpo
         told = "; ".join(f"{field} {before[field]!r}, not {now[field]!r}" for field in differing)
         add = " ".join(f"--config.{field}={str(before[field]).replace(' ', '')}" for field in differing)
         raise InputError(f"{init.workdir} was trained with {told}: add {add}, or name another --config.init_from")
-    for field in ("loss.label_sigma", "loss.in_range"):
+    for field in ("loss.label_sigma", "loss.label_spread", "loss.in_range"):
         if "head" in stage.loads and before[field] != now[field]:
             values = (f"{value:g}" if isinstance(value, float) else value for value in (before[field], now[field]))
             told = "%s was trained with %s %s, and this run uses %s (--config.%s)"

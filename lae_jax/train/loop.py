@@ -168,6 +168,7 @@ class _Loop:
             stop=plan.durations.total,
             threads=inputs.threads(config),
             places=pipeline.Places(config.batch_size, *plan.par.local_places(config.batch_size)),
+            further={} if plan.training.label_sigma is None else {"label_sigma": plan.training.label_sigma},
         )
 
     def run(self, state: steps.TrainState, *, scored: bool, began: float) -> dict:
@@ -206,7 +207,8 @@ class _Loop:
                     self.watchdog.rest()  # the first step compiles
                 # The metrics of the step before are fetched after this step is dispatched: the device never waits.
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                    state, dispatched = self.step(state, {"image": batch["image"], "target": batch["target"]})
+                    fed = {name: values for name, values in batch.items() if name != "row"}
+                    state, dispatched = self.step(state, fed)
                 if number == start + 1:
                     wall.count("compile")
                 dispatched["stop"] = self.any_host(self.signals.asked)

@@ -213,7 +213,8 @@ def _training(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage)
     if stage.target == "identity":
         classes, codes = np.unique(training.targets.astype(str), return_inverse=True)
         return inputs.Examples(training.rows, codes.astype(np.int32)), len(classes)
-    return inputs.Examples(training.rows, training.targets.astype(np.float32)), build.NUM_AGES
+    label_sigma = inputs.label_sigma(config, dataset, training.rows)
+    return inputs.Examples(training.rows, training.targets.astype(np.float32), label_sigma), build.NUM_AGES
 
 
 def _validation(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> inputs.Examples | None:

@@ -89,7 +89,8 @@ def train_step(
 
     Args:
       state: The state, the same on every device but for the leaves that are split.
-      batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges.
+      batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges; label_sigma (b,), years, where each label has
+        its own, in place of the constant.
       stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change. Of the leaves that it
         `split`s, a device has a part of the rows, and those that it does not `choose` do not change.
       constants: The loss constants.
@@ -112,18 +113,19 @@ def train_step(
     trained = {name: state.params[name] for name in stage.trains}
 
     def part_loss(trained, batch_stats, part, positions):
-        target, on_features = _mixed(part["target"], stage.mix, mixing.key_of(settings.seed, state.step))
+        mixed = _mixing(part["target"], stage.mix, mixing.key_of(settings.seed, state.step))
         outputs, updated = model.apply(
             {"params": {**fixed, **trained}, "batch_stats": batch_stats},
             normalise(part["image"], settings.mean, settings.std, settings.dtype),
             train=True,
             rows=positions,
             train_backbone="backbone" in stage.trains,
-            on_features=on_features,
+            on_features=mixed,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        losses = stage.loss(outputs, target, constants)
+        own = {name: mixed(part[name]) for name in ("label_sigma",) if name in part}
+        losses = stage.loss(outputs, mixed(part["target"]), {**constants, **own})
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 
     count = len(batch["target"])
@@ -145,10 +147,10 @@ def train_step(
     return new_state, {"loss": (loss_sum, weight), "grad_norm": grad_norm, **skipped}
 
 
-def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
-    """Returns the mixed targets of one device and the function that mixes its features; partners: the global batch."""
+def _mixing(ages: jax.Array, mix: Callable | None, key: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function that mixes features and labels of one device with those of partners in the global batch."""
     if mix is None:
-        return ages, lambda features: features
+        return lambda values: values
     partner, share = mix(jax.lax.all_gather(ages, AXIS, tiled=True), key)
     here = jax.lax.axis_index(AXIS) * len(ages) + jnp.arange(len(ages))
     partner, share = partner[here], share[here]
@@ -156,7 +158,7 @@ def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
     def mixed(values):
         return mixing.mixed(values, jax.lax.all_gather(values, AXIS, tiled=True)[partner], share)
 
-    return mixed(ages), mixed
+    return mixed
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):

@@ -36,6 +36,7 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, 
 RESERVED = (
     "name",
     *parquet.RANGE,
+    parquet.SPREAD,
     "source_row",
     "sha256",
     "width",

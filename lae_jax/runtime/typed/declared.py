@@ -91,6 +91,7 @@ _RANGES = {
     "model.class_sampling": optional(number(0, 1)),  # likewise
     "loss.margin_form": optional(one_of(("am_softmax", "arcface", "adaface"))),  # likewise
     "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
+    "loss.label_spread": optional(flag()),  # likewise
     "parallel": optional(one_of(("auto", "pmap", "shard_map"))),  # likewise
     "ema_decay": optional(number(0, 1)),  # likewise
     "optim.name": optional(one_of(("sgd", "adamw"))),  # likewise
