@@ -56,8 +56,8 @@ def child(args: argparse.Namespace) -> None:
     marked(steps, "create_state", "initial values")
     marked(parallel.Parallel, "place", "state on the devices")
 
-    def map_train(par, step, options, mapped=parallel.Parallel.map_train):
-        inner, count = mapped(par, step, options), itertools.count(1)
+    def map_train(par, step, *rest, mapped=parallel.Parallel.map_train):
+        inner, count = mapped(par, step, *rest), itertools.count(1)
 
         def call(state, batch):
             number = next(count)

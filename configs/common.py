@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the kept one)
     c.mae_from = ""  # stage 3: run or model file whose validation MAE is in the loss (default: init_from)
+    # Stages 2 and 3: run of these stages, or model file, from whose distribution over the ages the model learns too.
+    c.teacher = ""
     c.reinit_head = False  # stage 3: a new head instead of stage 2's; methods that start from a new head set it
 
     c.data = ConfigDict()
@@ -90,10 +92,13 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
-    # Where a label has a spread (prepare --label-spread), it is that standard deviation, but at least label_sigma; False:
-    # label_sigma for all.
+    # True: where a label has a spread (prepare --label-spread), it is that spread, but at least label_sigma.
     c.loss.label_spread = True
     c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
+    c.loss.teacher_weight = (
+        0.5  # loss = (1 - this) x the stage's + this x the divergence from the teacher; 0: no teacher
+    )
+    c.loss.teacher_temperature = 1.0  # T of both distributions in that divergence, which is multiplied by T^2
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours); in their papers 0.5 for arcface, 0.4 for adaface
     c.loss.margin_form = "am_softmax"  # (the paper) | 'arcface' | 'adaface'

@@ -1,4 +1,4 @@
-"""The losses of the three stages: equations 1 to 4 of the paper, AM-softmax, and the margins of its successors.
+"""The losses of the three stages: equations 1 to 4, AM-softmax and its successors' margins, distillation.
 
 B = batch, K = 101 ages (labels 0..100), D = embedding, C = identities. Each loss returns one value per example, (B,);
 the caller weights and averages them. The arithmetic is float32 or wider for any input; gradients are finite. Shapes are
@@ -201,6 +201,33 @@ def classification_loss(
       ValueError: The shapes do not match.
     """
     return label_divergence(logits, ages, label_sigma, in_range) + (regression_error(logits, ages) - mae) ** 2
+
+
+def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Returns T^2 KL(q || p), with q and p the softmax of the teacher's and the model's logits / T.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2: with T^2 the gradient
+    T (p - q) keeps its size when T changes. The teacher gets no gradient.
+
+    Args:
+      logits: (B, K).
+      teacher_logits: (B, K).
+      temperature: T, above 0.
+
+    Returns:
+      (B,) nats times T^2.
+
+    Raises:
+      ValueError: The shapes do not match.
+    """
+    logits, teacher_logits = _matrix(logits, "logits"), _matrix(teacher_logits, "teacher_logits")
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"logits and teacher_logits should have one shape, not {logits.shape} and {teacher_logits.shape}"
+        )
+    log_q = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_logits / temperature, axis=-1))
+    log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+    return temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
 
 
 def am_softmax_loss(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lae_jax import losses
+from lae_jax import losses, stages
+from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses
 
 RNG = np.random.default_rng(0)
@@ -69,3 +70,31 @@ def test_a_range_is_blurred_by_its_own_spread():
     np.testing.assert_allclose(label_divergence(LOGITS[:3], ranges, sigma), divergence(z, p), rtol=2e-5, atol=2e-5)
     same = label_divergence(LOGITS[:3], ranges, np.full(3, 2.0, np.float32))
     np.testing.assert_allclose(same, label_divergence(LOGITS[:3], ranges, 2.0), rtol=1e-6)
+
+
+def test_distillation_is_the_divergence_at_the_temperature_times_its_square():
+    teacher = (RNG.normal(size=(6, 101)) * 3).astype(np.float32)
+    for temperature in (0.5, 1.0, 4.0):
+        q, p = softmax(teacher / temperature), softmax(LOGITS / temperature)
+        found = losses.distillation(LOGITS, teacher, temperature)
+        np.testing.assert_allclose(found, temperature**2 * divergence(q, p), rtol=2e-5)
+        slope, to_teacher = jax.grad(lambda x, t: losses.distillation(x, t, temperature).sum(), (0, 1))(LOGITS, teacher)  # noqa: B023
+        np.testing.assert_allclose(slope, temperature * (p - q), atol=1e-5)
+        assert not np.asarray(to_teacher).any()
+    np.testing.assert_allclose(losses.distillation(teacher, teacher, 2.0), 0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"one shape, not \(6, 101\) and \(5, 101\)"):
+        losses.distillation(LOGITS, teacher[:5])
+
+
+def test_a_stage_with_a_teacher_mixes_its_own_loss_with_the_distillation():
+    teacher = (RNG.normal(size=(6, 101)) * 3).astype(np.float32)
+    constants = {"mae": 4.0, "er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform"}
+    constants |= {"teacher_logits": teacher, "teacher_weight": 0.25, "teacher_temperature": 2.0}
+    for stage in (stages.REPRESENT, stages.CLASSIFY):
+        found = stages.with_teacher(stage).loss(LOGITS, AGES, constants)
+        own, also = stage.loss(LOGITS, AGES, constants), losses.distillation(LOGITS, teacher, 2.0)
+        np.testing.assert_allclose(found, 0.75 * own + 0.25 * also, rtol=1e-6)
+    with pytest.raises(InputError, match="config.teacher belongs to stages 2 and 3, not to pretrain"):
+        stages.with_teacher(stages.PRETRAIN)
+    with pytest.raises(InputError, match="config.teacher: config.classify.method mixes the features"):
+        stages.with_teacher(stages.with_method(stages.CLASSIFY, "c_mixup", 1.0))

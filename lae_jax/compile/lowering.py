@@ -1,4 +1,4 @@
-"""Lowers the step of a config for a machine, from shapes alone: no data set, no weights."""
+"""Lowers the step of a config for a machine, from shapes alone: no data set, and no weights but a teacher's."""
 
 import functools
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.parallel import rows
 from lae_jax.stages import method_losses
-from lae_jax.train import costs, plan, steps
+from lae_jax.train import costs, plan, steps, teacher
 
 # Values that change no shape.
 _STEPS, _MAE = 1000, 2.0
@@ -48,7 +48,11 @@ class Lowering:
         self._outputs = people if self.stage.target == "identity" else build.NUM_AGES
         c = config.model
         self.stage = stages.with_classes(self.stage, c.class_weights, c.class_sampling, self._outputs)
-        self._model = build.model(config, self.stage, self._outputs, "cpu" if devices[0].platform == "cpu" else "xla")
+        convolutions = "cpu" if devices[0].platform == "cpu" else "xla"
+        self._teacher = None if forward else teacher.load(config, convolutions=convolutions)
+        if self._teacher is not None:
+            self.stage = stages.with_teacher(self.stage)
+        self._model = build.model(config, self.stage, self._outputs, convolutions)
         side = config.data.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         self.variables = jax.eval_shape(lambda x: self._model.init(jax.random.key(0), x), image)
@@ -126,7 +130,8 @@ class Lowering:
         cost = costs.StepCost(len(self.devices), self.devices[0].device_kind)
         par = parallel.Parallel(self.devices, form, self.stage.split)
         batch = self.batch(per_device * len(self.devices))
-        lowered = par.lower_train(cost.counted(self._train_step()), self.state, batch)
+        held = () if self._teacher is None else (self._teacher.checkpoint.variables,)
+        lowered = par.lower_train(cost.counted(self._train_step()), self.state, batch, held)
         return lowered, cost.flops // len(self.devices)
 
     def bytes_by_part(self, per_device: int) -> dict[str, int]:
@@ -136,6 +141,8 @@ class Lowering:
         parts = {**variables, "batch": batch["image"] if self.forward else batch}
         if not self.forward:
             parts["optimiser"] = self.state.opt_state
+            if self._teacher is not None:
+                parts["teacher"] = self._teacher.checkpoint.variables
             if self.config.ema_decay:
                 parts["EMA"] = self.state.ema
         return {name: self._bytes(tree) for name, tree in parts.items()}
@@ -152,7 +159,7 @@ class Lowering:
         constants = {**config.loss, "mae": _MAE, "num_classes": self._outputs}
         if self.stage.target == "age":
             constants |= method_losses.of_training(np.ones(self._outputs))
-        return plan.train_step(config, self.stage, constants, self._model, self._optimiser)
+        return plan.train_step(config, self.stage, constants, self._model, self._optimiser, self._teacher)
 
 
 def _placed(where, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -49,7 +49,7 @@ class Extractor:
         self.config = precision.for_inference(fields.from_json(checkpoint.meta["config"]))
         self.stage = stages.get(checkpoint.meta["stage"])
         build.model(self.config, self.stage, 0)  # checks the names in the config
-        self.digest = hash_of(checkpoint.variables)
+        self.digest = origin.hash_of(checkpoint.variables)
         self.par = parallel.Parallel(form=self.config.parallel)
         self._mapped = None
 
@@ -204,13 +204,3 @@ def open_run(path: str, data: str, folder: pathlib.Path) -> Extractor:
             f" the data set of the run with --data ({own} when it was trained), or train stage 2 on this one"
         )
     return Extractor(checkpoint, dataset, folder)
-
-
-def hash_of(variables: dict) -> str:
-    """Returns the SHA-256 of names, shapes, dtypes and bytes of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

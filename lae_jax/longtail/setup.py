@@ -215,6 +215,11 @@ def _lae_config(path: str) -> ConfigDict:
         raise InputError(
             f"{path} is not a run of LAE's stage 3 (classify, power 0, no age weights): name one with --like"
         )
+    if config.teacher and config.loss.teacher_weight:
+        raise InputError(
+            f"{path} was trained with config.teacher {config.teacher}, and the bench has no teacher: name a run without"
+            " one with --like"
+        )
     if config.ema_decay:
         raise InputError(
             f"{path} was trained with config.ema_decay {config.ema_decay}, and the bench has no EMA: name a run without"

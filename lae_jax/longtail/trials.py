@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lae_jax.longtail import extraction, kept_heads
+from lae_jax.longtail import kept_heads
 from lae_jax.longtail.outcomes import STAGE3, Trial
 from lae_jax.longtail.setup import Prepared
 from lae_jax.runtime import checkpoints, console, origin
@@ -106,8 +106,8 @@ def stage3(prepared: Sequence[Prepared], paths: Sequence[str]) -> Trial | None:
     rate = 0.0
     for path in paths:
         checkpoint = checkpoints.load_run(path)
-        backbone = extraction.hash_of(_backbone(checkpoint))
-        same = [one for one in prepared if extraction.hash_of(_backbone(one.extractor.checkpoint)) == backbone]
+        backbone = origin.hash_of(_backbone(checkpoint))
+        same = [one for one in prepared if origin.hash_of(_backbone(one.extractor.checkpoint)) == backbone]
         if not same:
             raise InputError(
                 f"{path} has another backbone than the runs: with --run, name the run that it was started from"

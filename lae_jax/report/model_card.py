@@ -47,7 +47,7 @@ def write(
         "## Use and misuse\n\n" + USE,
         "## Input and output\n\n" + _contract(content),
         "## Data\n\n" + _data(meta, data),
-        "## Starting weights\n\n" + _starts(starts),
+        "## Starting weights\n\n" + _starts(starts) + _teachers(meta),
         "## Scores\n\n" + _scores(meta, evaluations),
         "## Leaks\n\n" + _leaks(meta, evaluations, data),
         "## Limits\n\n" + LIMITS,
@@ -107,6 +107,20 @@ def _starts(starts: Sequence[Mapping]) -> str:
         digest = f" (SHA-256 {in_code(start['sha256'])})" if start.get("sha256") else ""
         lines.append(f"- {start['kind']} {in_code(start['from'])}{step}{digest}. {_licence(start)}".rstrip())
     return "The latest first:\n\n" + "\n".join(lines)
+
+
+def _teachers(meta: Mapping) -> str:
+    """The teachers of a run and of the runs before it, as a paragraph; '' without any."""
+    lines = []
+    for one in meta.get("teachers") or []:
+        line = (
+            f"- {in_code(one['from'])} step {one['step']} (SHA-256 of its arrays {in_code(one['sha256'])}), weight"
+            f" {one['weight']:g}, temperature {one['temperature']:g}. {_licence({**one, 'kind': 'run'})}"
+        )
+        lines.append(line.rstrip())
+    return "\n\nTeachers, whose distributions it or the runs before it learned too:\n\n" * bool(lines) + "\n".join(
+        lines
+    )
 
 
 def _licence(start: Mapping) -> str:

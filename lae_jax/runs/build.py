@@ -213,6 +213,8 @@ _SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 _POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
 _LIMITS = {
     "ema_decay": _SHARE,
+    "loss.teacher_weight": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "loss.teacher_temperature": _POSITIVE,
     "optim.beta1": _SHARE,
     "optim.beta2": _SHARE,
     "optim.epsilon": _POSITIVE,
@@ -223,7 +225,7 @@ _LIMITS = {
 
 
 def require_optimiser(config: ConfigDict, trains: tuple[str, ...]) -> None:
-    """Checks the fields of the optimiser and of the EMA.
+    """Checks the fields of the optimiser, the EMA and the teacher.
 
     Args:
       config: The config.

@@ -18,6 +18,7 @@ FREE_FIELDS = (
     "data.verify",
     "data.allow_leak",
     "data.age_weights",  # the weights themselves are compared
+    "teacher",  # its arrays are compared
     "parallel",
     "eval_batch_size",
     "save_steps",
@@ -33,6 +34,9 @@ ADDED = {
     "model.class_sampling": 1.0,
     "loss.in_range": "uniform",
     "loss.label_spread": True,
+    "teacher": "",
+    "loss.teacher_weight": 0.5,
+    "loss.teacher_temperature": 1.0,
     "loss.margin_form": "am_softmax",
     "parallel": "auto",
     "ema_decay": 0.0,

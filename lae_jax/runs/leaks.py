@@ -18,7 +18,9 @@ from lae_jax.runtime.files import is_remote
 logger = logging.getLogger("lae_jax")
 
 
-def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
+def check(
+    config: ConfigDict, dataset: records.Dataset, before: Mapping | None, teacher: Mapping | None = None
+) -> list[dict]:
     """Returns the leaks of a run and of the runs before it, in the form that checkpoints store.
 
     Reads audit.json and the columns, but no image.
@@ -27,16 +29,22 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
       config: The run's config.
       dataset: The run's data set.
       before: Meta of the checkpoint that the run resumes or starts from.
+      teacher: Meta of the teacher.
 
     Raises:
-      InputError: A host finds a leak between the run's splits, or from the people of its backbone into its validation
-        split, and `data.allow_leak` is not set. It is raised on all hosts.
+      InputError: A host finds a leak between the run's splits, or from the people of its backbone or the images and
+        people of its teacher into its validation split, and `data.allow_leak` is not set. It is raised on all hosts.
     """
     found = []
     if config.data.split:
         train, split = (inputs.split_name(config, name) for name in (config.data.train, config.data.split))
-        found = [*saved.leaks(saved.read(dataset)[0], train, split), *_same_rows(dataset, train, split)]
-        found += _pretrained(dataset, train, split, (before or {}).get("identities"))
+        audited = saved.read(dataset)[0]
+        found = [*saved.leaks(audited, train, split), *_same_rows(dataset, train, split)]
+        found += _pretrained(dataset, train, split, _known(before, teacher))
+        for one in _trainings(teacher or {}):
+            if one["data_hash"] == dataset.hash and one["split"] != train:
+                found += saved.leaks(audited, one["split"], split)
+                found += _same_rows(dataset, one["split"], split, "the teacher was trained on them")
     told = "; ".join(leak["message"] for leak in found)
     if parallel.on_any_host(bool(found) and not config.data.allow_leak):
         raise InputError(
@@ -46,7 +54,8 @@ def check(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) 
         )
     if found:
         logger.warning("%s: training with a leak, because --allow-leak is set: %s", dataset.path, told)
-    return merged((before or {}).get("leaks") or [], [{**leak, "data": str(dataset.path)} for leak in found])
+    known = [leak for meta in (before, teacher) for leak in (meta or {}).get("leaks") or []]
+    return merged(known, [{**leak, "data": str(dataset.path)} for leak in found])
 
 
 def merged(*lists: list[dict]) -> list[dict]:
@@ -60,11 +69,23 @@ def _other(finding: Mapping) -> str | None:
 
 
 def known_people(
-    dataset: records.Dataset, rows: np.ndarray, before: Mapping | None, trains_identities: bool
+    dataset: records.Dataset,
+    rows: np.ndarray,
+    before: Mapping | None,
+    trains_identities: bool,
+    teacher: Mapping | None = None,
 ) -> dict | None:
-    """Returns the hashed people of pre-training for a checkpoint: of the runs before it and of this run."""
-    known = (before or {}).get("identities")
+    """Returns the hashed people of pre-training for a checkpoint: of the runs before it, its teacher and this run."""
+    known = _known(before, teacher)
     return people.hashed(dataset.column("identity")[rows], dataset.hash, known) if trains_identities else known
+
+
+def _known(before: Mapping | None, teacher: Mapping | None) -> dict | None:
+    """Returns the hashed people that a backbone and a teacher were pre-trained on."""
+    found = [known for meta in (before, teacher) if (known := (meta or {}).get("identities")) is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return {key: sorted({*found[0][key], *found[1][key]}) for key in ("schemes", "hashes")}
 
 
 def _leak(kind: str, splits: list[str], count: int, message: str, examples: list) -> dict:
@@ -78,12 +99,12 @@ def _leak(kind: str, splits: list[str], count: int, message: str, examples: list
     }
 
 
-def _same_rows(dataset: records.Dataset, train: str, split: str) -> list[dict]:
+def _same_rows(dataset: records.Dataset, train: str, split: str, so: str = "the model trains on them") -> list[dict]:
     """Finds images in both splits; the split `all` overlaps with every other split."""
     both = np.intersect1d(dataset.rows(train), dataset.rows(split))
     if not len(both):
         return []
-    message = f"{len(both)} images of {split} are in {train} too: the model trains on them"
+    message = f"{len(both)} images of {split} are in {train} too: {so}"
     names = dataset.column("name")[both[:20]]
     return [_leak("same_rows", [train, split], len(both), message, [[name] for name in names])]
 
@@ -115,9 +136,11 @@ def _names(identities: np.ndarray) -> set[str]:
     return set(identities.tolist()) - {None}
 
 
-def trained_on(config: ConfigDict, dataset: records.Dataset, before: Mapping | None) -> list[dict]:
-    """Returns the training data of a run and of the runs before it, [{'data', 'data_hash', 'split'}]."""
-    found = [*_trainings(before or {}), _training(config, str(dataset.path), dataset.hash)]
+def trained_on(
+    config: ConfigDict, dataset: records.Dataset, before: Mapping | None, teacher: Mapping | None = None
+) -> list[dict]:
+    """Returns the training data of a run, the runs before it and its teacher, [{'data', 'data_hash', 'split'}]."""
+    found = [*_trainings(before or {}), *_trainings(teacher or {}), _training(config, str(dataset.path), dataset.hash)]
     return list({(one["data_hash"], one["split"]): one for one in found}.values())
 
 

@@ -6,10 +6,13 @@ So a run has an id, and each checkpoint carries it and its step.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import uuid
 from collections.abc import Mapping
 
+import jax
+import numpy as np
 from etils import epath
 
 from lae_jax.runtime import checksums, files, layout, parallel, typed
@@ -40,6 +43,16 @@ class Checkpoint:
 def variables(state: Mapping) -> dict:
     """Returns the variables of the model in a state: of the parts that have an EMA, those of the EMA."""
     return {name: {**state[name], **state.get("ema", {}).get(name, {})} for name in ("params", "batch_stats")}
+
+
+def hash_of(variables: Mapping) -> str:
+    """Returns the SHA-256 of names, shapes, dtypes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def give_id(workdir: os.PathLike | str) -> None:

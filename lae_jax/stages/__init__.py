@@ -12,6 +12,7 @@ from lae_jax.stages.definitions import (
     get,
     with_classes,
     with_method,
+    with_teacher,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "get",
     "with_classes",
     "with_method",
+    "with_teacher",
 ]

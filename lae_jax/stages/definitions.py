@@ -270,6 +270,30 @@ def with_classes(stage: Stage, where: str, share: float, num_outputs: int) -> St
     )
 
 
+def with_teacher(stage: Stage) -> Stage:
+    """Returns a stage of ages whose loss is mixed with the divergence from a teacher's distribution.
+
+    The loss constants then have `teacher_logits` (B, K), `teacher_weight` and `teacher_temperature`.
+
+    Raises:
+      InputError: The stage learns no ages, or mixes examples, of whose mixtures a teacher knows nothing.
+    """
+    if stage.target != "age":
+        raise InputError(f"config.teacher belongs to stages 2 and 3, not to {stage.name}: omit it")
+    if stage.mix is not None:
+        raise InputError(
+            "config.teacher: config.classify.method mixes the features of several images, and a teacher knows the"
+            " distribution of each image alone: use another method, or omit config.teacher"
+        )
+    return dataclasses.replace(stage, loss=functools.partial(_distilled, stage.loss))
+
+
+def _distilled(loss, outputs, target, constants):
+    weight = constants["teacher_weight"]
+    from_teacher = losses.distillation(outputs, constants["teacher_logits"], constants["teacher_temperature"])
+    return (1 - weight) * loss(outputs, target, constants) + weight * from_teacher
+
+
 def _set_mix(mix, setting, ages, key):
     return mix(ages, key, setting)
 

@@ -301,7 +301,7 @@ def _run(
 def _without_folder(stage: ConfigDict, workdir: str) -> dict:
     """Returns the fields of a stage without the folder of its run, which tells no settings apart and may be moved."""
     content = fields.flat(fields.as_json(stage))
-    content |= {name: content[name].replace(workdir, "") for name in ("init_from", "mae_from")}
+    content |= {name: content[name].replace(workdir, "") for name in ("init_from", "mae_from", "teacher")}
     return {name: value for name, value in content.items() if name != "workdir"}
 
 

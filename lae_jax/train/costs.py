@@ -98,15 +98,15 @@ class StepCost:
         self._peak = None if peak is None else peak * device_count
 
     def counted(self, step: Callable) -> Callable:
-        """Returns the step of one device, (state, batch) -> ..., which counts its operations when it is traced.
+        """Returns the step of one device, (state, batch, ...) -> ..., which counts its operations when it is traced.
 
         That is the trace which is compiled: the step is traced once.
         """
         jitted = jax.jit(step)
 
-        def counting(state, batch):
-            self._take(flops(jitted.trace(state, batch).jaxpr.jaxpr) * self._devices)
-            return jitted(state, batch)
+        def counting(*args):
+            self._take(flops(jitted.trace(*args).jaxpr.jaxpr) * self._devices)
+            return jitted(*args)
 
         return counting
 

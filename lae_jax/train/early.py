@@ -39,6 +39,7 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
             from lae_jax.data import age_weights
 
             age_weights.read(config.data.age_weights)
+    _check_teacher(config, made)
     data = config.data.path
     if begun and not files.is_remote(data) and not layout.is_dataset(data):
         raise InputError(
@@ -71,6 +72,16 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
             layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py" if follows else "")
 
 
+def _check_teacher(config: ConfigDict, made: Collection[str]) -> None:
+    """Checks that the teacher, which a resumed run needs too, is a model of ages."""
+    if not config.teacher or not config.loss.teacher_weight or config.teacher in made:
+        return
+    try:
+        preflight.require_model(config.teacher, None)
+    except InputError as error:
+        raise InputError(f"config.teacher: {error}") from error
+
+
 def check_names(config: ConfigDict) -> None:
     """Checks the names of the model, the stage, the method and the like before TensorFlow is loaded; it needs JAX.
 
@@ -80,9 +91,12 @@ def check_names(config: ConfigDict) -> None:
     from lae_jax import stages
     from lae_jax.runs import build
     from lae_jax.runtime import parallel
+    from lae_jax.train import teacher
 
     stage = stages.get(config.stage)
-    stages.with_method(stage, config.classify.method, config.classify.setting)
+    method = stages.with_method(stage, config.classify.method, config.classify.setting)
+    if teacher.is_set(config):
+        stages.with_teacher(method)
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     parallel.require_form(config.parallel)

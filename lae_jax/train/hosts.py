@@ -15,7 +15,7 @@ from lae_jax.train import steps
 from lae_jax.train.plan import Plan
 
 # Fields in which hosts may differ: places on their own disks, and how they read them.
-_OF_A_HOST = ("data.path", "data.threads", "data.verify", "data.age_weights")
+_OF_A_HOST = ("data.path", "data.threads", "data.verify", "data.age_weights", "teacher")  # `teacher.load` compares it
 
 
 def require_alike(plan: Plan, state: steps.TrainState) -> None:

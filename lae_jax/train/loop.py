@@ -119,7 +119,7 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
 
 
 def _inputs_of(plan: Plan) -> dict:
-    """What the provenance says of a fresh run's inputs besides its data set: its start, its weights of ages."""
+    """What the provenance says of a fresh run's inputs besides its data set: its start, weights of ages, teacher."""
     init = plan.init
     start = {"from": "scratch"}
     if init is not None:
@@ -128,6 +128,8 @@ def _inputs_of(plan: Plan) -> dict:
     if plan.age_weights is not None:
         by_age = {str(age): weight for age, weight in plan.age_weights.by_age.items()}
         result["age_weights"] = {"sha256": plan.age_weights.hash, "by_age": by_age}
+    if plan.teacher is not None:
+        result["teacher"] = plan.teacher.record
     return result
 
 
@@ -147,8 +149,9 @@ class _Loop:
         self.watchdog = watch.Watchdog(plan.config.stall_minutes)
         config, par = plan.config, plan.par
         self.cost = costs.StepCost(par.device_count, par.devices[0].device_kind)
-        step = self.cost.counted(train_step(config, plan.stage, plan.constants, module, tx))
-        self.step = par.map_train(step, cpu.train_options(plan.stage.trains))
+        step = self.cost.counted(train_step(config, plan.stage, plan.constants, module, tx, plan.teacher))
+        held = () if plan.teacher is None else (par.place(plan.teacher.checkpoint.variables),)
+        self.step = par.map_train(step, cpu.train_options(plan.stage.trains), held)
         self.forward = build.forward(config, plan.stage, module, par)
         self.any_host = par.map_any()
         self.has_evaluated = False
@@ -356,6 +359,7 @@ class _Loop:
                 "trained_on": plan.history.trained_on,
                 "leaks": plan.history.leaks,
                 "identities": plan.history.identities,
+                "teachers": plan.history.teachers,
             },
         )
 

@@ -19,6 +19,7 @@ from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
 from lae_jax.train import handover, steps
+from lae_jax.train import teacher as teachers
 
 logger = logging.getLogger("lae_jax")
 
@@ -39,6 +40,7 @@ class History:
     trained_on: list[dict]  # the splits that they were trained on
     leaks: list[dict]  # leaks that the run is trained with
     identities: dict | None  # hashed people that its backbone was pre-trained on
+    teachers: list[dict]  # records of its teacher and of those of the runs before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Plan:
     constants: dict  # the loss constants: arguments of the loss besides outputs and targets
     history: History
     init: origin.Checkpoint | None  # what a fresh run starts from; None if the run resumes
+    teacher: teachers.Teacher | None
 
     @property
     def workdir(self) -> epath.Path:
@@ -150,7 +153,9 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             f" {config.accumulate}: set it to 1 (only the head trains, so parts would save no memory)"
         )
     init = None if resumed else handover.load(config, stage)
-    before = resumed or (init and init.meta)
+    teacher = teachers.load(config, resumed)
+    stage = stages.with_teacher(stage) if teacher else stage
+    before, also = resumed or (init and init.meta), teacher and teacher.checkpoint.meta
     config = handover.with_statistics(config, before, tell=init is not None)
     if init is not None:
         handover.check_features(config, stage, init)
@@ -158,7 +163,9 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     weights = _age_weights(config, stage, resumed)
     dataset = records.open_dataset(config.data.path, config.data.verify)
     _check_data(config, dataset, stage, init, resumed)
-    leaking = leaks.check(config, dataset, before)
+    if teacher is not None:
+        teacher.check_data(dataset)
+    leaking = leaks.check(config, dataset, before, also)
     training, num_outputs = _training(config, dataset, stage)
     stage = stages.with_classes(stage, config.model.class_weights, config.model.class_sampling, num_outputs)
     par = dataclasses.replace(par, split=stage.split)
@@ -196,11 +203,13 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         ),
         constants={**config.loss, **constants, "num_classes": num_outputs},
         history=History(
-            trained_on=leaks.trained_on(config, dataset, before),
+            trained_on=leaks.trained_on(config, dataset, before, also),
             leaks=leaking,
-            identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity"),
+            identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity", also),
+            teachers=teachers.all_records(before, teacher),
         ),
         init=init,
+        teacher=teacher,
     )
     # Wrong values must fail now and not after an epoch.
     _ = plan.selection, plan.schedule, inputs.augmentation(config)
@@ -313,8 +322,12 @@ def train_step(
     constants: Mapping,
     module: nn.Module,
     tx: optax.GradientTransformation,
+    teacher: teachers.Teacher | None = None,
 ) -> Callable:
-    """Returns the step of a config, (state, shard of a batch) -> (state, metrics), for `Parallel.map_train`."""
+    """Returns the step of a config, (state, shard of a batch, ...) -> (state, metrics), for `Parallel.map_train`.
+
+    With a teacher, its variables come after the batch.
+    """
     settings = steps.Settings(
         seed=config.seed,
         dtype=precision.dtype_of(config),
@@ -323,4 +336,12 @@ def train_step(
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
-    return functools.partial(steps.train_step, stage=stage, constants=constants, model=module, tx=tx, settings=settings)
+    return functools.partial(
+        steps.train_step,
+        stage=stage,
+        constants=constants,
+        model=module,
+        tx=tx,
+        settings=settings,
+        teacher=teacher and teacher.logits,
+    )

@@ -78,12 +78,14 @@ class Settings:
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
+    teacher_variables: Mapping | None = None,
     *,
     stage: Stage,
     constants: Mapping,
     model: nn.Module,
     tx: optax.GradientTransformation,
     settings: Settings,
+    teacher: Callable[[Mapping, jax.Array], jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of one device on its shard of the global batch; runs under the axis `parallel.AXIS`.
 
@@ -91,12 +93,14 @@ def train_step(
       state: The state, the same on every device but for the leaves that are split.
       batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges; label_sigma (b,), years, where each label has
         its own, in place of the constant.
+      teacher_variables: Variables of the teacher, the same on every device.
       stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change. Of the leaves that it
         `split`s, a device has a part of the rows, and those that it does not `choose` do not change.
       constants: The loss constants.
       model: The model.
       tx: The optimiser.
       settings: Values from the config.
+      teacher: (its variables, images of the batch) -> its logits (b, K), which the loss takes too; None: no teacher.
 
     Returns:
       The new state and {'loss': (sum, weight), 'grad_norm', 'skipped', 'skipped_steps'}, the same on every device.
@@ -125,6 +129,8 @@ def train_step(
             mutable=["batch_stats"],
         )
         own = {name: mixed(part[name]) for name in ("label_sigma",) if name in part}
+        if teacher is not None:
+            own["teacher_logits"] = teacher(teacher_variables, part["image"])
         losses = stage.loss(outputs, mixed(part["target"]), {**constants, **own})
         return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
 

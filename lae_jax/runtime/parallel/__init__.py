@@ -155,26 +155,29 @@ class Parallel:
         """Splits this host's part of a batch, (n, ...) arrays, over its devices; the mapped functions call it."""
         return self._form.shard(batch)
 
-    def lower_train(self, step: Callable, state: Any, batch: Any) -> jax.stages.Lowered:
+    def lower_train(self, step: Callable, state: Any, batch: Any, held: tuple = ()) -> jax.stages.Lowered:
         """Returns what `map_train` compiles for arrays of these shapes, without running anything.
 
         Args:
           step: The step on one device.
           state: The state: arrays, or `jax.ShapeDtypeStruct`s.
           batch: This host's part of a batch, likewise. Where the devices only compile, it is the whole batch.
+          held: As in `map_train`, likewise.
         """
         with compile_cache.without_collector():
-            return self._form.lower(step, state, batch)
+            return self._form.lower(step, state, batch, held)
 
-    def map_train(self, step: Callable, compiler_options: Mapping | None = None) -> Callable:
+    def map_train(self, step: Callable, compiler_options: Mapping | None = None, held: tuple = ()) -> Callable:
         """Maps a step over the devices: (state, batch) -> (state, metrics); the state is donated.
 
         Args:
           step: The step on one device.
           compiler_options: Options of XLA. With pmap the step is then compiled at the first call, and all later calls
             must have the same shapes; with pmap and several processes they are ignored.
+          held: Trees on the devices (`place`) that the step takes after the batch, at every step the same.
         """
-        return self._taking_batches(self._form.train(step, compiler_options or {}))
+        mapped = self._form.train(step, compiler_options or {}, len(held))
+        return self._taking_batches(lambda state, shards: mapped(state, shards, *held))
 
     def map_forward(self, function: Callable) -> Callable:
         """Maps a function: (variables, images of this host) -> output shards, which `collect` joins into one array."""

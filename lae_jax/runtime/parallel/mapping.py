@@ -41,22 +41,22 @@ class Pmap:
         outputs = np.asarray(outputs)
         return outputs.reshape(-1, *outputs.shape[2:])
 
-    def train(self, step: Callable, options: Mapping) -> Callable:
-        """Maps (state, shards) -> (state, metrics); the state is donated.
+    def train(self, step: Callable, options: Mapping, held: int = 0) -> Callable:
+        """Maps (state, shards, *held) -> (state, metrics); the state is donated. `held`: number of those trees.
 
         With several processes the compiler options are ignored: a program that pmap compiles ahead of time, which is
         how it takes options, does not accept one host's part of a batch.
         """
-        mapped = self._train(step)
+        mapped = self._train(step, held)
         if not options or jax.process_count() > 1:
             return mapped
         program = None
 
-        def run(state, shards):
+        def run(*args):
             nonlocal program
             if program is None:
-                program = mapped.lower(state, shards).compile(options)
-            return program(state, shards)
+                program = mapped.lower(*args).compile(options)
+            return program(*args)
 
         return run
 
@@ -68,12 +68,13 @@ class Pmap:
         """Maps shards -> what is the same on every device."""
         return self._map(function, in_axes=0, out_axes=None)
 
-    def lower(self, step: Callable, state: Any, batch: Any) -> jax.stages.Lowered:
+    def lower(self, step: Callable, state: Any, batch: Any, held: tuple = ()) -> jax.stages.Lowered:
         """Lowers what `train` maps for arrays of these shapes; `batch`: as `shard` takes it."""
-        return self._train(step).lower(_shapes(state), jax.eval_shape(self.shard, batch))
+        lower = self._train(step, len(held)).lower
+        return lower(_shapes(state), jax.eval_shape(self.shard, batch), *_shapes(held))
 
-    def _train(self, step: Callable) -> Callable:
-        return self._map(step, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+    def _train(self, step: Callable, held: int) -> Callable:
+        return self._map(step, in_axes=(None, 0, *[None] * held), out_axes=(None, None), donate_argnums=(0,))
 
     def _map(self, function: Callable, **axes) -> Callable:
         # With several processes pmap needs the devices of all of them, which is its default.
@@ -128,10 +129,10 @@ class ShardMap:
         shards = sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate(jax.device_get([shard.data for shard in shards]))
 
-    def train(self, step: Callable, options: Mapping) -> Callable:
-        """Maps (state, shards) -> (state, metrics); the state is donated."""
+    def train(self, step: Callable, options: Mapping, held: int = 0) -> Callable:
+        """Maps (state, shards, *held) -> (state, metrics); the state is donated. `held`: number of those trees."""
         how = {"donate_argnums": 0, "compiler_options": dict(options)}
-        return self._for_state(lambda specs: self._train(step, specs, how))
+        return self._for_state(lambda specs: self._train(step, specs, held, how))
 
     def forward(self, function: Callable) -> Callable:
         """Maps (variables, shards) -> shards of the outputs."""
@@ -142,27 +143,29 @@ class ShardMap:
         """Maps shards -> what is the same on every device."""
         return self._map(function, in_specs=(PartitionSpec(AXIS),), out_specs=PartitionSpec())
 
-    def lower(self, step: Callable, state: Any, batch: Any) -> jax.stages.Lowered:
+    def lower(self, step: Callable, state: Any, batch: Any, held: tuple = ()) -> jax.stages.Lowered:
         """Lowers what `train` maps for arrays of these shapes; `batch`: as `shard` takes it."""
         hosts = jax.process_count()
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), batch)
         specs = rows.specs(state, self.split)
-        return self._train(step, specs, {"donate_argnums": 0}).lower(_shapes(state), batch)
+        lower = self._train(step, specs, len(held), {"donate_argnums": 0}).lower
+        return lower(_shapes(state), batch, *_shapes(held))
 
-    def _train(self, step: Callable, specs: Any, how: Mapping) -> Callable:
-        return self._map(step, in_specs=(specs, PartitionSpec(AXIS)), out_specs=(specs, PartitionSpec()), **how)
+    def _train(self, step: Callable, specs: Any, held: int, how: Mapping) -> Callable:
+        in_specs = (specs, PartitionSpec(AXIS), *[PartitionSpec()] * held)
+        return self._map(step, in_specs=in_specs, out_specs=(specs, PartitionSpec()), **how)
 
     def _for_state(self, mapped: Callable[[Any], Callable]) -> Callable:
-        """Returns (state, shards) -> mapped(specs of the state)(state, shards); all states have one structure."""
+        """Returns (state, *rest) -> mapped(specs of the state)(state, *rest); all states have one structure."""
         if not self.split:
             return mapped(PartitionSpec())
         program = None
 
-        def call(state, shards):
+        def call(state, *rest):
             nonlocal program
             if program is None:
                 program = mapped(rows.specs(state, self.split))
-            return program(state, shards)
+            return program(state, *rest)
 
         return call
 

@@ -92,6 +92,9 @@ _RANGES = {
     "loss.margin_form": optional(one_of(("am_softmax", "arcface", "adaface"))),  # likewise
     "loss.in_range": optional(one_of(("uniform", "model"))),  # likewise
     "loss.label_spread": optional(flag()),  # likewise
+    "teacher": optional(text()),  # likewise
+    "loss.teacher_weight": optional(number(0, 1)),  # likewise
+    "loss.teacher_temperature": optional(number(above=0)),  # likewise
     "parallel": optional(one_of(("auto", "pmap", "shard_map"))),  # likewise
     "ema_decay": optional(number(0, 1)),  # likewise
     "optim.name": optional(one_of(("sgd", "adamw"))),  # likewise
@@ -142,6 +145,20 @@ def _of_ages_or_identities(value: object, name: str) -> None:
 
 
 SCORES = _of_ages_or_identities
+# The teachers of a run and of the runs before it.
+_TEACHERS = optional(
+    many(
+        fields(
+            {
+                "from": text(),
+                "step": whole(0),
+                "sha256": DIGEST,
+                "weight": number(0, 1),
+                "temperature": number(above=0),
+            }
+        )
+    )
+)
 SUMMARY = fields(
     {
         "stage": text(),
@@ -171,6 +188,7 @@ META = fields(
         "trained_on": optional(many(fields({"data": text(), "data_hash": DIGEST, "split": text()}))),
         "leaks": optional(many(fields(LEAK))),
         "identities": optional(fields({"schemes": many(text()), "hashes": many(text())})),
+        "teachers": _TEACHERS,
     }
 )
 PROVENANCE = fields(

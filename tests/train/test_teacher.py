@@ -1,0 +1,215 @@
+"""A teacher: its distribution in the step, the same run after a stop, and what the run says of it."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lae_jax.compile import lowering
+from lae_jax.predict import AgeEstimator
+from lae_jax.runs import lineage
+from lae_jax.runtime import checkpoints, origin, watch
+from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.train import early, loop, plan, teacher
+
+
+@pytest.fixture
+def student(small_config, trained):
+    """stage -> a config that learns from the shared run of stage 2, which stage 3 starts from too."""
+
+    def config(stage="represent"):
+        c = small_config(stage)
+        c.teacher, c.loss.teacher_weight, c.loss.teacher_temperature = str(trained("represent")), 0.25, 2.0
+        if stage == "classify":
+            c.init_from = c.teacher
+        return c
+
+    return config
+
+
+def state_of(workdir, step):
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+        return saved.arrays(step, ("step", "params", "batch_stats", "opt_state"))
+
+
+def equal(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    return all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+
+
+@pytest.mark.parametrize(("pixels", "close"), [(24, 1e-5), (32, 2e-3), (20, 2e-3)])
+def test_the_teachers_distribution_is_that_of_an_estimator(student, pixels, close):
+    """Of plain images; those of another size are resized in the step as Pillow resizes them."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (8, 5, 5, 3)).repeat(8, axis=1).repeat(8, axis=2)[:, :pixels, :pixels]
+    images = np.clip(coarse + rng.normal(0, 8, coarse.shape), 0, 255).astype(np.uint8)
+    config = student()
+    found = teacher.load(config)
+    logits = jax.jit(found.logits)(found.checkpoint.variables, images)
+    _, expected = AgeEstimator.from_run(config.teacher).predict([*images], distribution=True)
+    assert np.abs(expected - expected.mean(axis=0)).max() > 10 * close
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=close)
+
+
+def test_the_first_loss_of_a_run_is_the_mixture_by_hand(student):
+    """Stage 3 starts from its teacher, whose backbone is frozen, so that the teacher is the model: no divergence."""
+    config = student("classify")
+    config.model.dropout = 0.0
+    loop.train(config)
+    plain = student("classify")
+    plain.model.dropout, plain.teacher = 0.0, ""
+    plain.workdir += "-plain"
+    loop.train(plain)
+    first, other = (
+        [json.loads(line) for line in (pathlib.Path(c.workdir) / "metrics.jsonl").read_text().splitlines()][0]
+        for c in (config, plain)
+    )
+    assert first["loss"] == pytest.approx(0.75 * other["loss"], rel=1e-5)
+    # The gradient of the divergence is 0 too.
+    assert first["flops_per_step"] > 1.2 * other["flops_per_step"]
+    assert not equal(state_of(config.workdir, 3)["params"]["head"], state_of(plain.workdir, 3)["params"]["head"])
+
+
+def test_a_run_with_a_weight_of_0_is_that_without_a_teacher_bit_for_bit(student, trained):
+    config = student()
+    config.loss.teacher_weight = 0.0
+    config.teacher = "no/such/run"  # it is not read
+    loop.train(config)
+    assert equal(state_of(config.workdir, 3), state_of(trained("represent"), 3))
+    assert checkpoints.load_run(config.workdir).meta["teachers"] == []
+
+
+@pytest.fixture(scope="module")
+def distilled(once, make_config, trained):
+    """Folder of runs with a teacher: `whole`, and `parts`, which was stopped and went on in the other form."""
+
+    def make(folder):
+        config = make_config("represent", folder)
+        config.teacher, config.accumulate, config.save_steps = str(trained("represent")), 2, 1
+        config.seed, config.workdir, config.parallel = 1, str(folder / "whole"), "pmap"
+        loop.train(config)
+        config.workdir, signals = str(folder / "parts"), watch.Signals()
+
+        def save(self, state, number, scores, original=loop._Loop.save):
+            original(self, state, number, scores)
+            signals.asked = number == 1
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Loop, "save", save)
+            with pytest.raises(Preempted, match="saved at step 2 of 3"):
+                loop.train(config, signals)
+        # The teacher may have been moved.
+        config.teacher = str(shutil.copytree(config.teacher, folder / "moved"))
+        config.parallel = "shard_map"
+        loop.train(config)
+
+    return once("distilled", make)
+
+
+def test_a_run_with_a_teacher_goes_on_bit_for_bit_in_the_other_form(distilled):
+    assert equal(*(state_of(distilled / name, 3) for name in ("whole", "parts")))
+
+
+def test_the_run_names_its_teacher_and_what_the_teacher_was_trained_on(distilled, trained):
+    run = checkpoints.load_run(distilled / "parts")
+    source = checkpoints.load_run(trained("represent"))
+    (record,) = run.meta["teachers"]
+    digest = origin.hash_of(source.variables)
+    assert record["sha256"] == digest and record["step"] == source.step
+    assert (record["weight"], record["temperature"]) == (0.5, 1.0)
+    named = json.loads((distilled / "parts" / "provenance.json").read_text())["teacher"]
+    assert named == {**record, "from": str(trained("represent"))}
+    card = lineage.run_card(distilled / "parts")[0]
+    assert "Teachers, whose distributions" in card and digest in card and "weight 0.5, temperature 1." in card
+
+
+def test_a_run_goes_on_with_its_teacher_alone(distilled, make_config, tmp_path, small_config, trained):
+    meta = checkpoints.load_run(distilled / "whole").meta
+    config = make_config("represent", distilled)
+    config.update(seed=1, accumulate=2, save_steps=1, workdir=str(distilled / "whole"))
+    for name, told in (
+        ("", "was started with the teacher .*, and config.teacher is ''"),
+        (str(trained("classify")), "is not the teacher that .* was started with: the SHA-256 of its arrays is"),
+        (str(tmp_path / "gone"), "config.teacher: .*gone holds no run"),
+    ):
+        config.teacher = name
+        with pytest.raises(InputError, match=told):
+            plan.make_plan(config, meta)
+    plain = small_config("represent")
+    plain.workdir, plain.teacher = str(trained("represent")), str(trained("classify"))
+    with pytest.raises(InputError, match="was started with no teacher, and config.teacher is"):
+        plan.make_plan(plain, checkpoints.load_run(plain.workdir).meta)
+
+
+def test_what_cannot_teach_is_refused(student, trained, tmp_path, monkeypatch):
+    (tmp_path / "weights.safetensors").write_bytes(b"x" * 40)
+    for name, told in (
+        (str(trained("pretrain")), "config.teacher: .* is a run of stage pretrain, which does not estimate ages"),
+        (str(tmp_path / "run"), "config.teacher: .*/run holds no run"),
+        (str(tmp_path / "weights.safetensors"), "config.teacher: .* is damaged or not a safetensors file"),
+    ):
+        config = student()
+        config.teacher = name
+        for check in (plan.make_plan, lambda c: early.check_stage(c, c.workdir, (), True)):
+            with pytest.raises(InputError, match=told):
+                check(config)
+    for field, value, told in (
+        ("teacher_weight", 1.5, "config.loss.teacher_weight is 1.5: it must be from 0 to 1"),
+        ("teacher_temperature", 0.0, "config.loss.teacher_temperature is 0.0: it must be a number above 0"),
+    ):
+        config = student()
+        config.loss[field] = value
+        for check in (plan.make_plan, early.check_names):
+            with pytest.raises(InputError, match=told):
+                check(config)
+    config = student("classify")
+    config.classify.method, config.classify.setting = "c_mixup", 1.0
+    for check in (plan.make_plan, early.check_names):
+        with pytest.raises(InputError, match="config.teacher: config.classify.method mixes the features"):
+            check(config)
+    with pytest.raises(InputError, match="config.teacher belongs to stages 2 and 3, not to pretrain"):
+        early.check_names(student("pretrain"))
+    found = checkpoints.load_run(trained("represent"))
+    found.meta["num_outputs"] = 90
+    monkeypatch.setattr(checkpoints, "load_run", lambda *_: found)
+    with pytest.raises(InputError, match="config.teacher: .*represent has 90 ages, and a run has 101"):
+        plan.make_plan(student())
+    found.meta.update(num_outputs=101, crop={**found.meta["crop"], "align": "landmarks", "size": 99})
+    with pytest.raises(InputError, match="was trained on other crops than"):
+        plan.make_plan(student())
+
+
+def test_a_teacher_that_has_seen_the_validation_images_is_a_leak(student, small_config):
+    seen = small_config("represent")
+    seen.data.train, seen.data.split, seen.workdir = "all", "", seen.workdir + "-all"
+    loop.train(seen)
+    config = student()
+    config.teacher = seen.workdir
+    with pytest.raises(InputError, match="64 images of validation are in all too: the teacher was trained on them"):
+        plan.make_plan(config)
+    config.data.allow_leak = True
+    history = plan.make_plan(config).history
+    assert [leak["kind"] for leak in history.leaks] == ["same_rows"]
+    assert [one["split"] for one in history.trained_on] == ["all", "train"]
+
+
+def test_a_model_file_teaches(student, model_file):
+    config = student()
+    config.teacher = str(model_file)
+    made = plan.make_plan(config)
+    assert made.teacher.record["from"] == str(model_file) and made.history.teachers == [made.teacher.record]
+    meta = {"config": json.loads(config.to_json_best_effort()), "teachers": [made.teacher.record]}
+    assert teacher.load(config, meta).record == made.teacher.record
+
+
+def test_the_step_of_another_machine_holds_the_teacher(student):
+    made = lowering.Lowering(student(), tuple(jax.local_devices()[:2]))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(teacher.load(student()).checkpoint.variables))
+    assert made.bytes_by_part(4)["teacher"] == size
+    plain = student()
+    plain.teacher = ""
+    one, other = (lowering.Lowering(config, made.devices).lower(4, "auto")[1] for config in (student(), plain))
+    assert one > 1.1 * other
