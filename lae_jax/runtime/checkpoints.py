@@ -29,8 +29,10 @@ class Checkpoints:
     A checkpoint holds a state and its `meta`, a JSON object: run (id of the run, see `origin.run_id`), step, epoch,
     stage, model, num_outputs, scores, selected_by, selected (the score that the best checkpoint minimises, or null),
     constants (loss constants from an earlier run), config, crop (crop contract), data, data_hash, age_weights (hash of
-    the weights of the order, or null), trained_on (data, data_hash and split of this run and the runs before it), leaks
-    (findings of an audit that it was trained with), identities (hashed people of the backbone's pre-training, or null).
+    the weights of the order, or null), trained_on (data, data_hash and split of this run, the runs before it and its
+    teacher), leaks (findings of an audit that it was trained with), identities (hashed people of the backbone's
+    pre-training, or null), teachers (from, step, sha256 of the arrays, weight and temperature of the teachers of the
+    runs before it and of its own, which is the last).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.

@@ -117,7 +117,7 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
 
 
 def all_records(before: Mapping | None, teacher: Teacher | None) -> list[dict]:
-    """Returns the records of all teachers of a run: of the runs before it, its own, which is the last, and of that.
+    """Returns the records of the teachers of a run, of the runs before it and of its teacher; its own is the last.
 
     Args:
       before: Meta of the checkpoint that the run resumes or starts from.
@@ -140,11 +140,13 @@ def _of_run(resumed: Mapping | None) -> dict | None:
 def resized(images: jax.Array, side: int) -> jax.Array:
     """Returns images of another size: (B, H, W, 3) uint8 -> (B, side, side, 3).
 
-    Bicubic, smoothed where it shrinks, as Pillow's, of which a value differs by 1 at most. Images of that size are
-    returned as they are.
+    Bicubic, smoothed where it shrinks, one axis after the other, as Pillow does, from which a value differs by 1 at
+    most. Images of that size are returned as they are.
     """
     if images.shape[1:3] == (side, side):
         return images
-    shape = (images.shape[0], side, side, images.shape[3])
-    larger = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
-    return jnp.clip(jnp.round(larger), 0, 255).astype(jnp.uint8)
+    count, height, _, colours = images.shape
+    values = images.astype(jnp.float32)
+    for shape in ((count, height, side, colours), (count, side, side, colours)):
+        values = jnp.clip(jnp.round(jax.image.resize(values, shape, "cubic", antialias=True)), 0, 255)
+    return values.astype(jnp.uint8)
