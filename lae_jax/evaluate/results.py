@@ -16,7 +16,7 @@ from lae_jax.evaluate import measure
 from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
-from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
+from lae_jax.runs import agreement, calibration, conformal, distributions, fields, inference, inputs, lineage
 from lae_jax.runtime import checkpoints, files, layout, parallel, watch
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
@@ -75,11 +75,18 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.temperature_of(checkpoint)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
+    fitted = conformal.of_level(calibration.conformal_of(checkpoint, flip), contents.interval)
+    if fitted is not None:
+        report["conformal"] = {
+            "level": conformal.percent_of(contents.interval) / 100,
+            "borrowing": fitted.borrowing(contents.interval),
+            "needed": conformal.needed(conformal.percent_of(contents.interval)),
+        }
     report["threshold"] = contents.threshold
     report["unprocessed"] = None if contents.challenge is None else _not_processed(done)
     report[showing.FIELD] = showing.as_json(contents)
     report["training"] = _training(done)
-    files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature))
+    files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature, fitted))
     files.write_json(folder / loading.REPORT, report)
     sample = loading.read(folder).sample
     scored = scores.score(sample)
@@ -201,7 +208,9 @@ def _by_range(sample: scores.Sample) -> list[dict]:
     return found
 
 
-def _predictions(done: measure.Evaluated, contents: Contents, temperature: float) -> str:
+def _predictions(
+    done: measure.Evaluated, contents: Contents, temperature: float, fitted: conformal.Conformal | None
+) -> str:
     """The text of predictions.csv, one line per image."""
     dataset, rows = done.dataset, done.rows
     probabilities = distributions.tempered(done.probabilities, temperature)
@@ -218,6 +227,7 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         "upper": high,
         "below": below,
         **({"up_to": up_to} if done.has_ranges else {}),
+        **_conformal(done, probabilities, contents.interval, fitted),
         "person": ["" if number < 0 else str(number) for number in person],
     }
     if dataset.has_column("cut_by") and (no_face := dataset.column("cut_by")[rows] == "centre").any():
@@ -234,6 +244,15 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
     writer.writerow(columns)
     writer.writerows(zip(*map(_plain, columns.values()), strict=True))
     return text.getvalue()
+
+
+def _conformal(
+    done: measure.Evaluated, probabilities: np.ndarray, level: float, fitted: conformal.Conformal | None
+) -> dict[str, np.ndarray]:
+    """The columns of the conformal intervals; {} if there are none."""
+    if fitted is None:
+        return {}
+    return dict(zip(loading.CONFORMAL, fitted.intervals(done.outputs, probabilities, level).T, strict=True))
 
 
 def _plain(values) -> list:
