@@ -12,7 +12,6 @@ from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
 from lae_jax.runtime.model_file import builtin
 
-
 Calibration = Literal["temperature", "conformal"]
 HIGHEST = 0.99  # level of conformal intervals
 

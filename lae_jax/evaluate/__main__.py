@@ -130,6 +130,12 @@ def tell(report: dict) -> list[str]:
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages{_OF_RANGE * (error != 'mae')}"
         lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide on average")
+    if sure := report.get("conformal"):
+        held = "" if sure["coverage"] is None else f" hold {sure['coverage']:.1%} of the exact ages and"
+        lines.append(
+            f"{sure['level']:.0%} conformal intervals{held} are {sure['mean_width']:.1f} years wide on average; the"
+            " page has them by age group"
+        )
     return [*lines, *wording.warnings(report)]
 
 

@@ -18,8 +18,8 @@ guarantee, because the thresholds of the groups before do not depend on the imag
 widen the intervals.
 
 A group with fewer images than a level needs borrows the images whose ages are nearest. It is fitted after the groups
-with enough images, and its coverage is that of the images together. Ding et al., "Class-Conditional Conformal Prediction
-with Many Classes", 2023, also merge classes with few images.
+with enough images. The coverage of all these images together is at least the level, that of the group need not be. Ding
+et al., "Class-Conditional Conformal Prediction with Many Classes", 2023, also merge classes with few images.
 """
 
 import dataclasses
@@ -117,9 +117,9 @@ def fit(estimates: np.ndarray, probabilities: np.ndarray, ages: np.ndarray) -> C
     Args:
       estimates: (N,) estimated ages in years.
       probabilities: (N, 101) calibrated distributions.
-      ages: (N,) true ages in years; an age above 100 counts as 100.
+      ages: (N,) true ages in years (`known`).
     """
-    estimates, ages = np.asarray(estimates, np.float64), np.clip(np.asarray(ages, np.float64), 0, 100)
+    estimates, ages = np.asarray(estimates, np.float64), known(ages)
     scale = _scale(probabilities)
     scores, members = np.abs(ages - estimates) / scale, group_of(ages)
     places = [np.flatnonzero(members == group) for group in range(len(NAMES))]
@@ -140,6 +140,11 @@ def fit(estimates: np.ndarray, probabilities: np.ndarray, ages: np.ndarray) -> C
             thresholds[group, column] = threshold
             within.accept(group, threshold)
     return Conformal(thresholds, images)
+
+
+def known(ages: np.ndarray) -> np.ndarray:
+    """Returns the ages that intervals are compared with: years in float64; an age above 100 counts as 100."""
+    return np.clip(np.asarray(ages, np.float64), 0, 100)
 
 
 def group_of(ages: np.ndarray) -> np.ndarray:

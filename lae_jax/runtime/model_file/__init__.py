@@ -96,8 +96,8 @@ def read_header(path: os.PathLike | str) -> dict:
       path: The file, or the name of a model of the package.
 
     Returns:
-      'meta' (of the checkpoint, see `checkpoints.Checkpoints`), 'temperature', 'conformal', 'starts', 'data', 'evaluations' (as in
-      `runs.lineage`) and 'made_by' (commit and versions of the training).
+      'meta' (of the checkpoint, see `checkpoints.Checkpoints`), 'temperature', 'conformal' (may be missing), 'starts',
+      'data', 'evaluations' (as in `runs.lineage`) and 'made_by' (commit and versions of the training).
 
     Raises:
       InputError: The file is missing, damaged, or not a model file of lae_jax.

@@ -290,7 +290,18 @@ _REPORT_OF_AGES = {
             }
         )
     ),
-    "conformal": optional(fields({"level": number(0, 1), "borrowing": many(text()), "needed": whole(1)})),
+    "conformal": optional(
+        fields(
+            {
+                "level": number(0, 1),
+                "coverage": nullable(number(0, 1)),  # null: no age is exact
+                "mean_width": number(0),
+                "borrowing": many(text()),
+                "needed": whole(1),
+                "on_these": flag(),
+            }
+        )
+    ),
     "threshold": optional(number(0, 100)),
     "unprocessed": optional(
         fields(
