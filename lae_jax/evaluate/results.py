@@ -125,6 +125,7 @@ def _conformal(done: measure.Evaluated, level: float, flip: bool) -> _Conformal 
         "mean_width": float(np.diff(bounds).mean()),
         "borrowing": fitted.borrowing(level),
         "needed": conformal.needed(percent),
+        "fewest": fitted.fewest(level),
         "on_these": _is_validation(done),
     }
     return _Conformal(bounds, described)

@@ -71,6 +71,11 @@ def _texts(evaluation: Evaluation, level: float, missed: dict[str, list[str]]) -
     told = _PROMISE.format(level=f"{fitted['level']:.0%}")
     if fitted["on_these"]:
         told += " They were fitted to these images, so this table shows little: evaluate on other images."
+    if few := fitted.get("fewest"):
+        told += (
+            f" The promise is about the choice of the validation split too. {few['group']} has {few['images']} images there:"
+            f" one in twenty fits to so many holds fewer than {few['coverage']:.0%} of the ages of the group."
+        )
     if few := fitted["borrowing"]:
         told += (
             f" Of {', '.join(few)} the validation split has fewer than the {fitted['needed']} images that this level"

@@ -81,6 +81,25 @@ class Conformal:
         """Returns the names of the groups that have fewer images than the level needs."""
         return [name for name, count in zip(NAMES, self.images, strict=True) if count < needed(percent_of(level))]
 
+    def fewest(self, level: float) -> dict | None:
+        """Returns what to expect of the group with the fewest images that does not borrow; None if all borrow.
+
+        A fit to n images with the k-th smallest score covers a share of the group that is distributed as Beta(k, n + 1
+        - k): the level on average, and less for some fits to few images. Source: Vovk, 2012.
+
+        Returns:
+          'group', 'images', and 'coverage', the share that one fit in twenty stays below.
+        """
+        from scipy.special import betaincinv  # takes as long to load as JAX
+
+        percent = percent_of(level)
+        own = [(int(n), name) for name, n in zip(NAMES, self.images, strict=True) if n >= needed(percent)]
+        if not own:
+            return None
+        count, name = min(own)
+        rank = _rank(count, percent)
+        return {"group": name, "images": count, "coverage": float(betaincinv(rank, count + 1 - rank, 0.05))}
+
     def to_json(self) -> dict:
         """Returns the fields for a JSON file, where null is an infinite threshold."""
         thresholds = [[value if math.isfinite(value) else None for value in row] for row in self.thresholds.tolist()]
@@ -176,9 +195,13 @@ def _scale(probabilities: np.ndarray) -> np.ndarray:
     return np.sqrt(distributions.spread(probabilities))
 
 
+def _rank(count: int, percent: int) -> int:
+    return -(-(count + 1) * percent // 100)
+
+
 def _quantile(scores: np.ndarray, percent: int) -> float:
     """The ceil((n + 1) level)-th smallest of n scores, rounded up; infinity if there is none."""
-    rank = -(-(len(scores) + 1) * percent // 100)
+    rank = _rank(len(scores), percent)
     if rank > len(scores):
         return math.inf
     value = float(np.partition(scores, rank - 1)[rank - 1])

@@ -35,6 +35,9 @@ def test_ten_people_of_one_group():
         assert years["41-50"][at(percent)] == pytest.approx(error, abs=1e-4), percent
     assert math.isinf(years["41-50"][at(91)]) and found.borrowing(0.91)[5] == "41-50"
     assert "41-50" not in found.borrowing(0.9) and len(found.borrowing(0.9)) == 9
+    # The share below the largest of ten is distributed as Beta(10, 1), whose 5 % quantile is 0.05^(1/10).
+    assert found.fewest(0.9) == {"group": "41-50", "images": 10, "coverage": pytest.approx(0.05**0.1)}
+    assert found.fewest(0.91) is None
     # Other groups borrow these people. An estimate of 45 accepts 6 years on both sides; without a threshold, all ages.
     one = SURE[None]
     np.testing.assert_allclose(found.intervals([45.0], one, 0.5), [[39, 51]], atol=2e-4)

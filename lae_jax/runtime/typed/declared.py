@@ -298,6 +298,7 @@ _REPORT_OF_AGES = {
                 "mean_width": number(0),
                 "borrowing": many(text()),
                 "needed": whole(1),
+                "fewest": optional(fields({"group": text(), "images": whole(1), "coverage": number(0, 1)})),
                 "on_these": flag(),
             }
         )
