@@ -73,8 +73,9 @@ def _texts(evaluation: Evaluation, level: float, missed: dict[str, list[str]]) -
         told += " They were fitted to these images, so this table shows little: evaluate on other images."
     if few := fitted.get("fewest"):
         told += (
-            f" The promise is about the choice of the validation split too. {few['group']} has {few['images']} images there:"
-            f" one in twenty fits to so many holds fewer than {few['coverage']:.0%} of the ages of the group."
+            " The promise is about the choice of the validation split too."
+            f" {few['group']} has {few['images']} images there: one in twenty fits to so many holds fewer than"
+            f" {few['coverage']:.0%} of the ages of the group."
         )
     if few := fitted["borrowing"]:
         told += (
