@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from etils import epath
 
@@ -11,6 +11,9 @@ from lae_jax.runs import preflight
 from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
 from lae_jax.runtime.model_file import builtin
+
+Calibration = Literal["temperature", "conformal"]
+HIGHEST = 0.99  # level of conformal intervals
 
 
 class Evaluation(NamedTuple):
@@ -41,7 +44,7 @@ def evaluate(
     slices: Sequence[str] = (),
     spread: str | None = None,
     show_faces: bool = False,
-    calibrate: bool = False,
+    calibrate: bool | Calibration = False,
     allow_other_crop: bool = False,
     batch_size: int | None = None,
 ) -> Evaluation:
@@ -62,7 +65,8 @@ def evaluate(
       slices: Columns of the data set; the report also scores the images of each of their values.
       spread: Column of the labels' standard deviation, or 'MEAN,STD', for the epsilon-error.
       show_faces: Show the best, a typical and the worst face of each age group on the page.
-      calibrate: Fit the temperature of the distributions first, on the run's validation split.
+      calibrate: Fit the temperature of the distributions first, on the run's validation split; 'conformal': also the
+        intervals that hold in every age group. True means 'temperature'.
       allow_other_crop: Continue although the faces are cut in another way than the run's.
       batch_size: Images in a batch, over all devices (default: the run's eval_batch_size).
 
@@ -73,7 +77,7 @@ def evaluate(
       InputError: An argument, the run or the data set cannot be used.
       SaveFailed: The run's folder could not be written; an earlier evaluation stays as it was.
     """
-    check(interval, threshold, challenge, costs, batch_size)
+    check(interval, threshold, challenge, costs, batch_size, calibrate)
     of_ages = {
         "threshold": threshold,
         "challenge": challenge,
@@ -108,7 +112,7 @@ def evaluate(
     done = measure.predict(checkpoint, data, split, flip=flip, batch_size=batch_size, allow_other_crop=allow_other_crop)
     with saving(home_of(run)):
         if calibrate:
-            measure.calibrate(done, interval)
+            measure.calibrate(done, interval, with_conformal=calibrate == "conformal", flip=flip)
         return Evaluation(results.write(done, folder, contents, flip=flip), folder)
 
 
@@ -137,6 +141,7 @@ def check(
     challenge: float | None,
     costs: Sequence[float] | None,
     batch_size: int | None,
+    calibrate: bool | Calibration = False,
 ) -> None:
     """Checks numbers of `evaluate` without loading anything.
 
@@ -149,6 +154,10 @@ def check(
         raise InputError(f"batch_size is {batch_size}: it must be at least 1")
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
+    if calibrate not in (False, None, True, *get_args(Calibration)):
+        raise InputError(f"calibrate is {calibrate!r}: it must be {' or '.join(get_args(Calibration))}")
+    if calibrate == "conformal" and interval > HIGHEST:
+        raise InputError(f"interval is {interval}: it must be at most {HIGHEST} with --calibrate conformal")
     if threshold is not None and not 0 < threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
     if challenge is not None and threshold is None:
@@ -163,7 +172,11 @@ def check(
 
 
 def check_inputs(
-    run: str | os.PathLike, data: str | os.PathLike | None, split: str | None, step: int | None, calibrate: bool
+    run: str | os.PathLike,
+    data: str | os.PathLike | None,
+    split: str | None,
+    step: int | None,
+    calibrate: bool | Calibration,
 ) -> tuple[str, str]:
     """Checks what `evaluate` reads and where it writes, without loading anything.
 

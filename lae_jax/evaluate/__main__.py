@@ -8,6 +8,7 @@ model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
 """
 
 import argparse
+from typing import get_args
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, start
@@ -48,7 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--spread", metavar="[MEAN,]STD", help="columns of the labels' mean and standard deviation, for the"
         " epsilon-error")  # fmt: skip
     add("--show-faces", action="store_true", help="show the best, a typical and the worst face of each age group")
-    add("--calibrate", action="store_true", help="fit the distributions' temperature on the run's validation split")
+    add("--calibrate", nargs="?", const="temperature", choices=get_args(evaluate.Calibration), help="fit the"
+        " distributions' temperature on the run's validation split; 'conformal': also the intervals that hold in every"
+        " age group")  # fmt: skip
     common("allow_other_crop")
     add("--batch-size", type=int, metavar="N", help="images in a batch, over all devices (default: the run's"
         " eval_batch_size)")  # fmt: skip
@@ -127,13 +130,19 @@ def tell(report: dict) -> list[str]:
     if sure := report.get("interval"):
         held = f"{sure['level']:.0%} intervals hold {sure['coverage']:.1%} of the ages{_OF_RANGE * (error != 'mae')}"
         lines.append(f"{held}; they are {sure['mean_width']:.1f} years wide on average")
+    if sure := report.get("conformal"):
+        held = "" if sure["coverage"] is None else f" hold {sure['coverage']:.1%} of the exact ages and"
+        lines.append(
+            f"{sure['level']:.0%} conformal intervals{held} are {sure['mean_width']:.1f} years wide on average; the"
+            " page has them by age group"
+        )
     return [*lines, *wording.warnings(report)]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
-    evaluate.check(*(args[name] for name in ("interval", "threshold", "challenge", "costs", "batch_size")))
+    evaluate.check(*(args[name] for name in ("interval", "threshold", "challenge", "costs", "batch_size", "calibrate")))
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     builtin.tell(args["run"])
     start.devices(args.pop("devices"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from lae_jax import metrics, stages
 from lae_jax.data import records
-from lae_jax.runs import agreement, build, calibration, distributions, fields, inputs, leaks, precision
+from lae_jax.runs import agreement, build, calibration, conformal, distributions, fields, inputs, leaks, precision
 from lae_jax.runs.forward import age_and_distribution
 from lae_jax.runtime import console, origin, parallel
 from lae_jax.runtime.errors import InputError
@@ -144,12 +144,14 @@ def validation_split(checkpoint: origin.Checkpoint) -> str:
     return inputs.split_name(config, config.data.split)
 
 
-def calibrate(evaluated: Evaluated, level: float) -> None:
+def calibrate(evaluated: Evaluated, level: float, *, with_conformal: bool, flip: bool) -> None:
     """Fits the temperature of a run's distributions on its validation split and writes it into the run's folder.
 
     Args:
       evaluated: Predictions for the validation split of the run's own data set.
       level: Share of a distribution that an interval holds, for the coverage before and after.
+      with_conformal: Fit conformal intervals too.
+      flip: Whether mirror images were averaged.
 
     Raises:
       InputError: The predictions are for another split or data set. A model is too confident on its training images.
@@ -166,8 +168,10 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
             console.counted(len(evaluated.targets), "image"),
             checkpoint.workdir / calibration.CALIBRATION,
         )
+    fitted = _conformal(evaluated, temperature, level) if with_conformal else None
     content = {
         "temperature": temperature,
+        "conformal": fitted and {**fitted.to_json(), "flip": flip},
         "step": checkpoint.step,
         "data_hash": evaluated.dataset.hash,
         "split": evaluated.split,
@@ -184,6 +188,31 @@ def calibrate(evaluated: Evaluated, level: float) -> None:
         evaluated.split,
         100 * content["before"]["coverage"],
     )
+
+
+def _conformal(evaluated: Evaluated, temperature: float, level: float) -> conformal.Conformal:
+    """Fits conformal intervals to the images with an exact age, and logs how many there are.
+
+    Raises:
+      InputError: They are too few for the level.
+    """
+    exact = evaluated.ranges[:, 0] == evaluated.ranges[:, 1]
+    count, needed = int(exact.sum()), conformal.needed(conformal.percent_of(level))
+    if count < needed:
+        raise InputError(
+            f"conformal intervals of {level:.0%} need {console.counted(needed, 'image')} with an exact age, and split"
+            f" {evaluated.split} has {count}: use --calibrate alone, or a validation split with more of them"
+        )
+    probabilities = distributions.tempered(evaluated.probabilities[exact], temperature)
+    fitted = conformal.fit(evaluated.outputs[exact], probabilities, evaluated.ranges[exact, 0])
+    told = f"conformal intervals: fitted to {console.counted(count, 'image')} with an exact age of {evaluated.split}"
+    if few := fitted.borrowing(level):
+        told += (
+            f". {', '.join(few)}: fewer than the {needed} images that {level:.0%} intervals need, so these groups"
+            " borrow the images whose ages are nearest, and their coverage is not guaranteed"
+        )
+    logger.info("%s", told)
+    return fitted
 
 
 def sureness(evaluated: Evaluated, level: float, temperature: float) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -16,7 +17,7 @@ from lae_jax.evaluate import measure
 from lae_jax.evaluate.contents import Contents
 from lae_jax.faces import images
 from lae_jax.report import bootstrap, charts, evaluation_page, loading, page, pictures, scores
-from lae_jax.runs import agreement, calibration, distributions, fields, inference, inputs, lineage
+from lae_jax.runs import agreement, calibration, conformal, distributions, fields, inference, inputs, lineage
 from lae_jax.runtime import checkpoints, files, layout, parallel, watch
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
@@ -75,11 +76,13 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
     baseline = showing.of_baseline(contents.baseline, dataset, done.split, flip)
     temperature = calibration.temperature_of(checkpoint)
     report["interval"] = measure.sureness(done, contents.interval, temperature)
+    sure = _conformal(done, contents.interval, flip)
+    report["conformal"] = sure and sure.described
     report["threshold"] = contents.threshold
     report["unprocessed"] = None if contents.challenge is None else _not_processed(done)
     report[showing.FIELD] = showing.as_json(contents)
     report["training"] = _training(done)
-    files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature))
+    files.write_text(folder / loading.PREDICTIONS, _predictions(done, contents, temperature, sure))
     files.write_json(folder / loading.REPORT, report)
     sample = loading.read(folder).sample
     scored = scores.score(sample)
@@ -95,10 +98,43 @@ def _write(done: measure.Evaluated, folder: epath.Path, contents: Contents, flip
 
 def _publish(done: measure.Evaluated, folder: epath.Path) -> None:
     """Copies the page to RUN/report.html, if its folder is that of the kept checkpoint on the validation split."""
-    run, config = done.checkpoint.workdir, fields.from_json(done.checkpoint.meta["config"])
-    own = config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data
-    if own and folder == showing.place(run, done.dataset.path, done.split):
+    run = done.checkpoint.workdir
+    if _is_validation(done) and folder == showing.place(run, done.dataset.path, done.split):
         files.write_text(run / loading.PAGE, files.read_text(folder / loading.PAGE))
+
+
+class _Conformal(NamedTuple):
+    """Conformal intervals, (N, 2) years, and what report.json says about them."""
+
+    bounds: np.ndarray
+    described: dict
+
+
+def _conformal(done: measure.Evaluated, level: float, flip: bool) -> _Conformal | None:
+    """The conformal intervals of the images; None if the run has none of this level."""
+    fitted = conformal.of_level(calibration.conformal_of(done.checkpoint, flip), level)
+    if fitted is None:
+        return None
+    probabilities = distributions.tempered(done.probabilities, calibration.temperature_of(done.checkpoint))
+    bounds, percent = fitted.intervals(done.outputs, probabilities, level), conformal.percent_of(level)
+    exact, ages = done.ranges[:, 0] == done.ranges[:, 1], conformal.known(done.ranges[:, 0])
+    inside = (bounds[:, 0] <= ages) & (ages <= bounds[:, 1])
+    described = {
+        "level": percent / 100,
+        "coverage": float(inside[exact].mean()) if exact.any() else None,
+        "mean_width": float(np.diff(bounds).mean()),
+        "borrowing": fitted.borrowing(level),
+        "needed": conformal.needed(percent),
+        "fewest": fitted.fewest(level),
+        "on_these": _is_validation(done),
+    }
+    return _Conformal(bounds, described)
+
+
+def _is_validation(done: measure.Evaluated) -> bool:
+    """Whether the split is the run's own validation split."""
+    config = fields.from_json(done.checkpoint.meta["config"])
+    return bool(config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data)
 
 
 def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:
@@ -201,7 +237,7 @@ def _by_range(sample: scores.Sample) -> list[dict]:
     return found
 
 
-def _predictions(done: measure.Evaluated, contents: Contents, temperature: float) -> str:
+def _predictions(done: measure.Evaluated, contents: Contents, temperature: float, sure: "_Conformal | None") -> str:
     """The text of predictions.csv, one line per image."""
     dataset, rows = done.dataset, done.rows
     probabilities = distributions.tempered(done.probabilities, temperature)
@@ -218,6 +254,7 @@ def _predictions(done: measure.Evaluated, contents: Contents, temperature: float
         "upper": high,
         "below": below,
         **({"up_to": up_to} if done.has_ranges else {}),
+        **(dict(zip(loading.CONFORMAL, sure.bounds.T, strict=True)) if sure else {}),
         "person": ["" if number < 0 else str(number) for number in person],
     }
     if dataset.has_column("cut_by") and (no_face := dataset.column("cut_by")[rows] == "centre").any():

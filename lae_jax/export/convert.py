@@ -87,6 +87,7 @@ def _export(
         "inside": {"mean": list(program.mean), "std": list(program.std)},
         "platforms": list(PLATFORMS) if form != "onnx" else None,
         **lineage.described(checkpoint, config, stage.name, flip),
+        "conformal": calibration.stored_conformal(checkpoint, flip),
     }
     with build.fits(checkpoint.workdir):
         return _write(out, content, program, checkpoint, line)

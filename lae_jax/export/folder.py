@@ -9,6 +9,7 @@ from etils import epath
 
 from lae_jax.export import onnx_model, saved_model, stablehlo
 from lae_jax.export.form import Readable
+from lae_jax.runs.conformal import Conformal, from_json
 from lae_jax.runtime import checksums, files, layout, typed
 from lae_jax.runtime.errors import InputError, unknown
 from lae_jax.runtime.typed import declared
@@ -25,6 +26,7 @@ _FORM = typed.fields(
         "input": typed.fields({"image_size": typed.whole(*declared.SIDE), "resize": typed.whole(0, declared.SIDE[1])}),
         "crop": declared.CROP,
         "temperature": declared.TEMPERATURE,
+        "conformal": typed.optional(declared.CONFORMAL),
         "files": checksums.FORM,
     }
 )
@@ -40,6 +42,7 @@ class Export:
       resize: Pixels, as in `preprocessing.Input`.
       crop: Crop contract.
       temperature: Temperature of the distributions.
+      conformal: Conformal intervals; None: the run has none.
       source: The folder, its format and the run, as text.
       content: The content of export.json.
     """
@@ -49,6 +52,7 @@ class Export:
     resize: int
     crop: dict
     temperature: float
+    conformal: Conformal | None
     source: str
     content: Mapping
 
@@ -92,7 +96,10 @@ def open_export(path: os.PathLike | str) -> Export:
             f"{path}: its model takes {readable.dtype} {readable.shape}, but {FILE} says uint8 (None, {size}, {size},"
             f" 3): {_AGAIN}"
         )
-    return Export(readable.forward, size, resize, content["crop"], float(content["temperature"]), source, content)
+    fitted = content.get("conformal") and from_json(content["conformal"])
+    return Export(
+        readable.forward, size, resize, content["crop"], float(content["temperature"]), fitted, source, content
+    )
 
 
 def read(name: str, path: os.PathLike) -> Readable:

@@ -94,6 +94,7 @@ def header(checkpoint: origin.Checkpoint) -> str:
     content = {
         "meta": meta,
         "temperature": calibration.temperature_of(checkpoint),
+        "conformal": calibration.stored_conformal(checkpoint),
         "starts": lineage.starts(checkpoint),
         "data": lineage.data_of(checkpoint),
         "evaluations": lineage.evaluations_of(checkpoint),

@@ -57,7 +57,8 @@ def predict(
       rotate: Search a photograph in which no face is found for sure again, turned by each of the three other quarter
         turns (docs/data.md).
       images: Folder that the paths in a CSV start from (default: the CSV's own).
-      interval: Share of a predicted distribution that its interval holds, between 0 and 1.
+      interval: Share of a predicted distribution that its interval holds, between 0 and 1; also the level of the
+        conformal intervals, where the run has them.
       threshold: Age in years; the rows then have P(age >= threshold).
       distribution: The rows have the probabilities of the ages 0 to 100.
       allow_other_crop: Continue if this version cuts faces by another contract than the run's.
@@ -79,7 +80,7 @@ def predict(
     estimator = AgeEstimator.from_run(run, step, flip)
     how = {"faces": faces, "smallest_face": smallest_face, "rotate": rotate}
     recipe = None if aligned else answers.recipe_of(os.fspath(run), estimator, allow_other_crop, **how)
-    fields = answers.Fields(interval, threshold, distribution)
+    fields = answers.Fields.of(estimator, interval, threshold, distribution)
     found = named.found(items, recipe, estimator.input.pixels)
     return itertools.chain.from_iterable(rows for _, rows in answers.predicted(estimator, found, fields))
 

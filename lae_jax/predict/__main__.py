@@ -141,12 +141,12 @@ def run(args: argparse.Namespace, estimator: "AgeEstimator", total: int) -> None
     if not estimator.is_calibrated:
         logger.info("the intervals may be too narrow or too wide: calibrate the run with evaluate --calibrate")
     images, faces, without, warm, counts = 0, 0, 0, None, crops.Counts()
-    fields = answers.Fields(args.interval, args.threshold, args.distribution)
+    fields = answers.Fields.of(estimator, args.interval, args.threshold, args.distribution)
     results = answers.predicted(
         estimator, found(args, estimator, photographs.named(args.inputs, args.images, tell=False)), fields
     )
     place = files.growing(args.out) if args.out else contextlib.nullcontext()
-    with saving(args.out or ""), place as out, answers.opened(out, args.threshold) as write:
+    with saving(args.out or ""), place as out, answers.opened(out, fields) as write:
         for one, rows in console.progress(results, total=total, what="predict", unit="images", leave=bool(args.out)):
             write(rows)
             counts.add(one.crops, one.reason)

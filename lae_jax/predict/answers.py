@@ -11,7 +11,7 @@ import numpy as np
 from lae_jax.faces import crops
 from lae_jax.predict import photographs
 from lae_jax.predict.estimator import AgeEstimator
-from lae_jax.runs import distributions
+from lae_jax.runs import conformal, distributions
 from lae_jax.runtime import console, foreign
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign import spreadsheets
@@ -25,11 +25,25 @@ class Fields:
       interval: Share of the distribution between lower and upper.
       threshold: Age in years for P(age >= threshold); None: the rows have no such probability.
       distribution: Whether the rows have the probabilities of the ages 0 to 100.
+      conformal: Whether the rows have conformal intervals, of the share `interval` of the people of each age group.
     """
 
     interval: float = 0.9
     threshold: float | None = None
     distribution: bool = False
+    conformal: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        estimator: AgeEstimator,
+        interval: float = 0.9,
+        threshold: float | None = None,
+        distribution: bool = False,
+    ) -> "Fields":
+        """Returns the fields of the rows of a model: with conformal intervals, where it has some of this level."""
+        fitted = conformal.of_level(estimator.conformal, interval)
+        return cls(interval, threshold, distribution, fitted is not None)
 
 
 def recipe_of(run: str, estimator: AgeEstimator, allow_other: bool, **how) -> crops.Recipe:
@@ -60,6 +74,8 @@ class Row:
       age: Age in years.
       lower: Lower end of the interval in years.
       upper: Upper end of the interval in years.
+      conformal_lower: Lower end of the conformal interval in years.
+      conformal_upper: Upper end of the conformal interval in years.
       at_least: P(age >= threshold).
       box: Left, top, right, bottom in pixels of the upright photograph.
       cut_by: 'mtcnn' or 'centre'; empty for a crop.
@@ -72,6 +88,8 @@ class Row:
     age: float | None = None
     lower: float | None = None
     upper: float | None = None
+    conformal_lower: float | None = None
+    conformal_upper: float | None = None
     at_least: float | None = None
     box: list[float] | None = None
     cut_by: str = ""
@@ -104,6 +122,7 @@ def rows_of(one: photographs.Found, given: np.ndarray, estimator: AgeEstimator, 
         return [Row(one.image.name, reason=one.reason)]
     ages, calibrated = estimator.ages(given), estimator.calibrated(given)
     bounds = distributions.intervals(calibrated, fields.interval)
+    sure = estimator.conformal.intervals(ages, calibrated, fields.interval).tolist() if fields.conformal else None
     chances = None if fields.threshold is None else distributions.at_least(calibrated, fields.threshold)
     rows = []
     for i, age in enumerate(ages):
@@ -115,6 +134,8 @@ def rows_of(one: photographs.Found, given: np.ndarray, estimator: AgeEstimator, 
                 age=float(age),
                 lower=float(bounds[i, 0]),
                 upper=float(bounds[i, 1]),
+                conformal_lower=sure and sure[i][0],
+                conformal_upper=sure and sure[i][1],
                 at_least=None if chances is None else float(chances[i]),
                 box=None if crop is None or crop.box is None else crop.box.tolist(),
                 cut_by="" if crop is None else crop.how,
@@ -128,30 +149,32 @@ def rows_of(one: photographs.Found, given: np.ndarray, estimator: AgeEstimator, 
 
 
 @contextlib.contextmanager
-def opened(out: str | None, threshold: float | None) -> Iterator[Callable[[list[Row]], None]]:
+def opened(out: str | None, fields: Fields) -> Iterator[Callable[[list[Row]], None]]:
     """Opens an output and yields a function that writes the rows of an image.
 
     Args:
       out: A .csv or .jsonl file; None: a table on standard output.
-      threshold: As in `Fields`.
+      fields: What the rows hold.
     """
     if out is None:
-        yield _Table(threshold)
+        yield _Table(fields)
         return
     with open(out, "w", newline="", encoding="utf-8") as file:
         if out.endswith(".jsonl"):
             yield lambda rows: file.writelines(json.dumps(as_json(row)) + "\n" for row in rows)
         else:
             writer = spreadsheets.Writer(file)
-            probability = [] if threshold is None else [f"p_at_least_{threshold:g}"]
+            further = ["conformal_lower", "conformal_upper"] * fields.conformal
+            further += [] if fields.threshold is None else [f"p_at_least_{fields.threshold:g}"]
             box = ["left", "top", "right", "bottom"]
-            writer.writerow(["name", "face", "age", "lower", "upper", *probability, *box, "cut_by", "reason"])
-            yield lambda rows: writer.writerows(_cells(row, threshold) for row in rows)
+            writer.writerow(["name", "face", "age", "lower", "upper", *further, *box, "cut_by", "reason"])
+            yield lambda rows: writer.writerows(_cells(row, fields) for row in rows)
 
 
-def _cells(row: Row, threshold: float | None) -> list:
-    probability = [] if threshold is None else [row.at_least]
-    cells = [row.name, row.face, row.age, row.lower, row.upper, *probability, *(row.box or [None] * 4)]
+def _cells(row: Row, fields: Fields) -> list:
+    further = [row.conformal_lower, row.conformal_upper] * fields.conformal
+    further += [] if fields.threshold is None else [row.at_least]
+    cells = [row.name, row.face, row.age, row.lower, row.upper, *further, *(row.box or [None] * 4)]
     return [*cells, row.cut_by, row.reason]
 
 
@@ -166,13 +189,14 @@ class _Table:
 
     WIDTH = 32  # of the column of names
 
-    def __init__(self, threshold: float | None):
-        self.threshold, self.begun = threshold, False
+    def __init__(self, fields: Fields):
+        self.fields, self.begun = fields, False
 
     def __call__(self, rows: list[Row]) -> None:
         if not self.begun:
-            chance = "" if self.threshold is None else f"  {f'P(>={self.threshold:g})':>8}"
-            console.write(f"{'name':{self.WIDTH}}  face    age  {'interval':>13}{chance}")
+            further = f"  {'conformal':>13}" * self.fields.conformal
+            further += "" if self.fields.threshold is None else f"  {f'P(>={self.fields.threshold:g})':>8}"
+            console.write(f"{'name':{self.WIDTH}}  face    age  {'interval':>13}{further}")
             self.begun = True
         for row in rows:
             # Long names differ at their ends.
@@ -181,7 +205,9 @@ class _Table:
             if row.age is None:
                 console.write(f"{name:{self.WIDTH}}  {row.reason}")
                 continue
-            interval = f"{row.lower:.1f} - {row.upper:.1f}"
-            chance = "" if row.at_least is None else f"  {row.at_least:8.3f}"
+            interval, further = f"{row.lower:.1f} - {row.upper:.1f}", ""
+            if row.conformal_lower is not None:
+                further = f"  {f'{row.conformal_lower:.1f} - {row.conformal_upper:.1f}':>13}"
+            further += "" if row.at_least is None else f"  {row.at_least:8.3f}"
             remark = "  no face found: a centre crop" * (row.cut_by == "centre")
-            console.write(f"{name:{self.WIDTH}}  {row.face:4}  {row.age:5.1f}  {interval:>13}{chance}{remark}")
+            console.write(f"{name:{self.WIDTH}}  {row.face:4}  {row.age:5.1f}  {interval:>13}{further}{remark}")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lae_jax.export import folder
 from lae_jax.runs import calibration, distributions
+from lae_jax.runs.conformal import Conformal
 from lae_jax.runs.preprocessing import Input
 from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError
@@ -30,6 +31,7 @@ class AgeEstimator:
       input: How a crop becomes an input of the model.
       crop: Crop contract of the faces that the model was trained on.
       temperature: Temperature of the distributions.
+      conformal: Intervals that hold in every age group; None: they were not fitted.
       source: Where the model is from, as text.
       is_tempered: Whether the distributions that `forward` returns are at the temperature already, as of exports.
     """
@@ -39,6 +41,7 @@ class AgeEstimator:
     input: Input
     crop: dict
     temperature: float = 1.0
+    conformal: Conformal | None = None
     source: str = ""
     is_tempered: bool = False
 
@@ -72,6 +75,7 @@ class AgeEstimator:
             input=Input(config.data.image_size, config.data.resize),
             crop=checkpoint.meta["crop"],
             temperature=calibration.temperature_of(checkpoint),
+            conformal=calibration.conformal_of(checkpoint, flip),
             source=f"{checkpoint.workdir} step {checkpoint.step}",
         )
 
@@ -86,6 +90,7 @@ class AgeEstimator:
             input=Input(export.image_size, export.resize),
             crop=export.crop,
             temperature=export.temperature,
+            conformal=export.conformal,
             source=export.source,
             is_tempered=True,
         )

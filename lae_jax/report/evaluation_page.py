@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from lae_jax import metrics
-from lae_jax.report import age_checks, bootstrap, charts, loading, pictures, scores, wording
+from lae_jax.report import age_checks, bootstrap, charts, coverage, loading, pictures, scores, wording
 from lae_jax.report.charts import by_range
 from lae_jax.report.loading import Evaluation, Run
 from lae_jax.report.page import Face, Page, Section
@@ -74,6 +74,7 @@ def of_evaluation(folder: epath.Path, baseline: Evaluation | None = None, faces:
                 ),
             ),
             Section("Further scores", tables=[_more_table(labels, scored)]),
+            coverage.section(evaluation),
             _decision(everyone, labels),
             *age_checks.sections(evaluation),
             _ranges(evaluation),

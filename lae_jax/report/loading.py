@@ -19,6 +19,7 @@ REPORT, PREDICTIONS, CARD, PAGE = "report.json", "predictions.csv", "model_card.
 GUESSES = ("label_mean", "label_spread")  # in predictions.csv, mean and standard deviation of what people guessed
 NO_FACE = "no_face"  # in predictions.csv, 1 where the detector found no face, where there is such an image
 RANGE = ("age_low", "age_high")  # in predictions.csv, first and last age, where some ages are ranges
+INTERVAL, CONFORMAL = ("lower", "upper"), ("conformal_lower", "conformal_upper")  # in predictions.csv, years
 SLICE = "slice:"  # before the name of a `--slice` column in predictions.csv
 _EVALUATE = "python -m lae_jax.evaluate --run {}"
 _AGAIN = "evaluate the run again"
@@ -36,6 +37,8 @@ class Evaluation:
         follows; None if predictions.csv does not have it.
       up_to: (N,) share up to the end of the range; where the age is exact, that of `below`.
       chances: (N,) P(age >= report['threshold']); None without a threshold.
+      interval: (N, 2) interval of each distribution in years; None if predictions.csv does not have it.
+      conformal: (N, 2) conformal interval in years; None if the run has none.
       no_face: (N,) whether no face was found on the photograph, whose centre was taken.
       slices: Column -> (N,) texts.
     """
@@ -47,6 +50,8 @@ class Evaluation:
     below: np.ndarray | None
     up_to: np.ndarray | None
     chances: np.ndarray | None
+    interval: np.ndarray | None
+    conformal: np.ndarray | None
     no_face: np.ndarray
     slices: dict[str, np.ndarray]
 
@@ -127,6 +132,8 @@ def read(folder: epath.Path) -> Evaluation:
             below,
             up_to,
             columns[chance].astype(np.float64) if chance else None,
+            _years(columns, INTERVAL),
+            _years(columns, CONFORMAL),
             _numbers(columns.get(NO_FACE), len(rows), 0) > 0,
             {name.removeprefix(SLICE): values for name, values in columns.items() if name.startswith(SLICE)},
         )
@@ -161,6 +168,11 @@ def _numbers(texts: np.ndarray | None, count: int, unknown: float) -> np.ndarray
     if texts is None:
         return np.full(count, unknown)
     return np.array([float(text) if text else unknown for text in texts])
+
+
+def _years(columns: Mapping[str, np.ndarray], ends: tuple[str, str]) -> np.ndarray | None:
+    """The first and last ages of two columns, (N, 2); None without them."""
+    return np.stack([columns[name].astype(np.float64) for name in ends], axis=1) if ends[0] in columns else None
 
 
 def folders(run: epath.Path) -> list[epath.Path]:

@@ -48,7 +48,7 @@ _STYLE = DEFAULTS | {
 NAMES = frozenset(
     {"histogram", "groups", "density", "ranges", "bias", "cs", "coverage", "loss", "validation", "head_tail"}
     | {"challenge", "severity", "age_check", "age_check_by_year", "challenge_ages", "policies", "severity_by_year"}
-    | {"errors_by_year", "macro_mae", "window", "disparity", "rates_of_groups", "within_person"}
+    | {"errors_by_year", "macro_mae", "window", "disparity", "rates_of_groups", "within_person", "coverage_by_group"}
 )
 
 

@@ -69,6 +69,20 @@ def intervals(probabilities: np.ndarray, level: float) -> np.ndarray:
     return np.stack([quantiles(probabilities, tail), quantiles(probabilities, 1 - tail)], axis=1)
 
 
+def spread(probabilities: np.ndarray) -> np.ndarray:
+    """Returns the standard deviation of each distribution (N, K): (N,) years, at least that of one class, 0.29."""
+
+    def of_block(probabilities: np.ndarray) -> np.ndarray:
+        weights = np.asarray(probabilities, np.float64)
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        classes = np.arange(weights.shape[1])
+        mean = weights @ classes
+        variance = np.sum(weights * (classes - mean[:, None]) ** 2, axis=1)
+        return np.sqrt(variance + 1 / 12)  # a class covers a year evenly
+
+    return _in_blocks(of_block, probabilities)
+
+
 def at_least(probabilities: np.ndarray, age: float) -> np.ndarray:
     """Returns P(age >= `age`) of each distribution (N, K): (N,), 0 to 1."""
     return 1 - below(probabilities, np.full(len(probabilities), age))

@@ -112,7 +112,7 @@ def application(
             lanes=old and old.ages.lanes,
             counts=old and old.ages.counts,
         )
-        told = about.about(run, estimator, limit, step=step, flip=flip, aligned=aligned, level=given.level)
+        told = about.about(run, estimator, limit, step=step, flip=flip, aligned=aligned, levels=given.levels)
         return swap.Model(given, told)
 
     first, named = load(None), None if hosts is None else {*layout.names(hosts)}

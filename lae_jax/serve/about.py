@@ -28,7 +28,7 @@ def about(
     step: int | None,
     flip: bool,
     aligned: bool,
-    level: float | None,
+    levels: schema.Levels,
 ) -> schema.About:
     """Returns the answer of /v1/model.
 
@@ -39,7 +39,7 @@ def about(
       step: As in `serve.application`.
       flip: As in `serve.application`.
       aligned: As in `serve.application`.
-      level: Level of the intervals; None: the answers have no intervals.
+      levels: Levels of the intervals.
     """
     card, doubts = described(run, step, flip)
     note = builtin.MODELS[run].told if builtin.is_name(run) else None
@@ -53,7 +53,8 @@ def about(
         aligned=aligned,
         input={"image_size": estimator.input.image_size, "resize": estimator.input.resize},
         temperature=estimator.temperature,
-        interval=level,
+        interval=levels.interval,
+        conformal=levels.conformal,
         versions={package: version(package) or "not installed" for package in _PACKAGES},
         limits={"bytes": limit.bytes, "files": limit.files, "pixels": limit.pixels},
     )

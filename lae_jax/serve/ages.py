@@ -14,8 +14,10 @@ from lae_jax.faces.decoders import Slow, Stopped
 from lae_jax.faces.images import BadImage, Decoded
 from lae_jax.predict import answers, photographs
 from lae_jax.predict.estimator import AgeEstimator
+from lae_jax.runs import conformal
 from lae_jax.runtime import cpu
 from lae_jax.runtime.errors import InputError
+from lae_jax.serve import schema
 from lae_jax.serve.batching import Batcher
 from lae_jax.serve.lanes import Lane, Lanes
 from lae_jax.serve.limits import Limits, Refused, Uploaded
@@ -52,7 +54,7 @@ class Ages:
         counts: Counts | None = None,
     ):
         self.estimator, self.recipe, self.limits = estimator, recipe, limits or Limits()
-        self.fields = answers.Fields(interval, distribution=True)
+        self.fields = answers.Fields.of(estimator, interval, distribution=True)
         self.batch, self.ready, self.counts = min(batch, estimator.sizes[-1]), False, counts or Counts()
         self.lanes = lanes or Lanes()
         self._cut = functools.partial(photographs.of_decoded, recipe=recipe, to_input=estimator.input.pixels)
@@ -68,9 +70,11 @@ class Ages:
         )
 
     @property
-    def level(self) -> float | None:
-        """Level of the intervals of the answers; None: the model is not calibrated, so they have none."""
-        return self.fields.interval if self.estimator.is_calibrated else None
+    def levels(self) -> schema.Levels:
+        """Levels of the intervals of the answers."""
+        level = self.fields.interval
+        sure = conformal.percent_of(level) / 100 if self.fields.conformal else None
+        return schema.Levels(level if self.estimator.is_calibrated else None, sure)
 
     @property
     def waiting(self) -> dict[str, int]:

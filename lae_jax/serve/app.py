@@ -170,7 +170,7 @@ def _add_api(app: FastAPI, models: swap.Models, gate: Gate, needs_key: bool) -> 
         model.ages.counts.images(faces, time.perf_counter() - started)
         request.state.images, request.state.faces = len(faces), sum(faces)
         # In a thread, which gives way to the event loop after each image.
-        return await asyncio.to_thread(_answered, model.about.model, results, model.ages.level, tolerant)
+        return await asyncio.to_thread(_answered, model.about.model, results, model.ages.levels, tolerant)
 
     @app.get(
         "/v1/model",
@@ -227,9 +227,9 @@ def _add_errors(app: FastAPI) -> None:
         return AsciiJSON({"error": "the server failed on this request; its log says why"}, 500)
 
 
-def _answered(model: str, results: Sequence[tuple], level: float | None, tolerant: bool) -> Response:
+def _answered(model: str, results: Sequence[tuple], levels: schema.Levels, tolerant: bool) -> Response:
     """Returns the answer to the images of a request (`schema.Prediction`), or the refusal if none gave an age."""
-    images = [schema.image(*result, level) for result in results]
+    images = [schema.image(*result, levels) for result in results]
     if not tolerant and not any(image.faces for image in images):
         content = schema.Refusal(error=schema.nothing(images), images=images)
         return AsciiJSON(content.model_dump(exclude_none=True), 422)

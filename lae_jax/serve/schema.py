@@ -1,6 +1,6 @@
 """The answers of the API, as /docs and openapi.json describe them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -15,12 +15,33 @@ class Interval(BaseModel):
     upper: float
 
 
+class Conformal(BaseModel):
+    """An interval of ages, in years, that was fitted to hold in every age group."""
+
+    level: float = Field(description="share of the people of each age group whose age lies in their interval")
+    lower: float
+    upper: float
+
+
+class Levels(NamedTuple):
+    """Levels of the intervals of the answers.
+
+    Attributes:
+      interval: Level of the intervals of the distributions; None: the model is not calibrated, so there are none.
+      conformal: Level of the conformal intervals; None: the model has none.
+    """
+
+    interval: float | None
+    conformal: float | None
+
+
 class Face(BaseModel):
     """A face and its age."""
 
     face: int = Field(description="number of the face, from 1, the largest first")
     age: float = Field(description="years, the mean of the distribution before calibration")
     interval: Interval | None = Field(None, description="years; only if the run is calibrated")
+    conformal: Conformal | None = Field(None, description="years; only if the run has conformal intervals")
     box: list[float] | None = Field(
         None, min_length=4, max_length=4, description="left, top, right, bottom, pixels of the upright photograph"
     )
@@ -81,6 +102,7 @@ class About(BaseModel):
     input: dict[str, int] = Field(description="sides in pixels of the model's input, and of a crop before it (resize)")
     temperature: float = Field(description="temperature of the distributions; 1: not calibrated")
     interval: float | None = Field(None, description="level of the intervals; absent if there are none")
+    conformal: float | None = Field(None, description="level of the conformal intervals; absent if there are none")
     versions: dict[str, str]
     limits: dict[str, float]
 
@@ -114,18 +136,18 @@ def body(files: int) -> dict[str, Any]:
     return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
 
 
-def image(one: photographs.Found, rows: list[answers.Row], level: float | None) -> Image:
+def image(one: photographs.Found, rows: list[answers.Row], levels: Levels) -> Image:
     """Returns the answer for an image.
 
     Args:
       one: The image and its faces.
       rows: Its rows.
-      level: Level of the intervals; None: the answer has no intervals.
+      levels: Levels of the intervals.
     """
     shape = {"size": one.size, "orientation": None if one.orientation == 1 else one.orientation}
     if not one.inputs:
         return Image(name=one.image.name, faces=[], reason=one.reason, **shape)
-    cut = one.crops or [None] * len(one.inputs)
+    cut, (level, sure) = one.crops or [None] * len(one.inputs), levels
     return Image(
         name=one.image.name,
         left_out=one.left_out or None,
@@ -135,6 +157,9 @@ def image(one: photographs.Found, rows: list[answers.Row], level: float | None) 
                 face=row.face,
                 age=row.age,
                 interval=None if level is None else Interval(level=level, lower=row.lower, upper=row.upper),
+                conformal=None
+                if sure is None
+                else Conformal(level=sure, lower=row.conformal_lower, upper=row.conformal_upper),
                 box=row.box,
                 landmarks=None if crop is None or crop.landmarks is None else crop.landmarks.tolist(),
                 cut_by=row.cut_by or None,

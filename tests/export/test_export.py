@@ -20,7 +20,7 @@ from lae_jax.data import records
 from lae_jax.export import convert, folder, onnx_model, program, saved_model, stablehlo
 from lae_jax.predict import __main__ as door
 from lae_jax.report import loading, model_card
-from lae_jax.runs import calibration, lineage
+from lae_jax.runs import calibration, conformal, lineage
 from lae_jax.runtime import checkpoints
 from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.train import loop
@@ -113,7 +113,10 @@ def run(drawn, tmp_path_factory):
     c.model.name, c.model.dtype, c.model.hidden = "efficientnet_v2_pico", "bfloat16", 16
     c.batch_size, c.eval_batch_size, c.epochs = 32, 32, 1.0
     loop.train(c)
-    calibration.write_calibration(epath.Path(folder), {"temperature": 1.3, "step": 3})
+    rng = np.random.default_rng(0)
+    fitted = conformal.fit(rng.uniform(20, 60, 90), rng.dirichlet(np.ones(101), 90), rng.integers(1, 80, 90))
+    content = {"temperature": 1.3, "step": 3, "conformal": {**fitted.to_json(), "flip": False}}
+    calibration.write_calibration(epath.Path(folder), content)
     evaluate.evaluate(folder, split="test")
     return folder
 
@@ -143,6 +146,7 @@ def test_an_estimator_of_an_export_gives_what_the_run_gives(run, exported, drawn
     np.testing.assert_allclose(ages, expected, atol=1e-3)
     np.testing.assert_allclose(distributions, expected_distributions, atol=1e-5)
     assert of_export.temperature == of_run.temperature == 1.3 and of_export.crop == of_run.crop
+    np.testing.assert_array_equal(of_export.conformal.thresholds, of_run.conformal.thresholds)
     assert of_export.input == of_run.input and form in of_export.source
     np.testing.assert_allclose(of_export.predict(images[:2]), ages[:2], atol=1e-4)
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,14 +16,17 @@ import numpy as np
 import pytest
 import skimage.data
 from conftest import ROOT
+from etils import epath
 from PIL import Image
 
 from lae_jax import evaluate, predict, prepare
 from lae_jax.data import records
 from lae_jax.data.sources import synthetic
+from lae_jax.evaluate import __main__ as evaluate_door
+from lae_jax.evaluate import contents, measure, results
 from lae_jax.predict import __main__ as door
 from lae_jax.predict import answers, photographs
-from lae_jax.runs import preflight
+from lae_jax.runs import build, calibration, preflight
 from lae_jax.runtime.errors import InputError, NothingPredicted
 from lae_jax.train import loop
 
@@ -236,6 +240,51 @@ def test_a_calibration_travels_with_the_run(folder):
     assert content["n"] == len(rows)
 
 
+def test_conformal_intervals_travel_with_the_run(folder, tmp_path, caplog, capsys):
+    caplog.set_level("INFO", "lae_jax")
+    run = epath.Path(shutil.copytree(folder / "run", tmp_path / "run"))
+    checkpoint = build.load(run)
+    done = measure.predict(checkpoint)
+    with pytest.raises(InputError, match=r"90% need 9 images with an exact age, and split validation has 6"):
+        measure.calibrate(done, 0.9, with_conformal=True, flip=False)
+    assert calibration.conformal_of(checkpoint, flip=False) is None
+    measure.calibrate(done, 0.5, with_conformal=True, flip=False)
+    assert "fitted to 6 images with an exact age of validation. 0, " in caplog.text and "borrow" in caplog.text
+    place = run / "evaluation" / "data-validation"
+    report = results.write(done, place, contents.Contents(interval=0.5))
+    with open(place / "predictions.csv") as file:
+        held = [(float(row["conformal_lower"]), float(row["conformal_upper"])) for row in csv.DictReader(file)]
+    inside = [low <= age <= high for (low, high), age in zip(held, done.targets, strict=True)]
+    assert report["conformal"]["coverage"] == np.mean(inside) and report["conformal"]["on_these"]
+    assert any(line.startswith("50% conformal intervals hold ") for line in evaluate_door.tell(report))
+    # `predict` gives them in each of its forms.
+    estimator = predict.AgeEstimator.from_run(run)
+    fields = answers.Fields.of(estimator, 0.5)
+    given = np.concatenate([done.outputs[:, None], done.probabilities], axis=1)
+    names = [photographs.Named(f"{number}.png") for number in range(6)]
+    rows = [
+        answers.rows_of(photographs.Found(name, [None], [], ""), outputs[None], estimator, fields)[0]
+        for name, outputs in zip(names, given, strict=True)
+    ]
+    np.testing.assert_allclose([(row.conformal_lower, row.conformal_upper) for row in rows], held, atol=1e-4)
+    for out in (str(tmp_path / "a.csv"), str(tmp_path / "a.jsonl"), None):
+        with answers.opened(out, fields) as write:
+            write(rows)
+    assert f"{'conformal':>13}" in capsys.readouterr().out.splitlines()[0]
+    with open(tmp_path / "a.csv") as file:
+        (first, *_) = csv.DictReader(file)
+    assert [*first][3:7] == ["lower", "upper", "conformal_lower", "conformal_upper"]
+    assert (
+        float(first["conformal_upper"]) == rows[0].conformal_upper == lines(tmp_path / "a.jsonl")[0]["conformal_upper"]
+    )
+    # What was fitted to other estimates, or for another level, is not given.
+    assert calibration.conformal_of(checkpoint, flip=True) is None and "fitted without --flip" in caplog.text
+    assert not answers.Fields.of(estimator, 0.995).conformal and "use --interval 0.99 or less" in caplog.text
+    # A calibration without them replaces them, because they were fitted to another temperature.
+    measure.calibrate(done, 0.5, with_conformal=False, flip=False)
+    assert calibration.conformal_of(checkpoint, flip=False) is None
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "name photographs"),
     (["a.jpg", "--interval", "1"], "interval is 1.0: it must lie between 0 and 1"),
@@ -255,7 +304,7 @@ def test_wrong_flags(words, message):
 def test_a_table_stays_in_line_with_long_names(capsys):
     names = ("a.jpg", "photo" * 20 + "7.jpg")
     rows = [answers.Row(name=name, face=1, age=30.0, lower=20.0, upper=40.0) for name in names]
-    with answers.opened(None, None) as write:
+    with answers.opened(None, answers.Fields()) as write:
         write([*rows, answers.Row(name="b" * 40, reason="no face found")])
     head, short, long, none = capsys.readouterr().out.splitlines()
     assert long.startswith("...") and long[:32].endswith("photo7.jpg") and len(short) == len(long) == len(head)

@@ -22,7 +22,7 @@ from lae_jax.export import half
 from lae_jax.models import pretrained
 from lae_jax.predict import __main__ as door
 from lae_jax.report import loading
-from lae_jax.runs import build, lineage
+from lae_jax.runs import build, calibration, conformal, lineage
 from lae_jax.runtime import model_file as files_of_models
 from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.model_file import builtin
@@ -54,12 +54,17 @@ def test_a_model_file_gives_the_ages_of_its_run_and_names_no_folder_of_the_machi
     assert [start["from"] for start in header["starts"]] == ["represent"] and header["made_by"]["versions"]["jax"]
 
 
-def test_the_temperature_and_the_evaluations_of_a_run_are_in_its_file(trained, tmp_path):
+def test_the_calibration_and_the_evaluations_of_a_run_are_in_its_file(trained, tmp_path):
     run = shutil.copytree(trained("represent"), tmp_path / "run")
     evaluate.evaluate(run, split="test")
-    (run / "calibration.json").write_text(json.dumps({"temperature": 1.5, "step": build.load(run).step}))
+    fitted = conformal.fit(np.linspace(20, 60, 90), np.full((90, 101), 1 / 101), np.linspace(0, 90, 90))
+    content = {"temperature": 1.5, "step": build.load(run).step, "conformal": {**fitted.to_json(), "flip": True}}
+    (run / "calibration.json").write_text(json.dumps(content))
     export.export(run, "safetensors", tmp_path / "a.safetensors")
     assert predict.AgeEstimator.from_run(tmp_path / "a.safetensors").temperature == 1.5
+    there = build.load_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(calibration.conformal_of(there, flip=True).thresholds, fitted.thresholds)
+    assert calibration.conformal_of(there, flip=False) is None
     card, (report,) = lineage.run_card(tmp_path / "a.safetensors")
     assert report["split"] == "test" and "Evaluated on split `test` of `drawn`" in card and report["run"] == "run"
     # A model file of a model file is the same file.

@@ -284,6 +284,15 @@ def test_each_status_that_can_come_is_documented_and_no_other(described):
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
+def test_both_kinds_of_intervals_are_described_and_may_be_missing(described):
+    schemas = described["components"]["schemas"]
+    for name, kind in (("interval", "Interval"), ("conformal", "Conformal")):
+        assert {"$ref": f"#/components/schemas/{kind}"} in schemas["Face"]["properties"][name]["anyOf"]
+        assert schemas[kind]["required"] == ["level", "lower", "upper"] and name not in schemas["Face"]["required"]
+        assert name in schemas["About"]["properties"] and name not in schemas["About"]["required"]
+    assert "of each age group" in schemas["Conformal"]["properties"]["level"]["description"]
+
+
 def test_no_client_learns_where_the_model_is():
     card = (
         "# Model card: resnet18, /srv/my runs/classify step 8\n\nPrepared data set `/data/of people/faces`, hash `ab`\n"

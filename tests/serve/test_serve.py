@@ -53,7 +53,10 @@ def crops_server():
 
 
 def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
-    estimator, recipe = served.stand_in([], temperature=0.8), crops.Recipe("landmarks", size=64)
+    estimator, recipe = (
+        served.stand_in([], temperature=0.8, conformal=served.fitted()),
+        crops.Recipe("landmarks", size=64),
+    )
     scene = Image.new("RGB", (420, 200), (120, 130, 140))
     scene.paste(face(3), (10, 20))
     scene.paste(face(5), (230, 20))
@@ -66,7 +69,7 @@ def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
     found = photographs.found(items, recipe, estimator.input.pixels, threads=1)
     expected = {
         one.image.name: rows
-        for one, rows in predictions.predicted(estimator, found, predictions.Fields(0.8, None, True))
+        for one, rows in predictions.predicted(estimator, found, predictions.Fields.of(estimator, 0.8, None, True))
     }
     assert len(expected["two.png"]) == 2 and sum(row.age is not None for rows in expected.values() for row in rows) >= 4
 
@@ -82,6 +85,9 @@ def test_the_server_gives_the_ages_of_predict_in_any_batch(tmp_path):
             interval = answer["interval"]
             assert [interval["lower"], interval["upper"]] == pytest.approx([row.lower, row.upper], abs=0.05)
             assert interval["level"] == 0.8
+            sure = answer["conformal"]
+            assert [sure["lower"], sure["upper"]] == pytest.approx([row.conformal_lower, row.conformal_upper], abs=0.05)
+            assert sure["level"] == 0.8 and sure["lower"] < interval["lower"]
             assert np.shape(answer["landmarks"]) == (5, 2) and answer["cut_by"] == "mtcnn"
 
     with served.serving(ages.Ages(estimator, recipe, interval=0.8)) as address:

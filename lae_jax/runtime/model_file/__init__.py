@@ -32,6 +32,7 @@ _FORM = typed.fields(
         "version": typed.one_of((VERSION,)),
         "meta": _meta,
         "temperature": declared.TEMPERATURE,
+        "conformal": typed.optional(declared.CONFORMAL),
         "starts": typed.many(
             typed.fields(
                 {
@@ -95,8 +96,8 @@ def read_header(path: os.PathLike | str) -> dict:
       path: The file, or the name of a model of the package.
 
     Returns:
-      'meta' (of the checkpoint, see `checkpoints.Checkpoints`), 'temperature', 'starts', 'data', 'evaluations' (as in
-      `runs.lineage`) and 'made_by' (commit and versions of the training).
+      'meta' (of the checkpoint, see `checkpoints.Checkpoints`), 'temperature', 'conformal' (may be missing), 'starts',
+      'data', 'evaluations' (as in `runs.lineage`) and 'made_by' (commit and versions of the training).
 
     Raises:
       InputError: The file is missing, damaged, or not a model file of lae_jax.

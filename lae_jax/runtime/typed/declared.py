@@ -12,6 +12,7 @@ DIGEST = text("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits")
 NAME = text(r"[^/\0]{1,255}", "the name of a file, without a folder")
 BYTES = {"bytes": whole(0), "sha256": DIGEST}
 TEMPERATURE = number(1e-3, 1e3)
+_AGE_GROUPS = ("0", "1-10", "11-20", "21-30", "31-40", "41-50", "51-60", "61-70", "71-81", "82+")
 
 # All that a program reads of a crop contract; the contract is compared as a whole.
 CROP = fields(
@@ -249,7 +250,15 @@ CONFIG_HEAD = fields(
         ),
     }
 )
-CALIBRATION = fields({"temperature": TEMPERATURE, "step": whole(0)})
+# Thresholds of each age group at 1 to 99 %; null: infinite (`runs.conformal`).
+CONFORMAL = fields(
+    {
+        "thresholds": fields(dict.fromkeys(_AGE_GROUPS, many(nullable(number(-1)), 99))),
+        "images": many(whole(0), len(_AGE_GROUPS)),
+        "flip": flag(),
+    }
+)
+CALIBRATION = fields({"temperature": TEMPERATURE, "step": whole(0), "conformal": optional(CONFORMAL)})
 
 # What the reports of evaluations and of the long-tail bench say about leaks (`runs.leaks.of_evaluation`).
 _LEAKS = {
@@ -297,6 +306,19 @@ _REPORT_OF_AGES = {
                 "temperature": TEMPERATURE,
                 "coverage": number(0, 1),
                 "mean_width": number(0),
+            }
+        )
+    ),
+    "conformal": optional(
+        fields(
+            {
+                "level": number(0, 1),
+                "coverage": nullable(number(0, 1)),  # null: no age is exact
+                "mean_width": number(0),
+                "borrowing": many(text()),
+                "needed": whole(1),
+                "fewest": optional(fields({"group": text(), "images": whole(1), "coverage": number(0, 1)})),
+                "on_these": flag(),
             }
         )
     ),

@@ -2,17 +2,23 @@
 import { inCsv } from "./foreign.js";
 
 // Those of `python -m lae_jax.predict --out ages.csv`.
-const COLUMNS = ["name", "face", "age", "lower", "upper", "left", "top", "right", "bottom", "cut_by", "reason"];
+const FIRST = ["name", "face", "age", "lower", "upper"];
+const CONFORMAL = ["conformal_lower", "conformal_upper"];
+const LAST = ["left", "top", "right", "bottom", "cut_by", "reason"];
 
 export function csv(images) {
+  const further = images.some((image) => image.faces.some((face) => face.conformal)) ? CONFORMAL : [];
+  const columns = [...FIRST, ...further, ...LAST];
   const rows = images.flatMap((image) => {
-    if (!image.faces.length) return [[image.name, ...Array(9).fill(""), image.reason]];
+    if (!image.faces.length) return [[image.name, ...Array(columns.length - 2).fill(""), image.reason]];
     return image.faces.map((face) => {
-      const { interval, box } = face;
-      return [image.name, face.face, face.age, interval?.lower, interval?.upper, ...(box ?? Array(4).fill("")), face.cut_by, ""];
+      const { interval, conformal, box } = face;
+      const sure = further.length ? [conformal?.lower, conformal?.upper] : [];
+      const first = [image.name, face.face, face.age, interval?.lower, interval?.upper, ...sure];
+      return [...first, ...(box ?? Array(4).fill("")), face.cut_by, ""];
     });
   });
-  return [COLUMNS, ...rows].map((row) => row.map(inCsv).join(",")).join("\r\n") + "\r\n";
+  return [columns, ...rows].map((row) => row.map(inCsv).join(",")).join("\r\n") + "\r\n";
 }
 
 export function save(name, type, text) {

@@ -163,6 +163,11 @@ function described(face, count) {
     const range = `${interval.lower.toFixed(0)} to ${interval.upper.toFixed(0)}`;
     line.append(element("span", `${Math.round(100 * interval.level)} % interval ${range}`));
   }
+  const { conformal } = face;
+  if (conformal) {
+    const range = `${conformal.lower.toFixed(0)} to ${conformal.upper.toFixed(0)}`;
+    line.append(element("span", `for ${Math.round(100 * conformal.level)} % of each age group ${range}`));
+  }
   item.append(line, plot(face));
   return item;
 }
