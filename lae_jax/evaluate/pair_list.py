@@ -260,4 +260,3 @@ def _bin(path: str) -> PairList:
     numbers = [first[digest] for digest in pairs.places]
     digest = hashlib.sha256(content).hexdigest()
     return pairs.done(digest, [f"image {n}" for n in numbers], encoded=[encoded[n] for n in numbers])
-

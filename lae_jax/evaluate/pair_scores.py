@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from lae_jax.report import bootstrap
-from lae_jax.runtime import console
 
 # Rates of false accepts at which true accepts are told.
 FALSE_ACCEPTS = (1e-2, 1e-3, 1e-4)
@@ -86,17 +85,6 @@ def estimates(
     (found,) = curve.scores(np.ones((1, int(same.sum()))), np.ones((1, int((~same).sum()))), rates)
     drawn = _of_pairs(same) if people is None else _of_people(people, same)
     return found, np.concatenate([curve.scores(*weights, rates) for weights in drawn])
-
-
-def unsupported(report: dict) -> list[str]:
-    """Returns a sentence for each rate of false accepts for which a report has too few pairs."""
-    impostors = report["pairs"] - report["genuine_pairs"]
-    return [
-        f"no true accept rate at a false accept rate of {rate}: that takes {round(1 / float(rate)):,} pairs of different"
-        f" people, and there {'is' if impostors == 1 else 'are'} {console.counted(impostors, 'such pair')}"
-        for rate, value in report["true_accept_rates"].items()
-        if value is None
-    ]
 
 
 def threshold(similarities: np.ndarray, same: np.ndarray) -> float:

@@ -29,7 +29,9 @@ def lfw(folds, size):
 
 
 def as_paths(found):
-    return [(*(found.names[n] for n in pair), same) for pair, same in zip(found.pairs, found.same.tolist(), strict=True)]
+    return [
+        (*(found.names[n] for n in pair), same) for pair, same in zip(found.pairs, found.same.tolist(), strict=True)
+    ]
 
 
 def test_lfw_names_files_people_and_folds(tmp_path):
@@ -37,9 +39,9 @@ def test_lfw_names_files_people_and_folds(tmp_path):
     found = pair_list.read(written(tmp_path / "pairs.txt", text))
     assert as_paths(found) == pairs
     assert found.folds.tolist() == [n // 6 for n in range(60)]
-    assert {person for name, person in zip(found.names, found.people, strict=True) if name.startswith("Person_7_2/")} == {
-        "Person_7_2"
-    }
+    assert {
+        person for name, person in zip(found.names, found.people, strict=True) if name.startswith("Person_7_2/")
+    } == {"Person_7_2"}
 
 
 def test_a_list_without_folds_is_cut_into_those_that_lfw_has(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lae_jax.evaluate import pair_scores
-from lae_jax.report import bootstrap
+from lae_jax.report import bootstrap, wording
 from lae_jax.stages import verification
 
 
@@ -34,11 +34,10 @@ def test_ten_pairs_by_hand():
     assert report["pairs"] == 10 and report["genuine_pairs"] == 5
     # Five impostor pairs support no rate below 1 in 5.
     assert report["true_accept_rates"] == {"0.01": None, "0.001": None, "0.0001": None}
-    told = pair_scores.unsupported(report)
-    assert told[2] == (
-        "no true accept rate at a false accept rate of 0.0001: that takes 10,000 pairs of different people, and there"
-        " are 5 such pairs"
+    assert wording.about_pairs(report)[-1] == (
+        "no true accept rate at a false accept rate of 0.0001: that takes 10,000 pairs of two people, and the list has 5"
     )
+    assert len(wording.about_pairs(report)) == 5
 
 
 def test_true_accepts_by_hand():
@@ -47,7 +46,7 @@ def test_true_accepts_by_hand():
     similarities, same = np.concatenate([genuine, impostor]), np.arange(104) < 4
     report = pair_scores.score(similarities, same, np.arange(104) % 2)
     assert report["true_accept_rates"] == {"0.01": 0.5, "0.001": None, "0.0001": None}
-    assert len(pair_scores.unsupported(report)) == 2
+    assert len(wording.about_pairs(report)) == 4
     # A share of four pairs has the interval of Clopper and Pearson: of 2 in 4, 0.0676 to 0.9324.
     assert report["intervals"]["true_accept_rate_0.01"] == pytest.approx([0.0676, 0.9324], abs=1e-4)
 
