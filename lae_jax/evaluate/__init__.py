@@ -21,8 +21,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       report: Content of report.json.
-      folder: RUN/evaluation/<data set>-<split> or RUN/evaluation/<list>-pairs; of a model file NAME.safetensors, NAME/evaluation/<data set>-<split>
-        in the current folder.
+      folder: RUN/evaluation/<data set>-<split>, of a list of pairs RUN/evaluation/<list>-pairs; of a model file
+        NAME.safetensors, NAME/evaluation/<data set>-<split> in the current folder.
     """
 
     report: dict

@@ -27,8 +27,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--pairs",
         metavar="FILE",
-        help="list of pairs to verify people on, with a run of stage 1: LFW's pairs.txt, a table of two paths and 1 or 0,"
-        " or a .bin file of insightface",
+        help="list of pairs to verify people on, with a run of stage 1: LFW's pairs.txt, a table of two paths and 1 or"
+        " 0, or a .bin file of insightface",
     )
     common("images", help="with --pairs, the folder of the images (default: that of the list)")
     common("aligned", help="with --pairs, the images are face crops that match the crop contract of the run")

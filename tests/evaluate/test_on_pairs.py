@@ -29,7 +29,7 @@ def run(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lfw(drawn, tmp_path_factory):
-    """A folder as LFW's, with the drawn people of the validation split, and its pairs.txt; and the rows of the images."""
+    """A folder as LFW's, with the drawn people of the validation split and a pairs.txt; the row of each image."""
     root, dataset = tmp_path_factory.mktemp("lfw"), records.open_dataset(drawn)
     rows = dataset.rows("validation")
     names, places = {}, {}

@@ -119,6 +119,8 @@ GOOD = "a,b,1\nc,d,1\na,c,0\nb,d,0\n"
         ("lfw.bin", pickle.dumps((["a", "b"], [True])), "does not hold two images for each bool"),
         ("lfw.bin", pickle.dumps(([b"a", b"b"], [True, 7])), "does not hold two images for each bool"),
         ("lfw.bin", pickle.dumps(([b"a", b"b"], np.array([0.5]))), "is not read: an array is neither"),
+        ("lfw.bin", b"cos\nsystem\n(S'touch hostile'\ntR.", "is not read: it has the instruction STRING"),
+        ("lfw.bin", b"\x80\x02cos\nsystem\n(U\rtouch hostiletR.", "is not read: it names os.system"),
         ("lfw.bin", b"not a pickle", "is not read: "),
     ],
 )
@@ -144,3 +146,12 @@ def test_images_are_found_with_their_suffix_or_named(tmp_path):
     table = pair_list.read(written(tmp_path / "list.csv", GOOD.replace("d,", "../secret,")))
     with pytest.raises(InputError, match="4 of the 4 images"):
         pair_list.require_images(table, str(root))
+
+
+def test_a_bin_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pair_list, "_MOST_BYTES", 20)
+    with pytest.raises(InputError, match="more than 20 bytes: use a list of paths"):
+        pair_list.read(written(tmp_path / "lfw.bin", pickle.dumps(([b"a" * 9, b"b"], [True]))))
+    monkeypatch.setattr(pair_list, "MOST_PAIRS", 3)
+    with pytest.raises(InputError, match="more than 3 pairs"):
+        pair_list.read(written(tmp_path / "list.csv", GOOD))

@@ -16,16 +16,12 @@ def test_ten_pairs_by_hand():
     similarities = np.array([*genuine, *impostor])
     same, folds = np.arange(10) < 5, np.tile(np.arange(5), 2)
     report = pair_scores.score(similarities, same, folds)
-    # Without fold 0, .8 .7 .6 .2 against .3 .1 0 -.1: one pair is wrong from .3 < t <= .6 on, and with t <= .2 (two cuts
-    # each way): thresholds .45, (.15 accepts .3 too: one wrong). Best are .45 (.2 wrong) and .15 (.3 wrong): the middle
-    # of the two, in falling order, is the second, .15. It accepts .9 and .65: half of the fold is right.
-    # Without fold 1, .9 .7 .6 .2 against .65 .1 0 -.1: t in (.65, .7): 2 wrong; (.2, .6): .65, .2 wrong; (.1, .2): .65
-    # wrong alone: .15. It accepts .8 and .3: half.
-    # Without fold 2, .9 .8 .6 .2 against .65 .3 0 -.1: above .65, 2 wrong; (.3, .6): 2; (0, .2): 2 (.65, .3). Falling:
-    # .725, .45, .1; the middle is .45. It accepts .7 and refuses .1: all right.
-    # Without fold 3, .9 .8 .7 .2 against .65 .3 .1 -.1: (.65, .7): 1 wrong, alone: .675. It refuses .6 and 0: half.
-    # Without fold 4, .9 .8 .7 .6 against .65 .3 .1 0: (.65, .7): 1 wrong; (.3, .6): 1 wrong. Falling .675, .45; the
-    # second is .45. It refuses .2 and -.1: half.
+    # The best thresholds of the other folds, each in the middle of a gap, in falling order (wrong decisions):
+    # without fold 0, .9 and .65: .45 (1), .15 (1); the middle one of two is the second. It accepts both: half right.
+    # without fold 1, .8 and .3: .15 (1). It accepts both.
+    # without fold 2, .7 and .1: .725 (2), .45 (2), .1 (2); the middle is .45. It accepts .7 alone: all right.
+    # without fold 3, .6 and 0: .675 (1). It refuses both.
+    # without fold 4, .2 and -.1: .675 (1), .45 (1). It refuses both.
     assert report["fold_threshold"] == pytest.approx([0.15, 0.15, 0.45, 0.675, 0.45])
     assert report["fold_accuracy"] == pytest.approx([0.5, 0.5, 1, 0.5, 0.5])
     assert report["accuracy"] == pytest.approx(0.6) and report["accuracy_std"] == pytest.approx(0.2)
@@ -35,7 +31,8 @@ def test_ten_pairs_by_hand():
     # Five impostor pairs support no rate below 1 in 5.
     assert report["true_accept_rates"] == {"0.01": None, "0.001": None, "0.0001": None}
     assert wording.about_pairs(report)[-1] == (
-        "no true accept rate at a false accept rate of 0.0001: that takes 10,000 pairs of two people, and the list has 5"
+        "no true accept rate at a false accept rate of 0.0001: that takes 10,000 pairs of two people, and the list has"
+        " 5"
     )
     assert len(wording.about_pairs(report)) == 5
 

@@ -76,7 +76,10 @@ DTYPE = b"cnumpy\ndtype\n\x8c\x02u1\x85R"
         (build(b"cnumpy\ndtype\n", b"]b"), "damaged"),  # sets the state of the class itself
         (build(b"c_codecs\nencode\n\x8c\x01a\x8c\x05utf-7\x86R"), "unknown way"),
         (build(b"]", b"\x94h\x00a"), "lists in lists"),  # a list in itself
-        (build(*[b"]", *[b"\x94(" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(9)]]), "lists in lists"),
+        (
+            build(*[b"]", *[b"\x94(" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(9)]]),
+            "lists in lists",
+        ),
     ],
 )
 def test_a_damaged_or_large_pickle_is_one_sentence(written, told):
