@@ -20,8 +20,8 @@ from lae_jax.runtime.foreign import pickles, quoted
 logger = logging.getLogger("lae_jax")
 
 FOLDS = 10
-MOST_PAIRS = 1_000_000
-_MOST_BYTES = 1 << 30  # of a .bin file, which is read at once; LFW's has 60 MB
+MAX_PAIRS = 1_000_000
+MAX_BIN_BYTES = 1 << 30  # of a .bin file, which is read at once; LFW's has 60 MB
 _SUFFIXES = (".jpg", ".png", ".jpeg")  # of LFW's images, and of aligned copies
 _SAME = {"1": True, "true": True, "0": False, "false": False}
 _HEADER = re.compile(r"\d{1,9}(\s+\d{1,9})?")
@@ -94,8 +94,8 @@ class _Pairs:
             self.left_out["pair that occurs again", "pairs that occur again"] += 1
         else:
             self.fold.append(fold)
-        if len(self.fold) > MOST_PAIRS:
-            raise InputError(f"{self.path} has more than {MOST_PAIRS:,} pairs: use a part of it")
+        if len(self.fold) > MAX_PAIRS:
+            raise InputError(f"{self.path} has more than {MAX_PAIRS:,} pairs: use a part of it")
 
     def done(self, digest: str, names: Sequence[str], **further) -> PairList:
         """Returns the list."""
@@ -237,10 +237,10 @@ def _table(path: str, lines: list[tuple[int, str]], digest: str) -> PairList:
 
 
 def _bin(path: str) -> PairList:
-    if os.path.getsize(path) > _MOST_BYTES:
-        raise InputError(f"{path} has more than {_MOST_BYTES:,} bytes: use a list of paths")
+    if os.path.getsize(path) > MAX_BIN_BYTES:
+        raise InputError(f"{path} has more than {MAX_BIN_BYTES:,} bytes: use a list of paths")
     with files.open_regular(path) as file:
-        content = file.read(_MOST_BYTES)
+        content = file.read(MAX_BIN_BYTES)
     wanted = "a .bin file is a pickle of two lists, image files and bools: get it again, or use a list of paths"
     try:
         encoded, same = pickles.plain(content)

@@ -149,9 +149,9 @@ def test_images_are_found_with_their_suffix_or_named(tmp_path):
 
 
 def test_a_bin_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(pair_list, "_MOST_BYTES", 20)
+    monkeypatch.setattr(pair_list, "MAX_BIN_BYTES", 20)
     with pytest.raises(InputError, match="more than 20 bytes: use a list of paths"):
         pair_list.read(written(tmp_path / "lfw.bin", pickle.dumps(([b"a" * 9, b"b"], [True]))))
-    monkeypatch.setattr(pair_list, "MOST_PAIRS", 3)
+    monkeypatch.setattr(pair_list, "MAX_PAIRS", 3)
     with pytest.raises(InputError, match="more than 3 pairs"):
         pair_list.read(written(tmp_path / "list.csv", GOOD))

@@ -88,7 +88,7 @@ def test_a_damaged_or_large_pickle_is_one_sentence(written, told):
 
 
 def test_a_list_that_occurs_many_times_is_counted_as_often(monkeypatch):
-    monkeypatch.setattr(pickles, "MOST", 1000)
+    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
     one = [True] * 100
     with pytest.raises(pickles.BadPickle, match="too many values"):
         pickles.plain(pickle.dumps([one] * 100))

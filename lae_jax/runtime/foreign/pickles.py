@@ -10,7 +10,7 @@ import pickletools
 
 import numpy as np
 
-MOST = 5_000_000  # instructions of a pickle; a value takes one to three
+MAX_INSTRUCTIONS = 5_000_000  # instructions of a pickle; a value takes one to three
 _ALLOWED = {
     *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
     *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
@@ -36,7 +36,7 @@ def plain(encoded: bytes) -> object:
     """
     _require_plain(encoded)
     try:
-        return _unwrapped(_Unpickler(io.BytesIO(encoded), encoding="bytes").load(), [MOST], _DEPTH)
+        return _unwrapped(_Unpickler(io.BytesIO(encoded), encoding="bytes").load(), [MAX_INSTRUCTIONS], _DEPTH)
     except BadPickle:
         raise
     except Exception as error:  # the machine raises whatever a damaged program leads to
@@ -54,8 +54,8 @@ def _require_plain(encoded: bytes) -> None:
             too_large = name in ("LONG_BINPUT", "LONG_BINGET") and argument > count
             if too_large or (name == "FRAME" and argument > len(encoded)):
                 raise BadPickle(f"damaged ({name} {argument})")
-            if count >= MOST:
-                raise BadPickle(f"more than {MOST:,} instructions")
+            if count >= MAX_INSTRUCTIONS:
+                raise BadPickle(f"more than {MAX_INSTRUCTIONS:,} instructions")
     except (ValueError, IndexError, UnicodeError) as error:
         raise error if isinstance(error, BadPickle) else BadPickle(f"damaged ({error})") from error
 
