@@ -45,6 +45,8 @@ def score(similarities: np.ndarray, same: np.ndarray, folds: np.ndarray, people:
     for number, (rate, value) in enumerate(zip(rates, accepted, strict=True), 1):
         name = f"true_accept_rate_{rate:g}"
         intervals[name] = bootstrap.share_interval(value, replicates[:, number], independent)
+    if independent <= bootstrap.TOO_FEW:
+        intervals = {}
     return {
         "pairs": len(same),
         "genuine_pairs": int(same.sum()),

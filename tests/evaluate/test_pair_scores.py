@@ -48,6 +48,13 @@ def test_true_accepts_by_hand():
     assert report["intervals"]["true_accept_rate_0.01"] == pytest.approx([0.0676, 0.9324], abs=1e-4)
 
 
+def test_three_pairs_or_people_have_no_intervals():
+    similarities, same = np.array([0.9, 0.6, 0.5, 0.4, 0.2, 0.1]), np.arange(6) < 3
+    assert pair_scores.score(similarities, same, np.arange(6) % 2)["intervals"] == {}
+    more, of_more = np.append(similarities, 0.45), np.append(same, True)
+    assert pair_scores.score(more, of_more, np.arange(7) % 2)["intervals"]
+
+
 def drawn(people=40, images=4, spread=0.8, seed=0):
     """Similarities of all pairs of images of drawn people, which of them are of one person, and who they are."""
     rng = np.random.default_rng(seed)
