@@ -1,9 +1,9 @@
-"""Evaluations: score a run on a split and write the results into a folder."""
+"""Evaluations: score a run on a split, or verify people on a list of pairs, and write the results into a folder."""
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from etils import epath
 
@@ -11,6 +11,9 @@ from lae_jax.runs import preflight
 from lae_jax.runtime import layout, model_file
 from lae_jax.runtime.errors import InputError, require_numbers, require_whole_numbers, saving
 from lae_jax.runtime.model_file import builtin
+
+if TYPE_CHECKING:
+    from lae_jax.evaluate import pair_list
 
 Calibration = Literal["temperature", "conformal"]
 HIGHEST = 0.99  # level of conformal intervals
@@ -21,8 +24,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       report: Content of report.json.
-      folder: RUN/evaluation/<data set>-<split>; of a model file NAME.safetensors, NAME/evaluation/<data set>-<split>
-        in the current folder.
+      folder: RUN/evaluation/<data set>-<split>, of a list of pairs RUN/evaluation/<list>-pairs; of a model file
+        NAME.safetensors, NAME/evaluation/<data set>-<split> in the current folder.
     """
 
     report: dict
@@ -116,6 +119,89 @@ def evaluate(
         return Evaluation(results.write(done, folder, contents, flip=flip), folder)
 
 
+def verify(
+    run: str | os.PathLike,
+    pairs: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    step: int | None = None,
+    flip: bool = False,
+    aligned: bool = False,
+    allow_other_crop: bool = False,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Verifies people on a list of pairs with a run of stage 1 and writes RUN/evaluation/<name of the list>-pairs/.
+
+    Args:
+      run: Folder of a run of stage 1.
+      pairs: A list of pairs: LFW's pairs.txt, a table of two paths and 1 or 0, or a .bin file of insightface.
+      images: Folder of the images (default: the folder of the list). A .bin file holds its images.
+      step: Step of the checkpoint (default: the best one).
+      flip: Average the embedding of each image with that of its mirror image.
+      aligned: The images are face crops that match the crop contract of the run.
+      allow_other_crop: Continue although the faces are cut in another way than the run's.
+      batch_size: Images in a batch, over all devices (default: the run's eval_batch_size).
+
+    Returns:
+      The report and its folder.
+
+    Raises:
+      InputError: An argument, the run, the list or an image cannot be used.
+      SaveFailed: The run's folder could not be written; an earlier evaluation stays as it was.
+    """
+    found = check_pairs(run, pairs, images, step, batch_size)
+    from lae_jax.evaluate import on_pairs
+    from lae_jax.runs import build
+
+    root = None if found.encoded is not None else _root(pairs, images)
+    checkpoint = build.load(run, step)
+    cut = on_pairs.cut_of(checkpoint, found, aligned, allow_other_crop)
+    outputs, without_face = on_pairs.embeddings(checkpoint, found, root, cut, flip, batch_size)
+    suffix = f"-step{step}" * (step is not None) + "-flip" * flip
+    folder = on_pairs.place(epath.Path(run), found, suffix)
+    with saving(run):
+        told = {"flip": flip, "without_face": without_face}
+        return Evaluation(on_pairs.write(checkpoint, found, outputs, cut, folder, **told), folder)
+
+
+def check_pairs(
+    run: str | os.PathLike,
+    pairs: str | os.PathLike,
+    images: str | os.PathLike | None,
+    step: int | None,
+    batch_size: int | None,
+) -> "pair_list.PairList":
+    """Checks what `verify` reads and where it writes, without loading a model.
+
+    Returns:
+      The list of pairs.
+
+    Raises:
+      InputError: An argument, the run or the list cannot be used, or an image is missing.
+    """
+    require_whole_numbers(step=step)
+    _check_batch_size(batch_size)
+    if model_file.is_named(run):
+        raise InputError(
+            f"{os.fspath(run)} is a model file, which estimates ages: name a run of stage pretrain with --run"
+        )
+    layout.require_run(run)
+    layout.require_writable(run, f"--run {run}")
+    preflight.require_stage(run, "pretrain", "--run")
+    preflight.require_step(run, step)
+    preflight.require_images(images)
+    from lae_jax.evaluate import pair_list
+
+    found = pair_list.read(pairs)
+    if images is not None and found.encoded is not None:
+        raise InputError(f"{os.fspath(pairs)} holds its images: omit --images")
+    return pair_list.require_images(found, _root(pairs, images))
+
+
+def _root(pairs: str | os.PathLike, images: str | os.PathLike | None) -> str:
+    return os.path.dirname(os.path.abspath(pairs)) if images is None else os.fspath(images)
+
+
 def home_of(run: str | os.PathLike) -> epath.Path:
     """Returns the folder that holds the evaluations of a run: the run itself.
 
@@ -149,9 +235,7 @@ def check(
       InputError: One of them cannot be used.
     """
     require_numbers(interval=interval, threshold=threshold, challenge=challenge)
-    require_whole_numbers(batch_size=batch_size)
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
+    _check_batch_size(batch_size)
     if not 0 < interval < 1:
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if calibrate not in (False, None, True, *get_args(Calibration)):
@@ -169,6 +253,12 @@ def check(
     require_numbers(**{f"costs[{place}]": cost for place, cost in enumerate(costs or ())})
     if costs is not None and not (len(costs) == 3 and all(0 <= cost < math.inf for cost in costs)):
         raise InputError(f"costs are {', '.join(map(str, costs))}: they must be three numbers that are 0 or more")
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    require_whole_numbers(batch_size=batch_size)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: it must be at least 1")
 
 
 def check_inputs(

@@ -1,10 +1,12 @@
-"""Scores a run on a split of a prepared data set.
+"""Scores a run on a split of a prepared data set, or verifies people on a list of pairs with a run of stage 1.
 
     python -m lae_jax.evaluate --run runs/classify --data data/faces --split validation
+    python -m lae_jax.evaluate --run runs/pretrain --pairs pairs.txt --images lfw/
 
 Writes RUN/evaluation/<data set>-<split>/ (of a model file NAME.safetensors, NAME/evaluation/... in the current folder;
 without --run, faces-lite0/evaluation/...): report.html, one self-contained file; report.json, predictions.csv,
-model_card.md, and report/ with each picture (SVG) and its numbers (CSV).
+model_card.md, and report/ with each picture (SVG) and its numbers (CSV). With --pairs it writes
+RUN/evaluation/<name of the list>-pairs/: report.html, report.json, and pairs.csv with the similarity of each pair.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from typing import get_args
 
 from lae_jax import evaluate
 from lae_jax.runtime import console, flags, start
+from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.model_file import builtin
 
 
@@ -22,6 +25,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common("run", help=f"folder of a run, or {flags.MODEL_FILE}")
     common("data", help="folder of a prepared data set (default: the run's own)")
     common("split", help="name of a split; 'all' for every row (default: the run's validation split)")
+    add(
+        "--pairs",
+        metavar="FILE",
+        help="list of pairs to verify people on, with a run of stage 1: LFW's pairs.txt, a table of two paths and 1 or"
+        " 0, or a .bin file of insightface",
+    )
+    common("images", help="with --pairs, the folder of the images (default: that of the list)")
+    common("aligned", help="with --pairs, the images are face crops that match the crop contract of the run")
     common("step")
     common("flip")
     common("interval")
@@ -139,9 +150,33 @@ def tell(report: dict) -> list[str]:
     return [*lines, *wording.warnings(report)]
 
 
+_OF_PAIRS = ("run", "pairs", "images", "aligned", "step", "flip", "allow_other_crop", "batch_size")
+
+
+def _verify(args: dict) -> None:
+    """Verifies people on the list of the command line and prints the scores."""
+    plain = vars(parse_args([]))
+    if given := [name for name in args if name not in (*_OF_PAIRS, "devices") and args[name] != plain[name]]:
+        flag = flags.hyphenated({"slices": "slice"}.get(given[0], given[0]))
+        raise InputError(f"--{flag} is of ages or of a data set, and --pairs verifies people: omit --{flag}")
+    evaluate.check_pairs(*(args[name] for name in ("run", "pairs", "images", "step", "batch_size")))
+    start.devices(args["devices"])
+    report, folder = evaluate.verify(**{name: args[name] for name in _OF_PAIRS})
+    from lae_jax.evaluate import on_pairs
+
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    console.write(*on_pairs.tell(report), f"{folder}/: {names}", f"look at {folder}/report.html")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Evaluates the run of the command line and prints the scores."""
     args = vars(parse_args(argv))
+    if args["pairs"] is not None:
+        _verify(args)
+        return
+    for name in ("pairs", "images", "aligned"):
+        if args.pop(name):
+            raise InputError(f"--{name} is of a list of pairs: add --pairs FILE, or omit --{name}")
     evaluate.check(*(args[name] for name in ("interval", "threshold", "challenge", "costs", "batch_size", "calibrate")))
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     builtin.tell(args["run"])

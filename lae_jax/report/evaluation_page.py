@@ -115,6 +115,24 @@ def of_run(folder: epath.Path, report: Mapping | None = None) -> Page:
     return Page(f"{run.folder.name}, stage {stage}", [verdict], sections, wording.warnings(report))
 
 
+def of_pairs(folder: epath.Path, report: Mapping) -> Page:
+    """Returns the page of an evaluation of stage 1 on a list of pairs.
+
+    Args:
+      folder: Folder of the run.
+      report: Content of its report.json.
+    """
+    run, found = loading.read_run(folder), wording.of_pairs(report)
+    name = epath.Path(report["data"]).name
+    verdict = (
+        f"{run.folder.name} decides {found[0][1].text} of the {report['pairs']:,} pairs of {name} right, which show one"
+        f" person {report['genuine_pairs']:,} times"
+    )
+    scores_of = Section("Scores", items=wording.about_pairs(report), tables=[Table(("score", "value"), found)])
+    sections = [scores_of, _provenance(report, run)]
+    return Page(f"{run.folder.name}, stage 1, on {name}", [verdict], sections, wording.warnings(report))
+
+
 def names(evaluations: Sequence[Evaluation]) -> list[str]:
     """Returns a label for each run: as many parts of its folder as make the labels differ.
 

@@ -159,6 +159,39 @@ def of_identities(report: Mapping) -> list[tuple[str, str]]:
     return [(title, f"{report[name]:.4g}") for name, title in _OF_IDENTITIES.items() if report.get(name) is not None]
 
 
+def of_pairs(report: Mapping) -> list[tuple[str, Estimate]]:
+    """Returns the scores of stage 1 on a list of pairs, as pairs (title, score)."""
+    between = {name: tuple(ends) for name, ends in report["intervals"].items()}
+    found = [("accuracy", Estimate(report["accuracy"], percent=True))]
+    for rate, value in report["true_accept_rates"].items():
+        ends = between.get(f"true_accept_rate_{rate}", ())
+        shown = Estimate(math.nan if value is None else value, *ends, percent=True)
+        found.append((f"true accepts at a false accept rate of {rate}", shown))
+    found.append(("equal error rate", Estimate(report["equal_error_rate"], percent=True)))
+    area = Estimate(report["area_under_curve"], *between.get("area_under_curve", ()), digits=4)
+    return [*found, ("area under the curve", area)]
+
+
+def about_pairs(report: Mapping) -> list[str]:
+    """Returns sentences on how the scores of `of_pairs` come about, and on those that are undefined."""
+    folds, impostors = report["fold_accuracy"], report["pairs"] - report["genuine_pairs"]
+    over, units = report["bootstrap"]["replicates"], report["bootstrap"]["units"]
+    people = "people; a pair of two counts as often as both are drawn" if units == "people" else "pairs of each kind"
+    lines = [
+        f"accuracy: mean of {len(folds)} folds, standard deviation {100 * report['accuracy_std']:.2f} points; the"
+        " threshold of a fold is the best one of the others",
+        f"95 % intervals from {over:,} bootstrap samples of {people}",
+    ]
+    if centred := report.get("without_face"):
+        lines.append(f"on {centred} of the {report['images']} photographs no face was found: their middle was taken")
+    return lines + [
+        f"no true accept rate at a false accept rate of {rate}: that takes {round(1 / float(rate)):,} pairs of two"
+        f" people, and the list has {impostors:,}"
+        for rate, value in report["true_accept_rates"].items()
+        if value is None
+    ]
+
+
 def summary(evaluation: Evaluation, scored: Scored) -> str:
     """Returns a sentence on how well the model does."""
     report = evaluation.report

@@ -93,7 +93,7 @@ def score(embeddings: np.ndarray, pairs: Pairs) -> Verification:
             f" {embeddings.shape}"
         )
     metrics.check_finite("embeddings", embeddings)
-    genuine, impostor = (_cosine(*(embeddings[side] for side in some.T)) for some in (pairs.genuine, pairs.impostor))
+    genuine, impostor = (cosine(*(embeddings[side] for side in some.T)) for some in (pairs.genuine, pairs.impostor))
     accepted, false_accepted = _roc(genuine, impostor)
     resolved = len(impostor) >= 1000
     return Verification(
@@ -104,6 +104,13 @@ def score(embeddings: np.ndarray, pairs: Pairs) -> Verification:
     )
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the cosine similarities of embeddings (n, D) and (n, D): (n,) float64; 0 where an embedding is zero."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1.0)
+
+
 def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, partners: np.ndarray):
     """(size, 2) distinct pairs of indices (all, if there are fewer); p has partners[p], from first_partner[p] on."""
     ends = np.cumsum(partners)
@@ -111,12 +118,6 @@ def _draw_pairs(rng: np.random.Generator, size: int, first_partner: np.ndarray, 
     number = np.arange(total) if total <= size else rng.choice(total, size, replace=False)
     a = np.searchsorted(ends, number, side="right")
     return np.stack([a, first_partner[a] + number - (ends[a] - partners[a])], axis=1)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.sum(a * b, axis=1) / np.where(lengths > 0, lengths, 1.0)
 
 
 def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
