@@ -15,8 +15,9 @@ project = "lae_jax"
 html_title = f"lae_jax {__version__}"
 html_theme = "furo"
 html_static_path = ["site"]
-html_css_files = ["site.css"]
-html_copy_source = html_show_copyright = False
+html_css_files, html_js_files = ["site.css"], ["site.js"]
+# A summary in the list of a search is fetched, which a browser refuses to pages that are opened as files.
+html_show_search_summary = html_copy_source = html_show_copyright = False
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Anchors are those of GitHub, so that each link works there too.
