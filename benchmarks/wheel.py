@@ -94,7 +94,7 @@ def environment_with(wheel: pathlib.Path, fresh: bool) -> pathlib.Path:
     return python.parent
 
 
-def use(programs: pathlib.Path) -> str:
+def use(programs: pathlib.Path) -> float:
     """The age of a drawn face of 30 by `lae-jax predict`.
 
     Raises:
@@ -112,7 +112,7 @@ def use(programs: pathlib.Path) -> str:
     ages = [row["age"] for row in rows if row["age"]]
     if len(ages) != 1 or not 0 < float(ages[0]) < 100:
         raise Failed(f"ages.csv should have one age: {(OUT / 'ages.csv').read_text()}")
-    return ages[0]
+    return float(ages[0])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     console.write(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, built and checked")
     programs = environment_with(wheel, args.fresh)
     age = use(programs)
-    console.write(f"a drawn face of 30: {age} years; {time.perf_counter() - begun:.0f} s in all")
+    console.write(f"a drawn face of 30: {age:.1f} years; {time.perf_counter() - begun:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Anchors are those of GitHub, so that each link works there too.
 myst_heading_anchors = 4
 
+# Indented code is commands for the most part.
+highlight_language = "text"
 # `backticks` are code in docstrings too.
 default_role = "code"
 napoleon_numpy_docstring = False
