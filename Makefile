@@ -15,11 +15,14 @@ PEERS_AGES_STAMP := $(PEERS_AGES_VENV)/.installed
 CONTRACT_VENV ?= .venv-contract
 CONTRACT_STAMP := $(CONTRACT_VENV)/.installed
 CONTRACT_SECONDS ?= 1200
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+SITE := build/site/.built
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
-  test-browser test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
+.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract setup-docs setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+  docs notebook wheel test-browser test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
 
 setup: $(STAMP)
 
@@ -98,6 +101,35 @@ $(CONTRACT_STAMP): requirements-contract.txt
 	$(CONTRACT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-contract.txt
 	touch $@
 
+# Sphinx, twine, and what runs notebooks.
+setup-docs: $(DOCS_STAMP)
+
+$(DOCS_STAMP): $(STAMP) requirements-docs.txt
+	@echo 'Installing Sphinx and the tools of notebooks into $(DOCS_VENV): 0.2 GB, once, a minute'
+	$(call beside_venv,$(DOCS_VENV))
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+# The pages and the docstrings as a site: build/site/index.html. A link that leads nowhere is an error.
+docs: $(SITE)
+	@echo 'Open $(CURDIR)/build/site/index.html'
+
+$(SITE): $(DOCS_STAMP) README.md $(shell find docs lae_jax -type f ! -name '*.pyc')
+	rm -rf build/site build/doctrees
+	$(DOCS_VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+	touch $@
+
+# Runs the notebook: build/notebook/quickstart.ipynb has its outputs.
+notebook: $(DOCS_STAMP)
+	rm -rf build/notebook
+	mkdir -p build/notebook
+	cp examples/quickstart.ipynb build/notebook
+	$(DOCS_VENV)/bin/jupyter-execute --inplace build/notebook/quickstart.ipynb
+
+# The wheel in a new environment that finds the other packages in $(VENV).
+wheel: $(DOCS_STAMP)
+	$(VENV)/bin/python -m benchmarks.wheel --twine $(DOCS_VENV)/bin/twine
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
@@ -131,7 +163,7 @@ test-avx2: $(STAMP)
 	$(AVX2) $(PYTEST) -m "portable and not slow"
 
 # Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used.
-test-browser: $(STAMP)
+test-browser: $(STAMP) $(SITE)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
 
@@ -185,9 +217,10 @@ lint: $(STAMP)
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
 # exporting every model with published weights, the readers, the doors of folders and the API under a fuzzer, the server
-# under load and under attack, the search for faces and the training steps compiled for accelerators, numbers on every
-# kind of CPU, and the demo's effect with five seeds, on an older CPU and on one core.
-check-long: $(STAMP)
+# under load and under attack, the search for faces and the training steps compiled for accelerators, the notebook, the
+# wheel with all that it requires, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
+# and on one core.
+check-long: $(STAMP) $(DOCS_STAMP)
 	$(MAKE) test-beam
 	$(MAKE) test-infra
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4
@@ -202,6 +235,8 @@ check-long: $(STAMP)
 	$(MAKE) fuzz-contract
 	$(MAKE) compile-faces
 	$(MAKE) compile-steps
+	$(MAKE) notebook
+	$(VENV)/bin/python -m benchmarks.wheel --fresh --twine $(DOCS_VENV)/bin/twine
 	$(MAKE) test-portable
 	rm -rf build/demos
 	for seed in 0 1 2 3 4; do $(VENV)/bin/python -m lae_jax.demo --out build/demos --seed $$seed || exit 1; done
@@ -209,4 +244,4 @@ check-long: $(STAMP)
 	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
-	rm -rf build $(VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV) $(TPU_VENV) $(GPU_VENV)
+	rm -rf build $(VENV) $(DOCS_VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV) $(TPU_VENV) $(GPU_VENV)
