@@ -28,6 +28,7 @@ SHA256 = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 INSTALL = f"npm install --prefix . --no-save --ignore-scripts {SOFTWARE}@{VERSION}"
+_GET = f"get it with {INSTALL}"
 PLACE = f"node_modules/{SOFTWARE}"  # where INSTALL puts it
 # npm's package has neither; Python's has both, and an ONNX export needs it.
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
@@ -49,14 +50,15 @@ def check(folder: os.PathLike | str) -> None:
     """
     path = pathlib.Path(folder)
     if not (path / "package.json").is_file():
-        raise InputError(f"{folder} is not the package {SOFTWARE} of npm{layout.hint(folder)}: {INSTALL}")
-    version = files.read_json(path / "package.json", again=INSTALL).get("version")
+        raise InputError(f"{folder} is not the package {SOFTWARE} of npm: {_GET}")
+    version = files.read_json(path / "package.json", again=_GET).get("version")
     if version != VERSION:
-        raise InputError(f"{folder} has version {foreign.quoted(str(version), 20)}, and the page needs {VERSION}: {INSTALL}")
+        told = foreign.quoted(str(version), 20)
+        raise InputError(f"{folder} has version {told}, and the page needs {VERSION}: {_GET}")
     for name, digest in SHA256.items():
         file = path / "dist" / name
         if not file.is_file() or files.sha256_of(file) != digest:
-            raise InputError(f"{file} is missing or was changed: {INSTALL}")
+            raise InputError(f"{file} is missing or was changed: {_GET}")
 
 
 def write(folder: pathlib.Path, content: Mapping, card: str, software: os.PathLike | str) -> dict:
@@ -84,7 +86,8 @@ def write(folder: pathlib.Path, content: Mapping, card: str, software: os.PathLi
 
 def _html(content: Mapping, card: str, embedded: Mapping[str, pathlib.Path]) -> Iterator[str]:
     source, taken, is_calibrated = content["source"], content["input"], content["temperature"] != 1
-    model = without_places(f"{source['model']} of {source['run']} step {source['step']}", os.path.abspath(source["run"]))
+    run = os.path.abspath(source["run"])
+    model = without_places(f"{source['model']} of {source['run']} step {source['step']}", run)
     versions = {"lae-jax": content["versions"]["lae-jax"], SOFTWARE: VERSION}
     contract = {
         "size": taken["image_size"],
@@ -104,7 +107,7 @@ def _html(content: Mapping, card: str, embedded: Mapping[str, pathlib.Path]) -> 
         model=foreign.shown(model),
         calibrated=is_calibrated,
         cut=_cut(content["crop"]),
-        card=markupsafe.Markup(markdown.html(without_places(card, os.path.abspath(source["run"])), below=2)),
+        card=markupsafe.Markup(markdown.html(without_places(card, run), below=2)),
         versions=versions,
         digests=SHA256,
         licence=f"{SOFTWARE}/{LICENCES[0]}",
@@ -159,5 +162,3 @@ def _read(name: str) -> str:
 def _digest(text: str) -> str:
     """Returns a text's hash, as a Content-Security-Policy names what may run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-

@@ -1,4 +1,4 @@
-"""The page of an export, opened as a file, without a network: the ages of `AgeEstimator`, and nothing is asked of anyone."""
+"""The page of an export, opened as a file: it gives the ages of `AgeEstimator` without a network."""
 
 import dataclasses
 import json
