@@ -9,8 +9,8 @@
 The last form writes a model file: the weights in half precision, and in its header all that predict, serve, evaluate,
 export and training need of the run. They take it in place of a run. The other forms write DIR/: the model (uint8 face
 crops in, ages and distributions out), export.json (the input contract, the result of the check, SHA-256 of every file)
-and model_card.md. --page adds index.html, a page that runs the ONNX model in a browser, without a server. docs/serving.md
-explains how to serve an export. The export runs on the CPU.
+and model_card.md. --page adds index.html, a page that runs the ONNX model in a browser. docs/serving.md explains
+how to serve an export. The export runs on the CPU.
 """
 
 import argparse

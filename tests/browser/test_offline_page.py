@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import struct
 from unittest import mock
 
@@ -97,6 +98,26 @@ def test_a_page_without_a_network_gives_the_ages_of_the_estimator(opened, export
     assert [image["name"] for image in whole["images"]] == [path.name for path in pictures]
     assert whole["images"][-1]["size"] == [240, 300]  # upright
     assert all(url.startswith("blob:") for url in asked)
+
+
+def test_crops_that_are_cut_as_the_docs_say_get_the_ages_of_predict(opened, exported, folder, tmp_path, monkeypatch):
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "page").symlink_to(exported)
+    shutil.copy(folder / "photographs" / "5.png", tmp_path / "photo.jpg")  # of two people; the name says nothing
+    monkeypatch.chdir(tmp_path)
+    section = (
+        (ROOT / "docs" / "serving.md").read_text().partition("## A page without a server")[2].partition("\n## ")[0]
+    )
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(compile(code, "docs/serving.md", "exec"), {})
+    crops = sorted(tmp_path.glob("crop-*.jpg"))
+    page = ready(opened, exported)
+    choose(page, crops)
+    found = [image["faces"][0]["age"] for image in answers(page)["images"]]
+    expected = [row.age for row in predict.predict(exported, "photo.jpg", faces="largest")]
+    assert len(expected) == 1
+    # Another decoder of JPEGs: a grey level here and there.
+    np.testing.assert_allclose(found, expected, atol=0.5)
 
 
 def test_a_file_that_is_no_picture_gets_a_sentence_and_the_rest_goes_on(opened, exported, pictures, folder):
