@@ -19,9 +19,8 @@ from lae_jax.runtime.typed import declared
 CHECKPOINTS, CONFIG, RUN = "checkpoints", "config.json", "run.json"
 UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
 DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
-EXPORT = "export.json"
+EXPORT, PAGE = "export.json", ("index.html", "onnxruntime-web")  # PAGE: what an export with a page has besides
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
-PAGE = ("index.html", "onnxruntime-web")  # what an export with a page has besides
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
 _BEGUN = {"parts", RECIPE + ".incomplete", REJECTED, REJECTED + ".incomplete"}

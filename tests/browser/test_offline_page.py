@@ -1,5 +1,6 @@
 """The page of an export, opened as a file: it gives the ages of `AgeEstimator` without a network."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -89,8 +90,9 @@ def test_a_page_without_a_network_gives_the_ages_of_the_estimator(opened, export
     whole = answers(page)
     assert whole["model"].startswith("efficientnet_v2_pico of run step ")
     assert whole["versions"]["onnxruntime-web"] == browser.VERSION
-    opened_pictures = [Image.open(path) for path in pictures]
-    ages, distributions = predict.AgeEstimator.from_run(exported).predict(opened_pictures, distribution=True)
+    with contextlib.ExitStack() as files:
+        images = [files.enter_context(Image.open(path)) for path in pictures]
+        ages, distributions = predict.AgeEstimator.from_run(exported).predict(images, distribution=True)
     assert np.ptp(ages) > 5, "the pictures must be told apart"
     found = [image["faces"][0] for image in whole["images"]]
     np.testing.assert_allclose([face["age"] for face in found], ages, atol=0.05)
