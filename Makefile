@@ -18,11 +18,17 @@ CONTRACT_SECONDS ?= 1200
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 SITE := build/site/.built
+NODE_VENV ?= .venv-node
+# The version of onnxruntime-web and onnxruntime-node, as lae_jax/export/browser.py has it.
+ONNXRUNTIME_NPM := 1.30.0
+ONNXRUNTIME_WEB := node_modules/onnxruntime-web/package.json
+ONNXRUNTIME_NODE := $(NODE_VENV)/node_modules/onnxruntime-node/package.json
+NPM_INSTALL := npm install --no-save --ignore-scripts --no-audit --no-fund --loglevel error
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-peers setup-peers-ages setup-contract setup-docs setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
-  docs notebook wheel test-browser test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
+.PHONY: setup setup-beam setup-page setup-peers setup-peers-ages setup-contract setup-docs setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+  docs notebook wheel test-browser test-node test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
 
 setup: $(STAMP)
 
@@ -130,6 +136,17 @@ notebook: $(DOCS_STAMP)
 wheel: $(DOCS_STAMP)
 	$(VENV)/bin/python -m benchmarks.wheel --twine $(DOCS_VENV)/bin/twine
 
+# What `export --page` puts into its page: 0.15 GB, of which it takes three files. Needs npm: apt-get install nodejs npm.
+setup-page: $(ONNXRUNTIME_WEB)
+
+$(ONNXRUNTIME_WEB): Makefile
+	$(NPM_INSTALL) --prefix . onnxruntime-web@$(ONNXRUNTIME_NPM)
+	touch $@
+
+$(ONNXRUNTIME_NODE): Makefile
+	$(NPM_INSTALL) --prefix $(NODE_VENV) onnxruntime-node@$(ONNXRUNTIME_NPM)
+	touch $@
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
@@ -162,10 +179,16 @@ portable-one-core:
 test-avx2: $(STAMP)
 	$(AVX2) $(PYTEST) -m "portable and not slow"
 
-# Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used.
+# Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used. Without
+# npm the page of an export is not tested.
 test-browser: $(STAMP) $(SITE)
+	if command -v npm > /dev/null; then $(MAKE) setup-page; fi
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
+
+# ONNX exports in Node, by onnxruntime-node (0.3 GB, for every system).
+test-node: $(STAMP) $(ONNXRUNTIME_NODE)
+	NODE=required $(PYTEST) tests/export/test_node.py -rs --numprocesses 0
 
 test-beam: $(BEAM_STAMP)
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py --durations 5
@@ -216,7 +239,7 @@ lint: $(STAMP)
 
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
-# exporting every model with published weights, the readers, the doors of folders and the API under a fuzzer, the server
+# exporting every model with published weights, ONNX exports in Node, the readers, the doors of folders and the API under a fuzzer, the server
 # under load and under attack, the search for faces and the training steps compiled for accelerators, the notebook, the
 # wheel with all that it requires, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
 # and on one core.
@@ -229,6 +252,7 @@ check-long: $(STAMP) $(DOCS_STAMP)
 	$(VENV)/bin/python -m benchmarks.host_cost
 	$(VENV)/bin/python -m benchmarks.pretrained_parity
 	$(VENV)/bin/python -m benchmarks.export_sizes
+	$(MAKE) test-node
 	$(VENV)/bin/python -m benchmarks.serve_load
 	$(VENV)/bin/python -m benchmarks.serve_attacks
 	$(MAKE) fuzz
@@ -244,4 +268,4 @@ check-long: $(STAMP) $(DOCS_STAMP)
 	taskset -c $$($(FIRST_CORE)) $(VENV)/bin/python -m lae_jax.demo --out build/demos/one-core
 
 clean:
-	rm -rf build $(VENV) $(DOCS_VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV) $(TPU_VENV) $(GPU_VENV)
+	rm -rf build $(VENV) $(DOCS_VENV) $(BEAM_VENV) $(PEERS_VENV) $(PEERS_AGES_VENV) $(CONTRACT_VENV) $(TPU_VENV) $(GPU_VENV) $(NODE_VENV) node_modules

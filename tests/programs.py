@@ -1,13 +1,15 @@
-"""Programs to export, with weights that no test can mix up."""
+"""Programs to export, with weights that no test can mix up, and the software of an export's page."""
 
+import hashlib
 import importlib.util
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from lae_jax import models
-from lae_jax.export import program
+from lae_jax.export import browser, program
 from lae_jax.models import convnext, vit
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
@@ -43,3 +45,14 @@ def program_of(name, side, hidden=0, **fields):
     return program.Program(
         name, random_variables(name, side, hidden), side, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), **fields
     )
+
+
+def npm_package(folder, monkeypatch):
+    """A folder like npm's package onnxruntime-web, whose files the page of an export takes for the real ones."""
+    (folder / "dist").mkdir(parents=True)
+    (folder / "package.json").write_text(json.dumps({"version": browser.VERSION}))
+    for name in browser.SHA256:
+        text = f"// {name}\n" * 9
+        (folder / "dist" / name).write_text(text)
+        monkeypatch.setitem(browser.SHA256, name, hashlib.sha256(text.encode()).hexdigest())
+    return folder

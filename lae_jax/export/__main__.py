@@ -2,13 +2,15 @@
 
     python -m lae_jax.export --run runs/classify --format saved_model --out exports/saved_model
     python -m lae_jax.export --run runs/classify --format onnx --out exports/onnx
+    python -m lae_jax.export --run runs/classify --format onnx --page --out exports/page
     python -m lae_jax.export --run runs/classify --format stablehlo --out exports/stablehlo
     python -m lae_jax.export --run runs/classify --format safetensors --out faces.safetensors
 
 The last form writes a model file: the weights in half precision, and in its header all that predict, serve, evaluate,
 export and training need of the run. They take it in place of a run. The other forms write DIR/: the model (uint8 face
 crops in, ages and distributions out), export.json (the input contract, the result of the check, SHA-256 of every file)
-and model_card.md. docs/serving.md explains how to serve it. The export runs on the CPU.
+and model_card.md. --page adds index.html, a page that runs the ONNX model in a browser. docs/serving.md explains
+how to serve an export. The export runs on the CPU.
 """
 
 import argparse
@@ -34,6 +36,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_common("out", metavar="PATH", help="folder to create, or with safetensors the file to create")
     parser.add_common("step")
     parser.add_common("flip")
+    parser.add_argument(
+        "--page", action="store_true", help="with onnx: write a page too, which runs the model in a browser"
+    )
+    parser.add_argument(
+        "--onnxruntime-web",
+        metavar="DIR",
+        help="folder of npm's package onnxruntime-web, for --page (default: node_modules/onnxruntime-web)",
+    )
     return parser.parse_args(argv)
 
 
@@ -54,6 +64,7 @@ def tell(content: dict, out: str) -> list[str]:
         f" {check['max_age_difference']:.1e} years, probabilities by {check['max_distribution_difference']:.1e}"
         f" ({check['images']} images, {check['from']})",
         *found,
+        *([f"open {out}/index.html in a browser"] if "page" in content else []),
         f"next: python -m lae_jax.predict --run {out} PHOTOGRAPHS (docs/serving.md: other servers and programs)",
     ]
 
@@ -61,7 +72,7 @@ def tell(content: dict, out: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Exports the run of the command line and prints a summary."""
     args = vars(parse_args(argv))
-    export.check(args["run"], args["format"], args["out"], args["step"], args["flip"])
+    export.check(**args)
     builtin.tell(args["run"])
     import jax
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lae_jax.data import pipeline, records
 from lae_jax.data.sources import synthetic
-from lae_jax.export import folder
+from lae_jax.export import browser, folder
 from lae_jax.export.program import PLATFORMS, Program
 from lae_jax.report import model_card
 from lae_jax.runs import build, calibration, fields, inputs, lineage, preprocessing
@@ -45,7 +45,12 @@ class Crops:
 
 
 def export(
-    run: os.PathLike | str, form: str, out: os.PathLike | str, step: int | None = None, flip: bool = False
+    run: os.PathLike | str,
+    form: str,
+    out: os.PathLike | str,
+    step: int | None = None,
+    flip: bool = False,
+    software: os.PathLike | str | None = None,
 ) -> dict:
     """Exports a run of stage 2 or 3 into a new folder, with the arguments of `lae_jax.export.export`.
 
@@ -55,6 +60,7 @@ def export(
       out: Folder to create, on a local disk.
       step: Step of the checkpoint (default: the best one).
       flip: Average each estimate with that of the mirror image.
+      software: Folder of npm's package onnxruntime-web, to write a page with it.
 
     Returns:
       The content of `out`/export.json.
@@ -65,11 +71,17 @@ def export(
     """
     out = pathlib.Path(out)
     with console.progress(total=4, what="export", unit="steps") as line:
-        return _export(run, form, out, step, flip, line)
+        return _export(run, form, out, step, flip, software, line)
 
 
 def _export(
-    run: os.PathLike | str, form: str, out: pathlib.Path, step: int | None, flip: bool, line: tqdm.tqdm
+    run: os.PathLike | str,
+    form: str,
+    out: pathlib.Path,
+    step: int | None,
+    flip: bool,
+    software: os.PathLike | str | None,
+    line: tqdm.tqdm,
 ) -> dict:
     line.set_postfix_str("reading the run")
     checkpoint, config, stage = build.load_ages(run, step)
@@ -90,7 +102,7 @@ def _export(
         "conformal": calibration.stored_conformal(checkpoint, flip),
     }
     with build.fits(checkpoint.workdir):
-        return _write(out, content, program, checkpoint, line)
+        return _write(out, content, program, checkpoint, software, line)
 
 
 def program_of(checkpoint: origin.Checkpoint, config: ConfigDict, flip: bool = False) -> Program:
@@ -108,7 +120,14 @@ def program_of(checkpoint: origin.Checkpoint, config: ConfigDict, flip: bool = F
     )
 
 
-def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: origin.Checkpoint, line: tqdm.tqdm) -> dict:
+def _write(
+    out: pathlib.Path,
+    content: dict,
+    program: Program,
+    checkpoint: origin.Checkpoint,
+    software: os.PathLike | str | None,
+    line: tqdm.tqdm,
+) -> dict:
     form, crops = content["format"], crops_of(checkpoint)
     unfinished = layout.place_of_export(out)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -124,6 +143,8 @@ def _write(out: pathlib.Path, content: dict, program: Program, checkpoint: origi
             lineage.data_of(checkpoint),
         )
         files.write_text(unfinished / folder.CARD, card)
+        if software is not None:
+            content["page"] = browser.write(unfinished, content, card, software)
         folder.close(unfinished, content)
         layout.require_new(out)  # minutes have passed
         shutil.rmtree(out, ignore_errors=True)  # it may hold what a file manager left

@@ -19,7 +19,7 @@ from lae_jax.runtime.typed import declared
 CHECKPOINTS, CONFIG, RUN = "checkpoints", "config.json", "run.json"
 UNSCORED = "unscored"  # the state of a step whose evaluation a signal interrupted
 DATASET, RECIPE, REJECTED = "dataset.json", "recipe.json", "rejected.csv"
-EXPORT = "export.json"
+EXPORT, PAGE = "export.json", ("index.html", "onnxruntime-web")  # PAGE: what an export with a page has besides
 MODELS = ("saved_model", "model.stablehlo", "model.onnx")  # one for each format of an export
 _PREPARE = "python -m lae_jax.prepare --reader csv --source CSV --out"
 # What a preparation leaves that was killed before it wrote its recipe, or that could use no image.
@@ -350,7 +350,7 @@ def place_of_export(out: os.PathLike | str) -> pathlib.Path:
       InputError: Something else is there than what an export leaves that was killed.
     """
     path = pathlib.Path(f"{pathlib.Path(out)}.incomplete")
-    own = {*MODELS, EXPORT, f"{EXPORT}.incomplete", "model_card.md", "model_card.md.incomplete"}
+    own = {*MODELS, EXPORT, f"{EXPORT}.incomplete", "model_card.md", "model_card.md.incomplete", *PAGE}
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or {*os.listdir(path)} - own):
         raise InputError(f"--out {out}: {path} is in the way and is not an unfinished export: move it away")
     return path

@@ -25,6 +25,7 @@ from lae_jax.serve.operating import api_key
 from lae_jax.serve.operating.counts import Counts
 
 STATIC = importlib.resources.files("lae_jax.serve") / "static"
+SHARED = ("lae_jax.report", "ages_page")  # files that the page shares with that of an export
 # Seconds between two returns of freed memory to the system. Pictures and batches of all sizes, freed in any order,
 # leave holes that are kept otherwise: the memory would grow for hours.
 TIDY_SECONDS = 10.0
@@ -125,7 +126,7 @@ def _add_metrics(app: FastAPI, counts: Counts) -> None:
 
 
 def _add_pages(app: FastAPI, models: swap.Models) -> None:
-    app.mount("/static", StaticFiles(directory=str(STATIC)))
+    app.mount("/static", StaticFiles(directory=str(STATIC), packages=[SHARED]))
     app.mount("/swagger", StaticFiles(directory=str(SWAGGER)))
 
     @app.get("/", include_in_schema=False)

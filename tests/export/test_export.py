@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 from PIL import Image
-from programs import TOWERS, needs_onnx, program_of
+from programs import TOWERS, needs_onnx, npm_package, program_of
 
 from lae_jax import evaluate, export, models, predict
 from lae_jax.configs import common, represent
@@ -123,13 +123,16 @@ def run(drawn, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    """format -> an export of the run; each is made once, and not to be changed."""
+    """format -> an export of the run, ONNX with a page; each is made once, and not to be changed."""
     made = {}
 
     def make(form):
         if form not in made:
             made[form] = tmp_path_factory.mktemp("exported") / form
-            export.export(run, form, made[form])
+            with pytest.MonkeyPatch.context() as patch:
+                software = npm_package(made[form].parent / "npm", patch)
+                page = {"page": True, "onnxruntime_web": software} if form == "onnx" else {}
+                export.export(run, form, made[form], **page)
         return made[form]
 
     return make
@@ -195,6 +198,16 @@ def test_an_export_says_what_it_is(run, exported, drawn):
     counted = {**test, "split": "validation", "same_people_on_both_sides": 0}
     card = model_card.write(content, checkpoints.load_run(run).meta, [], [counted], {**data, "protocol": "column"})
     assert "not split by identity" not in card and "was chosen by" not in card
+
+
+@needs_onnx
+def test_an_export_with_a_page_lists_it(exported, run):
+    content = json.loads((exported("onnx") / "export.json").read_text())
+    licences = {"onnxruntime-web/LICENSE", "onnxruntime-web/ThirdPartyNotices.txt"}
+    assert content["files"].keys() == {"model.onnx", "model_card.md", "index.html", *licences}
+    page = (exported("onnx") / "index.html").read_text()
+    assert content["page"]["file"] == "index.html" and 'id="card"' in page and "Use and misuse</h" in page
+    assert str(run.parent) not in page
 
 
 def test_the_card_tells_starting_weights_and_leaks(run, exported, tmp_path):

@@ -18,7 +18,7 @@ from lae_jax.report import markdown
 from lae_jax.runtime import foreign
 from lae_jax.runtime.foreign import spreadsheets
 
-STATIC = ROOT / "lae_jax" / "serve" / "static"
+PAGE = ROOT / "lae_jax" / "report" / "ages_page"
 TEXTS = st.text(st.sampled_from(list("=+-@;'\" \t\n\\x1bau_*`|[]<>&~$:/\x00\x1b\u202e\udcff＝a")) | st.characters())
 
 
@@ -87,7 +87,7 @@ def test_a_page_of_markdown_obeys_no_raw_html_and_shows_no_control_character():
 
 
 def test_the_page_of_the_server_has_the_same_rules():
-    script = (STATIC / "foreign.js").read_text()
+    script = (PAGE / "foreign.js").read_text()
     assert tuple(re.findall(r"\\p\{(\w+)\}", script)) == foreign.UNFIT
     (formula,) = re.findall(r"const FORMULA = /(.*)/gu;", script)
     assert formula == spreadsheets.FORMULA
@@ -101,7 +101,7 @@ const { shown, inCsv, inJson } = await import(process.argv[1]);
 const texts = JSON.parse(await new Response(process.stdin).text());
 console.log(JSON.stringify(texts.map((text) => [shown(text), inCsv(text), inJson({ text })])));
 """
-    words = ["node", "--input-type=module", "-e", code, str(STATIC / "foreign.js")]
+    words = ["node", "--input-type=module", "-e", code, str(PAGE / "foreign.js")]
     done = subprocess.run(words, input=json.dumps(texts), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for text, (told, cell, exact) in zip(texts, json.loads(done.stdout), strict=True):

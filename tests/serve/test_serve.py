@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import gc
+import importlib.resources
 import io
 import json
 import os
@@ -346,8 +347,9 @@ def test_what_a_models_evaluations_warn_of_is_told(monkeypatch):
 
 
 def test_the_page_asks_no_other_host_for_anything(crops_server):
-    own = [*app.STATIC.iterdir()]
-    assert {"index.html", "page.css", "page.js", "docs.html"} <= {path.name for path in own}
+    shared = importlib.resources.files(app.SHARED[0]) / app.SHARED[1]
+    own = [*app.STATIC.iterdir(), *shared.iterdir()]
+    assert {"index.html", "page.css", "page.js", "cards.js", "docs.html"} <= {path.name for path in own}
     for path in own:
         hosts = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text())) - {"http://www.w3.org"}
         assert not hosts, path

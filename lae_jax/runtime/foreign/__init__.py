@@ -1,6 +1,6 @@
 """Texts of strangers (names of files, people, columns, runs): safe in a terminal, on a page and in Markdown.
 
-serve/static/foreign.js has the same rules for the page of the server; a test compares them.
+report/ages_page/foreign.js has the same rules for pages that run scripts; a test compares them.
 """
 
 import re
