@@ -48,6 +48,7 @@ class Lowering:
         self._outputs = people if self.stage.target == "identity" else build.NUM_AGES
         c = config.model
         self.stage = stages.with_classes(self.stage, c.class_weights, c.class_sampling, self._outputs)
+        self.stage = stages.with_cure(self.stage, config.cure, _STEPS)
         self._model = build.model(config, self.stage, self._outputs, "cpu" if devices[0].platform == "cpu" else "xla")
         side = config.data.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -60,7 +61,7 @@ class Lowering:
 
     def _first_state(self, variables: Mapping) -> steps.TrainState:
         averaged = self.stage.trains if self.config.ema_decay else ()
-        return steps.create_state(variables, self._optimiser, averaged)
+        return steps.create_state(variables, self._optimiser, averaged, self.stage.cure)
 
     @functools.cached_property
     def _optimiser(self):
@@ -138,6 +139,8 @@ class Lowering:
             parts["optimiser"] = self.state.opt_state
             if self.config.ema_decay:
                 parts["EMA"] = self.state.ema
+            if isinstance(self.state, steps.CuredState):
+                parts["cure"] = self.state.cure
         return {name: self._bytes(tree) for name, tree in parts.items()}
 
     def _bytes(self, tree: Mapping) -> int:

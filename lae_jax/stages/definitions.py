@@ -10,7 +10,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import classes, methods, verification
+from lae_jax.stages import classes, cures, methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
@@ -61,6 +61,8 @@ class Stage:
     # those of its rows that a step reads and changes; None: all.
     split: tuple[str, ...] = ()
     choose: Callable[[jax.Array, int, jax.Array], jax.Array] | None = None
+    # Cures for a long tail, which change the loss and the features in training; they take the loss above. None: none.
+    cure: cures.Cures | None = None
 
 
 def _every_row(targets: np.ndarray) -> np.ndarray:
@@ -268,6 +270,28 @@ def with_classes(stage: Stage, where: str, share: float, num_outputs: int) -> St
         split=(classes.LEAF,),
         choose=functools.partial(classes.choose, num_outputs, share) if share < 1 else None,
     )
+
+
+def with_cure(stage: Stage, given: Mapping, epoch: int) -> Stage:
+    """Returns stage 2 with cures for a long tail; with the name 'none' it returns the stage unchanged.
+
+    Args:
+      stage: The stage; only stage 2 has cures.
+      given: config.cure.
+      epoch: Steps of an epoch.
+
+    Raises:
+      InputError: The stage has no cures, or see `cures.chosen`.
+    """
+    found = cures.chosen(given, epoch)
+    if found is None:
+        return stage
+    if stage is not REPRESENT:
+        raise InputError(
+            f"config.cure.name belongs to stage represent, not to {stage.name}: omit it (methods of stage 3 are"
+            " config.classify.method)"
+        )
+    return dataclasses.replace(stage, cure=found)
 
 
 def _set_mix(mix, setting, ages, key):

@@ -83,6 +83,7 @@ def check_names(config: ConfigDict) -> None:
 
     stage = stages.get(config.stage)
     stages.with_method(stage, config.classify.method, config.classify.setting)
+    stages.with_cure(stage, config.cure, 1)
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     parallel.require_form(config.parallel)
