@@ -156,9 +156,7 @@ def pseudo_labels(counts: np.ndarray, size: int, bandwidth: float) -> np.ndarray
     return np.minimum(found, len(counts) - 1).astype(np.float32)
 
 
-def distribution_distance(
-    predictions: jax.Array, every: jax.Array, places: jax.Array, labels: jax.Array
-) -> jax.Array:
+def distribution_distance(predictions: jax.Array, every: jax.Array, places: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the distance of each prediction to the pseudo-label of its rank: (b,) years.
 
     Its mean over the batch is that of |sorted predictions - pseudo-labels| (Nie et al., ICLR 2025, section 3). The
@@ -172,4 +170,4 @@ def distribution_distance(
       labels: (B,), `pseudo_labels`.
     """
     order = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(every)))
-    return jnp.abs(predictions - labels[order[places]])
+    return jnp.abs(predictions - jnp.asarray(labels, predictions.dtype)[order[places]])

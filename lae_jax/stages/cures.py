@@ -231,6 +231,8 @@ def chosen(given: Mapping, epoch: int) -> Cures | None:
     if word != NONE:
         names = tuple(part.strip() for part in word.split("+"))
     for name in names:
+        if name == NONE:
+            raise InputError(f"config.cure.name is {word!r}: {NONE} stands alone")
         if name not in CURES:
             raise InputError("config.cure.name: " + unknown("cure", name, (*CURES, NONE)))
         if names.count(name) > 1:

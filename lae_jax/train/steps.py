@@ -204,8 +204,7 @@ def _mixed(ages: jax.Array, mix: Callable | None, key: jax.Array):
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):
-    """Returns gradients of the mean loss, new statistics, the sum of the losses, and what is kept of one device's
-    examples.
+    """Returns the gradients of the mean loss of one device's examples, and all else that `part_loss` returns of them.
 
     Args:
       part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats, kept), kept in arrays (b, ...).
