@@ -103,6 +103,24 @@ def get_config() -> ConfigDict:
     c.loss.margin = 0.35  # AM-softmax m (ours); in their papers 0.5 for arcface, 0.4 for adaface
     c.loss.margin_form = "am_softmax"  # (the paper) | 'arcface' | 'adaface'
 
+    # Stage 2: 'none' (the paper), or cures for a long tail: 'lds', 'fds', 'rank_sim', 'balanced_mse', 'dist_loss',
+    # 'conr', several with + between them (docs/longtail.md). A setting may be changed if its cure is on.
+    c.cure = ConfigDict()
+    c.cure.name = "none"
+    c.cure.lds_power = 0.5  # of the inverse of the smoothed counts that weights an age
+    c.cure.fds_momentum = 0.9  # of the running statistics of the features
+    c.cure.fds_start_update = 0  # first epoch whose features are in the statistics
+    c.cure.fds_start_smooth = 1  # first epoch whose features are calibrated
+    c.cure.rank_sim_weight = 100.0  # gamma
+    c.cure.rank_sim_strength = 2.0  # lambda
+    c.cure.balanced_mse_noise = 10.0  # years, at the first step; it is learned
+    c.cure.dist_loss_weight = 1.0
+    c.cure.dist_loss_bandwidth = 0.5  # of the density of the ages, as a share of their standard deviation
+    c.cure.conr_weight = 4.0  # beta
+    c.cure.conr_window = 1.0  # years in which ages, or predictions, count as alike
+    c.cure.conr_temperature = 0.07  # of the cosines
+    c.cure.conr_eta = 0.01  # a year's factor in the exponent of the pushing weights
+
     c.classify = ConfigDict()
     c.classify.method = "lae"  # stage 3: the paper's, or a method of docs/longtail.md that can be a stage 3
     c.classify.setting = placeholder(float)  # setting of the method, if it has one

@@ -48,6 +48,7 @@ class Lowering:
         self._outputs = people if self.stage.target == "identity" else build.NUM_AGES
         c = config.model
         self.stage = stages.with_classes(self.stage, c.class_weights, c.class_sampling, self._outputs)
+        self.stage = stages.with_cure(self.stage, config.cure, _STEPS)
         convolutions = "cpu" if devices[0].platform == "cpu" else "xla"
         self._teacher = None if forward else teacher.load(config, convolutions=convolutions)
         if self._teacher is not None:
@@ -64,7 +65,7 @@ class Lowering:
 
     def _first_state(self, variables: Mapping) -> steps.TrainState:
         averaged = self.stage.trains if self.config.ema_decay else ()
-        return steps.create_state(variables, self._optimiser, averaged)
+        return steps.create_state(variables, self._optimiser, averaged, self.stage.cure)
 
     @functools.cached_property
     def _optimiser(self):
@@ -145,6 +146,8 @@ class Lowering:
                 parts["teacher"] = self._teacher.checkpoint.variables
             if self.config.ema_decay:
                 parts["EMA"] = self.state.ema
+            if isinstance(self.state, steps.CuredState):
+                parts["cure"] = self.state.cure
         return {name: self._bytes(tree) for name, tree in parts.items()}
 
     def _bytes(self, tree: Mapping) -> int:

@@ -64,6 +64,7 @@ class Model(nn.Module):
         rows: jax.Array | None = None,
         train_backbone: bool = True,
         on_features: Callable[[jax.Array], jax.Array] = lambda features: features,
+        with_features: bool = False,
     ) -> Any:
         """Returns the output of the head: logits (B, K), or embeddings (B, D).
 
@@ -75,9 +76,11 @@ class Model(nn.Module):
           train_backbone: False (stage 3): the backbone is in inference mode and gets no gradient; the head follows
             `train`.
           on_features: Function (B, F) -> (B, F) between backbone and head.
+          with_features: Return (output, features of the backbone (B, F)).
         """
         features = self.backbone(images, train, rows, train_backbone)
-        return self.head(on_features(features), train, rows)
+        outputs = self.head(on_features(features), train, rows)
+        return (outputs, features) if with_features else outputs
 
 
 def _choose(what: str, name: str, choices) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from etils import epath
 from ml_collections import ConfigDict
 
+from lae_jax.configs import common
 from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.typed import declared
@@ -48,6 +49,7 @@ ADDED = {
     "optim.decay_all": True,
     "optim.head_factor": 1.0,
     "optim.layer_decay": 1.0,
+    **{f"cure.{name}": value for name, value in common.get_config().cure.items()},
 }
 
 
@@ -61,9 +63,12 @@ def from_json(content: dict) -> ConfigDict:
     config = ConfigDict(content)
     for name, value in ADDED.items():
         room, _, field = name.rpartition(".")
-        if not room or room in config:  # the config of weights has few fields
-            place = config[room] if room else config
-            place[field] = place.get(field, value)
+        if room and room not in config:
+            if "stage" not in config:  # the config of weights has few fields
+                continue
+            config[room] = ConfigDict()
+        place = config[room] if room else config
+        place[field] = place.get(field, value)
     return config
 
 

@@ -1,6 +1,6 @@
-"""The three stages as records, and the methods that replace the training of stage 3."""
+"""The three stages as records, the methods that replace the training of stage 3, and the cures of stage 2."""
 
-from lae_jax.stages import classes
+from lae_jax.stages import classes, cures
 from lae_jax.stages.definitions import (
     CLASSIFY,
     PRETRAIN,
@@ -11,6 +11,7 @@ from lae_jax.stages.definitions import (
     Stage,
     get,
     with_classes,
+    with_cure,
     with_method,
     with_teacher,
 )
@@ -24,8 +25,10 @@ __all__ = [
     "Selection",
     "Stage",
     "classes",
+    "cures",
     "get",
     "with_classes",
+    "with_cure",
     "with_method",
     "with_teacher",
 ]

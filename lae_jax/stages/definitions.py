@@ -10,7 +10,7 @@ import numpy as np
 
 from lae_jax import losses, metrics
 from lae_jax.runtime.errors import InputError, unknown
-from lae_jax.stages import classes, methods, verification
+from lae_jax.stages import classes, cures, methods, verification
 
 # Scores by name; None: the score is undefined.
 Scores = dict[str, float | None]
@@ -61,6 +61,8 @@ class Stage:
     # those of its rows that a step reads and changes; None: all.
     split: tuple[str, ...] = ()
     choose: Callable[[jax.Array, int, jax.Array], jax.Array] | None = None
+    # Cures for a long tail, which change the loss and the features in training; they take the loss above. None: none.
+    cure: cures.Cures | None = None
 
 
 def _every_row(targets: np.ndarray) -> np.ndarray:
@@ -270,13 +272,36 @@ def with_classes(stage: Stage, where: str, share: float, num_outputs: int) -> St
     )
 
 
+def with_cure(stage: Stage, given: Mapping, epoch: int) -> Stage:
+    """Returns stage 2 with cures for a long tail; with the name 'none' it returns the stage unchanged.
+
+    Args:
+      stage: The stage; only stage 2 has cures.
+      given: config.cure.
+      epoch: Steps of an epoch.
+
+    Raises:
+      InputError: The stage has no cures, or see `cures.chosen`.
+    """
+    found = cures.chosen(given, epoch)
+    if found is None:
+        return stage
+    if stage.name != REPRESENT.name:
+        raise InputError(
+            f"config.cure.name belongs to stage represent, not to {stage.name}: omit it (methods of stage 3 are"
+            " config.classify.method)"
+        )
+    return dataclasses.replace(stage, cure=found)
+
+
 def with_teacher(stage: Stage) -> Stage:
     """Returns a stage of ages whose loss is mixed with the divergence from a teacher's distribution.
 
     The loss constants then have `teacher_logits` (B, K), `teacher_weight` and `teacher_temperature`.
 
     Raises:
-      InputError: The stage learns no ages, or mixes examples, of whose mixtures a teacher knows nothing.
+      InputError: The stage learns no ages, it mixes examples, of whose mixtures a teacher knows nothing, or a cure has
+        a loss of its own.
     """
     if stage.target != "age":
         raise InputError(f"config.teacher belongs to stages 2 and 3, not to {stage.name}: omit it")
@@ -284,6 +309,11 @@ def with_teacher(stage: Stage) -> Stage:
         raise InputError(
             "config.teacher: config.classify.method mixes the features of several images, and a teacher knows the"
             " distribution of each image alone: use another method, or omit config.teacher"
+        )
+    if stage.cure is not None and "balanced_mse" in stage.cure.names:
+        raise InputError(
+            "config.teacher: the cure balanced_mse has a loss of its own, with which no teacher is mixed: omit"
+            " config.teacher, or use another config.cure.name"
         )
     return dataclasses.replace(stage, loss=functools.partial(_distilled, stage.loss))
 

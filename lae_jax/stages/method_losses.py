@@ -6,6 +6,7 @@ known about how rare it is.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -96,32 +97,46 @@ def smoothed_counts(counts: np.ndarray, size: int = LDS_SIZE, sigma: float = LDS
 
 
 def smooth_statistics(features: np.ndarray, classes: np.ndarray, num_ages: int = 101) -> dict[str, np.ndarray]:
-    """Returns FDS as a `scale` and a `shift` for each age: (N, F), (N,) int -> two of (num_ages, F) float32.
+    """Returns the `calibration` of FDS by these features: (N, F), (N,) int -> two of (num_ages, F) float32."""
+    classes = np.clip(classes, 0, num_ages - 1)
+    counts = count_ages(classes, num_ages)
+    mean = _sums_by_class(features, classes, num_ages) / np.maximum(counts, 1)[:, None]
+    squares = _sums_by_class(features, classes, num_ages, lambda block, of: (block - mean[of]) ** 2)
+    found = calibration(counts, mean, squares / np.maximum(counts - 1, 1)[:, None], np)
+    return {name: table.astype(np.float32) for name, table in found.items()}
+
+
+def calibration(counts: jax.Array, mean: jax.Array, variance: jax.Array, xp: ModuleType) -> dict[str, jax.Array]:
+    """Returns FDS as a `scale` and a `shift` for each age: (K,), (K, F), (K, F) -> two of (K, F).
 
     FDS whitens an age's features with their mean and variance, and colours them with the mean and variance smoothed
     over the ages that have images: z' = sqrt(v~ / v) (z - m) + m~ = scale z + shift (Yang et al., ICML 2021, equations
     3 to 5; diagonal covariance, and the ratio of variances clipped to 0.1..10, as in their code). Ages with fewer than
     two images have no known variance and keep the spread of their features.
+
+    Args:
+      counts: Images of each age.
+      mean: Of the features of each age.
+      variance: Likewise.
+      xp: `numpy` or `jax.numpy`, which computes it.
     """
-    classes = np.clip(classes, 0, num_ages - 1)
-    counts = count_ages(classes, num_ages)[:, None]
-    mean = _sums_by_class(features, classes, num_ages) / np.maximum(counts, 1)
-    squares = _sums_by_class(features, classes, num_ages, lambda block, of: (block - mean[of]) ** 2)
-    variance = squares / np.maximum(counts - 1, 1)
-    half, kernel = LDS_SIZE // 2, _kernel(LDS_SIZE, LDS_SIGMA)
+    num_ages, half, kernel = len(counts), LDS_SIZE // 2, _kernel(LDS_SIZE, LDS_SIGMA)
     distance = np.arange(num_ages)[:, None] - np.arange(num_ages)[None, :]
     near = np.where(np.abs(distance) <= half, kernel[np.clip(distance + half, 0, LDS_SIZE - 1)], 0.0)
+    near = xp.asarray(near, mean.dtype)
 
     def smooth(values, known):
-        weights = near * known[:, 0][None, :]
+        weights = near * known[None, :]
         total = weights.sum(axis=1, keepdims=True)
-        return np.where(total > 0, weights @ values / np.maximum(total, 1e-12), values)
+        mixed = xp.matmul(weights, values, **precision)
+        return xp.where(total > 0, mixed / xp.maximum(total, 1e-12), values)
 
-    known = (counts > 1) & (variance > 0).any(axis=1, keepdims=True)
-    ratio = np.where(known & (variance > 0), smooth(variance, known) / np.where(variance > 0, variance, 1.0), 1.0)
-    scale = np.sqrt(np.clip(ratio, 0.1, 10.0))
-    shift = smooth(mean, counts > 0) - scale * mean
-    return {"scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+    precision = {} if xp is np else {"precision": jax.lax.Precision.HIGHEST}
+    known = (counts > 1) & (variance > 0).any(axis=1)
+    is_known = known[:, None] & (variance > 0)
+    ratio = xp.where(is_known, smooth(variance, known) / xp.where(variance > 0, variance, 1.0), 1.0)
+    scale = xp.sqrt(xp.clip(ratio, 0.1, 10.0))
+    return {"scale": scale, "shift": smooth(mean, counts > 0) - scale * mean}
 
 
 def _sums_by_class(
@@ -146,11 +161,12 @@ def balanced_mse(predictions: jax.Array, ages: jax.Array, counts: jax.Array, noi
 
     `2 s^2 (-log N(y; y_hat, s^2) + log sum_k p_k N(k; y_hat, s^2))`, with the training ages' frequencies p and
     s = `noise` in years (Ren et al., CVPR 2022, equation 3.7 with the ages as buckets); the Gaussians' factors cancel.
-    Unlike in the batch-based form, the loss of an example does not depend on the rest of its batch.
+    Where s is learned, the factor 2 s^2 counts as a constant, as in their code. Unlike in the batch-based form, the
+    loss of an example does not depend on the rest of its batch.
     """
     exponents = -((jnp.arange(counts.shape[0], dtype=predictions.dtype)[None, :] - predictions[:, None]) ** 2)
     evidence = jax.nn.logsumexp(exponents / (2 * noise**2), axis=-1, b=(counts / jnp.sum(counts))[None, :])
-    return (predictions - ages) ** 2 + 2 * noise**2 * evidence
+    return 2 * jax.lax.stop_gradient(noise**2) * ((predictions - ages) ** 2 / (2 * noise**2) + evidence)
 
 
 def of_age(table: jax.Array, ages: jax.Array) -> jax.Array:
@@ -160,7 +176,12 @@ def of_age(table: jax.Array, ages: jax.Array) -> jax.Array:
     """
     if ages.ndim == 2:
         return jnp.tensordot(losses.range_weights(ages, table.shape[0]), table, 1, precision=jax.lax.Precision.HIGHEST)
-    return table[jnp.clip(jnp.floor(ages + 0.5).astype(jnp.int32), 0, table.shape[0] - 1)]
+    return table[place_of(ages, table.shape[0])]
+
+
+def place_of(ages: jax.Array, num_ages: int) -> jax.Array:
+    """Returns the whole ages, (B,) years -> (B,) int32; ages outside count as the nearest age."""
+    return jnp.clip(jnp.floor(ages + 0.5).astype(jnp.int32), 0, num_ages - 1)
 
 
 def _kernel(size: int, sigma: float) -> np.ndarray:

@@ -8,9 +8,9 @@ import jax
 BETA = 2.0
 
 
-def key_of(seed: int | jax.Array, step: int | jax.Array) -> jax.Array:
-    """Returns the random key of a step, the same on every device."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"mix") >> 1), step)
+def key_of(seed: int | jax.Array, step: int | jax.Array, purpose: str = "mix") -> jax.Array:
+    """Returns the random key of a step for a purpose, the same on every device."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()) >> 1), step)
 
 
 def c_mixup(ages: jax.Array, key: jax.Array, bandwidth: float | jax.Array) -> tuple[jax.Array, jax.Array]:

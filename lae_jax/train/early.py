@@ -95,8 +95,10 @@ def check_names(config: ConfigDict) -> None:
 
     stage = stages.get(config.stage)
     method = stages.with_method(stage, config.classify.method, config.classify.setting)
+    cured = stages.with_cure(stage, config.cure, 1)
     if teacher.is_set(config):
         stages.with_teacher(method)
+        stages.with_teacher(cured)
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     parallel.require_form(config.parallel)

@@ -115,7 +115,7 @@ def _initial(plan: Plan) -> tuple[nn.Module, optax.GradientTransformation, steps
         parts = ("backbone",) if config.reinit_head else stage.loads
         variables = handover.take_over(variables, plan.init, parts)
     tx = build.optimiser(config, plan.schedule, variables["params"], stage)
-    return module, tx, steps.create_state(variables, tx, stage.trains if config.ema_decay else ())
+    return module, tx, steps.create_state(variables, tx, stage.trains if config.ema_decay else (), stage.cure)
 
 
 def _inputs_of(plan: Plan) -> dict:

@@ -154,7 +154,6 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
         )
     init = None if resumed else handover.load(config, stage)
     teacher = teachers.load(config, resumed)
-    stage = stages.with_teacher(stage) if teacher else stage
     before, also = resumed or (init and init.meta), teacher and teacher.checkpoint.meta
     config = handover.with_statistics(config, before, tell=init is not None)
     if init is not None:
@@ -169,6 +168,10 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     training, num_outputs = _training(config, dataset, stage)
     stage = stages.with_classes(stage, config.model.class_weights, config.model.class_sampling, num_outputs)
     par = dataclasses.replace(par, split=stage.split)
+    epoch = math.ceil(len(training.rows) / config.batch_size)
+    stage = stages.with_cure(stage, config.cure, epoch)
+    stage = stages.with_teacher(stage) if teacher else stage
+    _check_cure(config, stage.cure, dataset, training)
     if training.targets.ndim == 2 and not methods.get(c.method).takes_ranges:
         able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
         raise InputError(
@@ -185,7 +188,6 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             **constants,
             **method_losses.of_training(method_losses.images_by_age(training.targets, num_outputs)),
         }
-    epoch = math.ceil(len(training.rows) / config.batch_size)
     plan = Plan(
         config=config,
         stage=stage,
@@ -214,6 +216,25 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     # Wrong values must fail now and not after an epoch.
     _ = plan.selection, plan.schedule, inputs.augmentation(config)
     return plan
+
+
+def _check_cure(
+    config: ConfigDict, cure: stages.cures.Cures | None, dataset: records.Dataset, training: inputs.Examples
+) -> None:
+    """Checks that the cures of stage 2 can be used with these labels and with parts of a batch."""
+    if cure is None:
+        return
+    if training.targets.ndim == 2 and cure.for_exact_ages:
+        able = ", ".join(name for name, one in stages.cures.CURES.items() if one.takes_ranges)
+        raise InputError(
+            f"config.cure.name: {', '.join(cure.for_exact_ages)} needs exact ages, and in {dataset.path} some are"
+            f" ranges: use {able}"
+        )
+    if config.accumulate > 1 and cure.of_whole_batches:
+        raise InputError(
+            f"config.cure.name: {', '.join(cure.of_whole_batches)} compares the images of a whole batch, and"
+            f" config.accumulate is {config.accumulate}: set it to 1, and config.model.remat to True to save memory"
+        )
 
 
 def _training(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> tuple[inputs.Examples, int]:

@@ -12,7 +12,7 @@ import optax
 
 from lae_jax.runs.forward import normalise
 from lae_jax.runtime.parallel import AXIS, rows
-from lae_jax.stages import Stage, mixing
+from lae_jax.stages import Stage, cures, mixing
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,20 +31,45 @@ class AveragedState(TrainState):
     ema: dict
 
 
+class CuredState(TrainState):
+    """A state with what the cures of stage 2 remember, the same on every device."""
+
+    cure: dict
+
+
+class AveragedCuredState(AveragedState, CuredState):
+    """A state with both."""
+
+
 def create_state(
-    variables: Mapping, tx: optax.GradientTransformation, averaged: tuple[str, ...] = ()
-) -> TrainState | AveragedState:
+    variables: Mapping,
+    tx: optax.GradientTransformation,
+    averaged: tuple[str, ...] = (),
+    cure: cures.Cures | None = None,
+) -> TrainState:
     """Returns the state of step 0 with a model's variables, whose numpy arrays stay numpy arrays.
 
     Args:
       variables: The model's variables.
       tx: The optimiser.
       averaged: Names of the parts that have an EMA, which starts at `variables`.
+      cure: The cures, if there are any. Only those that remember something have a place in the state.
     """
     zero = np.zeros((), np.int32)
     params = dict(variables["params"])
     state = TrainState(zero, zero, params, dict(variables.get("batch_stats", {})), tx.init(params))
-    return AveragedState(**vars(state), ema=_of_parts(state, averaged)) if averaged else state
+    further = {"ema": _of_parts(state, averaged)} if averaged else {}
+    if cure is not None and (memory := cure.first(params["head"])):
+        further["cure"] = memory
+    return _STATES[frozenset(further)](**vars(state), **further)
+
+
+_STATES = {
+    frozenset(): TrainState,
+    frozenset({"ema"}): AveragedState,
+    frozenset({"cure"}): CuredState,
+    frozenset({"ema", "cure"}): AveragedCuredState,
+}
 
 
 def _of_parts(state: TrainState, parts: Collection[str]) -> dict:
@@ -94,7 +119,7 @@ def train_step(
       batch: image (b, H, W, 3) uint8, target (b,), or (b, 2) of ranges; label_sigma (b,), years, where each label has
         its own, in place of the constant.
       teacher_variables: Variables of the teacher, the same on every device.
-      stage: Gives `loss`, `mix` and what it `trains`; the other parameters do not change. Of the leaves that it
+      stage: Gives `loss`, `mix`, `cure` and what it `trains`; the other parameters do not change. Of the leaves that it
         `split`s, a device has a part of the rows, and those that it does not `choose` do not change.
       constants: The loss constants.
       model: The model.
@@ -115,29 +140,46 @@ def train_step(
         state = rows.apply(lambda leaf: leaf[places], stage.split, before)
     fixed = {name: value for name, value in state.params.items() if name not in stage.trains}
     trained = {name: state.params[name] for name in stage.trains}
+    cure, memory = stage.cure, {}
+    if isinstance(state, CuredState):
+        memory = cure.begin(state.cure, state.step)
+        trained["cure"] = memory.get("learned", {})
 
     def part_loss(trained, batch_stats, part, positions):
         mixed = _mixing(part["target"], stage.mix, mixing.key_of(settings.seed, state.step))
-        outputs, updated = model.apply(
-            {"params": {**fixed, **trained}, "batch_stats": batch_stats},
+        target, on_features = mixed(part["target"]), mixed
+        if cure is not None:
+            on_features = cure.on_features(memory, target, state.step)
+        learned = {name: trained[name] for name in stage.trains}
+        (outputs, features), updated = model.apply(
+            {"params": {**fixed, **learned}, "batch_stats": batch_stats},
             normalise(part["image"], settings.mean, settings.std, settings.dtype),
             train=True,
             rows=positions,
             train_backbone="backbone" in stage.trains,
-            on_features=mixed,
+            on_features=on_features,
+            with_features=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
         own = {name: mixed(part[name]) for name in ("label_sigma",) if name in part}
         if teacher is not None:
             own["teacher_logits"] = teacher(teacher_variables, part["image"])
-        losses = stage.loss(outputs, mixed(part["target"]), {**constants, **own})
-        return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})})
+        given = {**constants, **own}
+        if cure is None:
+            losses = stage.loss(outputs, target, given)
+        else:
+            drawn = mixing.key_of(settings.seed, state.step, "cure")
+            losses = cure.losses(stage.loss, outputs, features, target, given, trained.get("cure", {}), drawn)
+        kept = features if memory else ()
+        return losses.mean(), (losses.sum(), {**batch_stats, **updated.get("batch_stats", {})}, kept)
 
     count = len(batch["target"])
     positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
     examples = (dict(batch), positions)
-    grads, batch_stats, loss_sum = _gradients(part_loss, trained, state.batch_stats, examples, settings.accumulate)
+    grads, batch_stats, loss_sum, features = _gradients(
+        part_loss, trained, state.batch_stats, examples, settings.accumulate
+    )
     grads = rows.mean(grads, stage.split)
     # Without synchronised BatchNorm each device has its own statistics. Those of frozen parts do not change.
     moved = {name: value for name, value in batch_stats.items() if name in stage.trains}
@@ -146,7 +188,11 @@ def train_step(
     grad_norm = rows.norm(grads, stage.split)
     good = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
 
+    of_cure = grads.pop("cure", {})
     new_state = _update(state, grads, batch_stats, tx, good, settings.ema_decay)
+    if memory:
+        after = cure.end(memory, state.step, of_cure, features, batch["target"])
+        new_state = new_state.replace(cure=jax.tree.map(lambda new, old: jnp.where(good, new, old), after, memory))
     if places is not None:
         new_state = rows.apply(lambda old, new: old.at[places].set(new), stage.split, before, new_state)
     skipped = {"skipped": ~good, "skipped_steps": new_state.skipped_steps}
@@ -168,10 +214,10 @@ def _mixing(ages: jax.Array, mix: Callable | None, key: jax.Array) -> Callable[[
 
 
 def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: tuple, accumulate: int):
-    """Returns gradients of the mean loss, the new statistics, and the sum of the losses, for one device's examples.
+    """Returns the gradients of the mean loss of one device's examples, and all else that `part_loss` returns of them.
 
     Args:
-      part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats).
+      part_loss: (trained, batch_stats, *examples) -> mean, (sum, batch_stats, kept), kept in arrays (b, ...).
       trained: Parameters that train.
       batch_stats: Statistics before the step.
       examples: (batch, positions).
@@ -179,20 +225,21 @@ def _gradients(part_loss: Callable, trained: dict, batch_stats: dict, examples: 
     """
     gradient = jax.value_and_grad(part_loss, has_aux=True)
     if accumulate == 1:
-        (_, (loss_sum, batch_stats)), grads = gradient(trained, batch_stats, *examples)
-        return grads, batch_stats, loss_sum
+        (_, (loss_sum, batch_stats, kept)), grads = gradient(trained, batch_stats, *examples)
+        return grads, batch_stats, loss_sum, kept
 
     def add_part(carry, part):
         batch_stats, grads, total = carry
-        (_, (loss_sum, batch_stats)), part_grads = gradient(trained, batch_stats, *part)
-        return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), None
+        (_, (loss_sum, batch_stats, kept)), part_grads = gradient(trained, batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, grads, part_grads), total + loss_sum), kept
 
     parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples)
     # Losses have the dtype of the parameters.
     no_loss = jnp.zeros((), jnp.result_type(*jax.tree.leaves(trained)))
     start = (batch_stats, jax.tree.map(jnp.zeros_like, trained), no_loss)
-    (batch_stats, grads, loss_sum), _ = jax.lax.scan(add_part, start, parts)
-    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, loss_sum
+    (batch_stats, grads, loss_sum), kept = jax.lax.scan(add_part, start, parts)
+    kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, loss_sum, kept
 
 
 def _update(

@@ -44,6 +44,15 @@ def test_the_runs_are_all_combinations_with_their_names(drawn, tmp_path):
     assert runs[0].folder == "runs/base_learning_rate=0.01,epochs=2-seed0" and runs[0].split == "validation"
 
 
+def test_cures_of_stage_2_are_compared_by_one_field(drawn, tmp_path):
+    cures = ["none", "lds+fds", "rank_sim"]
+    runs = grid.runs_of(sweep(drawn, fields={"config.cure.name": cures}), tmp_path)
+    assert [run.name for run in runs] == ["name=none-seed0", "name=lds+fds-seed0", "name=rank_sim-seed0"]
+    assert [run.config[""]["cure.name"] for run in runs] == cures
+    fields = {"config.cure.name": ["none", "fds"], "config.model.name": ["resnet18", "resnet50"]}
+    assert grid.runs_of(sweep(drawn, fields=fields), tmp_path)[0].setting == "cure.name=none,model.name=resnet18"
+
+
 def test_names_tell_apart_fields_that_end_alike(drawn, tmp_path):
     fields = {"optim.momentum": ["0.8", "0.9"], "config.optim.cycle_momentum": ["True", "False"]}
     runs = grid.runs_of(sweep(drawn, fields=fields), tmp_path)

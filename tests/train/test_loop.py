@@ -280,9 +280,10 @@ def test_a_method_settles_where_its_head_starts_and_its_layers(small_config):
 def test_a_run_older_than_a_field_was_trained_without_it(small_config):
     config = small_config("represent")
     older = fields.as_json(config)
-    del older["model"]["hidden"], older["loss"]["in_range"], older["parallel"]
+    del older["model"]["hidden"], older["loss"]["in_range"], older["parallel"], older["cure"]
     assert fields.from_json(older).model.hidden == 0 and not fields.differences(older, fields.as_json(config))
     assert fields.from_json(older).loss.in_range == "uniform" and fields.from_json(older).parallel == "auto"
+    assert fields.from_json(older).cure == config.cure and "cure" not in fields.from_json({"data": {"mean": 0}})
     declared.config(older, "config")
     config.model.hidden = 8
     assert fields.differences(older, fields.as_json(config)) == ["model.hidden: 0 there, 8 now"]

@@ -269,3 +269,12 @@ def test_a_temperature_of_ranges_is_that_of_the_highest_likelihood():
     below, up_to = distributions.ends(warm, ranges)
     held = metrics.coverage(below, up_to, [0.5, 0.9])
     assert held == pytest.approx([0.5, 0.9], abs=0.04)
+
+
+def test_cures_that_need_exact_ages_are_refused_on_ranges(configs):
+    config = configs("represent", "-cured")
+    config.cure.name = "lds+fds+conr"
+    with pytest.raises(InputError, match="fds, conr needs exact ages, and in .* some are ranges: use lds, dist_loss"):
+        make_plan(config)
+    config.cure.name = "lds+dist_loss"
+    assert make_plan(config).stage.cure.names == ("lds", "dist_loss")

@@ -55,7 +55,7 @@ def test_a_run_goes_on_with_fewer_devices_from_the_same_checkpoint(tmp_path):
     origin.give_id(tmp_path)
     meta = {"selected": None, "scores": None}
     with jax.enable_x64(True), Checkpoints(tmp_path, asynchronous=False) as saved:
-        given, state, unbroken = list(batches(3)), None, run(3, 8, "copied")[1]
+        given, state, kept, unbroken = list(batches(3)), None, None, run(3, 8, "copied")[1]
         for number, devices in enumerate((8, 4, 2), 1):
             par, step, first = make(devices, "split")
             if state is not None:

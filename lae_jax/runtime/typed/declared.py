@@ -107,6 +107,7 @@ _RANGES = {
     "epochs": number(above=0),
     "eval_epochs": number(above=0),
 }
+_ADDED = ("cure",)  # groups of fields that older configs do not have
 _TYPES = {bool: flag(), int: whole(), float: number(), str: text(), tuple: many(number())}
 
 
@@ -128,7 +129,8 @@ def _of_config(default: "ConfigDict", prefix: str) -> Form:
         if (field := prefix + key) in _RANGES:
             forms[key] = _RANGES[field]
         elif hasattr(value, "items"):
-            forms[key] = _of_config(value, f"{field}.")
+            form = _of_config(value, f"{field}.")
+            forms[key] = optional(form) if field in _ADDED else form
         else:
             form = _TYPES[default.get_type(key)]
             forms[key] = nullable(form) if value is None else form

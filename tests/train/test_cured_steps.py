@@ -1,0 +1,142 @@
+"""The step with cures of stage 2: the same on any number of devices and in both forms, skipped, stopped and resumed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lae_jax import evaluate, models, optim, stages
+from lae_jax.configs import common
+from lae_jax.models import efficientnet
+from lae_jax.models.layers import Compute
+from lae_jax.runtime import checkpoints, parallel, watch
+from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.stages import method_losses
+from lae_jax.train import loop, steps
+from lae_jax.train.plan import make_plan
+
+BATCH, PIXELS, BAD = 16, 8, 2
+# One block: it compiles in a second or two.
+TINY = efficientnet.Architecture(4, (efficientnet.BlockGroup(True, 1, 1, 1, 4),), 8, 0.3)
+COUNTS = method_losses.of_training(np.floor(200 * np.exp(-((np.arange(101) - 30) ** 2) / 300)))
+CONSTANTS = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", **COUNTS}
+
+
+def cured(name):
+    config = common.get_config().cure
+    config.name = name
+    return stages.with_cure(stages.REPRESENT, config, 2)
+
+
+def step_of(stage, accumulate=1, dtype="float64"):
+    compute = Compute(jnp.dtype(dtype), axis_name=parallel.AXIS, parts=accumulate)
+    model = models.Model(efficientnet.EfficientNet(compute, TINY, 0.5), models.AgeHead(compute, 101, 0.3))
+    variables = models.initialise(model, PIXELS, seed=0)
+    variables = jax.tree.map(lambda x: x.astype(jnp.promote_types(dtype, jnp.float32)), variables)
+    tx = optim.trainable(optim.sgd(0.001), variables["params"], stage.trains)
+    settings = steps.Settings(1, jnp.dtype(dtype), (0.5,) * 3, (0.25,) * 3, accumulate)
+    step = functools.partial(steps.train_step, stage=stage, constants=CONSTANTS, model=model, tx=tx, settings=settings)
+    return step, steps.create_state(variables, tx, (), stage.cure)
+
+
+def batches(count):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        ages = rng.integers(20, 40, BATCH).astype(np.float64)
+        image = rng.integers(0, 256, (BATCH, PIXELS, PIXELS, 3), np.uint8)
+        if number == BAD:
+            ages[3] = np.nan
+        yield {"image": image, "target": ages}
+
+
+def trained(step, first, devices, form="pmap", count=5):
+    par = parallel.Parallel(tuple(jax.local_devices()[:devices]), form)
+    mapped, state, history = par.map_train(step), par.place(first), []
+    for batch in batches(count):
+        state, metrics = mapped(state, batch)
+        history.append(jax.tree.map(np.asarray, (state.cure, metrics)))
+    return jax.tree.map(np.asarray, state), history
+
+
+def bits(tree):
+    return [leaf.tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_eight_devices_train_as_one_in_both_forms_and_a_skipped_step_leaves_what_the_cures_remember():
+    """All cures but balanced_mse, which does not go with lds. In float64, so that rounding does not change a rank."""
+    with jax.enable_x64(True):
+        step, first = step_of(cured("lds+fds+rank_sim+dist_loss+conr"))
+        eight, history = trained(step, first, 8)
+        others = trained(step, first, 8, "shard_map")[0], trained(step, first, 1)[0]
+    for other in others:
+        for found, expected in zip(jax.tree.leaves(eight), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    assert not np.allclose(eight.params["head"]["fc"]["kernel"], first.params["head"]["fc"]["kernel"], atol=1e-6)
+    skipped = [bool(metrics["skipped"]) for _, metrics in history]
+    assert skipped == [number == BAD for number in range(5)]
+    # The bad step is the first of an epoch: its statistics change as at any other, and no image of it counts.
+    statistics = [memory["fds"] for memory, _ in history]
+    assert [one["images"].sum() for one in statistics] == [16, 32, 0, 16, 16]
+    assert not statistics[1]["known"].any() and statistics[2]["known"].sum() == 32
+    assert np.isfinite(statistics[2]["running_mean"]).all() and np.abs(statistics[2]["shift"]).max() > 0
+
+
+def test_ranges_and_bfloat16_pass_through_the_step():
+    """Traces it, without compiling."""
+    for name, dtype, target in (("lds+dist_loss", "float32", (8, 2)), ("fds+rank_sim+conr", "bfloat16", (8,))):
+        step, first = step_of(cured(name), dtype=dtype)
+        batch = {"image": jnp.zeros((1, 8, PIXELS, PIXELS, 3), jnp.uint8), "target": jnp.zeros((1, *target))}
+        mapped = jax.vmap(step, axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=None)
+        state, metrics = jax.eval_shape(mapped, first, batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+        assert metrics["loss"][0].dtype == jnp.float32
+
+
+def state_of(workdir, step):
+    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+        return saved.arrays(step, ("step", "params", "batch_stats", "opt_state", "ema", "cure"))
+
+
+def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_config, tmp_path, monkeypatch):
+    """With parts of a batch and an EMA, over the end of an epoch of three steps."""
+    config = small_config("represent")
+    config.cure.name, config.accumulate, config.ema_decay = "fds+balanced_mse", 2, 0.75
+    config.epochs, config.save_steps, config.eval_epochs = 2.0, 1, 2.0
+    config.workdir = str(tmp_path / "whole")
+    loop.train(config)
+    config.workdir, signals = str(tmp_path / "parts"), watch.Signals()
+
+    def save(self, state, number, scores, original=loop._Loop.save):
+        original(self, state, number, scores)
+        signals.asked = number == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "save", save)
+        with pytest.raises(Preempted, match="saved at step 3 of 6"):
+            loop.train(config, signals)
+    loop.train(config)
+    whole, parts = (state_of(tmp_path / name, 6) for name in ("whole", "parts"))
+    assert jax.tree.structure(whole) == jax.tree.structure(parts) and bits(whole) == bits(parts)
+    assert whole["cure"]["fds"]["images"].sum() == whole["cure"]["fds"]["known"].sum() == 96
+    assert 9.9 < whole["cure"]["learned"]["noise"] < 10.1 and whole["cure"]["learned"]["noise"] != 10
+
+    run = checkpoints.load_run(tmp_path / "whole")
+    assert {*run.variables["params"]} == {"backbone", "head"} and {*run.variables} == {"params", "batch_stats"}
+    assert evaluate.evaluate(tmp_path / "whole", split="test") is not None
+    third = small_config("classify")
+    third.init_from = str(tmp_path / "whole")
+    assert make_plan(third).constants["mae"] == run.meta["scores"]["mae"]
+    config.cure.balanced_mse_noise = 5.0
+    with pytest.raises(InputError, match=r"another config \(cure.balanced_mse_noise: 10.0 there, 5.0 now\)"):
+        make_plan(config, run.meta)
+
+
+def test_a_cure_that_compares_the_images_of_a_batch_does_not_go_with_parts_of_one(small_config):
+    config = small_config("represent")
+    config.cure.name, config.accumulate = "lds+rank_sim+conr", 2
+    with pytest.raises(InputError, match="rank_sim, conr compares the images of a whole batch.*config.accumulate is 2"):
+        make_plan(config)
+    config.cure.name = "lds"
+    assert make_plan(config).stage.cure.epoch == 3
