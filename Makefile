@@ -17,7 +17,7 @@ CONTRACT_STAMP := $(CONTRACT_VENV)/.installed
 CONTRACT_SECONDS ?= 1200
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
-SITE := build/site/.built
+PAGES := build/site/.built
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
@@ -111,10 +111,10 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.txt
 	touch $@
 
 # The pages and the docstrings as a site: build/site/index.html. A link that leads nowhere is an error.
-docs: $(SITE)
+docs: $(PAGES)
 	@echo 'Open $(CURDIR)/build/site/index.html'
 
-$(SITE): $(DOCS_STAMP) README.md $(shell find docs lae_jax -type f ! -name '*.pyc')
+$(PAGES): $(DOCS_STAMP) README.md $(shell find docs lae_jax -type f ! -name '*.pyc')
 	rm -rf build/site build/doctrees
 	$(DOCS_VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	touch $@
@@ -163,7 +163,7 @@ test-avx2: $(STAMP)
 	$(AVX2) $(PYTEST) -m "portable and not slow"
 
 # Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used.
-test-browser: $(STAMP) $(SITE)
+test-browser: $(STAMP) $(PAGES)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
 
