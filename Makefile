@@ -17,7 +17,7 @@ CONTRACT_STAMP := $(CONTRACT_VENV)/.installed
 CONTRACT_SECONDS ?= 1200
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
-SITE := build/site/.built
+PAGES := build/site/.built
 NODE_VENV ?= .venv-node
 # The version of onnxruntime-web and onnxruntime-node, as lae_jax/export/browser.py has it.
 ONNXRUNTIME_NPM := 1.30.0
@@ -117,10 +117,10 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.txt
 	touch $@
 
 # The pages and the docstrings as a site: build/site/index.html. A link that leads nowhere is an error.
-docs: $(SITE)
+docs: $(PAGES)
 	@echo 'Open $(CURDIR)/build/site/index.html'
 
-$(SITE): $(DOCS_STAMP) README.md $(shell find docs lae_jax -type f ! -name '*.pyc')
+$(PAGES): $(DOCS_STAMP) README.md $(shell find docs lae_jax -type f ! -name '*.pyc')
 	rm -rf build/site build/doctrees
 	$(DOCS_VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 	touch $@
@@ -181,7 +181,7 @@ test-avx2: $(STAMP)
 
 # Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used. Without
 # npm the page of an export is not tested.
-test-browser: $(STAMP) $(SITE)
+test-browser: $(STAMP) $(PAGES)
 	if command -v npm > /dev/null; then $(MAKE) setup-page; fi
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
@@ -239,10 +239,10 @@ lint: $(STAMP)
 
 # Checks that are too long for CI: shards on Beam, Slurm and other real servers, ten million rows (4 GB), a split of
 # 500,000 rows (4 GB beside its features), every fault in all its rounds, what a step costs the host, loading and
-# exporting every model with published weights, ONNX exports in Node, the readers, the doors of folders and the API under a fuzzer, the server
-# under load and under attack, the search for faces and the training steps compiled for accelerators, the notebook, the
-# wheel with all that it requires, numbers on every kind of CPU, and the demo's effect with five seeds, on an older CPU
-# and on one core.
+# exporting every model with published weights, ONNX exports in Node, the readers, the doors of folders and the API under
+# a fuzzer, the server under load and under attack, the search for faces and the training steps compiled for
+# accelerators, the notebook, the wheel with all that it requires, numbers on every kind of CPU, and the demo's effect
+# with five seeds, on an older CPU and on one core.
 check-long: $(STAMP) $(DOCS_STAMP)
 	$(MAKE) test-beam
 	$(MAKE) test-infra
