@@ -54,7 +54,8 @@ def _blackbox_forward(scores, present, strength):
 
 def _blackbox_backward(strength, kept, gradient):
     scores, present, found = kept
-    return (ranks(scores + strength * gradient, present) - found) / strength, None
+    moved = (ranks(scores + strength * gradient, present) - found) / strength
+    return jnp.where(present[None, :], moved, 0.0), None
 
 
 blackbox_ranks.defvjp(_blackbox_forward, _blackbox_backward)

@@ -124,6 +124,10 @@ def test_rank_sim_takes_one_image_of_each_whole_age_and_leaves_the_others(double
     slopes = jax.jit(jax.grad(lambda x: 100 * loss(x)))
     gradient = np.asarray(slopes(jnp.asarray(features)))
     assert np.isfinite(gradient).all() and not gradient[[1, 2]].any() and np.abs(gradient[kept]).max() > 0
+    # Ages that no image has do not take part: with three ages in all the gradient is the same.
+    of_three = jax.jit(jax.grad(lambda x: 100 * cure_losses.rank_similarity(x, jnp.arange(3.0), jnp.ones(3), 2.0)))
+    whole = jax.jit(jax.grad(lambda x: 100 * cure_losses.rank_similarity(x, jnp.arange(3.0), jnp.ones(3), 2.0, 3)))
+    np.testing.assert_allclose(of_three(jnp.asarray(features[kept])), whole(jnp.asarray(features[kept])), atol=1e-12)
     assert np.isfinite(slopes(jnp.zeros((5, 3)))).all()
 
 
