@@ -4,8 +4,8 @@
     python -m benchmarks.wheel --fresh               # with packages of its own: minutes, 3 GB
 
 It fails if a file of the package is missing in the wheel or should not be there, if the metadata would not be accepted
-or shown by a package index, if a requirement is missing, or if `lae-jax predict` does not find the age of a drawn face.
-Writes build/wheel.
+or shown by a package index, if a requirement is missing, or if `lae-jax predict` does not give one age for a drawn
+face. Writes build/wheel.
 """
 
 import os

@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.init_step = placeholder(int)  # step of its checkpoint (default: the kept one)
     c.mae_from = ""  # stage 3: run or model file whose validation MAE is in the loss (default: init_from)
-    # Stages 2 and 3: run of these stages, or model file, from whose distribution over the ages the model learns too.
+    # Stages 2 and 3: a run of these stages, or a model file, that teaches this one its distributions.
     c.teacher = ""
     c.reinit_head = False  # stage 3: a new head instead of stage 2's; methods that start from a new head set it
 
@@ -92,13 +92,11 @@ def get_config() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.er_weight = 1.0  # lambda of equation 3
     c.loss.label_sigma = 1.0  # stages 2 and 3: standard deviation of the label distribution in years (the paper: 1)
-    # True: where a label has a spread (prepare --label-spread), it is that spread, but at least label_sigma.
+    # True: a label with a spread (prepare --label-spread) has it as its width, but at least label_sigma.
     c.loss.label_spread = True
     c.loss.in_range = "uniform"  # label distribution in a range of ages | 'model': as the model's own in that range
-    c.loss.teacher_weight = (
-        0.5  # loss = (1 - this) x the stage's + this x the divergence from the teacher; 0: no teacher
-    )
-    c.loss.teacher_temperature = 1.0  # T of both distributions in that divergence, which is multiplied by T^2
+    c.loss.teacher_weight = 0.5  # loss = (1 - this) x the stage's + this x divergence from the teacher; 0: no teacher
+    c.loss.teacher_temperature = 1.0  # T of both distributions; the divergence is multiplied by T^2
     c.loss.scale = 64.0  # AM-softmax s (ours)
     c.loss.margin = 0.35  # AM-softmax m (ours); in their papers 0.5 for arcface, 0.4 for adaface
     c.loss.margin_form = "am_softmax"  # (the paper) | 'arcface' | 'adaface'
@@ -107,7 +105,7 @@ def get_config() -> ConfigDict:
     # 'conr', several with + between them (docs/longtail.md). A setting may be changed if its cure is on.
     c.cure = ConfigDict()
     c.cure.name = "none"
-    c.cure.lds_power = 0.5  # of the inverse of the smoothed counts that weights an age
+    c.cure.lds_power = 0.5  # the weight of an age is (1 / smoothed count) to this power
     c.cure.fds_momentum = 0.9  # of the running statistics of the features
     c.cure.fds_start_update = 0  # first epoch whose features are in the statistics
     c.cure.fds_start_smooth = 1  # first epoch whose features are calibrated
@@ -119,7 +117,7 @@ def get_config() -> ConfigDict:
     c.cure.conr_weight = 4.0  # beta
     c.cure.conr_window = 1.0  # years in which ages, or predictions, count as alike
     c.cure.conr_temperature = 0.07  # of the cosines
-    c.cure.conr_eta = 0.01  # a year's factor in the exponent of the pushing weights
+    c.cure.conr_eta = 0.01  # the pushing weight grows by exp(this) for each year between two ages
 
     c.classify = ConfigDict()
     c.classify.method = "lae"  # stage 3: the paper's, or a method of docs/longtail.md that can be a stage 3

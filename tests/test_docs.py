@@ -91,6 +91,7 @@ def trainings():
         text = re.sub(r"\\\n#? *", " ", text)
         text = re.sub(r"\n( *- )?(?=--)", " ", text)  # the arguments of a container, a command wrapped in a docstring
         text = re.sub(r"-m lae_jax\.compile .*", "", text)  # it trains nothing
+        text = re.sub(r"--set (?:config\.)?(?=init_from=)", "--config.", text)  # of a sweep
         for words in re.findall(r"--config[ =]((?:configs/)?\w+\.py(?::\w+)?(?![:\w])(?: +--[^`\n|#]*)?)", text):
             yield str(path.relative_to(ROOT)), words
 

@@ -69,7 +69,7 @@ def evaluate(
       spread: Column of the labels' standard deviation, or 'MEAN,STD', for the epsilon-error.
       show_faces: Show the best, a typical and the worst face of each age group on the page.
       calibrate: Fit the temperature of the distributions first, on the run's validation split; 'conformal': also the
-        intervals that hold in every age group. True means 'temperature'.
+        intervals that are fitted for each age group. True means 'temperature'.
       allow_other_crop: Continue although the faces are cut in another way than the run's.
       batch_size: Images in a batch, over all devices (default: the run's eval_batch_size).
 

@@ -61,8 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         " epsilon-error")  # fmt: skip
     add("--show-faces", action="store_true", help="show the best, a typical and the worst face of each age group")
     add("--calibrate", nargs="?", const="temperature", choices=get_args(evaluate.Calibration), help="fit the"
-        " distributions' temperature on the run's validation split; 'conformal': also the intervals that hold in every"
-        " age group")  # fmt: skip
+        " distributions' temperature on the run's validation split; 'conformal': also the intervals of each age"
+        " group")  # fmt: skip
     common("allow_other_crop")
     add("--batch-size", type=int, metavar="N", help="images in a batch, over all devices (default: the run's"
         " eval_batch_size)")  # fmt: skip
@@ -158,7 +158,7 @@ def _verify(args: dict) -> None:
     plain = vars(parse_args([]))
     if given := [name for name in args if name not in (*_OF_PAIRS, "devices") and args[name] != plain[name]]:
         flag = flags.hyphenated({"slices": "slice"}.get(given[0], given[0]))
-        raise InputError(f"--{flag} is of ages or of a data set, and --pairs verifies people: omit --{flag}")
+        raise InputError(f"--{flag} cannot be used with --pairs: omit --{flag}")
     evaluate.check_pairs(*(args[name] for name in ("run", "pairs", "images", "step", "batch_size")))
     start.devices(args["devices"])
     report, folder = evaluate.verify(**{name: args[name] for name in _OF_PAIRS})
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     for name in ("pairs", "images", "aligned"):
         if args.pop(name):
-            raise InputError(f"--{name} is of a list of pairs: add --pairs FILE, or omit --{name}")
+            raise InputError(f"--{name} needs --pairs: add --pairs FILE, or omit --{name}")
     evaluate.check(*(args[name] for name in ("interval", "threshold", "challenge", "costs", "batch_size", "calibrate")))
     evaluate.check_inputs(args["run"], args["data"], args["split"], args["step"], args["calibrate"])
     builtin.tell(args["run"])

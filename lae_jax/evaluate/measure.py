@@ -205,10 +205,10 @@ def _conformal(evaluated: Evaluated, temperature: float, level: float) -> confor
         )
     probabilities = distributions.tempered(evaluated.probabilities[exact], temperature)
     fitted = conformal.fit(evaluated.outputs[exact], probabilities, evaluated.ranges[exact, 0])
-    told = f"conformal intervals: fitted to {console.counted(count, 'image')} with an exact age of {evaluated.split}"
+    told = f"conformal intervals: fitted to {console.counted(count, 'image')} of {evaluated.split} with an exact age"
     if few := fitted.borrowing(level):
         told += (
-            f". {', '.join(few)}: fewer than the {needed} images that {level:.0%} intervals need, so these groups"
+            f". Groups with fewer than the {needed} images that {level:.0%} intervals need: {', '.join(few)}. They"
             " borrow the images whose ages are nearest, and their coverage is not guaranteed"
         )
     logger.info("%s", told)

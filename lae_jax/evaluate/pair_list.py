@@ -149,7 +149,9 @@ def read(path: str | os.PathLike) -> PairList:
     lines = [(number, line.strip("\ufeff \t\r")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise InputError(f"{path} is empty: write a pair a line, `path1,path2,1` of one person and `...,0` of two")
+        raise InputError(
+            f"{path} is empty: write one pair a line: `path1,path2,1` for one person, `path1,path2,0` for two"
+        )
     digest = hashlib.sha256(text.encode()).hexdigest()
     return (_lfw if _HEADER.fullmatch(lines[0][1]) else _table)(path, lines, digest)
 
@@ -209,7 +211,10 @@ def _lfw(path: str, lines: list[tuple[int, str]], digest: str) -> PairList:
         name, first, *other, second = found.groups()
         names = (name, other[0] if other else name)
         if not same and names[0] == names[1]:
-            raise InputError(f"{path} line {number}: {quoted(line, 80)} is a pair of one person among those of two")
+            raise InputError(
+                f"{path} line {number}: {quoted(line, 80)} names one person twice, where two people are"
+                " expected: correct the line"
+            )
         stems = [f"{one}/{one}_{int(image):04d}" for one, image in zip(names, (first, second), strict=True)]
         people |= zip(stems, names, strict=True)
         pairs.add(*stems, same, f"line {number}", at // (2 * size) if folds > 1 else -1)

@@ -125,14 +125,14 @@ def _cut(crop: Mapping) -> str:
     """What pictures the page takes, in sentences."""
     if crop["align"] == "none":
         return (
-            "Choose crops that were cut like those of the training data, which were ready-made: their cut is not"
-            " recorded. Others get ages with larger errors."
+            "Choose crops that were cut like those of the training data, which were ready-made: how they were"
+            " cut is not recorded. Other crops get larger errors."
         )
     return (
-        f"Choose crops that were cut like those of the training data: {crop['size']} x {crop['size']} pixels, five"
-        f" landmarks of the face on those of the usual {crop['template']} template, with {crop['margin']:g} of its side"
-        " around it. docs/serving.md of lae_jax shows how to cut them. A picture that one upright face fills, from the"
-        " chin to the hair, gets an age with a larger error."
+        f"Choose crops that were cut like those of the training data: {crop['size']} x {crop['size']} pixels, the"
+        f" five landmarks at their places in the {crop['template']} template, and a margin of {crop['margin']:g} of the"
+        " template's side. docs/serving.md of lae_jax shows how to cut them. A picture that one upright face fills,"
+        " from the chin to the hair, gets an age with a larger error."
     )
 
 

@@ -31,7 +31,7 @@ class AgeEstimator:
       input: How a crop becomes an input of the model.
       crop: Crop contract of the faces that the model was trained on.
       temperature: Temperature of the distributions.
-      conformal: Intervals that hold in every age group; None: they were not fitted.
+      conformal: Intervals that were fitted for each age group; None: they were not fitted.
       source: Where the model is from, as text.
       is_tempered: Whether the distributions that `forward` returns are at the temperature already, as of exports.
     """

@@ -11,9 +11,9 @@ from lae_jax.report.tables import Estimate, Table
 
 _OLDEST = 100  # years: distributions and intervals end here, and an older age counts as this one
 _PROMISE = (
-    "The conformal intervals promise this: of new images that are like those of the validation split, at least {level}"
-    " of each age group have an age inside their interval. They promise nothing about a single person, about other"
-    " cameras and other people, or about groups that are not age groups."
+    "The conformal intervals promise this, on average over validation splits: of new images that are like those of the"
+    " validation split, at least {level} of each age group have an age inside their interval. They promise nothing"
+    " about a single person, about other cameras and other people, or about groups that are not age groups."
 )
 
 
@@ -58,28 +58,29 @@ def _cells(sums: Sums, name: str, kind: str) -> tuple[Estimate, Estimate]:
 
 
 def _texts(evaluation: Evaluation, level: float, missed: dict[str, list[str]]) -> list[str]:
-    texts = [f"Of {evaluation.label} only, by the true age of the images with an exact age."]
+    texts = [
+        f"This is about {evaluation.label} only, and about images with an exact age; the groups are of the true age."
+    ]
     for kind, groups in missed.items():
         if groups:
             texts[0] += (
-                f" The {kind} intervals hold fewer than {level:.0%} of the ages of {', '.join(groups)}: the 95 %"
-                " interval of the share is below."
+                f" The {kind} intervals hold fewer than {level:.0%} of {', '.join(groups)}, even at the upper end of"
+                " the share's 95 % interval."
             )
     fitted = evaluation.report.get("conformal")
     if "conformal" not in missed or fitted is None:
-        return [*texts, "To fit intervals that hold in every age group: evaluate --calibrate conformal."]
+        return [*texts, "To fit intervals for each age group: evaluate --calibrate conformal."]
     told = _PROMISE.format(level=f"{fitted['level']:.0%}")
     if fitted["on_these"]:
         told += " They were fitted to these images, so this table shows little: evaluate on other images."
     if few := fitted.get("fewest"):
         told += (
-            " The promise is about the choice of the validation split too."
-            f" {few['group']} has {few['images']} images there: one in twenty fits to so many holds fewer than"
-            f" {few['coverage']:.0%} of the ages of the group."
+            f" {few['group']} has {few['images']} images there. With so few, one fit in twenty holds fewer than"
+            f" {few['coverage']:.0%} of the group."
         )
     if few := fitted["borrowing"]:
         told += (
-            f" Of {', '.join(few)} the validation split has fewer than the {fitted['needed']} images that this level"
+            f" {', '.join(few)}: the validation split has fewer than the {fitted['needed']} images that this level"
             " needs. These groups borrow the images whose ages are nearest, and nothing is promised for them."
         )
     return [*texts, told]

@@ -125,8 +125,8 @@ def of_pairs(folder: epath.Path, report: Mapping) -> Page:
     run, found = loading.read_run(folder), wording.of_pairs(report)
     name = epath.Path(report["data"]).name
     verdict = (
-        f"{run.folder.name} decides {found[0][1].text} of the {report['pairs']:,} pairs of {name} right, which show one"
-        f" person {report['genuine_pairs']:,} times"
+        f"{run.folder.name} is right on {found[0][1].text} of the {report['pairs']:,} pairs of {name};"
+        f" {report['genuine_pairs']:,} of them show one person"
     )
     scores_of = Section("Scores", items=wording.about_pairs(report), tables=[Table(("score", "value"), found)])
     sections = [scores_of, _provenance(report, run)]

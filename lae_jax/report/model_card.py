@@ -118,9 +118,7 @@ def _teachers(meta: Mapping) -> str:
             f" {one['weight']:g}, temperature {one['temperature']:g}. {_licence({**one, 'kind': 'run'})}"
         )
         lines.append(line.rstrip())
-    return "\n\nTeachers, whose distributions it or the runs before it learned too:\n\n" * bool(lines) + "\n".join(
-        lines
-    )
+    return "\n\nTeachers of this run and of the runs before it:\n\n" * bool(lines) + "\n".join(lines)
 
 
 def _licence(start: Mapping) -> str:

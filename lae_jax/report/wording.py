@@ -176,7 +176,11 @@ def about_pairs(report: Mapping) -> list[str]:
     """Returns sentences on how the scores of `of_pairs` come about, and on those that are undefined."""
     folds, impostors = report["fold_accuracy"], report["pairs"] - report["genuine_pairs"]
     over, units = report["bootstrap"]["replicates"], report["bootstrap"]["units"]
-    people = "people; a pair of two counts as often as both are drawn" if units == "people" else "pairs of each kind"
+    people = (
+        "people; a pair of two counts as often as the product of how often each is drawn"
+        if units == "people"
+        else "pairs of each kind"
+    )
     lines = [
         f"accuracy: mean of {len(folds)} folds, standard deviation {100 * report['accuracy_std']:.2f} points; the"
         " threshold of a fold is the best one of the others",
@@ -185,8 +189,8 @@ def about_pairs(report: Mapping) -> list[str]:
     if centred := report.get("without_face"):
         lines.append(f"on {centred} of the {report['images']} photographs no face was found: their middle was taken")
     return lines + [
-        f"no true accept rate at a false accept rate of {rate}: that takes {round(1 / float(rate)):,} pairs of two"
-        f" people, and the list has {impostors:,}"
+        f"true accepts at a false accept rate of {rate} are undefined: they need {round(1 / float(rate)):,} pairs of"
+        f" two people, and the list has {impostors:,}"
         for rate, value in report["true_accept_rates"].items()
         if value is None
     ]

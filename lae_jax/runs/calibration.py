@@ -58,8 +58,8 @@ def stored_conformal(checkpoint: "origin.Checkpoint", flip: bool | None = None) 
     if content is None or flip in (None, content["flip"]):
         return content
     logger.warning(
-        "there are no conformal intervals: those of %s were fitted %s --flip. Fit them again with"
-        " evaluate --calibrate conformal%s",
+        "no conformal intervals are given: those of %s were fitted %s --flip. Fit them again with evaluate --calibrate"
+        " conformal%s (of a model file: calibrate its run and export it again)",
         checkpoint.workdir,
         "with" if content["flip"] else "without",
         " --flip" * flip,

@@ -70,7 +70,7 @@ def label_sigma(config: ConfigDict, dataset: records.Dataset, rows: np.ndarray) 
     if not count:
         return None
     logger.info(
-        "%d of %d labels have a spread above config.loss.label_sigma (%g): it is the width of their label distribution",
+        "%d of %d labels have a spread above config.loss.label_sigma (%g): their spread is their width",
         count,
         len(rows),
         least,

@@ -16,9 +16,11 @@ class Interval(BaseModel):
 
 
 class Conformal(BaseModel):
-    """An interval of ages, in years, that was fitted to hold in every age group."""
+    """An interval of ages, in years, that was fitted for each age group."""
 
-    level: float = Field(description="share of the people of each age group whose age lies in their interval")
+    level: float = Field(
+        description="share of each age group that the intervals were fitted to hold; not a probability for this face"
+    )
     lower: float
     upper: float
 

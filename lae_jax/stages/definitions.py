@@ -300,8 +300,7 @@ def with_teacher(stage: Stage) -> Stage:
     The loss constants then have `teacher_logits` (B, K), `teacher_weight` and `teacher_temperature`.
 
     Raises:
-      InputError: The stage learns no ages, it mixes examples, of whose mixtures a teacher knows nothing, or a cure has
-        a loss of its own.
+      InputError: The stage learns no ages, it mixes images, which a teacher cannot score, or a cure replaces its loss.
     """
     if stage.target != "age":
         raise InputError(f"config.teacher belongs to stages 2 and 3, not to {stage.name}: omit it")
@@ -312,7 +311,7 @@ def with_teacher(stage: Stage) -> Stage:
         )
     if stage.cure is not None and "balanced_mse" in stage.cure.names:
         raise InputError(
-            "config.teacher: the cure balanced_mse has a loss of its own, with which no teacher is mixed: omit"
+            "config.teacher: the cure balanced_mse replaces the loss and cannot be combined with a teacher: omit"
             " config.teacher, or use another config.cure.name"
         )
     return dataclasses.replace(stage, loss=functools.partial(_distilled, stage.loss))

@@ -73,7 +73,8 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
     if resumed is not None and (before is None) == is_set(config):
         had = "no teacher" if before is None else f"the teacher {before['from']}"
         raise InputError(
-            f"{config.workdir} was started with {had}, and config.teacher is {config.teacher!r}: set it as then, or"
+            f"{config.workdir} was started with {had}, and config.teacher is {config.teacher!r}: set it to the"
+            " earlier value, or"
             " choose another --config.workdir"
         )
     if not is_set(config):
@@ -90,8 +91,8 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
     digest = origin.hash_of(checkpoint.variables)
     if before is not None and digest != before["sha256"]:
         raise InputError(
-            f"config.teacher: {name} is not the teacher that {config.workdir} was started with: the SHA-256 of its"
-            f" arrays is {digest[:12]}, not {before['sha256'][:12]}: restore it, or choose another --config.workdir"
+            f"config.teacher: {name} is not the teacher that {config.workdir} was started with (SHA-256 of its"
+            f" arrays: {digest[:12]}, not {before['sha256'][:12]}): restore it, or choose another --config.workdir"
         )
     if not parallel.hosts_agree(digest):
         raise InputError(f"config.teacher: {name} differs between the hosts: give all of them the same model")

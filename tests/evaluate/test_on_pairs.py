@@ -67,7 +67,7 @@ def test_a_list_is_verified_as_the_data_set_is(run, lfw, capsys):
     assert f"{100 * report['accuracy']:.2f} %" in told and "takes 10,000 pairs of two people" in told
     assert "it is unknown whether these were cut in" in told
     text = (folder / "report.html").read_text()
-    assert f"decides {100 * report['accuracy']:.2f} % of the {2 * count} pairs of pairs.txt right" in text
+    assert f"is right on {100 * report['accuracy']:.2f} % of the {2 * count} pairs of pairs.txt;" in text
     # The similarities are those of the embeddings that an evaluation of the data set computes.
     done = measure.predict(checkpoints.load_run(run))
     of_row = dict(zip(done.rows[verification.draw_pairs(done.targets).images].tolist(), done.outputs, strict=True))

@@ -37,7 +37,7 @@ async function tellState() {
     await ready;
     $("state").textContent = "The model is ready.";
   } catch (error) {
-    $("state").textContent = `The model does not start in this browser (${error.message}): use Chrome, Edge, Firefox or Safari of 2023 or later.`;
+    $("state").textContent = `The model does not start in this browser (${error.message}): use a newer browser (Chromium and Firefox were tested).`;
     $("state").classList.add("problem");
   }
 }

@@ -39,7 +39,7 @@ async function decoded(file) {
   }
   const { width, height } = picture;
   if (width * height > MOST_PIXELS) {
-    throw new Unusable(`${width} x ${height} pixels are more than ${MOST_PIXELS.toLocaleString("en")}: cut the face out`);
+    throw new Unusable(`${width} x ${height} pixels are more than ${MOST_PIXELS.toLocaleString("en")}: crop it to the face`);
   }
   const canvas = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   canvas.fillStyle = "white";

@@ -1,5 +1,5 @@
 // What pages that estimate ages share: photographs are chosen or dropped, each gets a card with its answer, and all
-// answers can be taken home. Nothing is stored.
+// answers can be downloaded. Nothing is stored.
 import { boxes, plot } from "./drawing.js";
 import { csv, save } from "./downloads.js";
 import { inJson, shown } from "./foreign.js";
@@ -116,7 +116,7 @@ function described(face, count) {
   const { conformal } = face;
   if (conformal) {
     const range = `${conformal.lower.toFixed(0)} to ${conformal.upper.toFixed(0)}`;
-    line.append(element("span", `for ${Math.round(100 * conformal.level)} % of each age group ${range}`));
+    line.append(element("span", `${Math.round(100 * conformal.level)} % conformal interval ${range}`));
   }
   item.append(line, plot(face));
   return item;
