@@ -133,12 +133,12 @@ def test_photographs_are_cut_by_the_contract_of_the_run_and_crops_are_not(run, l
     ("flags", "told"),
     [
         (["--pairs", "missing.txt"], "--pairs missing.txt: no such file"),
-        (["--pairs", "PAIRS", "--threshold", "18"], "--threshold is of ages or of a data set"),
+        (["--pairs", "PAIRS", "--threshold", "18"], "--threshold cannot be used with --pairs"),
         (["--pairs", "PAIRS", "--show-faces"], "omit --show-faces"),
         (["--pairs", "PAIRS", "--slice", "sex"], "omit --slice"),
         (["--pairs", "PAIRS", "--images", "nowhere"], "--images nowhere does not exist"),
         (["--pairs", "PAIRS", "--step", "99"], "has no checkpoint of step 99"),
-        (["--images", "."], "--images is of a list of pairs: add --pairs FILE"),
+        (["--images", "."], "--images needs --pairs: add --pairs FILE"),
         (["--pairs", "PAIRS", "--batch-size", "0"], "batch_size is 0"),
     ],
 )

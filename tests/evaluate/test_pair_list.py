@@ -104,7 +104,11 @@ GOOD = "a,b,1\nc,d,1\na,c,0\nb,d,0\n"
         ("pairs.txt", "10 300\nA 1 2\n", "promises 6,000 pairs, and there are 1 lines"),
         ("pairs.txt", "1 1\nA 1 2\nA 1 3\n", "line 3: 'A 1 3' is not `name 1 other 2`"),
         ("pairs.txt", "1 1\nA one 2\nA 1 B 3\n", "line 2: 'A one 2' is not `name 1 4`"),
-        ("pairs.txt", "1 1\nA 1 2\nA 1 A 3\n", "line 3: 'A 1 A 3' is a pair of one person among those of two"),
+        (
+            "pairs.txt",
+            "1 1\nA 1 2\nA 1 A 3\n",
+            "line 3: 'A 1 A 3' names one person twice, where two people are expected",
+        ),
         ("pairs.txt", "1 1\nA 1 2\nA 1 B 2\n", "has 1 pair of the same person"),
         ("list.csv", "a,b,1\nc,d,1\n", "has 0 pairs of different people"),
         ("list.csv", GOOD + "b,a,0\n", "line 5 calls two images two people, and an earlier pair says the opposite"),

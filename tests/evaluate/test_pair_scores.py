@@ -31,8 +31,8 @@ def test_ten_pairs_by_hand():
     # Five impostor pairs support no rate below 1 in 5.
     assert report["true_accept_rates"] == {"0.01": None, "0.001": None, "0.0001": None}
     assert wording.about_pairs(report)[-1] == (
-        "true accepts at a false accept rate of 0.0001 are undefined: they need 10,000 pairs of two people, and the list has"
-        " 5"
+        "true accepts at a false accept rate of 0.0001 are undefined: they need 10,000 pairs of two people, and the"
+        " list has 5"
     )
     assert len(wording.about_pairs(report)) == 5
 

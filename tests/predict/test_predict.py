@@ -249,7 +249,7 @@ def test_conformal_intervals_travel_with_the_run(folder, tmp_path, caplog, capsy
         measure.calibrate(done, 0.9, with_conformal=True, flip=False)
     assert calibration.conformal_of(checkpoint, flip=False) is None
     measure.calibrate(done, 0.5, with_conformal=True, flip=False)
-    assert "fitted to 6 images with an exact age of validation. 0, " in caplog.text and "borrow" in caplog.text
+    assert "fitted to 6 images of validation with an exact age" in caplog.text and "need: 0, " in caplog.text
     place = run / "evaluation" / "data-validation"
     report = results.write(done, place, contents.Contents(interval=0.5))
     with open(place / "predictions.csv") as file:
