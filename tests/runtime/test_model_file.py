@@ -26,7 +26,7 @@ from lae_jax.runs import build, calibration, conformal, lineage
 from lae_jax.runtime import model_file as files_of_models
 from lae_jax.runtime.errors import ExportDiffers, InputError
 from lae_jax.runtime.model_file import builtin
-from lae_jax.serve import about, limits
+from lae_jax.serve import about, limits, schema
 from lae_jax.train import early, handover, loop, plan
 
 CROPS = [np.random.default_rng(k).integers(0, 255, (32, 32, 3)).astype(np.uint8) for k in range(9)]
@@ -149,7 +149,9 @@ def test_the_server_shows_the_card_and_the_limits_of_the_packages_model(shipped,
     def told(run):
         estimator = predict.AgeEstimator.from_run(run)
         limit = limits.Limits(1, 1, 1, 1, 1, 1.0)
-        return about.about(run, estimator, limit, step=None, flip=False, aligned=False, level=None)
+        return about.about(
+            run, estimator, limit, step=None, flip=False, aligned=False, levels=schema.Levels(None, None)
+        )
 
     own, other = told("faces-lite0"), told(model_file)
     assert own.card == "# The card of faces-lite0" and own.model == "faces-lite0 step 3"
