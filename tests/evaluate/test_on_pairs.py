@@ -64,7 +64,7 @@ def test_a_list_is_verified_as_the_data_set_is(run, lfw, capsys):
     assert report["pairs"] == 2 * count and report["genuine_pairs"] == count and len(report["fold_accuracy"]) == 2
     assert report["bootstrap"]["units"] == "people" and report["true_accept_rates"]["0.01"] is None
     assert report["crop"] == crops.UNKNOWN and report["unknown_crops"]
-    assert f"{100 * report['accuracy']:.2f} %" in told and "takes 10,000 pairs of two people" in told
+    assert f"{100 * report['accuracy']:.2f} %" in told and "need 10,000 pairs of two people" in told
     assert "it is unknown whether these were cut in" in told
     text = (folder / "report.html").read_text()
     assert f"is right on {100 * report['accuracy']:.2f} % of the {2 * count} pairs of pairs.txt;" in text
