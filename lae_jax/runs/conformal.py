@@ -36,6 +36,7 @@ logger = logging.getLogger("lae_jax")
 
 NAMES = (OUTSIDE[0], *GROUPS, OUTSIDE[1])  # the age groups, the youngest first
 PERCENTS = range(1, 100)  # the levels
+HIGHEST = PERCENTS[-1] / 100  # the highest level as a share
 HELD = -1.0  # as a score: lies in the interval of the groups before; as a threshold: accepts no age
 _FIRST = np.array([0, 0.5, 10.5, 20.5, 30.5, 40.5, 50.5, 60.5, 70.5, 81.5])  # years, where the groups start
 _LAST = np.append(_FIRST[1:], 100.0)
@@ -70,7 +71,7 @@ class Conformal:
           InputError: There are no intervals of this level.
         """
         if percent_of(level) > PERCENTS[-1]:
-            raise InputError(f"level is {level}: conformal intervals have levels up to {PERCENTS[-1] / 100:g}")
+            raise InputError(f"level is {level}: conformal intervals have levels up to {HIGHEST}")
         ages, column = np.asarray(ages, np.float64), percent_of(level) - PERCENTS[0]
         within = _Within(ages, _scale(probabilities))
         for group, threshold in enumerate(self.thresholds[:, column]):
@@ -116,7 +117,7 @@ def of_level(fitted: Conformal | None, level: float) -> Conformal | None:
     """Returns `fitted`; None, with a warning, if it has no intervals of this level."""
     if fitted is None or percent_of(level) <= PERCENTS[-1]:
         return fitted
-    logger.warning("there are no conformal intervals of %s: use --interval 0.99 or less", level)
+    logger.warning("there are no conformal intervals of %s: use --interval %s or less", level, HIGHEST)
     return None
 
 
