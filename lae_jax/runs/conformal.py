@@ -72,11 +72,23 @@ class Conformal:
         """
         if percent_of(level) > PERCENTS[-1]:
             raise InputError(f"level is {level}: conformal intervals have levels up to {HIGHEST}")
-        ages, column = np.asarray(ages, np.float64), percent_of(level) - PERCENTS[0]
+        ages = np.asarray(ages, np.float64)
         within = _Within(ages, _scale(probabilities))
-        for group, threshold in enumerate(self.thresholds[:, column]):
+        for group, threshold in enumerate(self._of_level(level)):
             within.accept(group, threshold)
         return np.stack([within.lower, within.upper], axis=1)
+
+    def groups(self, level: float) -> list[tuple[float, float, float | None]]:
+        """Returns the first and last age in years and the threshold of each group, for a JSON file.
+
+        Null is an infinite threshold.
+        """
+        thresholds = [value if math.isfinite(value) else None for value in self._of_level(level).tolist()]
+        return list(zip(_FIRST.tolist(), _LAST.tolist(), thresholds, strict=True))
+
+    def _of_level(self, level: float) -> np.ndarray:
+        """The threshold of each group, (10,)."""
+        return self.thresholds[:, percent_of(level) - PERCENTS[0]]
 
     def borrowing(self, level: float) -> list[str]:
         """Returns the names of the groups that have fewer images than the level needs."""

@@ -131,6 +131,26 @@ def test_a_file_that_is_no_picture_gets_a_sentence_and_the_rest_goes_on(opened, 
     assert " years" in second.inner_text() and "90 % interval" in second.inner_text()
 
 
+def test_a_browser_that_changes_pixels_is_told_and_gets_no_ages(opened, exported, pictures, tmp_path):
+    """As privacy modes do, a few pixels are one grey level off."""
+    changed = """<script type="text/plain" id="worker">
+const read = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...given) {
+  const found = read.apply(this, given);
+  for (let place = 400; place < found.data.length; place += 16000) found.data[place] ^= 1;
+  return found;
+};
+"""
+    text = (exported / "index.html").read_text()
+    (tmp_path / "index.html").write_text(text.replace('<script type="text/plain" id="worker">', changed))
+    page = opened((tmp_path / "index.html").as_uri())
+    told = "his browser changes the pixels that a page reads, as some privacy modes do, and the ages would be wrong"
+    page.locator("#state.problem").get_by_text(f"T{told}: allow this page to read canvases, or").wait_for()
+    choose(page, pictures[:1])
+    assert f"No age: t{told}" in page.locator("article").inner_text()
+    assert answers(page)["images"][0]["faces"] == []
+
+
 def test_the_policy_of_the_page_forbids_requests_and_other_scripts(opened, exported):
     opened.allowed += ["Content Security Policy"]  # a request that was made would be told as "asks"
     page = opened((exported / "index.html").as_uri())
