@@ -132,6 +132,8 @@ def _wrong(table: pa.Table) -> str:
     # Comparisons with NaN, an unknown age, are false.
     if ((ages < 0) | (ages > MAX_AGE)).any():
         return f"an age is below 0 or above {MAX_AGE}"
+    if kinds.get(SPREAD, pa.string()) not in (pa.float64(), pa.string()):
+        return f"column {SPREAD} is {kinds[SPREAD]}, not {pa.float64()}"
     if kinds.get(SPREAD) == pa.float64():
         spreads = table[SPREAD].drop_null().to_numpy()
         if not ((spreads >= 0) & (spreads <= MAX_AGE)).all():

@@ -124,7 +124,7 @@ class Dataset:
     @property
     def has_spreads(self) -> bool:
         """Whether the labels of some images have a spread."""
-        return self.has_column(parquet.SPREAD) and pa.types.is_floating(self._columns[parquet.SPREAD].type)
+        return self.has_column(parquet.SPREAD) and self._columns[parquet.SPREAD].type == pa.float64()
 
     def spreads(self) -> np.ndarray:
         """Returns the standard deviation of each label, (N,) float64 years; NaN where unknown."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lae_jax.evaluate import pair_list
 
 Calibration = Literal["temperature", "conformal"]
-HIGHEST = 0.99  # level of conformal intervals
 
 
 class Evaluation(NamedTuple):
@@ -240,8 +239,13 @@ def check(
         raise InputError(f"interval is {interval}: it must lie between 0 and 1")
     if calibrate not in (False, None, True, *get_args(Calibration)):
         raise InputError(f"calibrate is {calibrate!r}: it must be {' or '.join(get_args(Calibration))}")
-    if calibrate == "conformal" and interval > HIGHEST:
-        raise InputError(f"interval is {interval}: it must be at most {HIGHEST} with --calibrate conformal")
+    if calibrate == "conformal":
+        from lae_jax.runs import conformal
+
+        if conformal.percent_of(interval) > conformal.PERCENTS[-1]:
+            raise InputError(
+                f"interval is {interval}: it must be at most {conformal.HIGHEST} with --calibrate conformal"
+            )
     if threshold is not None and not 0 < threshold <= 100:
         raise InputError(f"threshold is {threshold}: it must be an age above 0 and at most 100")
     if challenge is not None and threshold is None:

@@ -144,9 +144,11 @@ def tell(report: dict) -> list[str]:
     if sure := report.get("conformal"):
         held = "" if sure["coverage"] is None else f" hold {sure['coverage']:.1%} of the exact ages and"
         lines.append(
-            f"{sure['level']:.0%} conformal intervals{held} are {sure['mean_width']:.1f} years wide on average; the"
-            " page has them by age group"
+            f"{sure['level']:.0%} conformal intervals{held} are {sure['mean_width']:.1f} years wide on average"
+            + "; the page has them by age group" * (sure["coverage"] is not None)
         )
+        if sure["on_these"]:
+            lines.append("they were fitted to some or all of these images: evaluate on other images")
     return [*lines, *wording.warnings(report)]
 
 

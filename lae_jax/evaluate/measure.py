@@ -169,6 +169,9 @@ def calibrate(evaluated: Evaluated, level: float, *, with_conformal: bool, flip:
             checkpoint.workdir / calibration.CALIBRATION,
         )
     fitted = _conformal(evaluated, temperature, level) if with_conformal else None
+    if fitted is None and calibration.stored_conformal(checkpoint):
+        # They were fitted to distributions of another temperature.
+        logger.warning("the conformal intervals are removed: fit them again with --calibrate conformal")
     content = {
         "temperature": temperature,
         "conformal": fitted and {**fitted.to_json(), "flip": flip},

@@ -258,7 +258,9 @@ def _bin(path: str) -> PairList:
     if not is_right:
         raise InputError(f"{path} does not hold two images for each bool: {wanted}")
     pairs = _Pairs(path)
-    digests = [hashlib.sha256(one).digest() for one in encoded]
+    # A pickle may name one picture millions of times: it is hashed once. Equal ones that are stored twice are two here.
+    digest_of = {key: hashlib.sha256(one).digest() for key, one in {id(one): one for one in encoded}.items()}
+    digests = [digest_of[id(one)] for one in encoded]
     for number, one in enumerate(same):
         pairs.add(digests[2 * number], digests[2 * number + 1], bool(one), f"pair {number}")
     first = {digest: number for number, digest in reversed([*enumerate(digests)])}

@@ -126,15 +126,26 @@ def _conformal(done: measure.Evaluated, level: float, flip: bool) -> _Conformal 
         "borrowing": fitted.borrowing(level),
         "needed": conformal.needed(percent),
         "fewest": fitted.fewest(level),
-        "on_these": _is_validation(done),
+        "on_these": _were_fitted_to(done, done.rows[exact]),
     }
     return _Conformal(bounds, described)
 
 
+def _were_fitted_to(done: measure.Evaluated, rows: np.ndarray) -> bool:
+    """Whether the conformal intervals were fitted to some of the rows: those of the run's own validation split."""
+    split = _own_validation(done)
+    return split is not None and bool(np.intersect1d(done.dataset.rows(split), rows).size)
+
+
 def _is_validation(done: measure.Evaluated) -> bool:
     """Whether the split is the run's own validation split."""
+    return _own_validation(done) == done.split
+
+
+def _own_validation(done: measure.Evaluated) -> str | None:
+    """The run's validation split; None if it has none, or if this is another data set."""
     config = fields.from_json(done.checkpoint.meta["config"])
-    return bool(config.data.split and inputs.split_name(config, config.data.split) == done.split and done.same_data)
+    return inputs.split_name(config, config.data.split) if config.data.split and done.same_data else None
 
 
 def of_run(workdir: epath.Path, signals: watch.Signals | None = None) -> None:

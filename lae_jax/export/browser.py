@@ -15,6 +15,7 @@ import markupsafe
 
 from lae_jax.faces import MAX_KEPT_PIXELS
 from lae_jax.report import markdown
+from lae_jax.runs import conformal
 from lae_jax.runtime import files, foreign, layout
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.foreign.places import without_places
@@ -89,11 +90,13 @@ def _html(content: Mapping, card: str, embedded: Mapping[str, pathlib.Path]) -> 
     run = os.path.abspath(source["run"])
     model = without_places(f"{source['model']} of {source['run']} step {source['step']}", run)
     versions = {"lae-jax": content["versions"]["lae-jax"], SOFTWARE: VERSION}
+    fitted = content["conformal"] and conformal.from_json(content["conformal"])
     contract = {
         "size": taken["image_size"],
         "resize": taken["resize"],
         "most": MAX_KEPT_PIXELS,
         "level": LEVEL if is_calibrated else None,
+        "conformal": fitted and {"level": LEVEL, "groups": fitted.groups(LEVEL)},
     }
     style, script = _read("page.css"), _joined(_SCRIPT)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(

@@ -72,7 +72,9 @@ def _texts(evaluation: Evaluation, level: float, missed: dict[str, list[str]]) -
         return [*texts, "To fit intervals for each age group: evaluate --calibrate conformal."]
     told = _PROMISE.format(level=f"{fitted['level']:.0%}")
     if fitted["on_these"]:
-        told += " They were fitted to these images, so this table shows little: evaluate on other images."
+        told += (
+            " They were fitted to some or all of these images, so this table shows little: evaluate on other images."
+        )
     if few := fitted.get("fewest"):
         told += (
             f" {few['group']} has {few['images']} images there. With so few, one fit in twenty holds fewer than"

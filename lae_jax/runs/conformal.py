@@ -36,6 +36,7 @@ logger = logging.getLogger("lae_jax")
 
 NAMES = (OUTSIDE[0], *GROUPS, OUTSIDE[1])  # the age groups, the youngest first
 PERCENTS = range(1, 100)  # the levels
+HIGHEST = PERCENTS[-1] / 100  # the highest level as a share
 HELD = -1.0  # as a score: lies in the interval of the groups before; as a threshold: accepts no age
 _FIRST = np.array([0, 0.5, 10.5, 20.5, 30.5, 40.5, 50.5, 60.5, 70.5, 81.5])  # years, where the groups start
 _LAST = np.append(_FIRST[1:], 100.0)
@@ -70,12 +71,24 @@ class Conformal:
           InputError: There are no intervals of this level.
         """
         if percent_of(level) > PERCENTS[-1]:
-            raise InputError(f"level is {level}: conformal intervals have levels up to {PERCENTS[-1] / 100:g}")
-        ages, column = np.asarray(ages, np.float64), percent_of(level) - PERCENTS[0]
+            raise InputError(f"level is {level}: conformal intervals have levels up to {HIGHEST}")
+        ages = np.asarray(ages, np.float64)
         within = _Within(ages, _scale(probabilities))
-        for group, threshold in enumerate(self.thresholds[:, column]):
+        for group, threshold in enumerate(self._of_level(level)):
             within.accept(group, threshold)
         return np.stack([within.lower, within.upper], axis=1)
+
+    def groups(self, level: float) -> list[tuple[float, float, float | None]]:
+        """Returns the first and last age in years and the threshold of each group, for a JSON file.
+
+        Null is an infinite threshold.
+        """
+        thresholds = [value if math.isfinite(value) else None for value in self._of_level(level).tolist()]
+        return list(zip(_FIRST.tolist(), _LAST.tolist(), thresholds, strict=True))
+
+    def _of_level(self, level: float) -> np.ndarray:
+        """The threshold of each group, (10,)."""
+        return self.thresholds[:, percent_of(level) - PERCENTS[0]]
 
     def borrowing(self, level: float) -> list[str]:
         """Returns the names of the groups that have fewer images than the level needs."""
@@ -116,7 +129,7 @@ def of_level(fitted: Conformal | None, level: float) -> Conformal | None:
     """Returns `fitted`; None, with a warning, if it has no intervals of this level."""
     if fitted is None or percent_of(level) <= PERCENTS[-1]:
         return fitted
-    logger.warning("there are no conformal intervals of %s: use --interval 0.99 or less", level)
+    logger.warning("there are no conformal intervals of %s: use --interval %s or less", level, HIGHEST)
     return None
 
 

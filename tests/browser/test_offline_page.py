@@ -17,6 +17,7 @@ from programs import random_variables
 from browser.conftest import barriers, fits, shoot
 from lae_jax import export, predict
 from lae_jax.export import browser, convert
+from lae_jax.runs import conformal
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / browser.PLACE).is_dir(), reason=f"no {browser.SOFTWARE} of npm: {browser.INSTALL}"
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def exported(folder, tmp_path_factory):
-    """The page of a run, with weights of which a grey level more in each pixel changes an age by 0.3 years."""
+    """The page of a run with conformal intervals. A grey level more in each pixel changes an age by 0.3 years."""
 
     def sensitive(*args):
         made = program_of(*args)
@@ -37,7 +38,13 @@ def exported(folder, tmp_path_factory):
         )
 
     out, program_of = tmp_path_factory.mktemp("page") / "page", convert.program_of
-    with mock.patch.object(convert, "program_of", sensitive):
+    rng = np.random.default_rng(0)
+    fitted = conformal.fit(rng.uniform(20, 60, 90), rng.dirichlet(np.ones(101), 90), rng.integers(1, 80, 90))
+    stored = {**fitted.to_json(), "flip": False}
+    with (
+        mock.patch.object(convert, "program_of", sensitive),
+        mock.patch.object(convert.calibration, "stored_conformal", lambda *_: stored),
+    ):
         export.export(folder / "run", "onnx", out, page=True, onnxruntime_web=ROOT / browser.PLACE)
     return out
 
@@ -92,11 +99,15 @@ def test_a_page_without_a_network_gives_the_ages_of_the_estimator(opened, export
     assert whole["versions"]["onnxruntime-web"] == browser.VERSION
     with contextlib.ExitStack() as files:
         images = [files.enter_context(Image.open(path)) for path in pictures]
-        ages, distributions = predict.AgeEstimator.from_run(exported).predict(images, distribution=True)
+        estimator = predict.AgeEstimator.from_run(exported)
+        ages, distributions = estimator.predict(images, distribution=True)
     assert np.ptp(ages) > 5, "the pictures must be told apart"
     found = [image["faces"][0] for image in whole["images"]]
     np.testing.assert_allclose([face["age"] for face in found], ages, atol=0.05)
     np.testing.assert_allclose([face["distribution"] for face in found], distributions, atol=0.005)
+    own = [np.array([face[name] for face in found]) for name in ("age", "distribution")]
+    sure = [[face["conformal"]["lower"], face["conformal"]["upper"]] for face in found]
+    np.testing.assert_allclose(sure, estimator.conformal.intervals(*own, 0.9), atol=1e-6)
     assert [image["name"] for image in whole["images"]] == [path.name for path in pictures]
     assert whole["images"][-1]["size"] == [240, 300]  # upright
     assert all(url.startswith("blob:") for url in asked)
@@ -129,6 +140,27 @@ def test_a_file_that_is_no_picture_gets_a_sentence_and_the_rest_goes_on(opened, 
     first, second = page.locator("article").all()
     assert "No age: not an image that this browser can read: save it as JPEG or PNG." in first.inner_text()
     assert " years" in second.inner_text() and "90 % interval" in second.inner_text()
+    assert "90 % conformal interval" in second.inner_text()
+
+
+def test_a_browser_that_changes_pixels_is_told_and_gets_no_ages(opened, exported, pictures, tmp_path):
+    """As privacy modes do, a few pixels are one grey level off."""
+    changed = """<script type="text/plain" id="worker">
+const read = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...given) {
+  const found = read.apply(this, given);
+  for (let place = 400; place < found.data.length; place += 16000) found.data[place] ^= 1;
+  return found;
+};
+"""
+    text = (exported / "index.html").read_text()
+    (tmp_path / "index.html").write_text(text.replace('<script type="text/plain" id="worker">', changed))
+    page = opened((tmp_path / "index.html").as_uri())
+    told = "his browser changes the pixels that a page reads, as some privacy modes do, and the ages would be wrong"
+    page.locator("#state.problem").get_by_text(f"T{told}: allow this page to read canvases, or").wait_for()
+    choose(page, pictures[:1])
+    assert f"No age: t{told}" in page.locator("article").inner_text()
+    assert answers(page)["images"][0]["faces"] == []
 
 
 def test_the_policy_of_the_page_forbids_requests_and_other_scripts(opened, exported):

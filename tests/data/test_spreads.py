@@ -115,3 +115,12 @@ def test_stored_spreads_that_cannot_be_are_refused(drawn, tmp_path, value):
     pq.write_table(table.append_column(parquet.SPREAD, values), tmp_path / "columns.parquet")
     with pytest.raises(InputError, match=r"columns.parquet is damaged \(a spread of a label does not lie in 0 to 100"):
         parquet.read_columns(tmp_path / "columns.parquet", len(table), "restore it")
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.int32(), pa.int64(), pa.list_(pa.float32())])
+def test_stored_spreads_of_another_type_are_refused(drawn, tmp_path, kind):
+    table = pq.read_table(drawn / "columns.parquet")
+    values = pa.array([None] * len(table), kind)
+    pq.write_table(table.append_column(parquet.SPREAD, values), tmp_path / "columns.parquet")
+    with pytest.raises(InputError, match=r"columns.parquet is damaged \(column age_spread is .+, not double\)"):
+        parquet.read_columns(tmp_path / "columns.parquet", len(table), "restore it")

@@ -1,5 +1,6 @@
 """Lists of pairs: LFW's file, tables and .bin files give the same pairs, and a faulty list is one sentence."""
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -159,3 +160,15 @@ def test_a_bin_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pair_list, "MAX_PAIRS", 3)
     with pytest.raises(InputError, match="more than 3 pairs"):
         pair_list.read(written(tmp_path / "list.csv", GOOD))
+
+
+def test_a_picture_that_occurs_many_times_is_hashed_once(tmp_path, monkeypatch):
+    hashed, sha256 = [], hashlib.sha256
+    monkeypatch.setattr(pair_list.hashlib, "sha256", lambda one: hashed.append(len(one)) or sha256(one))
+    images = [bytes([number]) * 1000 for number in range(4)]
+    order = [0, 1, 0, 1, 2, 3, 0, 2, 1, 3] * 100
+    same = [True, True, True, False, False] * 100
+    path = written(tmp_path / "lfw.bin", pickle.dumps(([images[number] for number in order], same)))
+    found = pair_list.read(path)
+    assert found.encoded == images and len(found.pairs) == 4
+    assert sum(hashed) < 2 * path.stat().st_size

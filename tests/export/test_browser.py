@@ -19,7 +19,7 @@ from programs import needs_onnx, npm_package
 from lae_jax import export
 from lae_jax.export import __main__ as door
 from lae_jax.export import browser
-from lae_jax.runs import distributions, preprocessing
+from lae_jax.runs import conformal, distributions, preprocessing
 from lae_jax.runtime.errors import InputError
 
 pytestmark = needs_onnx
@@ -39,6 +39,7 @@ def content(**fields):
         "input": {"image_size": 24, "resize": 28},
         "crop": {"align": "none", "detector": "unknown"},
         "temperature": 1.3,
+        "conformal": None,
         "versions": {"lae-jax": "0.1"},
     } | fields
 
@@ -82,7 +83,7 @@ def test_a_page_runs_its_own_script_alone_and_names_no_host_and_no_folder(softwa
     assert "anna" not in page and "<b>" not in page
     facts = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])
     assert facts["model"] == "resnet18 of <b>x step 7"
-    assert facts["contract"] == {"size": 24, "resize": 28, "most": 25_000_000, "level": 0.9}
+    assert facts["contract"] == {"size": 24, "resize": 28, "most": 25_000_000, "level": 0.9, "conformal": None}
 
 
 def test_a_page_says_which_pictures_it_takes_and_whether_there_are_intervals(software, tmp_path):
@@ -91,7 +92,7 @@ def test_a_page_says_which_pictures_it_takes_and_whether_there_are_intervals(sof
     _, faces = written(tmp_path / "faces", software, crop=cut, temperature=1.0)
     for page in (crops, faces):
         assert "This page does not search for faces." in page
-    assert "their cut is not" in crops and "256 x 256" in faces and "112x112 template" in faces
+    assert "were cut is not recorded" in crops and "256 x 256" in faces and "112x112 template" in faces
     assert "gives no intervals" in faces and '"level": null' in faces and "gives no intervals" not in crops
 
 
@@ -177,3 +178,26 @@ def test_the_intervals_of_the_page_are_those_of_predict():
     code = "given.map((row) => page.intervalOf(row, 0.9)).map((one) => [one.lower, one.upper])"
     found = by_node("intervals.js", code, rows.tolist())
     np.testing.assert_allclose(found, distributions.intervals(rows, 0.9), atol=1e-9)
+
+
+@needs_node
+def test_the_conformal_intervals_of_the_page_are_those_of_predict(software, tmp_path):
+    rng = np.random.default_rng(0)
+    thresholds = rng.uniform(0, 9, (10, 99))
+    thresholds[1], thresholds[8] = conformal.HELD, np.inf
+    fitted = conformal.Conformal(thresholds, np.full(10, 100))
+    _, page = written(tmp_path / "page", software, conformal={**fitted.to_json(), "flip": False})
+    contract = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])["contract"]["conformal"]
+    levels = [contract, *({"level": level, "groups": fitted.groups(level)} for level in (0.1, 0.5, 0.99))]
+    rows = rng.dirichlet(np.full(101, 0.1), 200).astype(np.float32)
+    rows[:2] = np.eye(101)[[0, 100]]
+    ages = np.float32([0, 100, *rng.uniform(0, 100, 198)])
+    code = (
+        "given.levels.map((one) => given.rows.map((row, i) => page.conformalOf(given.ages[i], row, one)))"
+        ".flat().map((one) => [one.level, one.lower, one.upper])"
+    )
+    given = {"levels": levels, "rows": rows.tolist(), "ages": ages.tolist()}
+    found = np.array(by_node("intervals.js", code, given)).reshape(4, 200, 3)
+    for level, of_level in zip((0.9, 0.1, 0.5, 0.99), found, strict=True):
+        assert (of_level[:, 0] == level).all()
+        np.testing.assert_allclose(of_level[:, 1:], fitted.intervals(ages, rows, level), atol=1e-9)

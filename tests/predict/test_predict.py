@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -256,7 +257,17 @@ def test_conformal_intervals_travel_with_the_run(folder, tmp_path, caplog, capsy
         held = [(float(row["conformal_lower"]), float(row["conformal_upper"])) for row in csv.DictReader(file)]
     inside = [low <= age <= high for (low, high), age in zip(held, done.targets, strict=True)]
     assert report["conformal"]["coverage"] == np.mean(inside) and report["conformal"]["on_these"]
-    assert any(line.startswith("50% conformal intervals hold ") for line in evaluate_door.tell(report))
+    told = [line for line in evaluate_door.tell(report) if "conformal" in line or "fitted" in line]
+    assert told[0].startswith("50% conformal intervals hold ") and told[0].endswith("the page has them by age group")
+    assert told[1:] == ["they were fitted to some or all of these images: evaluate on other images"]
+    no_age_is_exact = {"coverage": None, "on_these": False}
+    told = evaluate_door.tell(report | {"conformal": report["conformal"] | no_age_is_exact})
+    (line,) = (line for line in told if "conformal" in line)
+    assert re.fullmatch(r"50% conformal intervals are [\d.]+ years wide on average", line)
+    # Fitted images are told wherever they are, and no others.
+    for split, rows, expected in (("all", done.rows, True), ("train", done.dataset.rows("train")[:6], False)):
+        other = dataclasses.replace(done, split=split, rows=rows)
+        assert results._conformal(other, 0.5, flip=False).described["on_these"] is expected
     # `predict` gives them in each of its forms.
     estimator = predict.AgeEstimator.from_run(run)
     fields = answers.Fields.of(estimator, 0.5)
@@ -281,8 +292,13 @@ def test_conformal_intervals_travel_with_the_run(folder, tmp_path, caplog, capsy
     assert calibration.conformal_of(checkpoint, flip=True) is None and "fitted without --flip" in caplog.text
     assert not answers.Fields.of(estimator, 0.995).conformal and "use --interval 0.99 or less" in caplog.text
     # A calibration without them replaces them, because they were fitted to another temperature.
+    caplog.clear()
     measure.calibrate(done, 0.5, with_conformal=False, flip=False)
     assert calibration.conformal_of(checkpoint, flip=False) is None
+    removed = "the conformal intervals are removed: fit them again with --calibrate conformal"
+    assert caplog.text.count(removed) == 1
+    measure.calibrate(done, 0.5, with_conformal=False, flip=False)
+    assert caplog.text.count(removed) == 1
 
 
 @pytest.mark.parametrize(("words", "message"), [

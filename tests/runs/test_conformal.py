@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lae_jax import metrics
+from lae_jax import evaluate, metrics
 from lae_jax.runs import conformal, distributions
 from lae_jax.runtime import typed
 from lae_jax.runtime.errors import InputError
@@ -45,6 +45,9 @@ def test_ten_people_of_one_group():
     np.testing.assert_array_equal(found.intervals([45.0], one, 0.95), [[0, 100]])
     with pytest.raises(InputError, match=r"level is 0.995: conformal intervals have levels up to 0.99"):
         found.intervals([45.0], one, 0.995)
+    evaluate.check(0.99, None, None, None, None, "conformal")
+    with pytest.raises(InputError, match=r"interval is 0.995: it must be at most 0.99 with --calibrate conformal"):
+        evaluate.check(0.995, None, None, None, None, "conformal")
 
 
 def test_a_group_whose_ages_are_in_the_intervals_of_the_groups_before_accepts_nothing_more():

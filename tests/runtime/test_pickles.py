@@ -94,3 +94,45 @@ def test_a_list_that_occurs_many_times_is_counted_as_often(monkeypatch):
         pickles.plain(pickle.dumps([one] * 100))
     with pytest.raises(pickles.BadPickle, match="more than 1,000 instructions"):
         pickles.plain(pickle.dumps([[True] * 5000]))
+
+
+def text_in_memory(letters):
+    return b"\x8c" + bytes([len(letters)]) + letters + b"\x94"
+
+
+FROM_BUFFER = b"cnumpy.core.numeric\n_frombuffer\n\x94"
+
+
+def buffer_in_memory(kind):
+    """A buffer, its type and the function that makes an array of it, in places 0, 1 and 2."""
+    return b"\x96" + (90).to_bytes(8, "little") + bytes(90) + b"\x94" + kind + b"\x94" + FROM_BUFFER
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (text_in_memory(b"a" * 90) + text_in_memory(b"latin1") + b"c_codecs\nencode\n\x94", b"h\x02h\x00h\x01\x86R"),
+        (buffer_in_memory(DTYPE), b"h\x02(h\x00h\x01K\x5a\x85K\x00tR"),
+        (buffer_in_memory(DTYPE.replace(b"u1", b"b1")), b"h\x02(h\x00h\x01K\x5a\x85K\x00tR"),
+    ],
+)
+def test_what_the_instructions_copy_is_bounded(begin, again, monkeypatch):
+    monkeypatch.setattr(pickles, "MAX_COPIES", 1000)
+    assert len(pickles.plain(b"\x80\x05" + begin + b"]" + again + b"a.")[0]) == 90
+    with pytest.raises(pickles.BadPickle, match=r"its instructions copy more than \d,\d+ bytes"):
+        pickles.plain(b"\x80\x05" + begin + b"]" + 100 * (again + b"a") + b".")
+
+
+def test_a_function_with_many_arguments_is_not_called_again_and_again():
+    """A call copies its arguments."""
+    for name in (NAME, b"cnumpy\ndtype\n"):
+        with pytest.raises(pickles.BadPickle, match="damaged"):
+            pickles.plain(build(b"]", name, b"(" + b"\x88" * 99 + b"tRa"))
+
+
+def test_the_name_of_a_type_is_not_hashed():
+    """A tuple that holds a tuple twice, and so on: a hash of it takes 2^60 steps."""
+    nested = b")" + b"".join(b"\x94h" + bytes([i]) + b"\x86" for i in range(60))
+    written = build(NAME, b")R", b"(K\x01K\x01\x85cnumpy\ndtype\n", nested, b"\x85R\x89C\x01atb")
+    with pytest.raises(pickles.BadPickle, match="neither of uint8"):
+        pickles.plain(written)

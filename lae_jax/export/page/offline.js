@@ -8,7 +8,7 @@ const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent]
 function answered(message) {
   return new Promise((resolve, reject) => {
     worker.onmessage = ({ data }) => (data?.failure ? reject(new Error(data.failure)) : resolve(data));
-    worker.onerror = (event) => reject(new Error(event.message || "the worker does not start"));
+    worker.onerror = (event) => reject(new Error(`the model failed in this browser (${event.message || "the worker does not start"})`));
     worker.postMessage(message);
   });
 }
@@ -28,7 +28,7 @@ async function ask(file) {
     await ready;
     return await answered({ file });
   } catch (error) {
-    return nothing(file, `the model failed in this browser (${error.message})`);
+    return nothing(file, error.message);
   }
 }
 
@@ -37,7 +37,7 @@ async function tellState() {
     await ready;
     $("state").textContent = "The model is ready.";
   } catch (error) {
-    $("state").textContent = `The model does not start in this browser (${error.message}): use a newer browser (Chromium and Firefox were tested).`;
+    $("state").textContent = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
     $("state").classList.add("problem");
   }
 }

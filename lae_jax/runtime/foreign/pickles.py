@@ -11,6 +11,8 @@ import pickletools
 import numpy as np
 
 MAX_INSTRUCTIONS = 5_000_000  # instructions of a pickle; a value takes one to three
+MAX_COPIES = 1 << 26  # bytes that the instructions copy, besides the size of the pickle: each byte once, and bools
+_BOOL_BYTES = 8  # of a bool in a list
 _ALLOWED = {
     *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
     *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
@@ -18,7 +20,6 @@ _ALLOWED = {
     *("SHORT_BINUNICODE", "BINUNICODE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"),
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),  # of the names below alone
 }
-_TYPES = {"u1": np.uint8, "b1": np.bool_}
 _DEPTH = 4  # lists in lists
 
 
@@ -36,7 +37,7 @@ def plain(encoded: bytes) -> object:
     """
     _require_plain(encoded)
     try:
-        return _unwrapped(_Unpickler(io.BytesIO(encoded), encoding="bytes").load(), [MAX_INSTRUCTIONS], _DEPTH)
+        return _unwrapped(_Unpickler(encoded).load(), [MAX_INSTRUCTIONS], _DEPTH)
     except BadPickle:
         raise
     except Exception as error:  # the machine raises whatever a damaged program leads to
@@ -63,69 +64,96 @@ def _require_plain(encoded: bytes) -> None:
 class _Type:
     """Stands for numpy.dtype, and for numpy.ndarray, which is an argument alone."""
 
-    def __init__(self, name: object = b"", *_):
-        self.name = name.decode("ascii") if isinstance(name, bytes) else name
+    def __init__(self, name: object = b"", align: object = False, copy: object = False):
+        self.name = name
 
     def __setstate__(self, state: object) -> None:
         """The byte order, which a byte does not have."""
 
 
 class _Array:
-    """Stands for the array that numpy.core.multiarray._reconstruct makes."""
+    """Stands for an array, whose content comes with its state."""
 
-    def __init__(self, *_):
+    def __init__(self, stand_ins: "_StandIns"):
+        self._stand_ins = stand_ins
         self.values: bytes | list[bool] = b""
 
     def __setstate__(self, state: tuple) -> None:
         """Takes (version, shape, type, order, content)."""
         _, shape, kind, _, content = state
-        self.values = _values(shape, kind, content)
+        self.values = self._stand_ins.values(shape, kind, content)
 
 
-def _values(shape: object, kind: object, content: object) -> bytes | list[bool]:
-    if not isinstance(kind, _Type) or kind.name not in _TYPES or not isinstance(content, bytes | bytearray):
-        raise BadPickle("an array is neither of uint8 nor of bool")
-    if not isinstance(shape, tuple) or shape != (len(content),):
-        raise BadPickle("an array has more or fewer dimensions than one")
-    return bytes(content) if kind.name == "u1" else np.frombuffer(content, np.bool_).tolist()
+class _StandIns:
+    """What the names in a pickle stand for.
 
+    They take few arguments, because calling them copies these.
+    """
 
-def _scalar(kind: object, content: object) -> bool:
-    """Stands for numpy.core.multiarray.scalar."""
-    (value,) = _values((1,), kind, content)
-    return bool(value)
+    def __init__(self, most: int):
+        self._most = self._left = most  # bytes that they copy
+        self.of = {
+            ("_codecs", "encode"): self._encoded,
+            ("numpy", "dtype"): _Type,
+            ("numpy", "ndarray"): _Type,
+            **{(f"numpy.{core}.multiarray", "_reconstruct"): self._array for core in ("core", "_core")},
+            **{(f"numpy.{core}.multiarray", "scalar"): self._scalar for core in ("core", "_core")},
+            **{(f"numpy.{core}.numeric", "_frombuffer"): self._from_buffer for core in ("core", "_core")},
+        }
 
+    def values(self, shape: object, kind: object, content: object) -> bytes | list[bool]:
+        """Returns the content of an array of one dimension."""
+        # No lookup in a dict: the hash of a tuple takes as long as all that it holds, tuples in tuples many times.
+        is_bytes, is_bools = (isinstance(kind, _Type) and kind.name in (n, n.encode()) for n in ("u1", "b1"))
+        if not (is_bytes or is_bools) or not isinstance(content, bytes | bytearray):
+            raise BadPickle("an array is neither of uint8 nor of bool")
+        if not isinstance(shape, tuple) or shape != (len(content),):
+            raise BadPickle("an array has more or fewer dimensions than one")
+        if is_bools:
+            self._take(_BOOL_BYTES * len(content))
+            return np.frombuffer(content, np.bool_).tolist()
+        if isinstance(content, bytearray):
+            self._take(len(content))
+        return bytes(content)
 
-def _from_buffer(content: object, kind: object, shape: object, order: object) -> _Array:
-    """Stands for numpy.core.numeric._frombuffer."""
-    array = _Array()
-    array.values = _values(shape, kind, content)
-    return array
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise BadPickle(f"its instructions copy more than {self._most:,} bytes")
 
+    def _array(self, kind: object = None, shape: object = None, code: object = None) -> _Array:
+        """Stands for numpy.core.multiarray._reconstruct."""
+        return _Array(self)
 
-def _encoded(text: object, encoding: object) -> bytes:
-    """Stands for _codecs.encode, by which Python 3 writes bytes for Python 2."""
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise BadPickle("bytes are written in an unknown way")
-    return text.encode("latin1")
+    def _scalar(self, kind: object, content: object) -> bool:
+        """Stands for numpy.core.multiarray.scalar."""
+        (value,) = self.values((1,), kind, content)
+        return bool(value)
 
+    def _from_buffer(self, content: object, kind: object, shape: object, order: object) -> _Array:
+        """Stands for numpy.core.numeric._frombuffer."""
+        array = _Array(self)
+        array.values = self.values(shape, kind, content)
+        return array
 
-_NAMES = {
-    ("_codecs", "encode"): _encoded,
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _Type,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
+    def _encoded(self, text: object, encoding: object) -> bytes:
+        """Stands for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+        if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+            raise BadPickle("bytes are written in an unknown way")
+        self._take(len(text))
+        return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, encoded: bytes):
+        super().__init__(io.BytesIO(encoded), encoding="bytes")
+        self._stand_ins = _StandIns(len(encoded) + MAX_COPIES).of
+
     def find_class(self, module: str, name: str) -> object:
         """Returns what stands for a name; all others are refused."""
-        if (module, name) not in _NAMES:
+        if (module, name) not in self._stand_ins:
             raise BadPickle(f"it names {module[:60]}.{name[:60]}, which is not plain data")
-        return _NAMES[module, name]
+        return self._stand_ins[module, name]
 
 
 def _unwrapped(value: object, left: list[int], depth: int) -> object:
