@@ -161,7 +161,7 @@ def test_what_cannot_teach_is_refused(student, trained, tmp_path, monkeypatch):
     ):
         config = student()
         config.teacher = name
-        for check in (plan.make_plan, lambda c: early.check_stage(c, c.workdir, (), True)):
+        for check in (plan.make_plan, lambda c: early.check_stage(c, c.workdir)):
             with pytest.raises(InputError, match=told):
                 check(config)
     for field, value, told in (
