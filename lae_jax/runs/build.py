@@ -233,8 +233,8 @@ def require_optimiser(config: ConfigDict, trains: tuple[str, ...]) -> None:
       trains: Names of the parts that train.
 
     Raises:
-      InputError: A number is out of range, an optimiser is unknown, layer_decay is set where the backbone is frozen, or a
-        setting of the teacher where there is none.
+      InputError: A number is out of range, an optimiser is unknown, layer_decay is set where the backbone is frozen,
+        or a setting of the teacher where there is none.
     """
     values = fields.flat(fields.as_json(config))
     for name, (wanted, is_allowed) in _LIMITS.items():
