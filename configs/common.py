@@ -151,8 +151,9 @@ def get_config() -> ConfigDict:
     c.epochs = 24.0
     c.batch_size = 256  # images in a batch, over all devices and hosts
     c.accumulate = 1  # parts of a batch, computed one after the other to save memory
-    # How JAX maps a step over the devices: 'pmap' | 'shard_map' (same numbers, less work for the host where a run has
-    # several processes); 'auto': pmap with one process, shard_map with several and where class weights are split.
+    # How JAX maps a step over the devices: 'pmap' | 'shard_map' (same numbers, with cures up to rounding; less work for
+    # the host where a run has several processes); 'auto': pmap with one process, shard_map with several and where class
+    # weights are split.
     c.parallel = "auto"
     c.max_skipped_steps = 10  # end the run after this many skipped steps in a row (not finite)
 

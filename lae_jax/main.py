@@ -182,12 +182,13 @@ def _check_recipe(config: ConfigDict) -> None:
     """Checks at the start that the runs which a recipe takes from elsewhere exist."""
     from lae_jax.models import pretrained
 
-    made = {""} | {os.fspath(epath.Path(config.workdir) / name) for name in config.order}
+    known = {"", "scratch"}  # and the runs of the stages before
     for name in config.order:
         if name not in config.stages:
             raise InputError("config.order: " + unknown("stage", name, config.stages))
-        for source in {config.stages[name].init_from, config.stages[name].mae_from} - made - {"scratch"}:
+        for source in {config.stages[name].init_from, config.stages[name].mae_from} - known:
             pretrained.require(source)
+        known.add(os.fspath(epath.Path(config.workdir) / name))
 
 
 def check_paths(config: ConfigDict) -> None:
@@ -197,14 +198,13 @@ def check_paths(config: ConfigDict) -> None:
       InputError: A path does not exist, or holds something else, or there is no such split.
     """
     recipe = config.stages if "stages" in config else {"": config}
-    made = {os.fspath(epath.Path(config.workdir) / name) for name in recipe}
+    before: list[str] = []
     for name in config.order if "stages" in config else recipe:
-        if name not in recipe:
-            continue  # `_check_recipe` reports it
         workdir = os.fspath(epath.Path(config.workdir) / name) if name else config.workdir
-        is_first = "stages" not in config or name == config.order[0]
-        with early.naming(name, config):
-            early.check_stage(recipe[name], workdir, made, is_first)
+        if name in recipe:  # else `_check_recipe` reports it
+            with early.naming(name, config):
+                early.check_stage(recipe[name], workdir, before)
+        before.append(workdir)
 
 
 def _tell(summary: dict, workdir: str) -> None:

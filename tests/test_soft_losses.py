@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lae_jax import losses, stages
+from lae_jax.configs import common
 from lae_jax.runtime.errors import InputError
+from lae_jax.runtime.parallel import AXIS
 from lae_jax.stages import method_losses
 
 RNG = np.random.default_rng(0)
@@ -84,6 +86,33 @@ def test_distillation_is_the_divergence_at_the_temperature_times_its_square():
     np.testing.assert_allclose(losses.distillation(teacher, teacher, 2.0), 0, atol=1e-5)
     with pytest.raises(ValueError, match=r"one shape, not \(6, 101\) and \(5, 101\)"):
         losses.distillation(LOGITS, teacher[:5])
+
+
+def test_with_cures_lds_weights_the_teachers_term_and_dist_loss_is_added_outside():
+    teacher = (RNG.normal(size=(6, 101)) * 3).astype(np.float32)
+    counts = method_losses.of_training(np.arange(1.0, 102.0))
+    constants = {"er_weight": 1.0, "label_sigma": 1.0, "in_range": "uniform", **counts}
+    constants |= {"teacher_logits": teacher, "teacher_weight": 0.25, "teacher_temperature": 2.0}
+    table = method_losses.lds_weights(counts["counts"], counts["smoothed"], 0.5)
+    weights = table[np.round(AGES).astype(int)]
+    assert weights.max() > 1.5 * weights.min()
+    own, also = stages.REPRESENT.loss(LOGITS, AGES, constants), losses.distillation(LOGITS, teacher, 2.0)
+
+    def of(name, stage):
+        cure = stages.cures.chosen({**common.get_config().cure, "name": name}, 1)
+        features = np.zeros((len(AGES), 4), np.float32)
+
+        def loss(logits, ages, features):
+            return cure.losses(stage.loss, logits, features, ages, constants, {}, jax.random.key(0))
+
+        mapped = jax.vmap(loss, axis_name=AXIS)
+        return np.asarray(mapped(LOGITS[None], AGES[None], features[None]))[0]
+
+    distilled = stages.with_teacher(stages.REPRESENT)
+    np.testing.assert_allclose(of("lds", distilled), weights * (0.75 * own + 0.25 * also), rtol=1e-5)
+    distance = of("dist_loss", stages.REPRESENT) - own
+    assert np.abs(distance).max() > 0.1
+    np.testing.assert_allclose(of("dist_loss", distilled), 0.75 * own + 0.25 * also + distance, rtol=1e-4, atol=1e-4)
 
 
 def test_a_stage_with_a_teacher_mixes_its_own_loss_with_the_distillation():

@@ -49,8 +49,10 @@ class Lowering:
         c = config.model
         self.stage = stages.with_classes(self.stage, c.class_weights, c.class_sampling, self._outputs)
         self.stage = stages.with_cure(self.stage, config.cure, _STEPS)
+        if not forward:
+            plan.require_whole_batches(config, self.stage)
         convolutions = "cpu" if devices[0].platform == "cpu" else "xla"
-        self._teacher = None if forward else teacher.load(config, convolutions=convolutions)
+        self._teacher = None if forward else teacher.load(config, None, convolutions, devices[0])
         if self._teacher is not None:
             self.stage = stages.with_teacher(self.stage)
         self._model = build.model(config, self.stage, self._outputs, convolutions)

@@ -47,6 +47,7 @@ def write(
         "## Use and misuse\n\n" + USE,
         "## Input and output\n\n" + _contract(content),
         "## Data\n\n" + _data(meta, data),
+        "## Training\n\n" + _training(meta),
         "## Starting weights\n\n" + _starts(starts) + _teachers(meta),
         "## Scores\n\n" + _scores(meta, evaluations),
         "## Leaks\n\n" + _leaks(meta, evaluations, data),
@@ -96,6 +97,20 @@ def _data(meta: Mapping, data: Mapping) -> str:
         " run records no licence: name that of your own data here before you pass the model on. You decide what the"
         " terms of the photographs mean for weights that were trained on them."
     )
+
+
+def _training(meta: Mapping) -> str:
+    """The method of stage 3, and the cures of stage 2 of this run and of the runs before it."""
+    told = []
+    if meta["stage"] == "classify":
+        c = meta["config"]["classify"]
+        setting = "" if c["setting"] is None else f" (setting {c['setting']:g})"
+        told.append(f"the method {in_code(c['method'])} of stage 3{setting}")
+    for one in meta.get("cures") or []:
+        changed = ", ".join(f"{name} {value:g}" for name, value in one["settings"].items())
+        settings = f"{in_markdown(changed)}, other settings as published" if changed else "settings as published"
+        told.append(f"the cure {in_code(one['name'])} of stage 2 ({settings})")
+    return f"Trained with {', '.join(told)}." if told else "Trained without a cure of stage 2."
 
 
 def _starts(starts: Sequence[Mapping]) -> str:

@@ -14,6 +14,7 @@ from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from lae_jax import losses, models, optim, stages
+from lae_jax.configs import common
 from lae_jax.models.pretrained import safetensors_file, tensors
 from lae_jax.runs import fields, precision
 from lae_jax.runs.forward import forward_step
@@ -232,12 +233,20 @@ def require_optimiser(config: ConfigDict, trains: tuple[str, ...]) -> None:
       trains: Names of the parts that train.
 
     Raises:
-      InputError: A number is out of range, an optimiser is unknown, or layer_decay is set where the backbone is frozen.
+      InputError: A number is out of range, an optimiser is unknown, layer_decay is set where the backbone is frozen,
+        or a setting of the teacher where there is none.
     """
     values = fields.flat(fields.as_json(config))
     for name, (wanted, is_allowed) in _LIMITS.items():
         if not is_allowed(values[name]):
             raise InputError(f"config.{name} is {values[name]}: it must be {wanted}")
+    defaults = common.get_config().loss
+    for name in ("teacher_weight", "teacher_temperature"):
+        if not config.teacher and config.loss[name] != defaults[name]:
+            raise InputError(
+                f"config.loss.{name} is {config.loss[name]}, and config.teacher is '': omit --config.loss.{name}, or"
+                " name a teacher"
+            )
     c = config.optim
     if "backbone" not in trains and c.layer_decay != 1:
         raise InputError(

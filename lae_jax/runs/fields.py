@@ -1,12 +1,11 @@
 """The fields of a config: convert them to JSON, compare them, write them to the workdir."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from lae_jax.configs import common
 from lae_jax.runtime import files, origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.typed import declared
@@ -19,7 +18,7 @@ FREE_FIELDS = (
     "data.verify",
     "data.allow_leak",
     "data.age_weights",  # the weights themselves are compared
-    "teacher",  # its arrays are compared
+    "teacher",  # its arrays are compared; `differences` compares whether there is one
     "parallel",
     "eval_batch_size",
     "save_steps",
@@ -28,7 +27,7 @@ FREE_FIELDS = (
     "max_skipped_steps",
     "stall_minutes",
 )
-# Fields that were added, with the value that they had before.
+# Fields that were added, with the value that they had before: not today's default, which may change.
 ADDED = {
     "model.hidden": 0,
     "model.class_weights": "auto",
@@ -49,7 +48,20 @@ ADDED = {
     "optim.decay_all": True,
     "optim.head_factor": 1.0,
     "optim.layer_decay": 1.0,
-    **{f"cure.{name}": value for name, value in common.get_config().cure.items()},
+    "cure.name": "none",
+    "cure.lds_power": 0.5,
+    "cure.fds_momentum": 0.9,
+    "cure.fds_start_update": 0,
+    "cure.fds_start_smooth": 1,
+    "cure.rank_sim_weight": 100.0,
+    "cure.rank_sim_strength": 2.0,
+    "cure.balanced_mse_noise": 10.0,
+    "cure.dist_loss_weight": 1.0,
+    "cure.dist_loss_bandwidth": 0.5,
+    "cure.conr_weight": 4.0,
+    "cure.conr_window": 1.0,
+    "cure.conr_temperature": 0.07,
+    "cure.conr_eta": 0.01,
 }
 
 
@@ -89,13 +101,28 @@ def flat(config: Mapping, prefix: str = "") -> dict:
     return result
 
 
-def differences(before: Mapping, now: Mapping) -> list[str]:
-    """Returns where two configs (nested dicts of JSON) differ, with both values, without the FREE_FIELDS."""
+def has_teacher(config: Mapping) -> bool:
+    """Whether a config (nested dict of JSON) has a teacher; with a weight of 0 it has none."""
+    values = {**ADDED, **flat(config)}
+    return bool(values["teacher"]) and values["loss.teacher_weight"] > 0
+
+
+def differences(before: Mapping, now: Mapping, free: Collection[str] = FREE_FIELDS) -> list[str]:
+    """Returns where two configs (nested dicts of JSON) differ, with both values.
+
+    Args:
+      before: One config.
+      now: The other one.
+      free: Fields that may differ; `teacher` only if both have one, or neither.
+    """
     before, now = ({**ADDED, **flat(config)} for config in (before, now))
+    compared = {*before, *now} - {*free}
+    if has_teacher(before) != has_teacher(now):
+        compared.add("teacher")
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted({*before, *now})
-        if key not in FREE_FIELDS and before.get(key) != now.get(key)
+        for key in sorted(compared)
+        if before.get(key) != now.get(key)
     ]
 
 

@@ -85,9 +85,14 @@ def tell(config: ConfigDict) -> None:
         )
 
 
-def for_inference(config: ConfigDict) -> ConfigDict:
-    """Returns the config of a finished run as this machine uses it: in float32 where it has no bfloat16."""
-    device = _device()
+def for_inference(config: ConfigDict, device: jax.Device | None = None) -> ConfigDict:
+    """Returns the config of a finished run as a device uses it: in float32 where it has no bfloat16.
+
+    Args:
+      config: The config.
+      device: The device; None: this process's first one.
+    """
+    device = device or _device()
     if config.model.dtype != "bfloat16" or has_bfloat16(device):
         return config
     logger.info(

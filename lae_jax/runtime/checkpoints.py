@@ -32,7 +32,8 @@ class Checkpoints:
     the weights of the order, or null), trained_on (data, data_hash and split of this run, the runs before it and its
     teacher), leaks (findings of an audit that it was trained with), identities (hashed people of the backbone's
     pre-training, or null), teachers (from, step, sha256 of the arrays, weight and temperature of the teachers of the
-    runs before it and of its own, which is the last).
+    runs before it and of its own, which is the last), cures (name and changed settings of the cures of stage 2, of the
+    runs before it and of its own, which are the last).
 
     A checkpoint is complete when orbax has committed it, its checksums are written and "saved" is logged. The newest
     two and the best one are kept.

@@ -91,6 +91,13 @@ class Cures:
     epoch: int
 
     @property
+    def record(self) -> dict:
+        """Their names and the settings that are not those published, for checkpoints and model cards."""
+        given = dataclasses.asdict(self.settings)
+        changed = {name: value for name, value in given.items() if value != getattr(Settings, name)}
+        return {"name": "+".join(self.names), "settings": changed}
+
+    @property
     def for_exact_ages(self) -> tuple[str, ...]:
         """Those that cannot be used where ages are ranges."""
         return tuple(name for name in self.names if not CURES[name].takes_ranges)

@@ -21,6 +21,8 @@ from lae_jax.train import config_flag, early
 _LONGEST = 200  # characters of a folder's name
 # Fields that the sweep itself sets -> how to choose them.
 _OWN = {"seed": "--seeds", "data.fold": "--fold", "workdir": "--out"}
+# The runs of a sweep are compared, so they share teacher and weights of ages by name.
+_FREE = {*fields.FREE_FIELDS} - {"teacher", "data.age_weights"}
 _STARTED = typed.named(typed.fields({}))
 _KEYS = ("config", "seeds", "folds", "set", "settings")
 
@@ -283,11 +285,11 @@ def _run(
     workdir = os.path.join(out, RUNS, name)
     config = config_flag.read([*words, f"--config.workdir={workdir}"])
     stages = list(train.stages_of(config))
-    made = {os.fspath(stage.workdir) for stage in stages}
+    workdirs = [os.fspath(stage.workdir) for stage in stages]
     for number, (part, stage) in enumerate(zip(order, stages, strict=True)):
         try:
             with early.naming(part, config):
-                early.check_stage(stage, stage.workdir, made, number == 0)
+                early.check_stage(stage, workdirs[number], workdirs[:number])
         except InputError as error:
             told = re.sub(r"(--)?config\.workdir", "--out", str(error))
             raise InputError(f"run {name}: {told}") from error
@@ -316,7 +318,7 @@ def _require_unchanged(path: epath.Path, name: str, config: Mapping[str, Mapping
     before = files.read_json(path, _STARTED, "train the sweep into a new folder")
     told = [] if {*before} == {*config} else [f"stages {', '.join(before)} there, {', '.join(config)} now"]
     for part in config if not told else ():
-        told += fields.differences(before[part], config[part])
+        told += fields.differences(before[part], config[part], _FREE)
     if told:
         raise InputError(
             f"run {name} was begun with another config ({'; '.join(told)}): use that config, or choose another --out"

@@ -17,14 +17,13 @@ _HUB = "hf:"
 _FOLLOWS = {"represent": "pretrain", "classify": "represent"}
 
 
-def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_first: bool) -> None:
+def check_stage(config: ConfigDict, workdir: str, before: Collection[str] = ()) -> None:
     """Checks the paths and the splits of a stage's config before JAX is loaded.
 
     Args:
       config: Config of a stage.
       workdir: Its folder.
-      made: Folders of runs that the same recipe makes.
-      is_first: Whether no stage of the recipe comes before.
+      before: Folders of the runs that the same recipe makes before this stage.
 
     Raises:
       InputError: A path does not exist or holds something else, the workdir cannot be used, or there is no such split.
@@ -34,12 +33,12 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
         return  # a run that is done needs nothing
     begun = (epath.Path(workdir) / layout.CONFIG).exists()
     if not begun:
-        _check_sources(config, made, is_first)
+        _check_sources(config, before)
         if config.data.age_weights:
             from lae_jax.data import age_weights
 
             age_weights.read(config.data.age_weights)
-    _check_teacher(config, made)
+    _check_teacher(config, before)
     data = config.data.path
     if begun and not files.is_remote(data) and not layout.is_dataset(data):
         raise InputError(
@@ -51,16 +50,16 @@ def check_stage(config: ConfigDict, workdir: str, made: Collection[str], is_firs
         preflight.require_split(data, preflight.split_of(config, name))
 
 
-def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) -> None:
+def _check_sources(config: ConfigDict, before: Collection[str]) -> None:
     """Checks that what a fresh run starts from is named and exists; a resumed run does not need it."""
-    if is_first:
+    if not before:
         layout.require_start(config.init_from, config.stage)
     for field in ("init_from", "mae_from"):
         source = config[field]
         if source.startswith(_HUB):
             preflight.require_extra("hub", ("huggingface_hub",), f"config.{field}={source}")
             continue
-        if source in {"", "scratch", *made}:
+        if source in {"", "scratch", *before}:
             continue
         if model_file.is_model_file(source):
             model_file.read_header(source)
@@ -72,9 +71,9 @@ def _check_sources(config: ConfigDict, made: Collection[str], is_first: bool) ->
             layout.require_run(source, f"python -m lae_jax.main --config configs/{follows}.py" if follows else "")
 
 
-def _check_teacher(config: ConfigDict, made: Collection[str]) -> None:
+def _check_teacher(config: ConfigDict, before: Collection[str]) -> None:
     """Checks that the teacher, which a resumed run needs too, is a model of ages."""
-    if not config.teacher or not config.loss.teacher_weight or config.teacher in made:
+    if not config.teacher or not config.loss.teacher_weight or config.teacher in before:
         return
     try:
         preflight.require_model(config.teacher, None)

@@ -14,8 +14,8 @@ from lae_jax.runtime.parallel import rows
 from lae_jax.train import steps
 from lae_jax.train.plan import Plan
 
-# Fields in which hosts may differ: places on their own disks, and how they read them.
-_OF_A_HOST = ("data.path", "data.threads", "data.verify", "data.age_weights", "teacher")  # `teacher.load` compares it
+# Fields in which hosts may differ: places on their own disks, and how they read them. `teacher.load` compares teachers.
+_OF_A_HOST = ("data.path", "data.threads", "data.verify", "data.age_weights", "teacher")
 
 
 def require_alike(plan: Plan, state: steps.TrainState) -> None:

@@ -20,7 +20,7 @@ from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
 from lae_jax.train import costs, handover, hosts, profiling, steps
 from lae_jax.train.journal import Journal
-from lae_jax.train.plan import Plan, make_plan, settled, train_step
+from lae_jax.train.plan import Plan, make_plan, require_same_inputs, settled, train_step
 from lae_jax.train.wall_time import WallTime
 
 logger = logging.getLogger("lae_jax")
@@ -62,11 +62,13 @@ def train(config: ConfigDict, signals: watch.Signals | None = None, profile: pro
         if done:
             summary = files.read_json(workdir / "summary.json", declared.SUMMARY)
             if (workdir / checkpoints.FOLDER / str(summary["step"])).exists():
-                if summary["scores"] != checkpoints.read_meta(workdir, summary["step"])["scores"]:
+                meta = checkpoints.read_meta(workdir, summary["step"])
+                if summary["scores"] != meta["scores"]:
                     raise InputError(
                         f"{workdir}/summary.json is damaged (its scores are not those of the checkpoint of step"
                         f" {summary['step']}): restore it, or remove it and start the same command again"
                     )
+                require_same_inputs(config, meta)
                 logger.info("%s is done; to train again, name another workdir or remove this one", workdir)
                 return summary
             logger.warning("%s was done, but its best checkpoint is lost: it resumes from what is left", workdir)
@@ -360,6 +362,7 @@ class _Loop:
                 "leaks": plan.history.leaks,
                 "identities": plan.history.identities,
                 "teachers": plan.history.teachers,
+                "cures": plan.history.cures,
             },
         )
 

@@ -41,6 +41,7 @@ class History:
     leaks: list[dict]  # leaks that the run is trained with
     identities: dict | None  # hashed people that its backbone was pre-trained on
     teachers: list[dict]  # records of its teacher and of those of the runs before it
+    cures: list[dict]  # records of its cures of stage 2 and of those of the runs before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +148,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     _check_numbers(config, par)
-    if stage.mix is not None and config.accumulate > 1:
-        raise InputError(
-            f"config.classify.method {c.method!r} mixes the examples of a whole batch, and config.accumulate is"
-            f" {config.accumulate}: set it to 1 (only the head trains, so parts would save no memory)"
-        )
+    require_whole_batches(config, stages.with_cure(stage, config.cure, 1))
     init = None if resumed else handover.load(config, stage)
     teacher = teachers.load(config, resumed)
     before, also = resumed or (init and init.meta), teacher and teacher.checkpoint.meta
@@ -171,13 +168,8 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     epoch = math.ceil(len(training.rows) / config.batch_size)
     stage = stages.with_cure(stage, config.cure, epoch)
     stage = stages.with_teacher(stage) if teacher else stage
-    _check_cure(config, stage.cure, dataset, training)
-    if training.targets.ndim == 2 and not methods.get(c.method).takes_ranges:
-        able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
-        raise InputError(
-            f"config.classify.method {c.method!r} needs exact ages, and in {dataset.path} some are ranges: use one of"
-            f" {able}"
-        )
+    if training.targets.ndim == 2:
+        _require_ranges(config, stage, dataset)
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was started with {resumed['num_outputs']} outputs, but {dataset.path} needs"
@@ -209,6 +201,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
             leaks=leaking,
             identities=leaks.known_people(dataset, training.rows, before, stage.target == "identity", also),
             teachers=teachers.all_records(before, teacher),
+            cures=_cures(before, stage),
         ),
         init=init,
         teacher=teacher,
@@ -218,23 +211,77 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     return plan
 
 
-def _check_cure(
-    config: ConfigDict, cure: stages.cures.Cures | None, dataset: records.Dataset, training: inputs.Examples
-) -> None:
-    """Checks that the cures of stage 2 can be used with these labels and with parts of a batch."""
-    if cure is None:
+def _cures(before: Mapping | None, stage: stages.Stage) -> list[dict]:
+    """Returns the records of the cures of the runs before and of this run; its own is the last."""
+    found = [*((before or {}).get("cures") or [])]
+    if stage.cure is not None:
+        own = stage.cure.record
+        found = [*(one for one in found if one != own), own]
+    return found
+
+
+def require_whole_batches(config: ConfigDict, stage: stages.Stage) -> None:
+    """Checks that a batch is not computed in parts where the method or a cure needs the whole batch.
+
+    Args:
+      config: The config.
+      stage: The stage with its method and its cures.
+
+    Raises:
+      InputError: It is.
+    """
+    if config.accumulate == 1:
         return
-    if training.targets.ndim == 2 and cure.for_exact_ages:
-        able = ", ".join(name for name, one in stages.cures.CURES.items() if one.takes_ranges)
+    if stage.mix is not None:
         raise InputError(
-            f"config.cure.name: {', '.join(cure.for_exact_ages)} needs exact ages, and in {dataset.path} some are"
-            f" ranges: use {able}"
+            f"config.classify.method {config.classify.method!r} mixes the examples of a whole batch, and"
+            f" config.accumulate is {config.accumulate}: set it to 1 (only the head trains, so parts would save no"
+            " memory)"
         )
-    if config.accumulate > 1 and cure.of_whole_batches:
+    if stage.cure is not None and stage.cure.of_whole_batches:
         raise InputError(
-            f"config.cure.name: {', '.join(cure.of_whole_batches)} compares the images of a whole batch, and"
+            f"config.cure.name: {', '.join(stage.cure.of_whole_batches)} compares the images of a whole batch, and"
             f" config.accumulate is {config.accumulate}: set it to 1, and config.model.remat to True to save memory"
         )
+
+
+def _require_ranges(config: ConfigDict, stage: stages.Stage, dataset: records.Dataset) -> None:
+    """Checks that the cures and the method can be used where ages are ranges."""
+    if stage.cure is not None and stage.cure.for_exact_ages:
+        able = ", ".join(name for name, one in stages.cures.CURES.items() if one.takes_ranges)
+        raise InputError(
+            f"config.cure.name: {', '.join(stage.cure.for_exact_ages)} needs exact ages, and in {dataset.path} some are"
+            f" ranges: use {able}"
+        )
+    method = config.classify.method
+    if not methods.get(method).takes_ranges:
+        able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
+        raise InputError(
+            f"config.classify.method {method!r} needs exact ages, and in {dataset.path} some are ranges: use one of"
+            f" {able}"
+        )
+
+
+def require_same_inputs(config: ConfigDict, meta: Mapping) -> None:
+    """Checks that a finished run is not started again with another data set, other weights of ages or another teacher.
+
+    What has the same name as then is not read: a finished run needs nothing. All hosts must call it.
+
+    Args:
+      config: The config of this start.
+      meta: Meta of the run's checkpoint.
+
+    Raises:
+      InputError: It is, or what the config names cannot be read.
+    """
+    before = fields.from_json(meta["config"])
+    if config.data.path != before.data.path:
+        _require_same_data(config, records.open_dataset(config.data.path, "quick"), meta)
+    if config.data.age_weights != before.data.age_weights:
+        c = config.classify
+        _age_weights(config, stages.with_method(stages.get(config.stage), c.method, c.setting), meta)
+    if parallel.on_any_host(config.teacher != before.teacher):
+        teachers.load(config, meta)
 
 
 def _training(config: ConfigDict, dataset: records.Dataset, stage: stages.Stage) -> tuple[inputs.Examples, int]:
@@ -285,12 +332,8 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
             f"the checkpoint in {config.workdir} has another config ({'; '.join(differing)}): use that config, or"
             " choose another --config.workdir"
         )
-    if resumed and resumed["data_hash"] != dataset.hash:
-        raise InputError(
-            f"{dataset.path} is not the data set that {config.workdir} was started with: its hash is"
-            f" {dataset.hash[:12]}, the checkpoint's is {resumed['data_hash'][:12]}. Restore the data set, or choose"
-            " another --config.workdir"
-        )
+    if resumed:
+        _require_same_data(config, dataset, resumed)
     if init is None:
         return
     if told := agreement.unknown_crops(init, dataset):
@@ -304,6 +347,15 @@ def _check_data(config: ConfigDict, dataset: records.Dataset, stage: stages.Stag
         raise InputError(
             f"{dataset.path} was prepared again after {init.workdir} was trained, so its validation split may hold"
             " training images of that run: train that run again, or restore the data set"
+        )
+
+
+def _require_same_data(config: ConfigDict, dataset: records.Dataset, resumed: Mapping) -> None:
+    if resumed["data_hash"] != dataset.hash:
+        raise InputError(
+            f"{dataset.path} is not the data set that {config.workdir} was started with: its hash is"
+            f" {dataset.hash[:12]}, the checkpoint's is {resumed['data_hash'][:12]}. Restore the data set, or choose"
+            " another --config.workdir"
         )
 
 

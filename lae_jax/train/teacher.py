@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lae_jax.data import records
-from lae_jax.runs import agreement, build, precision
+from lae_jax.runs import agreement, build, fields, precision
 from lae_jax.runtime import model_file, origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.model_file import builtin
@@ -54,20 +54,26 @@ class Teacher:
 
 def is_set(config: ConfigDict) -> bool:
     """Whether a config has a teacher; with a weight of 0 it has none."""
-    return bool(config.teacher) and config.loss.teacher_weight > 0
+    return fields.has_teacher(fields.as_json(config))
 
 
-def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str = "auto") -> Teacher | None:
-    """Loads the teacher of a config; None without one.
+def load(
+    config: ConfigDict,
+    resumed: Mapping | None = None,
+    convolutions: str = "auto",
+    device: jax.Device | None = None,
+) -> Teacher | None:
+    """Loads the teacher of a config; None without one. All hosts must call it.
 
     Args:
       config: The config.
       resumed: Meta of the run's newest checkpoint, if it resumes: the teacher is then the same step of the same model.
       convolutions: Their form, as in `models.create`.
+      device: The device that it runs on; None: this process's first one.
 
     Raises:
-      InputError: It cannot be read, is not a model of ages, has another number of ages, or is not the one that the run
-        was started with.
+      InputError: It cannot be read, is not a model of ages, has another number of ages, is not the one that the run
+        was started with, or differs between the hosts.
     """
     before = _of_run(resumed)
     if resumed is not None and (before is None) == is_set(config):
@@ -78,6 +84,7 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
             " choose another --config.workdir"
         )
     if not is_set(config):
+        _require_one(config, "0" * 64)
         return None
     name = config.teacher
     step = None if before is None or model_file.is_named(name) else before["step"]
@@ -94,8 +101,7 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
             f"config.teacher: {name} is not the teacher that {config.workdir} was started with (SHA-256 of its"
             f" arrays: {digest[:12]}, not {before['sha256'][:12]}): restore it, or choose another --config.workdir"
         )
-    if not parallel.hosts_agree(digest):
-        raise InputError(f"config.teacher: {name} differs between the hosts: give all of them the same model")
+    _require_one(config, digest)
     c = config.loss
     record = {"from": str(checkpoint.workdir), "step": checkpoint.step, "sha256": digest}
     record |= {"weight": c.teacher_weight, "temperature": c.teacher_temperature}
@@ -106,7 +112,7 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
         c.teacher_weight,
         c.teacher_temperature,
     )
-    its_config = precision.for_inference(its_config)
+    its_config = precision.for_inference(its_config, device)
     module = build.model(its_config, stage, outputs, convolutions)
     plain = build.plain_forward(its_config, dataclasses.replace(stage, output=lambda logits: logits), module)
     side = its_config.data.image_size
@@ -115,6 +121,13 @@ def load(config: ConfigDict, resumed: Mapping | None = None, convolutions: str =
         return jax.lax.stop_gradient(plain(variables, resized(images, side)))
 
     return Teacher(checkpoint, logits, record)
+
+
+def _require_one(config: ConfigDict, digest: str) -> None:
+    """Checks that all hosts have the teacher with this SHA-256; a host without a teacher gives zeros."""
+    if not parallel.hosts_agree(digest):
+        here = f"{config.teacher} here" if is_set(config) else "none here"
+        raise InputError(f"config.teacher ({here}) differs between the hosts: give all of them the same model")
 
 
 def all_records(before: Mapping | None, teacher: Teacher | None) -> list[dict]:
@@ -133,9 +146,9 @@ def all_records(before: Mapping | None, teacher: Teacher | None) -> list[dict]:
 
 def _of_run(resumed: Mapping | None) -> dict | None:
     """Returns the record of the teacher that a run was started with."""
-    config = (resumed or {}).get("config") or {}
-    has_one = config.get("teacher") and config["loss"]["teacher_weight"] > 0
-    return (resumed.get("teachers") or [None])[-1] if has_one else None
+    if resumed is None or not fields.has_teacher(resumed["config"]):
+        return None
+    return (resumed.get("teachers") or [None])[-1]
 
 
 def resized(images: jax.Array, side: int) -> jax.Array:

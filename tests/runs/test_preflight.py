@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -223,6 +224,25 @@ def test_a_recipe_names_its_own_fields(place, monkeypatch):
         InputError, match="config.stages.represent.init_from is empty.*--config.stages.represent.init_f"
     ):
         training.check_paths(config)
+
+
+@pytest.mark.parametrize("field", ["init_from", "mae_from", "teacher"])
+def test_a_stage_of_a_recipe_takes_nothing_from_a_later_one(place, monkeypatch, field):
+    """The later run is not there when the stage starts, which may be hours after the recipe."""
+    monkeypatch.chdir(place)
+    config = small.get_config("tuned")
+    config.faces = "faces"
+    later, earlier = (os.path.join(config.workdir, name) for name in ("classify", "represent"))
+    config.stages.classify[field] = earlier
+    training.check_paths(config)
+    training._check_recipe(config)
+    for wrong in (later, earlier):
+        config.stages.represent[field] = wrong
+        with pytest.raises(InputError, match=f"{wrong} holds no run"):
+            training.check_paths(config)
+        if field != "teacher":
+            with pytest.raises(InputError, match=f"{wrong} holds no run"):
+                training._check_recipe(config)
 
 
 def test_the_names_of_models_methods_and_schedules_are_checked_before_the_data_is_read(monkeypatch, place):

@@ -163,7 +163,7 @@ def test_the_server_shows_the_card_and_the_limits_of_the_packages_model(shipped,
 def test_a_stage_starts_from_a_file_as_from_a_run(stage, shipped, small_config):
     config = small_config(stage)
     config.init_from = "faces-lite0"
-    early.check_stage(config, config.workdir, (), True)
+    early.check_stage(config, config.workdir)
     made, kept = plan.make_plan(config), build.load(shipped.path)
     assert made.init.meta["sha256"] == shipped.sha256
     assert made.constants.get("mae") == (kept.meta["scores"]["mae"] if stage == "classify" else None)
@@ -326,7 +326,7 @@ def test_a_missing_or_damaged_model_of_the_package_is_told(shipped, small_config
     config = small_config("represent")
     config.init_from = "faces-lite0"
     with pytest.raises(InputError, match="with --config.init_from"):
-        early.check_stage(config, config.workdir, (), True)
+        early.check_stage(config, config.workdir)
 
 
 def test_a_folder_of_the_same_name_is_named_as_a_path(shipped, trained, tmp_path, monkeypatch):

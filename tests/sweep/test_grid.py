@@ -153,7 +153,7 @@ def test_settings_of_other_data_are_refused(drawn, folded, tmp_path):
         grid.runs_of(grid.Sweep("represent", settings=settings, fields={"init_from": ["scratch"]}), tmp_path)
 
 
-def test_a_run_that_was_begun_with_another_config_is_refused(drawn, tmp_path):
+def test_a_run_that_was_begun_with_another_config_is_refused(drawn, tmp_path, monkeypatch):
     from lae_jax.runtime import files
 
     wanted = grid.Sweep("small:tuned", fields={"faces": [str(drawn)], "stages.classify.epochs": ["2"]})
@@ -166,6 +166,16 @@ def test_a_run_that_was_begun_with_another_config_is_refused(drawn, tmp_path):
     changed = {**wanted.fields, "stages.classify.epochs": ["3"], "stages.classify.save_steps": ["7"]}
     with pytest.raises(InputError, match=r"begun with another config .epochs: 2.0 there, 3.0 now.: .*another --out"):
         grid.runs_of(grid.Sweep("small:tuned", fields=changed), tmp_path / "b")
+    weights = tmp_path / "weights.csv"
+    weights.write_text("age,weight\n30,2\n")
+    monkeypatch.setattr(grid.early, "_check_teacher", lambda *_: None)
+    for field, told in (
+        ("teacher", f"teacher: '' there, '{weights}' now"),
+        ("data.age_weights", f"data.age_weights: '' there, '{weights}' now"),
+    ):
+        changed = {**wanted.fields, f"stages.classify.{field}": [str(weights)]}
+        with pytest.raises(InputError, match=f"begun with another config .{re.escape(told)}.: .*another --out"):
+            grid.runs_of(grid.Sweep("small:tuned", fields=changed), tmp_path / "b")
     with pytest.raises(InputError, match="stages classify, represent there, represent now"):
         order = {**wanted.fields, "order": ["('represent',)"]}
         grid.runs_of(grid.Sweep("small:tuned", fields=order), tmp_path / "b")

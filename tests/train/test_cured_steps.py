@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from lae_jax import evaluate, models, optim, stages
+from lae_jax.compile import lowering
 from lae_jax.configs import common
 from lae_jax.models import efficientnet
 from lae_jax.models.layers import Compute
+from lae_jax.runs import lineage
 from lae_jax.runtime import checkpoints, parallel, watch
 from lae_jax.runtime.errors import InputError, Preempted
 from lae_jax.stages import method_losses
@@ -83,15 +85,31 @@ def test_eight_devices_train_as_one_in_both_forms_and_a_skipped_step_leaves_what
     assert np.isfinite(statistics[2]["running_mean"]).all() and np.abs(statistics[2]["shift"]).max() > 0
 
 
-def test_ranges_and_bfloat16_pass_through_the_step():
+def test_ranges_pass_through_the_step():
     """Traces it, without compiling."""
-    for name, dtype, target in (("lds+dist_loss", "float32", (8, 2)), ("fds+rank_sim+conr", "bfloat16", (8,))):
-        step, first = step_of(cured(name), dtype=dtype)
-        batch = {"image": jnp.zeros((1, 8, PIXELS, PIXELS, 3), jnp.uint8), "target": jnp.zeros((1, *target))}
-        mapped = jax.vmap(step, axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=None)
-        state, metrics = jax.eval_shape(mapped, first, batch)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
-        assert metrics["loss"][0].dtype == jnp.float32
+    step, first = step_of(cured("lds+dist_loss"), dtype="float32")
+    batch = {"image": jnp.zeros((1, 8, PIXELS, PIXELS, 3), jnp.uint8), "target": jnp.zeros((1, 8, 2))}
+    mapped = jax.vmap(step, axis_name=parallel.AXIS, in_axes=(None, 0), out_axes=None)
+    state, metrics = jax.eval_shape(mapped, first, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+    assert metrics["loss"][0].dtype == jnp.float32
+
+
+def test_a_step_in_bfloat16_is_that_in_float32_up_to_its_rounding():
+    moves, sums = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        step, first = step_of(cured("lds+fds+rank_sim+dist_loss+conr"), dtype=dtype)
+        state, [(memory, metrics)] = trained(step, first, 1, count=1)
+        sums[dtype] = metrics["loss"][0], memory["fds"]["mean"]
+        for part in ("backbone", "head"):
+            pairs = zip(*(jax.tree.leaves(one.params[part]) for one in (state, first)), strict=True)
+            moves[dtype, part] = np.concatenate([np.ravel(after - before) for after, before in pairs])
+            assert moves[dtype, part].dtype == np.float32
+    np.testing.assert_allclose(sums["bfloat16"][0], sums["float32"][0], rtol=0.02)
+    np.testing.assert_allclose(sums["bfloat16"][1], sums["float32"][1], atol=0.02)
+    for part in ("backbone", "head"):
+        distance = np.linalg.norm(moves["bfloat16", part] - moves["float32", part])
+        assert 0 < distance < 0.05 * np.linalg.norm(moves["float32", part])
 
 
 def state_of(workdir, step):
@@ -103,6 +121,7 @@ def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_c
     """With parts of a batch and an EMA, over the end of an epoch of three steps."""
     config = small_config("represent")
     config.cure.name, config.accumulate, config.ema_decay = "fds+balanced_mse", 2, 0.75
+    config.cure.fds_momentum = 0.75
     config.epochs, config.save_steps, config.eval_epochs = 2.0, 1, 2.0
     config.workdir = str(tmp_path / "whole")
     loop.train(config)
@@ -128,15 +147,38 @@ def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_c
     third = small_config("classify")
     third.init_from = str(tmp_path / "whole")
     assert make_plan(third).constants["mae"] == run.meta["scores"]["mae"]
+    cures = [{"name": "fds+balanced_mse", "settings": {"fds_momentum": 0.75}}]
+    assert run.meta["cures"] == make_plan(third).history.cures == make_plan(config, run.meta).history.cures == cures
+    told = "the cure `fds+balanced_mse` of stage 2 (fds_momentum 0.75, other settings as published)."
+    assert f"Trained with {told}" in lineage.run_card(tmp_path / "whole")[0].replace("\\", "")
     config.cure.balanced_mse_noise = 5.0
     with pytest.raises(InputError, match=r"another config \(cure.balanced_mse_noise: 10.0 there, 5.0 now\)"):
         make_plan(config, run.meta)
 
 
+def test_the_model_card_of_stage_3_names_its_method_and_the_cures_of_the_runs_before(trained):
+    checkpoint = checkpoints.load_run(trained("classify"))
+    card = lineage.card_of(checkpoint, [])
+    assert "Trained with the method `lae` of stage 3." in card
+    checkpoint.meta["cures"] = [{"name": "lds+conr", "settings": {}}]
+    told = "Trained with the method `lae` of stage 3, the cure `lds+conr` of stage 2 (settings as published)."
+    assert told in lineage.card_of(checkpoint, [])
+    del checkpoint.meta["cures"]  # written before
+    assert lineage.card_of(checkpoint, []) == card
+    assert "Trained without a cure of stage 2." in lineage.card_of(checkpoints.load_run(trained("represent")), [])
+
+
 def test_a_cure_that_compares_the_images_of_a_batch_does_not_go_with_parts_of_one(small_config):
     config = small_config("represent")
     config.cure.name, config.accumulate = "lds+rank_sim+conr", 2
-    with pytest.raises(InputError, match="rank_sim, conr compares the images of a whole batch.*config.accumulate is 2"):
-        make_plan(config)
+    mixing = small_config("classify")
+    mixing.classify.method, mixing.classify.setting, mixing.accumulate = "c_mixup", 1.0, 2
+    told = "rank_sim, conr compares the images of a whole batch.*config.accumulate is 2"
+    for check in (make_plan, lambda c: lowering.Lowering(c, tuple(jax.local_devices()[:1]))):
+        with pytest.raises(InputError, match=told):
+            check(config)
+        with pytest.raises(InputError, match="'c_mixup' mixes the examples of a whole batch.*config.accumulate is 2"):
+            check(mixing)
+    lowering.Lowering(config, tuple(jax.local_devices()[:1]), forward=True)  # an evaluation has no parts
     config.cure.name = "lds"
     assert make_plan(config).stage.cure.epoch == 3

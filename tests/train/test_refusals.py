@@ -44,6 +44,25 @@ def test_going_on_with_another_config_is_refused_with_the_difference(small_confi
         fields.claim_folder(plan.workdir, config)
 
 
+def test_a_finished_run_is_not_started_again_with_other_data_or_weights(make_config, trained, drawn, tmp_path):
+    from lae_jax import prepare
+
+    shutil.copytree(trained("classify"), tmp_path / "classify")
+    config = make_config("classify", tmp_path)
+    config.init_from = str(trained("represent"))
+    config.data.path = str(shutil.copytree(drawn, tmp_path / "moved"))
+    assert loop.train(config)["step"] == 3
+    source = {"train": "8", "validation": "8"}
+    prepare.prepare(source, tmp_path / "other", reader="synthetic", size=32, shards=1, workers=1)
+    config.data.path = str(tmp_path / "other")
+    with pytest.raises(InputError, match="other is not the data set that .*classify was started with: its hash is"):
+        loop.train(config)
+    config.data.path, config.data.age_weights = str(drawn), str(tmp_path / "weights.csv")
+    (tmp_path / "weights.csv").write_text("age,weight\n30,2\n")
+    with pytest.raises(InputError, match="config.data.age_weights is .*: other weights than when .*classify was"):
+        loop.train(config)
+
+
 def test_bad_steps_in_a_row_end_the_run_and_leave_the_checkpoint(small_config):
     config = small_config("represent")
     config.epochs, config.max_skipped_steps, config.save_steps, config.eval_epochs = 8.0, 4, 2, 8.0

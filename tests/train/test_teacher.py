@@ -11,7 +11,7 @@ from PIL import Image
 
 from lae_jax.compile import lowering
 from lae_jax.predict import AgeEstimator
-from lae_jax.runs import lineage
+from lae_jax.runs import lineage, precision
 from lae_jax.runtime import checkpoints, origin, watch
 from lae_jax.runtime.errors import InputError, Preempted
 from lae_jax.train import early, loop, plan, teacher
@@ -131,7 +131,11 @@ def test_the_run_names_its_teacher_and_what_the_teacher_was_trained_on(distilled
     named = json.loads((distilled / "parts" / "provenance.json").read_text())["teacher"]
     assert named == {**record, "from": str(trained("represent"))}
     card = lineage.run_card(distilled / "parts")[0]
-    assert "Teachers, whose distributions" in card and digest in card and "weight 0.5, temperature 1." in card
+    assert (
+        "Teachers of this run and of the runs before it" in card
+        and digest in card
+        and "weight 0.5, temperature 1." in card
+    )
 
 
 def test_a_run_goes_on_with_its_teacher_alone(distilled, make_config, tmp_path, small_config, trained):
@@ -140,7 +144,7 @@ def test_a_run_goes_on_with_its_teacher_alone(distilled, make_config, tmp_path, 
     config.update(seed=1, accumulate=2, save_steps=1, workdir=str(distilled / "whole"))
     for name, told in (
         ("", "was started with the teacher .*, and config.teacher is ''"),
-        (str(trained("classify")), "is not the teacher that .* was started with: the SHA-256 of its arrays is"),
+        (str(trained("classify")), r"is not the teacher that .* was started with \(SHA-256 of its arrays: "),
         (str(tmp_path / "gone"), "config.teacher: .*gone holds no run"),
     ):
         config.teacher = name
@@ -152,6 +156,61 @@ def test_a_run_goes_on_with_its_teacher_alone(distilled, make_config, tmp_path, 
         plan.make_plan(plain, checkpoints.load_run(plain.workdir).meta)
 
 
+def test_a_finished_run_is_not_started_again_with_another_teacher(distilled, make_config, trained, tmp_path):
+    for name, source in (("whole", distilled / "whole"), ("plain", trained("represent"))):
+        shutil.copytree(source, tmp_path / name)
+    config = make_config("represent", tmp_path)
+    config.update(seed=1, accumulate=2, save_steps=1, workdir=str(tmp_path / "whole"))
+    for name in (str(trained("represent")), str(shutil.copytree(trained("represent"), tmp_path / "moved"))):
+        config.teacher = name
+        assert loop.train(config)["step"] == 3
+    for name, told in (
+        (str(trained("classify")), "config.teacher: .*classify is not the teacher that .*whole was started with"),
+        ("", r"whole holds a run with another config \(teacher: '.*represent' there, '' now\)"),
+    ):
+        config.teacher = name
+        with pytest.raises(InputError, match=told):
+            loop.train(config)
+    plain = make_config("represent", tmp_path)
+    plain.workdir, plain.teacher = str(tmp_path / "plain"), str(trained("classify"))
+    with pytest.raises(InputError, match=r"another config \(teacher: '' there, '.*classify' now\)"):
+        loop.train(plain)
+
+
+def test_a_finished_run_does_not_need_its_teacher(distilled, make_config, trained, tmp_path, monkeypatch):
+    shutil.copytree(distilled / "whole", tmp_path / "whole")
+    config = make_config("represent", tmp_path)
+    config.update(
+        seed=1, accumulate=2, save_steps=1, workdir=str(tmp_path / "whole"), teacher=str(trained("represent"))
+    )
+    monkeypatch.setattr(teacher.build, "load_ages", None)
+    assert loop.train(config)["step"] == 3
+
+
+@pytest.mark.parametrize("has_one", [True, False])
+def test_every_host_compares_its_teacher_also_one_without(student, monkeypatch, has_one):
+    """Otherwise the SHA-256 of the others would meet the next value that a host without a teacher compares."""
+    config, given = student(), []
+    config.teacher = config.teacher if has_one else ""
+    monkeypatch.setattr(teacher.parallel, "hosts_agree", given.append)  # which returns None: they differ
+    with pytest.raises(
+        InputError, match=rf"config.teacher \(.*{'represent' if has_one else 'none'} here\) differs between"
+    ):
+        teacher.load(config)
+    assert len(given) == 1 and (given == ["0" * 64]) != has_one
+
+
+def test_settings_of_a_teacher_without_one_are_refused(small_config):
+    for field in ("teacher_weight", "teacher_temperature"):
+        config = small_config("represent")
+        config.loss[field] = 0.75
+        for check in (plan.make_plan, early.check_names):
+            with pytest.raises(
+                InputError, match=f"config.loss.{field} is 0.75, and config.teacher is '': omit --config"
+            ):
+                check(config)
+
+
 def test_what_cannot_teach_is_refused(student, trained, tmp_path, monkeypatch):
     (tmp_path / "weights.safetensors").write_bytes(b"x" * 40)
     for name, told in (
@@ -161,7 +220,7 @@ def test_what_cannot_teach_is_refused(student, trained, tmp_path, monkeypatch):
     ):
         config = student()
         config.teacher = name
-        for check in (plan.make_plan, lambda c: early.check_stage(c, c.workdir, (), True)):
+        for check in (plan.make_plan, lambda c: early.check_stage(c, c.workdir)):
             with pytest.raises(InputError, match=told):
                 check(config)
     for field, value, told in (
@@ -221,3 +280,20 @@ def test_the_step_of_another_machine_holds_the_teacher(student):
     plain.teacher = ""
     one, other = (lowering.Lowering(config, made.devices).lower(4, "auto")[1] for config in (student(), plain))
     assert one > 1.1 * other
+
+
+def test_the_teacher_on_another_machine_computes_as_that_machine_does(student, monkeypatch):
+    """A teacher in bfloat16 is lowered in bfloat16 for a device that has it, whatever this machine has."""
+
+    def load_ages(*words, original=teacher.build.load_ages):
+        checkpoint, config, stage = original(*words)
+        config.model.dtype = "bfloat16"
+        return checkpoint, config, stage
+
+    monkeypatch.setattr(teacher.build, "load_ages", load_ages)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: device.id == 1)
+    config = student()
+    config.model.dtype = "float32"  # of the student
+    for device in jax.local_devices()[:2]:
+        text = lowering.Lowering(config, (device,)).lower(4, "auto")[0].as_text()
+        assert ("bf16" in text) == (device.id == 1)

@@ -1,8 +1,9 @@
 """The two forms of data parallelism: `jax.pmap`, and `jit(shard_map)` on global arrays.
 
-Both map the same function of one device over the devices, under the axis AXIS, and compute the same bits. With one
-process they cost the host the same. With several, pmap wraps every array of the state again at every step, which
-takes several times as long as the whole call of the other form.
+Both map the same function of one device over the devices, under the axis AXIS, and compute the same bits; with cures of
+stage 2 (`stages.cures`), whose step they compile in other ways, the same up to rounding. With one process they cost the
+host the same. With several, pmap wraps every array of the state again at every step, which takes several times as long
+as the whole call of the other form.
 """
 
 import dataclasses

@@ -162,6 +162,8 @@ _TEACHERS = optional(
         )
     )
 )
+# The cures of stage 2 of a run and of the runs before it.
+_CURES = optional(many(fields({"name": text(), "settings": named(number())})))
 SUMMARY = fields(
     {
         "stage": text(),
@@ -192,6 +194,7 @@ META = fields(
         "leaks": optional(many(fields(LEAK))),
         "identities": optional(fields({"schemes": many(text()), "hashes": many(text())})),
         "teachers": _TEACHERS,
+        "cures": _CURES,
     }
 )
 PROVENANCE = fields(
