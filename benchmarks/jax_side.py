@@ -74,7 +74,7 @@ def make_batch(case: dict) -> dict[str, np.ndarray]:
 
 
 def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.stages.Lowered], tuple]:
-    """What lowers a step, to be compiled with `options(case)`, on one device, and the arguments of the step."""
+    """What lowers a step, on one device, and the arguments of the step."""
     par = parallel.Parallel(tuple(jax.local_devices()[:1]))
     model = make_model(case, convolutions)
     variables = models.initialise(model, case["image_size"], seed=0)
@@ -91,10 +91,6 @@ def program(case: dict, convolutions: str = "auto") -> tuple[Callable[[], jax.st
     settings = steps.Settings(0, dtype, MEAN, STD)
     step = functools.partial(steps.train_step, stage=stage, constants=CONSTANTS, model=model, tx=tx, settings=settings)
     return functools.partial(par.lower_train, step, state, batch), (state, par.shard(batch))
-
-
-def options(case: dict) -> dict:
-    return {} if case["mode"] == "inference" else cpu.train_options(stages.get(STAGES[case["mode"]]).trains)
 
 
 class Ours:
@@ -117,7 +113,7 @@ class Ours:
         step_variants.apply(case["variant"])
         lower, arguments = program(case)
         start = time.perf_counter()
-        self._step = lower().compile(options(case))
+        self._step = lower().compile()
         compile_seconds = time.perf_counter() - start
         self._trains, self._arguments = case["mode"] != "inference", arguments
         del arguments

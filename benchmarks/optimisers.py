@@ -17,7 +17,7 @@ from benchmarks import harness
 from lae_jax import models, stages
 from lae_jax.configs import represent
 from lae_jax.runs import build, precision
-from lae_jax.runtime import cpu, parallel
+from lae_jax.runtime import parallel
 from lae_jax.train import steps
 
 SIDES = {"sgd": ("sgd", 0.0), "sgd, EMA": ("sgd", 0.999), "adamw": ("adamw", 0.0), "adamw, EMA": ("adamw", 0.999)}
@@ -38,7 +38,7 @@ class Side:
             steps.train_step, stage=stage, constants=dict(config.loss), model=module, tx=tx, settings=settings
         )
         self.state = par.place(steps.create_state(variables, tx, stage.trains if ema_decay else ()))
-        self.step = par.map_train(step, cpu.train_options(stage.trains))
+        self.step = par.map_train(step)
         rng, size = np.random.default_rng(0), (args.batch_size, args.image_size, args.image_size, 3)
         self.batch = {
             "image": rng.integers(0, 256, size, np.uint8),

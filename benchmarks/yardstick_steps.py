@@ -32,7 +32,7 @@ from lae_jax.data import pipeline, records, sampling
 from lae_jax.faces.tensorflow import tf
 from lae_jax.models.pretrained import naming
 from lae_jax.runs import build, inputs
-from lae_jax.runtime import cpu, parallel
+from lae_jax.runtime import parallel
 from lae_jax.train import steps
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -127,8 +127,7 @@ def our_steps(stage_name: str, dataset: records.Dataset, total: int) -> tuple[di
     settings = steps.Settings(0, jnp.dtype(config.model.dtype), tuple(config.data.mean), tuple(config.data.std))
     constants = {**config.loss, "mae": MAE}
     step = par.map_train(
-        functools.partial(steps.train_step, stage=stage, constants=constants, model=module, tx=tx, settings=settings),
-        cpu.train_options(stage.trains),
+        functools.partial(steps.train_step, stage=stage, constants=constants, model=module, tx=tx, settings=settings)
     )
     batches = list(our_batches(config, dataset, config.seed, total, threads=1))
     validation = dataset.rows("validation")

@@ -14,7 +14,6 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Collection
 
 from lae_jax.runtime.versions import version
 
@@ -30,8 +29,8 @@ _ONE_THREAD = "xla_cpu_multi_thread_eigen"
 _FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # Everything that XLA passes to YNNPACK by default, except convolutions.
 _KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-# Versions whose XLA knows this flag and that of `train_options`. Any other XLA ends the process at an unknown flag, and
-# the XLA of TensorFlow reads the same variable.
+# Versions whose XLA knows this flag and that of `quick_compilation`. Any other XLA ends the process at an unknown flag,
+# and the XLA of TensorFlow reads the same variable.
 _KNOWN = {"jaxlib": ("0.10.", "0.11."), "tensorflow": ("2.21.",)}
 
 
@@ -187,20 +186,6 @@ def quick_compilation() -> str:
     if all(map(_knows, _KNOWN)):
         flags.append("--xla_cpu_use_fusion_emitters=false")  # a third of the time
     return " ".join(flags)
-
-
-def train_options(trains: Collection[str]) -> dict[str, bool]:
-    """Returns compiler options on CPUs for a step that trains these parts of a model, for `map_train`.
-
-    A step that trains the backbone uses XLA's older code generator for fused operations. It then takes 0.85 and 0.95 of
-    the time (0.88 with EfficientNetV2-M, which takes 1.6 times as long to compile). A forward pass would take 1.3 times
-    as long, so this is not a flag of the process.
-    """
-    import jax
-
-    if "backbone" not in trains or jax.default_backend() != "cpu" or not _knows("jaxlib"):
-        return {}
-    return {"xla_cpu_use_fusion_emitters": False}
 
 
 def _knows(package: str) -> bool:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from lae_jax import models, stages
 from lae_jax.data import pipeline
 from lae_jax.runs import build, fields, inference, inputs, precision, provenance
-from lae_jax.runtime import checkpoints, console, cpu, files, layout, lock, origin, parallel, watch
+from lae_jax.runtime import checkpoints, console, files, layout, lock, origin, parallel, watch
 from lae_jax.runtime.checkpoints import Checkpoints
 from lae_jax.runtime.errors import Diverged, InputError, Preempted, saving
 from lae_jax.runtime.typed import declared
@@ -153,7 +153,7 @@ class _Loop:
         self.cost = costs.StepCost(par.device_count, par.devices[0].device_kind)
         step = self.cost.counted(train_step(config, plan.stage, plan.constants, module, tx, plan.teacher))
         held = () if plan.teacher is None else (par.place(plan.teacher.checkpoint.variables),)
-        self.step = par.map_train(step, cpu.train_options(plan.stage.trains), held)
+        self.step = par.map_train(step, held)
         self.forward = build.forward(config, plan.stage, module, par)
         self.any_host = par.map_any()
         self.has_evaluated = False

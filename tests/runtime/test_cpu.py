@@ -6,13 +6,11 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import pytest
 from conftest import ROOT
 
 from lae_jax.runtime import cpu
-from lae_jax.train import loop
 
 CODE = """
 import resource, sys
@@ -190,27 +188,6 @@ print(tf.function(lambda x: x + 1, jit_compile=True)(1).numpy())
         [sys.executable, "-c", code], cwd=ROOT, env=env, timeout=120, capture_output=True, text=True
     )
     assert result.stdout.split() == ["2", "2"], result.stderr
-
-
-def test_xla_knows_the_options_of_train_steps():
-    options = cpu.train_options(("backbone", "head"))
-    assert options
-    jax.jit(jnp.sin).lower(1.0).compile(options)
-
-
-def test_options_are_for_backbones_and_known_versions_on_cpus_alone(monkeypatch):
-    assert not cpu.train_options(("head",))
-    monkeypatch.setattr(cpu.importlib.metadata, "version", lambda name: "0.99.0")
-    assert not cpu.train_options(("backbone",))
-    monkeypatch.undo()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not cpu.train_options(("backbone",))
-
-
-def test_options_of_a_step_reach_the_compiler(small_config, monkeypatch):
-    monkeypatch.setattr(cpu, "train_options", lambda trains: {"no_such_option": "backbone" in trains})
-    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_option'"):
-        loop.train(small_config("represent"))
 
 
 def test_simulated_devices_count_as_cpus_alone_also_beside_an_accelerator():

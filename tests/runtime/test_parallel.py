@@ -12,7 +12,7 @@ from lae_jax.models import efficientnet
 from lae_jax.models.layers import Compute
 from lae_jax.runs import inference
 from lae_jax.runs.forward import forward_step
-from lae_jax.runtime import cpu, parallel
+from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.parallel import mapping
 from lae_jax.train import steps
@@ -81,7 +81,7 @@ def test_both_forms_train_the_same_bits_on_eight_devices(stage, accumulate, bad)
     found = {}
     for form in ("pmap", "shard_map"):
         par = parallel.Parallel(form=form)
-        mapped = par.map_train(step, cpu.train_options(stage.trains))
+        mapped = par.map_train(step)
         state, told = par.place(first), []
         for batch in batches(stage, 4, bad):
             state, metrics = mapped(state, batch)
@@ -124,14 +124,6 @@ def test_a_step_is_lowered_from_shapes_alone(form):
 
 
 @pytest.mark.parametrize("form", ["pmap", "shard_map"])
-def test_options_reach_the_compiler(form):
-    par = parallel.Parallel(form=form)
-    mapped = par.map_train(lambda state, batch: (state, jax.lax.psum(batch.sum(), parallel.AXIS)), {"xla_no_such": 1})
-    with pytest.raises(Exception, match="xla_no_such"):
-        mapped(par.place({"a": np.zeros(3)}), np.ones(BATCH))
-
-
-@pytest.mark.parametrize("form", ["pmap", "shard_map"])
 def test_donation_leaves_the_source_and_takes_the_copy(form):
     par, source = parallel.Parallel(form=form), {"a": np.arange(1024.0)}
     mapped = par.map_train(lambda state, batch: (jax.tree.map(lambda x: x + batch.sum(), state), batch.sum()))
@@ -155,7 +147,7 @@ def test_a_part_of_the_state_may_lie_on_the_devices_in_shards():
 
     state = form.place(first)
     assert [shard.data.shape for shard in state["rows"].addressable_shards] == [(2, 1)] * 8
-    state, total = form.train(step, {})(state, form.shard(np.arange(8.0)))
+    state, total = form.train(step, 0)(state, form.shard(np.arange(8.0)))
     expected = first["rows"] + np.repeat(np.arange(8.0), 2)[:, None]
     assert np.asarray(state["rows"]).tolist() == expected.tolist() and float(total) == expected.sum()
     assert np.asarray(state["whole"]["a"]).tolist() == [expected.sum()] * 3

@@ -41,16 +41,15 @@ def product(state, batch, parts):
     return state, jax.lax.pmax(jax.lax.map(lambda part: part @ state, rows).max(), parallel.AXIS)
 
 
-@pytest.mark.parametrize("options", [None, {"xla_cpu_use_fusion_emitters": False}])
 @pytest.mark.parametrize("parts", [1, 4])
-def test_a_product_on_eight_devices_has_two_operations_for_each_multiply_add(parts, options):
+def test_a_product_on_eight_devices_has_two_operations_for_each_multiply_add(parts):
     par, cost, traced = parallel.Parallel(), costs.StepCost(8, "NVIDIA L4"), []
 
     def step(state, batch):
         traced.append(1)
         return product(state, batch, parts)
 
-    mapped = par.map_train(cost.counted(step), options)
+    mapped = par.map_train(cost.counted(step))
     state, batch = par.place(np.ones((40, 50), np.float32)), {"image": np.ones((8 * 32, 40), np.float32)}
     for _ in range(2):
         state, highest = mapped(state, batch)

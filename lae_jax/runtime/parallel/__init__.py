@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -167,16 +167,14 @@ class Parallel:
         with compile_cache.without_collector():
             return self._form.lower(step, state, batch, held)
 
-    def map_train(self, step: Callable, compiler_options: Mapping | None = None, held: tuple = ()) -> Callable:
+    def map_train(self, step: Callable, held: tuple = ()) -> Callable:
         """Maps a step over the devices: (state, batch) -> (state, metrics); the state is donated.
 
         Args:
           step: The step on one device.
-          compiler_options: Options of XLA. With pmap the step is then compiled at the first call, and all later calls
-            must have the same shapes; with pmap and several processes they are ignored.
           held: Trees on the devices (`place`) that the step takes after the batch, at every step the same.
         """
-        mapped = self._form.train(step, compiler_options or {}, len(held))
+        mapped = self._form.train(step, len(held))
         return self._taking_batches(lambda state, shards: mapped(state, shards, *held))
 
     def map_forward(self, function: Callable) -> Callable:

@@ -8,7 +8,7 @@ as the whole call of the other form.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,24 +42,9 @@ class Pmap:
         outputs = np.asarray(outputs)
         return outputs.reshape(-1, *outputs.shape[2:])
 
-    def train(self, step: Callable, options: Mapping, held: int = 0) -> Callable:
-        """Maps (state, shards, *held) -> (state, metrics); the state is donated. `held`: number of those trees.
-
-        With several processes the compiler options are ignored: a program that pmap compiles ahead of time, which is
-        how it takes options, does not accept one host's part of a batch.
-        """
-        mapped = self._train(step, held)
-        if not options or jax.process_count() > 1:
-            return mapped
-        program = None
-
-        def run(*args):
-            nonlocal program
-            if program is None:
-                program = mapped.lower(*args).compile(options)
-            return program(*args)
-
-        return run
+    def train(self, step: Callable, held: int) -> Callable:
+        """Maps (state, shards, *held) -> (state, metrics); the state is donated. `held`: number of those trees."""
+        return self._map(step, in_axes=(None, 0, *[None] * held), out_axes=(None, None), donate_argnums=(0,))
 
     def forward(self, function: Callable) -> Callable:
         """Maps (variables, shards) -> shards of the outputs."""
@@ -71,11 +56,8 @@ class Pmap:
 
     def lower(self, step: Callable, state: Any, batch: Any, held: tuple = ()) -> jax.stages.Lowered:
         """Lowers what `train` maps for arrays of these shapes; `batch`: as `shard` takes it."""
-        lower = self._train(step, len(held)).lower
+        lower = self.train(step, len(held)).lower
         return lower(_shapes(state), jax.eval_shape(self.shard, batch), *_shapes(held))
-
-    def _train(self, step: Callable, held: int) -> Callable:
-        return self._map(step, in_axes=(None, 0, *[None] * held), out_axes=(None, None), donate_argnums=(0,))
 
     def _map(self, function: Callable, **axes) -> Callable:
         # With several processes pmap needs the devices of all of them, which is its default.
@@ -130,10 +112,9 @@ class ShardMap:
         shards = sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate(jax.device_get([shard.data for shard in shards]))
 
-    def train(self, step: Callable, options: Mapping, held: int = 0) -> Callable:
+    def train(self, step: Callable, held: int) -> Callable:
         """Maps (state, shards, *held) -> (state, metrics); the state is donated. `held`: number of those trees."""
-        how = {"donate_argnums": 0, "compiler_options": dict(options)}
-        return self._for_state(lambda specs: self._train(step, specs, held, how))
+        return self._for_state(lambda specs: self._train(step, specs, held))
 
     def forward(self, function: Callable) -> Callable:
         """Maps (variables, shards) -> shards of the outputs."""
@@ -149,12 +130,12 @@ class ShardMap:
         hosts = jax.process_count()
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), batch)
         specs = rows.specs(state, self.split)
-        lower = self._train(step, specs, len(held), {"donate_argnums": 0}).lower
+        lower = self._train(step, specs, len(held)).lower
         return lower(_shapes(state), batch, *_shapes(held))
 
-    def _train(self, step: Callable, specs: Any, held: int, how: Mapping) -> Callable:
+    def _train(self, step: Callable, specs: Any, held: int) -> Callable:
         in_specs = (specs, PartitionSpec(AXIS), *[PartitionSpec()] * held)
-        return self._map(step, in_specs=in_specs, out_specs=(specs, PartitionSpec()), **how)
+        return self._map(step, in_specs=in_specs, out_specs=(specs, PartitionSpec()), donate_argnums=0)
 
     def _for_state(self, mapped: Callable[[Any], Callable]) -> Callable:
         """Returns (state, *rest) -> mapped(specs of the state)(state, *rest); all states have one structure."""
