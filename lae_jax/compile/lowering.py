@@ -14,7 +14,7 @@ from lae_jax.runtime import parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.runtime.parallel import rows
 from lae_jax.stages import method_losses
-from lae_jax.train import costs, plan, steps, teacher
+from lae_jax.train import costs, demands, plan, steps, teacher
 
 # Values that change no shape.
 _STEPS, _MAE = 1000, 2.0
@@ -50,7 +50,7 @@ class Lowering:
         self.stage = stages.with_classes(self.stage, c.class_weights, c.class_sampling, self._outputs)
         self.stage = stages.with_cure(self.stage, config.cure, _STEPS)
         if not forward:
-            plan.require_whole_batches(config, self.stage)
+            demands.require_whole_batches(config, self.stage)
         convolutions = "cpu" if devices[0].platform == "cpu" else "xla"
         self._teacher = None if forward else teacher.load(config, None, convolutions, devices[0])
         if self._teacher is not None:

@@ -18,7 +18,7 @@ from lae_jax.runs import agreement, build, fields, inputs, leaks, precision
 from lae_jax.runtime import origin, parallel
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses, methods
-from lae_jax.train import handover, steps
+from lae_jax.train import demands, handover, steps
 from lae_jax.train import teacher as teachers
 
 logger = logging.getLogger("lae_jax")
@@ -148,7 +148,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     build.require_in_range(config)
     build.require_optimiser(config, stage.trains)
     _check_numbers(config, par)
-    require_whole_batches(config, stages.with_cure(stage, config.cure, 1))
+    demands.require_whole_batches(config, stages.with_cure(stage, config.cure, 1))
     init = None if resumed else handover.load(config, stage)
     teacher = teachers.load(config, resumed)
     before, also = resumed or (init and init.meta), teacher and teacher.checkpoint.meta
@@ -169,7 +169,7 @@ def make_plan(config: ConfigDict, resumed: dict | None = None) -> Plan:
     stage = stages.with_cure(stage, config.cure, epoch)
     stage = stages.with_teacher(stage) if teacher else stage
     if training.targets.ndim == 2:
-        _require_ranges(config, stage, dataset)
+        demands.require_ranges(config, stage, dataset)
     if resumed and resumed["num_outputs"] != num_outputs:
         raise InputError(
             f"{config.workdir} was started with {resumed['num_outputs']} outputs, but {dataset.path} needs"
@@ -218,48 +218,6 @@ def _cures(before: Mapping | None, stage: stages.Stage) -> list[dict]:
         own = stage.cure.record
         found = [*(one for one in found if one != own), own]
     return found
-
-
-def require_whole_batches(config: ConfigDict, stage: stages.Stage) -> None:
-    """Checks that a batch is not computed in parts where the method or a cure needs the whole batch.
-
-    Args:
-      config: The config.
-      stage: The stage with its method and its cures.
-
-    Raises:
-      InputError: It is.
-    """
-    if config.accumulate == 1:
-        return
-    if stage.mix is not None:
-        raise InputError(
-            f"config.classify.method {config.classify.method!r} mixes the examples of a whole batch, and"
-            f" config.accumulate is {config.accumulate}: set it to 1 (only the head trains, so parts would save no"
-            " memory)"
-        )
-    if stage.cure is not None and stage.cure.of_whole_batches:
-        raise InputError(
-            f"config.cure.name: {', '.join(stage.cure.of_whole_batches)} compares the images of a whole batch, and"
-            f" config.accumulate is {config.accumulate}: set it to 1, and config.model.remat to True to save memory"
-        )
-
-
-def _require_ranges(config: ConfigDict, stage: stages.Stage, dataset: records.Dataset) -> None:
-    """Checks that the cures and the method can be used where ages are ranges."""
-    if stage.cure is not None and stage.cure.for_exact_ages:
-        able = ", ".join(name for name, one in stages.cures.CURES.items() if one.takes_ranges)
-        raise InputError(
-            f"config.cure.name: {', '.join(stage.cure.for_exact_ages)} needs exact ages, and in {dataset.path} some are"
-            f" ranges: use {able}"
-        )
-    method = config.classify.method
-    if not methods.get(method).takes_ranges:
-        able = ", ".join(name for name, one in methods.METHODS.items() if one.on_images and one.takes_ranges)
-        raise InputError(
-            f"config.classify.method {method!r} needs exact ages, and in {dataset.path} some are ranges: use one of"
-            f" {able}"
-        )
 
 
 def require_same_inputs(config: ConfigDict, meta: Mapping) -> None:
