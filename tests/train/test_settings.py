@@ -169,7 +169,8 @@ def test_hosts_that_disagree_are_told_so_before_work_begins(small_config, monkey
         for other, agree in ((1, False), (0, True)):
             patch.setattr(parallel, "gather_hosts", lambda array, other=other: np.concatenate([array, array ^ other]))
             assert parallel.hosts_agree("0123456789abcdef") == agree
-    monkeypatch.setattr(parallel, "hosts_agree", lambda digest: False)
+    # All agree that there is no teacher.
+    monkeypatch.setattr(parallel, "hosts_agree", lambda digest: digest == "0" * 64)
     config = small_config("represent")
     with pytest.raises(InputError, match="differs between the hosts .*: copy one data set to all of them"):
         loop.train(config)
