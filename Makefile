@@ -27,7 +27,7 @@ NPM_INSTALL := npm install --no-save --ignore-scripts --no-audit --no-fund --log
 PYTEST := $(VENV)/bin/python -m pytest
 FIRST_CORE := $(VENV)/bin/python -c "import os; print(min(os.sched_getaffinity(0)))"
 
-.PHONY: setup setup-beam setup-page setup-peers setup-peers-ages setup-contract setup-docs setup-tpu setup-gpu demo compile-faces compile-steps test test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
+.PHONY: setup setup-beam setup-page setup-peers setup-peers-ages setup-contract setup-docs setup-tpu setup-gpu demo compile-faces compile-steps test test-long test-portable portable-own portable-avx2 portable-avx portable-no-onednn portable-one-core test-avx2 \
   docs notebook wheel test-browser test-node test-beam test-infra test-buckets test-service fuzz fuzz-contract lint check-long clean
 
 setup: $(STAMP)
@@ -152,7 +152,12 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m lae_jax.demo --out build/demo
 
 test: $(STAMP)
-	$(PYTEST) -rs --ignore tests/browser --ignore tests/infra
+	$(PYTEST) -rs --ignore tests/browser --ignore tests/infra -m "not long"
+
+# What make test and make test-browser leave out.
+test-long: $(STAMP) $(PAGES)
+	$(PYTEST) -rs --ignore tests/browser --ignore tests/infra -m long
+	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 -m long
 
 # Tests of numbers that must hold on any CPU. This CPU simulates other CPUs: its own instructions, AVX2 only, AVX only
 # (also in NumPy), TensorFlow without oneDNN, one core. Code is compiled with full optimisation, as for users.
@@ -181,10 +186,10 @@ test-avx2: $(STAMP)
 
 # Needs Debian's chromium: apt-get install --no-install-recommends chromium. Playwright's own browser is not used. Without
 # npm the page of an export is not tested.
-test-browser: $(STAMP) $(PAGES)
+test-browser: $(STAMP)
 	if command -v npm > /dev/null; then $(MAKE) setup-page; fi
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5
+	BROWSER=required $(PYTEST) tests/browser -rs --numprocesses 0 --durations 5 -m "not long"
 
 # ONNX exports in Node, by onnxruntime-node (0.3 GB, for every system).
 test-node: $(STAMP) $(ONNXRUNTIME_NODE)
@@ -244,6 +249,7 @@ lint: $(STAMP)
 # accelerators, the notebook, the wheel with all that it requires, numbers on every kind of CPU, and the demo's effect
 # with five seeds, on an older CPU and on one core.
 check-long: $(STAMP) $(DOCS_STAMP)
+	$(MAKE) test-long
 	$(MAKE) test-beam
 	$(MAKE) test-infra
 	$(VENV)/bin/python -m benchmarks.large_source --at-most 4

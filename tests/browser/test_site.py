@@ -7,7 +7,7 @@ from browser.conftest import ROOT, fits, shoot
 SITE = ROOT / "build" / "site"
 PAGES = ["index.html", "data.html", "results.html", "scaling.html", "api/programs.html"]
 
-pytestmark = pytest.mark.skipif(not SITE.exists(), reason="no site: make docs")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not SITE.exists(), reason="no site: make docs")]
 
 
 @pytest.mark.parametrize("width", ["phone", "desktop"])

@@ -380,7 +380,7 @@ def runs(make_config, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", ["vit_pico", "convnext_pico"])
+@pytest.mark.parametrize("name", ["vit_pico", pytest.param("convnext_pico", marks=pytest.mark.long)])
 def test_the_stages_the_exports_and_predict_take_a_tower(name, runs, tmp_path):
     run = runs(name) / "classify"
     assert np.isfinite(json.loads((run / "summary.json").read_text())["scores"]["mae"])

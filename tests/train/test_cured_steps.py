@@ -117,6 +117,7 @@ def state_of(workdir, step):
         return saved.arrays(step, ("step", "params", "batch_stats", "opt_state", "ema", "cure"))
 
 
+@pytest.mark.long
 def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_config, tmp_path, monkeypatch):
     """With parts of a batch and an EMA, over the end of an epoch of three steps."""
     config = small_config("represent")

@@ -54,6 +54,7 @@ def test_a_fold_trains_on_the_other_folds_and_is_validated_on_itself(small_confi
         make_plan(config)
 
 
+@pytest.mark.long
 def test_the_power_of_the_class_balanced_order_goes_from_equal_ages_to_the_datas_own(small_config, trained):
     config = small_config("classify")
     config.init_from, config.epochs = str(trained("represent")), 1.0
