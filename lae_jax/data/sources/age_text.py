@@ -66,6 +66,17 @@ class BadAge(BadImage):
         self.kind = hint
 
 
+def parse_number(text: str) -> float:
+    """Reads a number as float does, but not 1_0, which Python reads as 10.
+
+    Raises:
+      ValueError: The text is not a number.
+    """
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
 def parse_age(text: str) -> float:
     """Reads an age in years, with its fraction.
 
@@ -73,9 +84,7 @@ def parse_age(text: str) -> float:
       BadAge: The text is not a number from 0 to 100.
     """
     try:
-        if "_" in text:  # Python reads 1_0 as 10
-            raise ValueError
-        age = float(text)
+        age = parse_number(text)
     except ValueError:
         if not people.normalised(text[:40]):
             raise BadAge(f"no age ({text[:40]!r})" if text else "no age") from None

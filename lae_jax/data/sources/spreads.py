@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lae_jax.data import parquet, people
-from lae_jax.data.sources.age_text import OLDEST
+from lae_jax.data.sources.age_text import OLDEST, parse_number
 from lae_jax.data.sources.interface import KNOWN, RANGE, Source
 from lae_jax.faces.images import BadImage
 from lae_jax.runtime.errors import InputError, unknown
@@ -21,9 +21,7 @@ def parse_spread(text: str) -> float | None:
       BadImage: The text is not a number from 0 to 100.
     """
     try:
-        if "_" in text:  # Python reads 1_0 as 10
-            raise ValueError
-        spread = float(text)
+        spread = parse_number(text)
     except ValueError:
         if not people.normalised(text[:40]):
             return None
