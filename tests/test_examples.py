@@ -25,7 +25,7 @@ CALLED = {
     "predict": ["AgeEstimator", "predict"],
     "report": ["compare"],
     "export": ["export"],
-    "longtail": ["compare", "again"],
+    "longtail": ["compare", "again", "recommend"],
     "sweep": ["sweep"],
     "serve": ["application"],
 }

@@ -14,6 +14,7 @@ from lae_jax.runtime.typed import declared
 # Peak learning rates at batch 256 that are tried for every method; validation chooses.
 BASE_LEARNING_RATES = (0.001, 0.01, 0.1)
 TABLES = ("table.csv", "table.md", "table.tex", "trials.csv", "head_tail.png", "report.json")
+RECOMMENDED = ("table.csv", "table.md", "table.tex", "recommendation.json")
 
 
 def compare(
@@ -136,15 +137,68 @@ def again(out: str | os.PathLike) -> dict:
       InputError: The folder holds no bench, or a damaged one.
       SaveFailed: `out` could not be written.
     """
-    out = epath.Path(out)
-    if not (out / "report.json").exists():
-        raise InputError(f"{out} holds no report.json of lae_jax.longtail: name the --out of a bench that has ended")
-    report = files.read_json(out / "report.json", declared.BENCH, "run lae_jax.longtail with --run and --data again")
+    out, report = epath.Path(out), _read_report(out)
     from lae_jax.longtail import kept_predictions
 
     all_trials = kept_predictions.read(out)
     with saving(out), files.together(out, "report.json") as place:
         return _write(place, all_trials, report)
+
+
+def recommend(benches: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
+    """Chooses one method, setting and learning rate for several data sets, from the predictions of their benches.
+
+    Only predictions on validation have a part in it, and all age groups and data sets count alike. Writes `out`:
+    table.csv, table.md, table.tex, recommendation.json.
+
+    Args:
+      benches: Folders that `compare` wrote, one for each data set.
+      out: Folder to write.
+
+    Returns:
+      The content of recommendation.json.
+
+    Raises:
+      InputError: A folder holds no bench, or the benches have no LAE in common.
+      SaveFailed: `out` could not be written.
+    """
+    benches = layout.names(benches)
+    if not benches:
+        raise InputError("name at least one bench")
+    reports = [_read_report(bench) for bench in benches]
+    layout.require_place_for_results(out, RECOMMENDED, set(RECOMMENDED))
+    from lae_jax.longtail import kept_predictions, recommendation
+    from lae_jax.report import tables
+
+    of_data = [
+        recommendation.Bench.of(report["data"], kept_predictions.read(epath.Path(bench)))
+        for bench, report in zip(benches, reports, strict=True)
+    ]
+    chosen = recommendation.choose(of_data, recommendation.common(of_data))
+    found = recommendation.compared(of_data, chosen)
+    told = recommendation.certain(found)
+    content = {
+        "benches": benches,
+        "data": [one.data for one in of_data],
+        **{name: choice._asdict() for name, choice in chosen._asdict().items()},
+        "sentences": recommendation.sentences(of_data, chosen, told),
+    }
+    shown = (of_data, chosen.reference, found, told)
+    out = epath.Path(out)
+    with saving(out), files.together(out, RECOMMENDED[-1]) as place:
+        files.write_text(place / "table.csv", recommendation.csv_of(*shown))
+        files.write_text(place / "table.md", tables.markdown(recommendation.table(*shown)))
+        files.write_text(place / "table.tex", tables.latex(recommendation.table(*shown)))
+        files.write_json(place / RECOMMENDED[-1], content)
+    return content
+
+
+def _read_report(bench: str | os.PathLike) -> dict:
+    """Returns the report.json of a bench that has ended."""
+    path = epath.Path(bench) / "report.json"
+    if not path.exists():
+        raise InputError(f"{bench} holds no report.json of lae_jax.longtail: name the --out of a bench that has ended")
+    return files.read_json(path, declared.BENCH, "run lae_jax.longtail with --run and --data again")
 
 
 def require_place(out: str | os.PathLike) -> None:

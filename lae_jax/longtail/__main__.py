@@ -3,10 +3,12 @@
     python -m lae_jax.longtail --run runs/represent --data data/faces --out runs/longtail
     python -m lae_jax.longtail --run runs/represent --like runs/classify --data data/faces --out runs/longtail
     python -m lae_jax.longtail --again --out runs/longtail
+    python -m lae_jax.longtail --over runs/longtail-a --over runs/longtail-b --out runs/recommended
 
 Writes OUT: features/ and heads/ (reused while what they were made from is the same), predictions.npz, table.csv,
 table.md and table.tex (each method on test, with the setting that validation chose), trials.csv (every setting and
 rate), head_tail.png, report.json. --again makes the tables, the picture and the sentences from predictions.npz alone.
+--over chooses one method for several data sets from the predictions.npz of their benches.
 """
 
 import argparse
@@ -40,15 +42,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"{', '.join(map(str, longtail.BASE_LEARNING_RATES))}, and that of --like)")  # fmt: skip
     add("--by-fold", action="store_true", help="there is one run for each fold of the data set")
     add("--again", action="store_true", help="make the tables in --out again from the predictions that are kept there")
+    add("--over", action="append", default=[], metavar="BENCH", help="--out of a bench; repeat the flag for each data"
+        " set: choose one method for all of them, on their validation splits")  # fmt: skip
     common("allow_leak")
     common("devices")
     args = parser.parse_args(argv)
-    if args.again:
-        others = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"again", "out"}
-        if others:
-            parser.error("--again takes --out alone, the folder of a bench that has ended: omit the other flags")
-    elif not (args.runs and args.data):
-        parser.error("--run and --data are required, or --again")
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {"out"}
+    if args.again and given != {"again"}:
+        parser.error("--again takes --out alone, the folder of a bench that has ended: omit the other flags")
+    if args.over and given != {"over"}:
+        parser.error("--over takes --out alone, the folder of the results: omit the other flags")
+    if not (args.again or args.over or args.runs and args.data):
+        parser.error("--run and --data are required, or --again, or --over")
     return args
 
 
@@ -69,8 +74,12 @@ def tell(report: dict, out: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Runs the program."""
     args = vars(parse_args(argv))
-    if args.pop("again"):
+    again, over = args.pop("again"), args.pop("over")
+    if again:
         _finish(longtail.again(args["out"]), args["out"])
+        return
+    if over:
+        _recommend(over, args["out"])
         return
     args["methods"] = [name.strip() for name in args["methods"].split(",") if name.strip()]
     checked = ("runs", "data", "like", "seeds", "passes", "base_learning_rates")
@@ -78,6 +87,16 @@ def main(argv: list[str] | None = None) -> None:
     longtail.require_place(args["out"])
     start.devices(args.pop("devices"))
     _finish(longtail.compare(**args), args["out"])
+
+
+def _recommend(over: list[str], out: str) -> None:
+    content = longtail.recommend(over, out)
+    console.write(
+        *(epath.Path(out) / "table.md").read_text("utf-8").splitlines(),
+        "",
+        *content["sentences"].values(),
+        f"{out}/: {', '.join(longtail.RECOMMENDED)}",
+    )
 
 
 def _finish(report: dict, out: str) -> None:

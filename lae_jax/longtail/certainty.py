@@ -65,22 +65,29 @@ def differences(trials: Sequence[Trial], reference: Trial, split: str) -> dict[T
 def _compared(one: Trial, reference: Trial, split: str, of_reference: dict) -> dict[str, Difference]:
     if (one.runs, one.seeds) != (reference.runs, reference.seeds):
         return dict.fromkeys(SCORES, _UNKNOWN)
-    drawn, units = _replicates(one, split), min(_units(labels) for labels in one.labels[split])
+    drawn, count = _replicates(one, split), min(units(labels) for labels in one.labels[split])
     found = {}
     for score in SCORES:
         sample = (one.values(split, score) - reference.values(split, score)).reshape(one.runs, one.seeds)
-        found[score] = _difference(sample, drawn[score] - of_reference[score], units)
+        found[score] = Difference(*joint(sample, drawn[score] - of_reference[score], count)[:4])
     return found
 
 
-def _difference(sample: np.ndarray, drawn: np.ndarray, units: int) -> Difference:
-    """Returns a difference from those of each training, (R, S), and their image replicates, (B, R, S)."""
+def joint(sample: np.ndarray, drawn: np.ndarray, count: int) -> bootstrap.Joint:
+    """Returns the joint interval of a score, or of its difference.
+
+    Args:
+      sample: (R, S) the score of each run and seed.
+      drawn: (B, R, S) the same in the replicates of the images.
+      count: Number of people or images that the replicates draw (`units`).
+    """
     inner = 1 if len(sample) > 1 else 0  # the trainings are the backbones, or the seeds of the only one
     of_training, drawn = sample.mean(axis=inner), drawn.mean(axis=1 + inner)
-    return Difference(*bootstrap.joint(of_training, drawn[:0] if units <= bootstrap.TOO_FEW else drawn, units))
+    return bootstrap.joint(of_training, drawn[:0] if count <= bootstrap.TOO_FEW else drawn, count)
 
 
-def _units(labels: Labels) -> int:
+def units(labels: Labels) -> int:
+    """Returns the number of people or images that the replicates draw."""
     return int(bootstrap.units(labels.people).max()) + 1
 
 
@@ -92,19 +99,26 @@ def _replicates(one: Trial, split: str) -> dict[str, np.ndarray]:
     """
     labels, predictions = one.labels[split], one.predictions[split]
     if all(np.array_equal(each.rows, labels[0].rows) for each in labels):
-        drawn = _drawn(labels[0], np.concatenate(predictions))
-        return {score: values.reshape(len(values), one.runs, one.seeds) for score, values in drawn.items()}
+        means = drawn_means(labels[0], np.concatenate(predictions)).reshape(-1, one.runs, one.seeds, 1 + _GROUPS)
+        return {"mae": means[..., 0], "sigma": metrics.group_deviation(means[..., 1:], means[..., 0])}
     shape = (bootstrap.REPLICATES, one.runs, one.seeds)
     return {score: np.broadcast_to(one.values(split, score).reshape(shape[1:]), shape) for score in SCORES}
 
 
-def _drawn(labels: Labels, predictions: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the scores of predictions (H, N) in the replicates: score -> (B, H)."""
+def drawn_means(labels: Labels, predictions: np.ndarray) -> np.ndarray:
+    """Returns mean errors in the replicates of the images.
+
+    Args:
+      labels: The images.
+      predictions: (H, N) years, of H heads.
+
+    Returns:
+      (B, H, 9) years: over all images, and over those of each of the eight age groups.
+    """
     unit, group = bootstrap.units(labels.people), labels.group[:, None] == np.arange(_GROUPS)
     errors = [np.abs(labels.differences(each))[:, None] for each in predictions]
     columns = np.hstack([np.ones((len(unit), 1)), group, *(np.hstack([e, group * e]) for e in errors)])
     sums = bootstrap.replicates(bootstrap.by_unit(unit, columns, int(unit.max()) + 1))
     sums = sums.reshape(len(sums), len(errors) + 1, _GROUPS + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums[:, 1:] / sums[:, :1]  # over all images, then over those of each group
-    return {"mae": means[..., 0], "sigma": metrics.group_deviation(means[..., 1:], means[..., 0])}
+        return sums[:, 1:] / sums[:, :1]

@@ -143,7 +143,7 @@ def _differences(one: Trial, found: Differences) -> str:
     told = []
     for score, difference in found[one].items():
         word = verdict(difference)
-        text = _interval(difference.mean, difference.low, difference.high)
+        text = in_words(difference.mean, difference.low, difference.high)
         told.append(f"{_title(one.words, score)} {text}, {word}")
     return f"({over_all(one, found)}): {'; '.join(told)}"
 
@@ -229,9 +229,9 @@ def _tables(all_trials: Sequence[Trial], found: Differences) -> list[tables.Tabl
         elif reference:
             for score in certainty.SCORES:
                 mean, half = paired(one, reference, split, score)
-                row.append(_interval(mean, mean - half, mean + half))
+                row.append(in_words(mean, mean - half, mean + half))
             for each in found[one].values():
-                text = _interval(each.mean, each.low, each.high)
+                text = in_words(each.mean, each.low, each.high)
                 row.append(f"{text} {verdict(each)}" if math.isfinite(each.mean) else text)
         rows.append(row)
     return tables.cut(tables.Table(header, rows, names=2), metrics.ALL_GROUPS)
@@ -301,7 +301,8 @@ def _pm(one: Trial, split: str, score: str) -> str:
     return f"{mean:.{digits}f}" + f" ± {one.spread(split, score):.{digits}f}" * (len(one.values(split, score)) > 1)
 
 
-def _interval(mean: float, low: float, high: float) -> str:
+def in_words(mean: float, low: float, high: float) -> str:
+    """Returns a difference in years with its interval; '-' if it is undefined."""
     if not math.isfinite(mean):
         return "-"
     # Without ±, which marks a standard deviation.

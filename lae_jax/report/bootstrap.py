@@ -7,6 +7,7 @@ the sums of all replicates. Two lists of predictions for the same images share t
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,8 @@ class Joint(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan  # of the hypothesis that the mean is 0
+    error: float = math.nan  # standard error
+    freedom: float = math.nan  # degrees of freedom of the standard error
 
 
 def joint(sample: np.ndarray, drawn: np.ndarray, count: int) -> Joint:
@@ -114,12 +117,32 @@ def joint(sample: np.ndarray, drawn: np.ndarray, count: int) -> Joint:
     drawn = sample + math.sqrt(count / (count - 1)) * (drawn - sample)
     error = float((weights(trainings, number=len(drawn)) * drawn)[defined].sum(axis=1).std(ddof=1))
     if not error > 1e-6:  # below, it is the rounding of the replicates
-        return Joint(mean, mean, mean, float(abs(mean) < 1e-6))
+        return _student(mean, 0.0, math.inf)
     of_trainings = sample.var(ddof=1) / trainings if trainings > 1 else 0.0
     of_units = drawn[defined].mean(axis=1).var(ddof=1)
     freedom = (of_trainings + of_units) ** 2 / (of_trainings**2 / max(trainings - 1, 1) + of_units**2 / (count - 1))
+    return _student(mean, error, freedom)
+
+
+def mean_of(parts: Sequence[Joint]) -> Joint:
+    """Returns the mean of independent estimates, such as those of several data sets, with its interval.
+
+    The interval is for these data sets and says nothing about others. Its degrees of freedom are those of a sum of
+    variances (Satterthwaite, 1946).
+    """
+    mean = float(np.mean([part.mean for part in parts]))
+    variances = np.array([part.error for part in parts]) ** 2
+    if not variances.sum() > 0:
+        return _student(mean, 0.0, math.inf) if np.isfinite(variances).all() else Joint(mean)
+    freedom = variances.sum() ** 2 / float(np.sum(variances**2 / [part.freedom for part in parts]))
+    return _student(mean, math.sqrt(variances.sum()) / len(parts), freedom)
+
+
+def _student(mean: float, error: float, freedom: float) -> Joint:
+    if not error:
+        return Joint(mean, mean, mean, float(abs(mean) < 1e-6), error, freedom)
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    return Joint(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
+    return Joint(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)), error, freedom)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def test_a_true_difference_of_zero_is_inside_as_often_as_the_level_says():
 
 
 def test_equal_trainings_differ_by_exactly_zero_and_undefined_ones_have_no_interval():
-    assert bootstrap.joint(np.zeros(3), np.zeros((50, 3)), 9) == (0.0, 0.0, 0.0, 1.0)
+    assert bootstrap.joint(np.zeros(3), np.zeros((50, 3)), 9)[:4] == (0.0, 0.0, 0.0, 1.0)
     for sample, drawn in (([1.0, np.nan], np.ones((50, 2))), ([1.0, 2.0], np.empty((0, 2)))):
         assert np.isnan(bootstrap.joint(np.array(sample), drawn, 9)[1:]).all()
     drawn = np.random.default_rng(0).normal(0, 1, (100, 2))
@@ -63,3 +63,18 @@ def test_holm_is_the_step_down_of_his_paper():
     p = np.array([0.01, np.nan, 0.04, 0.03, 0.005])
     np.testing.assert_allclose(bootstrap.holm(p), [0.03, np.nan, 0.06, 0.06, 0.02])
     assert bootstrap.holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0]
+
+
+def test_a_mean_of_independent_estimates_has_the_error_of_their_sum():
+    parts = [bootstrap.Joint(1.0, error=0.3, freedom=4.0), bootstrap.Joint(3.0, error=0.4, freedom=9.0)]
+    found = bootstrap.mean_of(parts)
+    freedom = 0.25**2 / (0.09**2 / 4 + 0.16**2 / 9)
+    half = stats.t.ppf(0.975, freedom) * 0.25
+    assert found[:3] == pytest.approx((2.0, 2.0 - half, 2.0 + half)) and found.error == pytest.approx(0.25)
+    assert found.p == pytest.approx(2 * stats.t.sf(2.0 / 0.25, freedom)) and found.freedom == pytest.approx(freedom)
+    assert bootstrap.mean_of(parts[:1]).low == pytest.approx(1.0 - stats.t.ppf(0.975, 4) * 0.3)
+    unknown = bootstrap.mean_of([parts[0], bootstrap.Joint(3.0)])
+    assert unknown.mean == 2.0 and np.isnan(unknown[1:]).all()
+    same = bootstrap.Joint(0.0, 0.0, 0.0, 1.0, 0.0, np.inf)
+    assert bootstrap.mean_of([same, same])[:4] == (0.0, 0.0, 0.0, 1.0)
+    assert bootstrap.mean_of([same, parts[1]]).error == pytest.approx(0.2)
