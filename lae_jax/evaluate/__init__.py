@@ -204,7 +204,7 @@ def _root(pairs: str | os.PathLike, images: str | os.PathLike | None) -> str:
 def home_of(run: str | os.PathLike) -> epath.Path:
     """Returns the folder that holds the evaluations of a run: the run itself.
 
-    For a model file, which is no folder, it is a folder in the current one with the name of the file.
+    For a model file, which is not a folder, it is a folder in the current one with the name of the file.
     """
     if model_file.is_named(run) and not builtin.is_name(run):
         return epath.Path(epath.Path(run).stem)

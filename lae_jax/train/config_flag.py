@@ -20,7 +20,7 @@ def parse() -> list[str]:
     """Parses absl's flags and those of the config in sys.argv, whose spelling it makes uniform.
 
     Returns:
-      The words that are no flags, the program's name first.
+      The words that are not flags, the program's name first.
 
     Raises:
       InputError: A flag is wrong; the message is one line.

@@ -171,7 +171,7 @@ def test_a_page_with_an_age_check_says_where_the_numbers_are(tmp_path):
     page.write(folder / "report.html", evaluation_page.of_evaluation(folder))
     text = (folder / "report.html").read_text()
     checked(text)
-    for told in ("These numbers are no certificate", "7 rejected photographs of known age", "3 labels are ranges",
+    for told in ("These numbers are not a certificate", "7 rejected photographs of known age", "3 labels are ranges",
                  "2 further rejected rows have no known age", "who passes costs 7", "Words of age checks"):  # fmt: skip
         assert told in text, told
     assert "3 of the 307 photographs do not count" in text

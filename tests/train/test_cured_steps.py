@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from halted import equal, state_of, train_until
 
 from lae_jax import evaluate, models, optim, stages
 from lae_jax.compile import lowering
@@ -13,8 +14,8 @@ from lae_jax.configs import common
 from lae_jax.models import efficientnet
 from lae_jax.models.layers import Compute
 from lae_jax.runs import lineage
-from lae_jax.runtime import checkpoints, parallel, watch
-from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.runtime import checkpoints, parallel
+from lae_jax.runtime.errors import InputError
 from lae_jax.stages import method_losses
 from lae_jax.train import loop, steps
 from lae_jax.train.plan import make_plan
@@ -112,13 +113,8 @@ def test_a_step_in_bfloat16_is_that_in_float32_up_to_its_rounding():
         assert 0 < distance < 0.05 * np.linalg.norm(moves["float32", part])
 
 
-def state_of(workdir, step):
-    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-        return saved.arrays(step, ("step", "params", "batch_stats", "opt_state", "ema", "cure"))
-
-
 @pytest.mark.long
-def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_config, tmp_path, monkeypatch):
+def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_config, tmp_path):
     """With parts of a batch and an EMA, over the end of an epoch of three steps."""
     config = small_config("represent")
     config.cure.name, config.accumulate, config.ema_decay = "fds+balanced_mse", 2, 0.75
@@ -126,19 +122,11 @@ def test_a_run_with_cures_goes_on_bit_for_bit_and_hands_on_a_plain_model(small_c
     config.epochs, config.save_steps, config.eval_epochs = 2.0, 1, 2.0
     config.workdir = str(tmp_path / "whole")
     loop.train(config)
-    config.workdir, signals = str(tmp_path / "parts"), watch.Signals()
-
-    def save(self, state, number, scores, original=loop._Loop.save):
-        original(self, state, number, scores)
-        signals.asked = number == 2
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "save", save)
-        with pytest.raises(Preempted, match="saved at step 3 of 6"):
-            loop.train(config, signals)
+    config.workdir = str(tmp_path / "parts")
+    train_until(config, 3, of=6)
     loop.train(config)
     whole, parts = (state_of(tmp_path / name, 6) for name in ("whole", "parts"))
-    assert jax.tree.structure(whole) == jax.tree.structure(parts) and bits(whole) == bits(parts)
+    assert equal(whole, parts)
     assert whole["cure"]["fds"]["images"].sum() == whole["cure"]["fds"]["known"].sum() == 96
     assert 9.9 < whole["cure"]["learned"]["noise"] < 10.1 and whole["cure"]["learned"]["noise"] != 10
 

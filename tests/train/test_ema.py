@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from halted import equal, state_of, train_until
 
 from lae_jax import optim
 from lae_jax.evaluate import measure
-from lae_jax.runtime import checkpoints, watch
-from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.runtime import checkpoints
+from lae_jax.runtime.errors import InputError
 from lae_jax.train import loop, steps
 from lae_jax.train.plan import make_plan
 
@@ -62,16 +63,6 @@ def test_a_run_without_ema_has_the_state_of_older_runs(trained):
         assert "ema" not in saved._saved(saved.best())
 
 
-def state_of(workdir, step, names=("step", "params", "batch_stats", "opt_state", "ema")):
-    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-        return saved.arrays(step, names)
-
-
-def equal(one, two):
-    assert jax.tree.structure(one) == jax.tree.structure(two)
-    return all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
-
-
 @pytest.fixture(scope="module")
 def averaged(once, make_config):
     """Folder of runs of stage 2 with an EMA: `whole`, and `parts`, which was stopped twice; and what each was given."""
@@ -83,17 +74,8 @@ def averaged(once, make_config):
         config.optim.schedule, config.optim.layer_decay, config.optim.head_factor = "warmup_cosine", 0.9, 2.0
         config.workdir = str(folder / "whole")
         loop.train(config)
-        config.workdir, signals = str(folder / "parts"), watch.Signals()
-
-        def save(self, state, number, scores, original=loop._Loop.save):
-            original(self, state, number, scores)
-            signals.asked = number == 1
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop._Loop, "save", save)
-            config.parallel = "pmap"
-            with pytest.raises(Preempted, match="saved at step 2 of 6"):
-                loop.train(config, signals)
+        config.workdir, config.parallel = str(folder / "parts"), "pmap"
+        train_until(config, 2, of=6)
         config.parallel = "shard_map"
         loop.train(config)
 

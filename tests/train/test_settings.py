@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from halted import asked_after
 from ml_collections import ConfigDict
 from tensorboardX.record_writer import RecordWriter
 
@@ -80,8 +81,8 @@ def test_weights_of_ages_set_the_order_and_stand_in_the_run(small_config, traine
     ages = drawn.dataset.column("age")[drawn_rows(drawn, 20)]
     assert metrics.age_class(ages).max() < 30 and len(np.unique(metrics.age_class(ages))) > 5
     config.epochs, config.save_steps = 2.0, 1
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        loop.train(config, stopped_after(1, patch))
+    with asked_after(1) as signals, pytest.raises(Preempted):
+        loop.train(config, signals)
     recorded = json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["age_weights"]
     assert recorded["by_age"]["29"] == 1 and recorded["by_age"]["30"] == 0
     before = path.read_text()
@@ -259,23 +260,11 @@ print(parallel.is_deterministic())
     assert json.loads((pathlib.Path(config.workdir) / "provenance.json").read_text())["deterministic"] is True
 
 
-def stopped_after(number, monkeypatch):
-    """Signals that ask for an end once a run has saved its step `number`."""
-    signals = watch.Signals()
-
-    def save(self, state, step, scores, *place, original=loop._Loop.save):
-        original(self, state, step, scores, *place)
-        signals.asked = signals.asked or step == number
-
-    monkeypatch.setattr(loop._Loop, "save", save)
-    return signals
-
-
 def test_a_run_that_goes_on_on_another_machine_is_told_so_and_ends(small_config, monkeypatch, caplog):
     config = small_config("represent")
     config.epochs, config.save_steps = 2.0, 1
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        loop.train(config, stopped_after(2, patch))
+    with asked_after(2) as signals, pytest.raises(Preempted):
+        loop.train(config, signals)
     path = pathlib.Path(config.workdir) / "provenance.json"
     before = json.loads(path.read_text())
     path.write_text(json.dumps({**before, "cpu": "another CPU (01234567)", "cores": 96}))
@@ -308,8 +297,8 @@ def test_a_recipe_that_is_stopped_between_its_stages_goes_on_with_the_second(mak
         recipe.stages[name] = make_config(name, tmp_path)
         recipe.stages[name].init_from = "scratch" if name == "represent" else ""
     first, second = (tmp_path / "recipe" / name for name in recipe.order)
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="classify was not started"):
-        main.run(recipe, stopped_after(3, patch))  # the last step of the first stage
+    with asked_after(3) as signals, pytest.raises(Preempted, match="classify was not started"):
+        main.run(recipe, signals)  # the last step of the first stage
     assert (first / "summary.json").exists() and not (second / "summary.json").exists()
     of_first = {path: path.stat().st_mtime_ns for path in (first / "checkpoints").rglob("*") if path.is_file()}
     main.run(recipe, watch.Signals())

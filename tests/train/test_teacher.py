@@ -7,13 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from halted import equal, state_of, train_until
 from PIL import Image
 
 from lae_jax.compile import lowering
 from lae_jax.predict import AgeEstimator
 from lae_jax.runs import lineage, precision
-from lae_jax.runtime import checkpoints, origin, watch
-from lae_jax.runtime.errors import InputError, Preempted
+from lae_jax.runtime import checkpoints, origin
+from lae_jax.runtime.errors import InputError
 from lae_jax.train import early, loop, plan, teacher
 
 
@@ -29,16 +30,6 @@ def student(small_config, trained):
         return c
 
     return config
-
-
-def state_of(workdir, step):
-    with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-        return saved.arrays(step, ("step", "params", "batch_stats", "opt_state"))
-
-
-def equal(one, two):
-    assert jax.tree.structure(one) == jax.tree.structure(two)
-    return all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
 
 
 @pytest.mark.parametrize(("pixels", "close"), [(24, 1e-7), (32, 1e-5), (20, 1e-5)])
@@ -82,16 +73,8 @@ def distilled(once, make_config, trained):
         config.teacher, config.accumulate, config.save_steps = str(trained("represent")), 2, 1
         config.seed, config.workdir, config.parallel = 1, str(folder / "whole"), "pmap"
         loop.train(config)
-        config.workdir, signals = str(folder / "parts"), watch.Signals()
-
-        def save(self, state, number, scores, original=loop._Loop.save):
-            original(self, state, number, scores)
-            signals.asked = number == 1
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop._Loop, "save", save)
-            with pytest.raises(Preempted, match="saved at step 2 of 3"):
-                loop.train(config, signals)
+        config.workdir = str(folder / "parts")
+        train_until(config, 2, of=3)
         # The teacher may have been moved.
         config.teacher = str(shutil.copytree(config.teacher, folder / "moved"))
         config.parallel = "shard_map"

@@ -3,7 +3,7 @@
 from lae_jax.report.age_checks.cases import Check
 
 LIMITS = (
-    "These numbers are no certificate. Nobody has audited them, and they are not the result of a test of NIST, of an"
+    "These numbers are not a certificate. Nobody has audited them, and they are not the result of a test of NIST, of an"
     " accreditation scheme or of a national trial.",
     "They hold for people and photographs like those of this data set. Other cameras, other people, or people who try"
     " to look older have other rates.",
