@@ -50,6 +50,8 @@ def check(folder: os.PathLike | str) -> None:
       InputError: It is not; the message has the command that installs it.
     """
     path = pathlib.Path(folder)
+    if not path.is_dir():
+        raise InputError(f"there is no folder {folder}, npm's package {SOFTWARE}, which the page needs: {_GET}")
     if not (path / "package.json").is_file():
         raise InputError(f"{folder} is not the package {SOFTWARE} of npm: {_GET}")
     version = files.read_json(path / "package.json", again=_GET).get("version")

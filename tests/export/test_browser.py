@@ -97,7 +97,8 @@ def test_a_page_says_which_pictures_it_takes_and_whether_there_are_intervals(sof
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda path: shutil.rmtree(path), "is not the package onnxruntime-web of npm"),
+    (lambda path: shutil.rmtree(path), "there is no folder"),
+    (lambda path: (path / "package.json").unlink(), "is not the package onnxruntime-web of npm"),
     (lambda path: (path / "package.json").write_text('{"version": "1.29.0"}'), "has version '1.29.0', and"),
     (lambda path: (path / "package.json").write_text("{"), "package.json is damaged"),
     (lambda path: (path / "dist" / "ort.wasm.min.js").write_text("x"), "ort.wasm.min.js is missing or was changed"),
@@ -121,7 +122,7 @@ def test_the_software_is_looked_for_in_the_current_folder(software, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     export.check(trained("represent"), "onnx", tmp_path / "out", None, page=True)
     monkeypatch.chdir(software)
-    with pytest.raises(InputError, match="^node_modules/onnxruntime-web is not the package"):
+    with pytest.raises(InputError, match="^there is no folder node_modules/onnxruntime-web, npm's package"):
         export.check(trained("represent"), "onnx", tmp_path / "out", None, page=True)
 
 
