@@ -15,6 +15,7 @@ width, 3). Each part writes its JSON into OUT as soon as it is done, and a part 
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -33,8 +34,9 @@ def steps(args, out: pathlib.Path) -> list[dict]:
     flags = ["--model", args.model, "--image_size", args.image_size, "--batch", args.batch, "--minutes", args.minutes]
     modes = ["--modes", *STAGES, "inference"]
     command = [sys.executable, "-m", "benchmarks.train_step", "--out", out, *flags, *modes]
-    subprocess.run([str(word) for word in command], check=True)
-    return json.loads((out / "train_step.json").read_text())["rows"]
+    subprocess.run([str(word) for word in command], check=False)  # its rows are kept one by one
+    kept = out / "train_step.json"
+    return json.loads(kept.read_text())["rows"] if kept.exists() else []
 
 
 def beside_predictions(rows: list[dict], folder: pathlib.Path) -> list[list[str]]:
@@ -92,6 +94,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="of the faces")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    # The steps are other processes, which need the memory that JAX would take here at its start.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
         found = faces(args.photographs, args.turns)
         (args.out / "faces.json").write_text(json.dumps(found))

@@ -14,6 +14,7 @@ from lae_jax.runtime.typed import declared
 # Peak learning rates at batch 256 that are tried for every method; validation chooses.
 BASE_LEARNING_RATES = (0.001, 0.01, 0.1)
 TABLES = ("table.csv", "table.md", "table.tex", "trials.csv", "head_tail.png", "report.json")
+_RATES = ("name", "schedule")  # fields of `optim` that a learning rate is for
 RECOMMENDED = ("table.csv", "table.md", "table.tex", "recommendation.json")
 
 
@@ -167,30 +168,65 @@ def recommend(benches: Sequence[str | os.PathLike], out: str | os.PathLike) -> d
         raise InputError("name at least one bench")
     reports = [_read_report(bench) for bench in benches]
     layout.require_place_for_results(out, RECOMMENDED, set(RECOMMENDED))
-    from lae_jax.longtail import kept_predictions, recommendation
+    heads = _require_alike(benches, reports)
+    from lae_jax.longtail import choices, kept_predictions, recommendation
     from lae_jax.report import tables
 
-    of_data = [
-        recommendation.Bench.of(report["data"], kept_predictions.read(epath.Path(bench)))
-        for bench, report in zip(benches, reports, strict=True)
-    ]
-    chosen = recommendation.choose(of_data, recommendation.common(of_data))
-    found = recommendation.compared(of_data, chosen)
-    told = recommendation.certain(found)
+    found = choices.compare(
+        [
+            choices.Bench.of(report["data"], kept_predictions.read(epath.Path(bench)))
+            for bench, report in zip(benches, reports, strict=True)
+        ]
+    )
     content = {
         "benches": benches,
-        "data": [one.data for one in of_data],
-        **{name: choice._asdict() for name, choice in chosen._asdict().items()},
-        "sentences": recommendation.sentences(of_data, chosen, told),
+        "data": [one.data for one in found.benches],
+        "choice": found.choice._asdict(),
+        "reference": found.reference._asdict(),
+        "sentences": recommendation.sentences(found, heads),
     }
-    shown = (of_data, chosen.reference, found, told)
-    out = epath.Path(out)
+    table, out = recommendation.table(found), epath.Path(out)
     with saving(out), files.together(out, RECOMMENDED[-1]) as place:
-        files.write_text(place / "table.csv", recommendation.csv_of(*shown))
-        files.write_text(place / "table.md", tables.markdown(recommendation.table(*shown)))
-        files.write_text(place / "table.tex", tables.latex(recommendation.table(*shown)))
+        files.write_text(place / "table.csv", recommendation.csv_of(found))
+        files.write_text(place / "table.md", tables.markdown(table))
+        files.write_text(place / "table.tex", tables.latex(table))
         files.write_json(place / RECOMMENDED[-1], content)
     return content
+
+
+def _require_alike(benches: Sequence[str], reports: Sequence[dict]) -> dict:
+    """Checks that benches are of different data and that their heads were trained alike.
+
+    Returns:
+      Fields of the heads that differ from configs/classify.py, by their names in a config.
+    """
+    from lae_jax.configs import classify
+
+    for bench, report in zip(benches, reports, strict=True):
+        if missing := [name for name in ("data_hash", "epochs", "optim") if report.get(name) is None]:
+            raise InputError(f"{bench}/report.json has no {missing[0]}: run the bench with --run and --data again")
+    for number, report in enumerate(reports):
+        for other, before in zip(benches[:number], reports, strict=False):
+            if before["data"] == report["data"] or before["data_hash"] == report["data_hash"]:
+                raise InputError(
+                    f"--over {other} and {benches[number]} are of one data set ({report['data']}), which would count"
+                    " twice: name one of them"
+                )
+    before_it_had_a_name = {"name": "sgd"}
+    heads = [
+        {"epochs": one["epochs"], **{f"optim.{n}": (before_it_had_a_name | one["optim"])[n] for n in _RATES}}
+        for one in reports
+    ]
+    for bench, of in zip(benches, heads, strict=True):
+        if differing := [name for name in of if of[name] != heads[0][name]]:
+            told = ", ".join(f"{name} {heads[0][name]} and {of[name]}" for name in differing)
+            raise InputError(
+                f"--over {benches[0]} and {bench} trained their heads differently ({told}), so they have no learning"
+                " rate in common: make the benches with the same --epochs, or the same --like"
+            )
+    config = classify.get_config()
+    known = {"epochs": config.epochs, **{f"optim.{name}": config.optim[name] for name in _RATES}}
+    return {name: value for name, value in heads[0].items() if value != known[name]}
 
 
 def _read_report(bench: str | os.PathLike) -> dict:

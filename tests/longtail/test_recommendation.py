@@ -1,6 +1,7 @@
 """One method for several data sets: groups and data sets count alike, and only validation has a part in the choice."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -9,9 +10,9 @@ from scipy import stats
 
 from lae_jax import longtail
 from lae_jax.longtail import __main__ as door
-from lae_jax.longtail import kept_predictions, recommendation
+from lae_jax.longtail import choices, kept_predictions, recommendation
+from lae_jax.longtail.choices import Bench, Choice
 from lae_jax.longtail.outcomes import STAGE3, Labels, Trial
-from lae_jax.longtail.recommendation import Bench, Choice
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages.methods import METHODS
 
@@ -21,17 +22,21 @@ CHILDREN = AGES < 11
 
 
 def trial(name, error, of_children=None, rate=0.1, setting=0.0, ages=AGES, seeds=2, folds=1, method=None):
-    """A trial whose errors are those of children and of all others; the second seed errs by 0.1 more."""
+    """A trial whose errors on validation are those of children and of all others; the second seed errs by 0.1 more.
+
+    On test, which must have no part in anything, they are the contrary.
+    """
     errors = np.where(ages < 11, error if of_children is None else of_children, error)
     predictions = np.stack([ages + errors + 0.1 * seed for seed in range(seeds)])
     rows = np.array_split(np.arange(len(ages)), folds)
     labels = [Labels(ages[of], of, np.full(len(of), -1)) for of in rows]
-    kept = [predictions[:, of] for of in rows]
-    return Trial(method or METHODS[name], setting, rate, 0, {"validation": labels}, {"validation": kept})
+    kept, contrary = ([each[:, of] for of in rows] for each in (predictions, ages + 20 - (predictions - ages)))
+    splits = {"validation": labels, "test": labels}
+    return Trial(method or METHODS[name], setting, rate, 0, splits, {"validation": kept, "test": contrary})
 
 
 def choose(*benches):
-    return recommendation.choose(benches, recommendation.common(benches))
+    return choices.choose(benches, choices.common(benches))
 
 
 def test_groups_count_alike_though_the_split_has_a_long_tail():
@@ -49,13 +54,17 @@ def test_a_method_that_is_worse_on_average_or_works_on_features_only_is_not_chos
     even = trial("crt", 7.0)  # the lowest MAE + sigma, by making all groups worse
     shortcut = trial("interpolation", 1.0, setting=0.5)
     lae = trial("lae", 6.0, 12.0)
-    assert recommendation._aim(Bench.of("a", [even]).scores[Choice("crt", 0.0, 0.1)]) < recommendation._aim(
-        Bench.of("a", [lae]).scores[Choice("lae", 0.0, 0.1)]
-    )
-    found = choose(Bench.of("a", [lae, even, shortcut]))
+    bench = Bench.of("a", [lae, even, shortcut])
+    sums = {choice.method: scores[:2].sum() for choice, scores in bench.scores.items()}
+    assert sums["interpolation"] < sums["crt"] < sums["lae"]
+    found = choices.compare([bench])
     assert found.choice == found.reference == Choice("lae", 0.0, 0.1)
-    told = recommendation.sentences([Bench.of("a", [lae, even, shortcut])], found, {})
-    assert told["recommendation"].startswith("Use lae (base_learning_rate 0.1): no other method")
+    told = recommendation.sentences(found, {})
+    assert told["recommendation"].startswith("Use lae (base_learning_rate 0.1): no other of the 2 methods")
+    assert [row[:2] for row in recommendation.table(found).rows] == [
+        ["interpolation (share 0.5, base_learning_rate 0.1)", "no"], ["crt (base_learning_rate 0.1)", "yes"],
+        ["lae (base_learning_rate 0.1)", "yes"],
+    ]  # fmt: skip
     # Sigma may rise where the children's group gets better than the others.
     assert choose(Bench.of("a", [trial("lae", 6.0), trial("crt", 5.0, 2.0)])).choice.method == "crt"
 
@@ -69,40 +78,55 @@ def test_one_setting_and_rate_is_for_all_data_sets_and_so_is_that_of_lae():
     benches = [Bench.of("a", a), Bench.of("b", [*b, trial("lae", 0.0, method=STAGE3)])]
     found = choose(*benches)
     assert found == (Choice("effective_number", 0.999, 0.1), Choice("lae", 0.0, 0.1))
-    assert [one.method for one in recommendation.best_of_each(benches)] == ["lae", "effective_number"]
+    assert [one.method for one in choices.best_of_each(benches)] == ["lae", "effective_number"]
+    told = recommendation.sentences(choices.compare(benches), {"epochs": 4.0})
+    assert (
+        "of the 2 methods that can be a stage 3" in told["recommendation"] and "left aside: crt." in told["left_aside"]
+    )
+    assert "setting=0.999 --config.optim.base_learning_rate=0.1 --config.epochs=4.0" in told["command"]
     with pytest.raises(InputError, match=r"\(a: 0.01, 0.1; c: 0.5\).*the same --base-learning-rate"):
         choose(benches[0], Bench.of("c", [trial("lae", 1.0, rate=0.5)]))
 
 
-def test_differences_are_means_over_data_sets_with_the_error_of_both():
+def test_differences_are_means_over_data_sets_that_count_alike_with_the_error_of_all():
+    """The second data set has a quarter of the images and no children."""
     rng = np.random.default_rng(0)
     of_sets = []
-    for data, gain in (("a", 1.0), ("b", 3.0)):
-        lae = trial("lae", 20.0)
-        noise = rng.normal(0, 2.0, (2, len(AGES)))
-        crt = Trial(
-            METHODS["crt"], 0.0, 0.1, 0, lae.labels, {"validation": [lae.predictions["validation"][0] - gain + noise]}
-        )
-        of_sets.append(Bench.of(data, [lae, crt]))
-    found = recommendation.compared(of_sets, choose(*of_sets))
-    (choice, by_score), told = *found.items(), recommendation.certain(found)
-    mean, *_ = told[choice]
-    assert mean.mean == pytest.approx(-2.0, abs=0.15) and mean.is_sure and mean.corrected >= mean.p
+    for data, gain, ages in (("a", 1.0, AGES), ("b", 3.0, np.append(AGES[10:-5:4], AGES[-5:]))):
+        lae, even = trial("lae", 20.0, ages=ages), trial("lds", 19.0, ages=ages)
+        noise = rng.normal(0, 2.0, (2, len(ages)))
+        predictions = [lae.predictions["validation"][0] - gain + noise]
+        crt = Trial(METHODS["crt"], 0.0, 0.1, 0, lae.labels, {"validation": predictions, "test": predictions})
+        of_sets.append(Bench.of(data, [lae, crt, even]))
+    assert [len(one.present) for one in of_sets] == [8, 7]
+    found = choices.compare(of_sets)
+    by_score, means = (of[Choice("crt", 0.0, 0.1)] for of in (found.differences, found.means))
+    assert means[0].mean == pytest.approx(np.mean([one.mean for one in by_score[0]]))
+    assert means[0].mean == pytest.approx(-2.0, abs=0.2)
     error = np.hypot(*(one.error for one in by_score[0])) / 2
-    assert error > 0 and (mean.high - mean.low) / 2 >= stats.norm.ppf(0.975) * error
-    assert mean.low < by_score[0][0].mean - by_score[0][0].error < by_score[0][0].mean
+    assert error > 0 and (means[0].high - means[0].low) / 2 >= stats.norm.ppf(0.975) * error
+    # A difference that is the same for all images has no error: replicates are paired.
+    paired = found.means[Choice("lds", 0.0, 0.1)]
+    assert paired[0][:3] == pytest.approx((-1.0,) * 3, abs=1e-5)
+    # Holm multiplies the smallest of six p-values by six.
+    p = sorted((one.p, one.corrected) for of in found.means.values() for one in of)
+    known = [(one, corrected) for one, corrected in p if one > 0]
+    assert known[0][1] == pytest.approx(min(1.0, known[0][0] * (6 - len(p) + len(known))), rel=1e-6)
 
 
 def test_a_data_set_left_out_says_what_to_expect_on_a_new_one():
+    """LAE's learning rate is that of the others too."""
+    made = {"a": (5.0, 5.5, 4.0, 6.0), "b": (5.0, 5.5, 4.5, 6.0), "c": (5.0, 2.0, 7.0, 1.0)}
     benches = [
-        Bench.of("a", [trial("lae", 5.0), trial("crt", 4.0), trial("lds", 6.0)]),
-        Bench.of("b", [trial("lae", 5.0), trial("crt", 4.5), trial("lds", 6.0)]),
-        Bench.of("c", [trial("lae", 5.0), trial("crt", 7.0), trial("lds", 1.0)]),
+        Bench.of(data, [trial("lae", lae), trial("lae", slow, rate=0.01), trial("crt", crt), trial("lds", lds)])
+        for data, (lae, slow, crt, lds) in made.items()
     ]
-    found = recommendation.left_out(benches)
-    assert [chosen.choice.method for _, chosen, _ in found] == ["lds", "lds", "crt"]
-    assert [of[0].mean for *_, of in found] == pytest.approx([1.0, 1.0, 2.0])
-    assert recommendation.left_out(benches[:1]) == []
+    found = choices.compare(benches)
+    assert found.reference.rate == 0.01
+    assert [chosen.method for chosen, _ in found.left_out] == ["lds", "lds", "crt"]
+    # Of a and b LAE is best with 0.1, of the two pairs with c with 0.01.
+    assert [of[0].mean for _, of in found.left_out] == pytest.approx([0.5, 0.5, 2.0], abs=1e-5)
+    assert choices.compare(benches[:1]).left_out == []
 
 
 def test_folds_are_scored_together_and_drawn_as_folds():
@@ -127,15 +151,57 @@ def test_ranges_and_exact_ages_go_together():
     ]
     benches = [Bench.of("ranges", of_range), Bench.of("exact", [trial("lae", 4.0), trial("crt", 4.5)])]
     assert choose(*benches).choice.method == "crt"
+    header = recommendation.table(choices.compare(benches)).header
+    assert "distance, ranges" in header and "distance of all images, ranges" in header and "MAE, exact" in header
     assert benches[0].scores[Choice("crt", 0.0, 0.1)] == pytest.approx([2.0, 0.0, 2.0], abs=1e-6)
 
 
-def written(folder, data, trials):
+def test_too_few_images_have_no_interval_and_are_not_counted():
+    few = np.concatenate([[5.0], AGES[~CHILDREN]])
+    found = choices.compare([Bench.of("a", [trial("lae", 5.0, 9.0, ages=few), trial("crt", 4.0, ages=few)])])
+    told = recommendation.sentences(found, {})["recommendation"]
+    assert "MAE -1.50 no interval" in told and "Holm's correction for 1 differences" in told
+
+
+@pytest.mark.parametrize(("trials", "told"), [
+    ([trial("lae", 5.0), trial("crt", 4.0, seeds=1)], "a is damaged: its heads differ in images, runs or seeds"),
+    ([trial("lae", 5.0), trial("crt", 4.0, folds=2)], "differ in images"),
+    ([trial("lae", 5.0, method=STAGE3)], "is damaged"),
+    ([trial("lae", 5.0, ages=np.full(30, 90.0))], "no validation image of a is of age 1 to 81"),
+])  # fmt: skip
+def test_what_cannot_be_looked_at_together_is_refused(trials, told):
+    with pytest.raises(InputError, match=told):
+        Bench.of("a", trials)
+
+
+def written(folder, data, trials, **changed):
     folder.mkdir()
     kept_predictions.write(folder, trials)
     report = {"runs": ["r"], "data": data, "test": "", "seeds": 2, "head_groups": [2], "tail_groups": [0]}
-    (folder / "report.json").write_text(json.dumps({**report, "sentences": {}}))
+    report |= {"data_hash": hashlib.sha256(data.encode()).hexdigest(), "epochs": 8.0, "sentences": {}}
+    report |= {"optim": {"name": "sgd", "schedule": "one_cycle"}, **changed}
+    (folder / "report.json").write_text(json.dumps(report))
     return str(folder)
+
+
+def test_benches_of_one_data_set_or_of_other_recipes_are_refused(tmp_path):
+    trials = [trial("lae", 5.0), trial("crt", 4.0)]
+    a, out = written(tmp_path / "a", "data/a", trials), tmp_path / "out"
+    made = {
+        "moved": (
+            "data/moved",
+            {"data_hash": hashlib.sha256(b"data/a").hexdigest()},
+            "a and .*moved are of one data set",
+        ),
+        "again": ("data/a", {"data_hash": "0" * 64}, "are of one data set"),
+        "adam": ("data/b", {"optim": {"name": "adamw", "schedule": "one_cycle"}}, "optim.name sgd and adamw"),
+        "short": ("data/c", {"epochs": 4.0}, "epochs 8.0 and 4.0.*no learning rate in common"),
+        "old": ("data/d", {"epochs": None}, "report.json has no epochs: run"),
+    }
+    for name, (data, changed, told) in made.items():
+        with pytest.raises(InputError, match=told):
+            longtail.recommend([a, written(tmp_path / name, data, trials, **changed)], out)
+    assert not out.exists()
 
 
 def test_the_program_writes_a_table_and_the_command(tmp_path, capsys):
@@ -146,6 +212,7 @@ def test_the_program_writes_a_table_and_the_command(tmp_path, capsys):
     assert "Use lae_power (power 0.25, base_learning_rate 0.1)" in told and "over 2 data sets" in told
     assert "--config.classify.method=lae_power --config.data.power=0.25 --config.optim.base_learning_rate=0.1" in told
     assert "on the one left out: data/a: lae_power" in told and "| MAE, data/b |" in told
+    assert f"data/a over 2 seeds of one backbone and {len(AGES)} images, nothing about other backbones; data/b" in told
     content = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert content["choice"] == {"method": "lae_power", "setting": 0.25, "rate": 0.1}
     assert content["data"] == ["data/a", "data/b"]
