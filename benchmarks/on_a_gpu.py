@@ -1,6 +1,6 @@
-"""All that is to be measured on one GPU, in one run of ten minutes: steps beside PyTorch, predictions, faces.
+"""Measures all that needs one GPU in ten minutes: steps beside PyTorch, predicted memory and time, faces.
 
-On a machine without one, the predictions (another topology for another GPU):
+First, on a machine without a GPU, make the predictions (--topology names the GPU):
 
     for s in represent classify; do .venv-gpu/bin/python -m lae_jax.compile --config configs/$s.py --topology h200-1 \\
       --per-device 128 --out build/predicted/$s.json; done
@@ -9,9 +9,9 @@ On the GPU, with JAX's extra for it, torch and timm (without TensorFlow, TFDS an
 
     python -m benchmarks.on_a_gpu --out build/gpu --predicted build/predicted [--photographs photographs.npy]
 
-Steps: `benchmarks.train_step`, EfficientNetV2-M at 224 px, stages 2 and 3 and inference. Predicted: the compile door's
-peak memory and least time of a step beside the measured ones. Faces: photographs a second, of a uint8 array (N, height,
-width, 3). Each part writes its JSON into OUT as soon as it is done, and a part that fails leaves the others.
+Steps: `benchmarks.train_step`, EfficientNetV2-M at 224 px, stages 2 and 3 and inference. Predicted: the peak memory and
+least time of a step by `lae_jax.compile`, beside the measured ones. Faces: photographs a second, of a uint8 array (N,
+height, width, 3). Each part writes its JSON into OUT as soon as it is done; if a part fails, the others still run.
 """
 
 import json
@@ -89,9 +89,9 @@ def main() -> None:
     parser.add_argument("--photographs", type=pathlib.Path, metavar="NPY", help="(default: 32 of noise)")
     parser.add_argument("--model", default="efficientnet_v2_m")
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=128, help="that of the predictions")
-    parser.add_argument("--minutes", type=float, default=6, help="no row of the steps is begun after so many")
-    parser.add_argument("--turns", type=int, default=5, help="of the faces")
+    parser.add_argument("--batch", type=int, default=128, help="images a step; --per-device of the predictions")
+    parser.add_argument("--minutes", type=float, default=6, help="no new row of steps is begun after so many")
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of the search for faces")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     # The steps are other processes, which need the memory that JAX would take here at its start.
@@ -103,7 +103,7 @@ def main() -> None:
     except Exception as error:  # the steps are still to be measured
         print(f"faces left out: {error!r}", file=sys.stderr)
     lines = beside_predictions(steps(args, args.out), args.predicted)
-    header = ["", "GB, predicted", "measured", "ratio", "ms, at least", "measured", "ratio"]
+    header = ["", "GB, predicted", "GB, measured", "ratio", "ms, at least", "ms, measured", "ratio"]
     (args.out / "predicted.json").write_text(json.dumps([header, *lines]))
     print(console.table(header, lines))
 

@@ -1,11 +1,11 @@
-"""What options cost a training step: ratios to the plain step, from compiled steps that take turns.
+"""What options cost a training step: ratios to the plain step (SGD, no EMA), from compiled steps that take turns.
 
     python -m benchmarks.step_costs                                   AdamW and an EMA beside SGD
     python -m benchmarks.step_costs --cures lds fds rank_sim --teacher faces-lite0
     python -m benchmarks.step_costs --model efficientnet_v2_m --image_size 224 --batch_size 64
 
-The steps are `train`'s own, of stage 2 on one device, on one batch in memory. On a loaded machine the CPU time tells
-more.
+The steps are `train`'s own, of stage 2 on one device, on one batch in memory. If other programs use the
+machine, rely on the CPU time.
 """
 
 import argparse

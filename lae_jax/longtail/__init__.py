@@ -209,8 +209,8 @@ def _require_alike(benches: Sequence[str], reports: Sequence[dict]) -> dict:
         for other, before in zip(benches[:number], reports, strict=False):
             if before["data"] == report["data"] or before["data_hash"] == report["data_hash"]:
                 raise InputError(
-                    f"--over {other} and {benches[number]} are of one data set ({report['data']}), which would count"
-                    " twice: name one of them"
+                    f"--over {other} and {benches[number]} are benches of one data set ({report['data']}), which would"
+                    " count twice: omit one of them"
                 )
     before_it_had_a_name = {"name": "sgd"}
     heads = [
@@ -221,8 +221,9 @@ def _require_alike(benches: Sequence[str], reports: Sequence[dict]) -> dict:
         if differing := [name for name in of if of[name] != heads[0][name]]:
             told = ", ".join(f"{name} {heads[0][name]} and {of[name]}" for name in differing)
             raise InputError(
-                f"--over {benches[0]} and {bench} trained their heads differently ({told}), so they have no learning"
-                " rate in common: make the benches with the same --epochs, or the same --like"
+                f"--over {benches[0]} and {bench}: their heads were trained differently ({told}), so their learning"
+                " rates cannot be compared: run the benches again with the same --epochs, and with runs that have the"
+                " same optimiser and schedule"
             )
     config = classify.get_config()
     known = {"epochs": config.epochs, **{f"optim.{name}": config.optim[name] for name in _RATES}}

@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--passes", type=int, default=4, metavar="N", help="passes over the augmented training images (default: 4);"
         " 0: plain images")  # fmt: skip
     add("--seeds", type=int, default=5, metavar="N", help="number of seeds of the sample order, dropout and new heads")
-    add("--methods", default="", metavar="A,B", help="names of methods (default: all of them)")
+    add("--methods", default="", metavar="A,B", help="names of methods (default: all that the labels allow)")
     add("--like", action="append", default=[], metavar="RUN", help="run of stage classify that gives batch size,"
         " epochs and optimiser of the heads and is scored too; may be repeated")  # fmt: skip
     add("--epochs", type=float, metavar="N", help="epochs of the heads (default: of --like, else 8)")
@@ -42,8 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"{', '.join(map(str, longtail.BASE_LEARNING_RATES))}, and that of --like)")  # fmt: skip
     add("--by-fold", action="store_true", help="there is one run for each fold of the data set")
     add("--again", action="store_true", help="make the tables in --out again from the predictions that are kept there")
-    add("--over", action="append", default=[], metavar="BENCH", help="--out of a bench; repeat the flag for each data"
-        " set: choose one method for all of them, on their validation splits")  # fmt: skip
+    add("--over", action="append", default=[], metavar="BENCH", help="folder of results that this program"
+        " wrote before; repeat the flag for each data set: choose one method for all, on validation")  # fmt: skip
     common("allow_leak")
     common("devices")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 """Chooses one method for several data sets from the predictions that their benches keep, on validation alone.
 
 Each age group counts alike, whatever its share of a validation split, and each data set counts alike. Where a bench has
-a run for each fold, the predictions of all folds are scored together, as each image is predicted once, and a replicate
-of the bootstrap draws folds in place of people.
+a run for each fold, the predictions of all folds are scored together, because each image is predicted once. The
+bootstrap then samples folds in place of people.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lae_jax.report import bootstrap, wording
 from lae_jax.runtime.errors import InputError
 from lae_jax.stages.methods import METHODS
 
-# Name in table.csv -> title. The first two are of groups that count alike, and choose; the third says what a choice
+# Name in table.csv -> title. The first two count all groups alike and decide the choice; the third says what a choice
 # costs or gains where a test set has the frequencies of validation.
 SCORES = {"mae": "MAE", "sigma": "sigma", "mae_of_images": "MAE of all images"}
 
@@ -61,7 +61,7 @@ class Bench:
 
     @classmethod
     def of(cls, data: str, trials: Sequence[Trial]) -> "Bench":
-        """Returns a bench of its trials; runs of stage 3 on images have no part in it.
+        """Makes a bench of its trials, without runs of stage 3 on images.
 
         Raises:
           InputError: The trials differ in images, runs or seeds, or no image belongs to an age group.
@@ -69,11 +69,12 @@ class Bench:
         heads = [one for one in trials if one.method is not STAGE3]
         first = heads[0] if heads else None
         if first is None or any(_scored(one) != _scored(first) for one in heads):
-            raise InputError(f"the bench of {data} is damaged: its heads differ in images, runs or seeds")
+            why = "its heads were scored on different images, runs or seeds" if heads else "it has no heads"
+            raise InputError(f"the bench of {data} is damaged ({why}): run it again with --run and --data")
         present = np.flatnonzero(np.bincount(np.concatenate([one.group for one in first.labels[VALIDATION]]),
                                              minlength=len(metrics.GROUPS))[: len(metrics.GROUPS)])  # fmt: skip
         if not len(present):
-            raise InputError(f"no validation image of {data} is of age 1 to 81, which the age groups need")
+            raise InputError(f"{data}: no validation image has an age of 1 to 81, so no age group has a score")
         together = {Choice(one.method.name, one.setting, one.rate): _together(one) for one in heads}
         return cls(data, together, present, _over(first))
 
@@ -84,7 +85,7 @@ class Bench:
 
     @functools.cached_property
     def _references(self) -> dict[Choice, np.ndarray]:
-        """The replicates of what others are compared with."""
+        """The replicates of each choice that others are compared with, kept."""
         return {}
 
     @functools.cached_property
@@ -108,7 +109,7 @@ class Bench:
         return self._scores(means).reshape(one.runs, one.seeds, len(SCORES))
 
     def _replicates(self, choice: Choice) -> np.ndarray:
-        """Returns the same in the replicates of the images, (B, R, S, 3) years."""
+        """Returns the scores of each run and seed in the replicates of the images, (B, R, S, 3) years."""
         one = self.trials[choice]
         means = certainty.drawn_means(one.labels[VALIDATION][0], np.concatenate(one.predictions[VALIDATION]))
         return self._scores(means).reshape(-1, one.runs, one.seeds, len(SCORES))
@@ -142,14 +143,14 @@ def common(benches: Sequence[Bench]) -> list[Choice]:
     if not any(choice.method == REFERENCE for choice in shared):
         told = "; ".join(f"{one.data}: {_rates(one) or 'none'}" for one in benches)
         raise InputError(
-            f"no bench of {REFERENCE} with one base_learning_rate on every data set ({told}): run lae_jax.longtail on"
-            f" each with --methods {REFERENCE},... and the same --base-learning-rate"
+            f"the benches share no base_learning_rate of {REFERENCE} ({told}): run lae_jax.longtail on each data set"
+            f" with {REFERENCE} in --methods and the same --base-learning-rate"
         )
     return shared
 
 
-def left_aside(benches: Sequence[Bench]) -> list[str]:
-    """Returns the methods that only some of the benches have with one setting and learning rate."""
+def not_compared(benches: Sequence[Bench]) -> list[str]:
+    """Returns the methods of which the benches share no setting and learning rate."""
     known = {choice.method for choice in common(benches)}
     return sorted({choice.method for one in benches for choice in one.trials} - known)
 
@@ -193,8 +194,8 @@ class Comparison:
       differences: The best of each method and what was chosen -> for each of the `SCORES` the differences to LAE on the
         data sets.
       means: The same -> for each score the mean over the data sets, corrected after Holm for their number.
-      left_out: For each data set what the others choose, LAE as they choose it, and the differences on the one left
-        out. That is what to expect on a data set that had no part in the choice.
+      left_out: For each data set the choice made on the others, and its differences on this one to LAE as the others
+        choose it. That is what to expect on a data set that had no part in the choice.
     """
 
     benches: Sequence[Bench]

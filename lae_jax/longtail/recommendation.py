@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lae_jax.longtail.certainty import Difference
-from lae_jax.longtail.choices import SCORES, Bench, Choice, Comparison, left_aside
+from lae_jax.longtail.choices import SCORES, Bench, Choice, Comparison, not_compared
 from lae_jax.longtail.summaries import REFERENCE, in_words, verdict
 from lae_jax.report import bootstrap, tables
 from lae_jax.stages.methods import METHODS
 
 
 def sentences(found: Comparison, config: Mapping) -> dict[str, str]:
-    """Returns what to use and with what gain, what the other data sets choose, and the command.
+    """Returns what to use and with what gain, what is chosen without each data set, and the command.
 
     Args:
       found: The comparison.
@@ -25,21 +25,22 @@ def sentences(found: Comparison, config: Mapping) -> dict[str, str]:
     usable = sum(METHODS[one.method].on_images for one in found.order)
     if choice == found.reference:
         text = (
-            f"Use {choice.text}: no other of the {usable} methods that can be a stage 3 has a lower MAE + sigma {where}"
-            " without a higher MAE."
+            f"Use {choice.text}: each other of the {usable} methods that can be a stage 3 has a higher MAE, or no lower"
+            f" MAE + sigma, {where}."
         )
     else:
         count = sum(math.isfinite(one.p) for scores in found.means.values() for one in scores)
         text = (
             f"Use {choice.text}: of the {usable} methods that can be a stage 3, it has the lowest MAE + sigma {where}"
-            f" (MAE no higher than that of {REFERENCE} is a condition). Difference to {found.reference.text}:"
-            f" {_all_in_words(found.means[choice])}. Verdicts are after Holm's correction for {count} differences, on"
-            " the validation splits that chose it."
+            f" among those with an MAE of at most that of {REFERENCE}. Difference to {found.reference.text}:"
+            f" {_all_in_words(found.means[choice])}. 'Lower' and 'higher' are said after Holm's correction for {count}"
+            " differences. They are on the validation splits that chose the method, so they look better than they are."
         )
     texts = {"recommendation": text}
-    if aside := left_aside(benches):
-        texts["left_aside"] = (
-            f"Not on all data sets with one setting and base_learning_rate, so left aside: {', '.join(aside)}."
+    if aside := not_compared(benches):
+        texts["not_compared"] = (
+            "Not compared, because a bench lacks them with the same setting and base_learning_rate:"
+            f" {', '.join(aside)}."
         )
     texts["intervals"] = "Joint 95 % intervals: " + "; ".join(f"{one.data} over {one.over}" for one in benches) + "."
     if found.left_out:
@@ -48,8 +49,7 @@ def sentences(found: Comparison, config: Mapping) -> dict[str, str]:
             for bench, (of_others, differences) in zip(benches, found.left_out, strict=True)
         ]
         texts["left_out"] = (
-            f"What the other data sets choose, and its difference to {REFERENCE} on the one left out:"
-            f" {'; '.join(parts)}."
+            f"Chosen without each data set, with the difference to {REFERENCE} on that data set: {'; '.join(parts)}."
         )
     return {**texts, "command": _command(choice, config)}
 
@@ -60,7 +60,7 @@ def _all_in_words(differences: Sequence[Difference | bootstrap.Joint]) -> str:
 
 def _in_words(difference: Difference | bootstrap.Joint) -> str:
     if not math.isfinite(difference.p):
-        return f"{in_words(*difference[:3])} no interval"
+        return f"{in_words(*difference[:3])} (no interval)"
     text = in_words(*difference[:3])
     return f"{text} {verdict(difference)}" if isinstance(difference, Difference) else text
 
@@ -78,7 +78,7 @@ def _command(choice: Choice, config: Mapping) -> str:
 
 def table(found: Comparison) -> tables.Table:
     """Returns a table: the mean differences to LAE, and the scores on each data set; lowest MAE + sigma first."""
-    header = ["method", "stage 3", *(f"{score} - {REFERENCE}" for score in SCORES.values())]
+    header = ["method", "can be stage 3", *(f"{score} - {REFERENCE}" for score in SCORES.values())]
     header += [f"{title}, {one.data}" for one in found.benches for title in _titles(one)]
     rows = []
     for choice in found.order:

@@ -60,7 +60,7 @@ def test_a_method_that_is_worse_on_average_or_works_on_features_only_is_not_chos
     found = choices.compare([bench])
     assert found.choice == found.reference == Choice("lae", 0.0, 0.1)
     told = recommendation.sentences(found, {})
-    assert told["recommendation"].startswith("Use lae (base_learning_rate 0.1): no other of the 2 methods")
+    assert told["recommendation"].startswith("Use lae (base_learning_rate 0.1): each other of the 2 methods")
     assert [row[:2] for row in recommendation.table(found).rows] == [
         ["interpolation (share 0.5, base_learning_rate 0.1)", "no"], ["crt (base_learning_rate 0.1)", "yes"],
         ["lae (base_learning_rate 0.1)", "yes"],
@@ -81,7 +81,8 @@ def test_one_setting_and_rate_is_for_all_data_sets_and_so_is_that_of_lae():
     assert [one.method for one in choices.best_of_each(benches)] == ["lae", "effective_number"]
     told = recommendation.sentences(choices.compare(benches), {"epochs": 4.0})
     assert (
-        "of the 2 methods that can be a stage 3" in told["recommendation"] and "left aside: crt." in told["left_aside"]
+        "of the 2 methods that can be a stage 3" in told["recommendation"]
+        and "base_learning_rate: crt." in told["not_compared"]
     )
     assert "setting=0.999 --config.optim.base_learning_rate=0.1 --config.epochs=4.0" in told["command"]
     with pytest.raises(InputError, match=r"\(a: 0.01, 0.1; c: 0.5\).*the same --base-learning-rate"):
@@ -160,14 +161,14 @@ def test_too_few_images_have_no_interval_and_are_not_counted():
     few = np.concatenate([[5.0], AGES[~CHILDREN]])
     found = choices.compare([Bench.of("a", [trial("lae", 5.0, 9.0, ages=few), trial("crt", 4.0, ages=few)])])
     told = recommendation.sentences(found, {})["recommendation"]
-    assert "MAE -1.50 no interval" in told and "Holm's correction for 1 differences" in told
+    assert "MAE -1.50 (no interval)" in told and "Holm's correction for 1 differences" in told
 
 
 @pytest.mark.parametrize(("trials", "told"), [
-    ([trial("lae", 5.0), trial("crt", 4.0, seeds=1)], "a is damaged: its heads differ in images, runs or seeds"),
-    ([trial("lae", 5.0), trial("crt", 4.0, folds=2)], "differ in images"),
+    ([trial("lae", 5.0), trial("crt", 4.0, seeds=1)], "a is damaged .its heads were scored on different images"),
+    ([trial("lae", 5.0), trial("crt", 4.0, folds=2)], "on different images"),
     ([trial("lae", 5.0, method=STAGE3)], "is damaged"),
-    ([trial("lae", 5.0, ages=np.full(30, 90.0))], "no validation image of a is of age 1 to 81"),
+    ([trial("lae", 5.0, ages=np.full(30, 90.0))], "no validation image has an age of 1 to 81"),
 ])  # fmt: skip
 def test_what_cannot_be_looked_at_together_is_refused(trials, told):
     with pytest.raises(InputError, match=told):
@@ -191,11 +192,11 @@ def test_benches_of_one_data_set_or_of_other_recipes_are_refused(tmp_path):
         "moved": (
             "data/moved",
             {"data_hash": hashlib.sha256(b"data/a").hexdigest()},
-            "a and .*moved are of one data set",
+            "a and .*moved are benches of one data set",
         ),
-        "again": ("data/a", {"data_hash": "0" * 64}, "are of one data set"),
+        "again": ("data/a", {"data_hash": "0" * 64}, "are benches of one data set"),
         "adam": ("data/b", {"optim": {"name": "adamw", "schedule": "one_cycle"}}, "optim.name sgd and adamw"),
-        "short": ("data/c", {"epochs": 4.0}, "epochs 8.0 and 4.0.*no learning rate in common"),
+        "short": ("data/c", {"epochs": 4.0}, "epochs 8.0 and 4.0.*cannot be compared"),
         "old": ("data/d", {"epochs": None}, "report.json has no epochs: run"),
     }
     for name, (data, changed, told) in made.items():
@@ -211,7 +212,7 @@ def test_the_program_writes_a_table_and_the_command(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "Use lae_power (power 0.25, base_learning_rate 0.1)" in told and "over 2 data sets" in told
     assert "--config.classify.method=lae_power --config.data.power=0.25 --config.optim.base_learning_rate=0.1" in told
-    assert "on the one left out: data/a: lae_power" in told and "| MAE, data/b |" in told
+    assert "on that data set: data/a: lae_power" in told and "| MAE, data/b |" in told
     assert f"data/a over 2 seeds of one backbone and {len(AGES)} images, nothing about other backbones; data/b" in told
     content = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert content["choice"] == {"method": "lae_power", "setting": 0.25, "rate": 0.1}
