@@ -154,7 +154,7 @@ def read(dataset: records.Dataset) -> tuple[list[dict], str]:
     if path.exists():
         try:
             report = read_json(path, _FORM)
-            if report["data_hash"] == dataset.hash:
+            if report.get("data_hash") == dataset.hash:
                 return report["findings"], "read"
             state = "stale"
         except InputError as error:

@@ -347,6 +347,7 @@ def test_an_audit_that_is_missing_stale_or_damaged_is_said_and_not_believed(face
     report = json.loads((out / saved.FILE).read_text())
     for text, state in [
         (json.dumps({**report, "data_hash": "0" * 64}), "stale"), ("{", "damaged"), ("[]", "damaged"),
+        (json.dumps({name: value for name, value in report.items() if name != "data_hash"}), "stale"),
         (json.dumps({**report, "findings": [{"kind": "x"}]}), "damaged"),
     ]:  # fmt: skip
         (out / saved.FILE).write_text(text)

@@ -367,7 +367,7 @@ def test_a_bench_has_its_report(tmp_path, capsys):
     for name in ("table.csv", "trials.csv"):
         (bench / name).write_text(tables.csv_text(header, lines))
     content = {"sentences": {"lowest MAE": "take lae"}, "head_groups": [0, 1], "tail_groups": [7], "test": "test",
-               "runs": ["runs/a"], "data": "d", "data_hash": "a", "seeds": 2, "audit": "read", "leaks": [],
+               "runs": ["runs/a"], "data": "d", "data_hash": "a" * 64, "seeds": 2, "audit": "read", "leaks": [],
                "joint": "joint intervals over images"}  # fmt: skip
     (bench / "report.json").write_text(json.dumps(content))
     report.main([str(bench), "--out", str(tmp_path / "out")])
