@@ -4,6 +4,7 @@ import contextlib
 import io
 import socket
 import threading
+import time
 
 import numpy as np
 from PIL import Image
@@ -69,6 +70,15 @@ def serving(
         thread.join()
         if told is not None:
             told.append(server.outcome())
+
+
+def until(wanted, seconds: float = 30):
+    """What `wanted` returns, as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := wanted()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
 
 
 def aligned(estimator: AgeEstimator, **choices) -> ages.Ages:

@@ -99,7 +99,9 @@ def create(
     _add_pages(app, models)
     _add_api(app, models, gate, bool(keys))
     _add_errors(app)
-    own = guard.Guard(app, hosts, gate.stop, models.reload, api_key.Keys(keys) if keys else None, counts)
+    own = guard.Guard(
+        app, hosts, gate.stop, models.reload, lambda: models.failure, api_key.Keys(keys) if keys else None, counts
+    )
     if metrics:
         _add_metrics(app, counts)
         gauges = {

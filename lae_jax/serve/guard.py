@@ -48,6 +48,7 @@ class Guard:
       hosts: As in `app.create`.
       stop: Called when the server is stopped, with the seconds that it may take.
       reload: Called when the server should use the model that its run has now.
+      failure: Returns why no request can get an age; None: requests can.
       keys: Keys of clients; None: no client needs one.
       counts: Counts the requests.
       open: Number of open requests.
@@ -57,6 +58,7 @@ class Guard:
     hosts: Collection[str] | None
     stop: Callable[[float], None]
     reload: Callable[[], None] = lambda: None
+    failure: Callable[[], Exception | None] = lambda: None
     keys: api_key.Keys | None = None
     counts: Counts = dataclasses.field(default_factory=Counts)
     open: int = 0

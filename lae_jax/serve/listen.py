@@ -59,10 +59,10 @@ def address(listening: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Stops within a given time, and knows what became of the requests that were in progress then.
 
-    A second signal ends the process at once.
+    It stops at a signal, and when the application has failed. A second signal ends the process at once.
 
     Args:
-      app: An application with a method `stop` (`app.create`).
+      app: An application with the methods `stop` and `failure` (`app.create`).
       seconds: Most seconds between a signal and the end of the process.
     """
 
@@ -83,16 +83,27 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.seconds = seconds
         self._cycles: list[RequestResponseCycle] = []
+        self._timer: threading.Timer | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until it is stopped."""
+        super().run(sockets)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         """Stops the server at the first signal. Ends the process at the second one, or when the time is over."""
         if self.should_exit:
             _end(128 + sig, f"a second signal ({signal.Signals(sig).name}): left at once; {self.outcome()}")
         super().handle_exit(sig, frame)
-        # A thread of its own: work that hangs may keep the others from ending.
-        timer = threading.Timer(self.seconds, self._leave)
-        timer.daemon = True
-        timer.start()
+        self._leave_in_time(0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Returns whether to stop."""
+        if self.config.app.failure() is not None:
+            self._leave_in_time(1)
+            return True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuses connections, lets requests in progress end, and cuts the connections that are left after a time."""
@@ -126,8 +137,14 @@ class Server(uvicorn.Server):
         for one in [*self.server_state.connections]:
             one.drop()
 
-    def _leave(self) -> None:
-        _end(0, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
+    def _leave_in_time(self, status: int) -> None:
+        # A thread of its own: work that hangs may keep the others from ending.
+        self._timer = threading.Timer(self.seconds, self._leave, (status,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _leave(self, status: int) -> None:
+        _end(status, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
 
 
 def _end(status: int, text: str) -> NoReturn:
@@ -145,9 +162,12 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     What is not answered in time is cut off, and work that hangs ends with the process.
 
     Args:
-      app: An application with the methods `stop` and `reload` (`app.create`); SIGHUP calls the second one.
+      app: An application with the methods `stop`, `reload` and `failure` (`app.create`); SIGHUP calls the second one.
       listening: The socket.
       seconds: Most seconds between a signal and the end.
+
+    Raises:
+      Exception: What the application gives as its failure.
     """
     server = Server(app, seconds)
     # After the shutdown uvicorn raises the signal again. These handlers ignore it.
@@ -165,5 +185,7 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
     server.run(sockets=[listening])
     logger.info("stopped: %s", server.outcome())
+    if (failure := app.failure()) is not None:
+        raise failure
     # Python would take seconds more to take JAX and TensorFlow apart.
     os._exit(0)

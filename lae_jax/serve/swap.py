@@ -37,10 +37,15 @@ class Models:
     Args:
       first: The model to begin with.
       load: Loads the model that the run has now, beside the one that it gets; None: the first one stays.
+
+    Attributes:
+      current: The model that answers.
+      failure: Why the first model did not get warm, so that no request gets an age.
     """
 
     def __init__(self, first: Model, load: Callable[[Model], Model] | None = None):
         self.current, self._load = first, load
+        self.failure: Exception | None = None
         self._asked, self._left = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -76,8 +81,9 @@ class Models:
     async def _warm(self) -> None:
         try:
             await self.current.ages.start()
-        except Exception:
-            logger.exception("the model did not get warm, so no request gets an age: stop the server")
+        except Exception as error:
+            self.failure = error
+            logger.error("the model did not get warm, so no request gets an age: %s", _reason(error))
         else:
             self._tell()
             logger.info("the model is warm")
@@ -96,8 +102,8 @@ class Models:
             new = await asyncio.to_thread(self._load, old)
             await new.ages.start()
         except Exception as error:
-            reason = foreign.shown(str(error) or type(error).__name__, _LONGEST)
-            logger.error("the run was not loaded again, and %s goes on to answer: %s", old.about.model, reason)
+            told = "the run was not loaded again, and %s goes on to answer: %s"
+            logger.error(told, old.about.model, _reason(error))
             old.ages.counts.reloaded("failed")
             return
         self.current = new
@@ -115,3 +121,7 @@ class Models:
     def _tell(self) -> None:
         told = self.current.about
         self.current.ages.counts.model(told.model, told.versions["lae-jax"])
+
+
+def _reason(error: Exception) -> str:
+    return foreign.shown(str(error) or type(error).__name__, _LONGEST)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import httpx2
 import pytest
@@ -37,14 +36,6 @@ def numbers(address: str) -> dict:
     return {(one.name, *one.labels.values()): one.value for one in samples}
 
 
-def until(wanted, seconds: float = 30):
-    end = time.monotonic() + seconds
-    while not (found := wanted()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
 def test_what_the_server_did_is_counted_and_no_label_holds_what_a_client_sent():
     with served.serving(served.aligned(served.stand_in([])), metrics=True) as address:
         assert ask(address, {NAME: served.crop(0), "b.png": served.crop(1), "c.txt": b"text"}).status_code == 200
@@ -53,7 +44,7 @@ def test_what_the_server_did_is_counted_and_no_label_holds_what_a_client_sent():
             httpx2.get(address + path)
         httpx2.request("BREW", f"{address}/healthz")
         assert b" 400 " in served.reply(served.begun(address, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"))
-        found = until(
+        found = served.until(
             lambda: (all_ := numbers(address)).get(("lae_jax_requests_total", "other", "/healthz", "405")) and all_
         )
         text = httpx2.get(f"{address}/metrics").text
@@ -83,12 +74,12 @@ def test_a_batch_that_fails_and_a_client_that_leaves_are_counted():
     with served.serving(given, metrics=True) as address:
         body, kind = served.multipart({"a.png": served.crop(0)})
         served.begun(address, served.post(body, kind)).close()
-        until(lambda: numbers(address).get(("lae_jax_requests_total", "POST", "/v1/predict", str(app.LEFT))))
+        served.until(lambda: numbers(address).get(("lae_jax_requests_total", "POST", "/v1/predict", str(app.LEFT))))
         free.set()
-        until(lambda: given.ready)
+        served.until(lambda: given.ready)
         object.__setattr__(estimator, "forward", lambda batch: 1 / 0)
         assert ask(address).status_code == 500
-        found = until(lambda: numbers(address))
+        found = served.until(lambda: numbers(address))
     assert found["lae_jax_batch_failures_total", "faces"] == 1
     assert found["lae_jax_requests_total", "POST", "/v1/predict", "500"] == 1
 
@@ -200,7 +191,7 @@ def test_the_log_for_programs_has_a_line_for_each_request_and_nothing_of_a_perso
 
         given._rows = fail
         assert ask(address, {NAME: served.crop(0)}).status_code == 500
-        until(lambda: any('"error"' in line for line in logged))
+        served.until(lambda: any('"error"' in line for line in logged))
     told = [json.loads(line) for line in logged]
     assert {"time", "level", "message"} <= set(told[0]) and told[0]["time"].endswith("+00:00")
     first, *_ = requests = [one for one in told if one["message"] == "request"]
@@ -253,22 +244,22 @@ def test_another_model_takes_over_between_two_requests_and_a_bad_one_does_not(ca
         assert first["model"] == "stand-in"
         for reason in ("runs/new is not a run: train it first", "not numbers"):
             made[0].reload()
-            until(lambda reason=reason: reason in caplog.text)
+            served.until(lambda reason=reason: reason in caplog.text)
             assert ask(address).json()["model"] == "stand-in"
         assert numbers(address)["lae_jax_reloads_total", "failed"] == 2
         blocked.set()
         waiting = []
         thread = threading.Thread(target=lambda: waiting.append(ask(address).json()))
         thread.start()
-        until(lambda: numbers(address)["lae_jax_working_requests",] == 1)
+        served.until(lambda: numbers(address)["lae_jax_working_requests",] == 1)
         made[0].reload()
-        until(lambda: numbers(address).get(("lae_jax_reloads_total", "done")))
+        served.until(lambda: numbers(address).get(("lae_jax_reloads_total", "done")))
         assert ask(address).json()["model"] == "model 3" == httpx2.get(f"{address}/v1/model").json()["model"]
         assert not waiting
         free.set()
         thread.join(30)
         assert waiting[0]["model"] == "stand-in" and waiting[0]["images"] == first["images"]
-        until(lambda: not given.ready)  # the old one is closed
+        served.until(lambda: not given.ready)  # the old one is closed
         assert ask(address).json()["images"] == first["images"]  # the lanes are still there
         assert ("lae_jax_model_info", "model 3", "0") in numbers(address)
     assert "the run was not loaded again, and stand-in goes on to answer: runs/new is not a run" in caplog.text

@@ -36,9 +36,9 @@ def got(path: str, more: str = "") -> bytes:
 
 def test_every_kind_of_client_is_gone_in_time_and_the_log_is_true():
     free, given = blocked()
-    told = []
+    told, made = [], []
     with contextlib.ExitStack() as clients:
-        with served.serving(given, seconds=2.0, told=told, buffer=65_536) as address:
+        with served.serving(given, seconds=2.0, told=told, buffer=65_536, applications=made) as address:
 
             def client(sent: bytes):
                 return clients.enter_context(served.begun(address, sent))
@@ -51,8 +51,9 @@ def test_every_kind_of_client_is_gone_in_time_and_the_log_is_true():
             idle = client(got("/healthz"))
             left = client(served.post(BODY, KIND))
             assert idle.recv(20).startswith(b"HTTP/1.1 200")
+            served.until(lambda: made[0].open == 9)
             left.close()
-            time.sleep(0.3)
+            served.until(lambda: made[0].open == 8)
             # The work goes on until the requests have been refused.
             threading.Timer(1.9, free.set).start()
             started = time.monotonic()
@@ -100,6 +101,8 @@ from lae_jax.serve import listen
 class Stub:
     def stop(self, seconds): pass
     def reload(self): pass
+    def failure(self): return self.failed
+    failed = None
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             for kind in ("startup", "shutdown"):
@@ -108,7 +111,10 @@ class Stub:
             return
         if scope["path"] == "/hang":  # the loop itself
             time.sleep(100)
-        if scope["path"] == "/thread":
+        if scope["path"].startswith("/fail"):
+            from lae_jax.runtime.errors import InputError
+            self.failed = InputError("not a model") if scope["path"] == "/fail" else RuntimeError("no memory")
+        if scope["path"] in ("/thread", "/fail-and-hang"):
             import asyncio
             await asyncio.to_thread(time.sleep, 100)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -145,6 +151,41 @@ def test_work_that_hangs_ends_with_the_process(stub, path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0 and time.monotonic() - started < 2.5
     assert re.search(r"stopped after 1.5 seconds with work that did not end; of 1 .* 1 cut off", process.stderr.read())
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [("/fail", 2, "error: not a model"), ("/fail-as-a-bug", 1, "RuntimeError: no memory"),
+     ("/fail-and-hang", 1, "stopped after 1.5 seconds with work that did not end")],
+)  # fmt: skip
+def test_a_failed_application_ends_the_process_with_the_status_of_its_error(stub, path, status, told):
+    process, address = stub
+    with served.begun(address, got(path)):
+        assert process.wait(20) == status
+    assert told in process.stderr.read()
+
+
+def test_a_model_that_does_not_get_warm_ends_the_server_and_its_requests():
+    estimator = served.stand_in([])
+    free, forward = threading.Event(), estimator.forward
+    object.__setattr__(estimator, "forward", lambda batch: free.wait(30) and forward(batch) * float("nan"))
+    made, answers = [], []
+    with served.serving(served.aligned(estimator), applications=made, seconds=3) as address:
+
+        def ask():
+            files = {"images": ("a.png", served.crop(0))}
+            answers.append(httpx2.post(f"{address}/v1/predict", files=files, timeout=30))
+
+        client = threading.Thread(target=ask)
+        client.start()
+        served.until(lambda: made[0].open)
+        assert httpx2.get(f"{address}/readyz").status_code == 503
+        free.set()
+        client.join(20)
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{address}/healthz")
+    assert [one.status_code for one in answers] == [503]
+    assert isinstance(made[0].failure(), InputError) and "not numbers" in str(made[0].failure())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
