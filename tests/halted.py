@@ -2,7 +2,6 @@
 
 import contextlib
 
-import jax
 import pytest
 
 from lae_jax.runtime import checkpoints, watch
@@ -36,9 +35,3 @@ def state_of(workdir, step, names=STATE):
     """The arrays of a checkpoint, of those parts that it has."""
     with checkpoints.Checkpoints(workdir, read_only=True) as saved:
         return saved.arrays(step, tuple(name for name in names if name in saved._saved(step)))
-
-
-def equal(one, two):
-    """Whether two trees have the same leaves, bit for bit."""
-    assert jax.tree.structure(one) == jax.tree.structure(two)
-    return all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import equal
 
 from lae_jax import models
 from lae_jax.models.layers import Compute, Conv, StochasticDepth
@@ -26,13 +27,6 @@ def images_of(size, batch=1):
 
 def shapes_of(module, size=32):
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images_of(size))
-
-
-def equal(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def assert_close(a, b, rtol, atol):

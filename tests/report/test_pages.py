@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import html.parser
 import io
 import json
 import re
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from samples import sample
+from whole_page import checked
 
 from lae_jax import metrics
 from lae_jax.report import __main__ as report
@@ -93,38 +93,6 @@ def test_a_table_in_four_forms():
 
 
 # --- pages
-
-
-class Elements(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-
-def checked(text):
-    """The elements of a page that needs nothing else, runs nothing and says what its pictures show."""
-    found = Elements(text).found
-    assert not {"script", "iframe", "link", "object", "embed", "base", "form"} & {tag for tag, _ in found}
-    for tag, attributes in found:
-        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
-        for name in {"src", "href", "xlink:href", "srcset", "data", "action"} & set(attributes):
-            # A link in a model card goes where the weights are from; nothing follows it but a finger.
-            followed = tag == "a" and attributes[name].startswith("https://")
-            assert followed or attributes[name].startswith(("#", "data:")), (tag, attributes)
-    assert "url(http" not in text and "@import" not in text
-    ids = [attributes["id"] for tag, attributes in found if "id" in attributes and tag not in ("path", "g", "clippath")]
-    assert len(ids) == len(set(ids))
-    drawings = [attributes for tag, attributes in found if tag == "svg"]
-    assert drawings and all(a["role"] == "img" and a["aria-labelledby"] in ids for a in drawings)
-    assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
-    assert ("meta", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in [
-        (t, a.get("content")) for t, a in found
-    ]
-    return found
 
 
 def test_the_page_of_an_evaluation_is_one_file_in_which_nothing_runs(made):
@@ -338,62 +306,6 @@ def test_a_page_tells_babies_and_people_over_81_beside_the_papers_groups(tmp_pat
         assert float(next(csv.DictReader(file))["MAE 82+"]) == 8
 
 
-def test_a_bench_has_its_report(tmp_path, capsys):
-    bench = tmp_path / "bench"
-    bench.mkdir()
-    header = ["method", "parameter", "setting", "base_learning_rate", "split", "n"]
-    header += [name for score in wording.BENCH.scores for name in (score, f"{score}_spread")]
-    header += [f"mae_{group}" for group in metrics.ALL_GROUPS]
-    ends = ("", "_half", "_low", "_high", "_p", "_p_corrected")
-    header += [score + end for score in wording.BENCH.differences for end in ends]
-    lines = [
-        [
-            method,
-            "tau",
-            "0.5",
-            "0.001",
-            split,
-            2,
-            *[mae, 0.1] * 6,
-            *[mae] * 7,
-            mae + 3,
-            "",
-            mae + 5,
-            *[mae - 4, 0.25, mae - 4.5, mae - 3.5, 0.01, 0.04] * 2,
-        ]
-        for method, mae in ((HOSTILE, 5.0), ("lae", 4.0))
-        for split in ("validation", "test")
-    ]
-    for name in ("table.csv", "trials.csv"):
-        (bench / name).write_text(tables.csv_text(header, lines))
-    content = {"sentences": {"lowest MAE": "take lae"}, "head_groups": [0, 1], "tail_groups": [7], "test": "test",
-               "runs": ["runs/a"], "data": "d", "data_hash": "a" * 64, "seeds": 2, "audit": "read", "leaks": [],
-               "joint": "joint intervals over images"}  # fmt: skip
-    (bench / "report.json").write_text(json.dumps(content))
-    report.main([str(bench), "--out", str(tmp_path / "out")])
-    assert "take lae" in capsys.readouterr().out
-    text = (tmp_path / "out" / "report.html").read_text()
-    checked(text)
-    assert re.search(r"On the frontier.*: lae\. There the MAE of the head groups is 4\.00", text)
-    assert "in brackets 95 % intervals over 2 seeds of one backbone, one test set. They show how much other" in text
-    assert wording.over_trainings(3, 2) == "95 % intervals over 3 backbones, one test set"
-    assert "4.00 ± 0.10" in (tmp_path / "out" / "table.md").read_text()
-    assert "| 71-81 | 82+ |" in (tmp_path / "out" / "table.md").read_text()
-    assert (
-        "| +1.00 (+0.75 to +1.25) | +1.00 (+0.75 to +1.25) | +1.00 (+0.50 to +1.50)\\* |"
-        in (tmp_path / "out" / "table.md").read_text()
-    )
-    assert "The columns &#39;joint&#39; have joint intervals over images. An asterisk" in text
-    with pytest.raises(InputError, match="--split is for runs"):
-        report.main([str(bench), "--split", "test", "--out", str(tmp_path / "out")])
-    with pytest.raises(InputError, match="name it alone"):
-        report.main([str(bench), str(bench), "--out", str(tmp_path / "out")])
-    for damage in ("null", tables.csv_text(header, [line for line in lines if line[4] == "validation"])):
-        (bench / "trials.csv").write_text(damage)
-        with pytest.raises(InputError, match="bench is damaged.*trials.csv has no trial on test.*longtail again"):
-            report.main([str(bench), "--out", str(tmp_path / "out")])
-
-
 def test_reports_are_made_without_a_model(made, tmp_path):
     code = """
 import sys
@@ -411,8 +323,3 @@ print(len(table.rows), *page.verdict)
     assert (
         "second" in (tmp_path / "out" / "report.html").read_text() and (tmp_path / "out" / "differences.csv").exists()
     )
-
-
-def test_a_bench_without_images_of_the_tail_has_a_curve_that_says_so():
-    drawn = charts.head_tail({"lae": [(3.0, float("nan"))]}, (np.array([2]), np.array([7])))
-    assert drawn.finding == "The split has no image of the head groups, or none of the tail groups."

@@ -191,6 +191,11 @@ def test_a_large_upload_touches_no_disk(monkeypatch):
         assert send(address, {"large.bmp": content}).status_code == 200
 
 
+def answer(ask, statuses) -> httpx2.Response:
+    """The first answer with one of the statuses."""
+    return served.until(lambda: (reply := ask()).status_code in statuses and reply)
+
+
 def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
     free, estimator = threading.Event(), served.stand_in([])
     forward = estimator.forward
@@ -198,9 +203,9 @@ def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
     given = served.aligned(estimator, requests=2, held=100_000)
     with served.serving(given) as address, concurrent.futures.ThreadPoolExecutor(2) as pool:
         # One of them may come while a request of the poll below is worked on, and then comes again.
-        until = [lambda k=k: send(address, {"a.png": served.crop(k)}) for k in range(2)]
-        running = [pool.submit(poll, ask, lambda reply: reply.status_code != 429) for ask in until]
-        refused = poll(lambda: send(address, {"b.png": b""}), lambda reply: reply.status_code == 429)
+        asked = [lambda k=k: answer(lambda: send(address, {"a.png": served.crop(k)}), {200}) for k in range(2)]
+        running = [pool.submit(each) for each in asked]
+        refused = answer(lambda: send(address, {"b.png": b""}), {429})
         assert "busy with 2 requests" in refused.json()["error"] and refused.headers["retry-after"] == "1"
         assert httpx2.get(f"{address}/healthz").json()["status"] == "ok"
         assert httpx2.get(f"{address}/readyz").status_code == 503
@@ -209,14 +214,6 @@ def test_a_server_that_is_full_says_so_and_goes_on_afterwards():
         assert send(address, {"b.png": served.crop(3)}).status_code == 200
         assert httpx2.get(f"{address}/readyz").status_code == 200
         assert "holds too many bytes" in send(address, {"large": b"x" * 120_000}).json()["error"]
-
-
-def poll(ask, wanted, times=1500):
-    for _ in range(times):
-        if wanted(answer := ask()):
-            return answer
-        threading.Event().wait(0.02)
-    raise AssertionError("waited in vain")
 
 
 def test_slow_clients_stop_nobody_and_are_sent_away(monkeypatch):
@@ -244,7 +241,7 @@ def test_closed_connections_leave_nothing_in_memory(monkeypatch):
     with served.serving(served.aligned(served.stand_in([]))) as address:
         for _ in range(40):
             assert httpx2.get(f"{address}/healthz").status_code == 200
-        poll(alive, lambda count: count < 10, times=50)
+        served.until(lambda: alive() < 10)
 
 
 def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_lives(monkeypatch):
@@ -252,13 +249,13 @@ def test_a_server_with_many_open_requests_refuses_more_and_still_says_that_it_li
     body, kind = served.multipart({"a.png": served.crop(0)})
     with served.serving(served.aligned(served.stand_in([]))) as address:
         slow = [served.begun(address, served.post(body[:40], kind, len(body))) for _ in range(5)]
-        refused = poll(lambda: httpx2.get(f"{address}/v1/model"), lambda reply: reply.status_code == 503)
+        refused = answer(lambda: httpx2.get(f"{address}/v1/model"), {503})
         assert "5 requests are open already" in refused.json()["error"] and refused.headers["retry-after"] == "1"
         assert "default-src 'none'" in refused.headers["content-security-policy"]
         assert httpx2.get(f"{address}/healthz").json()["status"] == "ok"
         for connection in slow:
             connection.close()
-        poll(lambda: httpx2.get(f"{address}/v1/model"), lambda reply: reply.status_code == 200)
+        answer(lambda: httpx2.get(f"{address}/v1/model"), {200})
 
 
 def test_a_server_that_stops_waits_a_little_for_half_an_upload():
@@ -383,7 +380,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
         process.send_signal(signal.SIGTERM)
-        poll(lambda: refuses(address), bool)
+        served.until(lambda: refuses(address))
         accepted.sendall(body[60:])
         head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
         assert os.path.dirname(run) not in json.dumps(about) + card.text + content.decode()

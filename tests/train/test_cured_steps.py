@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from halted import equal, state_of, train_until
+from halted import state_of, train_until
+from trees import equal
 
 from lae_jax import evaluate, models, optim, stages
 from lae_jax.compile import lowering

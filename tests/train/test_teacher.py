@@ -7,8 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from halted import equal, state_of, train_until
+from halted import state_of, train_until
 from PIL import Image
+from trees import equal
 
 from lae_jax.compile import lowering
 from lae_jax.predict import AgeEstimator
