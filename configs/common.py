@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
     c.loss.margin_form = "am_softmax"  # (the paper) | 'arcface' | 'adaface'
 
     # Stage 2: 'none' (the paper), or cures for a long tail: 'lds', 'fds', 'rank_sim', 'balanced_mse', 'dist_loss',
-    # 'conr', several with + between them (docs/longtail.md). A setting may be changed if its cure is on.
+    # 'conr', several with + between them (docs/cures.md). A setting may be changed if its cure is on.
     c.cure = ConfigDict()
     c.cure.name = "none"
     c.cure.lds_power = 0.5  # the weight of an age is (1 / smoothed count) to this power

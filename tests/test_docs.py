@@ -121,7 +121,7 @@ def test_pages_and_programs_have_one_word_for_what_an_interval_does_not_decide()
         found = other.search(" ".join(path.read_text().split()))
         assert found is None, f"{path.name}: {found[0]}"
     count = 0
-    for name in ("longtail.md", "results.md"):
+    for name in ("cures.md", "longtail.md", "results.md"):
         text = " ".join((ROOT / "docs" / name).read_text().split())
         told = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+), not distinguishable", text)
         told += re.findall(r"not distinguishable \(([+-]\d+\.\d+) ± (\d+\.\d+)\)", text)
