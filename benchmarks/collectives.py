@@ -25,10 +25,10 @@ from lae_jax.train import steps
 
 STEPS = ("efficientnet_v2_m:represent", "efficientnet_v2_m:classify", "resnet18:represent")
 IMAGE_SIZE = 64
-# Images a second of V2-M at 224 px: what an H100 is expected to train (others' figures, not measured), a TPU v5e with a
-# fifth of its peak, and what a core decodes and augments when loaded and when quiet (measured, docs/results.md).
-H100_RATES = (2000, 3500)
-V5E_RATES = (400, 700)
+# Images a second of V2-M at 224 px: half of what the compiled step allows at most on an H100 and on a TPU v5e, and all of
+# it (docs/scaling.md; not measured), and what a core decodes and augments when loaded and when quiet (docs/results.md).
+H100_RATES = (1080, 2160)
+V5E_RATES = (325, 650)
 CORE_RATES = (474, 620)
 DEVICE_COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
