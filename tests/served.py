@@ -68,6 +68,8 @@ def serving(
     finally:
         server.should_exit = True
         thread.join()
+        if server.timer is not None:
+            server.timer.cancel()
         if told is not None:
             told.append(server.outcome())
 
@@ -123,3 +125,12 @@ def reply(connection: socket.socket) -> bytes:
     """All that the server sends until it closes the connection."""
     with connection:
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def refuses(address: str) -> bool:
+    """Whether nothing listens there any more."""
+    try:
+        begun(address, b"").close()
+    except ConnectionError:
+        return True
+    return False

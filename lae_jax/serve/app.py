@@ -81,7 +81,8 @@ def create(
       keys: Keys of clients; none: no client needs one.
       metrics: Whether /metrics has numbers for Prometheus.
     """
-    gate, models, counts = Gate(ages.limits), swap.Models(swap.Model(ages, about), load), ages.counts
+    gate, counts = Gate(ages.limits), ages.counts
+    models = swap.Models(swap.Model(ages, about), load, failed=lambda: gate.stop(0))
 
     @contextlib.asynccontextmanager
     async def lifespan(_) -> AsyncIterator[None]:
@@ -197,7 +198,8 @@ def _add_api(app: FastAPI, models: swap.Models, gate: Gate, needs_key: bool) -> 
     def readyz(response: Response) -> schema.Health:
         ready = models.current.ages.ready
         response.status_code = 200 if ready else 503
-        return schema.Health(status="ok" if ready else "warming up", ready=ready)
+        status = "ok" if ready else "warming up" if models.failure is None else "failed"
+        return schema.Health(status=status, ready=ready)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -76,7 +76,12 @@ class Gate:
         return self._stopped is not None
 
     def stop(self, seconds: float) -> None:
-        """Limits the time of uploads and of work in progress, because the server stops within `seconds`."""
+        """Limits the time of uploads and of work in progress, because the server stops within `seconds`.
+
+        Only the first call counts.
+        """
+        if self.stopping:
+            return
         self._stopped = _now(), seconds
         for limited, share in self._limited.items():
             if not limited.expired():

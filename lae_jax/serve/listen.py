@@ -59,11 +59,15 @@ def address(listening: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Stops within a given time, and knows what became of the requests that were in progress then.
 
-    It stops at a signal, and when the application has failed. A second signal ends the process at once.
+    It stops at a signal, or when the application has failed. A second signal ends the process at once.
 
     Args:
       app: An application with the methods `stop` and `failure` (`app.create`).
-      seconds: Most seconds between a signal and the end of the process.
+      seconds: Most seconds between a signal, or the failure, and the end of the process.
+
+    Attributes:
+      status: That of the process: 0 after a signal, that of the error after a failure.
+      timer: Ends the process when the seconds are over; None before the stop.
     """
 
     def __init__(self, app: "ASGIApp", seconds: float):
@@ -82,27 +86,23 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.seconds = seconds
+        self.status = 0
+        self.timer: threading.Timer | None = None
         self._cycles: list[RequestResponseCycle] = []
-        self._timer: threading.Timer | None = None
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until it is stopped."""
-        super().run(sockets)
-        if self._timer is not None:
-            self._timer.cancel()
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         """Stops the server at the first signal. Ends the process at the second one, or when the time is over."""
         if self.should_exit:
             _end(128 + sig, f"a second signal ({signal.Signals(sig).name}): left at once; {self.outcome()}")
         super().handle_exit(sig, frame)
-        self._leave_in_time(0)
+        self._leave_in_time()
 
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to stop."""
-        if self.config.app.failure() is not None:
-            self._leave_in_time(1)
-            return True
+        failure = self.config.app.failure()
+        if failure is not None and not self.should_exit:
+            self.should_exit, self.status = True, getattr(failure, "status", 1)
+            self._leave_in_time()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -137,14 +137,14 @@ class Server(uvicorn.Server):
         for one in [*self.server_state.connections]:
             one.drop()
 
-    def _leave_in_time(self, status: int) -> None:
+    def _leave_in_time(self) -> None:
         # A thread of its own: work that hangs may keep the others from ending.
-        self._timer = threading.Timer(self.seconds, self._leave, (status,))
-        self._timer.daemon = True
-        self._timer.start()
+        self.timer = threading.Timer(self.seconds, self._leave)
+        self.timer.daemon = True
+        self.timer.start()
 
-    def _leave(self, status: int) -> None:
-        _end(status, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
+    def _leave(self) -> None:
+        _end(self.status, f"stopped after {self.seconds:g} seconds with work that did not end; {self.outcome()}")
 
 
 def _end(status: int, text: str) -> NoReturn:
@@ -159,15 +159,13 @@ def _end(status: int, text: str) -> NoReturn:
 def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECONDS) -> NoReturn:
     """Serves an application until SIGTERM or SIGINT, then answers the requests in progress and ends the process with 0.
 
-    What is not answered in time is cut off, and work that hangs ends with the process.
+    What is not answered in time is cut off, and work that hangs ends with the process. If the application fails, the
+    process ends with the status of the error.
 
     Args:
       app: An application with the methods `stop`, `reload` and `failure` (`app.create`); SIGHUP calls the second one.
       listening: The socket.
       seconds: Most seconds between a signal and the end.
-
-    Raises:
-      Exception: What the application gives as its failure.
     """
     server = Server(app, seconds)
     # After the shutdown uvicorn raises the signal again. These handlers ignore it.
@@ -185,7 +183,5 @@ def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECOND
     uvicorn_logger.handlers, uvicorn_logger.propagate = logger.handlers, False
     server.run(sockets=[listening])
     logger.info("stopped: %s", server.outcome())
-    if (failure := app.failure()) is not None:
-        raise failure
     # Python would take seconds more to take JAX and TensorFlow apart.
-    os._exit(0)
+    os._exit(server.status)

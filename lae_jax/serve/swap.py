@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from lae_jax.runtime import foreign, start
+from lae_jax.runtime.errors import Ended
 from lae_jax.serve import schema
 from lae_jax.serve.ages import Ages
 
@@ -37,14 +38,20 @@ class Models:
     Args:
       first: The model to begin with.
       load: Loads the model that the run has now, beside the one that it gets; None: the first one stays.
+      failed: Called when the first model did not get warm.
 
     Attributes:
       current: The model that answers.
       failure: Why the first model did not get warm, so that no request gets an age.
     """
 
-    def __init__(self, first: Model, load: Callable[[Model], Model] | None = None):
-        self.current, self._load = first, load
+    def __init__(
+        self,
+        first: Model,
+        load: Callable[[Model], Model] | None = None,
+        failed: Callable[[], None] = lambda: None,
+    ):
+        self.current, self._load, self._failed = first, load, failed
         self.failure: Exception | None = None
         self._asked, self._left = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,14 +90,16 @@ class Models:
             await self.current.ages.start()
         except Exception as error:
             self.failure = error
-            logger.error("the model did not get warm, so no request gets an age: %s", _reason(error))
+            told = "the model did not get warm, so no request gets an age: %s"
+            logger.error(told, _reason(error), exc_info=None if isinstance(error, Ended) else error)
+            self._failed()
         else:
             self._tell()
             logger.info("the model is warm")
 
     async def _follow(self) -> None:
         await self._warming
-        while self._load is not None:
+        while self._load is not None and self.failure is None:
             await self._asked.wait()
             self._asked.clear()
             await self._replace()

@@ -380,7 +380,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
         accepted = served.begun(address, served.post(body[:60], kind, len(body)))
         assert httpx2.get(f"{address}/healthz", timeout=60).status_code == 200  # behind it in the queue of connections
         process.send_signal(signal.SIGTERM)
-        served.until(lambda: refuses(address))
+        served.until(lambda: served.refuses(address))
         accepted.sendall(body[60:])
         head, _, content = served.reply(accepted).partition(b"\r\n\r\n")
         assert os.path.dirname(run) not in json.dumps(about) + card.text + content.decode()
@@ -389,11 +389,3 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(trained):
     finally:
         process.kill()
         process.stderr.close()
-
-
-def refuses(address: str) -> bool:
-    try:
-        served.begun(address, b"").close()
-    except ConnectionError:
-        return True
-    return False

@@ -1,6 +1,7 @@
 """A stop takes at most the stated seconds, whatever clients do, and the log says what became of their requests."""
 
 import contextlib
+import logging
 import re
 import signal
 import subprocess
@@ -9,12 +10,14 @@ import threading
 import time
 
 import httpx2
+import numpy as np
 import pytest
 import served
+import uvicorn
 from conftest import ROOT
 
 from lae_jax.runtime.errors import InputError
-from lae_jax.serve import STOP_SECONDS, connection
+from lae_jax.serve import STOP_SECONDS, app, connection, listen
 from lae_jax.serve import __main__ as door
 
 BODY, KIND = served.multipart({"a.png": served.crop(0)})
@@ -49,8 +52,9 @@ def test_every_kind_of_client_is_gone_in_time_and_the_log_is_true():
             working = client(served.post(BODY, KIND))
             pipelined = client(served.post(BODY, KIND) + got("/healthz") * 3)
             idle = client(got("/healthz"))
-            left = client(served.post(BODY, KIND))
             assert idle.recv(20).startswith(b"HTTP/1.1 200")
+            served.until(lambda: made[0].open == 8)
+            left = client(served.post(BODY, KIND))
             served.until(lambda: made[0].open == 9)
             left.close()
             served.until(lambda: made[0].open == 8)
@@ -99,10 +103,12 @@ from lae_jax.runtime import start
 from lae_jax.serve import listen
 
 class Stub:
-    def stop(self, seconds): pass
+    def stop(self, seconds):
+        if self.fails_late:
+            self.failed = RuntimeError("no memory")
     def reload(self): pass
     def failure(self): return self.failed
-    failed = None
+    failed, fails_late = None, False
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             for kind in ("startup", "shutdown"):
@@ -111,10 +117,21 @@ class Stub:
             return
         if scope["path"] == "/hang":  # the loop itself
             time.sleep(100)
-        if scope["path"].startswith("/fail"):
+        if scope["path"] in ("/not-a-model", "/not-a-model-and-hang"):
             from lae_jax.runtime.errors import InputError
-            self.failed = InputError("not a model") if scope["path"] == "/fail" else RuntimeError("no memory")
-        if scope["path"] in ("/thread", "/fail-and-hang"):
+            self.failed = InputError("not a model")
+        if scope["path"] == "/no-memory":
+            self.failed = RuntimeError("no memory")
+        self.fails_late = scope["path"] == "/fails-late"
+        if scope["path"] == "/nobody-reads":
+            import os
+            os.set_blocking(2, False)
+            try:
+                while True:
+                    os.write(2, b"x" * 4096)
+            except BlockingIOError:
+                os.set_blocking(2, True)
+        if scope["path"] in ("/thread", "/not-a-model-and-hang"):
             import asyncio
             await asyncio.to_thread(time.sleep, 100)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -154,38 +171,56 @@ def test_work_that_hangs_ends_with_the_process(stub, path):
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "told"),
-    [("/fail", 2, "error: not a model"), ("/fail-as-a-bug", 1, "RuntimeError: no memory"),
-     ("/fail-and-hang", 1, "stopped after 1.5 seconds with work that did not end")],
+    ("path", "status"), [("/not-a-model", 2), ("/no-memory", 1), ("/not-a-model-and-hang", 2)]
 )  # fmt: skip
-def test_a_failed_application_ends_the_process_with_the_status_of_its_error(stub, path, status, told):
+def test_a_failed_application_ends_the_process_with_the_status_of_its_error(stub, path, status):
     process, address = stub
     with served.begun(address, got(path)):
         assert process.wait(20) == status
-    assert told in process.stderr.read()
+    assert ("with work that did not end" in process.stderr.read()) == path.endswith("hang")
 
 
-def test_a_model_that_does_not_get_warm_ends_the_server_and_its_requests():
+@pytest.mark.parametrize("path", ["/fails-late", "/nobody-reads"])
+def test_a_signal_ends_with_0_also_if_the_application_fails_then_or_nobody_reads_the_log(stub, path):
+    process, address = stub
+    with served.begun(address, got(path)) as client:
+        assert b" 200 " in client.recv(1000)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_model_that_does_not_get_warm_refuses_its_requests_at_once_and_stops_the_server(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lae_jax"), "propagate", True)
     estimator = served.stand_in([])
     free, forward = threading.Event(), estimator.forward
     object.__setattr__(estimator, "forward", lambda batch: free.wait(30) and forward(batch) * float("nan"))
-    made, answers = [], []
-    with served.serving(served.aligned(estimator), applications=made, seconds=3) as address:
+    made = []
+    with served.serving(served.aligned(estimator), applications=made, seconds=60) as address:
+        with served.begun(address, served.post(BODY, KIND)) as waiting, served.begun(address, HALF) as half:
+            served.until(lambda: made[0].open == 2)
+            assert httpx2.get(f"{address}/readyz").json() == {"status": "warming up", "ready": False}
+            free.set()
+            for client in (waiting, half):
+                assert b" 503 " in (answer := client.recv(1 << 16)) and b"the server was stopped before" in answer
+        served.until(lambda: served.refuses(address))
+    assert isinstance(made[0].failure(), InputError)
+    assert "so no request gets an age: the model gives ages that are not numbers" in caplog.text
 
-        def ask():
-            files = {"images": ("a.png", served.crop(0))}
-            answers.append(httpx2.post(f"{address}/v1/predict", files=files, timeout=30))
 
-        client = threading.Thread(target=ask)
-        client.start()
-        served.until(lambda: made[0].open)
-        assert httpx2.get(f"{address}/readyz").status_code == 503
-        free.set()
-        client.join(20)
-        with pytest.raises(httpx2.ConnectError):
-            httpx2.get(f"{address}/healthz")
-    assert [one.status_code for one in answers] == [503]
-    assert isinstance(made[0].failure(), InputError) and "not numbers" in str(made[0].failure())
+def test_a_model_that_does_not_get_warm_is_told_by_an_application_in_another_server():
+    estimator = served.stand_in([])
+    object.__setattr__(estimator, "forward", lambda batch: np.full((len(batch), 101), np.nan))
+    listening = listen.bind("127.0.0.1", 0)
+    address = listen.address(listening).rstrip("/")
+    other = uvicorn.Server(uvicorn.Config(app.create(served.aligned(estimator), served.ABOUT), log_config=None))
+    thread = threading.Thread(target=other.run, kwargs={"sockets": [listening]})
+    thread.start()
+    served.until(lambda: httpx2.get(f"{address}/readyz").json()["status"] == "failed")
+    answer = httpx2.post(f"{address}/v1/predict", files={"images": ("a.png", served.crop(0))})
+    assert answer.status_code == 503 and "the server was stopped" in answer.json()["error"]
+    other.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,113 @@
+"""Compares the cures of a sweep of stage 2, alone and below heads of the long-tail bench, on validation.
+
+    python -m lae_jax.sweep --config configs/represent.py --seeds 0 1 2 --out runs/cures \\
+        --set init_from=runs/pretrain --set optim.base_learning_rate=0.1,0.03 --set cure.name=none,lds
+    python -m benchmarks.cures --sweep runs/cures --data data/faces --out build/cures
+
+Each cure has the peak learning rate of the sweep with its lowest MAE + sigma, head by head, and so has stage 2 without
+a cure, to which the differences are. All age groups count alike. Rates and checkpoints are chosen on the images of the
+differences, which therefore look better than they are; the learning rate of the heads is that of our recommendation.
+
+'*': not 0 after Holm's correction for MAE and sigma of all cures and heads.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from benchmarks import harness
+from lae_jax import longtail
+from lae_jax.longtail import choices, kept_predictions
+from lae_jax.report import bootstrap
+from lae_jax.runtime.errors import InputError
+
+NONE = "none"
+HEADS = ("stage2", "lae", "two_layers_crt")  # stage2: none is trained
+RATE = 0.1  # of the heads
+CORRECTED = 2  # of choices.SCORES: MAE and sigma
+
+
+def runs_of(sweep: pathlib.Path) -> dict[tuple[str, float], list[str]]:
+    """Returns (cure, peak learning rate) -> the runs of stage 2 in a sweep, in the order of their seeds.
+
+    Raises:
+      InputError: A run is not done, or the settings differ in something else, or not every cure has every rate.
+    """
+    found, settings = collections.defaultdict(dict), collections.defaultdict(set)
+    for run in json.loads((sweep / "sweep.json").read_text())["runs"]:
+        stage, folder = [*run["config"].values()][-1], sweep / run["folder"]
+        if not (folder / "report.html").exists():  # written last
+            raise InputError(f"{folder} is not done: run the sweep to its end")
+        key = stage["cure.name"], stage["optim.base_learning_rate"]
+        found[key][run["seed"]] = str(folder)
+        settings[key].add((run["setting"], run["fold"]))
+    cures, rates = (dict.fromkeys(column) for column in zip(*found, strict=True))
+    if len(found) < len(cures) * len(rates) or any(len(names) > 1 for names in settings.values()) or NONE not in cures:
+        raise InputError(
+            f"{sweep}: its settings must be all combinations of cure.name (with {NONE}) and optim.base_learning_rate,"
+            " without folds"
+        )
+    return {key: [of_seeds[seed] for seed in sorted(of_seeds)] for key, of_seeds in found.items()}
+
+
+def bench_of(sweep: pathlib.Path, data: str, out: pathlib.Path, seeds: int) -> choices.Bench:
+    """Trains the heads on the features of all runs, and returns one bench of all of them.
+
+    A choice's method is that of a cure and a head, its learning rate that of stage 2.
+    """
+    trials = {}
+    for (cure, rate), runs in runs_of(sweep).items():
+        folder = out / f"{cure}-{rate:g}"
+        heads = {"methods": HEADS, "base_learning_rates": [RATE], "passes": 2, "seeds": seeds, "epochs": 8.0}
+        longtail.compare(runs, data, folder, test="", **heads)
+        for one in kept_predictions.read(folder):
+            trials[choices.Choice(f"{cure} {one.method.name}", 0.0, rate)] = one
+    return dataclasses.replace(choices.Bench.of(data, [*trials.values()]), trials=trials)
+
+
+def best(bench: choices.Bench, cure: str, head: str) -> choices.Choice:
+    """Returns a cure below a head with the learning rate of its lowest MAE + sigma."""
+    among = [one for one in bench.trials if one.method == f"{cure} {head}"]
+    return min(among, key=lambda one: bench.scores[one][:2].sum())
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--sweep", required=True, metavar="FOLDER", help="folder of the sweep")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="its data set")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of features and heads")
+    parser.add_argument("--seeds", type=int, default=3, help="of the heads")
+    args = parser.parse_args()
+    bench = bench_of(pathlib.Path(args.sweep), args.data, pathlib.Path(args.out), args.seeds)
+    cures = list(dict.fromkeys(one.method.split()[0] for one in bench.trials))
+    chosen = {(cure, head): best(bench, cure, head) for cure in cures for head in HEADS}
+    found = {
+        (cure, head): bench.difference(one, chosen[NONE, head]) for (cure, head), one in chosen.items() if cure != NONE
+    }
+    places = [(key, score) for key in found for score in range(CORRECTED)]
+    corrected = bootstrap.holm(np.array([found[key][score].p for key, score in places]))
+    sure = {place for place, p in zip(places, corrected, strict=True) if math.isfinite(p) and p < 0.05}
+    titles = list(choices.SCORES.values())
+    rows = []
+    for (cure, head), one in chosen.items():
+        told = [
+            f"{each.mean:+.2f} ({each.low:.2f} to {each.high:.2f}){'*' * (((cure, head), score) in sure)}"
+            for score, each in enumerate(found.get((cure, head), ()))
+        ]
+        rows.append([cure, head, f"{one.rate:g}", *(f"{value:.2f}" for value in bench.scores[one]), *told])
+        rows[-1] += [""] * (3 + 2 * len(titles) - len(rows[-1]))
+    # Whether a cure replaces a trained head.
+    for cure in cures:
+        told = bench.difference(chosen[cure, "stage2"], chosen[NONE, HEADS[-1]])
+        words = [f"{each.mean:+.2f} ({each.low:.2f} to {each.high:.2f})" for each in told]
+        rows.append([cure, f"stage2, minus {NONE} with {HEADS[-1]}", "", "", "", "", *words])
+    header = ["cure", "head", "rate of stage 2", *titles, *(f"{one}, minus {NONE}" for one in titles)]
+    harness.show({"over": bench.over, "corrected for": len(places)}, header, rows)
+
+
+if __name__ == "__main__":
+    harness.run(main)
