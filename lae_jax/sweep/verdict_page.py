@@ -12,8 +12,8 @@ from lae_jax.sweep.claims import Run
 from lae_jax.sweep.pooled import Pooled
 
 _OF_RUN = ("n", "mae", "sigma", "aar_2021", "aar_2022", "mmae", "distance", "distance_sigma", "in_range")
-_MOST_NAMES = 5  # in a warning
-_MOST_SENTENCES = 10  # for each score; the table of differences has all pairs
+_MOST_NAMES = 5  # in a sentence
+_FEW = 4  # settings, of which the sentences name all sure differences; the table of differences has them in any case
 
 
 def made(
@@ -100,14 +100,14 @@ def sentences(pooled: Pooled) -> list[str]:
             lines.append(f"{begin}; too few {pooled.unit} to say whether that is sure.")
         elif not better:
             lines.append(f"{begin}; no setting is surely better than another {how}.")
-        else:
+        elif len(order) <= _FEW:
             lines.append(f"{begin}; what is surely better than what, {how}:")
-        winners = [name for name in order if name in better]
-        for name in winners[:_MOST_SENTENCES]:
-            losers = sorted(better[name], key=order.index)
-            lines.append(f"{name} is surely better than {', '.join(losers)} in {comparison_page.title_of(score)}.")
-        if len(winners) > _MOST_SENTENCES:
-            lines.append(f"The table of differences has the other {len(winners) - _MOST_SENTENCES} settings.")
+            for name in (name for name in order if name in better):
+                losers = sorted(better[name], key=order.index)
+                lines.append(f"{name} is surely better than {', '.join(losers)} in {comparison_page.title_of(score)}.")
+        else:
+            of_the_best = _of_the_best(order, better.get(order[0], []))
+            lines.append(f"{begin}; {of_the_best} {how}. The table of differences has each pair.")
     if not lines:
         (one,) = pooled.settings[:1]
         lines = [
@@ -116,6 +116,16 @@ def sentences(pooled: Pooled) -> list[str]:
             if score.name in ("distance", "mae")
         ]
     return lines
+
+
+def _of_the_best(order: Sequence[str], losers: Sequence[str]) -> str:
+    """Returns what the best of many settings is surely better than, and what it is not distinguishable from."""
+    near = [name for name in order[1:] if name not in losers]
+    told = f"it is surely better than {len(losers)} of the {len(order) - 1} others"
+    if near:
+        more = f" and {len(near) - _MOST_NAMES} more" * (len(near) > _MOST_NAMES)
+        told += f", and not distinguishable from {', '.join(near[:_MOST_NAMES])}{more},"
+    return told
 
 
 def _count(pooled: Pooled) -> str:

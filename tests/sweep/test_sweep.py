@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import textwrap
 
@@ -78,6 +79,22 @@ def test_the_better_setting_is_named_and_an_equal_one_is_not(tmp_path):
     sentences = verdict_page.sentences(result)
     assert "a is surely better than b in MAE." in sentences and "c is surely better than b in MAE." in sentences
     assert "for 6 comparisons" in sentences[0]  # three pairs, MAE and sigma
+
+
+def test_of_many_settings_only_the_best_one_has_a_sentence(tmp_path):
+    rng = np.random.default_rng(0)
+    hard, found = easy_and_hard(rng), {}
+    for setting, of_setting in (("a", 0.0), ("b", 1.5), ("c", 0.001), ("d", 2.0), ("e", 2.5)):
+        for seed in range(3):
+            errors = hard + of_setting + rng.normal(0, 0.05) + np.abs(rng.normal(0, 0.3, COUNT))
+            run, one = made_run(tmp_path, setting, seed, errors)
+            found[run] = one
+    (mae,) = (line for line in verdict_page.sentences(pooled.pool(found, False)) if line.startswith("MAE"))
+    assert re.fullmatch(
+        r"MAE is lowest for ([ac]) \(.*\); it is surely better than 3 of the 4 others, and not distinguishable from"
+        r" (?!\1)[ac], after Holm's correction for 20 comparisons\. The table of differences has each pair\.",
+        mae,
+    ), mae
 
 
 def test_the_p_values_are_corrected_for_all_pairs_and_scores(tmp_path):
