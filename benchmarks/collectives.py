@@ -25,8 +25,8 @@ from lae_jax.train import steps
 
 STEPS = ("efficientnet_v2_m:represent", "efficientnet_v2_m:classify", "resnet18:represent")
 IMAGE_SIZE = 64
-# Images a second of V2-M at 224 px: half of what the compiled step allows at most on an H100 and on a TPU v5e, and all
-# of it (docs/scaling.md), and what a core decodes and augments when loaded and when quiet (docs/results.md).
+# Images a second of V2-M at 224 px, lowest and highest assumed: half and all of the most that the compiled step allows
+# (docs/scaling.md). A core decodes and augments the first number when loaded, the second when quiet (docs/results.md).
 H100_RATES = (1080, 2160)
 V5E_RATES = (325, 650)
 CORE_RATES = (474, 620)

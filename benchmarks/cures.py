@@ -1,14 +1,15 @@
-"""Compares the cures of a sweep of stage 2, alone and below heads of the long-tail bench, on validation.
+"""Compares the cures of a sweep of stage 2 on validation, with stage 2's own head and heads of the long-tail bench.
 
     python -m lae_jax.sweep --config configs/represent.py --seeds 0 1 2 --out runs/cures \\
         --set init_from=runs/pretrain --set optim.base_learning_rate=0.1,0.03 --set cure.name=none,lds
     python -m benchmarks.cures --sweep runs/cures --data data/faces --out build/cures
 
-Each cure has the peak learning rate of the sweep with its lowest MAE + sigma, head by head, and so has stage 2 without
-a cure, to which the differences are. All age groups count alike. Rates and checkpoints are chosen on the images of the
-differences, which therefore look better than they are; the learning rate of the heads is that of our recommendation.
+For each head, each cure has the peak learning rate of the sweep with the lowest MAE + sigma. Stage 2 without a cure
+(none) is chosen in the same way, and all differences are to it. All age groups count alike. Learning rates and
+checkpoints are chosen on the scored images, so the differences may look better than they are. The learning rate of the
+heads is that of our recommendation.
 
-'*': not 0 after Holm's correction for MAE and sigma of all cures and heads.
+'*': not 0 after Holm's correction for MAE and sigma of all cures with all heads.
 """
 
 import collections
@@ -70,7 +71,7 @@ def bench_of(sweep: pathlib.Path, data: str, out: pathlib.Path, seeds: int) -> c
 
 
 def best(bench: choices.Bench, cure: str, head: str) -> choices.Choice:
-    """Returns a cure below a head with the learning rate of its lowest MAE + sigma."""
+    """Returns the choice of a cure and a head whose learning rate of stage 2 has the lowest MAE + sigma."""
     among = [one for one in bench.trials if one.method == f"{cure} {head}"]
     return min(among, key=lambda one: bench.scores[one][:2].sum())
 
@@ -78,9 +79,9 @@ def best(bench: choices.Bench, cure: str, head: str) -> choices.Choice:
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--sweep", required=True, metavar="FOLDER", help="folder of the sweep")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="its data set")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of features and heads")
-    parser.add_argument("--seeds", type=int, default=3, help="of the heads")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="data set of the sweep")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the features and heads")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each head")
     args = parser.parse_args()
     bench = bench_of(pathlib.Path(args.sweep), args.data, pathlib.Path(args.out), args.seeds)
     cures = list(dict.fromkeys(one.method.split()[0] for one in bench.trials))

@@ -20,7 +20,7 @@ def checked(text):
     for tag, attributes in found:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in {"src", "href", "xlink:href", "srcset", "data", "action"} & set(attributes):
-            # A link in a model card goes where the weights are from; nothing follows it but a finger.
+            # A link in a model card goes where the weights are from. It is followed only if a reader clicks it.
             followed = tag == "a" and attributes[name].startswith("https://")
             assert followed or attributes[name].startswith(("#", "data:")), (tag, attributes)
     assert "url(http" not in text and "@import" not in text

@@ -48,7 +48,7 @@ class Guard:
       hosts: As in `app.create`.
       stop: Called when the server is stopped, with the seconds that it may take.
       reload: Called when the server should use the model that its run has now.
-      failure: Returns why no request can get an age; None: requests can.
+      failure: Returns the error after which no request gets an age; None: the model has not failed.
       keys: Keys of clients; None: no client needs one.
       counts: Counts the requests.
       open: Number of open requests.

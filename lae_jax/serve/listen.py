@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
       seconds: Most seconds between a signal, or the failure, and the end of the process.
 
     Attributes:
-      status: That of the process: 0 after a signal, that of the error after a failure.
+      status: Exit status of the process: 0 after a signal, the error's own after a failure.
       timer: Ends the process when the seconds are over; None before the stop.
     """
 
@@ -157,15 +157,16 @@ def _end(status: int, text: str) -> NoReturn:
 
 
 def serve(app: "ASGIApp", listening: socket.socket, seconds: float = STOP_SECONDS) -> NoReturn:
-    """Serves an application until SIGTERM or SIGINT, then answers the requests in progress and ends the process with 0.
+    """Serves an application until SIGTERM, SIGINT or its failure, then ends the process.
 
-    What is not answered in time is cut off, and work that hangs ends with the process. If the application fails, the
-    process ends with the status of the error.
+    After a signal, the requests in progress are answered and the status is 0. After a failure, it is the status of the
+    error. What is not answered in time is cut off, and work that hangs ends with the process.
 
     Args:
-      app: An application with the methods `stop`, `reload` and `failure` (`app.create`); SIGHUP calls the second one.
+      app: An application with the methods `stop`, `reload` and `failure` (`app.create`); SIGHUP calls
+        `reload`.
       listening: The socket.
-      seconds: Most seconds between a signal and the end.
+      seconds: Most seconds between a signal, or the failure, and the end of the process.
     """
     server = Server(app, seconds)
     # After the shutdown uvicorn raises the signal again. These handlers ignore it.

@@ -14,7 +14,7 @@ from lae_jax.serve.ages import Ages
 
 logger = logging.getLogger("lae_jax")
 
-_LONGEST = 500  # characters of the reason why a model was not loaded
+_LONGEST = 500  # characters of an error in the log
 
 
 @dataclasses.dataclass
@@ -38,11 +38,11 @@ class Models:
     Args:
       first: The model to begin with.
       load: Loads the model that the run has now, beside the one that it gets; None: the first one stays.
-      failed: Called when the first model did not get warm.
+      failed: Called when the warm-up of the first model fails.
 
     Attributes:
       current: The model that answers.
-      failure: Why the first model did not get warm, so that no request gets an age.
+      failure: The error of the first model's warm-up, after which no request gets an age; None: it has not failed.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Models:
             await self.current.ages.start()
         except Exception as error:
             self.failure = error
-            told = "the model did not get warm, so no request gets an age: %s"
+            told = "the warm-up of the model failed, so no request gets an age: %s"
             logger.error(told, _reason(error), exc_info=None if isinstance(error, Ended) else error)
             self._failed()
         else:
@@ -111,7 +111,7 @@ class Models:
             new = await asyncio.to_thread(self._load, old)
             await new.ages.start()
         except Exception as error:
-            told = "the run was not loaded again, and %s goes on to answer: %s"
+            told = "the run was not loaded again, and %s still answers: %s"
             logger.error(told, old.about.model, _reason(error))
             old.ages.counts.reloaded("failed")
             return

@@ -1,4 +1,4 @@
-"""The page and the tables of a sweep, with the sentences which setting is surely better than which."""
+"""The page and the tables of a sweep, with sentences that say which setting is surely better than which."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from lae_jax.sweep.pooled import Pooled
 
 _OF_RUN = ("n", "mae", "sigma", "aar_2021", "aar_2022", "mmae", "distance", "distance_sigma", "in_range")
 _MOST_NAMES = 5  # in a sentence
-_FEW = 4  # settings, of which the sentences name all sure differences; the table of differences has them in any case
+_FEW = 4  # up to this many settings, the sentences name all sure differences; the table always has them
 
 
 def made(
@@ -83,7 +83,7 @@ def made(
 
 def sentences(pooled: Pooled) -> list[str]:
     """Returns which setting is surely better than which, by each score that is compared."""
-    lines, how = [], f"after Holm's correction for {_count(pooled)}"
+    lines, how = [], f"Holm's correction for {_count(pooled)}"
     for score in dict.fromkeys(one.score for one in pooled.differences):
         values = {one.name: one.estimate(score) for one in pooled.settings}
         order = sorted((name for name in values if values[name].is_known), key=lambda name: values[name].value)
@@ -99,15 +99,15 @@ def sentences(pooled: Pooled) -> list[str]:
         if not any(math.isfinite(one.p) for one in of_score):
             lines.append(f"{begin}; too few {pooled.unit} to say whether that is sure.")
         elif not better:
-            lines.append(f"{begin}; no setting is surely better than another {how}.")
+            lines.append(f"{begin}; no setting is surely better than another after {how}.")
         elif len(order) <= _FEW:
-            lines.append(f"{begin}; what is surely better than what, {how}:")
+            lines.append(f"{begin}; what is surely better than what, after {how}:")
             for name in (name for name in order if name in better):
                 losers = sorted(better[name], key=order.index)
                 lines.append(f"{name} is surely better than {', '.join(losers)} in {comparison_page.title_of(score)}.")
         else:
-            of_the_best = _of_the_best(order, better.get(order[0], []))
-            lines.append(f"{begin}; {of_the_best} {how}. The table of differences has each pair.")
+            told = _of_the_lowest(order, better.get(order[0], []))
+            lines.append(f"{begin}. After {how}, {told}. The table of differences has all pairs.")
     if not lines:
         (one,) = pooled.settings[:1]
         lines = [
@@ -118,13 +118,13 @@ def sentences(pooled: Pooled) -> list[str]:
     return lines
 
 
-def _of_the_best(order: Sequence[str], losers: Sequence[str]) -> str:
-    """Returns what the best of many settings is surely better than, and what it is not distinguishable from."""
+def _of_the_lowest(order: Sequence[str], losers: Sequence[str]) -> str:
+    """Returns what the setting with the lowest score is surely better than, and not distinguishable from."""
     near = [name for name in order[1:] if name not in losers]
-    told = f"it is surely better than {len(losers)} of the {len(order) - 1} others"
+    told = f"this setting is surely better than {len(losers) or 'none'} of the {len(order) - 1} others"
     if near:
         more = f" and {len(near) - _MOST_NAMES} more" * (len(near) > _MOST_NAMES)
-        told += f", and not distinguishable from {', '.join(near[:_MOST_NAMES])}{more},"
+        told += f" and not distinguishable from {', '.join(near[:_MOST_NAMES])}{more}"
     return told
 
 

@@ -262,7 +262,7 @@ def test_another_model_takes_over_between_two_requests_and_a_bad_one_does_not(ca
         served.until(lambda: not given.ready)  # the old one is closed
         assert ask(address).json()["images"] == first["images"]  # the lanes are still there
         assert ("lae_jax_model_info", "model 3", "0") in numbers(address)
-    assert "the run was not loaded again, and stand-in goes on to answer: runs/new is not a run" in caplog.text
+    assert "the run was not loaded again, and stand-in still answers: runs/new is not a run" in caplog.text
     assert "model 3 answers in place of stand-in" in caplog.text
 
 

@@ -181,7 +181,7 @@ def test_a_failed_application_ends_the_process_with_the_status_of_its_error(stub
 
 
 @pytest.mark.parametrize("path", ["/fails-late", "/nobody-reads"])
-def test_a_signal_ends_with_0_also_if_the_application_fails_then_or_nobody_reads_the_log(stub, path):
+def test_a_signal_ends_with_0_even_if_the_application_fails_afterwards_or_nobody_reads_the_log(stub, path):
     process, address = stub
     with served.begun(address, got(path)) as client:
         assert b" 200 " in client.recv(1000)
@@ -189,7 +189,7 @@ def test_a_signal_ends_with_0_also_if_the_application_fails_then_or_nobody_reads
         assert process.wait(20) == 0
 
 
-def test_a_model_that_does_not_get_warm_refuses_its_requests_at_once_and_stops_the_server(caplog, monkeypatch):
+def test_a_failed_warm_up_refuses_requests_at_once_and_stops_the_server(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("lae_jax"), "propagate", True)
     estimator = served.stand_in([])
     free, forward = threading.Event(), estimator.forward
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_get_warm_refuses_its_requests_at_once_and_stops_t
     assert "so no request gets an age: the model gives ages that are not numbers" in caplog.text
 
 
-def test_a_model_that_does_not_get_warm_is_told_by_an_application_in_another_server():
+def test_in_another_server_readyz_says_that_the_model_failed():
     estimator = served.stand_in([])
     object.__setattr__(estimator, "forward", lambda batch: np.full((len(batch), 101), np.nan))
     listening = listen.bind("127.0.0.1", 0)
