@@ -312,6 +312,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_images_do_not_depend_on_threads_or_on_how_they_are_run(recipe):
     sizes = [(60, 60), (70, 52), (40, 44), (60, 61)]

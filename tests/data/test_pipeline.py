@@ -44,6 +44,7 @@ def test_batches_hold_augmented_uint8_images_with_their_own_targets(dataset):
     np.testing.assert_array_equal(np.sort(rows), np.sort(dataset.rows("train")))
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_function_of_seed_and_step(dataset):
     whole = train(dataset, threads=1)
     late = train(dataset, start=2, threads=4)
@@ -54,6 +55,7 @@ def test_a_batch_is_a_function_of_seed_and_step(dataset):
     assert not np.array_equal(whole[0]["image"], whole[1]["image"])
 
 
+@pytest.mark.slow
 def test_four_hosts_read_the_places_of_one(dataset):
     whole = train(dataset, stop=2)
     parts = [train(dataset, stop=2, first=4 * host, count=4) for host in range(4)]

@@ -148,6 +148,7 @@ def chunked(column):
     return pa.chunked_array([pa.array(part, pa.string()) for part in np.array_split(column, 3)])
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.data(), st.integers(1, 40))
 def test_counted_on_codes_the_splits_are_those_of_the_texts(data, rows):

@@ -210,6 +210,7 @@ def test_a_photograph_gives_the_same_crop_alone_and_in_any_list(photographs):
             assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
 
 
+@pytest.mark.slow
 def test_one_process_and_several_make_the_same_shards(photographs, tmp_path):
     words = ["--reader", "csv", "--source", str(photographs / "faces.csv"), "--shards", "2", "--size", "96"]
     alone = [*words, "--ratio", "1:1", "--workers", "1", "--out", str(tmp_path / "1")]

@@ -93,6 +93,7 @@ def distance(a, b):
     return float(optax.tree.norm(difference) / optax.tree.norm(jax.tree.map(lambda x: np.asarray(x, np.float64), b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "rate", "close", "momentum_close"), [("float32", 0.01, 1e-4, 1e-3), ("float64", 0.1, 1e-9, 1e-9)]
 )
