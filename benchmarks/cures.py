@@ -24,6 +24,7 @@ from benchmarks import harness
 from lae_jax import longtail
 from lae_jax.longtail import choices, kept_predictions
 from lae_jax.report import bootstrap
+from lae_jax.runtime import files
 from lae_jax.runtime.errors import InputError
 
 NONE = "none"
@@ -36,10 +37,12 @@ def runs_of(sweep: pathlib.Path) -> dict[tuple[str, float], list[str]]:
     """Returns (cure, peak learning rate) -> the runs of stage 2 in a sweep, in the order of their seeds.
 
     Raises:
-      InputError: A run is not done, or the settings differ in something else, or not every cure has every rate.
+      InputError: There is no sweep, a run is not done, the settings differ in something else, or not every cure has
+        every rate.
     """
     found, settings = collections.defaultdict(dict), collections.defaultdict(set)
-    for run in json.loads((sweep / "sweep.json").read_text())["runs"]:
+    content = files.read_text(sweep / "sweep.json", "name the folder of a sweep")
+    for run in json.loads(content)["runs"]:
         stage, folder = [*run["config"].values()][-1], sweep / run["folder"]
         if not (folder / "report.html").exists():  # written last
             raise InputError(f"{folder} is not done: run the sweep to its end")

@@ -64,7 +64,7 @@ def test_every_kind_of_client_is_gone_in_time_and_the_log_is_true():
         took = time.monotonic() - started
         assert took < 2.5
         for one in (slow, working, pipelined):
-            assert b" 503 " in (answer := one.recv(1 << 16)) and b"the server was stopped before" in answer
+            assert b" 503 " in (answer := served.reply(one)) and b"the server was stopped before" in answer
         assert silent.recv(10) == b""
     assert told == ["of 8 requests in progress 0 were answered, 3 refused with status 503, 5 cut off"]
 
@@ -201,7 +201,7 @@ def test_a_failed_warm_up_refuses_requests_at_once_and_stops_the_server(caplog, 
             assert httpx2.get(f"{address}/readyz").json() == {"status": "warming up", "ready": False}
             free.set()
             for client in (waiting, half):
-                assert b" 503 " in (answer := client.recv(1 << 16)) and b"the server was stopped before" in answer
+                assert b" 503 " in (answer := served.reply(client)) and b"the server was stopped before" in answer
         served.until(lambda: served.refuses(address))
     assert isinstance(made[0].failure(), InputError)
     assert "so no request gets an age: the model gives ages that are not numbers" in caplog.text
