@@ -1,7 +1,7 @@
 """Networks of others in float64 with random weights, and the files that they come in: the yardstick of
 `lae_jax.models.pretrained`, for tests/models/test_pretrained.py and benchmarks/pretrained_parity.py.
 
-EfficientNetV2 is Keras' own. timm and torchvision are no requirements here, so their ResNet is stated below in
+EfficientNetV2 is Keras' own. timm and torchvision are not requirements here, so their ResNet is stated below in
 TensorFlow's operations, and their names in `timm_state` and `resnet_shapes`.
 
 All weights are float32 values, so that nothing is lost in a file of float32.

@@ -30,6 +30,7 @@ def test_the_examples_of_the_python_api_run(tmp_path, monkeypatch):
     # These tests have set up the devices already.
     assert "start.devices" in examples[0] and len(examples) > 6
     code = "\n".join(examples[1:]).replace('"data/faces", ratio', '"data/faces", workers=1, size=64, ratio')
+    code = code.replace("efficientnet_v2_tiny", "efficientnet_v2_pico")
     names = {}
     exec(compile(code, "docs/python.md", "exec"), names)
     assert names["manifest"]["count"] > 20 and names["ages"].shape == (3,)

@@ -19,8 +19,8 @@ LONGEST = 10_000  # characters of a message: the names in it may be a stranger's
 _OFTEN_ENOUGH = 10_000  # objects between two collections, of a program that loads, works and ends
 _DEFAULT = gc.get_threshold()
 _LESS_MEMORY = (
-    "Use a smaller batch (--config.batch_size, or --batch-size), in training also --config.accumulate and"
-    " --config.model.remat=True, or a smaller model (configs/small.py is for CPUs)"
+    "Use a smaller batch (--config.batch_size, --batch-size, or --max-batch of a server), in training also"
+    " --config.accumulate and --config.model.remat=True, or a smaller model (configs/small.py is for CPUs)"
 )
 
 

@@ -9,7 +9,6 @@ from lae_jax.runtime import checksums
 ROUNDS = {
     "killed": 1,
     "stopped": 1,
-    "small_disk": 1,
     "damaged": 4,
     "damaged_shard": 5,
     "one_nan": 1,

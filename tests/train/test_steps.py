@@ -110,6 +110,7 @@ def test_eight_devices_train_as_one_with_dropout_and_stochastic_depth_on(dtype, 
         assert distance(one.params, single.first.params) > 100 * close
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", [True, False])
 def test_replicas_are_equal_after_a_step_on_unequal_shards(sync):
     state, _ = setup(8, **GUARDED, **({} if sync else {"sync": False})).run(batches(2))
@@ -150,6 +151,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters():
     assert history[-1]["skipped_steps"] == 0 and history[-1]["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_accumulation_averages_the_gradients_of_its_parts():
     # Without BatchNorm's coupling the parts would be exactly the whole; head-only training has none.
     given = list(batches(3))
@@ -160,6 +162,7 @@ def test_accumulation_averages_the_gradients_of_its_parts():
     assert np.isfinite(history[-1]["loss"][0]) and history[-1]["loss"][1] == BATCH
 
 
+@pytest.mark.slow
 def test_statistics_of_a_batch_in_parts_look_back_as_far_as_those_of_a_whole_batch():
     """In the first step the stem sees the same images either way."""
     (batch,) = batches(1)

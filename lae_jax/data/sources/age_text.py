@@ -150,7 +150,7 @@ def _plain(text: str) -> str:
 
 
 def looks_like(text: str) -> str:
-    """Returns what a text that is no age looks like, and what to do; '' if it looks like nothing known."""
+    """Returns what a text that is not an age looks like, and what to do; '' if it looks like nothing known."""
     if len(text) > 60:
         return ""
     text = _plain(text)
