@@ -33,8 +33,8 @@ RATE = 0.1  # of the heads
 CORRECTED = 2  # of choices.SCORES: MAE and sigma
 
 
-def runs_of(sweep: pathlib.Path) -> dict[tuple[str, float], list[str]]:
-    """Returns (cure, peak learning rate) -> the runs of stage 2 in a sweep, in the order of their seeds.
+def runs_of(sweep: pathlib.Path) -> dict[tuple[str, float], dict[tuple[int | None, int], str]]:
+    """Returns (cure, peak learning rate) -> (fold, seed) -> the run of stage 2 in a sweep, in the order of both.
 
     Raises:
       InputError: There is no sweep, a run is not done, the settings differ in something else, or not every cure has
@@ -47,15 +47,14 @@ def runs_of(sweep: pathlib.Path) -> dict[tuple[str, float], list[str]]:
         if not (folder / "report.html").exists():  # written last
             raise InputError(f"{folder} is not done: run the sweep to its end")
         key = stage["cure.name"], stage["optim.base_learning_rate"]
-        found[key][run["seed"]] = str(folder)
-        settings[key].add((run["setting"], run["fold"]))
+        found[key][run["fold"], run["seed"]] = str(folder)
+        settings[key].add(run["setting"])
     cures, rates = (dict.fromkeys(column) for column in zip(*found, strict=True))
     if len(found) < len(cures) * len(rates) or any(len(names) > 1 for names in settings.values()) or NONE not in cures:
         raise InputError(
-            f"{sweep}: its settings must be all combinations of cure.name (with {NONE}) and optim.base_learning_rate,"
-            " without folds"
+            f"{sweep}: its settings must be all combinations of cure.name (with {NONE}) and optim.base_learning_rate"
         )
-    return {key: [of_seeds[seed] for seed in sorted(of_seeds)] for key, of_seeds in found.items()}
+    return {key: dict(sorted(folders.items())) for key, folders in found.items()}
 
 
 def bench_of(sweep: pathlib.Path, data: str, out: pathlib.Path, seeds: int) -> choices.Bench:
@@ -67,7 +66,8 @@ def bench_of(sweep: pathlib.Path, data: str, out: pathlib.Path, seeds: int) -> c
     for (cure, rate), runs in runs_of(sweep).items():
         folder = out / f"{cure}-{rate:g}"
         heads = {"methods": HEADS, "base_learning_rates": [RATE], "passes": 2, "seeds": seeds, "epochs": 8.0}
-        longtail.compare(runs, data, folder, test="", **heads)
+        by_fold = any(fold is not None for fold, _ in runs)
+        longtail.compare([*runs.values()], data, folder, test="", by_fold=by_fold, **heads)
         for one in kept_predictions.read(folder):
             trials[choices.Choice(f"{cure} {one.method.name}", 0.0, rate)] = one
     return dataclasses.replace(choices.Bench.of(data, [*trials.values()]), trials=trials)
