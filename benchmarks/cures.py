@@ -62,15 +62,17 @@ def bench_of(sweep: pathlib.Path, data: str, out: pathlib.Path, seeds: int) -> c
 
     A choice's method is that of a cure and a head, its learning rate that of stage 2.
     """
-    trials = {}
+    trials, kept = {}, []
     for (cure, rate), runs in runs_of(sweep).items():
         folder = out / f"{cure}-{rate:g}"
         heads = {"methods": HEADS, "base_learning_rates": [RATE], "passes": 2, "seeds": seeds, "epochs": 8.0}
         by_fold = any(fold is not None for fold, _ in runs)
         longtail.compare([*runs.values()], data, folder, test="", by_fold=by_fold, **heads)
-        for one in kept_predictions.read(folder):
-            trials[choices.Choice(f"{cure} {one.method.name}", 0.0, rate)] = one
-    return dataclasses.replace(choices.Bench.of(data, [*trials.values()]), trials=trials)
+        read = kept_predictions.read(folder)
+        kept += read
+        for one, trial in choices.Bench.of(data, read).trials.items():
+            trials[choices.Choice(f"{cure} {one.method}", 0.0, rate)] = trial
+    return dataclasses.replace(choices.Bench.of(data, kept), trials=trials)
 
 
 def best(bench: choices.Bench, cure: str, head: str) -> choices.Choice:
